@@ -1,0 +1,31 @@
+"""Energy: the negative free energy of the logits (Liu et al., NeurIPS 2020, arXiv:2010.03759)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from oodbench.method import Batch, Method, Task, logsumexp
+
+
+@dataclass(frozen=True)
+class Energy(Method[None]):
+    """The logsumexp of the scaled cosines.
+
+    The scale decides the result and papers leave it unsaid: OpenOOD and MCM's code use 1 (raw cosines), CLIPN's and
+    NegLabel's 100. The paper's temperature is 1.
+
+    templates    the prompts
+    scale        factor on the cosines; None is the encoder's own logit scale (100 for most CLIPs)
+    temperature  T of the paper: T * logsumexp(logits / T)
+    """
+
+    templates: str = "simple"
+    scale: float | None = None
+    temperature: float = 1.0
+
+    def score(self, batch: Batch, task: Task, state: None) -> Float[Tensor, " b"]:
+        logits = task.logits(batch.features, self.templates, self.scale)
+        return self.temperature * logsumexp(logits / self.temperature)

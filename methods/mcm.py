@@ -1,0 +1,29 @@
+"""MCM: maximum concept matching (Ming et al., NeurIPS 2022, arXiv:2211.13445)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from oodbench.method import Batch, Method, Task, logsumexp
+
+
+@dataclass(frozen=True)
+class MCM(Method[None]):
+    """The largest softmax probability of the raw cosines, as its logarithm.
+
+    The temperature divides the cosine itself, not CLIP's logit of 100 times the cosine: temperature 0.01 is MSP.
+    The logarithm ranks as the probability does and keeps its digits (a thousand classes give about 0.0011 each).
+
+    templates    the prompts; the paper's is "a photo of a {}", without a period
+    temperature  tau of the paper
+    """
+
+    templates: str = "simple"
+    temperature: float = 1.0
+
+    def score(self, batch: Batch, task: Task, state: None) -> Float[Tensor, " b"]:
+        logits = task.logits(batch.features, self.templates, 1 / self.temperature)
+        return logits.amax(-1) - logsumexp(logits)

@@ -1,0 +1,38 @@
+"""oodbench: compare CLIP-based out-of-distribution detection methods on embeddings made once.
+
+`oodbench.run(...)` is `oodbench run` in Python. Importing this package imports neither torch nor pandas.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from oodbench.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["UserError", "run"]
+
+try:
+    __version__ = version("oodbench")
+except PackageNotFoundError:  # imported from a checkout that was not installed
+    __version__ = "0+unknown"
+
+
+def run(methods: str = "all", id: str = "glyphs", **options: Any) -> pd.DataFrame:
+    """Run a benchmark; one line per method, OOD set and metric.
+
+    Options are those of `oodbench run`, with underscores: ood, encoder, data, settings, seed, device, limit, out, ...
+    (the fields of oodbench.request.RunRequest), and `tracking_uri`: "" (the default here) records nothing in MLflow.
+    Columns: method, label, benchmark, encoder, id, ood, group, metric, value (a fraction), n_id, n_ood, partial,
+    digest of the row.
+    Raises UserError for bad input; a method that failed has one line with metric "failed" and value NaN.
+    """
+    from oodbench.frame import frame
+    from oodbench.session import carry_out, request_from
+
+    tracking_uri = options.pop("tracking_uri", "")
+    outcome = carry_out(request_from(methods=methods, id=id, **options), tracking_uri=tracking_uri)
+    return frame(outcome.results)

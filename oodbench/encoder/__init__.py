@@ -1,0 +1,1 @@
+"""Encoders: what open_clip builds, resolved, checked and run."""

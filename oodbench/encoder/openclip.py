@@ -1,0 +1,118 @@
+"""OpenClip: the Encoder that methods and extraction run, over any model that open_clip builds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import open_clip
+import torch
+from jaxtyping import Float, UInt8
+from PIL.Image import Image
+from torch import Tensor
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+from torchvision.transforms.functional import pil_to_tensor
+
+from oodbench.encoder import build
+from oodbench.encoder.card import EMBEDDED, EncoderCard
+from oodbench.encoder.checkpoint import fill, read
+from oodbench.encoder.resolve import Resolved
+from oodbench.encoder.tower import Tower
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class OpenClip:
+    """A frozen CLIP. Embeddings are float32 and not normalised; `precision` is what the towers compute in."""
+
+    def __init__(self, resolved: Resolved, device: str, precision: str) -> None:
+        self.card = resolved.card
+        self.device = torch.device(device)
+        self.scale = resolved.card.scale
+        self._dtype = PRECISIONS[precision]
+        model = build.model(resolved.card, torch.device("cpu"))
+        if resolved.card.name == EMBEDDED:
+            from oodbench.glyphs import weights
+
+            state = weights.state_dict()
+        else:
+            state = read(resolved.path)
+        fill(model, state, f"checkpoint {resolved.path}")
+        model.to(self.device)
+        self._tower = Tower(model.visual)
+        self._model = model
+        self._tokenizer: Any = None
+        shape = (1, 3, 1, 1)
+        self._mean = torch.tensor(resolved.card.mean, device=self.device).view(shape)
+        self._std = torch.tensor(resolved.card.std, device=self.device).view(shape)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self._dtype)
+
+    def activations(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b w"]:
+        """Input of the image tower's last linear map, of images in [0, 1]."""
+        with self._autocast():
+            return self._tower.activations((images.to(self.device) - self._mean) / self._std).float()
+
+    def project(self, activations: Float[Tensor, "b w"]) -> Float[Tensor, "b d"]:
+        """The last linear map, always in float32."""
+        return self._tower.project(activations.to(self.device))
+
+    def pixels(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b d"]:
+        """Embed images in [0, 1]; differentiable."""
+        return self.project(self.activations(images))
+
+    def text(self, prompts: Sequence[str]) -> Float[Tensor, "k d"]:
+        """Embed prompts, 256 at a time."""
+        self._tokenizer = self._tokenizer or build.tokenizer(self.card)
+        parts = []
+        for start in range(0, len(prompts), 256):
+            tokens = self._tokenizer(list(prompts[start : start + 256])).to(self.device)
+            with self._autocast(), _shortened(self._model, tokens) as length:
+                parts.append(self._model.encode_text(tokens[:, :length], normalize=False).float())
+        return torch.cat(parts)
+
+
+@contextmanager
+def _shortened(model: Any, tokens: Tensor) -> Iterator[int]:
+    """The context cut to the longest prompt: what a causal text tower reads after the end token changes nothing.
+
+    Prompts use about ten of CLIP's 77 positions. Towers that look back, or pool elsewhere, keep their full length.
+    """
+    if type(model) is not open_clip.CLIP or model.text_pool_type != "argmax" or model.attn_mask is None:
+        yield tokens.shape[1]
+        return
+    positions, mask = model.positional_embedding, model.attn_mask
+    length = int(tokens.argmax(-1).max()) + 1
+    model.positional_embedding = torch.nn.Parameter(positions[:length], requires_grad=False)
+    model.attn_mask = mask[:length, :length]
+    try:
+        yield length
+    finally:
+        model.positional_embedding, model.attn_mask = positions, mask
+
+
+def transform(card: EncoderCard) -> Callable[[Image], UInt8[Tensor, "3 height width"]]:
+    """Resize and crop as open_clip does for these weights, to pixels in 0..255; normalisation is the encoder's work."""
+    filters = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
+    chosen = filters.get(card.interpolation, InterpolationMode.BICUBIC)
+    if card.resize_mode == "squash":
+        steps: list[Any] = [Resize(card.size, chosen)]
+    elif card.resize_mode == "longest" or card.size[0] != card.size[1]:
+        from open_clip.transform import CenterCropOrPad, ResizeKeepRatio
+
+        longest = card.resize_mode == "longest"
+        steps = [ResizeKeepRatio(card.size, longest=float(longest), interpolation=chosen)]
+        steps.append(CenterCropOrPad(list(card.size), fill=card.fill_color) if longest else CenterCrop(card.size))
+    else:
+        steps = [Resize(card.size[0], chosen), CenterCrop(card.size)]
+    resize = Compose(steps)
+
+    def pixels(image: Image) -> Tensor:
+        tensor: Tensor = pil_to_tensor(resize(image).convert("RGB"))
+        return tensor
+
+    return pixels

@@ -1,0 +1,25 @@
+"""The one error a user sees as a message instead of a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class UserError(Exception):
+    """Bad input: what was given, what exists, what to do. The CLI prints it without a traceback and exits 2."""
+
+
+def did_you_mean(name: str, options: Iterable[str]) -> str:
+    """A clause `; did you mean 'x'?` naming the option closest to `name`, or what exists when none is close."""
+    known = sorted(options)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; known: {', '.join(known)}" if known else ""
+
+
+def raise_all(problems: Sequence[str]) -> None:
+    """Raise every problem of one request at once, so that a user mends them in one go."""
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))

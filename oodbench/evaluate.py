@@ -1,0 +1,139 @@
+"""Evaluation: stored scores -> one Result per job."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from oodbench import metrics
+from oodbench.images import Listing
+from oodbench.jobs import Job
+from oodbench.plan import OodSet, Plan
+from oodbench.provenance import commit, versions
+from oodbench.result import IdRow, Result, SetRow
+from oodbench.store import Entry
+
+
+def evaluate(plan: Plan, job: Job, entries: Mapping[str, Entry]) -> Result:
+    """The row of a job whose scores are all there (dataset name -> entry)."""
+    id_entry = entries[plan.id.dataset.name]
+    id_scores = _sorted(job, plan.id, id_entry)
+    rows = tuple(_set_row(plan, job, one, entries[one.listing.dataset.name], id_scores) for one in plan.ood)
+    found = [entries[listing.dataset.name] for listing in plan.listings]
+    seconds = {
+        "extract": sum(e.facts["extract_seconds"] for e in found),
+        "fit": max(e.facts["fit_seconds"] for e in found),
+        "score": sum(e.facts["seconds"] for e in found),
+    }
+    return dataclasses.replace(
+        _head(plan, job),
+        id=dataclasses.replace(
+            _id_row(plan.id),
+            n=len(id_scores.values),
+            skipped=len(id_entry.facts["skipped"]),
+            accuracy=_accuracy(plan, id_entry),
+        ),
+        ood=rows,
+        run={**_run(plan), "device": id_entry.facts["device"]},
+        versions=id_entry.facts["versions"],
+        commit=id_entry.facts["commit"],
+        scores={listing.dataset.name: entries[listing.dataset.name].key for listing in plan.listings},
+        seconds={k: round(v, 6) for k, v in seconds.items()},
+    )
+
+
+def failed(plan: Plan, job: Job, error: str) -> Result:
+    """The row of a job that could not be finished."""
+    return dataclasses.replace(_head(plan, job), status="failed", error=error)
+
+
+def _head(plan: Plan, job: Job) -> Result:
+    request = plan.request
+    return Result(
+        method=job.info.name,
+        label=job.label,
+        title=job.info.title,
+        parameters=job.parameters,
+        benchmark=plan.benchmark.name,
+        benchmark_title=plan.benchmark.title,
+        encoder=json.loads(json.dumps(plan.card.row())),
+        id=_id_row(plan.id),
+        ood=(),
+        conventions={"headline": "fpr95: ID positive", "at95": request.at95, "aupr": request.aupr},
+        classes={**plan.classes.card(), "duplicates": plan.classes.duplicates()},
+        templates=job.templates.card() if job.templates else {},
+        run=_run(plan),
+        source=job.info.source,
+        versions=versions(),
+        commit=commit(),
+        scores={},
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _run(plan: Plan) -> dict[str, Any]:
+    request = plan.request
+    return {
+        "seed": request.seed,
+        "device": request.device,
+        "precision": request.precision,
+        "batch_size": request.batch_size,
+        "limit": request.limit,
+        "on_error": request.on_error,
+        "lists": "content" if request.strict else "name, size, time",
+        "calibration": plan.calibration.digest if plan.calibration else None,
+    }
+
+
+def _id_row(listing: Listing) -> IdRow:
+    return IdRow(
+        dataset=listing.dataset.name,
+        title=listing.dataset.title,
+        n=len(listing),
+        expected=_expected(listing),
+        skipped=0,
+        list_digest=listing.digest,
+        accuracy=None,
+    )
+
+
+def _set_row(plan: Plan, job: Job, one: OodSet, entry: Entry, id_scores: metrics.Sorted) -> SetRow:
+    listing = one.listing
+    values = metrics.evaluate(id_scores, _sorted(job, listing, entry), at95=plan.request.at95, aupr=plan.request.aupr)
+    return SetRow(
+        dataset=listing.dataset.name,
+        title=listing.dataset.title,
+        group=one.group,
+        n=values.n_ood,
+        expected=_expected(listing),
+        skipped=len(entry.facts["skipped"]),
+        list_digest=listing.digest,
+        auroc=values.auroc,
+        fpr95=values.fpr95,
+        fpr95_ood=values.fpr95_ood,
+        aupr_in=values.aupr_in,
+        aupr_out=values.aupr_out,
+        tied=values.tied,
+    )
+
+
+def _expected(listing: Listing) -> int | None:
+    """What the catalogue counts; for a set of unknown size, what was there before a limit."""
+    return listing.dataset.count or listing.total
+
+
+def _sorted(job: Job, listing: Listing, entry: Entry) -> metrics.Sorted:
+    names = [listing.names[i] for i in entry.array("positions")]
+    return metrics.sort_scores(np.array(entry.array("scores")), f"{job.label} on {listing.dataset.name}", names)
+
+
+def _accuracy(plan: Plan, entry: Entry) -> float | None:
+    if "predictions" not in entry.names:
+        return None
+    labels = plan.id.labels[entry.array("positions")]
+    return float((entry.array("predictions") == labels).mean())

@@ -1,0 +1,1 @@
+"""An embedded world of named glyphs, textures and digits, with a small CLIP encoder trained on it."""

@@ -1,0 +1,86 @@
+"""The DejaVu faces inside matplotlib's folder: where they are, what they hold, and cached glyph masks."""
+
+from __future__ import annotations
+
+import importlib.util
+import struct
+import threading
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+FACES = (
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSans-Oblique",
+    "DejaVuSansMono",
+    "DejaVuSansMono-Bold",
+    "DejaVuSerif",
+    "DejaVuSerif-Bold",
+    "DejaVuSerif-Italic",
+)
+CANVAS = 48  # side of a mask
+FIT = 40  # longest side of a glyph in its mask
+_EM = 36  # font size of letters, whose relative heights mean something
+_LOCK = threading.Lock()  # FreeType faces must not be used by two threads at once
+
+
+@lru_cache(maxsize=1)
+def folder() -> Path:
+    """Folder of matplotlib's fonts, found without importing matplotlib."""
+    spec = importlib.util.find_spec("matplotlib")
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError("the glyphs need the DejaVu fonts which matplotlib ships: pip install matplotlib")
+    return Path(spec.submodule_search_locations[0]) / "mpl-data" / "fonts" / "ttf"
+
+
+def path(face: str) -> Path:
+    """File of one face."""
+    return folder() / f"{face}.ttf"
+
+
+@lru_cache(maxsize=len(FACES))
+def coverage(face: str) -> frozenset[int]:
+    """Code points for which the face has a glyph of its own, from the character map of its file."""
+    data = path(face).read_bytes()
+    (count,) = struct.unpack_from(">H", data, 4)
+    tables = {data[12 + 16 * k : 16 + 16 * k]: struct.unpack_from(">I", data, 20 + 16 * k)[0] for k in range(count)}
+    start = tables[b"cmap"]
+    (count,) = struct.unpack_from(">H", data, start + 2)
+    for k in range(count):
+        table = start + struct.unpack_from(">I", data, start + 8 + 8 * k)[0]
+        if struct.unpack_from(">H", data, table)[0] == 12:  # segmented coverage of all of Unicode
+            (segments,) = struct.unpack_from(">I", data, table + 12)
+            spans = struct.iter_unpack(">III", data[table + 16 : table + 16 + 12 * segments])
+            return frozenset(code for first, last, _ in spans for code in range(first, last + 1))
+    raise ValueError(f"{path(face)} has no full Unicode character map")
+
+
+@lru_cache(maxsize=4096)
+def faces_for(code: int) -> tuple[str, ...]:
+    """Faces which can draw the code point; empty if none can."""
+    return tuple(face for face in FACES if code in coverage(face))
+
+
+@lru_cache(maxsize=64)
+def _font(face: str, size: int) -> ImageFont.FreeTypeFont:
+    # The basic layout engine is used everywhere, as Raqm is not in every build of Pillow.
+    return ImageFont.truetype(str(path(face)), size, layout_engine=ImageFont.Layout.BASIC)
+
+
+@lru_cache(maxsize=8192)
+def mask(face: str, code: int, fitted: bool) -> Image.Image:
+    """Grey image [CANVAS, CANVAS] of one centred glyph; `fitted` scales its longest side to FIT."""
+    text = chr(code)
+    with _LOCK:
+        size = _EM
+        if fitted:
+            left, top, right, bottom = _font(face, 100).getbbox(text)
+            size = max(8, min(110, round(100 * FIT / max(right - left, bottom - top, 1))))
+        font = _font(face, size)
+        left, top, right, bottom = font.getbbox(text)
+        image = Image.new("L", (CANVAS, CANVAS))
+        origin = ((CANVAS - right - left) / 2, (CANVAS - bottom - top) / 2)
+        ImageDraw.Draw(image).text(origin, text, fill=255, font=font)
+    return image

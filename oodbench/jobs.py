@@ -1,0 +1,101 @@
+"""Jobs: the methods of a request with their hyper-parameters in full, checked without importing a method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from oodbench import prompts, registry
+from oodbench.errors import UserError, did_you_mean
+from oodbench.prompts import Lines
+from oodbench.registry import MethodInfo
+from oodbench.request import RunRequest
+from oodbench.values import Choice, label, parse_choices, parse_setting
+
+
+@dataclass(frozen=True)
+class Job:
+    """One method with its hyper-parameters in full: one row of the table."""
+
+    info: MethodInfo
+    parameters: dict[str, Any]
+    templates: Lines | None
+
+    @property
+    def label(self) -> str:
+        return label(self.info.name, self.parameters, self.info.defaults())
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """The jobs of a request; with `--methods all`, also (name, reason) of the methods that cannot run."""
+
+    jobs: tuple[Job, ...]
+    left_out: tuple[tuple[str, str], ...] = ()
+
+
+def make_jobs(request: RunRequest) -> Jobs:
+    """Every method of the request, once per variant. Raises UserError with all that is wrong."""
+    known = registry.methods(request.plugins)
+    everything = request.methods.strip() == "all"
+    choices = parse_choices(",".join(known) if everything else request.methods)
+    problems: list[str] = []
+    left_out: list[tuple[str, str]] = []
+    settings = _settings(request, known, choices, problems)
+    jobs: dict[str, Job] = {}
+    for choice in choices:
+        info = known.get(choice.name)
+        if info is None:
+            problems.append(f"no method '{choice.name}'{did_you_mean(choice.name, known)}")
+        elif info.problem and everything:
+            left_out.append((info.name, info.problem))
+        elif info.problem:
+            problems.append(f"method '{info.name}' ({info.path}): {info.problem}")
+        else:
+            overrides = {**settings.get(info.name, {}), **choice.overrides}
+            wrong = registry.check_parameters(info, overrides)
+            problems += wrong
+            try:
+                job = None if wrong else _job(info, overrides, request.templates)
+            except UserError as error:
+                problems.append(str(error))
+                continue
+            if job:
+                jobs[job.label] = job
+    if not jobs and not problems:
+        problems.append("no method can run: " + "; ".join(f"{name}: {reason}" for name, reason in left_out))
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+    return Jobs(tuple(jobs.values()), tuple(left_out))
+
+
+def _settings(
+    request: RunRequest, known: dict[str, MethodInfo], choices: list[Choice], problems: list[str]
+) -> dict[str, dict[str, Any]]:
+    """--set, by method."""
+    settings: dict[str, dict[str, Any]] = {}
+    for text in request.settings:
+        try:
+            setting = parse_setting(text)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        if setting.method not in known:
+            problems.append(f"--set {text}: no method '{setting.method}'{did_you_mean(setting.method, known)}")
+        elif setting.method not in {choice.name for choice in choices}:
+            problems.append(f"--set {text}: {setting.method} is not among --methods {request.methods}")
+        settings.setdefault(setting.method, {})[setting.parameter] = setting.value
+    return settings
+
+
+def _job(info: MethodInfo, overrides: dict[str, Any], templates: str) -> Job:
+    parameters = {**info.defaults(), **overrides}
+    for parameter in info.parameters:  # 1 and 1.0 are one value, one key
+        value = parameters[parameter.name]
+        if isinstance(value, int) and not isinstance(value, bool) and "float" in parameter.kind:
+            parameters[parameter.name] = float(value)
+    if "templates" not in parameters:
+        return Job(info, parameters, None)
+    if templates and "templates" not in overrides:
+        parameters["templates"] = templates
+    return Job(info, parameters, prompts.templates(parameters["templates"]))

@@ -1,0 +1,131 @@
+"""What the listing commands print: methods, datasets, the store."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from oodbench import catalogue
+from oodbench.catalogue import Benchmark, Dataset
+from oodbench.errors import UserError
+from oodbench.registry import MethodInfo
+from oodbench.store import Store
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def methods(known: Iterable[MethodInfo]) -> str:
+    """One line per method: name, what it is, needs, hyper-parameters, status."""
+    rows = []
+    for info in known:
+        parameters = " ".join(f"{p.name}={_plain(p.default)}" for p in info.parameters)
+        status = info.problem or ("ready" if info.origin == "built-in" else f"ready ({info.origin})")
+        rows.append((info.name, info.title, " ".join(n.lower() for n in info.needs), parameters, info.citation, status))
+    return _table(("method", "title", "needs", "hyper-parameters", "paper", "status"), rows)
+
+
+def method(info: MethodInfo) -> str:
+    """One method in full."""
+    if info.problem:
+        raise UserError(f"method '{info.name}' ({info.path}): {info.problem}")
+    lines = [
+        f"{info.name}: {info.title} ({info.citation})",
+        "",
+        info.summary,
+        *(["", info.details] if info.details else []),
+        "",
+        f"needs     {', '.join(n.lower() for n in info.needs)}",
+        f"origin    {info.origin}, {info.path.name}",
+        f"source    {info.source}",
+        "",
+        "hyper-parameters (--set " + info.name + ".NAME=VALUE)",
+    ]
+    lines += [f"  {p.name}: {p.kind} = {_plain(p.default)}" for p in info.parameters] or ["  none"]
+    return "\n".join(lines)
+
+
+def datasets(data: Path) -> str:
+    """Datasets and benchmarks, with what is found below the data folder."""
+    rows = [
+        (d.name, ", ".join(d.aliases), d.title, f"{d.count:,}" if d.count else "", d.cite, _status(d, data))
+        for d in catalogue.datasets().values()
+    ]
+    sets = _table(("dataset", "alias", "title", "images", "paper", "status"), rows)
+    pairs = [
+        (b.name, b.title, b.id, ", ".join(n for n, _ in b.sets()), b.cite) for b in catalogue.benchmarks().values()
+    ]
+    return f"{sets}\n\n{_table(('benchmark', 'title', 'ID', 'OOD', 'paper'), pairs)}\n\ndata folder: {data}"
+
+
+def dataset(one: Dataset, data: Path) -> str:
+    """One dataset in full, and how to get it."""
+    fields = {
+        "title": one.title,
+        "aliases": ", ".join(one.aliases),
+        "loader": one.loader,
+        "path": "" if one.loader == "glyphs" else f"$OODBENCH_DATA/{one.path}",
+        "classes": one.classes,
+        "images": f"{one.count:,}" if one.count else "",
+        "train": one.train,
+        "benchmark": one.benchmark,
+        "paper": one.cite,
+        "licence": one.licence,
+        "page": one.url,
+        "to get it": one.obtain,
+        "status": _status(one, data),
+    }
+    return "\n".join([one.name, *(f"  {name:10}{value}" for name, value in fields.items() if value)])
+
+
+def benchmark(one: Benchmark, data: Path) -> str:
+    """One benchmark in full."""
+    known = catalogue.datasets()
+    lines = [f"{one.name}: {one.title} ({one.cite})", f"  ID   {one.id}: {_status(known[one.id], data)}"]
+    lines += [f"  {group or 'OOD':5}{name}: {_status(known[name], data)}" for name, group in one.sets()]
+    return "\n".join(lines)
+
+
+def store(place: Store) -> str:
+    """Kinds with number and size, and the total."""
+    totals: dict[str, tuple[int, int]] = {}
+    for entry in place.entries():
+        n, size = totals.get(entry.kind, (0, 0))
+        totals[entry.kind] = (n + 1, size + entry.bytes)
+    rows = [(kind, f"{n:,}", bytes_text(size)) for kind, (n, size) in sorted(totals.items())]
+    whole = bytes_text(sum(size for _, size in totals.values()))
+    return f"{_table(('kind', 'entries', 'size'), rows)}\n\n{place.root}: {whole}"
+
+
+def bytes_text(n: int) -> str:
+    """Bytes for people: 12.3 MB."""
+    for unit, size in reversed(_UNITS.items()):
+        if n >= size:
+            return f"{n / size:.1f} {unit}" if unit != "B" else f"{n} B"
+    return "0 B"
+
+
+def parse_bytes(text: str) -> int:
+    """`20GB` -> 20,000,000,000."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?B?)\s*", text, re.IGNORECASE)
+    if not found:
+        raise UserError(f"cannot read the size '{text}'; write 500MB or 20GB")
+    unit = found[2].upper()
+    return int(float(found[1]) * _UNITS[unit if unit.endswith("B") else f"{unit}B"])
+
+
+def _status(one: Dataset, data: Path) -> str:
+    if one.loader == "glyphs":
+        return "embedded"
+    return "found" if one.folder(data).is_dir() else "not found"
+
+
+def _plain(value: object) -> str:
+    return repr(value) if isinstance(value, str) and " " in value else str(value)
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """Columns in plain text, for terminals and pipes alike."""
+    lines = [head, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)

@@ -1,0 +1,67 @@
+"""Prompt sets and class-name lists, by name (text files in datasets/) or file, each with a digest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from oodbench.errors import UserError, did_you_mean
+from oodbench.paths import declarations
+from oodbench.store import digest
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A named list of texts: templates or class names."""
+
+    name: str
+    lines: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the texts in order, without the name."""
+        return digest(list(self.lines))
+
+    def card(self) -> dict[str, object]:
+        """Name, count and digest, as a row keeps them."""
+        return {"name": self.name, "count": len(self.lines), "digest": self.digest}
+
+    def duplicates(self) -> list[str]:
+        return [line for line, n in Counter(self.lines).items() if n > 1]
+
+
+def templates(name: str) -> Lines:
+    """Prompt templates: a set's name, a file with one template a line, or a single template with `{}` in it."""
+    if "{}" in name:
+        return Lines(name, (name,))
+    lines = _lines(name, "prompts", "prompt set")
+    without = [line for line in lines.lines if line.count("{}") != 1]
+    if without:
+        raise UserError(f"prompt set '{name}': template {without[0]!r} must contain {{}} once, for the class name")
+    return lines
+
+
+def class_names(name: str) -> Lines:
+    """Class names in label order: a shipped list's name, or a file with one name a line. Duplicates are kept."""
+    return _lines(name, "classes", "class list")
+
+
+def names(kind: str) -> list[str]:
+    """Names of the shipped lists of a kind, `prompts` or `classes`."""
+    return sorted(path.stem for path in (declarations() / kind).glob("*.txt"))
+
+
+def _lines(name: str, kind: str, what: str) -> Lines:
+    shipped = declarations() / kind / f"{name}.txt"
+    path = shipped if "/" not in name and shipped.is_file() else Path(name).expanduser()
+    if not path.is_file():
+        raise UserError(f"no {what} '{name}', neither shipped nor a file{did_you_mean(name, names(kind))}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {what} {path}: {error}") from error
+    lines = tuple(line for line in text.splitlines() if line.strip() and not line.startswith("#"))
+    if not lines:
+        raise UserError(f"{what} {path} is empty")
+    return Lines(name if path == shipped else path.name, lines)

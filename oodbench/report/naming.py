@@ -1,0 +1,45 @@
+"""Names of rows in print, no two of a table alike."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from oodbench.result import Result
+
+_VARIATIONS = ("seed", "device", "batch_size")  # parts of `Result.run` that may differ within a table
+
+
+def names(rows: Sequence[Result]) -> list[str]:
+    """`Energy (scale=1)` from title and label, or `Energy (seed 2)` where rows of one name differ in the seed."""
+    out = [_name(row) for row in rows]
+    places: dict[str, list[int]] = {}
+    for i, name in enumerate(out):
+        places.setdefault(name, []).append(i)
+    for name, twins in places.items():
+        if len(twins) > 1:
+            for i, remark in zip(twins, _remarks([rows[i] for i in twins]), strict=True):
+                out[i] = f"{name[:-1]}, {remark})" if name.endswith(")") else f"{name} ({remark})"
+    return out
+
+
+def _name(row: Result) -> str:
+    title, bracket = row.title or row.method, row.label.removeprefix(row.method)
+    settings = re.sub(r",(?=[A-Za-z_]\w*=)", ", ", bracket.removeprefix("[").removesuffix("]"))
+    return f"{title} ({settings})" if settings else title
+
+
+def _remarks(rows: Sequence[Result]) -> list[str]:
+    """What differs between rows of one name, and their digests where that does not tell all of them apart."""
+    known = [
+        {k: str(row.run.get(k)) for k in _VARIATIONS} | {"source": row.source[:8], "commit": (row.commit or "none")[:8]}
+        for row in rows
+    ]
+    differing = [k for k in known[0] if len({facts[k] for facts in known}) > 1]
+    remarks = [", ".join(f"{k.replace('_', ' ')} {facts[k]}" for k in differing) for facts in known]
+    counts = Counter(remarks)
+    return [
+        remark if counts[remark] == 1 else ", ".join(filter(None, (remark, f"row {row.digest[:8]}")))
+        for remark, row in zip(remarks, rows, strict=True)
+    ]

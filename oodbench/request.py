@@ -1,0 +1,82 @@
+"""RunRequest: what a user asked for, and the checks that need nothing but the request itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from oodbench import metrics
+from oodbench.encoder.card import RESIZE_FILTERS
+from oodbench.errors import did_you_mean, raise_all
+from oodbench.store import default_root
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What the user asked; every field is a flag of `oodbench run` (see its help)."""
+
+    methods: str = "all"
+    id: str = "glyphs"
+    ood: tuple[str, ...] = ()
+    classes: str = ""
+    encoder: str = ""
+    data: Path | None = None
+    settings: tuple[str, ...] = ()
+    templates: str = ""
+    resize: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "fp32"
+    batch_size: int = 128
+    workers: int = 0
+    limit: int | None = None
+    allow_partial: bool = False
+    strict: bool = False
+    on_error: str = "stop"
+    at95: str = "first"
+    aupr: str = "average_precision"
+    plugins: tuple[Path, ...] = ()
+    out: Path = Path("results")
+    store: Path | None = None
+
+
+def check_options(request: RunRequest) -> None:
+    """Raise UserError for values that no run could use: unknown choices, numbers out of range, folders not writable."""
+    problems = []
+    for name, value, options in (
+        ("--precision", request.precision, PRECISIONS),
+        ("--on-error", request.on_error, ("stop", "skip")),
+        ("--resize", request.resize or "bicubic", RESIZE_FILTERS),
+        ("--at95", request.at95, metrics.AT95),
+        ("--aupr", request.aupr, metrics.AUPR),
+    ):
+        if value not in options:
+            problems.append(f"{name} {value}{did_you_mean(value, options)}")
+    for name, number, least in (
+        ("--batch-size", request.batch_size, 1),
+        ("--workers", request.workers, 0),
+        ("--limit", request.limit if request.limit is not None else 1, 1),
+    ):
+        if number < least:
+            problems.append(f"{name} must be at least {least}, not {number}")
+    for what, folder, flag in (
+        ("results folder", request.out, "--out"),
+        ("store", request.store or default_root(), "--store or $OODBENCH_STORE"),
+    ):
+        if not _writable(folder.expanduser()):
+            problems.append(f"the {what} {folder} cannot be written; name another with {flag}")
+    raise_all(problems)
+
+
+def _writable(folder: Path) -> bool:
+    """Whether a folder, or the nearest one above that exists, takes a file."""
+    import tempfile
+
+    nearest = next((p for p in (folder, *folder.resolve().parents) if p.exists()), Path("/"))
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            return True
+    except OSError:
+        return False

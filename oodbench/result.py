@@ -1,0 +1,171 @@
+"""Result: one method's row of one benchmark, as it lies on disk. Imports nothing heavy: reports read many rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from oodbench.errors import UserError
+
+SCHEMA = 1
+METRICS = ("auroc", "fpr95", "fpr95_ood", "aupr_in", "aupr_out")
+# Left out of the digest: they differ between two runs that computed the same thing.
+_VOLATILE = ("created", "seconds", "digest")
+
+
+@dataclass(frozen=True)
+class SetRow:
+    """One OOD set against the ID set. Metrics are fractions; `fpr95` has ID positive, `fpr95_ood` OOD positive."""
+
+    dataset: str
+    title: str
+    group: str  # "near", "far" or "" when the benchmark does not tell
+    n: int  # images scored
+    expected: int | None  # images the catalogue counts; None: it does not say
+    skipped: int  # images that could not be read (--on-error skip)
+    list_digest: str
+    auroc: float
+    fpr95: float
+    fpr95_ood: float
+    aupr_in: float
+    aupr_out: float
+    tied: float  # share of all ID and OOD scores that share their value with another score
+
+    @property
+    def partial(self) -> str:
+        """`partial n/N`, or "" when the set is whole or its size is not known."""
+        return partial_stamp(self.n, self.expected)
+
+
+@dataclass(frozen=True)
+class IdRow:
+    """The ID side of a row. `accuracy` is a fraction, None for a method without class prompts."""
+
+    dataset: str
+    title: str
+    n: int
+    expected: int | None
+    skipped: int
+    list_digest: str
+    accuracy: float | None
+
+    @property
+    def partial(self) -> str:
+        """`partial n/N`, or "" when the set is whole or its size is not known."""
+        return partial_stamp(self.n, self.expected)
+
+
+def partial_stamp(n: int, expected: int | None) -> str:
+    return f"partial {n}/{expected}" if expected is not None and n != expected else ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One JSON file = one row of a table. Every field is plain data; `digest` covers all but times."""
+
+    method: str  # registry name, e.g. "energy"
+    label: str  # name of the variant in tables, e.g. "energy[scale=1]"
+    title: str  # name in print, e.g. "Energy"
+    parameters: dict[str, Any]  # in full, defaults included
+    benchmark: str
+    benchmark_title: str
+    encoder: dict[str, Any]  # the encoder's card: name, slug, weights digest, mean, std, size, resize, scale, ...
+    id: IdRow
+    ood: tuple[SetRow, ...]
+    conventions: dict[str, str]  # at95, aupr, headline
+    classes: dict[str, Any]  # name, count, digest
+    templates: dict[str, Any]  # name, count, digest; empty for a method without prompts
+    run: dict[str, Any]  # seed, device, precision, batch_size, limit, ...
+    source: str  # digest of the method's source
+    versions: dict[str, str]
+    commit: str | None
+    scores: dict[str, str]  # dataset -> store key of its scores
+    seconds: dict[str, float] = field(default_factory=dict)  # extract (of the sets, shared by all methods), fit, score
+    status: str = "ok"  # or "failed"
+    error: str | None = None
+    created: str = ""  # ISO 8601, UTC
+    schema: int = SCHEMA
+
+    @property
+    def digest(self) -> str:
+        """sha256 over everything but times: two runs that computed the same thing share it."""
+        plain = {k: v for k, v in dataclasses.asdict(self).items() if k not in _VOLATILE}
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+    def mean(self, metric: str, group: str | None = None) -> float:
+        """Plain mean of a metric over the OOD sets (of one group); NaN when there is none."""
+        values = [getattr(s, metric) for s in self.ood if group is None or s.group == group]
+        return sum(values) / len(values) if values else math.nan
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Named groups (near, far) in order of appearance."""
+        return tuple(dict.fromkeys(s.group for s in self.ood if s.group))
+
+    def to_json(self) -> str:
+        return json.dumps({**dataclasses.asdict(self), "digest": self.digest}, indent=1, sort_keys=True) + "\n"
+
+
+def from_json(text: str, where: str = "row") -> Result:
+    """Parse a row. Raises UserError when it is not one, or is of another schema."""
+    try:
+        raw = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where} is not JSON: {error}") from error
+    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+        found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
+        raise UserError(f"{where} has schema {found!r}; this oodbench reads schema {SCHEMA}")
+    digest = raw.pop("digest", None)
+    try:
+        raw["id"] = IdRow(**raw["id"])
+        raw["ood"] = tuple(SetRow(**s) for s in raw["ood"])
+        result = Result(**raw)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{where} is not a complete row: {error}") from error
+    if digest != result.digest:
+        raise UserError(f"{where} was changed after it was written: its digest does not match its content")
+    return result
+
+
+def slug(name: str) -> str:
+    """A name that is safe as a file name on every system: `ViT-B-16/openai` -> `ViT-B-16-openai`."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-.") or "x"
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a file whole or not at all: temporary name, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def rows(results: Path) -> Iterator[tuple[Path, Result]]:
+    """Every row below a results folder (`runs/`, or a folder of rows itself), in path order."""
+    root = results / "runs" if (results / "runs").is_dir() else results
+    for path in sorted(root.rglob("*.json")):
+        if not path.name.startswith("."):
+            yield path, from_json(path.read_text(encoding="utf-8"), str(path))
+
+
+def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` -> `{"a.b": 1}`: for trackers and CSV, which know no nesting."""
+    out: dict[str, Any] = {}
+    for key, value in mapping.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            out.update(flatten(value, f"{name}."))
+        else:
+            out[name] = value
+    return out

@@ -1,0 +1,101 @@
+"""Rows on disk: <out>/runs/<benchmark>/<encoder>/<method>.json, and the per-image scores beside it as parquet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from oodbench.errors import UserError
+from oodbench.plan import Plan
+from oodbench.request import RunRequest
+from oodbench.result import Result, from_json, slug, write_atomic
+from oodbench.store import Entry, digest
+
+
+def write_row(plan: Plan, result: Result, entries: Mapping[str, Entry]) -> Path:
+    """Write a row and its per-image scores (parquet) below <out>/runs/<benchmark>/<encoder>/; the path of the row.
+
+    A row that is there already is kept as it is, with its time. A failed row never replaces a finished one.
+    """
+    path = row_path(plan, result)
+    if path.is_file():
+        try:
+            old = from_json(path.read_text(encoding="utf-8"), str(path))
+        except UserError:
+            old = None  # damaged or of another schema: made anew
+        if old and (old.digest == result.digest or (result.status == "failed" and old.status == "ok")):
+            if old.status == "failed" or path.with_suffix(".parquet").is_file():
+                return path
+            result = old
+    if result.status == "ok":
+        _write_scores(path.with_suffix(".parquet"), plan, entries)
+    write_atomic(path, result.to_json())
+    return path
+
+
+def row_path(plan: Plan, result: Result) -> Path:
+    """`<method>.json` when everything is the default, else with a digest of what makes the row differ."""
+    request = plan.request
+    identity = {
+        "parameters": result.parameters,
+        "templates": result.templates,
+        "classes": plan.classes.digest,
+        "encoder": plan.card.identity,
+        "seed": request.seed,
+        "precision": request.precision,
+        "batch_size": request.batch_size,
+        "lists": [listing.digest for listing in plan.listings],
+        "conventions": result.conventions,
+        "source": result.source,
+    }
+    usual = RunRequest()
+    default = (
+        result.label == result.method
+        and not plan.card.local
+        and not request.resize
+        and not request.classes
+        and (request.seed, request.precision, request.batch_size) == (usual.seed, usual.precision, usual.batch_size)
+        and (request.at95, request.aupr) == (usual.at95, usual.aupr)
+        and all(x.dataset.declared and len(x) == x.total == (x.dataset.count or x.total) for x in plan.listings)
+    )
+    folder = request.out / "runs" / slug(plan.benchmark.name)[:120] / plan.card.slug
+    named = folder / f"{slug(result.method)}-{digest(identity)[:8]}.json"
+    if not default or named.exists():
+        return named
+    plain = folder / f"{slug(result.method)}.json"
+    if plain.is_file():  # the default row of other lists or of another version of the method: neither is overwritten
+        try:
+            old = from_json(plain.read_text(encoding="utf-8"), str(plain))
+        except UserError:
+            return plain
+        lists = [old.id.list_digest, *(s.list_digest for s in old.ood)]
+        same = old.source == result.source and old.encoder["identity"] == plan.card.identity
+        if old.status == "ok" and not (same and lists == [listing.digest for listing in plan.listings]):
+            return named
+    return plain
+
+
+def _write_scores(path: Path, plan: Plan, entries: Mapping[str, Entry]) -> None:
+    """Columns: dataset, name, label, score, prediction (class indices, -1: none). Written whole or not at all."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    columns: dict[str, list[Any]] = {"dataset": [], "name": [], "label": [], "score": [], "prediction": []}
+    for listing in plan.listings:
+        entry = entries[listing.dataset.name]
+        positions = np.array(entry.array("positions"))
+        columns["dataset"] += [listing.dataset.name] * len(positions)
+        columns["name"] += [listing.names[i] for i in positions]
+        columns["label"] += listing.labels[positions].tolist()
+        columns["score"] += entry.array("scores").tolist()
+        predicted = entry.array("predictions").tolist() if "predictions" in entry.names else [-1] * len(positions)
+        columns["prediction"] += predicted
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    table = pa.table({**columns, "dataset": pa.array(columns["dataset"]).dictionary_encode()})
+    parquet.write_table(table, temporary)
+    temporary.replace(path)

@@ -1,0 +1,166 @@
+"""Carrying out a plan in this process: extract, fit, score, evaluate, one row as each is ready."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from oodbench import evaluate, extract, registry, rows
+from oodbench.errors import UserError, raise_all
+from oodbench.images import Listing
+from oodbench.jobs import Job
+from oodbench.plan import Plan
+from oodbench.result import Result, from_json
+from oodbench.score import Running, Scorer, feature_batches, find_scores
+from oodbench.store import Entry
+from oodbench.textbank import text_bank
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from oodbench.encoder.openclip import OpenClip
+    from oodbench.extract import Embedded
+    from oodbench.method import Batch, Task
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a run tells while it goes on."""
+
+    extracting: Callable[[str, int], Callable[[int], None]] = lambda dataset, images: lambda n: None
+    scoring: Callable[[str, Sequence[str]], None] = lambda dataset, methods: None
+    finished: Callable[[Result], None] = lambda result: None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The rows of a run in the order of its methods, and what `--methods all` left out."""
+
+    results: tuple[Result, ...]
+    left_out: tuple[tuple[str, str], ...]
+
+
+def run(plan: Plan, watch: Watch | None = None) -> Outcome:
+    """Carry out a plan. Imports torch only when a score is missing. UserError when the input turns out to be bad."""
+    watch = watch or Watch()
+    scores: dict[str, dict[str, Entry]] = {}
+    for job in plan.jobs:
+        found = {listing.dataset.name: find_scores(plan, job, listing) for listing in plan.listings}
+        scores[job.label] = {name: entry for name, entry in found.items() if entry}
+    results: dict[str, Result] = {}
+    left_out = list(plan.left_out)
+
+    def finish(job: Job, error: str = "") -> None:
+        entries = scores[job.label]
+        result = evaluate.failed(plan, job, error) if error else evaluate.evaluate(plan, job, entries)
+        path = rows.write_row(plan, result, entries)
+        if result.status == "ok":
+            result = from_json(path.read_text(encoding="utf-8"), str(path))  # the row that is on disk
+        results[job.label] = result
+        watch.finished(result)
+
+    unfinished = []
+    for job in plan.jobs:
+        if len(scores[job.label]) == len(plan.listings):
+            finish(job)
+        else:
+            unfinished.append(job)
+    if unfinished:
+        running, broken = _methods(plan, unfinished)
+        left_out += broken
+        _score(plan, running, scores, watch, finish)
+    ordered = [results[job.label] for job in plan.jobs if job.label in results]
+    return Outcome(tuple(ordered), tuple(left_out))
+
+
+def _methods(plan: Plan, jobs: Sequence[Job]) -> tuple[list[Running], list[tuple[str, str]]]:
+    """Import the methods that have work to do. One that does not import is an error if named, else left out."""
+    running, broken = [], []
+    for job in jobs:
+        try:
+            running.append(Running(job, registry.make(job.info, job.parameters)))
+        except UserError as error:
+            broken.append((job.label, str(error)))
+        except (ValueError, TypeError) as error:  # a value that the method itself refuses
+            broken.append((job.label, f"{job.label}: {error}"))
+    if plan.request.methods.strip() != "all":
+        raise_all([reason for _, reason in broken])
+    return running, broken
+
+
+def _score(
+    plan: Plan,
+    running: Sequence[Running],
+    scores: dict[str, dict[str, Entry]],
+    watch: Watch,
+    finish: Callable[..., None],
+) -> None:
+    device = pick_device(plan.request.device)
+    encoder = functools.cache(lambda: _load(plan, device))
+    scorer = Scorer(plan, _task(plan, encoder, device, watch), device)
+    for listing in plan.listings:
+        waiting = [one for one in running if listing.dataset.name not in scores[one.job.label] and not one.error]
+        if not waiting:
+            continue
+        embedded = _extracted(plan, listing, encoder, watch)
+        watch.scoring(listing.dataset.name, [one.job.label for one in waiting])
+        scorer.score(waiting, embedded)
+        for one in waiting:
+            entry = find_scores(plan, one.job, listing)
+            if entry:
+                scores[one.job.label][listing.dataset.name] = entry
+            if one.error:
+                finish(one.job, one.error)
+            elif len(scores[one.job.label]) == len(plan.listings):
+                finish(one.job)
+
+
+def _extracted(plan: Plan, listing: Listing, encoder: Callable[[], OpenClip], watch: Watch) -> Embedded:
+    work = plan.work(listing)
+    done = watch.extracting(listing.dataset.name, len(listing)) if work.missing() else (lambda n: None)
+    return extract.extract(work, encoder, done)
+
+
+def _task(plan: Plan, encoder: Callable[[], OpenClip], device: str, watch: Watch) -> Task:
+    import torch
+
+    from oodbench.method import Needs, Task
+
+    @functools.cache
+    def text(templates: str) -> torch.Tensor:
+        return torch.from_numpy(text_bank(plan, templates, encoder)).to(device)
+
+    def calibration() -> Iterable[Batch]:
+        if plan.calibration is None:
+            raise UserError("calibration images were asked for but not declared: add Needs.CALIBRATION to `needs`")
+        embedded = _extracted(plan, plan.calibration, encoder, watch)
+        return (batch.seen_by(~Needs.PIXELS) for batch in feature_batches(embedded, device))
+
+    any_encoder: Callable[[], Any] = encoder
+    return Task(plan.classes.lines, plan.card.scale, text, any_encoder, calibration, seed=plan.request.seed)
+
+
+def pick_device(asked: str) -> str:
+    """`auto` is the GPU when there is one. UserError when the device asked for is not there."""
+    import torch
+
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=asked)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"--device {asked} cannot be used: {reason}; without a GPU, use --device cpu") from error
+    return asked
+
+
+def _load(plan: Plan, device: str) -> OpenClip:
+    from oodbench.encoder.openclip import OpenClip
+
+    log.info("loading %s on %s", plan.card.name, device)
+    return OpenClip(plan.encoder, device, plan.request.precision)

@@ -1,0 +1,207 @@
+"""Scoring: every method over every set, chunk by chunk from the stored embeddings, into the store."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from oodbench.errors import UserError
+from oodbench.extract import Embedded, batches
+from oodbench.images import Listing
+from oodbench.jobs import Job
+from oodbench.plan import Plan
+from oodbench.provenance import commit, versions
+from oodbench.store import Entry
+
+if TYPE_CHECKING:
+    from oodbench.method import Batch, Method, Task
+
+log = logging.getLogger(__name__)
+
+ENGINE = 1  # raise when scoring gives other numbers than before
+CHUNK = 1024  # images scored at once: with 1000 classes 4 MB of cosines, which stay in the processor's cache
+
+
+def score_inputs(plan: Plan, job: Job, listing: Listing) -> dict[str, Any]:
+    """Everything that the scores of one method on one set depend on."""
+    calibrated = "CALIBRATION" in job.info.needs and plan.calibration is not None
+    return {
+        "engine": ENGINE,
+        "extraction": plan.work(listing).inputs(0, len(listing)),
+        "method": job.info.name,
+        "source": job.info.source,
+        "parameters": job.parameters,
+        "templates": job.templates.digest if job.templates else None,
+        "classes": plan.classes.digest,
+        "seed": plan.request.seed,
+        "calibration": plan.calibration.digest if calibrated and plan.calibration else None,
+    }
+
+
+def find_scores(plan: Plan, job: Job, listing: Listing) -> Entry | None:
+    """Stored scores, unless images were skipped for them and this run is to stop at such."""
+    entry = plan.store.find("scores", score_inputs(plan, job, listing))
+    return None if entry and entry.facts["skipped"] and plan.request.on_error == "stop" else entry
+
+
+@dataclass
+class Running:
+    """A job under way: its method, what it learnt, and why it failed if it did."""
+
+    job: Job
+    method: Method[Any]
+    state: Any = None
+    fitted: bool = False
+    fit_seconds: float = 0.0
+    error: str = ""
+
+
+class Scorer:
+    """Scores methods on sets with one task: class names, text and encoder are shared by all of them."""
+
+    def __init__(self, plan: Plan, task: Task, device: str) -> None:
+        self.plan = plan
+        self.task = task
+        self.device = device
+        self._stamp = {"versions": versions(), "commit": commit(), "device": device}
+
+    def score(self, running: Sequence[Running], embedded: Embedded) -> None:
+        """Score one set with several methods and store what comes out; a method that fails keeps its error."""
+        from oodbench.method import Needs
+
+        parts: dict[int, _Parts] = {}
+        for number, one in enumerate(running):
+            if self._fit(one):
+                parts[number] = _Parts()
+        pixels = any(Needs.PIXELS in running[number].method.needs for number in parts)
+        for batch in self._batches(embedded, pixels):
+            for number in list(parts):
+                one = running[number]
+                if not self._score_batch(one, batch, parts[number]):
+                    del parts[number]
+        for number, part in parts.items():
+            self._write(running[number], embedded, part)
+
+    def _fit(self, one: Running) -> bool:
+        import torch
+
+        if one.error:
+            return False
+        if not one.fitted:
+            torch.manual_seed(self.plan.request.seed)
+            try:
+                if one.job.templates:  # encoded before the clock starts: prompts are shared between methods
+                    self.task.text(one.job.parameters["templates"])
+                began = time.perf_counter()
+                with torch.no_grad():
+                    one.state = one.method.fit(self.task)
+            except Exception as error:
+                return _failed(one, error)
+            one.fitted, one.fit_seconds = True, time.perf_counter() - began
+        return True
+
+    def _score_batch(self, one: Running, batch: Batch, part: _Parts) -> bool:
+        import torch
+
+        began = time.perf_counter()
+        try:
+            # Not inference_mode: a method may need gradients with respect to the pixels.
+            with torch.no_grad():
+                seen = batch.seen_by(one.method.needs)
+                scores = one.method.score(seen, self.task, one.state)
+                predictions = one.method.predict(seen, self.task, one.state)
+            if scores.shape != (batch.size,):
+                raise UserError(f"score() must return one score per image, [{batch.size}], not {list(scores.shape)}")
+            part.scores.append(scores.detach().double().cpu().numpy())
+            if predictions is not None:
+                part.predictions.append(predictions.cpu().numpy().astype(np.int32))
+        except Exception as error:
+            return _failed(one, error)
+        part.seconds += time.perf_counter() - began
+        return True
+
+    def _batches(self, embedded: Embedded, pixels: bool) -> Iterator[Batch]:
+        """The set's images as methods read them; with pixels, decoded again in the batches of the extraction."""
+        from oodbench.encoder.openclip import transform
+
+        if not pixels:
+            yield from feature_batches(embedded, self.device)
+            return
+        starts = (*embedded.starts, len(embedded.listing))
+        for shard, start, stop in zip(embedded.shards, starts, starts[1:], strict=False):
+            row = 0
+            for batch in batches(self.plan.work(embedded.listing), (start, stop), transform(self.plan.card)):
+                if batch.images is not None:
+                    rows = slice(row, row + len(batch.positions))
+                    row += len(batch.positions)
+                    yield _batch(shard, rows, self.device, batch.images.to(self.device).float() / 255)
+
+    def _write(self, one: Running, embedded: Embedded, part: _Parts) -> None:
+        scores = np.concatenate(part.scores)
+        positions = embedded.positions
+        bad = np.flatnonzero(np.isnan(scores))
+        if len(bad):
+            listing = embedded.listing
+            _failed(
+                one,
+                UserError(
+                    f"{len(bad)} of {len(scores)} scores on {listing.dataset.name} are NaN, "
+                    f"that of '{listing.names[positions[bad[0]]]}' first"
+                ),
+            )
+            return
+        arrays: dict[str, npt.NDArray[Any]] = {"scores": scores, "positions": positions}
+        if part.predictions:
+            arrays["predictions"] = np.concatenate(part.predictions)
+        facts = {
+            **self._stamp,
+            "dataset": embedded.listing.dataset.name,
+            "skipped": list(embedded.skipped),
+            "seconds": round(part.seconds, 6),
+            "fit_seconds": round(one.fit_seconds, 6),
+            "extract_seconds": embedded.seconds,
+        }
+        self.plan.store.write("scores", score_inputs(self.plan, one.job, embedded.listing), arrays, facts)
+
+
+class _Parts:
+    """What one method gave for the batches of one set."""
+
+    def __init__(self) -> None:
+        self.scores: list[npt.NDArray[np.float64]] = []
+        self.predictions: list[npt.NDArray[np.int32]] = []
+        self.seconds = 0.0
+
+
+def feature_batches(embedded: Embedded, device: str) -> Iterator[Batch]:
+    """Embeddings and activations in chunks that follow list position, so that digits do not depend on the run."""
+    for shard in embedded.shards:
+        n = shard.array("embeddings").shape[0]
+        for start in range(0, n, CHUNK):
+            yield _batch(shard, slice(start, min(start + CHUNK, n)), device, None)
+
+
+def _batch(shard: Entry, rows: slice, device: str, pixels: Any) -> Batch:
+    import torch
+
+    from oodbench.method import Batch, Needs
+
+    def rows_of(name: str) -> torch.Tensor:
+        return torch.from_numpy(np.array(shard.array(name)[rows])).to(device)
+
+    embeddings = rows_of("embeddings")
+    activations = rows_of("activations") if "activations" in shard.names else embeddings
+    features = torch.nn.functional.normalize(embeddings, dim=-1)
+    return Batch(~Needs(0), len(embeddings), features, embeddings, activations, pixels)
+
+
+def _failed(one: Running, error: Exception) -> bool:
+    one.error = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    log.info("%s failed", one.job.label, exc_info=error)
+    return False

@@ -1,0 +1,52 @@
+"""Tracking: rows on disk -> MLflow, each row once. Imports no mlflow before there is a row to send."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from oodbench.result import Result
+from oodbench.result import rows as rows_below
+from oodbench.tracking import ledger
+from oodbench.tracking.delivery import Parcel, converse, quiet
+from oodbench.tracking.entries import encoder_slug
+from oodbench.tracking.probe import silence
+from oodbench.tracking.tracker import Sent, Tracker, default_uri
+
+__all__ = ["Sent", "Tracker", "default_uri", "send", "sync"]
+
+
+def send(tracker: Tracker, rows: Sequence[Result], table: str) -> Sent:
+    """Send the rows of one benchmark run, same benchmark and encoder, with their whole table in Markdown."""
+    return _deliver(tracker, [Parcel(tuple(rows), table)])
+
+
+def sync(tracker: Tracker) -> Sent:
+    """Send every row below the results folder that has not arrived yet: one parent run per benchmark and encoder."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    # Without runs/, rows_below would take the artifacts of the default store for rows.
+    if (tracker.results / "runs").is_dir():
+        for _, row in rows_below(tracker.results):
+            groups.setdefault((row.benchmark, encoder_slug(row)), []).append(row)
+    return _deliver(tracker, [Parcel(tuple(group), _plain_table(group)) for group in groups.values()])
+
+
+def _deliver(tracker: Tracker, parcels: Sequence[Parcel]) -> Sent:
+    wanted = {row.digest for parcel in parcels for row in parcel.rows}
+    known = ledger.arrived(tracker) & wanted
+    if known == wanted:
+        return Sent(0, len(known), 0, "")
+    if why := silence(tracker):
+        return Sent(0, len(known), len(wanted - known), tracker.reason("does not answer", why))
+    try:
+        with ledger.locked(tracker), quiet():
+            return converse(tracker, parcels, known)
+    except OSError as error:
+        return Sent(0, len(known), len(wanted - known), tracker.reason("was not asked", error))
+
+
+def _plain_table(rows: Sequence[Result]) -> str:
+    lines = ["| method | mean AUROC | mean FPR95 |", "|---|---:|---:|"]
+    for row in rows:
+        cells = [f"{100 * row.mean(metric):.2f}" if row.ood else "failed" for metric in ("auroc", "fpr95")]
+        lines.append(f"| {row.label} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"

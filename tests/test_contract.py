@@ -1,0 +1,83 @@
+"""Every method that the registry finds keeps the contract; and the contract catches methods that do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from oodbench import registry
+from oodbench.contract import CHECKS, verdict
+
+METHODS = registry.methods()
+
+GOOD = '''"""Good: a method (Doe et al., ICML 2020, arXiv:2001.00001)."""
+from __future__ import annotations
+from dataclasses import dataclass
+import torch
+from oodbench.method import Batch, Method, Needs, Task
+
+CALLS = []
+
+@dataclass(frozen=True)
+class Good(Method[object]):
+    """The largest cosine."""
+
+    templates: str = "simple"
+
+    def fit(self, task):
+        return None
+
+    def score(self, batch, task, state):
+        return task.logits(batch.features, self.templates, None).amax(-1)
+'''
+SCORE = "return task.logits(batch.features, self.templates, None).amax(-1)"
+
+# What to change in GOOD so that one check fails.
+BROKEN = {
+    "cites_its_paper": ("(Doe et al., ICML 2020, arXiv:2001.00001)", ""),
+    "is_frozen": ("@dataclass(frozen=True)\n", ""),
+    "gives_one_finite_score_per_image": (SCORE, SCORE.replace(".amax(-1)", "")),
+    "is_deterministic": (SCORE, SCORE + " + torch.rand(batch.size)"),
+    "does_not_depend_on_the_batch": (SCORE, SCORE + " + batch.features.mean()"),
+    "leaves_its_input_alone": (SCORE, "batch.features.add_(0.1); " + SCORE),
+    "tells_id_from_ood": (SCORE, SCORE.replace("return ", "return -")),
+    "has_a_state_that_travels": ("return None", "return lambda x: x"),
+}
+
+
+def failed(path: Path, source: str) -> set[str]:
+    path.write_text(source)
+    return {name.replace(" ", "_") for name, problem in verdict(registry.methods([path])[path.stem]) if problem}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_method_keeps_the_contract(name: str) -> None:
+    assert not {check: problem for check, problem in verdict(METHODS[name]) if problem}
+
+
+def test_no_method_is_overlooked() -> None:
+    here = Path(__file__).resolve().parents[1] / "methods"
+    assert set(METHODS) >= {path.stem for path in here.glob("*.py") if not path.name.startswith("_")}
+
+
+def test_a_sound_method_passes(tmp_path: Path) -> None:
+    assert failed(tmp_path / "good.py", GOOD) == set()
+
+
+@pytest.mark.parametrize("check", BROKEN)
+def test_a_broken_method_fails_the_check_it_breaks(check: str, tmp_path: Path) -> None:
+    old, new = BROKEN[check]
+    assert old in GOOD
+    assert check in failed(tmp_path / "bad.py", GOOD.replace(old, new))
+
+
+def test_every_check_has_a_method_that_breaks_it() -> None:
+    assert {check.__name__ for check in CHECKS} == set(BROKEN)
+
+
+def test_reading_what_was_not_declared_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "peeks.py"
+    path.write_text(GOOD.replace(SCORE, "return batch.pixels.mean((1, 2, 3))"))
+    problems = " ".join(problem for _, problem in verdict(registry.methods([path])["peeks"]))
+    assert "batch.pixels was read but not declared: add Needs.PIXELS" in problems

@@ -1,0 +1,196 @@
+"""Scoring through the whole engine: needs, failures, memory of what is stored; on a folder of images and a tiny CLIP."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+import oodbench
+from oodbench.errors import UserError
+from oodbench.request import RunRequest
+from oodbench.result import Result, rows
+from oodbench.runner import run
+from oodbench.session import request_from
+
+HEAD = '''"""Probe: for this test (Doe et al., ICML 2020, arXiv:2001.00001)."""
+from dataclasses import dataclass
+import torch
+from oodbench.method import Method, Needs
+
+@dataclass(frozen=True)
+class Probe(Method):
+    """A probe."""
+
+'''
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """id/{a,b,c}: 20 images each; ood: 30 images; train/{a,b,c}: 5 each. 40x40, coloured noise."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for folder, n in (("id/red", 20), ("id/green_thing", 20), ("id/blue", 20), ("ood", 30)):
+        (root / folder).mkdir(parents=True)
+        for i in range(n):
+            Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(root / folder / f"{i:02}.png")
+    return root
+
+
+def request(images: Path, out: Path, plugin: str = "", **options: object) -> RunRequest:
+    if plugin:
+        path = out / "probe.py"
+        out.mkdir(parents=True, exist_ok=True)
+        path.write_text(HEAD + plugin)
+        options["plugins"] = [path]
+    base = {"id": f"folder:{images}/id", "ood": [f"folder:{images}/ood"], "encoder": "glyphs", "out": out}
+    return request_from(**{**base, **options})
+
+
+def results(wanted: RunRequest) -> tuple[Result, ...]:
+    from oodbench.plan import make_plan
+
+    return run(make_plan(wanted)).results
+
+
+def scores_of(out: Path, dataset: str) -> np.ndarray:
+    (path,) = out.rglob("*.parquet")
+    table = pyarrow.parquet.read_table(path).to_pydict()
+    return np.array([s for s, d in zip(table["score"], table["dataset"], strict=True) if d == dataset])
+
+
+def test_classes_are_the_folder_names(images: Path, tmp_path: Path) -> None:
+    (row,) = results(request(images, tmp_path, methods="mcm"))
+    assert (row.classes["name"], row.classes["count"]) == ("folders", 3)
+    assert row.id.n == 60
+    assert row.ood[0].n == 30
+    assert row.id.accuracy is not None
+
+
+def test_activations_project_to_the_embeddings(images: Path, tmp_path: Path) -> None:
+    plugin = """    needs = Needs.ACTIVATIONS | Needs.FEATURES | Needs.ENCODER
+    def score(self, batch, task, state):
+        again = task.encoder.project(batch.activations)
+        return -(again - batch.embeddings).norm(dim=-1) / batch.embeddings.norm(dim=-1)
+"""
+    results(request(images, tmp_path, plugin, methods="probe"))
+    assert np.abs(scores_of(tmp_path, f"folder:{images}/ood")).max() < 1e-5
+
+
+def test_pixels_are_those_that_were_embedded(images: Path, tmp_path: Path) -> None:
+    plugin = """    needs = Needs.PIXELS | Needs.FEATURES | Needs.ENCODER
+    def score(self, batch, task, state):
+        assert batch.pixels.min() >= 0 and batch.pixels.max() <= 1
+        with torch.enable_grad():
+            pixels = batch.pixels.clone().requires_grad_(True)
+            again = task.encoder.pixels(pixels)
+            again.sum().backward()
+        assert pixels.grad.abs().sum() > 0
+        return -(again.detach() - batch.embeddings).norm(dim=-1) / batch.embeddings.norm(dim=-1)
+"""
+    (row,) = results(request(images, tmp_path, plugin, methods="probe", batch_size=7))
+    assert row.status == "ok", row.error
+    assert np.abs(scores_of(tmp_path, f"folder:{images}/id")).max() < 1e-4
+
+
+def test_calibration_reads_the_training_split(tmp_path: Path) -> None:
+    plugin = """    needs = Needs.FEATURES | Needs.CALIBRATION
+    def fit(self, task):
+        return torch.cat([batch.features for batch in task.calibration()])
+    def score(self, batch, task, state):
+        assert len(state) == 30
+        return (batch.features @ state.T).amax(-1)
+"""
+    wanted = request(Path(), tmp_path, plugin, methods="probe", id="glyphs", ood=[], limit=30)
+    (row,) = results(wanted)
+    assert row.status == "ok", row.error
+    assert row.run["calibration"]
+
+
+def test_calibration_without_a_training_split_is_refused(images: Path, tmp_path: Path) -> None:
+    plugin = """    needs = Needs.FEATURES | Needs.CALIBRATION
+    def score(self, batch, task, state):
+        return batch.features.sum(-1)
+"""
+    with pytest.raises(UserError, match="probe calibrates on ID training images: .* has no training split"):
+        results(request(images, tmp_path, plugin, methods="probe"))
+    from oodbench.plan import make_plan
+
+    plan = make_plan(request(images, tmp_path, plugin))
+    assert [name for name, _ in plan.left_out] == ["probe"]
+    assert {job.label for job in plan.jobs} == {"energy", "maxlogit", "mcm", "msp"}
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return batch.features.sum()", "one score per image"),
+        ("raise ValueError('no luck')", "ValueError: no luck"),
+        ("return batch.features.sum(-1) * float('nan')", "scores on folder:.*id are NaN, that of 'blue/00.png' first"),
+        ("return batch.pixels.sum((1, 2, 3))", "add Needs.PIXELS"),
+    ],
+)
+def test_a_method_that_fails_keeps_its_message_and_the_others_go_on(
+    body: str, message: str, images: Path, tmp_path: Path
+) -> None:
+    import re
+
+    plugin = f"    def score(self, batch, task, state):\n        {body}\n"
+    mcm, probe = results(request(images, tmp_path, plugin, methods="mcm,probe"))
+    assert mcm.status == "ok"
+    assert probe.status == "failed"
+    assert re.search(message, probe.error or "")
+    assert {r.label: r.status for _, r in rows(tmp_path)} == {"mcm": "ok", "probe": "failed"}
+
+
+def test_variants_and_templates_are_rows_of_their_own(images: Path, tmp_path: Path) -> None:
+    labels = [r.label for r in results(request(images, tmp_path, methods="energy,energy[scale=1],mcm"))]
+    assert labels == ["energy", "energy[scale=1]", "mcm"]
+    (equal,) = results(request(images, tmp_path, methods="mcm", templates="openai7"))
+    assert equal.label == "mcm[templates=openai7]"
+    assert equal.templates["count"] == 7
+    assert len(list(tmp_path.rglob("*.json"))) == 4
+
+
+def test_an_equal_run_changes_no_file(images: Path, tmp_path: Path) -> None:
+    wanted = request(images, tmp_path, methods="mcm")
+    results(wanted)
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.rglob("*") if p.is_file()}
+    results(wanted)
+    assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_rows_never_overwrite_one_another(images: Path, tmp_path: Path) -> None:
+    for options in ({}, {"seed": 1}, {"precision": "bf16"}, {"resize": "bilinear"}, {"limit": 9}, {"at95": "nearest"}):
+        results(request(images, tmp_path, methods="mcm", **options))
+    assert len(list(tmp_path.rglob("*.json"))) == 6
+
+
+def test_the_default_row_has_the_plain_name_and_keeps_it(tmp_path: Path) -> None:
+    wanted = request(Path(), tmp_path, methods="mcm", id="glyphs", ood=[])
+    (row,) = results(wanted)
+    plain = tmp_path / "runs" / "glyphs" / "glyphs" / "mcm.json"
+    assert json.loads(plain.read_text())["digest"] == row.digest
+    changed = json.loads(plain.read_text())
+    changed["source"] = "another version of the method"
+    del changed["digest"]
+    from oodbench.result import IdRow, SetRow
+
+    other = Result(**{**changed, "id": IdRow(**changed["id"]), "ood": tuple(SetRow(**s) for s in changed["ood"])})
+    plain.write_text(other.to_json())
+    results(wanted)
+    assert json.loads(plain.read_text())["source"] == "another version of the method"
+    assert len(list(plain.parent.glob("mcm-*.json"))) == 1
+
+
+def test_python_api_returns_a_long_table(images: Path, tmp_path: Path) -> None:
+    frame = oodbench.run("mcm,msp", id=f"folder:{images}/id", ood=[f"folder:{images}/ood"], encoder="glyphs", out=tmp_path)
+    assert set(frame["metric"]) == {"auroc", "fpr95", "fpr95_ood", "aupr_in", "aupr_out", "id_accuracy"}
+    assert len(frame) == 2 * 6
+    assert frame["value"].between(0, 1).all()
+    with pytest.raises(UserError, match="no option 'encodr'; did you mean 'encoder'"):
+        oodbench.run("mcm", encodr="glyphs")

@@ -1,0 +1,581 @@
+"""Tracking against real stores: sqlite files, an `mlflow server` process, sockets that refuse or never answer."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import pytest
+
+from oodbench.errors import UserError
+from oodbench.result import IdRow, Result, SetRow
+from oodbench.tracking import Sent, Tracker, default_uri, ledger, send, sync
+from oodbench.tracking.delivery import quiet
+
+TABLE = "| method | AUROC |\n|---|---|\n| Energy | 91.25 |\n"
+
+
+def ood(dataset: str, group: str, auroc: float) -> SetRow:
+    return SetRow(dataset, dataset.title(), group, 50, 50, 1, "d0", auroc, 0.25, 0.5, 0.75, 0.625, 0.01)
+
+
+def row(method: str = "energy", benchmark: str = "glyphs", **changes: Any) -> Result:
+    plain = Result(
+        method=method,
+        label=f"{method}[scale=1]",
+        title=method.title(),
+        parameters={"scale": None, "templates": "simple", "negatives": {"count": 7}},
+        benchmark=benchmark,
+        benchmark_title="Glyphs",
+        encoder={"name": "Vi/T B", "slug": "Vi-T-B", "weights_digest": "w" * 64, "mean": [0.5, 0.5, 0.5]},
+        id=IdRow("letters", "Letters", 200, 200, 0, "d1", 0.875),
+        ood=(ood("textures", "far", 0.5), ood("digits", "near", 0.75), ood("shapes", "near", 1.0)),
+        conventions={"at95": "id", "aupr": "both", "headline": "mean"},
+        classes={"name": "letters", "count": 26, "digest": "c"},
+        templates={},
+        run={"seed": 3, "device": "cpu", "precision": "fp32", "batch_size": 64, "limit": None},
+        source="s",
+        versions={"torch": "2.4", "open-clip": "2.30"},
+        commit="abc123",
+        scores={"textures": "k"},
+        seconds={"fit": 1.0, "score": 2.5},
+        created="2025-01-02T03:04:05+00:00",
+    )
+    return replace(plain, **changes)
+
+
+@dataclass(frozen=True)
+class Store:
+    """What an independent client reads in an MLflow store."""
+
+    uri: str
+    benchmark: str = "glyphs"
+
+    @property
+    def client(self) -> Any:
+        with quiet():
+            from mlflow import MlflowClient
+
+            return MlflowClient(tracking_uri=self.uri)
+
+    @property
+    def experiment(self) -> Any:
+        return self.client.get_experiment_by_name(f"oodbench/{self.benchmark}")
+
+    @property
+    def runs(self) -> list[Any]:
+        return list(self.client.search_runs([self.experiment.experiment_id])) if self.experiment else []
+
+    @property
+    def parents(self) -> list[Any]:
+        return [run for run in self.runs if "mlflow.parentRunId" not in run.data.tags]
+
+    @property
+    def children(self) -> list[Any]:
+        return [run for run in self.runs if "mlflow.parentRunId" in run.data.tags]
+
+    @property
+    def digests(self) -> list[str]:
+        return sorted(run.data.tags["oodbench.digest"] for run in self.runs if "oodbench.digest" in run.data.tags)
+
+
+def digests(*rows: Result) -> list[str]:
+    return sorted(row.digest for row in rows)
+
+
+def artifact(run: Any, name: str) -> str:
+    return (Path(url2pathname(urlsplit(run.info.artifact_uri).path)) / name).read_text(encoding="utf-8")
+
+
+def lay(results: Path, *rows: Result) -> None:
+    """Put rows on disk as the driver does."""
+    for number, each in enumerate(rows):
+        file = results / "runs" / each.benchmark / f"{each.method}-{number}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(each.to_json(), encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Every test works in an empty folder, and leaves it empty: no mlruns/, no mlflow.db."""
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    yield folder
+    assert list(folder.iterdir()) == []
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Tracker:
+    """The default store of a new results folder."""
+    results = tmp_path / "my résults 100%"  # a space, an accent, a per cent sign: sqlite and file URIs must take them
+    return Tracker(default_uri(results), results)
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store as MLflow makes it, which takes a second: most tests start from a copy."""
+    folder = tmp_path_factory.mktemp("empty")
+    tracker = Tracker(default_uri(folder), folder)
+    assert Store(tracker.uri).experiment is None
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def local(fresh: Tracker, empty_store: Path) -> Tracker:
+    """The default store of a results folder that was used before."""
+    fresh.results.mkdir()
+    shutil.copy(empty_store, fresh.results / "mlflow.db")
+    return fresh
+
+
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# A sqlite file beside the rows
+
+
+def test_one_parent_one_child_per_method(fresh: Tracker, capfd: pytest.CaptureFixture[str]) -> None:
+    energy, mcm = row("energy"), row("mcm", parameters={"temperature": 0.01})
+    environment = dict(os.environ)
+    assert send(fresh, [energy, mcm], TABLE) == Sent(arrived=2, known=0, waiting=0, reason="")
+    assert capfd.readouterr() == ("", "")
+    assert dict(os.environ) == environment
+
+    store = Store(fresh.uri)
+    (parent,) = store.parents
+    assert (parent.info.run_name, parent.info.status) == ("glyphs / Vi/T B", "FINISHED")
+    assert artifact(parent, "table.md") == TABLE
+    assert [each["method"] for each in json.loads(artifact(parent, "rows.json"))] == ["energy", "mcm"]
+    children = {run.info.run_name: run for run in store.children}
+    assert set(children) == {"energy[scale=1]", "mcm[scale=1]"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parent.info.run_id}
+    assert children["mcm[scale=1]"].data.params["temperature"] == "0.01"
+    child = children["energy[scale=1]"]
+    assert child.info.status == "FINISHED"
+    assert child.info.end_time == 1735787045000  # date -u -d 2025-01-02T03:04:05 +%s
+    assert child.info.end_time - child.info.start_time == 3500
+    assert artifact(child, "row.json") == energy.to_json()
+    assert (fresh.results / "mlartifacts").is_dir()
+
+
+def test_parameters_metrics_and_tags(local: Tracker) -> None:
+    energy = row()
+    send(local, [energy], TABLE)
+    (child,) = Store(local.uri).children
+    assert child.data.params == {
+        "scale": "None",
+        "templates": "simple",
+        "negatives.count": "7",
+        "run.seed": "3",
+        "run.device": "cpu",
+        "run.precision": "fp32",
+        "run.batch_size": "64",
+        "run.limit": "None",
+        "encoder.name": "Vi/T B",
+        "encoder.slug": "Vi-T-B",
+        "encoder.weights_digest": "w" * 64,
+        "encoder.mean": "[0.5, 0.5, 0.5]",
+        "classes.name": "letters",
+        "classes.count": "26",
+        "classes.digest": "c",
+    }
+    expected = {"auroc/textures": 0.5, "auroc/digits": 0.75, "auroc/shapes": 1.0, "fpr95/textures": 0.25}
+    expected |= {"auroc/mean": 0.75, "auroc/near": 0.875, "auroc/far": 0.5, "fpr95/mean": 0.25, "aupr_out/near": 0.625}
+    expected |= {"id_accuracy": 0.875, "id_n": 200, "seconds/score": 2.5, "n/digits": 50, "skipped/digits": 1}
+    assert {name: child.data.metrics.get(name) for name in expected} == expected
+    assert len(child.data.metrics) == 5 * (3 + 3) + 3 * 3 + 3 + 2  # metrics, set facts, ID facts, seconds
+    tags = {name.removeprefix("oodbench."): text for name, text in child.data.tags.items() if "oodbench." in name}
+    assert tags == {
+        "digest": energy.digest,
+        "method": "energy",
+        "label": "energy[scale=1]",
+        "status": "ok",
+        "source": "s",
+        "benchmark": "glyphs",
+        "encoder": "Vi-T-B",
+        "weights": "w" * 64,
+        "protocol": "at95=id, aupr=both, headline=mean",
+        "commit": "abc123",
+        "versions.torch": "2.4",
+        "versions.open-clip": "2.30",
+    }
+
+
+def test_a_row_arrives_once(local: Tracker) -> None:
+    energy, mcm, msp = row("energy"), row("mcm"), row("msp")
+    assert send(local, [energy], TABLE) == Sent(1, 0, 0, "")
+    assert send(local, [energy], TABLE) == Sent(0, 1, 0, "")
+    assert len(Store(local.uri).runs) == 2
+    (local.results / ledger.NAME).unlink()
+    assert send(local, [energy], TABLE) == Sent(0, 1, 0, "")
+    assert len(Store(local.uri).runs) == 2  # the store was asked; no empty parent was made
+    assert ledger.arrived(local) == {energy.digest}
+
+    with (local.results / ledger.NAME).open("ab") as file:
+        file.write(b'{"uri": "sqlite:///x", "dig\xc3')  # a crash while writing
+    assert send(local, [energy, mcm], TABLE) == Sent(1, 1, 0, "")
+    assert ledger.arrived(local) == {energy.digest, mcm.digest}
+    assert send(local, [energy, mcm, mcm], TABLE) == Sent(0, 2, 0, "")
+    written = (local.results / ledger.NAME).read_bytes()
+    (local.results / ledger.NAME).write_bytes(written[:-20])  # the torn line is the one of mcm
+    assert ledger.arrived(local) == {energy.digest}
+    assert send(local, [energy, mcm, msp, msp], TABLE) == Sent(1, 2, 0, "")
+    assert Store(local.uri).digests == digests(energy, mcm, msp)
+    assert len(Store(local.uri).parents) == 3
+
+
+def test_the_same_scores_at_another_time_are_the_same_row(local: Tracker) -> None:
+    send(local, [row()], TABLE)
+    assert send(local, [row(created="2026-01-01T00:00:00Z", seconds={})], TABLE).known == 1
+
+
+def test_another_store_has_its_own_ledger(local: Tracker, tmp_path: Path) -> None:
+    send(local, [row()], TABLE)
+    other = Tracker(f"sqlite:///{tmp_path}/other.db", local.results)
+    assert send(other, [row()], TABLE) == Sent(1, 0, 0, "")
+    assert Store(other.uri).digests == digests(row())
+
+
+def test_a_removed_store_is_not_believed_to_have_rows(fresh: Tracker) -> None:
+    ledger.note(fresh, [row().digest])
+    assert ledger.arrived(fresh) == set()
+    assert send(fresh, [row()], TABLE).arrived == 1
+
+
+def test_a_failed_row(local: Tracker) -> None:
+    failed = row(status="failed", error="out of memory", ood=(), seconds={}, created="")
+    assert send(local, [failed], TABLE).arrived == 1
+    (child,) = Store(local.uri).children
+    assert child.info.status == "FAILED"
+    assert child.data.tags["oodbench.error"] == "out of memory"
+    assert abs(child.info.end_time / 1000 - time.time()) < 60
+    assert child.data.metrics == {"id_accuracy": 0.875, "id_n": 200.0, "id_skipped": 0.0}
+
+
+def test_odd_names_and_big_rows(local: Tracker) -> None:
+    names = ("a+b", "a-b", "folder:my photos/x", "mean", "near", "数", "..", "y" * 400)
+    sets = tuple(ood(name, "near", number / 8) for number, name in enumerate(names))
+    many = {f"p{number}": number for number in range(150)}
+    odd = row(ood=sets, parameters={**many, "words": "w" * 10_000, "nothing": ""}, error="e" * 10_000)
+    odd = replace(odd, ood=(*odd.ood, ood("void", "", math.nan)))
+    assert send(local, [odd], TABLE) == Sent(1, 0, 0, "")
+    (child,) = Store(local.uri).children
+    params, metrics = child.data.params, child.data.metrics
+    assert {name: params[name] for name in many} == {name: str(value) for name, value in many.items()}
+    assert params["words"].startswith("wwww") and params["words"].endswith("(cut; in full in row.json)")
+    assert params["nothing"] == "" and len(child.data.tags["oodbench.error"]) <= 8000
+    values = [value for name, value in metrics.items() if name.startswith("auroc/")]
+    assert sorted(v for v in values if not math.isnan(v)) == sorted([*(n / 8 for n in range(8)), 3.5 / 8])
+    assert metrics["auroc/near"] == 3.5 / 8 and metrics["auroc/near-2"] == 4 / 8 and metrics["auroc/mean-2"] == 3 / 8
+    assert metrics["auroc/folder-my-photos-x"] == 2 / 8 and math.isnan(metrics["auroc/void"])
+
+
+def test_a_cut_off_child_does_not_count(local: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    def fail(client: Any, run: str, *rest: Any, **more: Any) -> None:
+        if client.get_run(run).data.tags["oodbench.method"] == "mcm":
+            raise MlflowException("the disk is full\nand more")
+
+    energy, mcm = row("energy"), row("mcm")
+    lay(local.results, energy, mcm)
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_text", lambda client, run, text, name: None)
+        patch.setattr(MlflowClient, "log_batch", fail)
+        sent = send(local, [energy, mcm], TABLE)
+    assert (sent.arrived, sent.known, sent.waiting) == (1, 0, 1)
+    assert "(the disk is full);" in sent.reason and "oodbench sync --tracking-uri sqlite:///" in sent.reason
+    store = Store(local.uri)
+    assert [run.info.status for run in store.parents] == ["FAILED"]
+    assert {run.info.status for run in store.children} == {"FINISHED", "KILLED"}
+    assert store.digests == digests(energy)
+
+    assert sync(local) == Sent(arrived=1, known=1, waiting=0, reason="")
+    assert store.digests == digests(energy, mcm)
+    assert len(store.children) == 3
+
+
+def test_one_bad_benchmark_does_not_hold_up_the_others(local: Tracker) -> None:
+    lay(local.results, row(benchmark="aaa"), row(benchmark="zzz"), row("mcm", benchmark="zzz"))
+    assert send(local, [row("msp", benchmark="aaa")], TABLE).arrived == 1
+    client = Store(local.uri).client
+    client.delete_experiment(client.get_experiment_by_name("oodbench/aaa").experiment_id)
+    sent = sync(local)
+    assert (sent.arrived, sent.waiting) == (2, 1)
+    assert "oodbench/aaa" in sent.reason or "active" in sent.reason
+
+
+def test_sync_groups_by_benchmark_and_encoder(local: Tracker) -> None:
+    large = row("mcm", encoder={"name": "L", "slug": "L"}, status="failed", error="x", ood=())
+    all_rows = [row("energy"), row("mcm"), large, row("energy", benchmark="other")]
+    assert sync(local) == Sent(0, 0, 0, "")
+    lay(local.results, *all_rows)
+    assert sync(local) == Sent(4, 0, 0, "")
+    assert sync(local) == Sent(0, 4, 0, "")
+    glyphs = {run.info.run_name: artifact(run, "table.md") for run in Store(local.uri).parents}
+    assert set(glyphs) == {"glyphs / Vi/T B", "glyphs / L"}
+    assert "| energy[scale=1] | 75.00 | 25.00 |" in glyphs["glyphs / Vi/T B"]
+    assert "| mcm[scale=1] | failed | failed |" in glyphs["glyphs / L"]
+    assert [run.info.run_name for run in Store(local.uri, "other").parents] == ["other / Vi/T B"]
+
+
+def test_a_warm_run_imports_no_mlflow(local: Tracker) -> None:
+    lay(local.results, row())
+    send(local, [row()], TABLE)
+    code = (
+        "import sys; from pathlib import Path; from oodbench.tracking import Tracker, sync\n"
+        "sent = sync(Tracker(sys.argv[1], Path(sys.argv[2])))\n"
+        "print(sent.known, sorted({'mlflow', 'pandas', 'torch', 'sqlalchemy', 'requests'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-W", "error", "-c", code, local.uri, str(local.results)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "1 []\n"
+
+
+def test_a_cold_run_is_silent(fresh: Tracker) -> None:
+    """In a fresh process, where MLflow is imported and the database made: nothing printed, no warning, cwd clean."""
+    lay(fresh.results, row())
+    code = (
+        "import sys; from pathlib import Path; from oodbench.tracking import Tracker, sync\n"
+        "assert sync(Tracker(sys.argv[1], Path(sys.argv[2]))).arrived == 1"
+    )
+    command = [sys.executable, "-W", "error", "-c", code, fresh.uri, str(fresh.results)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.slow
+def test_two_processes_at_once(fresh: Tracker) -> None:
+    lay(fresh.results, row("energy"), row("mcm"))
+    code = (
+        "import sys; from pathlib import Path; from oodbench.tracking import Tracker, sync\n"
+        "sent = sync(Tracker(sys.argv[1], Path(sys.argv[2])))\n"
+        "print(sent.arrived, sent.known, sent.waiting, sent.reason)"
+    )
+    command = [sys.executable, "-W", "error", "-c", code, fresh.uri, str(fresh.results)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert sorted(process.communicate()[0].strip() for process in both) == ["0 2 0", "2 0 0"]
+    assert Store(fresh.uri).digests == digests(row("energy"), row("mcm"))
+
+
+def test_a_folder_where_another_process_hangs(local: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "_LOCK_SECONDS", 0.2)
+    with ledger.locked(local):
+        check_waits(local, "locked")
+    assert send(local, [row()], TABLE).arrived == 1
+
+
+# Stores that are not there
+
+
+def check_waits(tracker: Tracker, cause: str) -> None:
+    start = time.monotonic()
+    sent = send(tracker, [row("energy"), row("mcm")], TABLE)
+    assert time.monotonic() - start < 15
+    assert (sent.arrived, sent.known, sent.waiting) == (0, 0, 2)
+    assert cause in sent.reason and f"oodbench sync --tracking-uri {tracker.place}" in sent.reason
+    assert str(tracker.results) in sent.reason
+
+
+def test_nobody_listens(tmp_path: Path) -> None:
+    check_waits(Tracker(f"http://127.0.0.1:{unused_port()}/", tmp_path / "results"), "refused")
+
+
+@pytest.mark.slow
+def test_a_server_that_never_answers(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, and is silent
+        check_waits(Tracker(f"http://127.0.0.1:{server.getsockname()[1]}", tmp_path / "results"), "timed out")
+
+
+def test_a_sqlite_file_that_is_none(fresh: Tracker) -> None:
+    fresh.results.mkdir()
+    (fresh.results / "mlflow.db").write_text("not a database" * 100)
+    check_waits(fresh, "not a database")
+
+
+def test_no_password_is_shown_or_stored(tmp_path: Path) -> None:
+    tracker = Tracker(f"http://me:hunter2@127.0.0.1:{unused_port()}", tmp_path)
+    assert "hunter2" not in send(tracker, [row()], TABLE).reason
+    ledger.note(tracker, ["d"])
+    assert "hunter2" not in (tmp_path / ledger.NAME).read_text()
+    assert ledger.arrived(tracker) == {"d"} == ledger.arrived(Tracker(tracker.place, tmp_path))
+
+
+@pytest.mark.parametrize("uri", ["localhost:5000", "mlruns", "/tmp/x.db", ""])
+def test_a_uri_needs_a_scheme(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no scheme; write for example http"):
+        Tracker(uri, tmp_path)
+
+
+# A real server
+
+
+@dataclass(frozen=True)
+class Server:
+    uri: str
+    group: int  # process group
+
+
+@contextmanager
+def serving(folder: Path, port: int) -> Iterator[Server]:
+    """An `mlflow server` process on this port, gone with its workers afterwards."""
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/server.db"]
+    command += ["--artifacts-destination", str(folder / "artifacts"), "--workers", "1"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (folder / "log").open("w") as log:
+        # Its own working folder: the server's habits are not ours.
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        uri = f"http://127.0.0.1:{port}"
+        end = time.monotonic() + 90
+        while True:
+            try:
+                urllib.request.urlopen(f"{uri}/health", timeout=2).close()
+                break
+            except OSError:
+                if process.poll() is not None or time.monotonic() > end:
+                    pytest.fail(f"mlflow server did not start: {(folder / 'log').read_text()[-2000:]}")
+                time.sleep(0.3)
+        yield Server(uri, process.pid)
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(15)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(tmp_path_factory.mktemp("server"), unused_port()) as running:
+        yield running.uri
+
+
+class Counter:
+    """Counts MLflow's HTTP requests; from the given number on they fail."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fail_from: int = 10_000) -> None:
+        import requests  # type: ignore[import-untyped,unused-ignore]
+
+        self.count = 0
+        plain = requests.Session.request
+
+        def request(session: Any, *arguments: Any, **more: Any) -> Any:
+            self.count += 1
+            if self.count >= fail_from:
+                raise requests.ConnectionError("cable cut")
+            return plain(session, *arguments, **more)
+
+        monkeypatch.setattr(requests.Session, "request", request)
+
+
+@pytest.mark.slow
+def test_a_server_gets_every_row_once(
+    server: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = Tracker(server, tmp_path / "here"), Tracker(f"{server}/", tmp_path / "there")
+    store = Store(server, "once")
+    all_rows = [row(f"m{number}", benchmark="once") for number in range(4)]
+    odd = row(
+        "odd", benchmark="once", parameters={"nothing": "", "p" * 300: "w" * 9000}, ood=(ood("a+b", "", math.nan),)
+    )
+    with monkeypatch.context() as patch:
+        counter = Counter(patch)
+        assert send(here, [*all_rows, odd], TABLE) == Sent(5, 0, 0, "")
+    assert counter.count <= 8 * 5 + 8
+    assert capfd.readouterr() == ("", "")
+    assert send(there, all_rows, TABLE) == Sent(0, 4, 0, "")  # another machine, with no ledger
+    assert send(there, [*all_rows, row("new", benchmark="once")], TABLE) == Sent(1, 4, 0, "")
+    assert store.digests == digests(*all_rows, odd, row("new", benchmark="once"))
+    assert len(store.parents) == 2 and len(store.children) == 6
+    assert {run.info.status for run in store.runs} == {"FINISHED"}
+    assert store.experiment.artifact_location.startswith("mlflow-artifacts:")
+    first = next(run for run in store.children if run.info.run_name.startswith("m0"))
+    assert first.data.metrics["auroc/near"] == 0.875
+    copy = store.client.download_artifacts(first.info.run_id, "row.json", str(tmp_path))
+    assert Path(copy).read_text() == all_rows[0].to_json()
+    parent = store.client.download_artifacts(first.data.tags["mlflow.parentRunId"], "table.md", str(tmp_path))
+    assert Path(parent).read_text() == TABLE
+    assert not (tmp_path / "here" / "mlartifacts").exists()
+    odd_run = next(run for run in store.children if run.info.run_name.startswith("odd"))
+    assert math.isnan(odd_run.data.metrics["auroc/a-b"]) and odd_run.data.params["nothing"] == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fail_from", [1, 2, 4, 6, 8, 9, 10, 11, 12, 13, 14, 18])
+def test_a_cable_cut_at_any_request(
+    server: str, fail_from: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    benchmark = f"cut-{fail_from}"
+    tracker, store = Tracker(server, tmp_path / "results"), Store(server, benchmark)
+    both = [row("energy", benchmark=benchmark), row("mcm", benchmark=benchmark)]
+    lay(tracker.results, *both)
+    with monkeypatch.context() as patch:
+        Counter(patch, fail_from)
+        sent = send(tracker, both, TABLE)
+    assert sent.reason.startswith(f"tracking server {server} failed in the middle (") and "cable cut" in sent.reason
+    assert sent.waiting + sent.arrived == 2 and sent.arrived == len(store.digests)
+    assert sync(tracker) == Sent(sent.waiting, sent.arrived, 0, "")
+    assert store.digests == digests(*both)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_a_server_that_was_down(tmp_path: Path) -> None:
+    port = unused_port()
+    tracker = Tracker(f"http://127.0.0.1:{port}", tmp_path / "results")
+    lay(tracker.results, row("energy"), row("mcm"))
+    check_waits(tracker, "refused")
+    with serving(tmp_path / "server", port) as running:
+        assert sync(tracker) == Sent(2, 0, 0, "")
+        assert Store(running.uri).digests == digests(row("energy"), row("mcm"))
+        assert sync(tracker) == Sent(0, 2, 0, "")
+    check = send(tracker, [row("energy"), row("new")], TABLE)
+    assert (check.arrived, check.known, check.waiting) == (0, 1, 1)
+
+
+@pytest.mark.slow
+def test_a_server_that_hangs_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers the probe and the first request, then stops (SIGSTOP); MLflow alone would retry for minutes."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    with serving(tmp_path / "server", unused_port()) as running:
+        import requests  # type: ignore[import-untyped,unused-ignore]
+
+        plain = requests.Session.request
+
+        def request(session: Any, *arguments: Any, **more: Any) -> Any:
+            answer = plain(session, *arguments, **more)
+            os.killpg(running.group, signal.SIGSTOP)
+            return answer
+
+        monkeypatch.setattr(requests.Session, "request", request)
+        try:
+            start = time.monotonic()
+            sent = send(Tracker(running.uri, tmp_path / "results"), [row()], TABLE)
+            assert time.monotonic() - start < 20
+            assert (sent.waiting, "timed out" in sent.reason) == (1, True)
+            assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "2"
+        finally:
+            os.killpg(running.group, signal.SIGCONT)
