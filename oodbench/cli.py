@@ -75,7 +75,8 @@ def _configure(ctx: click.Context, param: click.Parameter, path: Path | None) ->
 
             value = [f"{k}={v!r}" for k, v in flatten(value).items()]
         elif isinstance(value, list) and not flags[name].multiple:
-            value = ",".join(str(v) for v in value)
+            quote = '"' if name == "ood" else ""  # a path may have a comma
+            value = ",".join(f"{quote}{v}{quote}" for v in value)
         defaults[name] = value
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
 
@@ -87,7 +88,9 @@ def _configure(ctx: click.Context, param: click.Parameter, path: Path | None) ->
     "--ood", default="", help="OOD sets, comma-separated: names, or folder:PATH. Default: the ID set's protocol."
 )
 @click.option("--classes", default="", help="Class names of the ID set: a list's name, or a file with one a line.")
-@click.option("--encoder", default="", help="glyphs, ARCH/TAG, ARCH/TAG@FILE, ARCH@FILE or hf-hub:OWNER/MODEL.")
+@click.option(
+    "--encoder", default="", help="glyphs, ARCH/TAG, ARCH/TAG@FILE, ARCH@FILE, CONFIG.json@FILE or hf-hub:OWNER/MODEL."
+)
 @click.option("--data", type=FOLDER, help="Folder of the datasets. Default: $OODBENCH_DATA, else ./data.")
 @click.option("--set", "settings", multiple=True, help="A hyper-parameter: mcm.temperature=0.01. Repeatable.")
 @click.option("--templates", default="", help="Prompts for every method: a set's name, a file, or 'a photo of a {}'.")
@@ -105,7 +108,7 @@ def _configure(ctx: click.Context, param: click.Parameter, path: Path | None) ->
     "--allow-partial", is_flag=True, help="Run on fewer images than the catalogue counts; stamped in the table."
 )
 @click.option("--strict", is_flag=True, help="Identify images by content instead of name, size and time.")
-@click.option("--on-error", default="stop", help="An image that cannot be read: stop or skip.", show_default=True)
+@click.option("--on-error", default="stop", help="A broken image: stop or skip.", show_default=True)
 @click.option(
     "--at95", default="first", help="FPR95 rule: first, nearest (MCM) or interpolate (CLIPN).", show_default=True
 )
@@ -126,7 +129,7 @@ def run(id_: str, tracking_uri: str | None, dry_run: bool, verbose: bool, **opti
     from oodbench import session
     from oodbench.plan import make_plan
 
-    options["ood"] = tuple(filter(None, (part.strip() for part in options["ood"].split(","))))
+    tracker = session.tracker_of(options["out"], tracking_uri)
     plan = make_plan(session.request_from(id=id_, **options))
     for note in plan.card.notes:
         click.echo(f"note: {note}", err=True)
@@ -143,7 +146,7 @@ def run(id_: str, tracking_uri: str | None, dry_run: bool, verbose: bool, **opti
     _print_tables(outcome.results)
     for name, reason in outcome.left_out:
         click.echo(f"left out: {name}: {reason}", err=True)
-    why = session.record(plan, outcome, "" if tracking_uri == "none" else tracking_uri)
+    why = session.record(tracker, outcome)
     if why:
         click.echo(f"note: {why}", err=True)
     click.echo(f"rows: {plan.request.out / 'runs'}", err=True)

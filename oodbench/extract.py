@@ -7,15 +7,16 @@ same batch boundaries and therefore the same digits.
 
 from __future__ import annotations
 
-import collections
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import contextlib
+from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from oodbench import decode
+from oodbench.decode import Decoded, Reading
 from oodbench.errors import UserError
 from oodbench.images import Listing
 from oodbench.store import Entry, Store
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from oodbench.encoder.openclip import OpenClip
+
+__all__ = ["Decoded", "Embedded", "Reading", "Recipe", "Work", "batches", "extract"]
 
 ENGINE = 1  # raise when extraction gives other numbers than before
 SHARD = 2048  # images, rounded up to whole batches
@@ -36,14 +39,6 @@ class Recipe:
     encoder: str  # identity of the card
     precision: str
     batch_size: int
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How images are read."""
-
-    workers: int
-    on_error: str  # "stop" or "skip"
 
 
 @dataclass(frozen=True)
@@ -107,7 +102,7 @@ def extract(work: Work, encoder: Callable[[], OpenClip], done: Callable[[int], N
         else:
             done(stop - start)
         if entry.facts["skipped"] and work.reading.on_error == "stop":
-            raise _unreadable(listing, *entry.facts["skipped"][0])
+            raise decode.unreadable(listing, *entry.facts["skipped"][0])
         entries.append(entry)
     embedded = Embedded(listing, tuple(entries), tuple(start for start, _ in work.shards()))
     if len(embedded.skipped) == len(listing):
@@ -115,51 +110,9 @@ def extract(work: Work, encoder: Callable[[], OpenClip], done: Callable[[int], N
     return embedded
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """One batch: positions in the list and pixels [b 3 h w] in 0..255; (name, reason) of images that cannot be read."""
-
-    positions: list[int]
-    images: Tensor | None
-    skipped: list[tuple[str, str]]
-
-
-def batches(work: Work, bounds: tuple[int, int], transform: Callable[[Any], Tensor]) -> Iterator[Decoded]:
-    """The images of a part of the list, decoded.
-
-    Threads decode ahead of the model (Pillow works outside the interpreter lock), a bounded number of images.
-    """
-    import torch
-
-    listing, reading, batch = work.listing, work.reading, work.recipe.batch_size
-
-    def read(index: int) -> Tensor | Exception:
-        try:
-            return transform(listing.read(index))
-        except Exception as error:
-            return error
-
-    start, stop = bounds
-    ahead = max(2 * batch, 4 * reading.workers)
-    with ThreadPoolExecutor(reading.workers, thread_name_prefix="decode") as pool:
-        waiting: collections.deque[Future[Tensor | Exception]] = collections.deque()
-        submitted = start
-        for begin in range(start, stop, batch):
-            positions, images, skipped = [], [], []
-            for index in range(begin, min(begin + batch, stop)):
-                while submitted < stop and len(waiting) < ahead:
-                    waiting.append(pool.submit(read, submitted))
-                    submitted += 1
-                image = waiting.popleft().result()
-                if isinstance(image, Exception):
-                    if reading.on_error == "stop":
-                        pool.shutdown(wait=False, cancel_futures=True)
-                        raise _unreadable(listing, listing.names[index], _reason(image)) from image
-                    skipped.append((listing.names[index], _reason(image)))
-                else:
-                    positions.append(index)
-                    images.append(image)
-            yield Decoded(positions, torch.stack(images) if images else None, skipped)
+def batches(work: Work, bounds: tuple[int, int], transform: Callable[[Any], Tensor]) -> Generator[Decoded, None, None]:
+    """The images of a part of the list, decoded in the batches that the model sees."""
+    return decode.batches(work.listing, work.reading, work.recipe.batch_size, bounds, transform)
 
 
 def _encode(work: Work, bounds: tuple[int, int], encoder: OpenClip, done: Callable[[int], None]) -> Entry:
@@ -173,8 +126,9 @@ def _encode(work: Work, bounds: tuple[int, int], encoder: OpenClip, done: Callab
     rows: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = []
     positions: list[int] = []
     skipped: list[tuple[str, str]] = []
-    with torch.no_grad():
-        for batch in batches(work, bounds, transform(encoder.card)):
+    decoded = contextlib.closing(batches(work, bounds, transform(encoder.card)))
+    with torch.no_grad(), decoded as parts:
+        for batch in parts:
             if batch.images is not None:
                 activations = encoder.activations(batch.images.to(encoder.device).float() / 255)
                 embeddings = encoder.project(activations)
@@ -200,15 +154,3 @@ def _encode(work: Work, bounds: tuple[int, int], encoder: OpenClip, done: Callab
         "device": str(encoder.device),
     }
     return work.store.write("embeddings", work.inputs(*bounds), arrays, facts)
-
-
-def _unreadable(listing: Listing, name: str, reason: str) -> UserError:
-    return UserError(
-        f"dataset '{listing.dataset.name}': image {listing.folder / name} cannot be read ({reason}); "
-        "mend or remove it, or go on without such images with --on-error skip"
-    )
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from oodbench.catalogue import Dataset
 from oodbench.errors import UserError
-from oodbench.store import Store, digest
+from oodbench.store import Store, digest, file_digest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -63,8 +63,9 @@ class Listing:
 
             split, _, number = self.names[index].partition("/")
             return Image.fromarray(render.image(split, int(number.partition("-")[0])))
-        image = Image.open(self.folder / self.names[index])
-        image.load()
+        with (self.folder / self.names[index]).open("rb") as file:
+            image = Image.open(file)
+            image.load()
         return image
 
     def select(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> Listing:
@@ -93,20 +94,28 @@ class Listing:
         return self.select(np.sort(np.random.default_rng(seed).choice(len(self), n, replace=False)))
 
 
-def listing(dataset: Dataset, data: Path, *, labelled: bool, strict: bool, store: Store) -> Listing:
+def listing(
+    dataset: Dataset, data: Path, *, labelled: bool, strict: bool, store: Store, limit: int | None = None
+) -> Listing:
     """List a dataset. UserError when its folder is missing or empty, or (labelled) has no class folders.
 
     labelled  an ID set: sorted folders are the labels. Otherwise every image below the folder is taken.
     strict    prints are sha256 of the content instead of size and modification time
+    limit     see Listing.limit
     """
     if dataset.loader == "glyphs":
-        return _glyphs(dataset, store)
+        return _glyphs(dataset, store).limit(limit)
     folder = dataset.folder(data)
     if not folder.is_dir():
         where = f"$OODBENCH_DATA/{dataset.path} ({folder})" if dataset.declared else str(folder)
         hint = f"\n  {dataset.obtain}; give its parent with --data" if dataset.obtain else ""
         raise UserError(f"dataset '{dataset.name}' was not found at {where}{hint}")
-    files = sorted(_walk(folder, ""))
+    try:
+        files = sorted(_walk(folder, "", ()))
+    except OSError as error:
+        raise UserError(
+            f"dataset '{dataset.name}': {error.filename or folder} cannot be read: {error.strerror}"
+        ) from error
     if not files:
         raise UserError(f"dataset '{dataset.name}': {folder} holds no images ({', '.join(sorted(EXTENSIONS))})")
     labels = np.full(len(files), -1)
@@ -121,26 +130,38 @@ def listing(dataset: Dataset, data: Path, *, labelled: bool, strict: bool, store
         folders = tuple(sorted(set(tops)))
         index = {name: i for i, name in enumerate(folders)}
         labels = np.array([index[top] for top in tops])
-    prints = tuple(_content(folder / name) if strict else f"{stat.st_size}:{stat.st_mtime_ns}" for name, stat in files)
-    return Listing(dataset, folder, tuple(n for n, _ in files), prints, labels, folders, len(files))
+    names, prints = (tuple(column) for column in zip(*files, strict=True))
+    found = Listing(dataset, folder, names, prints, labels, folders, len(files)).limit(limit)
+    return replace(found, prints=_contents(dataset, folder, found.names)) if strict else found
 
 
-def _walk(folder: Path, prefix: str) -> list[tuple[str, os.stat_result]]:
-    found: list[tuple[str, os.stat_result]] = []
+def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> list[tuple[str, str]]:
+    """(name, size and time) of every image. `above`: the folders on the way here, so that a link to one is left out."""
+    stat = folder.stat()
+    here = (stat.st_dev, stat.st_ino)
+    if here in above:
+        return []
+    found: list[tuple[str, str]] = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                found += _walk(Path(entry.path), f"{prefix}{entry.name}/")
-            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
-                found.append((prefix + entry.name, entry.stat()))
+                found += _walk(Path(entry.path), f"{prefix}{entry.name}/", (*above, here))
+            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and (entry.is_file() or entry.is_symlink()):
+                stat = entry.stat()  # raises for a link to nothing
+                found.append((prefix + entry.name, f"{stat.st_size}:{stat.st_mtime_ns}"))
     return found
 
 
-def _content(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _contents(dataset: Dataset, folder: Path, names: Sequence[str]) -> tuple[str, ...]:
+    from concurrent.futures import ThreadPoolExecutor
+
+    try:
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:  # hashing lets go of the interpreter lock
+            return tuple(pool.map(lambda name: file_digest(folder / name), names))
+    except OSError as error:
+        raise UserError(f"dataset '{dataset.name}': {error.filename} cannot be read: {error.strerror}") from error
 
 
 def _glyphs(dataset: Dataset, store: Store) -> Listing:

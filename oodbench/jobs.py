@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from oodbench import prompts, registry
-from oodbench.errors import UserError, did_you_mean
+from oodbench.errors import UserError, did_you_mean, raise_all
 from oodbench.prompts import Lines
-from oodbench.registry import MethodInfo
 from oodbench.request import RunRequest
+from oodbench.source import MethodInfo
 from oodbench.values import Choice, label, parse_choices, parse_setting
 
 
@@ -38,39 +39,35 @@ def make_jobs(request: RunRequest) -> Jobs:
     """Every method of the request, once per variant. Raises UserError with all that is wrong."""
     known = registry.methods(request.plugins)
     everything = request.methods.strip() == "all"
-    choices = parse_choices(",".join(known) if everything else request.methods)
+    choices = [Choice(name, {}) for name in known] if everything else parse_choices(request.methods)
     problems: list[str] = []
     left_out: list[tuple[str, str]] = []
     settings = _settings(request, known, choices, problems)
     jobs: dict[str, Job] = {}
     for choice in choices:
         info = known.get(choice.name)
-        if info is None:
+        if info is None and choice.name == "all":
+            problems.append(f"'all' stands alone: --methods all, not {request.methods}")
+        elif info is None:
             problems.append(f"no method '{choice.name}'{did_you_mean(choice.name, known)}")
         elif info.problem and everything:
             left_out.append((info.name, info.problem))
         elif info.problem:
             problems.append(f"method '{info.name}' ({info.path}): {info.problem}")
         else:
-            overrides = {**settings.get(info.name, {}), **choice.overrides}
-            wrong = registry.check_parameters(info, overrides)
-            problems += wrong
             try:
-                job = None if wrong else _job(info, overrides, request.templates)
+                job = _job(info, {**settings.get(info.name, {}), **choice.overrides}, request.templates)
+                jobs.setdefault(job.label, job)  # the same variant twice is one row
             except UserError as error:
                 problems.append(str(error))
-                continue
-            if job:
-                jobs[job.label] = job
     if not jobs and not problems:
         problems.append("no method can run: " + "; ".join(f"{name}: {reason}" for name, reason in left_out))
-    if problems:
-        raise UserError("\n".join(dict.fromkeys(problems)))
+    raise_all(problems)
     return Jobs(tuple(jobs.values()), tuple(left_out))
 
 
 def _settings(
-    request: RunRequest, known: dict[str, MethodInfo], choices: list[Choice], problems: list[str]
+    request: RunRequest, known: Mapping[str, MethodInfo], choices: Sequence[Choice], problems: list[str]
 ) -> dict[str, dict[str, Any]]:
     """--set, by method."""
     settings: dict[str, dict[str, Any]] = {}
@@ -88,14 +85,9 @@ def _settings(
     return settings
 
 
-def _job(info: MethodInfo, overrides: dict[str, Any], templates: str) -> Job:
-    parameters = {**info.defaults(), **overrides}
-    for parameter in info.parameters:  # 1 and 1.0 are one value, one key
-        value = parameters[parameter.name]
-        if isinstance(value, int) and not isinstance(value, bool) and "float" in parameter.kind:
-            parameters[parameter.name] = float(value)
-    if "templates" not in parameters:
-        return Job(info, parameters, None)
-    if templates and "templates" not in overrides:
+def _job(info: MethodInfo, overrides: Mapping[str, Any], templates: str) -> Job:
+    parameters = registry.parameters(info, overrides)
+    if templates and "templates" in parameters and "templates" not in overrides:
         parameters["templates"] = templates
-    return Job(info, parameters, prompts.templates(parameters["templates"]))
+    named = parameters.get("templates")
+    return Job(info, parameters, prompts.templates(named) if isinstance(named, str) else None)

@@ -9,8 +9,9 @@ from pathlib import Path
 from oodbench import catalogue
 from oodbench.catalogue import Benchmark, Dataset
 from oodbench.errors import UserError
-from oodbench.registry import MethodInfo
+from oodbench.source import MethodInfo
 from oodbench.store import Store
+from oodbench.values import written
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -19,7 +20,7 @@ def methods(known: Iterable[MethodInfo]) -> str:
     """One line per method: name, what it is, needs, hyper-parameters, status."""
     rows = []
     for info in known:
-        parameters = " ".join(f"{p.name}={_plain(p.default)}" for p in info.parameters)
+        parameters = " ".join(f"{p.name}={written(p.default)}" for p in info.parameters)
         status = info.problem or ("ready" if info.origin == "built-in" else f"ready ({info.origin})")
         rows.append((info.name, info.title, " ".join(n.lower() for n in info.needs), parameters, info.citation, status))
     return _table(("method", "title", "needs", "hyper-parameters", "paper", "status"), rows)
@@ -30,7 +31,7 @@ def method(info: MethodInfo) -> str:
     if info.problem:
         raise UserError(f"method '{info.name}' ({info.path}): {info.problem}")
     lines = [
-        f"{info.name}: {info.title} ({info.citation})",
+        f"{info.name}: {info.title}" + (f" ({info.citation})" if info.citation else ""),
         "",
         info.summary,
         *(["", info.details] if info.details else []),
@@ -41,7 +42,7 @@ def method(info: MethodInfo) -> str:
         "",
         "hyper-parameters (--set " + info.name + ".NAME=VALUE)",
     ]
-    lines += [f"  {p.name}: {p.kind} = {_plain(p.default)}" for p in info.parameters] or ["  none"]
+    lines += [f"  {p.name}: {p.kind} = {written(p.default)}" for p in info.parameters] or ["  none"]
     return "\n".join(lines)
 
 
@@ -64,7 +65,7 @@ def dataset(one: Dataset, data: Path) -> str:
         "title": one.title,
         "aliases": ", ".join(one.aliases),
         "loader": one.loader,
-        "path": "" if one.loader == "glyphs" else f"$OODBENCH_DATA/{one.path}",
+        "path": "" if one.loader == "glyphs" else f"$OODBENCH_DATA/{one.path}" if one.declared else one.path,
         "classes": one.classes,
         "images": f"{one.count:,}" if one.count else "",
         "train": one.train,
@@ -81,7 +82,10 @@ def dataset(one: Dataset, data: Path) -> str:
 def benchmark(one: Benchmark, data: Path) -> str:
     """One benchmark in full."""
     known = catalogue.datasets()
-    lines = [f"{one.name}: {one.title} ({one.cite})", f"  ID   {one.id}: {_status(known[one.id], data)}"]
+    lines = [
+        f"{one.name}: {one.title}" + (f" ({one.cite})" if one.cite else ""),
+        f"  ID   {one.id}: {_status(known[one.id], data)}",
+    ]
     lines += [f"  {group or 'OOD':5}{name}: {_status(known[name], data)}" for name, group in one.sets()]
     return "\n".join(lines)
 
@@ -118,10 +122,6 @@ def _status(one: Dataset, data: Path) -> str:
     if one.loader == "glyphs":
         return "embedded"
     return "found" if one.folder(data).is_dir() else "not found"
-
-
-def _plain(value: object) -> str:
-    return repr(value) if isinstance(value, str) and " " in value else str(value)
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

@@ -1,8 +1,10 @@
-"""Where the shipped declarations lie: beside the package in a wheel, one level up in a checkout."""
+"""Where the shipped declarations lie: beside the package in a wheel, one level up in a checkout. And `~`."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from oodbench.errors import UserError
 
 
 def declarations() -> Path:
@@ -12,3 +14,11 @@ def declarations() -> Path:
         if (folder / "benchmarks").is_dir():
             return folder
     raise FileNotFoundError(f"oodbench was installed without its datasets folder, looked for beside {here}")
+
+
+def expand(path: Path | str) -> Path:
+    """A path of the user's with `~` read as the home folder; UserError when there is no such home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"cannot read the path {path}: {error}") from error

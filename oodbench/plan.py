@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from oodbench import catalogue, prompts
-from oodbench.catalogue import Benchmark, Dataset
+from oodbench import catalogue, sets
+from oodbench.catalogue import Benchmark
 from oodbench.encoder.card import EMBEDDED, EncoderCard, parse_encoder
 from oodbench.encoder.resolve import Resolved, resolve
 from oodbench.errors import UserError, raise_all
 from oodbench.extract import Reading, Recipe, Work
-from oodbench.images import CALIBRATION_LIMIT, Listing, listing
+from oodbench.images import CALIBRATION_LIMIT, Listing
 from oodbench.jobs import Job, Jobs, make_jobs
+from oodbench.paths import expand
 from oodbench.prompts import Lines
 from oodbench.request import RunRequest, check_options
 from oodbench.store import Store, default_root
@@ -67,7 +68,8 @@ class Plan:
 
 def make_plan(request: RunRequest) -> Plan:
     """Check a request and plan it. Raises UserError with every problem that was found."""
-    store = Store(request.store or default_root())
+    request = dataclasses.replace(request, out=expand(request.out))
+    store = Store(expand(request.store or default_root()))
     collected: list[str] = []
 
     def attempt(step: Callable[..., T], *arguments: Any) -> T | None:
@@ -81,26 +83,31 @@ def make_plan(request: RunRequest) -> Plan:
     jobs = attempt(make_jobs, request)
     benchmark = attempt(catalogue.benchmark, request.id, request.ood)
     spec = attempt(parse_encoder, request.encoder or (benchmark.encoder if benchmark else "") or EMBEDDED)
-    id_set = classes = None
+    id_set = classes = calibration = None
     ood: list[OodSet] = []
     if benchmark:
-        attempt(_check_benchmark, benchmark, request)
-        id_dataset = attempt(catalogue.dataset, benchmark.id, request.classes)
-        id_set = attempt(_listed, id_dataset, request, True, store) if id_dataset else None
-        classes = attempt(_classes, id_set) if id_set else None
-        for name, group in benchmark.sets():
-            dataset = attempt(catalogue.dataset, name)
-            listed = attempt(_listed, dataset, request, False, store) if dataset else None
+        attempt(sets.check_benchmark, benchmark, request)
+        # --strict hashes every image, and glyphs are drawn to be listed: not while there is something to report.
+        reading = dataclasses.replace(request, strict=request.strict and not collected)
+        all_sets = sets.datasets(benchmark, request.classes)
+        id_dataset, *ood_datasets = (
+            d if d.loader != "glyphs" or d.classes or not collected else None for d in all_sets
+        )
+        id_set = attempt(sets.listed, id_dataset, reading, True, store) if id_dataset else None
+        classes = attempt(sets.class_names, id_set) if id_set else None
+        for dataset, (_, group) in zip(ood_datasets, benchmark.sets(), strict=True):
+            listed = attempt(sets.listed, dataset, reading, False, store) if dataset else None
             if listed:
                 ood.append(OodSet(listed, group))
         if id_set:
-            attempt(_check_folders, id_set, ood)
+            attempt(sets.check_folders, id_set, [one.listing for one in ood])
+        if id_set and jobs:
+            calibration, jobs = attempt(_calibration, benchmark, id_set, reading, store, jobs) or (None, jobs)
     raise_all(collected)  # before the encoder: reading a checkpoint takes seconds
     assert jobs and benchmark and spec and id_set and classes
     resolved = resolve(spec, request.resize, store)
-    calibration, jobs = _calibration(benchmark, id_set, request, store, jobs)
     return Plan(
-        request=dataclasses.replace(request, out=request.out.expanduser()),
+        request=request,
         benchmark=benchmark,
         encoder=resolved,
         classes=classes,
@@ -113,62 +120,6 @@ def make_plan(request: RunRequest) -> Plan:
     )
 
 
-def _check_benchmark(benchmark: Benchmark, request: RunRequest) -> None:
-    names = [name for name, _ in benchmark.sets()]
-    problems = []
-    if not names:
-        problems.append(f"benchmark '{benchmark.name}' has no OOD set; name some with --ood")
-    if benchmark.id in names:
-        problems.append(f"'{benchmark.id}' is both the ID set and an OOD set")
-    if not (request.encoder or benchmark.encoder):
-        problems.append(f"benchmark '{benchmark.name}' needs an encoder; name one, e.g. --encoder ViT-B-16/openai")
-    raise_all(problems)
-
-
-def _listed(dataset: Dataset, request: RunRequest, labelled: bool, store: Store) -> Listing:
-    data = catalogue.data_root(request.data)
-    whole = listing(dataset, data, labelled=labelled, strict=request.strict, store=store)
-    if (
-        dataset.count is not None
-        and len(whole) != dataset.count
-        and not request.allow_partial
-        and request.limit is None
-    ):
-        raise UserError(
-            f"dataset '{dataset.name}': {whole.folder} holds {len(whole)} of {dataset.count} images; "
-            "complete it, or run on what is there with --allow-partial"
-        )
-    return whole.limit(request.limit)
-
-
-def _classes(id_set: Listing) -> Lines:
-    """The class names of an ID set: a list as long as its class folders, or the folders' own names."""
-    named = id_set.dataset.classes
-    if not named:
-        return Lines("folders", tuple(folder.replace("_", " ") for folder in id_set.folders))
-    lines = prompts.class_names(named)
-    if len(lines.lines) != len(id_set.folders):
-        raise UserError(
-            f"dataset '{id_set.dataset.name}': class list '{named}' has {len(lines.lines)} names, "
-            f"{id_set.folder} has {len(id_set.folders)} class folders"
-        )
-    return lines
-
-
-def _check_folders(id_set: Listing, ood: Sequence[OodSet]) -> None:
-    """ID and OOD under two names, or one inside the other, would share images."""
-    if id_set.dataset.loader == "glyphs":
-        return
-    home = id_set.folder.resolve()
-    for one in ood:
-        other = one.listing.folder.resolve()
-        if one.listing.dataset.loader != "glyphs" and (other == home or other in home.parents or home in other.parents):
-            raise UserError(
-                f"'{id_set.dataset.name}' and '{one.listing.dataset.name}' share images: {other} is, holds or lies in "
-                f"{home}; ID and OOD must differ"
-            )
-
-
 def _calibration(
     benchmark: Benchmark, id_set: Listing, request: RunRequest, store: Store, jobs: Jobs
 ) -> tuple[Listing | None, Jobs]:
@@ -179,12 +130,15 @@ def _calibration(
     name = benchmark.calibration or id_set.dataset.train
     try:
         if not name:
-            raise UserError(f"'{id_set.dataset.name}' has no training split to calibrate on")
-        found = _listed(catalogue.dataset(name), dataclasses.replace(request, allow_partial=True), True, store)
+            able = ", ".join(d.name for d in catalogue.datasets().values() if d.train)
+            raise UserError(f"'{id_set.dataset.name}' has no training split in the catalogue; sets that do: {able}")
+        found = sets.listed(catalogue.dataset(name), dataclasses.replace(request, allow_partial=True), True, store)
         return found.sample(CALIBRATION_LIMIT, request.seed), jobs
     except UserError as error:
-        reason = str(error)
+        reason = f"calibrates on ID training images: {error}"
     if request.methods.strip() != "all":
-        raise UserError("\n".join(f"{job.label} calibrates on ID training images: {reason}" for job in asking))
+        raise UserError("\n".join(f"{job.label} {reason}" for job in asking))
     rest = tuple(job for job in jobs.jobs if job not in asking)
+    if not rest:
+        raise UserError(f"no method can run: {'; '.join(job.label for job in asking)} {reason}")
     return None, Jobs(rest, (*jobs.left_out, *((job.label, reason) for job in asking)))

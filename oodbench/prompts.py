@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 from oodbench.errors import UserError, did_you_mean
-from oodbench.paths import declarations
+from oodbench.paths import declarations, expand
 from oodbench.store import digest
 
 
@@ -28,23 +28,26 @@ class Lines:
         return {"name": self.name, "count": len(self.lines), "digest": self.digest}
 
     def duplicates(self) -> list[str]:
+        """Texts that occur more than once, in order."""
         return [line for line, n in Counter(self.lines).items() if n > 1]
 
 
 def templates(name: str) -> Lines:
     """Prompt templates: a set's name, a file with one template a line, or a single template with `{}` in it."""
     if "{}" in name:
-        return Lines(name, (name,))
-    lines = _lines(name, "prompts", "prompt set")
-    without = [line for line in lines.lines if line.count("{}") != 1]
-    if without:
-        raise UserError(f"prompt set '{name}': template {without[0]!r} must contain {{}} once, for the class name")
+        lines = Lines(name, (name,))
+    else:
+        lines = _lines(name, "prompts", "prompt set", ", nor a template with {} in it")
+    wrong = [line for line in lines.lines if line.count("{}") != 1]
+    if wrong:
+        where = "" if "{}" in name else f"prompt set '{name}': "
+        raise UserError(f"{where}template {wrong[0]!r} must contain {{}} once, for the class name")
     return lines
 
 
 def class_names(name: str) -> Lines:
     """Class names in label order: a shipped list's name, or a file with one name a line. Duplicates are kept."""
-    return _lines(name, "classes", "class list")
+    return _lines(name, "classes", "class list", "")
 
 
 def names(kind: str) -> list[str]:
@@ -52,16 +55,16 @@ def names(kind: str) -> list[str]:
     return sorted(path.stem for path in (declarations() / kind).glob("*.txt"))
 
 
-def _lines(name: str, kind: str, what: str) -> Lines:
-    shipped = declarations() / kind / f"{name}.txt"
-    path = shipped if "/" not in name and shipped.is_file() else Path(name).expanduser()
-    if not path.is_file():
-        raise UserError(f"no {what} '{name}', neither shipped nor a file{did_you_mean(name, names(kind))}")
+def _lines(name: str, kind: str, what: str, alternative: str) -> Lines:
+    """The lines of a shipped list or of a file, stripped, without empty ones and those that begin with #."""
+    path = declarations() / kind / f"{name}.txt" if name in names(kind) else expand(name)
+    if not os.path.isfile(path):  # pathlib's raises when the name is too long for one
+        raise UserError(f"no {what} '{name}', neither shipped nor a file{alternative}{did_you_mean(name, names(kind))}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {what} {path}: {error}") from error
-    lines = tuple(line for line in text.splitlines() if line.strip() and not line.startswith("#"))
+    lines = tuple(line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#"))
     if not lines:
         raise UserError(f"{what} {path} is empty")
-    return Lines(name if path == shipped else path.name, lines)
+    return Lines(name if name in names(kind) else path.name, lines)

@@ -8,6 +8,7 @@ from pathlib import Path
 from oodbench import metrics
 from oodbench.encoder.card import RESIZE_FILTERS
 from oodbench.errors import did_you_mean, raise_all
+from oodbench.paths import expand
 from oodbench.store import default_root
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -58,6 +59,7 @@ def check_options(request: RunRequest) -> None:
         ("--batch-size", request.batch_size, 1),
         ("--workers", request.workers, 0),
         ("--limit", request.limit if request.limit is not None else 1, 1),
+        ("--seed", request.seed, 0),
     ):
         if number < least:
             problems.append(f"{name} must be at least {least}, not {number}")
@@ -65,7 +67,7 @@ def check_options(request: RunRequest) -> None:
         ("results folder", request.out, "--out"),
         ("store", request.store or default_root(), "--store or $OODBENCH_STORE"),
     ):
-        if not _writable(folder.expanduser()):
+        if not _writable(expand(folder)):
             problems.append(f"the {what} {folder} cannot be written; name another with {flag}")
     raise_all(problems)
 

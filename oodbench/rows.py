@@ -88,8 +88,8 @@ def _write_scores(path: Path, plan: Plan, entries: Mapping[str, Entry]) -> None:
     for listing in plan.listings:
         entry = entries[listing.dataset.name]
         positions = np.array(entry.array("positions"))
-        columns["dataset"] += [listing.dataset.name] * len(positions)
-        columns["name"] += [listing.names[i] for i in positions]
+        columns["dataset"] += [_text(listing.dataset.name)] * len(positions)
+        columns["name"] += [_text(listing.names[i]) for i in positions]
         columns["label"] += listing.labels[positions].tolist()
         columns["score"] += entry.array("scores").tolist()
         predicted = entry.array("predictions").tolist() if "predictions" in entry.names else [-1] * len(positions)
@@ -99,3 +99,8 @@ def _write_scores(path: Path, plan: Plan, entries: Mapping[str, Entry]) -> None:
     table = pa.table({**columns, "dataset": pa.array(columns["dataset"]).dictionary_encode()})
     parquet.write_table(table, temporary)
     temporary.replace(path)
+
+
+def _text(name: str) -> str:
+    """A file name as text: bytes that are not UTF-8, which parquet refuses, become escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()

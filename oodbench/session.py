@@ -6,12 +6,16 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from oodbench.errors import UserError, did_you_mean
-from oodbench.plan import Plan, make_plan
+from oodbench.plan import make_plan
 from oodbench.request import RunRequest
 from oodbench.runner import Outcome, Watch, run
+from oodbench.values import parse_names
+
+if TYPE_CHECKING:
+    from oodbench.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +32,7 @@ def request_from(**options: Any) -> RunRequest:
         if isinstance(options.get(name), str):
             options[name] = Path(options[name])
     if isinstance(options.get("ood"), str):
-        options["ood"] = options["ood"].split(",")
+        options["ood"] = parse_names(options["ood"])
     if isinstance(options.get("methods"), Sequence) and not isinstance(options["methods"], str):
         options["methods"] = ",".join(options["methods"])
     if isinstance(options.get("settings"), dict):
@@ -40,23 +44,30 @@ def request_from(**options: Any) -> RunRequest:
 
 
 def carry_out(request: RunRequest, *, tracking_uri: str | None = None, watch: Watch | None = None) -> Outcome:
-    """Plan, run and record. `tracking_uri` None: the sqlite file beside the rows; "": no MLflow."""
-    plan = make_plan(request)
-    outcome = run(plan, watch)
-    record(plan, outcome, tracking_uri)
+    """Plan, run and record. `tracking_uri` None: the sqlite file beside the rows; "" or "none": no MLflow."""
+    tracker = tracker_of(request.out, tracking_uri)
+    outcome = run(make_plan(request), watch)
+    why = record(tracker, outcome)
+    if why:
+        log.warning("%s", why)
     return outcome
 
 
-def record(plan: Plan, outcome: Outcome, tracking_uri: str | None) -> str:
+def tracker_of(results: Path, tracking_uri: str | None) -> Tracker | None:
+    """Where rows are sent. UserError when the URI is none: to be known before hours of work, not after."""
+    if tracking_uri in ("", "none"):
+        return None
+    from oodbench import tracking
+
+    results = results.expanduser()
+    return tracking.Tracker(tracking_uri or tracking.default_uri(results), results)
+
+
+def record(tracker: Tracker | None, outcome: Outcome) -> str:
     """Send the rows to MLflow; why some wait, or "". Never fails a run: the rows are on disk."""
-    if tracking_uri == "" or not outcome.results:
+    if tracker is None or not outcome.results:
         return ""
     from oodbench import report, tracking
 
-    results = plan.request.out
-    tracker = tracking.Tracker(tracking_uri or tracking.default_uri(results), results)
     table = "\n".join(report.markdown(table) for table in report.tables(outcome.results))
-    sent = tracking.send(tracker, outcome.results, table)
-    if sent.waiting:
-        log.warning("%d rows wait to be sent: %s", sent.waiting, sent.reason)
-    return sent.reason
+    return tracking.send(tracker, outcome.results, table).reason

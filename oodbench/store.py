@@ -2,30 +2,44 @@
 
 Layout: <root>/<kind>/<first two of key>/<key>/{entry.json, *.npy}. The key is the sha256 of `inputs`: everything
 the content depends on. An entry is written under a temporary name, fsynced, and renamed; entry.json holds length and
-sha256 of every array, so a truncated or changed file is found and the entry is made again.
+sha256 of every array and its own digest, so a truncated or changed file is found and the entry is made again.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import logging
 import os
 import shutil
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from oodbench.entry import (
+    DAMAGE,
+    Array,
+    Entry,
+    beside,
+    digest,
+    entry,
+    file_digest,
+    fill,
+    is_entry,
+    is_leftover,
+    last_use,
+    place,
+    remove,
+    verified,
+)
 from oodbench.errors import UserError
 
+__all__ = ["Array", "Entry", "Listed", "Store", "default_root", "digest", "file_digest"]
+
 log = logging.getLogger(__name__)
-Array = npt.NDArray[Any]
+_DAY = 86_400.0  # seconds
 
 
 def default_root() -> Path:
@@ -34,33 +48,6 @@ def default_root() -> Path:
         return Path(chosen).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "oodbench"
-
-
-def digest(value: Any) -> str:
-    """sha256 of plain data (numbers, strings, lists, mappings): the same on every machine."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A verified entry: `facts` are its small outputs, `inputs` what the key was made of."""
-
-    key: str
-    path: Path
-    inputs: dict[str, Any]
-    facts: dict[str, Any]
-    names: tuple[str, ...]
-
-    def array(self, name: str) -> Array:
-        """One of its arrays, mapped from disk, not read."""
-        array: Array = np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        return array
 
 
 @dataclass(frozen=True)
@@ -79,7 +66,7 @@ class Store:
     """Entries below one folder, shared by any number of processes."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root = root.expanduser()
 
     def key(self, kind: str, inputs: Mapping[str, Any]) -> str:
         return digest({"kind": kind, **inputs})
@@ -92,108 +79,84 @@ class Store:
         key = self.key(kind, inputs)
         path = self.path(kind, key)
         try:
-            head = json.loads((path / "entry.json").read_text(encoding="utf-8"))
-            for name, expected in head["arrays"].items():
-                file = path / f"{name}.npy"
-                if file.stat().st_size != expected["bytes"] or file_digest(file) != expected["sha256"]:
-                    raise ValueError(f"{file.name} is not what was written")
+            found = verified(path, key)
+        except DAMAGE as error:
+            if os.path.lexists(path):
+                log.warning("store entry %s/%s is damaged (%s) and will be made again", kind, key[:12], error)
+            return None
+        with contextlib.suppress(OSError):  # a store that this user may only read
             os.utime(path / "entry.json")  # the last use, for gc
-            return Entry(key, path, head["inputs"], head["facts"], tuple(head["arrays"]))
-        except (FileNotFoundError, NotADirectoryError):
-            if path.exists():
-                log.warning("store entry %s/%s is incomplete and will be made again", kind, key[:12])
-            return None
-        except PermissionError:  # another user's store, readable but not touchable: utime failed
-            return Entry(key, path, head["inputs"], head["facts"], tuple(head["arrays"]))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            log.warning("store entry %s/%s is damaged (%s) and will be made again", kind, key[:12], error)
-            return None
+        return found
 
     def has(self, kind: str, inputs: Mapping[str, Any]) -> bool:
         """Whether an entry is there, not verified: for plans."""
-        return (self.path(kind, self.key(kind, inputs)) / "entry.json").is_file()
+        return os.path.isfile(self.path(kind, self.key(kind, inputs)) / "entry.json")
 
     def write(
         self, kind: str, inputs: Mapping[str, Any], arrays: Mapping[str, Array], facts: Mapping[str, Any]
     ) -> Entry:
-        """Write an entry. Another process that wrote the same first wins; a damaged one is replaced."""
-        key = self.key(kind, inputs)
-        path = self.path(kind, key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{key[:12]}-", suffix=".tmp", dir=path.parent))
+        """Write an entry. Another process that wrote the same first wins; a damaged one is replaced.
+
+        UserError when the disk is full or the folder may not be written.
+        """
+        path = self.path(kind, self.key(kind, inputs))
+        temporary = beside(path)
         try:
-            head: dict[str, Any] = {"kind": kind, "inputs": dict(inputs), "facts": dict(facts), "arrays": {}}
-            for name, array in arrays.items():
-                file = temporary / f"{name}.npy"
-                with file.open("wb") as out:
-                    np.save(out, np.ascontiguousarray(array), allow_pickle=False)
-                    out.flush()
-                    os.fsync(out.fileno())
-                head["arrays"][name] = {"bytes": file.stat().st_size, "sha256": file_digest(file)}
-            with (temporary / "entry.json").open("w", encoding="utf-8") as out:
-                json.dump(head, out, sort_keys=True)
-                out.flush()
-                os.fsync(out.fileno())
-            temporary.chmod(0o755)
-            self._move_into_place(temporary, path, kind, inputs)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir()
+            head = fill(temporary, {"kind": kind, "inputs": dict(inputs), "facts": dict(facts)}, arrays)
+            return place(temporary, path) or entry(path, head)
+        except OSError as error:
+            raise UserError(
+                f"the store {self.root} cannot be written ({error.strerror or error}); "
+                "make room with oodbench store gc, or name another folder with --store"
+            ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        return Entry(key, path, dict(inputs), dict(facts), tuple(arrays))
-
-    def _move_into_place(self, temporary: Path, path: Path, kind: str, inputs: Mapping[str, Any]) -> None:
-        for _ in range(10):
-            try:
-                temporary.rename(path)
-                return
-            except OSError:  # there is one already
-                if self.find(kind, inputs) is not None:
-                    return
-                grave = Path(tempfile.mkdtemp(prefix=".damaged-", suffix=".tmp", dir=path.parent))
-                try:
-                    path.rename(grave / "entry")
-                except FileNotFoundError:
-                    pass  # the other process removed it first
-                shutil.rmtree(grave, ignore_errors=True)
-        raise UserError(f"cannot write the store entry {path}")
 
     def forget(self, kind: str, inputs: Mapping[str, Any]) -> None:
         """Remove an entry whose content no longer holds."""
-        shutil.rmtree(self.path(kind, self.key(kind, inputs)), ignore_errors=True)
+        remove(self.path(kind, self.key(kind, inputs)))
 
     def entries(self) -> Iterator[Listed]:
         """Every complete entry, in path order; not verified."""
-        for head_path in sorted(self.root.glob("*/??/*/entry.json")):
-            folder = head_path.parent
-            if folder.name.startswith("."):
+        for folder in sorted(self.root.glob("*/??/*")):
+            if not is_entry(folder):
                 continue
             try:
-                head = json.loads(head_path.read_text(encoding="utf-8"))
+                head = json.loads((folder / "entry.json").read_text(encoding="utf-8"))
                 size = sum(file.stat().st_size for file in folder.iterdir())
-                used = head_path.stat().st_mtime
-            except (OSError, ValueError):
-                continue  # removed or damaged meanwhile; gc sweeps damaged ones by age
-            yield Listed(head["kind"], folder.name, folder, size, used, head["inputs"])
+                used = (folder / "entry.json").stat().st_mtime
+                listed = Listed(head["kind"], folder.name, folder, size, used, head["inputs"])
+            except DAMAGE:
+                continue  # removed meanwhile, or damaged: gc sweeps those by age
+            yield listed
 
     def collect(
         self, max_bytes: int | None = None, unused_days: float | None = None, *, dry: bool = False
     ) -> list[Listed]:
         """Remove what has not been used for `unused_days`, then the least recently used until `max_bytes` remain.
 
-        Also sweeps temporary folders older than a day, which killed processes left behind. Returns what was removed.
+        Also sweeps what killed processes left behind more than a day ago. Returns the entries that were removed.
         """
         now = time.time()
-        kept = sorted(self.entries(), key=lambda entry: entry.used)
-        gone = [e for e in kept if unused_days is not None and now - e.used > unused_days * 86_400]
-        kept = kept[len(gone) :]  # sorted by use: the unused ones lead
+        whole = sorted(self.entries(), key=lambda e: e.used)
+        gone = [e for e in whole if unused_days is not None and now - e.used > unused_days * _DAY]
+        kept = whole[len(gone) :]  # sorted by use: the unused ones lead
         total = sum(e.bytes for e in kept)
         while max_bytes is not None and kept and total > max_bytes:
             total -= kept[0].bytes
             gone.append(kept.pop(0))
         if not dry:
-            for entry in gone:
-                (entry.path / "entry.json").unlink(missing_ok=True)  # first, so that nobody takes a half-removed entry
-                shutil.rmtree(entry.path, ignore_errors=True)
-            for stale in self.root.glob("*/??/.*.tmp"):
-                if now - stale.stat().st_mtime > 86_400:
-                    shutil.rmtree(stale, ignore_errors=True)
+            # One that another run used meanwhile stays.
+            gone = [e for e in gone if last_use(e.path) == e.used and remove(e.path)]
+            self._sweep({e.path for e in whole}, now - _DAY)
         return gone
+
+    def _sweep(self, whole: Collection[Path], before: float) -> None:
+        """Remove temporary folders and damaged entries that nothing has touched since `before`."""
+        for folder in self.root.glob("*/??/*"):
+            ours = is_leftover(folder) or is_entry(folder)
+            with contextlib.suppress(OSError):
+                if ours and folder not in whole and folder.stat().st_mtime < before:
+                    remove(folder)

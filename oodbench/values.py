@@ -1,12 +1,18 @@
-"""Values as users write them: `mcm.temperature=0.01`, `energy[scale=1]`, TOML; read, and compared with a type."""
+"""Values as users write them: `mcm.temperature=0.01`, `energy[scale=1]`, TOML; read, and made to fit a type."""
 
 from __future__ import annotations
 
 import ast
+import csv
 from dataclasses import dataclass
 from typing import Any
 
-from oodbench.errors import UserError
+from oodbench.errors import UserError, raise_all
+
+_PLAIN = {"true": True, "false": False, "none": None}
+_TYPES = {"None": type(None), "bool": bool, "int": int, "float": float, "str": str}
+_CLOSING = {"[": "]", "(": ")", "{": "}"}
+_RECIPE = "write name[parameter=value,...]"
 
 
 @dataclass(frozen=True)
@@ -15,56 +21,6 @@ class Choice:
 
     name: str
     overrides: dict[str, Any]
-
-
-def parse_value(text: str) -> Any:
-    """A Python or TOML literal, or else the text itself: `0.01`, `true`, `none`, `"a b"`, `a photo of a {}`."""
-    plain = {"true": True, "false": False, "none": None}
-    if text.strip().lower() in plain:
-        return plain[text.strip().lower()]
-    try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError):
-        return text
-
-
-def matches(value: Any, kind: str) -> bool:
-    """Whether a value fits an annotation such as `float | None` or `Literal["atd", "ctw"]`; an int fits a float."""
-    for part in _split(kind, "|"):
-        if part == "None" and value is None:
-            return True
-        if part == "bool" and isinstance(value, bool):
-            return True
-        if part == "int" and isinstance(value, int) and not isinstance(value, bool):
-            return True
-        if part == "float" and isinstance(value, int | float) and not isinstance(value, bool):
-            return True
-        if part == "str" and isinstance(value, str):
-            return True
-        if part.startswith("Literal[") and value in ast.literal_eval(f"({part[8:-1]},)"):
-            return True
-        if part.partition("[")[0] in ("tuple", "list") and isinstance(value, tuple | list):
-            return True
-    return False
-
-
-def parse_choices(text: str) -> list[Choice]:
-    """`mcm,energy[scale=1],energy[scale=100]` -> three choices."""
-    choices = []
-    for part in _split(text, ","):
-        name, bracket, rest = part.partition("[")
-        if bracket and not rest.endswith("]"):
-            raise UserError(f"cannot read method '{part}'; write name[parameter=value,...]")
-        overrides = {}
-        for setting in _split(rest[:-1], ",") if bracket else ():
-            key, equals, value = setting.partition("=")
-            if not equals:
-                raise UserError(f"cannot read '{setting}' in '{part}'; write name[parameter=value,...]")
-            overrides[key.strip()] = parse_value(value)
-        choices.append(Choice(name.strip(), overrides))
-    if not choices:
-        raise UserError("no method was named; write e.g. --methods mcm,energy, or --methods all")
-    return choices
 
 
 @dataclass(frozen=True)
@@ -76,46 +32,129 @@ class Setting:
     value: Any
 
 
+def parse_value(text: str) -> Any:
+    """A Python or TOML literal, or else the text itself: `0.01`, `true`, `none`, `"a b"`, `a photo of a {}`."""
+    text = text.strip()
+    if text.lower() in _PLAIN:
+        return _PLAIN[text.lower()]
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+    return value if isinstance(value, bool | int | float | str | tuple | list | None) else text  # {} is a template
+
+
+def conform(value: Any, kind: str) -> Any:
+    """A value as an annotation such as `float | None` or `Literal["atd", "ctw"]` has it; ValueError when it cannot.
+
+    An int fits a float and becomes one, a list a tuple: one value has one spelling, so one key in the store.
+    """
+    kinds = [part.strip("\"'").removeprefix("typing.") for part in split(kind.strip("\"'"), "|")]
+    for part in kinds:
+        if type(value) is _TYPES.get(part):
+            return value
+        if part.startswith("Literal["):
+            for option in ast.literal_eval(f"({part[8:-1]},)"):
+                if type(value) is type(option) and value == option:
+                    return option
+    for part in kinds:
+        head, _, inner = part.partition("[")
+        if part == "float" and type(value) is int:
+            return float(value)
+        if head == "Optional":
+            return None if value is None else conform(value, inner[:-1])
+        if head in ("tuple", "list") and isinstance(value, tuple | list):
+            return _sequence(value, tuple if head == "tuple" else list, inner[:-1])
+        if head not in (*_TYPES, "Literal", "tuple", "list"):
+            return value  # a type of the method's own: it judges for itself
+    raise ValueError(f"takes {kind}, not {value!r}")
+
+
+def _sequence(value: Any, into: type[tuple[Any, ...]] | type[list[Any]], inner: str) -> Any:
+    kinds = split(inner, ",")
+    if into is list or kinds[1:] == ["..."]:
+        kinds = kinds[:1] * len(value)
+    if inner and len(kinds) != len(value):
+        raise ValueError(f"takes {into.__name__}[{inner}], not {value!r}")
+    return into(conform(v, k) for v, k in zip(value, kinds, strict=True)) if inner else into(value)
+
+
+def parse_choices(text: str) -> list[Choice]:
+    """`mcm,energy[scale=1],energy[scale=100]` -> three choices. UserError with every part that cannot be read."""
+    choices, problems = [], []
+    for part in split(text, ","):
+        try:
+            choices.append(_choice(part))
+        except UserError as error:
+            problems.append(str(error))
+    raise_all(problems)
+    if not choices:
+        raise UserError("no method was named; write e.g. --methods mcm,energy, or --methods all")
+    return choices
+
+
+def _choice(text: str) -> Choice:
+    name, bracket, rest = text.partition("[")
+    if not name or (bracket and not rest.endswith("]")):
+        raise UserError(f"cannot read method '{text}'; {_RECIPE}")
+    overrides: dict[str, Any] = {}
+    for setting in split(rest[:-1], ",") if bracket else ():
+        key, equals, value = (piece.strip() for piece in setting.partition("="))
+        if not equals or not key:
+            raise UserError(f"cannot read '{setting}' in '{text}'; {_RECIPE}")
+        if key in overrides:
+            raise UserError(f"'{key}' is set twice in '{text}'")
+        overrides[key] = parse_value(value)
+    return Choice(name.strip(), overrides)
+
+
 def parse_setting(text: str) -> Setting:
     """`mcm.temperature=0.01` -> Setting("mcm", "temperature", 0.01)."""
     target, equals, value = text.partition("=")
-    method, dot, name = target.strip().partition(".")
+    method, dot, name = (piece.strip() for piece in target.partition("."))
     if not equals or not dot or not method or not name:
         raise UserError(f"cannot read --set {text}; write --set method.parameter=value")
     return Setting(method, name, parse_value(value))
 
 
+def parse_names(text: str) -> tuple[str, ...]:
+    """`textures,"folder:a,b"` -> two names: double quotes keep a comma that belongs to a path."""
+    if not text.strip():
+        return ()
+    return tuple(filter(None, (name.strip() for name in next(csv.reader([text], skipinitialspace=True)))))
+
+
 def label(name: str, parameters: dict[str, Any], defaults: dict[str, Any]) -> str:
-    """`energy`, or `energy[scale=1]` when something is not the default."""
-    changed = [f"{k}={_plain(v)}" for k, v in parameters.items() if v != defaults.get(k)]
+    """`energy`, or `energy[scale=1]` when something is not the default; parse_choices reads it back."""
+    changed = [f"{k}={written(v)}" for k, v in parameters.items() if v != defaults.get(k)]
     return f"{name}[{','.join(changed)}]" if changed else name
 
 
-def _plain(value: Any) -> str:
+def written(value: Any) -> str:
     """A value as it would be typed: 1 for 1.0, quotes only where they are needed."""
     if isinstance(value, float):
         return repr(value).removesuffix(".0")
-    if isinstance(value, str) and any(char in value for char in "[](),=\"' "):
-        return repr(value)
+    if isinstance(value, str):
+        plain = not any(char in value for char in "[](){},=\"' \\") and parse_value(value) == value
+        return value if plain else repr(value)
     return str(value)
 
 
-def _split(text: str, separator: str) -> list[str]:
-    """Split at a separator that stands outside brackets and quotes."""
-    parts, depth, quote, current = [], 0, "", ""
-    for char in text:
-        if quote:
+def split(text: str, separator: str) -> list[str]:
+    """Split at a separator that stands outside brackets and quotes. Empty parts are dropped."""
+    parts, open_brackets, quote, start, skip = [], "", "", 0, False
+    for i, char in enumerate(text):
+        if skip or (quote and char == "\\"):
+            skip = not skip
+        elif quote:
             quote = "" if char == quote else quote
-        elif char in "\"'" and depth:
+        elif char in "\"'" and text[:i].rstrip()[-1:] in ("", *"=,|([{"):  # not an apostrophe
             quote = char
-        elif char in "[({":
-            depth += 1
-        elif char in "])}":
-            depth -= 1
-        if char == separator and depth == 0 and not quote:
-            parts.append(current.strip())
-            current = ""
-        else:
-            current += char
-    parts.append(current.strip())
-    return [part for part in parts if part]
+        elif char in _CLOSING:
+            open_brackets += char
+        elif open_brackets and char == _CLOSING[open_brackets[-1]]:
+            open_brackets = open_brackets[:-1]
+        elif char == separator and not open_brackets:
+            parts.append(text[start:i])
+            start = i + 1
+    return [part.strip() for part in (*parts, text[start:]) if part.strip()]

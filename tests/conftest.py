@@ -1,4 +1,4 @@
-"""What tests share: a store and results of their own, the command line as a process, shape types checked at run time."""
+"""What tests share: a store of their own, the command line as a process, shape types checked at run time."""
 
 from __future__ import annotations
 
@@ -34,9 +34,8 @@ def cli() -> Cli:
 
     def call(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
         command = [str(Path(sys.executable).with_name("oodbench")), *map(str, arguments)]
-        return subprocess.run(
-            command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=600, check=False
-        )
+        env = {**os.environ, **environment}
+        return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=600, check=False)
 
     return call
 

@@ -1,4 +1,4 @@
-"""Scoring through the whole engine: needs, failures, memory of what is stored; on a folder of images and a tiny CLIP."""
+"""Scoring through the whole engine on a folder of images: needs, failures, variants, rows on disk."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_calibration_without_a_training_split_is_refused(images: Path, tmp_path:
     def score(self, batch, task, state):
         return batch.features.sum(-1)
 """
-    with pytest.raises(UserError, match="probe calibrates on ID training images: .* has no training split"):
+    with pytest.raises(UserError, match=r"probe calibrates on ID training images: .* has no training split"):
         results(request(images, tmp_path, plugin, methods="probe"))
     from oodbench.plan import make_plan
 
@@ -188,7 +188,9 @@ def test_the_default_row_has_the_plain_name_and_keeps_it(tmp_path: Path) -> None
 
 
 def test_python_api_returns_a_long_table(images: Path, tmp_path: Path) -> None:
-    frame = oodbench.run("mcm,msp", id=f"folder:{images}/id", ood=[f"folder:{images}/ood"], encoder="glyphs", out=tmp_path)
+    frame = oodbench.run(
+        "mcm,msp", id=f"folder:{images}/id", ood=[f"folder:{images}/ood"], encoder="glyphs", out=tmp_path
+    )
     assert set(frame["metric"]) == {"auroc", "fpr95", "fpr95_ood", "aupr_in", "aupr_out", "id_accuracy"}
     assert len(frame) == 2 * 6
     assert frame["value"].between(0, 1).all()

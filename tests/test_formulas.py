@@ -19,7 +19,8 @@ Cosines = npt.NDArray[np.float64]
 
 def softmax(logits: Cosines) -> Cosines:
     powers = np.exp(logits - logits.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
+    shares: Cosines = powers / powers.sum(1, keepdims=True)
+    return shares
 
 
 # method -> (hyper-parameters, what the paper's formula gives for cosines [b k] and the encoder's scale)

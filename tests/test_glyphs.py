@@ -220,7 +220,7 @@ def test_header_records_training() -> None:
     header = weights.header()
     assert int(header["images"]) >= 100_000
     assert int(header["concepts"]) == len(concepts.concepts())
-    assert {"seed", "steps", "loss", "accuracy"} <= set(header)
+    assert {"seed", "steps", "stages", "loss", "accuracy"} <= set(header)
 
 
 def test_classes_are_recognised(model: CLIP, tokenizer: SimpleTokenizer) -> None:

@@ -12,13 +12,15 @@ from oodbench.result import slug
 from oodbench.store import digest
 
 EMBEDDED = "glyphs"
-SCHEMAS = ("hf-hub:", "local-dir:")
+LOCAL_FOLDER = "local-dir:"
+SCHEMAS = ("hf-hub:", LOCAL_FOLDER)
 RESIZE_FILTERS = ("bicubic", "bilinear")
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """What `--encoder` says: `glyphs`, `arch/tag`, `arch/tag@path`, `arch@path` or `hf-hub:...`.
+    """What `--encoder` says: `glyphs`, `arch/tag`, `arch/tag@path`, `arch@path` or `hf-hub:owner/model` (or
+    `local-dir:folder`).
 
     `architecture` may be a JSON file in open_clip's model-config format.
     """
@@ -32,6 +34,10 @@ class EncoderSpec:
     def hub(self) -> bool:
         return self.architecture.startswith(SCHEMAS)
 
+    @property
+    def json(self) -> bool:
+        return self.architecture.endswith(".json")
+
 
 def parse_encoder(text: str) -> EncoderSpec:
     """Read an `--encoder` value; UserError with the accepted forms when it is none of them."""
@@ -39,21 +45,25 @@ def parse_encoder(text: str) -> EncoderSpec:
         return EncoderSpec(text, text)
     if text.startswith(SCHEMAS):
         return EncoderSpec(text, text)
-    head, at, path = text.partition("@")
-    if head.endswith(".json"):
-        architecture, tag = head, ""
+    if ".json@" in text:
+        head, at, path = text.partition(".json@")
+        architecture, tag, at = f"{head}.json", "", "@"
     else:
-        architecture, _, tag = head.partition("/")
+        head, at, path = text.partition("@")
+        architecture, _, tag = (head, "", "") if head.endswith(".json") else head.partition("/")
     if not architecture or (at and not path) or not (at or tag):
         raise UserError(
             f"cannot read encoder '{text}'; write glyphs, ViT-B-16/openai (architecture/tag), "
-            "ViT-B-16/openai@weights.pt, ViT-B-16@weights.pt or hf-hub:owner/model"
+            "ViT-B-16/openai@weights.pt, ViT-B-16@weights.pt, config.json@weights.pt or hf-hub:owner/model"
         )
     file = Path(path).expanduser() if at else None
-    if file is not None and not file.is_file():
-        raise UserError(f"encoder '{text}': checkpoint {file} does not exist")
-    if head.endswith(".json") and not Path(architecture).is_file():
-        raise UserError(f"encoder '{text}': model config {architecture} does not exist")
+    for what, needed in (("checkpoint", file), ("model config", Path(architecture))):
+        if needed is None or (what == "model config" and not architecture.endswith(".json")):
+            continue
+        if needed.is_dir():
+            raise UserError(f"encoder '{text}': {what} {needed} is a folder, not a file")
+        if not needed.is_file():
+            raise UserError(f"encoder '{text}': {what} {needed} does not exist")
     return EncoderSpec(text, architecture, tag, file)
 
 
@@ -61,6 +71,7 @@ def parse_encoder(text: str) -> EncoderSpec:
 class EncoderCard:
     """A resolved encoder. Everything but `name` and `notes` is part of its identity.
 
+    tokenizer    "clip" for CLIP's own byte pairs, else a repository of the Hugging Face Hub
     weights      sha256 of the checkpoint file
     config       open_clip's model config in full, with the activation (quick_gelu) that the weights were trained with
     size         pixels, height and width
@@ -97,21 +108,25 @@ class EncoderCard:
     @property
     def local(self) -> bool:
         """Whether the weights came from a file of the user's, so that the name does not tell them."""
-        return "@" in self.name
+        return "@" in self.name or self.name.startswith(LOCAL_FOLDER)
 
     @property
     def slug(self) -> str:
         """Folder name: `ViT-B-16-openai`; with the digest of the weights when they are a file of the user's."""
-        head = self.name.partition("@")[0]
-        head = Path(head).stem if head.endswith(".json") else head
-        return slug(head) + (f"-{self.weights[:8]}" if self.local else "")
+        return slug(self._named().partition("@")[0].removesuffix(".json")) + (
+            f"-{self.weights[:8]}" if self.local else ""
+        )
 
     def row(self) -> dict[str, Any]:
-        """What a row keeps: everything, with the path of a local checkpoint cut to its file name."""
-        plain = dataclasses.asdict(self)
-        head, at, path = self.name.partition("@")
-        plain["name"] = f"{Path(head).name if head.endswith('.json') else head}{at}{Path(path).name if at else ''}"
-        return {**plain, "slug": self.slug, "identity": self.identity}
+        """What a row keeps: everything, with the paths in the name cut to file names."""
+        return {**dataclasses.asdict(self), "name": self._named(), "slug": self.slug, "identity": self.identity}
+
+    def _named(self) -> str:
+        if self.name.startswith(LOCAL_FOLDER):
+            return f"{LOCAL_FOLDER}{self.architecture}"
+        head, at, path = self.name.partition(".json@" if ".json@" in self.name else "@")
+        head = Path(head).name if at == ".json@" else head
+        return f"{head}{at}{Path(path).name}"
 
 
 def card_from(facts: dict[str, Any]) -> EncoderCard:

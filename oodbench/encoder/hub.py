@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import ssl
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import huggingface_hub
 from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.pretrained import download_pretrained_from_hf
 
+T = TypeVar("T")
 _SECONDS = 5  # to wait for an answer of the Hub
 
 
 def weights(repository: str, name: str = "") -> Path:
-    """The checkpoint of a repository, safetensors where there are some; ConnectionError or OSError when out of reach."""
+    """The checkpoint of a repository, safetensors where there are some; an OSError when out of reach."""
     names = [f"{name.rpartition('.')[0]}.safetensors", name] if name else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
     return cached(repository, *names) or _download(repository, name or None)
 
@@ -55,3 +59,18 @@ def require() -> None:
 def _download(repository: str, name: str | None) -> Path:
     require()
     return Path(download_pretrained_from_hf(repository, filename=name))
+
+
+def reason(error: Exception) -> str:
+    """Kind and first line of an error."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+
+
+def quietly(call: Callable[[], T]) -> T:
+    """Run without open_clip's and the hub's log lines: what went wrong becomes one error."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        return call()
+    finally:
+        logging.disable(previous)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -14,9 +15,8 @@ from torch import Tensor
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 from torchvision.transforms.functional import pil_to_tensor
 
-from oodbench.encoder import build
-from oodbench.encoder.card import EMBEDDED, EncoderCard
-from oodbench.encoder.checkpoint import fill, read
+from oodbench.encoder import build, checkpoint
+from oodbench.encoder.card import EncoderCard
 from oodbench.encoder.resolve import Resolved
 from oodbench.encoder.tower import Tower
 
@@ -32,17 +32,12 @@ class OpenClip:
         self.scale = resolved.card.scale
         self._dtype = PRECISIONS[precision]
         model = build.model(resolved.card, torch.device("cpu"))
-        if resolved.card.name == EMBEDDED:
-            from oodbench.glyphs import weights
-
-            state = weights.state_dict()
-        else:
-            state = read(resolved.path)
-        fill(model, state, f"checkpoint {resolved.path}")
+        state = checkpoint.weights(resolved.card.name, resolved.path)
+        model.load_state_dict(checkpoint.fit(model, state, f"checkpoint {resolved.path}"), strict=True)
         model.to(self.device)
         self._tower = Tower(model.visual)
         self._model = model
-        self._tokenizer: Any = None
+        self._tokenizer = functools.cache(lambda: build.tokenizer(resolved.card, resolved.path))
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(resolved.card.mean, device=self.device).view(shape)
         self._std = torch.tensor(resolved.card.std, device=self.device).view(shape)
@@ -67,10 +62,9 @@ class OpenClip:
 
     def text(self, prompts: Sequence[str]) -> Float[Tensor, "k d"]:
         """Embed prompts, 256 at a time."""
-        self._tokenizer = self._tokenizer or build.tokenizer(self.card)
         parts = []
         for start in range(0, len(prompts), 256):
-            tokens = self._tokenizer(list(prompts[start : start + 256])).to(self.device)
+            tokens = self._tokenizer()(list(prompts[start : start + 256])).to(self.device)
             with self._autocast(), _shortened(self._model, tokens) as length:
                 parts.append(self._model.encode_text(tokens[:, :length], normalize=False).float())
         return torch.cat(parts)

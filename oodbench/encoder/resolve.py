@@ -13,11 +13,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oodbench.encoder.card import EMBEDDED, EncoderCard, EncoderSpec, card_from
+from oodbench.encoder.card import EMBEDDED, LOCAL_FOLDER, EncoderCard, EncoderSpec, card_from
+from oodbench.errors import UserError
 from oodbench.store import Store, file_digest
 
 if TYPE_CHECKING:
-    from oodbench.encoder.checkpoint import StateDict
+    from oodbench.encoder.origin import Origin
+    from oodbench.encoder.tower import Tower
+
+EXAMINATION = 1  # raise when the same files give another card than before
+GLYPHS = Path(__file__).parent.parent / "glyphs"
 
 
 @dataclass(frozen=True)
@@ -33,21 +38,36 @@ def resolve(spec: EncoderSpec, resize: str | None, store: Store) -> Resolved:
 
     UserError when the architecture or tag is unknown, the weights cannot be read or fetched, or do not fit.
     """
-    known = {"spec": spec.text, "resize": resize, "open_clip": version("open_clip_torch")}
-    path = _embedded() if spec.text == EMBEDDED else spec.path or _remembered(store, known)
+    known = {
+        "spec": spec.text,
+        "resize": resize,
+        "open_clip": version("open_clip_torch"),
+        "examination": EXAMINATION,
+        "files": {str(file.resolve()): file_digest(file) for file in _declarations(spec) if file.is_file()},
+    }
+    path = GLYPHS / "encoder.safetensors" if spec.text == EMBEDDED else spec.path or _remembered(store, known)
     if path is not None:
         entry = store.find("encoder", {**known, **_stamp(path)})
         if entry is not None:
             return Resolved(card_from(entry.facts["card"]), path)
-    card, path = _examine(spec, resize)
+    from oodbench.encoder.origin import origin
+
+    source = origin(spec)
+    stamp = _stamp(source.path)  # before it is read: what changes meanwhile is examined again the next time
+    card = _examine(source, resize)
     if spec.path is None:
-        store.write("encoder-file", known, {}, {"path": str(path)})
-    store.write("encoder", {**known, **_stamp(path)}, {}, {"card": dataclasses.asdict(card)})
-    return Resolved(card, path)
+        store.write("encoder-file", known, {}, {"path": str(source.path)})
+    store.write("encoder", {**known, **stamp}, {}, {"card": dataclasses.asdict(card)})
+    return Resolved(card, source.path)
 
 
-def _embedded() -> Path:
-    return Path(__file__).parent.parent / "glyphs" / "encoder.safetensors"
+def _declarations(spec: EncoderSpec) -> list[Path]:
+    """Files beside the weights that the card depends on."""
+    if spec.text == EMBEDDED:
+        return [GLYPHS / "encoder.json", GLYPHS / "weights.py"]
+    if spec.text.startswith(LOCAL_FOLDER):
+        return [Path(spec.text.removeprefix(LOCAL_FOLDER)).expanduser() / "open_clip_config.json"]
+    return [Path(spec.architecture)] if spec.json else []
 
 
 def _stamp(path: Path) -> dict[str, Any]:
@@ -64,45 +84,47 @@ def _remembered(store: Store, known: dict[str, Any]) -> Path | None:
     return path
 
 
-def _examine(spec: EncoderSpec, resize: str | None) -> tuple[EncoderCard, Path]:
+def _examine(source: Origin, resize: str | None) -> EncoderCard:
     """Build the model without storage, compare it with the weights, and write down what was found."""
     import torch
 
-    from oodbench.encoder import build
-    from oodbench.encoder.checkpoint import fill, read
+    from oodbench.encoder import build, checkpoint
     from oodbench.encoder.tower import Tower
 
-    plan = build.plan(spec)
-    if spec.text == EMBEDDED:
-        from oodbench.glyphs import weights
-
-        state: StateDict = weights.state_dict()
-    else:
-        state = read(plan.path)
-    model = build.model(plan, torch.device("meta"))
-    fill(model, state, f"checkpoint {plan.path}")
-    tower = Tower(model.visual)
-    embed_dim = int(plan.config["embed_dim"])
-    preprocess = {**plan.preprocess, **({"interpolation": resize} if resize else {})}
+    model = build.model(source, torch.device("meta"))
+    state = checkpoint.fit(model, checkpoint.weights(source.name, source.path), f"checkpoint {source.path}")
     size = model.visual.image_size
+    size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    tower = Tower(model.visual)
+    embed_dim = int(source.config["embed_dim"])
+    _check_size(tower, size, source.architecture)
     card = EncoderCard(
-        name=spec.text,
-        architecture=plan.architecture,
-        tag=spec.tag,
-        weights=file_digest(plan.path),
-        config=json.loads(json.dumps(plan.config)),
-        mean=tuple(preprocess["mean"]),
-        std=tuple(preprocess["std"]),
-        size=(size, size) if isinstance(size, int) else (int(size[0]), int(size[1])),
-        resize_mode=preprocess["resize_mode"],
-        interpolation=preprocess["interpolation"],
-        fill_color=preprocess["fill_color"],
-        tokenizer=plan.tokenizer,
+        name=source.name,
+        architecture=source.architecture,
+        tag=source.tag,
+        weights=file_digest(source.path),
+        config=json.loads(json.dumps(source.config)),
+        size=size,
+        **{**source.preprocess, **({"interpolation": resize} if resize else {})},
+        tokenizer=build.tokenizer_name(source.config),
         embed_dim=embed_dim,
         activation=tower.kind,
         width=tower.width or embed_dim,
         scale=float(state["logit_scale"].float().exp()),
-        notes=plan.notes,
+        notes=source.notes,
     )
-    return card, plan.path
+    build.tokenizer(card, source.path)  # a missing vocabulary is told now, not after the images
+    return card
 
+
+def _check_size(tower: Tower, size: tuple[int, int], architecture: str) -> None:
+    """Run the tower on shapes alone: timm's towers take the size they were made for, whatever a config says."""
+    import torch
+
+    try:
+        tower(torch.zeros(1, 3, *size, device="meta"))
+    except (AssertionError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(
+            f"the image tower of {architecture} does not take {size[0]}x{size[1]} pixels: {reason}"
+        ) from error

@@ -1,19 +1,19 @@
 """The image tower cut before its last linear map, so that one pass gives activations and embeddings.
 
-| tower                       | last linear map              | how it is cut                                        |
-|-----------------------------|------------------------------|------------------------------------------------------|
-| VisionTransformer           | `proj`, a matrix             | set to None; applied here                            |
-| ModifiedResNet              | `attnpool.c_proj`            | used as a function, not called: made the identity    |
-| timm with a linear head     | `head.proj`                  | replaced by the identity; applied here               |
-| timm with an MLP head       | `head.mlp.fc2`               | the same                                             |
-| timm whose classifier       | `trunk.get_classifier()`     | the same                                             |
-| ends the trunk              |                              |                                                      |
-| none of these (SigLIP)      | -                            | activations are the embedding itself                 |
+| tower                                      | last linear map          | kind      | how it is cut                 |
+|--------------------------------------------|--------------------------|-----------|-------------------------------|
+| VisionTransformer (also CoCa's)            | `proj`, a matrix         | proj      | set to None; applied here     |
+| ModifiedResNet                             | `attnpool.c_proj`        | c_proj    | made the identity, since it   |
+|                                            |                          |           | is read, not called           |
+| timm, linear head (ConvNeXt, ViTamin)      | `head.proj`              | head      | replaced by nn.Identity       |
+| timm, MLP head (convnext_large_d)          | `head.mlp.fc2`           | fc2       | the same                      |
+| timm, the trunk's own classifier as the    | `trunk.get_classifier()` | head      | the same                      |
+| projection (EVA, MobileCLIP, PE-Core)      |                          |           |                               |
+| timm without one (SigLIP)                  | -                        | embedding | activations are the embedding |
 """
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -33,6 +33,9 @@ class Tower(nn.Module):
     def width(self) -> int | None:
         """Width of the activations; None when they are the embedding."""
         return int(self.last.in_features) if isinstance(self.last, nn.Linear) else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.project(self.activations(images))
 
     def activations(self, images: Tensor) -> Tensor:
         out = self.visual(images)
@@ -74,8 +77,9 @@ def _cut(visual: Any) -> tuple[str, nn.Module]:
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A frozen linear map of its own copies."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device=weight.device, dtype=weight.dtype)
-    layer.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format))
+    layer.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format), requires_grad=False)
     if bias is not None:
-        layer.bias = nn.Parameter(copy.copy(bias.detach()))
+        layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
     return layer

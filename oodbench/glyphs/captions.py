@@ -42,7 +42,7 @@ _COLOURED_SHARE, _NOISY_SHARE = 0.42, 0.15
 
 @lru_cache(maxsize=1)
 def words() -> tuple[str, ...]:
-    """Ordinary words which captions mention at random, from the file next to this one."""
+    """Words which captions mention at random: names of things, picked from WordNet 3.0."""
     return tuple((Path(__file__).parent / "words.txt").read_text(encoding="ascii").split())
 
 

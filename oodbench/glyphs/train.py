@@ -30,6 +30,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=500, help="steps between checkpoints")
+    parser.add_argument("--warmup", type=int, default=200, help="steps until the highest learning rate")
+    parser.add_argument("--smooth", type=float, default=0.1, help="label smoothing of the contrastive loss")
+    parser.add_argument("--resume", type=Path, help="weight file of an earlier stage to start from")
     parser.add_argument("--minutes", type=float, default=math.inf, help="shorten the schedule to fit this time")
     return parser.parse_args()
 
@@ -79,6 +82,15 @@ def encode_text(model: CLIP, ids: torch.Tensor) -> torch.Tensor:
     return features
 
 
+def restore(model: CLIP, tokens: Ids, file: Path) -> tuple[int, str]:
+    """Fills a model from an earlier stage; returns the images it has seen and how it was trained."""
+    state = weights.state_dict(file)
+    state[weights.EMBEDDING] = state[weights.EMBEDDING][torch.from_numpy(tokens)]
+    model.load_state_dict(state, strict=True)
+    record = weights.header(file)
+    return int(record["images"]), f"{record['stages']}; "
+
+
 def groups(model: CLIP, decay: float) -> list[dict[str, object]]:
     """Parameters with and without weight decay."""
     named = list(model.named_parameters())
@@ -96,7 +108,29 @@ def save(model: CLIP, tokens: Ids, file: Path, record: dict[str, object]) -> Non
     state[weights.TOKENS] = torch.from_numpy(tokens).int()
     partial = file.with_suffix(".partial")
     save_file(state, partial, {key: str(value) for key, value in record.items()})
+    partial.chmod(0o644)  # safetensors makes files that only their owner can read
     partial.replace(file)
+
+
+def learn(
+    model: CLIP, optimizer: torch.optim.Optimizer, images: torch.Tensor, ids: torch.Tensor, smooth: float
+) -> float:
+    """One step on images and the token ids of their captions; returns the loss before it."""
+    with torch.autocast("cpu", torch.bfloat16):
+        seen = model.visual(images)
+    said = F.normalize(encode_text(model, ids), dim=-1)
+    logits = model.logit_scale.exp() * F.normalize(seen.float(), dim=-1) @ said.T
+    target = torch.arange(len(logits))
+    # Smoothing keeps the cosines of wrong captions close to each other. Without it they scatter so widely in a model
+    # this small that an image of anything else looks like some class, and the softmax scores are of little use.
+    losses = [F.cross_entropy(side, target, label_smoothing=smooth) for side in (logits, logits.T)]
+    loss = torch.stack(losses).mean()
+    optimizer.zero_grad()
+    torch.autograd.backward(loss)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    model.logit_scale.data.clamp_(0.0, math.log(100))
+    return loss.item()
 
 
 def main() -> None:
@@ -105,38 +139,31 @@ def main() -> None:
     tokenizer = SimpleTokenizer(context_length=weights.config()["text_cfg"]["context_length"])
     tokenizer.clean_fn = str.lower  # captions are ASCII, and the full cleaning is slow
     tokens = vocabulary(tokenizer)
-    model = build(options.seed, tokens)
+    model, done, history = build(options.seed, tokens), 0, ""
+    if options.resume:
+        done, history = restore(model, tokens, options.resume)
     optimizer = torch.optim.AdamW(groups(model, 0.05), lr=options.rate, betas=(0.9, 0.98), eps=1e-6)
-    start, mean, step, progress = time.monotonic(), math.log(len(tokens)), 0, 0.0
+    start, mean, step, progress = time.monotonic(), math.log(options.batch), 0, 0.0
     while progress < 1.0:
-        passed = (time.monotonic() - start) / 60 / options.minutes
-        progress = max((step + 1) / options.steps, passed)
-        # Linear warm-up over 200 steps, then half a cosine down to nothing.
-        rate = options.rate * min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        progress = max((step + 1) / options.steps, (time.monotonic() - start) / 60 / options.minutes)
+        # Linear warm-up, then half a cosine down to nothing.
+        warm = min(1.0, (step + 1) / options.warmup)
         for part in optimizer.param_groups:
-            part["lr"] = rate
-        images, ids = batch(options.seed * 10**9 + step * options.batch, options.batch, tokenizer, tokens)
-        with torch.autocast("cpu", torch.bfloat16):
-            seen = model.visual(images)
-        seen, said = F.normalize(seen.float(), dim=-1), F.normalize(encode_text(model, ids), dim=-1)
-        logits = model.logit_scale.exp() * seen @ said.T
-        target = torch.arange(len(logits))
-        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        model.logit_scale.data.clamp_(0.0, math.log(100))
-        mean += 0.02 * (loss.item() - mean)
+            part["lr"] = options.rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        first = options.seed * 10**9 + done + step * options.batch
+        images, ids = batch(first, options.batch, tokenizer, tokens)
+        mean += 0.02 * (learn(model, optimizer, images, ids, options.smooth) - mean)
         step += 1
-        record: dict[str, object] = {"seed": options.seed, "steps": step, "images": step * options.batch}
-        record |= {"concepts": len(concepts()), "tokens": len(tokens), "loss": f"{mean:.4f}"}
         if step % 50 == 0:
             scale, speed = model.logit_scale.exp().item(), step * options.batch / (time.monotonic() - start)
-            print(f"step {step} loss {mean:.3f} scale {scale:.1f} rate {rate:.5f} {speed:.0f} images/s", flush=True)
+            print(f"step {step} of {progress:.0%} loss {mean:.3f} scale {scale:.1f} {speed:.0f} images/s", flush=True)
         if step % options.every == 0 or progress >= 1.0:
+            stage = f"{history}{step} steps of {options.batch}, rate {options.rate}, smoothing {options.smooth}"
+            record: dict[str, object] = {"seed": options.seed, "stages": stage, "concepts": len(concepts())}
+            record |= {"steps": done // options.batch + step, "images": done + step * options.batch}
+            record |= {"tokens": len(tokens), "loss": f"{mean:.4f}"}
             save(model, tokens, options.out, record)
-            reached = evaluation.accuracy(load(options.out), tokenizer, 1500 if progress >= 1.0 else 500)
+            reached = evaluation.accuracy(load(options.out), tokenizer)
             save(model, tokens, options.out, record | {"accuracy": f"{reached:.4f}"})
             print(f"saved {options.out}: accuracy {reached:.4f} after {time.monotonic() - start:.0f} s", flush=True)
     for line in evaluation.report(load(options.out), tokenizer):

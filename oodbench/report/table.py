@@ -99,7 +99,7 @@ def _table(one: Group) -> Table:
         for name, row in zip(printed, results, strict=True)
     ]
     return Table(
-        title=f"{model.benchmark_title or model.benchmark}, {model.encoder.get('name', 'encoder unknown')}",
+        title=f"{model.benchmark_title or model.benchmark}, encoder {model.encoder.get('name', 'unknown')}",
         caption=caption(model, one.apart),
         blocks=blocks,
         lines=_marked(lines, blocks),

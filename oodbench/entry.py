@@ -1,0 +1,145 @@
+"""An entry of the store: a folder with entry.json and arrays, used whole and verified, or not at all.
+
+entry.json holds length and sha256 of every array and its own digest. A folder is filled under a hidden name, fsynced,
+and renamed to its key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from oodbench.errors import UserError
+
+Array = npt.NDArray[Any]
+
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what reading a broken entry may raise
+_NAME = re.compile(r"[0-9a-f]{64}")
+_HIDDEN = re.compile(r"\.[0-9a-f]{12}-[0-9a-f]{16}\.tmp")  # not yet in place, or on its way out
+
+
+def digest(value: Any) -> str:
+    """sha256 of plain data (numbers, strings, lists, mappings): the same on every machine."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A verified entry: `facts` are its small outputs, `inputs` what the key was made of."""
+
+    key: str
+    path: Path
+    inputs: dict[str, Any]
+    facts: dict[str, Any]
+    names: tuple[str, ...]
+
+    def array(self, name: str) -> Array:
+        """One of its arrays, mapped from disk, not read."""
+        try:
+            array: Array = np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError as error:
+            raise UserError(f"the store entry {self.path} was removed while it was in use; run again") from error
+        return array
+
+
+def verified(path: Path, key: str) -> Entry:
+    """The entry in a folder; raises one of DAMAGE unless every byte is what was written for this key."""
+    head = json.loads((path / "entry.json").read_text(encoding="utf-8"))
+    stated = head.pop("digest")
+    if stated != digest(head) or key != digest({"kind": head["kind"], **head["inputs"]}):
+        raise ValueError("entry.json is not what was written")
+    for name, expected in head["arrays"].items():
+        file = path / f"{name}.npy"
+        if file.stat().st_size != expected["bytes"] or file_digest(file) != expected["sha256"]:
+            raise ValueError(f"{file.name} is not what was written")
+    return entry(path, head)
+
+
+def entry(path: Path, head: Mapping[str, Any]) -> Entry:
+    return Entry(path.name, path, head["inputs"], head["facts"], tuple(head["arrays"]))
+
+
+def fill(folder: Path, head: dict[str, Any], arrays: Mapping[str, Array]) -> dict[str, Any]:
+    """Write arrays and entry.json, through to the disk; what entry.json says, as a reader would get it."""
+    head["arrays"] = {}
+    for name, array in arrays.items():
+        file = folder / f"{name}.npy"
+        with file.open("wb") as out:
+            np.save(out, np.ascontiguousarray(array), allow_pickle=False)
+            out.flush()
+            os.fsync(out.fileno())
+        head["arrays"][name] = {"bytes": file.stat().st_size, "sha256": file_digest(file)}
+    text = json.dumps({"digest": digest(head), **head})
+    with (folder / "entry.json").open("w", encoding="utf-8") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    read: dict[str, Any] = json.loads(text)
+    return read
+
+
+def place(temporary: Path, path: Path) -> Entry | None:
+    """Move a finished entry to its place, unless a sound one is there, which is returned."""
+    try:
+        temporary.rename(path)
+        return None
+    except OSError:
+        if not path.is_dir():
+            raise
+    with contextlib.suppress(*DAMAGE):
+        return verified(path, path.name)
+    # File by file, entry.json last: a process that mends the same entry never finds a file of it gone.
+    for file in sorted(temporary.iterdir(), key=lambda file: file.name == "entry.json"):
+        file.replace(path / file.name)
+    return None
+
+
+def last_use(path: Path) -> float | None:
+    try:
+        return (path / "entry.json").stat().st_mtime
+    except OSError:
+        return None
+
+
+def beside(path: Path) -> Path:
+    """A new hidden name in the same folder, which no reader takes for an entry."""
+    return path.parent / f".{path.name.lstrip('.')[:12]}-{secrets.token_hex(8)}.tmp"
+
+
+def remove(path: Path) -> bool:
+    """Remove a folder at one stroke, renamed first, so that nobody takes a half-removed entry; whether that worked."""
+    hidden = beside(path)
+    try:
+        path.rename(hidden)
+    except OSError:
+        return False
+    shutil.rmtree(hidden, ignore_errors=True)
+    return True
+
+
+def is_entry(path: Path) -> bool:
+    """Whether a folder is named as entries are."""
+    return _NAME.fullmatch(path.name) is not None
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a folder is named as entries are on their way in or out."""
+    return _HIDDEN.fullmatch(path.name) is not None

@@ -1,0 +1,82 @@
+"""The image sets of a request: found, counted, named, and checked against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from oodbench import catalogue, prompts
+from oodbench.catalogue import Benchmark, Dataset
+from oodbench.errors import UserError, raise_all
+from oodbench.images import Listing, listing
+from oodbench.prompts import Lines
+from oodbench.request import RunRequest
+from oodbench.store import Store
+
+
+def datasets(benchmark: Benchmark, classes: str) -> list[Dataset]:
+    """The ID set, then the OOD sets, under titles that differ."""
+    return catalogue.titled(
+        [catalogue.dataset(benchmark.id, classes), *(catalogue.dataset(name) for name, _ in benchmark.sets())]
+    )
+
+
+def check_benchmark(benchmark: Benchmark, request: RunRequest) -> None:
+    """Raise UserError when a benchmark lacks OOD sets or an encoder, or has its ID set among the OOD sets."""
+    names = [name for name, _ in benchmark.sets()]
+    problems = []
+    if not names:
+        problems.append(f"benchmark '{benchmark.name}' has no OOD set; name some with --ood")
+    if benchmark.id in names:
+        problems.append(f"'{benchmark.id}' is both the ID set and an OOD set")
+    if not (request.encoder or benchmark.encoder):
+        problems.append(f"benchmark '{benchmark.name}' needs an encoder; name one, e.g. --encoder ViT-B-16/openai")
+    raise_all(problems)
+
+
+def listed(dataset: Dataset, request: RunRequest, labelled: bool, store: Store) -> Listing:
+    """The images of a set, as many as the catalogue counts unless the request allows for less."""
+    data = catalogue.data_root(request.data)
+    found = listing(dataset, data, labelled=labelled, strict=request.strict, store=store, limit=request.limit)
+    if dataset.count not in (None, found.total) and not request.allow_partial and request.limit is None:
+        fewer = found.total < (dataset.count or 0)
+        todo = "complete it, or run on what is there" if fewer else "take away what is not of it, or run on it all"
+        raise UserError(
+            f"dataset '{dataset.name}': {found.folder} holds {found.total} images, the catalogue counts "
+            f"{dataset.count}; {todo} with --allow-partial"
+        )
+    return found
+
+
+def class_names(id_set: Listing) -> Lines:
+    """The class names of an ID set: a list as long as its class folders, or the folders' own names."""
+    named = id_set.dataset.classes
+    if not named:
+        return Lines("folders", tuple(folder.replace("_", " ") for folder in id_set.folders))
+    lines = prompts.class_names(named)
+    if len(lines.lines) != len(id_set.folders):
+        raise UserError(
+            f"dataset '{id_set.dataset.name}': class list '{named}' has {len(lines.lines)} names, "
+            f"{id_set.folder if id_set.folder.name else 'it'} has {len(id_set.folders)} classes; "
+            "name them in that order with --classes FILE, one name a line"
+        )
+    return lines
+
+
+def check_folders(id_set: Listing, ood: Sequence[Listing]) -> None:
+    """Two sets in one folder, or ID and OOD one inside the other, would share images."""
+    problems = []
+    home = id_set.folder.resolve()
+    seen: dict[Path, str] = {}
+    for one in ood:
+        name, other = one.dataset.name, one.folder.resolve()
+        if one.dataset.loader == "glyphs" or name == id_set.dataset.name:
+            continue
+        if id_set.dataset.loader != "glyphs" and (other == home or other in home.parents or home in other.parents):
+            problems.append(
+                f"'{id_set.dataset.name}' and '{name}' share images: {other} is, holds or lies in {home}; "
+                "ID and OOD must differ"
+            )
+        if seen.setdefault(other, name) != name:
+            problems.append(f"'{seen[other]}' and '{name}' are one folder, {other}; name one of them")
+    raise_all(problems)

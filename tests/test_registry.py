@@ -1,0 +1,328 @@
+"""Methods found and described without being imported; who may import whom; what listing must not load."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from oodbench import listings, registry
+from oodbench.errors import UserError
+from oodbench.source import NEEDS, MethodInfo, describe
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAD = '''"""Mine: a method (Doe et al., ICML 2020, arXiv:2001.00001)."""
+from __future__ import annotations
+from dataclasses import dataclass
+from typing import ClassVar
+from oodbench.method import Batch, Method, Needs, Task
+
+'''
+GOOD = '''
+@dataclass(frozen=True)
+class Mine(Method[None]):
+    """Says how likely.
+
+    More about it.
+    """
+
+    templates: str = "simple"
+    shift: float = -1
+    stateful: ClassVar[bool] = False
+    needs: ClassVar[Needs] = Needs.PIXELS | Needs.ENCODER | Needs.FEATURES
+
+    def score(self, batch: Batch, task: Task, state: None):
+        return task.logits(batch.features, self.templates, None).amax(-1)
+'''
+
+
+def plugin(folder: Path, body: str = GOOD, name: str = "mine.py", head: str = HEAD) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(head + textwrap.dedent(body))
+    return folder / name
+
+
+def problem(folder: Path, body: str, head: str = HEAD) -> str:
+    return registry.methods([plugin(folder, body, head=head)])["mine"].problem
+
+
+def test_built_in_methods_are_described() -> None:
+    known = registry.methods()
+    assert {"mcm", "msp", "energy", "maxlogit"} <= set(known) and list(known) == sorted(known)
+    assert not [name for name in known if name.startswith("_")]
+    for name, info in known.items():
+        if info.origin == "built-in":
+            assert not info.problem and info.title and info.citation and info.summary and len(info.source) == 64
+            assert set(info.needs) <= set(NEEDS)
+            assert all(p.name in info.details for p in info.parameters), f"{name} explains its hyper-parameters"
+            assert all(p.name in listings.method(info) for p in info.parameters)
+    assert known["mcm"].defaults() == {"templates": "simple", "temperature": 1.0}
+
+
+def test_a_plugin_is_described_without_being_imported(tmp_path: Path) -> None:
+    info = registry.methods([plugin(tmp_path, "raise SystemExit\n" + GOOD)])["mine"]
+    assert (info.title, info.citation) == ("Mine", "Doe et al., ICML 2020, arXiv:2001.00001")
+    assert (info.summary, info.details, info.origin) == ("Says how likely.", "More about it.", "plugin")
+    assert info.needs == ("FEATURES", "PIXELS", "ENCODER")
+    assert info.defaults() == {"templates": "simple", "shift": -1.0} and type(info.defaults()["shift"]) is float
+
+
+def test_the_needs_are_those_of_the_flag() -> None:
+    from oodbench.method import Needs
+
+    assert tuple(need.name for need in Needs) == NEEDS
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("def f(:\n", "it cannot be read: invalid syntax (mine.py, line"),
+        ("x = 1\n", "it must define one subclass of Method; it defines none"),
+        ("class Mine(Mcm): pass\n", "it must define one subclass of Method; it defines none"),
+        (
+            "class A(Method): pass\nclass B(Method[int]): pass\n",
+            "it must define one subclass of Method; it defines A, B",
+        ),
+        (GOOD.replace("-1\n", "1 / 255\n"), "the default of hyper-parameter 'shift' is not a literal: 1 / 255"),
+        (GOOD.replace("-1\n", "field(default=1)\n"), "is not a literal"),
+        (GOOD.replace(" = -1\n", "\n"), "hyper-parameter 'shift' has no default"),
+        (GOOD.replace("-1\n", "None\n"), "hyper-parameter 'shift' does not fit: it takes float, not None"),
+        (GOOD.replace("Needs.PIXELS", "Needs.PIXEL"), "must name flags of Needs, joined by |: FEATURES, ACTIVATIONS"),
+        (GOOD.replace("Needs.PIXELS | Needs.ENCODER | Needs.FEATURES", "NEEDED"), "must name flags of Needs"),
+        ("\0", "it cannot be read"),
+    ],
+)
+def test_a_file_that_is_no_method_says_why(body: str, said: str, tmp_path: Path) -> None:
+    found = problem(tmp_path, body)
+    assert said in found and "\n" not in found
+    assert said in listings.methods(registry.methods([tmp_path / "mine.py"]).values())
+    with pytest.raises(UserError, match=r"method 'mine' \(.*mine\.py\)"):
+        listings.method(registry.methods([tmp_path / "mine.py"])["mine"])
+    with pytest.raises(UserError, match=r"method 'mine' \(.*mine\.py\)"):
+        registry.load(registry.methods([tmp_path / "mine.py"])["mine"])
+
+
+def test_a_base_class_by_its_full_name_will_do(tmp_path: Path) -> None:
+    assert not problem(tmp_path, GOOD.replace("(Method[None])", "(oodbench.method.Method[None])"))
+    assert not problem(
+        tmp_path, "class _Net(Module): pass\nclass MethodConfig: pass\nclass C(MethodConfig): pass" + GOOD
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("import no_such_module\n", "does not import: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("raise ValueError('one\\ntwo')\n", "does not import: ValueError: one; -v"),
+        ("raise SystemExit(3)\n", "does not import: SystemExit: 3"),
+        ("Method = object\n", "does not import: TypeError"),
+        ("class Method:\n    def __class_getitem__(cls, x): return cls\n", "Mine is no subclass of oodbench.method"),
+    ],
+)
+def test_a_plugin_that_does_not_import_says_so_when_loaded(line: str, said: str, tmp_path: Path) -> None:
+    info = registry.methods([plugin(tmp_path, line + GOOD)])["mine"]
+    assert not info.problem
+    with pytest.raises(UserError) as error:
+        registry.load(info)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_plugin_is_loaded_once(tmp_path: Path) -> None:
+    info = registry.methods([plugin(tmp_path)])["mine"]
+    assert registry.load(info) is registry.load(info)
+    assert registry.make(info, {"shift": 2.0}).shift == 2.0  # type: ignore[attr-defined]
+
+
+def test_one_name_is_defined_once(tmp_path: Path) -> None:
+    mine, again = plugin(tmp_path), plugin(tmp_path / "b")
+    assert "mine" in registry.methods([mine, mine])
+    with pytest.raises(UserError, match=r"'mine' is defined twice: in .*/mine\.py and in .*/b/mine\.py; rename one"):
+        registry.methods([mine, again])
+    with pytest.raises(UserError, match="'mcm' is defined twice"):
+        registry.methods([plugin(tmp_path, name="mcm.py")])
+    assert registry.methods([ROOT / "methods/mcm.py"])["mcm"].origin == "built-in"
+
+
+def test_plugin_files_that_cannot_be_methods_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["a.b.py", "a,b.py", "mine.txt", "all.py"]
+    paths = [tmp_path / "missing.py", tmp_path, *(plugin(tmp_path, name=name) for name in names)]
+    with pytest.raises(UserError) as error:
+        registry.methods(paths)
+    assert len(str(error.value).splitlines()) == len(paths)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    plugin(tmp_path)
+    assert registry.methods([Path("~/mine.py")])["mine"].path == tmp_path / "mine.py"
+
+
+def test_the_digest_follows_parts_beside_the_file(tmp_path: Path) -> None:
+    path = plugin(tmp_path, "from ._part import x\nimport json\n" + GOOD)
+    (tmp_path / "_part.py").write_text("from mine._deep import y\n")
+    (tmp_path / "_other.py").write_text("")
+    digests = [describe("mine", path, "plugin", "").source]
+    for name in ("_deep.py", "_part.py", "mine.py"):
+        with (tmp_path / name).open("a") as file:
+            file.write("# changed\n")
+        digests.append(describe("mine", path, "plugin", "").source)
+    assert len(set(digests)) == 4
+    (tmp_path / "_other.py").write_text("# changed")
+    assert describe("mine", path, "plugin", "").source == digests[-1]
+    (tmp_path / "_part.py").write_text("def (:")  # importing it will say so
+    assert describe("mine", path, "plugin", "").problem == ""
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A site folder with a distribution whose entry points are methods."""
+    site = tmp_path / "site"
+    about = site / "theirs-1.0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(
+        "[oodbench.methods]\nfirst = theirs_mod:Mine\nsecond = theirs_mod:Other\ndeep = theirs_pkg.sub\n"
+        "gone = theirs_missing\ndeeper = theirs_pkg.missing:X\nwrong = theirs_mod:None_Such\n"
+    )
+    two = GOOD + GOOD.replace("class Mine", "class Other").replace("shift", "turn")
+    plugin(site, two, name="theirs_mod.py")
+    (site / "theirs_pkg").mkdir()
+    (site / "theirs_pkg/__init__.py").write_text("raise RuntimeError('imported')\n")
+    plugin(site / "theirs_pkg", name="sub.py")
+    monkeypatch.syspath_prepend(site)
+    return site
+
+
+def test_entry_points_are_methods(installed: Path) -> None:
+    known = registry.methods()
+    assert known["first"].origin == "entry point of theirs"
+    assert "shift" in known["first"].defaults() and "turn" in known["second"].defaults()
+    assert registry.load(known["second"]).__name__ == "Other"
+    assert known["deep"].path == installed / "theirs_pkg/sub.py", "found without importing the package"
+    with pytest.raises(UserError, match="method 'deep' .* does not import: RuntimeError: imported"):
+        registry.load(known["deep"])
+    assert known["gone"].problem == "its module theirs_missing does not exist"
+    assert known["deeper"].problem == "its module theirs_pkg.missing does not exist"
+    assert known["wrong"].problem == "it defines no subclass of Method named None_Such"
+    assert "its module theirs_missing does not exist" in listings.methods(known.values())
+
+
+def test_parameters_are_checked(tmp_path: Path) -> None:
+    energy = registry.methods()["energy"]
+    assert registry.parameters(energy, {"scale": 1}) == {"templates": "simple", "scale": 1.0, "temperature": 1.0}
+    with pytest.raises(UserError) as error:
+        registry.parameters(energy, {"scala": 1, "scale": "big", "temperature": True})
+    first, second, third = str(error.value).splitlines()
+    assert first.startswith("energy has no hyper-parameter 'scala'; it has: templates ('simple'), scale (None)")
+    assert first.endswith("; did you mean 'scale'?")
+    assert (
+        second == "energy.scale takes float | None, not 'big'" and third == "energy.temperature takes float, not True"
+    )
+    bare = MethodInfo("bare", tmp_path, "plugin", "")
+    with pytest.raises(UserError, match="bare has no hyper-parameter 'x'; it has: none$"):
+        registry.parameters(bare, {"x": 1})
+    with pytest.raises(UserError, match="no method 'mcn'; did you mean 'mcm'"):
+        registry.method_info("mcn", registry.methods())
+
+
+# Who may import whom
+
+
+def imports(path: Path, *, top: bool) -> Iterator[str]:
+    """Full names that a file imports; `top`: when it is imported itself, so not those of functions."""
+    todo: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while todo:
+        node = todo.pop()
+        if top and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if top and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            todo += node.orelse
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are written in full"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        todo += ast.iter_child_nodes(node)
+
+
+def importers(module: str, *, top: bool = False) -> set[str]:
+    """Files of the checkout that import a module."""
+    files = [p for folder in ("oodbench", "methods") for p in (ROOT / folder).rglob("*.py")]
+    return {
+        path.relative_to(ROOT).as_posix()
+        for path in files
+        if any(name == module or name.startswith(f"{module}.") for name in imports(path, top=top))
+    }
+
+
+def test_methods_import_nothing_of_oodbench_but_its_contract() -> None:
+    for path in (ROOT / "methods").rglob("*.py"):
+        own = {name for name in imports(path, top=False) if name.split(".")[0].startswith("oodbench")}
+        allowed = ("oodbench.method.", "oodbench_methods._")
+        assert all(name.startswith(allowed) for name in own), f"{path.name} imports {own}"
+
+
+def test_methods_are_looked_up_by_name() -> None:
+    assert not {name for name in importers("oodbench_methods") if name.startswith("oodbench/")}
+
+
+def test_heavy_libraries_stay_in_their_rooms() -> None:
+    assert {p for p in importers("open_clip") if not p.startswith("oodbench/encoder/")} <= {
+        "oodbench/glyphs/train.py",
+        "oodbench/glyphs/evaluation.py",
+    }
+    assert not {p for p in importers("mlflow") if not p.startswith("oodbench/tracking/")}
+    assert not {p for p in importers("ray") if p != "oodbench/runner.py"}
+
+
+def test_torch_is_imported_late() -> None:
+    """Only files that are themselves imported late may import torch when they are: listing and warm runs need none."""
+    rooms = ("methods/", "oodbench/encoder/", "oodbench/glyphs/")
+    files = {"oodbench/method.py", "oodbench/contract.py"}
+    light = {"card", "resolve", "world", "render", "textures", "concepts", "captions", "fonts"}
+    found = importers("torch", top=True)
+    assert not {p for p in found if not p.startswith(rooms) and p not in files}
+    assert not {p for p in found if p.startswith(rooms[1:]) and Path(p).stem in light}
+
+
+def test_the_layers_are_kept() -> None:
+    layers: dict[str, set[str]] = {
+        "errors": set(),
+        "metrics": {"errors"},
+        "result": {"errors"},
+        "store": {"entry", "errors"},
+        "entry": {"errors"},
+        "paths": {"errors"},
+        "values": {"errors"},
+        "source": {"values"},
+        "method": {"errors"},
+        "catalogue": {"errors", "paths"},
+        "prompts": {"errors", "paths", "store"},
+        "registry": {"errors", "method", "paths", "source", "values"},
+        "report": {"errors", "result", "report"},
+        "tracking": {"errors", "result", "tracking"},
+    }
+    for layer, allowed in layers.items():
+        room = ROOT / "oodbench" / layer
+        for path in room.rglob("*.py") if room.is_dir() else [room.with_suffix(".py")]:
+            own = {name.split(".")[1] for name in imports(path, top=False) if name.startswith("oodbench.")}
+            assert own <= allowed, f"{path.relative_to(ROOT)} imports {sorted(own - allowed)}"
+
+
+@pytest.mark.parametrize(
+    "command", [["--help"], ["run", "--help"], ["methods"], ["methods", "mcm"], ["datasets"], ["datasets", "mos"]]
+)
+def test_listing_loads_nothing_heavy(command: list[str]) -> None:
+    code = (
+        "import json, sys\nfrom oodbench.cli import main\n"
+        f"try:\n    main({command!r})\nexcept SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'torch', 'mlflow', 'pandas', 'open_clip', 'ray', 'sklearn', 'scipy', 'oodbench_methods'}\n"
+        "print(json.dumps(sorted(heavy & set(sys.modules))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [] and len(done.stdout) > 200
