@@ -19,7 +19,7 @@ docs:
 # Run the embedded benchmark anew and keep its rows as the project's own.
 reference:
 	rm -rf results/reference/glyphs
-	oodbench run --out results/.reference --tracking-uri none
+	OODBENCH_STORE=$$(mktemp -d) oodbench run --out results/.reference --tracking-uri none
 	mkdir -p results/reference && mv results/.reference/runs/glyphs results/reference/glyphs && rm -r results/.reference
 	python docs/generate.py
 

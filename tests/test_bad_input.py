@@ -175,6 +175,7 @@ CASES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input_is_one_line_before_anything_is_loaded(case: str, place: Path) -> None:
     arguments, said = CASES[case]

@@ -157,7 +157,8 @@ def test_one_failed_method_is_exit_1_with_its_reason(cli: Cli, home: Path, tmp_p
 
 def test_config_file_takes_every_flag_and_the_command_line_wins(cli: Cli, home: Path, tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(
-        'methods = ["mcm"]\nood = ["glyphs-letters", "glyphs-digits"]\nlimit = 25\nout = "from-config"\ntracking-uri = "none"\n[set.mcm]\ntemperature = 0.5\n'
+        'methods = ["mcm"]\nood = ["glyphs-letters", "glyphs-digits"]\nlimit = 25\nout = "from-config"\n'
+        'tracking-uri = "none"\n[set.mcm]\ntemperature = 0.5\n'
     )
     env = {"OODBENCH_STORE": str(home / "store")}
     done = cli("run", "--config", "run.toml", "--limit", "20", cwd=tmp_path, **env)

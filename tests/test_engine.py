@@ -170,6 +170,7 @@ def test_rows_never_overwrite_one_another(images: Path, tmp_path: Path) -> None:
     assert len(list(tmp_path.rglob("*.json"))) == 6
 
 
+@pytest.mark.slow
 def test_the_default_row_has_the_plain_name_and_keeps_it(tmp_path: Path) -> None:
     wanted = request(Path(), tmp_path, methods="mcm", id="glyphs", ood=[])
     (row,) = results(wanted)

@@ -75,6 +75,7 @@ def test_images_are_stable(split: str) -> None:
         assert np.array_equal(one, two)
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same() -> None:
     code = (
         "import hashlib; from oodbench.glyphs import render; found = hashlib.sha256()\n"
@@ -105,6 +106,7 @@ def test_importing_the_world_is_light() -> None:
     assert done.stdout.strip() == "set()"
 
 
+@pytest.mark.slow
 def test_no_image_occurs_twice() -> None:
     spans = [("id-test", range(1500)), ("id-train", range(2000)), ("pairs", range(3000)), ("near", range(1500))]
     spans += [("textures", range(1200)), ("letters", range(1500)), ("digits", range(1797))]

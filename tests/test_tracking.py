@@ -153,6 +153,7 @@ def unused_port() -> int:
 # A sqlite file beside the rows
 
 
+@pytest.mark.slow
 def test_one_parent_one_child_per_method(fresh: Tracker, capfd: pytest.CaptureFixture[str]) -> None:
     energy, mcm = row("energy"), row("mcm", parameters={"temperature": 0.01})
     environment = dict(os.environ)
@@ -351,6 +352,7 @@ def test_a_warm_run_imports_no_mlflow(local: Tracker) -> None:
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "1 []\n"
 
 
+@pytest.mark.slow
 def test_a_cold_run_is_silent(fresh: Tracker) -> None:
     """In a fresh process, where MLflow is imported and the database made: nothing printed, no warning, cwd clean."""
     lay(fresh.results, row())
