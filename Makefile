@@ -1,12 +1,14 @@
-# check: what to run before every commit (under a minute on two cores). test: everything, as CI does.
+# check: what to run before every commit (about a minute on two cores). test: everything; CI runs lint and test.
 export OMP_WAIT_POLICY := PASSIVE
-.PHONY: check test docs reference glyphs
+.PHONY: lint check test docs reference glyphs
 
-check:
+lint:
 	ruff format --check .
 	ruff check .
 	mypy
 	python docs/generate.py --check
+
+check: lint
 	python -m pytest -q -m "not slow"
 
 test:
