@@ -17,7 +17,7 @@ from torch import Tensor
 
 from oodbench import metrics, prompts, registry
 from oodbench.errors import UserError
-from oodbench.method import Batch, Method, Needs, Task
+from oodbench.method import Batch, Method, Needs, Sources, Task
 from oodbench.registry import MethodInfo
 
 CLASSES = ("anchor", "bell", "cactus", "drum", "eagle", "fern", "globe", "harp")
@@ -78,10 +78,13 @@ class World:
             units = [torch.nn.functional.normalize(self.encoder.text(part), dim=-1) for part in parts]
             return torch.nn.functional.normalize(torch.stack(units).mean(0), dim=-1)
 
-        everything = ~Needs.PIXELS
-        return Task(
-            CLASSES, self.encoder.scale, text, lambda: self.encoder, lambda: [self.batch(self.train, everything)]
-        )
+        def words(prompts: tuple[str, ...]) -> Tensor:
+            return torch.nn.functional.normalize(self.encoder.text(prompts), dim=-1)
+
+        def calibration() -> list[Batch]:
+            return [self.batch(self.train, ~Needs.PIXELS)]
+
+        return Task(CLASSES, self.encoder.scale, Sources(text, words, lambda: self.encoder, calibration))
 
     def batch(self, images: Tensor, needs: Needs) -> Batch:
         activations = self.encoder.activations(images)
@@ -112,7 +115,7 @@ def trial(info: MethodInfo) -> Trial:
     except TypeError as error:
         raise UserError(f"it cannot be constructed without arguments: {error}") from error
     world = World()
-    task = world.task()
+    task = world.task().seen_by(method.needs)
     torch.manual_seed(0)
     with torch.no_grad():
         return Trial(info, method, world, task, method.fit(task))

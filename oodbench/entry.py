@@ -41,6 +41,14 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def content_digest(path: Path) -> str:
+    """sha256 of a file, or of the names and contents of all files below a folder."""
+    if path.is_file():
+        return file_digest(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return digest([[file.relative_to(path).as_posix(), file_digest(file)] for file in files])
+
+
 @dataclass(frozen=True)
 class Entry:
     """A verified entry: `facts` are its small outputs, `inputs` what the key was made of."""

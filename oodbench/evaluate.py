@@ -67,6 +67,7 @@ def _head(plan: Plan, job: Job) -> Result:
         conventions={"headline": "fpr95: ID positive", "at95": request.at95, "aupr": request.aupr},
         classes={**plan.classes.card(), "duplicates": plan.classes.duplicates()},
         templates=job.templates.card() if job.templates else {},
+        files=job.files,
         run=_run(plan),
         source=job.info.source,
         versions=versions(),

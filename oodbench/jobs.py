@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from oodbench import prompts, registry
 from oodbench.errors import UserError, did_you_mean, raise_all
+from oodbench.paths import expand
 from oodbench.prompts import Lines
 from oodbench.request import RunRequest
 from oodbench.source import MethodInfo
+from oodbench.store import content_digest
 from oodbench.values import Choice, label, parse_choices, parse_setting
 
 
@@ -21,6 +25,15 @@ class Job:
     info: MethodInfo
     parameters: dict[str, Any]
     templates: Lines | None
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """Digests of the files and folders that hyper-parameters name: scores depend on what is in them."""
+        named = {
+            name: value for name, value in self.parameters.items() if isinstance(value, str) and name != "templates"
+        }
+        paths = {name: expand(Path(value)) for name, value in named.items() if {"/", "."} & set(value)}
+        return {name: content_digest(path) for name, path in paths.items() if path.exists()}
 
     @property
     def label(self) -> str:

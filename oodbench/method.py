@@ -5,6 +5,7 @@ Legend of shapes: b images, d embedding width, w activation width, k class names
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-__all__ = ["Batch", "Encoder", "Method", "Needs", "Task", "logsumexp"]
+__all__ = ["Batch", "Encoder", "Method", "Needs", "Sources", "Task", "Undeclared", "logsumexp"]
 
 State = TypeVar("State")
 
@@ -94,6 +95,16 @@ class Batch:
         return Batch(needs, self.size, self._features, self._embeddings, self._activations, self._pixels)
 
 
+@dataclass(frozen=True)
+class Sources:
+    """Where a task's answers come from; the harness fills them in."""
+
+    text: Callable[[str], Tensor]  # templates -> class vectors
+    words: Callable[[tuple[str, ...]], Tensor]  # prompts -> vectors
+    encoder: Callable[[], Encoder]
+    calibration: Callable[[], Iterable[Batch]]
+
+
 class Task:
     """All that is known before a test image: class names, text, encoder, calibration images. Holds no OOD sample.
 
@@ -102,49 +113,54 @@ class Task:
     seed         the run's seed, for methods that draw
     """
 
-    def __init__(
-        self,
-        classes: Sequence[str],
-        scale: float,
-        text: Callable[[str], Tensor],
-        encoder: Callable[[], Encoder],
-        calibration: Callable[[], Iterable[Batch]],
-        *,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, classes: Sequence[str], scale: float, sources: Sources, seed: int = 0) -> None:
         self.classes = tuple(classes)
         self.scale = scale
         self.seed = seed
-        self._text = text
-        self._encoder = encoder
-        self._calibration = calibration
-        self._last: tuple[Tensor, str, Tensor] | None = None
+        self._sources = sources
+        self._needs = ~Needs(0)
+        self._last: dict[str, tuple[Tensor, Tensor]] = {}  # templates -> features and cosines of the last batch
+
+    def seen_by(self, needs: Needs) -> Task:
+        """The same task for a method with other needs; what is remembered is shared."""
+        view = copy.copy(self)
+        view._needs = needs
+        return view
 
     @property
     def encoder(self) -> Encoder:
         """The model itself, loaded when first asked for. Declare Needs.ENCODER to run it in score()."""
-        return self._encoder()
+        return self._sources.encoder()
 
     def calibration(self) -> Iterable[Batch]:
-        """ID training images of the split that the protocol names, for fit(). Raises UserError when there is none."""
-        return self._calibration()
+        """ID training images of the split that the protocol names, for fit()."""
+        if Needs.CALIBRATION not in self._needs:
+            raise Undeclared(
+                "calibration images were read but not declared: add Needs.CALIBRATION to the method's `needs`"
+            )
+        return self._sources.calibration()
+
+    def words(self, prompts: Sequence[str]) -> Float[Tensor, "n d"]:
+        """One unit vector per prompt, of any number of prompts; encoded once per encoder and kept in the store."""
+        return self._sources.words(tuple(prompts))
 
     def text(self, templates: str) -> Float[Tensor, "k d"]:
         """One unit vector per class: prompts normalised, averaged over the templates, normalised again.
 
         `templates` is a prompt set's name, a file with one template a line, or a single template with `{}` in it.
         """
-        return self._text(templates)
+        return self._sources.text(templates)
 
     def logits(self, features: Float[Tensor, "b d"], templates: str, scale: float | None) -> Float[Tensor, "b k"]:
         """`scale` times the cosine of every image with every class; scale None is the encoder's own (mostly 100).
 
-        The cosines of the last batch are remembered, so that methods with the same prompts share one product.
-        Do not change the result in place.
+        The cosines of the last batch are remembered, so that methods with the same prompts share one product. Do not
+        change the result in place.
         """
-        if self._last is None or self._last[0] is not features or self._last[1] != templates:
-            self._last = (features, templates, features @ self.text(templates).T)
-        cosines = self._last[2]
+        last = self._last.get(templates)
+        if last is None or last[0] is not features:
+            last = self._last[templates] = (features, features @ self.text(templates).T)
+        cosines = last[1]
         factor = self.scale if scale is None else scale
         return cosines if factor == 1 else cosines * factor
 

@@ -83,6 +83,7 @@ class Result:
     conventions: dict[str, str]  # at95, aupr, headline
     classes: dict[str, Any]  # name, count, digest
     templates: dict[str, Any]  # name, count, digest; empty for a method without prompts
+    files: dict[str, str]  # hyper-parameter -> digest of the file or folder that it names
     run: dict[str, Any]  # seed, device, precision, batch_size, limit, ...
     source: str  # digest of the method's source
     versions: dict[str, str]

@@ -42,6 +42,7 @@ def row_path(plan: Plan, result: Result) -> Path:
     request = plan.request
     identity = {
         "parameters": result.parameters,
+        "files": result.files,
         "templates": result.templates,
         "classes": plan.classes.digest,
         "encoder": plan.card.identity,

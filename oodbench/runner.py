@@ -6,7 +6,7 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from oodbench import evaluate, extract, registry, rows
 from oodbench.errors import UserError, raise_all
@@ -16,7 +16,7 @@ from oodbench.plan import Plan
 from oodbench.result import Result, from_json
 from oodbench.score import Running, Scorer, feature_batches, find_scores
 from oodbench.store import Entry
-from oodbench.textbank import text_bank
+from oodbench.textbank import text_bank, word_bank
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -129,20 +129,23 @@ def _extracted(plan: Plan, listing: Listing, encoder: Callable[[], OpenClip], wa
 def _task(plan: Plan, encoder: Callable[[], OpenClip], device: str, watch: Watch) -> Task:
     import torch
 
-    from oodbench.method import Needs, Task
+    from oodbench.method import Needs, Sources, Task
 
     @functools.cache
     def text(templates: str) -> torch.Tensor:
         return torch.from_numpy(text_bank(plan, templates, encoder)).to(device)
 
+    @functools.cache
+    def words(prompts: tuple[str, ...]) -> torch.Tensor:
+        return torch.from_numpy(word_bank(plan, prompts, encoder)).to(device)
+
     def calibration() -> Iterable[Batch]:
-        if plan.calibration is None:
-            raise UserError("calibration images were asked for but not declared: add Needs.CALIBRATION to `needs`")
+        assert plan.calibration  # a plan without them has no method that declares them
         embedded = _extracted(plan, plan.calibration, encoder, watch)
         return (batch.seen_by(~Needs.PIXELS) for batch in feature_batches(embedded, device))
 
-    any_encoder: Callable[[], Any] = encoder
-    return Task(plan.classes.lines, plan.card.scale, text, any_encoder, calibration, seed=plan.request.seed)
+    sources = Sources(text, words, encoder, calibration)
+    return Task(plan.classes.lines, plan.card.scale, sources, plan.request.seed)
 
 
 def pick_device(asked: str) -> str:

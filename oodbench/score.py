@@ -37,6 +37,7 @@ def score_inputs(plan: Plan, job: Job, listing: Listing) -> dict[str, Any]:
         "method": job.info.name,
         "source": job.info.source,
         "parameters": job.parameters,
+        "files": job.files,
         "templates": job.templates.digest if job.templates else None,
         "classes": plan.classes.digest,
         "seed": plan.request.seed,
@@ -75,18 +76,17 @@ class Scorer:
         """Score one set with several methods and store what comes out; a method that fails keeps its error."""
         from oodbench.method import Needs
 
-        parts: dict[int, _Parts] = {}
-        for number, one in enumerate(running):
-            if self._fit(one):
-                parts[number] = _Parts()
-        pixels = any(Needs.PIXELS in running[number].method.needs for number in parts)
-        for batch in self._batches(embedded, pixels):
-            for number in list(parts):
-                one = running[number]
-                if not self._score_batch(one, batch, parts[number]):
-                    del parts[number]
-        for number, part in parts.items():
-            self._write(running[number], embedded, part)
+        fitted = [one for one in running if self._fit(one)]
+        # Apart, for batches differ: a method's digits must not depend on which others run beside it.
+        for pixels in (False, True):
+            parts = [(one, _Parts()) for one in fitted if (Needs.PIXELS in one.method.needs) == pixels]
+            for batch in self._batches(embedded, pixels) if parts else ():
+                for one, part in parts:
+                    if not one.error:
+                        self._score_batch(one, batch, part)
+            for one, part in parts:
+                if not one.error:
+                    self._write(one, embedded, part)
 
     def _fit(self, one: Running) -> bool:
         import torch
@@ -100,31 +100,30 @@ class Scorer:
                     self.task.text(one.job.parameters["templates"])
                 began = time.perf_counter()
                 with torch.no_grad():
-                    one.state = one.method.fit(self.task)
+                    one.state = one.method.fit(self.task.seen_by(one.method.needs))
             except Exception as error:
                 return _failed(one, error)
             one.fitted, one.fit_seconds = True, time.perf_counter() - began
         return True
 
-    def _score_batch(self, one: Running, batch: Batch, part: _Parts) -> bool:
+    def _score_batch(self, one: Running, batch: Batch, part: _Parts) -> None:
         import torch
 
         began = time.perf_counter()
         try:
             # Not inference_mode: a method may need gradients with respect to the pixels.
             with torch.no_grad():
-                seen = batch.seen_by(one.method.needs)
-                scores = one.method.score(seen, self.task, one.state)
-                predictions = one.method.predict(seen, self.task, one.state)
+                seen, task = batch.seen_by(one.method.needs), self.task.seen_by(one.method.needs)
+                scores = one.method.score(seen, task, one.state)
+                predictions = one.method.predict(seen, task, one.state)
             if scores.shape != (batch.size,):
                 raise UserError(f"score() must return one score per image, [{batch.size}], not {list(scores.shape)}")
             part.scores.append(scores.detach().double().cpu().numpy())
             if predictions is not None:
                 part.predictions.append(predictions.cpu().numpy().astype(np.int32))
         except Exception as error:
-            return _failed(one, error)
+            _failed(one, error)
         part.seconds += time.perf_counter() - began
-        return True
 
     def _batches(self, embedded: Embedded, pixels: bool) -> Iterator[Batch]:
         """The set's images as methods read them; with pixels, decoded again in the batches of the extraction."""

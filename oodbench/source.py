@@ -88,7 +88,7 @@ def describe(name: str, path: Path, origin: str, module: str, subclass: str = ""
 
 
 def source_digest(path: Path) -> str:
-    """sha256 of a file and, transitively, of the files beside it whose name begins with `_` and which it imports."""
+    """sha256 of a file and of the files beside it whose name begins with `_` and which it imports or names."""
     parts, todo = {path}, [path]
     while todo:
         for part in _parts(todo.pop()):
@@ -108,6 +108,10 @@ def _parts(path: Path) -> Iterable[Path]:
         return
     for node in ast.walk(tree):
         names: list[str] = []
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("_"):
+            data = path.with_name(node.value.rpartition("/")[2][:200])
+            if data.is_file():  # named in the text, such as a word list
+                yield data
         if isinstance(node, ast.ImportFrom):
             names = [*filter(None, [node.module]), *(alias.name for alias in node.names)]
         elif isinstance(node, ast.Import):

@@ -23,6 +23,7 @@ from oodbench.entry import (
     Array,
     Entry,
     beside,
+    content_digest,
     digest,
     entry,
     file_digest,
@@ -36,7 +37,7 @@ from oodbench.entry import (
 )
 from oodbench.errors import UserError
 
-__all__ = ["Array", "Entry", "Listed", "Store", "default_root", "digest", "file_digest"]
+__all__ = ["Array", "Entry", "Listed", "Store", "content_digest", "default_root", "digest", "file_digest"]
 
 log = logging.getLogger(__name__)
 _DAY = 86_400.0  # seconds

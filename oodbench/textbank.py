@@ -1,4 +1,4 @@
-"""Text banks: the class vectors of a prompt set, encoded once per encoder, prompts and class names."""
+"""Text banks: vectors of class names under a prompt set, and of any prompts, encoded once per encoder."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import numpy.typing as npt
 
 from oodbench import prompts
 from oodbench.plan import Plan
+from oodbench.store import digest
 
 if TYPE_CHECKING:
     from oodbench.encoder.openclip import OpenClip
 
 ENGINE = 1  # raise when encoding gives other numbers than before
+PART = 8192  # prompts in one entry of a word bank
 
 
 def text_bank(plan: Plan, templates: str, encoder: Callable[[], OpenClip]) -> npt.NDArray[np.float32]:
@@ -43,3 +45,25 @@ def text_bank(plan: Plan, templates: str, encoder: Callable[[], OpenClip]) -> np
             "text", inputs, {"text": bank}, {"templates": lines.name, "classes": plan.classes.name}
         )
     return np.array(entry.array("text"))
+
+
+def word_bank(plan: Plan, words: tuple[str, ...], encoder: Callable[[], OpenClip]) -> npt.NDArray[np.float32]:
+    """Unit vectors [n d] of any prompts, however many: kept in parts, so that a killed run goes on where it stopped."""
+    import torch
+
+    parts = []
+    for start in range(0, len(words), PART):
+        part = words[start : start + PART]
+        inputs = {
+            "engine": ENGINE,
+            "encoder": plan.card.identity,
+            "precision": plan.request.precision,
+            "prompts": digest(part),
+        }
+        entry = plan.store.find("words", inputs)
+        if entry is None:
+            with torch.no_grad():
+                unit = torch.nn.functional.normalize(encoder().text(part), dim=-1).cpu().numpy()
+            entry = plan.store.write("words", inputs, {"words": unit}, {"first": part[0], "count": len(part)})
+        parts.append(entry.array("words"))
+    return np.concatenate(parts)

@@ -19,6 +19,7 @@ from oodbench.session import request_from
 
 HEAD = '''"""Probe: for this test (Doe et al., ICML 2020, arXiv:2001.00001)."""
 from dataclasses import dataclass
+import pathlib
 import torch
 from oodbench.method import Method, Needs
 
@@ -145,6 +146,57 @@ def test_a_method_that_fails_keeps_its_message_and_the_others_go_on(
     assert probe.status == "failed"
     assert re.search(message, probe.error or "")
     assert {r.label: r.status for _, r in rows(tmp_path)} == {"mcm": "ok", "probe": "failed"}
+
+
+def test_calibration_that_was_not_declared_is_refused_even_beside_a_method_that_declares_it(tmp_path: Path) -> None:
+    """Else the scores would depend on images that their key does not name."""
+    declares = tmp_path / "declares.py"
+    body = "    def fit(self, task):\n        return next(iter(task.calibration())).features\n"
+    body += "    def score(self, batch, task, state):\n        return (batch.features @ state.T).amax(-1)\n"
+    declares.write_text(HEAD + "    needs = Needs.FEATURES | Needs.CALIBRATION\n" + body)
+    peeks = tmp_path / "peeks.py"
+    peeks.write_text(HEAD + body)
+    wanted = request(Path(), tmp_path / "r", methods="declares,peeks", id="glyphs", ood=[], limit=20)
+    from dataclasses import replace
+
+    first, second = results(replace(wanted, plugins=(declares, peeks)))
+    assert first.status == "ok"
+    assert "add Needs.CALIBRATION" in (second.error or "")
+
+
+def test_digits_do_not_depend_on_the_methods_beside(images: Path, tmp_path: Path) -> None:
+    """A method that reads pixels is scored in other batches; it must not change those of the others."""
+    pixels = """    needs = Needs.PIXELS
+    def score(self, batch, task, state):
+        return batch.pixels.mean((1, 2, 3))
+"""
+    together = request(images, tmp_path / "both", pixels, methods="mcm,probe", store=tmp_path / "s1", batch_size=7)
+    alone = request(images, tmp_path / "one", methods="mcm", store=tmp_path / "s2", batch_size=7)
+    both = {r.label: r for r in results(together)}
+    assert both["probe"].status == "ok"
+    (one,) = results(alone)
+    assert one.scores == both["mcm"].scores
+    a, b = (
+        pyarrow.parquet.read_table(next((tmp_path / name).rglob("mcm*.parquet"))).to_pydict()["score"]
+        for name in ("both", "one")
+    )
+    assert a == b
+
+
+def test_a_file_that_a_hyper_parameter_names_is_part_of_the_key(images: Path, tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    plugin = """    words: str = ""
+    def score(self, batch, task, state):
+        return batch.features[:, 0] * len(pathlib.Path(self.words).read_text())
+"""
+    wanted = request(images, tmp_path / "r", plugin, methods="probe", settings=[f"probe.words={words}"])
+    keys = set()
+    for text in ("one", "three", "one"):
+        words.write_text(text)
+        (row,) = results(wanted)
+        assert row.status == "ok"
+        keys.add((row.files["words"], *sorted(row.scores.values())))
+    assert len(keys) == 2
 
 
 def test_variants_and_templates_are_rows_of_their_own(images: Path, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def result(title: str = "MCM", *sets: SetRow, accuracy: float | None = 0.6673, *
         conventions={"at95": "first"},
         classes={"name": "cats", "count": 2, "digest": "c" * 64},
         templates={},
+        files={},
         run={"seed": 0, "precision": "fp32", "limit": None, "device": "cpu"},
         source="s",
         versions={},

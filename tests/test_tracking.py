@@ -48,6 +48,7 @@ def row(method: str = "energy", benchmark: str = "glyphs", **changes: Any) -> Re
         conventions={"at95": "id", "aupr": "both", "headline": "mean"},
         classes={"name": "letters", "count": 26, "digest": "c"},
         templates={},
+        files={},
         run={"seed": 3, "device": "cpu", "precision": "fp32", "batch_size": 64, "limit": None},
         source="s",
         versions={"torch": "2.4", "open-clip": "2.30"},
