@@ -26,6 +26,10 @@ class Energy(Method[None]):
     scale: float | None = None
     temperature: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, not {self.temperature}")
+
     def score(self, batch: Batch, task: Task, state: None) -> Float[Tensor, " b"]:
         logits = task.logits(batch.features, self.templates, self.scale)
         return self.temperature * logsumexp(logits / self.temperature)

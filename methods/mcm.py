@@ -24,6 +24,10 @@ class MCM(Method[None]):
     templates: str = "simple"
     temperature: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, not {self.temperature}")
+
     def score(self, batch: Batch, task: Task, state: None) -> Float[Tensor, " b"]:
         logits = task.logits(batch.features, self.templates, 1 / self.temperature)
         return logits.amax(-1) - logsumexp(logits)

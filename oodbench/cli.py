@@ -59,10 +59,10 @@ def _configure(ctx: click.Context, param: click.Parameter, path: Path | None) ->
 
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"--config {path}: {error}") from error
     flags = {p.name or "": p for p in ctx.command.params if p.name != "config"}
-    spelled = {flag.opts[0].lstrip("-").replace("-", "_"): name for name, flag in flags.items()}
+    spelled = {max(flag.opts, key=len).lstrip("-").replace("-", "_"): name for name, flag in flags.items()}
     defaults: dict[str, Any] = {}
     for key, value in raw.items():
         name = spelled.get(key.replace("-", "_"))
@@ -77,8 +77,19 @@ def _configure(ctx: click.Context, param: click.Parameter, path: Path | None) ->
         elif isinstance(value, list) and not flags[name].multiple:
             quote = '"' if name == "ood" else ""  # a path may have a comma
             value = ",".join(f"{quote}{v}{quote}" for v in value)
+        elif flags[name].multiple and not isinstance(value, list):
+            value = [value]
+        _check_flag(f"--config {path}: '{key}'", flags[name], value)
         defaults[name] = value
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
+
+
+def _check_flag(where: str, flag: click.Parameter, value: Any) -> None:
+    """Refuse a TOML value that click would bend to its type, such as 1.7 for a seed."""
+    kind = {"integer": int, "boolean": bool}.get(flag.type.name, str)
+    for one in value if flag.multiple else [value]:
+        if not isinstance(one, kind) or (kind is int and isinstance(one, bool)):
+            raise UserError(f"{where} takes a {flag.type.name}, not {one!r}")
 
 
 @main.command()
@@ -245,8 +256,10 @@ def store_gc(root: Path | None, max_size: str | None, unused_days: float | None,
 
 @main.command()
 @click.argument("file", type=FOLDER)
-def check(file: Path) -> None:
+@click.option("-v", "--verbose", is_flag=True, help="Tracebacks of errors.")
+def check(file: Path, verbose: bool) -> None:
     """Run the contract tests on a method of your own and print the verdict."""
+    _log(verbose)
     from oodbench import registry
 
     info = registry.methods([file])[file.stem]

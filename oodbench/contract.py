@@ -17,7 +17,7 @@ from torch import Tensor
 
 from oodbench import metrics, prompts, registry
 from oodbench.errors import UserError
-from oodbench.method import Batch, Method, Needs, Sources, Task
+from oodbench.method import Batch, Method, Needs, Sources, Task, check_predictions
 from oodbench.registry import MethodInfo
 
 CLASSES = ("anchor", "bell", "cactus", "drum", "eagle", "fern", "globe", "harp")
@@ -29,6 +29,7 @@ class ToyEncoder:
     """A linear CLIP whose classes are known: an image of class i is one that embeds near the text of class i."""
 
     scale = 100.0
+    std = torch.ones(3, 1, 1)
 
     def __init__(self) -> None:
         rng = np.random.default_rng(7)
@@ -82,7 +83,7 @@ class World:
             return torch.nn.functional.normalize(self.encoder.text(prompts), dim=-1)
 
         def calibration() -> list[Batch]:
-            return [self.batch(self.train, ~Needs.PIXELS)]
+            return [dataclasses.replace(self.batch(self.train, ~Needs(0)), _pixels=None)]
 
         return Task(CLASSES, self.encoder.scale, Sources(text, words, lambda: self.encoder, calibration))
 
@@ -169,12 +170,24 @@ def leaves_its_input_alone(t: Trial) -> str:
     before = [x.clone() for x in (batch.features, batch.embeddings, batch.activations, batch.pixels)]
     with torch.no_grad():
         t.method.score(batch.seen_by(t.method.needs), t.task, t.state)
+    if not t.task.intact():
+        return "score() changed in place what task.text() or task.logits() gave it"
     after = (batch.features, batch.embeddings, batch.activations, batch.pixels)
     return (
         ""
         if all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
         else "score() changed its input in place"
     )
+
+
+def predicts_classes(t: Trial) -> str:
+    """predict() returns None, or one class index per image."""
+    batch = t.world.batch(t.world.id, t.method.needs | Needs.FEATURES)
+    with torch.no_grad():
+        predictions = t.method.predict(batch, t.task, t.state)
+    if predictions is not None:
+        check_predictions(predictions, batch.size, len(CLASSES))
+    return ""
 
 
 def tells_id_from_ood(t: Trial) -> str:
@@ -207,6 +220,7 @@ CHECKS: tuple[Callable[[Trial], str], ...] = (
     is_deterministic,
     does_not_depend_on_the_batch,
     leaves_its_input_alone,
+    predicts_classes,
     tells_id_from_ood,
     has_a_state_that_travels,
 )

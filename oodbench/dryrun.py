@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from oodbench import listings
 from oodbench.plan import Plan
-from oodbench.score import score_inputs
+from oodbench.score import find_scores
 
 
 def describe(plan: Plan) -> str:
@@ -29,7 +29,7 @@ def describe(plan: Plan) -> str:
     width = card.embed_dim + (0 if card.activation == "embedding" else card.width)
     lines += [f"  {total:,} images to encode, about {listings.bytes_text(total * width * 4)} to store", "", "jobs"]
     for job in plan.jobs:
-        have = [x.dataset.name for x in plan.listings if plan.store.has("scores", score_inputs(plan, job, x))]
+        have = [x.dataset.name for x in plan.listings if find_scores(plan, job, x)]
         lacking = [x.dataset.name for x in plan.listings if x.dataset.name not in have]
         state = "stored" if not lacking else f"to score: {', '.join(lacking)}"
         values = ", ".join(f"{k}={v}" for k, v in job.parameters.items())

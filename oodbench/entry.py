@@ -42,11 +42,10 @@ def file_digest(path: Path) -> str:
 
 
 def content_digest(path: Path) -> str:
-    """sha256 of a file, or of the names and contents of all files below a folder."""
+    """sha256 of a file, or of the names and contents of the files in a folder."""
     if path.is_file():
         return file_digest(path)
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    return digest([[file.relative_to(path).as_posix(), file_digest(file)] for file in files])
+    return digest([[file.name, file_digest(file)] for file in sorted(path.iterdir()) if file.is_file()])
 
 
 @dataclass(frozen=True)

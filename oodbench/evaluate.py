@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ def evaluate(plan: Plan, job: Job, entries: Mapping[str, Entry]) -> Result:
             accuracy=_accuracy(plan, id_entry),
         ),
         ood=rows,
-        run={**_run(plan), "device": id_entry.facts["device"]},
+        run={**_run(plan, job), "device": id_entry.facts["device"], "extracted": _extracted(found)},
         versions=id_entry.facts["versions"],
         commit=id_entry.facts["commit"],
         scores={listing.dataset.name: entries[listing.dataset.name].key for listing in plan.listings},
@@ -68,7 +68,7 @@ def _head(plan: Plan, job: Job) -> Result:
         classes={**plan.classes.card(), "duplicates": plan.classes.duplicates()},
         templates=job.templates.card() if job.templates else {},
         files=job.files,
-        run=_run(plan),
+        run=_run(plan, job),
         source=job.info.source,
         versions=versions(),
         commit=commit(),
@@ -77,18 +77,29 @@ def _head(plan: Plan, job: Job) -> Result:
     )
 
 
-def _run(plan: Plan) -> dict[str, Any]:
+def _extracted(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """What made the embeddings of all sets; one stamp unless they were made by different versions or devices."""
+    found = [stamp for entry in entries for stamp in entry.facts["extracted"]]
+    return [stamp for i, stamp in enumerate(found) if stamp not in found[:i]]
+
+
+def _run(plan: Plan, job: Job) -> dict[str, Any]:
     request = plan.request
+    cut = any(len(listing) < listing.total for listing in plan.listings)
     return {
         "seed": request.seed,
         "device": request.device,
         "precision": request.precision,
         "batch_size": request.batch_size,
-        "limit": request.limit,
-        "on_error": request.on_error,
+        "limit": request.limit if cut else None,
         "lists": "content" if request.strict else "name, size, time",
-        "calibration": plan.calibration.digest if plan.calibration else None,
+        "calibration": _calibration(plan.calibration) if plan.calibration and job.calibrates else None,
     }
+
+
+def _calibration(listing: Listing) -> dict[str, Any]:
+    count = listing.dataset.count or listing.total
+    return {"dataset": listing.dataset.name, "n": len(listing), "of": count, "digest": listing.digest}
 
 
 def _id_row(listing: Listing) -> IdRow:

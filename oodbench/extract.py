@@ -19,6 +19,7 @@ from oodbench import decode
 from oodbench.decode import Decoded, Reading
 from oodbench.errors import UserError
 from oodbench.images import Listing
+from oodbench.provenance import stamp
 from oodbench.store import Entry, Store
 
 if TYPE_CHECKING:
@@ -87,6 +88,12 @@ class Embedded:
     def seconds(self) -> float:
         return float(sum(shard.facts["seconds"] for shard in self.shards))
 
+    @property
+    def stamps(self) -> list[dict[str, Any]]:
+        """What made the embeddings: one stamp unless shards were made by different versions or devices."""
+        found = [shard.facts["stamp"] for shard in self.shards]
+        return [one for i, one in enumerate(found) if one not in found[:i]]
+
 
 def extract(work: Work, encoder: Callable[[], OpenClip], done: Callable[[int], None] = lambda n: None) -> Embedded:
     """Embeddings of a whole list, from the store where they are there. `done` is told how many images are ready.
@@ -151,6 +158,6 @@ def _encode(work: Work, bounds: tuple[int, int], encoder: OpenClip, done: Callab
         "dataset": work.listing.dataset.name,
         "skipped": skipped,
         "seconds": round(time.perf_counter() - began, 3),
-        "device": str(encoder.device),
+        "stamp": stamp(str(encoder.device)),
     }
     return work.store.write("embeddings", work.inputs(*bounds), arrays, facts)

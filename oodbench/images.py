@@ -32,6 +32,7 @@ class Listing:
     labels     class index per image, -1 where there is none
     folders    class folders in label order; () without labels
     total      images before a limit was applied
+    content    whether prints are contents
     """
 
     dataset: Dataset
@@ -41,6 +42,7 @@ class Listing:
     labels: npt.NDArray[np.int64]
     folders: tuple[str, ...] = ()
     total: int = 0
+    content: bool = False
 
     @property
     def digest(self) -> str:
@@ -48,8 +50,12 @@ class Listing:
         return self.items_digest(0, len(self))
 
     def items_digest(self, start: int, stop: int) -> str:
-        """The same for a part of the list."""
-        return digest([self.names[start:stop], self.prints[start:stop]])
+        """The same for a part of the list.
+
+        Without contents the dataset's path counts, too: names, sizes and times alone can be equal in two folders.
+        """
+        place = "" if self.content else self.dataset.path
+        return digest([place, self.names[start:stop], self.prints[start:stop]])
 
     def __len__(self) -> int:
         return len(self.names)
@@ -71,15 +77,14 @@ class Listing:
     def select(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> Listing:
         """The listing of some of its images."""
         chosen = [int(i) for i in indices]
-        return Listing(
-            self.dataset,
-            self.folder,
-            tuple(self.names[i] for i in chosen),
-            tuple(self.prints[i] for i in chosen),
-            self.labels[chosen],
-            self.folders,
-            self.total,
-        )
+        names, prints = (tuple(column[i] for i in chosen) for column in (self.names, self.prints))
+        return replace(self, names=names, prints=prints, labels=self.labels[chosen])
+
+    def by_content(self) -> Listing:
+        """The same list with contents for prints, which takes reading every image."""
+        if self.content:
+            return self
+        return replace(self, prints=_contents(self.dataset, self.folder, self.names), content=True)
 
     def limit(self, n: int | None) -> Listing:
         """At most n images, evenly spread over the list, so that every class keeps its share."""
@@ -132,7 +137,7 @@ def listing(
         labels = np.array([index[top] for top in tops])
     names, prints = (tuple(column) for column in zip(*files, strict=True))
     found = Listing(dataset, folder, names, prints, labels, folders, len(files)).limit(limit)
-    return replace(found, prints=_contents(dataset, folder, found.names)) if strict else found
+    return found.by_content() if strict else found
 
 
 def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> list[tuple[str, str]]:
@@ -181,4 +186,5 @@ def _glyphs(dataset: Dataset, store: Store) -> Listing:
         entry = store.write("glyphs", inputs, {}, facts)
     labels = np.array(entry.facts["labels"])
     folders = tuple(world.CLASSES) if labels.max() >= 0 else ()
-    return Listing(dataset, Path(), tuple(entry.facts["names"]), tuple(entry.facts["prints"]), labels, folders, n)
+    names, prints = tuple(entry.facts["names"]), tuple(entry.facts["prints"])
+    return Listing(dataset, Path(), names, prints, labels, folders, n, content=True)

@@ -28,12 +28,27 @@ class Job:
 
     @cached_property
     def files(self) -> dict[str, str]:
-        """Digests of the files and folders that hyper-parameters name: scores depend on what is in them."""
+        """Digests of the files that hyper-parameters name, and of folders written with a `/`: scores depend on them."""
         named = {
             name: value for name, value in self.parameters.items() if isinstance(value, str) and name != "templates"
         }
-        paths = {name: expand(Path(value)) for name, value in named.items() if {"/", "."} & set(value)}
-        return {name: content_digest(path) for name, path in paths.items() if path.exists()}
+        paths = {name: expand(Path(value)) for name, value in named.items() if value.strip("./\0 ")}
+        return {
+            name: content_digest(path)
+            for name, path in paths.items()
+            if path.is_file() or ("/" in named[name] and path.is_dir())
+        }
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether fit() will read ID training images: not when what they would give was set by hand."""
+        by_hand = self.info.calibrated and self.parameters[self.info.calibrated] is not None
+        return "CALIBRATION" in self.info.needs and not by_hand
+
+    @property
+    def by_hand(self) -> str:
+        """How a user can do without calibration images; "" when that cannot be done."""
+        return f"--set {self.info.name}.{self.info.calibrated}=..." if self.info.calibrated else ""
 
     @property
     def label(self) -> str:

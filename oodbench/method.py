@@ -36,6 +36,7 @@ class Encoder(Protocol):
     """A frozen CLIP, differentiable in its input. Embeddings are as the towers give them, not normalised."""
 
     scale: float  # exp(logit_scale), 100 for most CLIPs
+    std: Tensor  # [3 1 1]: what normalised pixels were divided by, for steps in normalised units
 
     def pixels(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b d"]:
         """Embed images in [0, 1]; normalises them by the model's own mean and std."""
@@ -67,6 +68,8 @@ class Batch:
 
     def _read(self, value: Tensor | None, field: str, need: Needs) -> Tensor:
         if value is None or need not in self.needs:
+            if need in self.needs:  # calibration batches come from the store
+                raise Undeclared(f"batch.{field} was read, but calibration images come without {field}")
             raise Undeclared(f"batch.{field} was read but not declared: add Needs.{need.name} to the method's `needs`")
         return value
 
@@ -89,6 +92,11 @@ class Batch:
     def pixels(self) -> Float[Tensor, "b 3 height width"]:
         """Resized and cropped images in [0, 1], before the model's normalisation."""
         return self._read(self._pixels, "pixels", Needs.PIXELS)
+
+    def versions(self) -> list[int]:
+        """Counts of in-place changes: what one method reads, the next one reads, too."""
+        tensors = (self._features, self._embeddings, self._activations, self._pixels)
+        return [tensor._version for tensor in tensors if tensor is not None]
 
     def seen_by(self, needs: Needs) -> Batch:
         """The same images for a method with other needs."""
@@ -119,13 +127,23 @@ class Task:
         self.seed = seed
         self._sources = sources
         self._needs = ~Needs(0)
-        self._last: dict[str, tuple[Tensor, Tensor]] = {}  # templates -> features and cosines of the last batch
+        self._banks: dict[str, tuple[Tensor, int]] = {}  # templates -> class vectors, count of in-place changes
+        self._last: dict[str, tuple[Tensor, Tensor, int]] = {}  # the same of cosines, and the features they are of
 
     def seen_by(self, needs: Needs) -> Task:
         """The same task for a method with other needs; what is remembered is shared."""
         view = copy.copy(self)
         view._needs = needs
         return view
+
+    def intact(self) -> bool:
+        """Whether nothing that is remembered was changed in place; if something was, all of it is forgotten."""
+        sound = all(bank._version == before for bank, before in self._banks.values())
+        sound = sound and all(cosines._version == before for _, cosines, before in self._last.values())
+        if not sound:
+            self._banks.clear()
+            self._last.clear()
+        return sound
 
     @property
     def encoder(self) -> Encoder:
@@ -138,7 +156,7 @@ class Task:
             raise Undeclared(
                 "calibration images were read but not declared: add Needs.CALIBRATION to the method's `needs`"
             )
-        return self._sources.calibration()
+        return (batch.seen_by(self._needs) for batch in self._sources.calibration())
 
     def words(self, prompts: Sequence[str]) -> Float[Tensor, "n d"]:
         """One unit vector per prompt, of any number of prompts; encoded once per encoder and kept in the store."""
@@ -149,7 +167,10 @@ class Task:
 
         `templates` is a prompt set's name, a file with one template a line, or a single template with `{}` in it.
         """
-        return self._sources.text(templates)
+        if templates not in self._banks:
+            bank = self._sources.text(templates)
+            self._banks[templates] = (bank, bank._version)
+        return self._banks[templates][0]
 
     def logits(self, features: Float[Tensor, "b d"], templates: str, scale: float | None) -> Float[Tensor, "b k"]:
         """`scale` times the cosine of every image with every class; scale None is the encoder's own (mostly 100).
@@ -159,7 +180,8 @@ class Task:
         """
         last = self._last.get(templates)
         if last is None or last[0] is not features:
-            last = self._last[templates] = (features, features @ self.text(templates).T)
+            cosines = features @ self.text(templates).T
+            last = self._last[templates] = (features, cosines, cosines._version)
         cosines = last[1]
         factor = self.scale if scale is None else scale
         return cosines if factor == 1 else cosines * factor
@@ -174,6 +196,7 @@ class Method(ABC, Generic[State]):
     """
 
     needs: ClassVar[Needs] = Needs.FEATURES
+    calibrated: ClassVar[str] = ""  # the hyper-parameter that calibration images give when it is None, if there is one
 
     def fit(self, task: Task) -> State:
         """What the method learns before it sees a test image; None for most zero-shot methods."""
@@ -184,9 +207,12 @@ class Method(ABC, Generic[State]):
         """One score per image, higher = more in-distribution; each image on its own, whatever else is in the batch."""
 
     def predict(self, batch: Batch, task: Task, state: State) -> Int64[Tensor, " b"] | None:
-        """Class index of each image: by default the best class under the method's own prompts; None if it has none."""
+        """Class index of each image, for ID accuracy; may read batch.features whatever `needs` says.
+
+        By default the best class under the method's own prompts, None if it has none.
+        """
         templates = getattr(self, "templates", None)
-        if templates is None or Needs.FEATURES not in self.needs:
+        if templates is None:
             return None
         return task.logits(batch.features, templates, None).argmax(-1)
 
@@ -199,3 +225,11 @@ def logsumexp(logits: Float[Tensor, "b k"]) -> Float64[Tensor, " b"]:
     """
     top = logits.amax(-1, keepdim=True)
     return top.squeeze(-1).double() + (logits - top).exp().sum(-1, dtype=torch.float64).log()
+
+
+def check_predictions(predictions: Tensor, images: int, classes: int) -> None:
+    """Raise ValueError unless there is one class index per image."""
+    if predictions.shape != (images,) or predictions.is_floating_point():
+        raise ValueError(f"predict() must return one class index per image, [{images}], not {list(predictions.shape)}")
+    if len(predictions) and not 0 <= int(predictions.min()) <= int(predictions.max()) < classes:
+        raise ValueError(f"predict() must return class indices below {classes}, not {int(predictions.max())}")

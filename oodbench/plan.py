@@ -14,7 +14,7 @@ from oodbench.encoder.card import EMBEDDED, EncoderCard, parse_encoder
 from oodbench.encoder.resolve import Resolved, resolve
 from oodbench.errors import UserError, raise_all
 from oodbench.extract import Reading, Recipe, Work
-from oodbench.images import CALIBRATION_LIMIT, Listing
+from oodbench.images import Listing
 from oodbench.jobs import Job, Jobs, make_jobs
 from oodbench.paths import expand
 from oodbench.prompts import Lines
@@ -120,11 +120,15 @@ def make_plan(request: RunRequest) -> Plan:
     )
 
 
+def _instead(job: Job) -> str:
+    return f"\n  or do without: {job.by_hand}" if job.by_hand else ""
+
+
 def _calibration(
     benchmark: Benchmark, id_set: Listing, request: RunRequest, store: Store, jobs: Jobs
 ) -> tuple[Listing | None, Jobs]:
     """The calibration images, listed only when a method asks for them; and the jobs that can run."""
-    asking = [job for job in jobs.jobs if "CALIBRATION" in job.info.needs]
+    asking = [job for job in jobs.jobs if job.calibrates]
     if not asking:
         return None, jobs
     name = benchmark.calibration or id_set.dataset.train
@@ -132,12 +136,11 @@ def _calibration(
         if not name:
             able = ", ".join(d.name for d in catalogue.datasets().values() if d.train)
             raise UserError(f"'{id_set.dataset.name}' has no training split in the catalogue; sets that do: {able}")
-        found = sets.listed(catalogue.dataset(name), dataclasses.replace(request, allow_partial=True), True, store)
-        return found.sample(CALIBRATION_LIMIT, request.seed), jobs
+        return sets.listed_sample(catalogue.dataset(name), request, store), jobs
     except UserError as error:
         reason = f"calibrates on ID training images: {error}"
     if request.methods.strip() != "all":
-        raise UserError("\n".join(f"{job.label} {reason}" for job in asking))
+        raise UserError("\n".join(f"{job.label} {reason}{_instead(job)}" for job in asking))
     rest = tuple(job for job in jobs.jobs if job not in asking)
     if not rest:
         raise UserError(f"no method can run: {'; '.join(job.label for job in asking)} {reason}")

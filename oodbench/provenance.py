@@ -23,6 +23,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def stamp(device: str) -> dict[str, object]:
+    """Versions, commit and device, as stored with what was computed."""
+    return {"versions": versions(), "commit": commit(), "device": device}
+
+
 @functools.cache
 def commit() -> str | None:
     """Commit of the checkout that this code runs from, with `-dirty` when it differs; None outside a checkout."""

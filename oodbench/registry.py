@@ -148,7 +148,8 @@ def _import_file(info: MethodInfo) -> ModuleType:
     name = f"oodbench_plugin_{info.name}_{info.source[:8]}"
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, info.path)
+    here = [str(info.path.parent)]  # a package, so that `from ._part import x` finds the parts beside it
+    spec = importlib.util.spec_from_file_location(name, info.path, submodule_search_locations=here)
     assert spec and spec.loader  # a .py file has both
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module

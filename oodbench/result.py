@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from oodbench.errors import UserError
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 1
 METRICS = ("auroc", "fpr95", "fpr95_ood", "aupr_in", "aupr_out")
@@ -153,11 +156,15 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def rows(results: Path) -> Iterator[tuple[Path, Result]]:
-    """Every row below a results folder (`runs/`, or a folder of rows itself), in path order."""
+    """Every row below a results folder (its `runs/` if it has one), in path order; unreadable ones are logged."""
     root = results / "runs" if (results / "runs").is_dir() else results
     for path in sorted(root.rglob("*.json")):
-        if not path.name.startswith("."):
+        if path.name.startswith("."):
+            continue
+        try:
             yield path, from_json(path.read_text(encoding="utf-8"), str(path))
+        except (UserError, UnicodeDecodeError) as error:
+            log.warning("left out: %s", error)
 
 
 def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -50,6 +50,7 @@ def row_path(plan: Plan, result: Result) -> Path:
         "precision": request.precision,
         "batch_size": request.batch_size,
         "lists": [listing.digest for listing in plan.listings],
+        "calibration": result.run["calibration"],
         "conventions": result.conventions,
         "source": result.source,
     }

@@ -129,9 +129,8 @@ def _extracted(plan: Plan, listing: Listing, encoder: Callable[[], OpenClip], wa
 def _task(plan: Plan, encoder: Callable[[], OpenClip], device: str, watch: Watch) -> Task:
     import torch
 
-    from oodbench.method import Needs, Sources, Task
+    from oodbench.method import Sources, Task
 
-    @functools.cache
     def text(templates: str) -> torch.Tensor:
         return torch.from_numpy(text_bank(plan, templates, encoder)).to(device)
 
@@ -142,7 +141,7 @@ def _task(plan: Plan, encoder: Callable[[], OpenClip], device: str, watch: Watch
     def calibration() -> Iterable[Batch]:
         assert plan.calibration  # a plan without them has no method that declares them
         embedded = _extracted(plan, plan.calibration, encoder, watch)
-        return (batch.seen_by(~Needs.PIXELS) for batch in feature_batches(embedded, device))
+        return feature_batches(embedded, device)
 
     sources = Sources(text, words, encoder, calibration)
     return Task(plan.classes.lines, plan.card.scale, sources, plan.request.seed)

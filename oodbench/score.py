@@ -16,7 +16,7 @@ from oodbench.extract import Embedded, batches
 from oodbench.images import Listing
 from oodbench.jobs import Job
 from oodbench.plan import Plan
-from oodbench.provenance import commit, versions
+from oodbench.provenance import stamp
 from oodbench.store import Entry
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ CHUNK = 1024  # images scored at once: with 1000 classes 4 MB of cosines, which 
 
 def score_inputs(plan: Plan, job: Job, listing: Listing) -> dict[str, Any]:
     """Everything that the scores of one method on one set depend on."""
-    calibrated = "CALIBRATION" in job.info.needs and plan.calibration is not None
     return {
         "engine": ENGINE,
         "extraction": plan.work(listing).inputs(0, len(listing)),
@@ -41,7 +40,7 @@ def score_inputs(plan: Plan, job: Job, listing: Listing) -> dict[str, Any]:
         "templates": job.templates.digest if job.templates else None,
         "classes": plan.classes.digest,
         "seed": plan.request.seed,
-        "calibration": plan.calibration.digest if calibrated and plan.calibration else None,
+        "calibration": plan.calibration.digest if plan.calibration and job.calibrates else None,
     }
 
 
@@ -70,7 +69,6 @@ class Scorer:
         self.plan = plan
         self.task = task
         self.device = device
-        self._stamp = {"versions": versions(), "commit": commit(), "device": device}
 
     def score(self, running: Sequence[Running], embedded: Embedded) -> None:
         """Score one set with several methods and store what comes out; a method that fails keeps its error."""
@@ -79,14 +77,26 @@ class Scorer:
         fitted = [one for one in running if self._fit(one)]
         # Apart, for batches differ: a method's digits must not depend on which others run beside it.
         for pixels in (False, True):
-            parts = [(one, _Parts()) for one in fitted if (Needs.PIXELS in one.method.needs) == pixels]
-            for batch in self._batches(embedded, pixels) if parts else ():
-                for one, part in parts:
-                    if not one.error:
-                        self._score_batch(one, batch, part)
+            group = [one for one in fitted if (Needs.PIXELS in one.method.needs) == pixels]
+            while group and not self._pass(group, embedded, pixels):
+                group = [one for one in group if not one.error]
+
+    def _pass(self, group: Sequence[Running], embedded: Embedded, pixels: bool) -> bool:
+        """Score a set with methods that read the same batches; False when one changed them, and the rest start anew."""
+        parts = [(one, _Parts()) for one in group]
+        for batch in self._batches(embedded, pixels):
+            before = batch.versions()
             for one, part in parts:
-                if not one.error:
-                    self._write(one, embedded, part)
+                if one.error:
+                    continue
+                self._score_batch(one, batch, part)
+                if not self.task.intact() or batch.versions() != before:
+                    _failed(one, UserError("it changes in place what it was given; clone it first"))
+                    return False
+        for one, part in parts:
+            if not one.error:
+                self._write(one, embedded, part)
+        return True
 
     def _fit(self, one: Running) -> bool:
         import torch
@@ -101,6 +111,8 @@ class Scorer:
                 began = time.perf_counter()
                 with torch.no_grad():
                     one.state = one.method.fit(self.task.seen_by(one.method.needs))
+                if not self.task.intact():
+                    raise UserError("fit() changes in place what it was given; clone it first")
             except Exception as error:
                 return _failed(one, error)
             one.fitted, one.fit_seconds = True, time.perf_counter() - began
@@ -109,17 +121,20 @@ class Scorer:
     def _score_batch(self, one: Running, batch: Batch, part: _Parts) -> None:
         import torch
 
+        from oodbench.method import Needs, check_predictions
+
         began = time.perf_counter()
         try:
             # Not inference_mode: a method may need gradients with respect to the pixels.
             with torch.no_grad():
-                seen, task = batch.seen_by(one.method.needs), self.task.seen_by(one.method.needs)
-                scores = one.method.score(seen, task, one.state)
-                predictions = one.method.predict(seen, task, one.state)
+                needs, task = one.method.needs, self.task.seen_by(one.method.needs)
+                scores = one.method.score(batch.seen_by(needs), task, one.state)
+                predictions = one.method.predict(batch.seen_by(needs | Needs.FEATURES), task, one.state)
             if scores.shape != (batch.size,):
                 raise UserError(f"score() must return one score per image, [{batch.size}], not {list(scores.shape)}")
             part.scores.append(scores.detach().double().cpu().numpy())
             if predictions is not None:
+                check_predictions(predictions, batch.size, len(self.plan.classes.lines))
                 part.predictions.append(predictions.cpu().numpy().astype(np.int32))
         except Exception as error:
             _failed(one, error)
@@ -159,12 +174,13 @@ class Scorer:
         if part.predictions:
             arrays["predictions"] = np.concatenate(part.predictions)
         facts = {
-            **self._stamp,
+            **stamp(self.device),
             "dataset": embedded.listing.dataset.name,
             "skipped": list(embedded.skipped),
             "seconds": round(part.seconds, 6),
             "fit_seconds": round(one.fit_seconds, 6),
             "extract_seconds": embedded.seconds,
+            "extracted": embedded.stamps,
         }
         self.plan.store.write("scores", score_inputs(self.plan, one.job, embedded.listing), arrays, facts)
 

@@ -4,49 +4,64 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oodbench.errors import UserError, did_you_mean
+from oodbench.errors import did_you_mean, raise_all
 from oodbench.plan import make_plan
 from oodbench.request import RunRequest
 from oodbench.runner import Outcome, Watch, run
-from oodbench.values import parse_names
+from oodbench.values import conform, parse_names, written
 
 if TYPE_CHECKING:
     from oodbench.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
-_PATHS = ("data", "out", "store")
-
 
 def request_from(**options: Any) -> RunRequest:
-    """A RunRequest from keyword options: strings become paths, a comma-separated string becomes a list of OOD sets."""
-    fields = {f.name for f in dataclasses.fields(RunRequest)}
-    for name in options:
+    """A RunRequest from keyword options. UserError names every option that does not exist or has a wrong type.
+
+    Paths may be strings; lists of one may be that one; `ood` may be comma-separated; `settings` may be a dictionary
+    such as {"mcm.temperature": 0.01}.
+    """
+    fields = {f.name: str(f.type) for f in dataclasses.fields(RunRequest)}
+    values: dict[str, Any] = {}
+    problems = []
+    for name, value in options.items():
         if name not in fields:
-            raise UserError(f"no option '{name}'{did_you_mean(name, fields)}")
-    for name in _PATHS:
-        if isinstance(options.get(name), str):
-            options[name] = Path(options[name])
-    if isinstance(options.get("ood"), str):
-        options["ood"] = parse_names(options["ood"])
-    if isinstance(options.get("methods"), Sequence) and not isinstance(options["methods"], str):
-        options["methods"] = ",".join(options["methods"])
-    if isinstance(options.get("settings"), dict):
-        options["settings"] = [f"{name}={value!r}" for name, value in options["settings"].items()]
-    for name in ("ood", "settings", "plugins"):
-        options[name] = tuple(options.get(name) or ())
-    options["plugins"] = tuple(Path(plugin) for plugin in options["plugins"])
-    return RunRequest(**options)
+            problems.append(f"no option '{name}'{did_you_mean(name, fields)}")
+            continue
+        try:
+            values[name] = _option(name, fields[name], value)
+        except (ValueError, TypeError):
+            problems.append(f"option '{name}' takes {fields[name]}, not {value!r}")
+    raise_all(problems)
+    return RunRequest(**values)
+
+
+def _option(name: str, kind: str, value: Any) -> Any:
+    if name == "ood" and isinstance(value, str):
+        value = parse_names(value)
+    if name == "methods" and isinstance(value, list | tuple):
+        value = ",".join(value)
+    if name == "settings" and isinstance(value, dict):
+        value = [f"{key}={written(one)}" for key, one in value.items()]
+    if kind.startswith("tuple"):
+        one_kind = kind.removeprefix("tuple[").partition(",")[0]
+        several = [value] if isinstance(value, str | Path) else value or ()
+        return tuple(_option("", one_kind, one) for one in several)
+    if kind.startswith("Path") and value is not None:
+        return Path(value)
+    return None if value is None and kind.endswith("| None") else conform(value, kind)
 
 
 def carry_out(request: RunRequest, *, tracking_uri: str | None = None, watch: Watch | None = None) -> Outcome:
     """Plan, run and record. `tracking_uri` None: the sqlite file beside the rows; "" or "none": no MLflow."""
     tracker = tracker_of(request.out, tracking_uri)
     outcome = run(make_plan(request), watch)
+    for name, reason in outcome.left_out:
+        log.warning("left out: %s: %s", name, reason)
     why = record(tracker, outcome)
     if why:
         log.warning("%s", why)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from oodbench import catalogue, prompts
 from oodbench.catalogue import Benchmark, Dataset
 from oodbench.errors import UserError, raise_all
-from oodbench.images import Listing, listing
+from oodbench.images import CALIBRATION_LIMIT, Listing, listing
 from oodbench.prompts import Lines
 from oodbench.request import RunRequest
 from oodbench.store import Store
@@ -46,6 +47,13 @@ def listed(dataset: Dataset, request: RunRequest, labelled: bool, store: Store) 
             f"{dataset.count}; {todo} with --allow-partial"
         )
     return found
+
+
+def listed_sample(dataset: Dataset, request: RunRequest, store: Store) -> Listing:
+    """ID training images to calibrate on: at most CALIBRATION_LIMIT, drawn with the run's seed."""
+    whole = listed(dataset, replace(request, strict=False), True, store)
+    drawn = whole.sample(CALIBRATION_LIMIT, request.seed)
+    return drawn.by_content() if request.strict else drawn
 
 
 def class_names(id_set: Listing) -> Lines:

@@ -51,6 +51,7 @@ class MethodInfo:
     details: str = ""
     needs: tuple[str, ...] = ("FEATURES",)
     parameters: tuple[Parameter, ...] = ()
+    calibrated: str = ""
     problem: str = ""
 
     def defaults(self) -> dict[str, Any]:
@@ -64,6 +65,7 @@ def describe(name: str, path: Path, origin: str, module: str, subclass: str = ""
         tree = ast.parse(path.read_text(encoding="utf-8"), path.name)
         node = _subclass(tree, subclass)
         parameters, needs = _fields(node)
+        calibrated = _calibrated(node, parameters)
     except (OSError, SyntaxError, UnicodeDecodeError) as error:
         return MethodInfo(name, path, origin, module, problem=f"it cannot be read: {error}")
     except ValueError as error:
@@ -84,6 +86,7 @@ def describe(name: str, path: Path, origin: str, module: str, subclass: str = ""
         details=details.strip(),
         needs=needs,
         parameters=parameters,
+        calibrated=calibrated,
     )
 
 
@@ -147,6 +150,19 @@ def _fields(node: ast.ClassDef) -> tuple[tuple[Parameter, ...], tuple[str, ...]]
         elif isinstance(item, ast.AnnAssign) and "ClassVar" not in ast.unparse(item.annotation):
             parameters.append(_parameter(_name(item.target), ast.unparse(item.annotation), item.value))
     return tuple(parameters), needs
+
+
+def _calibrated(node: ast.ClassDef, parameters: tuple[Parameter, ...]) -> str:
+    for item in node.body:
+        if (
+            isinstance(item, ast.AnnAssign)
+            and _name(item.target) == "calibrated"
+            and isinstance(item.value, ast.Constant)
+        ):
+            if item.value.value not in {p.name for p in parameters}:
+                raise ValueError(f"calibrated = {ast.unparse(item.value)} must name a hyper-parameter")
+            return str(item.value.value)
+    return ""
 
 
 def _name(target: ast.expr) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -9,11 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from oodbench import prompts
+from oodbench.errors import UserError
 from oodbench.plan import Plan
 from oodbench.store import digest
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from oodbench.encoder.openclip import OpenClip
+
+log = logging.getLogger(__name__)
 
 ENGINE = 1  # raise when encoding gives other numbers than before
 PART = 8192  # prompts in one entry of a word bank
@@ -36,8 +42,9 @@ def text_bank(plan: Plan, templates: str, encoder: Callable[[], OpenClip]) -> np
         total = None
         with torch.no_grad():
             for template in lines.lines:
-                encoded = encoder().text([template.replace("{}", name) for name in plan.classes.lines])
-                unit = torch.nn.functional.normalize(encoded, dim=-1)
+                prompts_of = [template.replace("{}", name) for name in plan.classes.lines]
+                unit = torch.nn.functional.normalize(encoder().text(prompts_of), dim=-1)
+                _check_context(plan, encoder().cut(prompts_of), set(prompts_of), unit)
                 total = unit if total is None else total + unit
             assert total is not None
             bank = torch.nn.functional.normalize(total, dim=-1).cpu().numpy()
@@ -51,7 +58,7 @@ def word_bank(plan: Plan, words: tuple[str, ...], encoder: Callable[[], OpenClip
     """Unit vectors [n d] of any prompts, however many: kept in parts, so that a killed run goes on where it stopped."""
     import torch
 
-    parts = []
+    parts = [np.zeros((0, plan.card.embed_dim), np.float32)]
     for start in range(0, len(words), PART):
         part = words[start : start + PART]
         inputs = {
@@ -64,6 +71,20 @@ def word_bank(plan: Plan, words: tuple[str, ...], encoder: Callable[[], OpenClip
         if entry is None:
             with torch.no_grad():
                 unit = torch.nn.functional.normalize(encoder().text(part), dim=-1).cpu().numpy()
+            if cut := encoder().cut(part):
+                log.info("%d of %d prompts are cut to the encoder's context, '%s' first", len(cut), len(part), cut[0])
             entry = plan.store.write("words", inputs, {"words": unit}, {"first": part[0], "count": len(part)})
         parts.append(entry.array("words"))
     return np.concatenate(parts)
+
+
+def _check_context(plan: Plan, cut: list[str], distinct: set[str], vectors: Tensor) -> None:
+    """Tell prompts that do not fit into the encoder's context; UserError when class names get lost by it."""
+    if not cut:
+        return
+    if len({row.tobytes() for row in vectors.cpu().numpy()}) < len(distinct):
+        raise UserError(
+            f"{len(cut)} of {len(distinct)} prompts are longer than the context of {plan.card.name}, and class names "
+            f"get lost, as in '{cut[0]}'; use shorter templates"
+        )
+    log.warning("%d prompts are cut to the context of %s, '%s' first", len(cut), plan.card.name, cut[0])

@@ -41,6 +41,10 @@ BROKEN = {
     "is_deterministic": (SCORE, SCORE + " + torch.rand(batch.size)"),
     "does_not_depend_on_the_batch": (SCORE, SCORE + " + batch.features.mean()"),
     "leaves_its_input_alone": (SCORE, "batch.features.add_(0.1); " + SCORE),
+    "predicts_classes": (
+        "    def fit",
+        "    def predict(self, batch, task, state):\n        return batch.features.argmax(0)\n\n    def fit",
+    ),
     "tells_id_from_ood": (SCORE, SCORE.replace("return ", "return -")),
     "has_a_state_that_travels": ("return None", "return lambda x: x"),
 }

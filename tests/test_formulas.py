@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from oodbench import registry
-from oodbench.contract import World
-from oodbench.method import Needs
+from oodbench.contract import ToyEncoder, World
+from oodbench.method import Needs, Sources, Task
 
 Cosines = npt.NDArray[np.float64]
 
@@ -40,6 +40,60 @@ FORMULAS: dict[str, list[tuple[dict[str, Any], Callable[[Cosines, float], Cosine
         ({"temperature": 0.01}, lambda c, s: np.log(softmax(c / 0.01).max(1))),
     ],
 }
+
+
+def react(world: World, images: torch.Tensor, percentile: float, threshold: float | None) -> Cosines:
+    """Clip at a percentile of all training activations, project, normalise, energy at the encoder's scale."""
+    if threshold is None:
+        threshold = float(np.percentile(world.encoder.activations(world.train).double().numpy(), percentile))
+    clipped = np.minimum(world.encoder.activations(images).double().numpy(), threshold)
+    embeddings = clipped @ world.encoder.project(torch.eye(clipped.shape[1])).double().numpy()
+    features = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    scores: Cosines = np.log(np.exp(world.encoder.scale * features @ text(world).T).sum(1))
+    return scores
+
+
+def odin(world: World, images: torch.Tensor, temperature: float, epsilon: float) -> Cosines:
+    """One signed step against the gradient of -log of the largest probability, by hand for the toy's linear tower."""
+    back = (
+        world.encoder.pixels(0.5 + torch.eye(192).view(192, 3, 8, 8)).double().numpy()
+    )  # [192 d]: d embedding / d pixel
+    factor = world.encoder.scale / temperature
+
+    def log_probabilities(pixels: Cosines) -> tuple[Cosines, Cosines, Cosines]:
+        embeddings = (pixels - 0.5) @ back
+        norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
+        features = embeddings / norms
+        return np.log(softmax(factor * features @ text(world).T)), features, norms
+
+    pixels = images.flatten(1).double().numpy()
+    logs, features, norms = log_probabilities(pixels)
+    best = np.eye(logs.shape[1])[logs.argmax(1)]
+    by_feature = factor * (best - np.exp(logs)) @ text(world)  # gradient of the log of the largest probability
+    by_embedding = (by_feature - (by_feature * features).sum(1, keepdims=True) * features) / norms
+    moved = pixels + epsilon * np.sign(by_embedding @ back.T)
+    best_logs: Cosines = log_probabilities(moved)[0].max(1)
+    return best_logs
+
+
+def text(world: World) -> Cosines:
+    vectors: Cosines = world.task().text("simple").double().numpy()
+    return vectors
+
+
+# The same for methods that look past the cosines.
+DEEPER: dict[str, list[tuple[dict[str, Any], Callable[[World, torch.Tensor], Cosines]]]] = {
+    "react": [
+        ({}, lambda world, x: react(world, x, 90, None)),
+        ({"percentile": 60.0}, lambda world, x: react(world, x, 60, None)),
+        ({"threshold": 0.02}, lambda world, x: react(world, x, 0, 0.02)),
+    ],
+    "odin": [
+        ({}, lambda world, x: odin(world, x, 1000, 0.0014)),
+        ({"temperature": 10.0, "epsilon": 0.01, "micro_batch": 7}, lambda world, x: odin(world, x, 10, 0.01)),
+    ],
+}
+DEEPER_CASES = [(name, number) for name, cases in DEEPER.items() for number in range(len(cases))]
 CASES = [(name, number) for name, cases in FORMULAS.items() for number in range(len(cases))]
 
 
@@ -61,9 +115,41 @@ def test_score_is_the_textbook_formula(name: str, number: int, world: World) -> 
     np.testing.assert_allclose(scores, formula(features @ text.T, world.encoder.scale), rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize(("name", "number"), DEEPER_CASES)
+def test_score_is_the_formula_through_the_tower(name: str, number: int, world: World) -> None:
+    parameters, formula = DEEPER[name][number]
+    method = registry.make(registry.methods()[name], parameters)
+    task = world.task()
+    images = torch.cat([world.id, world.ood])
+    with torch.no_grad():
+        scores = method.score(world.batch(images, method.needs), task, method.fit(task)).double().numpy()
+    np.testing.assert_allclose(scores, formula(world, images), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(("zero", "moved"), [("minus", -0.01), ("none", 0.0)])
+def test_odin_moves_where_the_gradient_is_zero_as_asked(zero: str, moved: float, world: World) -> None:
+    """With one class its probability is 1 and every gradient 0."""
+    seen = []
+
+    class Recording(ToyEncoder):
+        def pixels(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(images.detach())
+            return super().pixels(images)
+
+    def nothing(_: object) -> torch.Tensor:
+        raise AssertionError
+
+    sources = Sources(lambda templates: torch.ones(1, 16) / 4, nothing, Recording, list)
+    method = registry.make(registry.methods()["odin"], {"zero": zero, "epsilon": 0.01})
+    with torch.no_grad():
+        method.score(world.batch(world.id, method.needs), Task(("one",), 100.0, sources), None)
+    before, after = torch.cat(seen[0::2]), torch.cat(seen[1::2])
+    torch.testing.assert_close(after - before, torch.full_like(before, moved))
+
+
 def test_every_method_has_a_formula() -> None:
     built_in = {name for name, info in registry.methods().items() if info.origin == "built-in"}
-    assert built_in == set(FORMULAS)
+    assert built_in <= set(FORMULAS) | set(DEEPER)
 
 
 def test_a_confident_softmax_does_not_tie(world: World) -> None:

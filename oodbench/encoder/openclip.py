@@ -40,7 +40,7 @@ class OpenClip:
         self._tokenizer = functools.cache(lambda: build.tokenizer(resolved.card, resolved.path))
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(resolved.card.mean, device=self.device).view(shape)
-        self._std = torch.tensor(resolved.card.std, device=self.device).view(shape)
+        self.std = torch.tensor(resolved.card.std, device=self.device).view(3, 1, 1)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._dtype == torch.float32:
@@ -50,7 +50,7 @@ class OpenClip:
     def activations(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b w"]:
         """Input of the image tower's last linear map, of images in [0, 1]."""
         with self._autocast():
-            return self._tower.activations((images.to(self.device) - self._mean) / self._std).float()
+            return self._tower.activations((images.to(self.device) - self._mean) / self.std).float()
 
     def project(self, activations: Float[Tensor, "b w"]) -> Float[Tensor, "b d"]:
         """The last linear map, always in float32."""
@@ -68,6 +68,13 @@ class OpenClip:
             with self._autocast(), _shortened(self._model, tokens) as length:
                 parts.append(self._model.encode_text(tokens[:, :length], normalize=False).float())
         return torch.cat(parts)
+
+    def cut(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts that do not fit into the context, of CLIP's own tokenizer; others keep theirs to themselves."""
+        tokenizer = self._tokenizer()
+        if not isinstance(tokenizer, open_clip.SimpleTokenizer):
+            return []
+        return [prompt for prompt in prompts if len(tokenizer.encode(prompt)) + 2 > tokenizer.context_length]
 
 
 @contextmanager

@@ -1,0 +1,46 @@
+"""ReAct: rectified activations (Sun et al., NeurIPS 2021, arXiv:2111.12797)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from oodbench.method import Batch, Method, Needs, Task, logsumexp
+
+
+@dataclass(frozen=True)
+class ReAct(Method[float]):
+    """The energy after the activations before the image tower's last linear map are cut off at a threshold.
+
+    The embedding is projected anew from the clipped activations and normalised; then the logsumexp of scaled cosines.
+    The paper clips a ReLU network, whose activations are not negative; on CLIP, too, only the upper side is clipped.
+
+    percentile  of all activations of ID training images, over images and units together, that becomes the threshold
+    threshold   the threshold itself; None takes the percentile
+    templates   the prompts
+    scale       factor on the cosines; None is the encoder's own logit scale (100 for most CLIPs)
+    """
+
+    needs: ClassVar[Needs] = Needs.FEATURES | Needs.ACTIVATIONS | Needs.ENCODER | Needs.CALIBRATION
+    calibrated: ClassVar[str] = "threshold"
+    percentile: float = 90.0
+    threshold: float | None = None
+    templates: str = "simple"
+    scale: float | None = None
+
+    def fit(self, task: Task) -> float:
+        """The threshold."""
+        if self.threshold is not None:
+            return self.threshold
+        activations = np.concatenate([batch.activations.cpu().numpy().ravel() for batch in task.calibration()])
+        return float(np.percentile(activations, self.percentile))
+
+    def score(self, batch: Batch, task: Task, state: float) -> Float[Tensor, " b"]:
+        clipped = task.encoder.project(batch.activations.clamp(max=state))
+        features = torch.nn.functional.normalize(clipped, dim=-1)
+        return logsumexp(task.logits(features, self.templates, self.scale))
