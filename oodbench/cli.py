@@ -197,10 +197,28 @@ def report(results: Path, form: str) -> None:
 @main.command()
 @click.argument("name", required=False)
 @click.option("--plugin", "plugins", multiple=True, type=FOLDER, help="File with a method of your own. Repeatable.")
-def methods(name: str | None, plugins: tuple[Path, ...]) -> None:
+@click.option(
+    "--negatives", is_flag=True, help="The words that neglabel mines, and their overlap with ID and OOD names."
+)
+@click.option("--id", "id_", default="glyphs", help="With --negatives: as for run.", show_default=True)
+@click.option("--ood", default="", help="With --negatives: as for run.")
+@click.option("--encoder", default="", help="With --negatives: as for run.")
+@click.option("--data", type=FOLDER, help="With --negatives: as for run.")
+@click.option("--set", "settings", multiple=True, help="With --negatives: as for run.")
+def methods(name: str | None, plugins: tuple[Path, ...], negatives: bool, id_: str, **options: Any) -> None:
     """List the methods, or show one in full."""
     from oodbench import listings, registry
 
+    if negatives:
+        from oodbench import negatives as mined
+        from oodbench import session
+        from oodbench.plan import make_plan
+
+        request = session.request_from(
+            methods=name or "neglabel", id=id_, plugins=plugins, allow_partial=True, **options
+        )
+        click.echo(mined.describe(make_plan(request)))
+        return
     known = registry.methods(plugins)
     click.echo(listings.method(registry.method_info(name, known)) if name else listings.methods(known.values()))
 

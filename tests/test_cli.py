@@ -17,8 +17,11 @@ import pyarrow.parquet
 import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from oodbench import registry
+
 pytestmark = pytest.mark.slow
 Cli = Callable[..., subprocess.CompletedProcess[str]]
+METHODS = registry.methods()
 
 
 @pytest.fixture(scope="module")
@@ -38,18 +41,8 @@ def rows_of(folder: Path) -> dict[str, dict[str, object]]:
 
 def test_a_first_run_prints_every_method_and_set(home: Path) -> None:
     out = (home / "stdout").read_text()
-    for word in (
-        "MSP",
-        "MaxLogit",
-        "Energy",
-        "MCM",
-        "Letters",
-        "Textures",
-        "Digits",
-        "Other symbols",
-        "Mean",
-        "Seconds",
-    ):
+    titles = [info.title for info in METHODS.values()]
+    for word in (*titles, "Letters", "Textures", "Digits", "Other symbols", "Mean", "Seconds"):
         assert word in out
     assert "ID positive" in out
     assert not (home / "mlruns").exists()
@@ -104,9 +97,9 @@ def test_reports_of_what_was_run(cli: Cli, home: Path) -> None:
     latex = cli("report", "--format", "latex", cwd=home).stdout
     assert r"\toprule" in latex
     assert r"\textbf" in latex
-    assert cli("report", "--format", "markdown", cwd=home).stdout.count("\n| ") >= 4
+    assert cli("report", "--format", "markdown", cwd=home).stdout.count("\n| ") >= len(METHODS)
     lines = list(csv.DictReader(io.StringIO(cli("report", "--format", "csv", cwd=home).stdout)))
-    assert len(lines) == 4
+    assert len(lines) == len(METHODS)
     wrong = cli("report", "--format", "latx", cwd=home)
     assert (wrong.returncode, wrong.stderr) == (2, "error: no format 'latx'; did you mean 'latex'?\n")
     empty = cli("report", "--results", "nowhere", cwd=home)
@@ -134,10 +127,10 @@ def test_a_dead_server_costs_no_row(cli: Cli, home: Path, tmp_path: Path) -> Non
     done = cli("run", "--tracking-uri", "http://127.0.0.1:9", "--out", tmp_path / "r", **env)
     assert done.returncode == 0
     assert "oodbench sync" in done.stderr
-    assert len(list((tmp_path / "r" / "runs").rglob("*.json"))) == 4
+    assert len(list((tmp_path / "r" / "runs").rglob("*.json"))) == len(METHODS)
     sent = cli("sync", "--results", tmp_path / "r")
-    assert (sent.returncode, sent.stdout) == (0, "4 rows sent, 0 were there, 0 wait\n")
-    assert cli("sync", "--results", tmp_path / "r").stdout == "0 rows sent, 4 were there, 0 wait\n"
+    assert (sent.returncode, sent.stdout) == (0, f"{len(METHODS)} rows sent, 0 were there, 0 wait\n")
+    assert cli("sync", "--results", tmp_path / "r").stdout == f"0 rows sent, {len(METHODS)} were there, 0 wait\n"
 
 
 def test_one_failed_method_is_exit_1_with_its_reason(cli: Cli, home: Path, tmp_path: Path) -> None:
@@ -188,7 +181,17 @@ def test_imagenet_with_a_vit_b_32_of_real_size(cli: Cli, shared: Path, tmp_path:
     torch.manual_seed(0)
     model = open_clip.CLIP(**open_clip.get_model_config("ViT-B-32"))
     torch.save(model.state_dict(), tmp_path / "b32.pt")
-    arguments = ("run", "--id", "imagenet1k", "--ood", "dtd,places", "--encoder", f"ViT-B-32/openai@{tmp_path}/b32.pt")
+    arguments = (
+        "run",
+        "--methods",
+        "energy,maxlogit,mcm,msp",
+        "--id",
+        "imagenet1k",
+        "--ood",
+        "dtd,places",
+        "--encoder",
+        f"ViT-B-32/openai@{tmp_path}/b32.pt",
+    )
     where = ("--data", shared / "data", "--out", tmp_path / "r", "--tracking-uri", "none")
     refused = cli(*arguments, *where)
     assert refused.returncode == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,7 @@ DEEPER: dict[str, list[tuple[dict[str, Any], Callable[[World, torch.Tensor], Cos
         ({"temperature": 10.0, "epsilon": 0.01, "micro_batch": 7}, lambda world, x: odin(world, x, 10, 0.01)),
     ],
 }
+ELSEWHERE = {"neglabel": Path(__file__).with_name("test_neglabel.py")}
 DEEPER_CASES = [(name, number) for name, cases in DEEPER.items() for number in range(len(cases))]
 CASES = [(name, number) for name, cases in FORMULAS.items() for number in range(len(cases))]
 
@@ -149,7 +151,9 @@ def test_odin_moves_where_the_gradient_is_zero_as_asked(zero: str, moved: float,
 
 def test_every_method_has_a_formula() -> None:
     built_in = {name for name, info in registry.methods().items() if info.origin == "built-in"}
-    assert built_in <= set(FORMULAS) | set(DEEPER)
+    assert built_in == set(FORMULAS) | set(DEEPER) | set(ELSEWHERE)
+    for name, path in ELSEWHERE.items():
+        assert "def test_the_score_is_the_paper_s" in path.read_text(), name
 
 
 def test_a_confident_softmax_does_not_tie(world: World) -> None:

@@ -1,0 +1,119 @@
+"""The nouns and adjectives that NegLabel mines: of the shipped list, of the authors' word files, of WordNet itself.
+
+WordNet keeps its synsets in lexicographer files (noun.plant, adj.all, ...). The authors took the first word of every
+synset of 27 of them: three of adjectives, 24 of nouns; noun.animal and noun.food are missing, verbs and adverbs too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+SHIPPED = "_wordnet30.txt"  # made by _make_wordnet.py from Debian's wordnet-base (WordNet 3.0)
+
+# WordNet 3.0 gives 80,356 lines, 58,488 distinct nouns and 14,005 distinct adjectives, 1,725 words in both: 70,768.
+# The released files (WordNet 3.1) have 79,455 lines, 58,546 + 13,091, 1,637 in both: 70,000, of which 69,770 are here.
+
+# Column 2 of data.noun and data.adj is the number of the lexicographer file.
+_ADJECTIVES = {0: "adj.all", 1: "adj.pert", 44: "adj.ppl"}
+_NOUNS = (
+    "Tops act animal artifact attribute body cognition communication event feeling food group location motive object "
+    "person phenomenon plant possession process quantity relation shape state substance time"
+)
+_LEFT_OUT = ("noun.animal", "noun.food")
+_NUMBERS = {**_ADJECTIVES, **{number: f"noun.{name}" for number, name in enumerate(_NOUNS.split(), start=3)}}
+FILES = tuple(sorted(set(_NUMBERS.values()) - set(_LEFT_OUT)))
+
+
+@dataclass(frozen=True)
+class Words:
+    """Distinct words by part of speech, in the order in which they are read."""
+
+    nouns: tuple[str, ...]
+    adjectives: tuple[str, ...]
+
+
+def read_words(path: str) -> Words:
+    """The words of a folder, or with "" the shipped ones. ValueError when the folder holds none that can be read.
+
+    A folder holds either the 27 released files (adj.all.txt, ..., noun.time.txt) or WordNet's own data.noun and
+    data.adj, as /usr/share/wordnet or NLTK's corpora/wordnet do.
+    """
+    if not path:
+        return distinct(read_list(Path(__file__).with_name(SHIPPED)))
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"words: {path} is no folder; name one with the released files (adj.all.txt, ...), or ''")
+    if (folder / "data.noun").is_file() and (folder / "data.adj").is_file():
+        return distinct(from_database(folder))
+    missing = [name for name in FILES if not (folder / f"{name}.txt").is_file()]
+    if missing:
+        raise ValueError(
+            f"words: {path} lacks {', '.join(missing[:3])}{', ...' if missing[3:] else ''} (.txt): {len(missing)} of "
+            f"{len(FILES)} released word files; nor does it hold WordNet's data.noun and data.adj"
+        )
+    return distinct({name: read_lines(folder / f"{name}.txt") for name in FILES})
+
+
+def distinct(files: dict[str, list[str]]) -> Words:
+    """Every word once, in the first file that has it. Files in order of name, so a word in both is an adjective.
+
+    The released code reads them in the order of the file system, so there it depends on the machine.
+    """
+    seen: dict[str, bool] = {}
+    for name in sorted(files):
+        for word in files[name]:
+            seen.setdefault(word, name.startswith("adj."))
+    return Words(
+        nouns=tuple(word for word, adjective in seen.items() if not adjective),
+        adjectives=tuple(word for word, adjective in seen.items() if adjective),
+    )
+
+
+def from_database(folder: Path) -> dict[str, list[str]]:
+    """The first word of every synset, by lexicographer file, from WordNet's data.noun and data.adj.
+
+    Lower-cased, underscores turned to spaces, adjectives without their position mark `(p)`, `(a)` or `(ip)`; words of
+    one character are dropped, and repetitions within a file.
+    """
+    found: dict[str, dict[str, None]] = {name: {} for name in FILES}
+    for part in ("data.adj", "data.noun"):
+        for line in (folder / part).read_text(encoding="latin-1").splitlines():
+            if line.startswith("  "):  # the licence
+                continue
+            _, number, _, _, lemma, *_ = line.split(" ", 5)
+            name = _NUMBERS[int(number)]
+            word = re.sub(r"\((p|a|ip)\)$", "", lemma).lower().replace("_", " ")
+            if name in found and len(word) > 1:
+                found[name].setdefault(word)
+    return {name: list(words) for name, words in found.items()}
+
+
+def read_lines(path: Path) -> list[str]:
+    """The stripped lines of a text file, without empty ones; ValueError when it is no text or holds none."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"words: cannot read {path}: {error}") from error
+    if not any(lines):
+        raise ValueError(f"words: {path} is empty")
+    return [line for line in lines if line]
+
+
+def read_list(path: Path) -> dict[str, list[str]]:
+    """The shipped list: `# noun.plant`, then its words, one a line."""
+    files: dict[str, list[str]] = {}
+    for line in read_lines(path):
+        if line.startswith("# "):
+            current = files[line[2:]] = []
+        else:
+            current.append(line)
+    return files
+
+
+def written(files: dict[str, list[str]]) -> str:
+    """The text that read_list reads."""
+    lines: Iterable[str] = (line for name in sorted(files) for line in (f"# {name}", *files[name]))
+    return "\n".join(lines) + "\n"

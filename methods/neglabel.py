@@ -1,0 +1,176 @@
+"""NegLabel: softmax mass on the class names beside far-off words (Jiang et al., ICLR 2024, arXiv:2403.20078)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from oodbench.method import Batch, Method, Task, logsumexp
+
+from ._wordnet import Words, read_lines, read_words
+
+CHUNK = 1 << 22  # similarities in memory while words are mined: 16 MB
+CLEAN_NEGATIVES = 10_000  # M of the paper
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """The words farthest from the ID classes, in the order in which they are grouped.
+
+    vectors      [m d], of unit length
+    words        without their prompt
+    similarity   quantile over the ID classes of each word's cosines; small = far
+    """
+
+    vectors: Tensor
+    words: tuple[str, ...]
+    similarity: Tensor
+
+
+@dataclass(frozen=True)
+class NegLabel(Method[Negatives]):
+    """The softmax mass on the ID names beside words that are far from all of them, averaged over groups of words.
+
+    The score is the log-odds log(S / (1 - S)) of the paper's S = mean over groups g of sum_ID e / (sum_ID e + sum_g e):
+    it ranks as S does, and S = sigmoid(score). S itself rounds to 0 or 1 for clear images, which then tie; the log-odds
+    keep them apart.
+
+    The words' distance is the paper's 0.05 quantile of negative similarities, seen from the other side: the 0.95
+    quantile of similarities, interpolated linearly as the code does. It ignores the nearest 5 % of the classes, so a
+    word that equals a class name can be chosen: with the released files 32 nouns are ImageNet names.
+
+    Release: 15 % of the nouns and 15 % of the adjectives (the paper says M = 10,000; the code keeps 10,499), nouns
+    first, farthest first; those beyond a multiple of `groups` are cut from the end, the nearest adjectives, so that
+    10,400 are used; then a permutation makes the groups. The released permutation comes from the GPU's generator and
+    cannot be had elsewhere; here it is the CPU generator's. A word that is noun and adjective counts as an adjective;
+    in the released code the file system decides. With one group the released code has no softmax; here it has.
+
+    Clean: words sorted, class names removed (ignoring case), exactly M, none cut: group sizes may differ by one.
+
+    preset         "release" or "clean"
+    words          a folder with the 27 released word files, or with WordNet's data.noun and data.adj, or the released
+                   file of selected prompts (used as it is, not mined); "" is the shipped list from WordNet 3.0, with
+                   which the row is release-wn30: the released rule on other words (the released ones are WordNet 3.1's)
+    templates      the prompts of ID names; the code's has no period, the paper's does: "The nice {}."
+    nouns          the prompt of nouns
+    adjectives     the prompt of adjectives
+    scale          factor on the cosines, 1 / tau of the paper; None is the encoder's own
+    quantile       1 - eta of the paper
+    share          part of the nouns, and of the adjectives, that is kept; unused when num_negatives is set or by clean
+    groups         the paper's 100; 1 is no grouping
+    num_negatives  M, split between nouns and adjectives in proportion; None: `share` (release), 10,000 (clean)
+    permutation    seed of the permutation
+    """
+
+    preset: Literal["release", "clean"] = "release"
+    words: str = ""
+    templates: str = "the nice {}"
+    nouns: str = "the nice {}"
+    adjectives: str = "This is a {} photo"
+    scale: float | None = 100.0
+    quantile: float = 0.95
+    share: float = 0.15
+    groups: int = 100
+    num_negatives: int | None = None
+    permutation: int = 0
+
+    def fit(self, task: Task) -> Negatives:
+        self._check()
+        if self.words and Path(self.words).expanduser().is_file():
+            mined = self._selected(task)
+        else:
+            mined = self._mined(task, read_words(self.words))
+        m = len(mined.words)
+        if self.preset == "release":
+            m -= m % self.groups
+        if m < self.groups:
+            raise ValueError(f"{len(mined.words)} negative words cannot fill groups={self.groups}; lower groups")
+        order = torch.randperm(m, generator=torch.Generator().manual_seed(self.permutation))
+        chosen = tuple(mined.words[i] for i in order.tolist())
+        there = order.to(mined.vectors.device)
+        return Negatives(mined.vectors[there], chosen, mined.similarity[there])
+
+    def score(self, batch: Batch, task: Task, state: Negatives) -> Float[Tensor, " b"]:
+        features = batch.features
+        scale = task.scale if self.scale is None else self.scale
+        known = logsumexp(task.logits(features, self.templates, scale))
+        groups = state.vectors.tensor_split(self.groups)
+        odds = torch.stack([known - logsumexp(scale * (features @ group.T)) for group in groups])
+        return _log_mean(odds) - _log_mean(-odds)
+
+    def _check(self) -> None:
+        if not 0 <= self.quantile <= 1 or not 0 < self.share <= 1:
+            raise ValueError(f"quantile={self.quantile} and share={self.share} must lie between 0 and 1")
+        if self.groups < 1 or (self.num_negatives is not None and self.num_negatives < 1):
+            raise ValueError(f"groups={self.groups} and num_negatives={self.num_negatives} must be at least 1")
+        if self.words and not {"/", "."} & set(self.words):  # only paths that look like one enter the score's key
+            raise ValueError(f"words={self.words} must be written as a path: ./{self.words}")
+        if any(template.count("{}") != 1 for template in (self.nouns, self.adjectives)):
+            raise ValueError(f"nouns='{self.nouns}' and adjectives='{self.adjectives}' must each contain {{}} once")
+
+    def _mined(self, task: Task, corpus: Words) -> Negatives:
+        """The farthest nouns, then the farthest adjectives, each farthest first."""
+        if self.preset == "clean":
+            names = {name.casefold() for name in task.classes}
+            nouns, adjectives = (
+                sorted(word for word in part if word.casefold() not in names)
+                for part in (corpus.nouns, corpus.adjectives)
+            )
+        else:
+            nouns, adjectives = list(corpus.nouns), list(corpus.adjectives)
+        all_words = (*nouns, *adjectives)
+        filled = [self.nouns.replace("{}", word) for word in nouns]
+        vectors = task.words(filled + [self.adjectives.replace("{}", word) for word in adjectives])
+        similarity = self._similarity(vectors, task)
+        split, (first, second) = len(nouns), self._counts(len(nouns), len(adjectives))
+        chosen = torch.cat(
+            [
+                similarity[:split].argsort(stable=True)[:first],
+                split + similarity[split:].argsort(stable=True)[:second],
+            ]
+        )
+        return Negatives(vectors[chosen], tuple(all_words[i] for i in chosen.tolist()), similarity[chosen])
+
+    def _counts(self, nouns: int, adjectives: int) -> tuple[int, int]:
+        """How many of each are kept."""
+        m = CLEAN_NEGATIVES if self.preset == "clean" and self.num_negatives is None else self.num_negatives
+        if m is None:
+            return int(self.share * nouns), int(self.share * adjectives)
+        if m > nouns + adjectives:
+            raise ValueError(f"num_negatives={m} of {nouns + adjectives} words; lower it or name more words")
+        first = round(m * nouns / (nouns + adjectives))
+        return first, m - first
+
+    def _selected(self, task: Task) -> Negatives:
+        """The prompts of a file, as they stand."""
+        if self.preset == "clean" or self.num_negatives is not None:
+            raise ValueError(f"words={self.words} is already selected: name a folder for preset=clean or num_negatives")
+        prompts = read_lines(Path(self.words).expanduser())
+        vectors = task.words(prompts)
+        bare = tuple(_without(prompt, (self.nouns, self.adjectives)) for prompt in prompts)
+        return Negatives(vectors, bare, self._similarity(vectors, task))
+
+    def _similarity(self, vectors: Float[Tensor, "n d"], task: Task) -> Float[Tensor, " n"]:
+        text = task.text(self.templates)
+        rows = max(1, CHUNK // len(text))
+        starts = range(0, len(vectors), rows)
+        return torch.cat([(vectors[i : i + rows] @ text.T).quantile(self.quantile, dim=-1) for i in starts])
+
+
+def _log_mean(odds: Float[Tensor, "g b"]) -> Float[Tensor, " b"]:
+    """log of the mean over groups of sigmoid(odds), up to a constant."""
+    return torch.nn.functional.logsigmoid(odds).logsumexp(0)
+
+
+def _without(prompt: str, templates: Sequence[str]) -> str:
+    for template in templates:
+        before, _, after = template.partition("{}")
+        if prompt.startswith(before) and prompt.endswith(after):
+            return prompt.removeprefix(before).removesuffix(after)
+    return prompt
