@@ -25,7 +25,7 @@ class ODIN(Method[None]):
                   whether the gradient of the loss is >= 0), "none" leaves it
     templates     the prompts
     scale         factor on the cosines; None is the encoder's own logit scale (100 for most CLIPs)
-    micro_batch   images that go through the model with gradients at once; memory grows with it
+    memory        GB that the gradients of the images which go through the model at once may take
     """
 
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.PIXELS | Needs.ENCODER
@@ -34,14 +34,17 @@ class ODIN(Method[None]):
     zero: Literal["minus", "none"] = "minus"
     templates: str = "simple"
     scale: float | None = None
-    micro_batch: int = 32
+    memory: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0 or self.micro_batch < 1:
-            raise ValueError("temperature must be above 0, micro_batch at least 1")
+        if self.temperature <= 0 or self.memory <= 0:
+            raise ValueError(f"temperature ({self.temperature}) and memory ({self.memory}) must be above 0")
 
     def score(self, batch: Batch, task: Task, state: None) -> Float[Tensor, " b"]:
-        return torch.cat([self._score(pixels, task) for pixels in torch.split(batch.pixels, self.micro_batch)])
+        # What one more image adds; the weights, which autograd keeps too, are in both counts.
+        one_more = self._kept_bytes(batch.pixels[:2], task) - self._kept_bytes(batch.pixels[:1], task)
+        at_once = max(1, int(self.memory * 1e9 / max(one_more, 1)))
+        return torch.cat([self._score(pixels, task) for pixels in torch.split(batch.pixels, at_once)])
 
     def _score(self, pixels: Tensor, task: Task) -> Tensor:
         with torch.enable_grad():
@@ -55,3 +58,16 @@ class ODIN(Method[None]):
         features = torch.nn.functional.normalize(task.encoder.pixels(pixels), dim=-1)
         logits = task.logits(features, self.templates, self.scale) / self.temperature
         return logits.amax(-1) - logsumexp(logits)
+
+    def _kept_bytes(self, pixels: Tensor, task: Task) -> int:
+        """What autograd keeps for the way back."""
+        kept = 0
+
+        def keep(tensor: Tensor) -> Tensor:
+            nonlocal kept
+            kept += tensor.nbytes
+            return tensor
+
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            self._log_probability(pixels.detach().clone().requires_grad_(True), task)
+        return kept

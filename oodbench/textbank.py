@@ -71,8 +71,6 @@ def word_bank(plan: Plan, words: tuple[str, ...], encoder: Callable[[], OpenClip
         if entry is None:
             with torch.no_grad():
                 unit = torch.nn.functional.normalize(encoder().text(part), dim=-1).cpu().numpy()
-            if cut := encoder().cut(part):
-                log.info("%d of %d prompts are cut to the encoder's context, '%s' first", len(cut), len(part), cut[0])
             entry = plan.store.write("words", inputs, {"words": unit}, {"first": part[0], "count": len(part)})
         parts.append(entry.array("words"))
     return np.concatenate(parts)

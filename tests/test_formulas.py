@@ -91,7 +91,7 @@ DEEPER: dict[str, list[tuple[dict[str, Any], Callable[[World, torch.Tensor], Cos
     ],
     "odin": [
         ({}, lambda world, x: odin(world, x, 1000, 0.0014)),
-        ({"temperature": 10.0, "epsilon": 0.01, "micro_batch": 7}, lambda world, x: odin(world, x, 10, 0.01)),
+        ({"temperature": 10.0, "epsilon": 0.01, "memory": 2e-6}, lambda world, x: odin(world, x, 10, 0.01)),
     ],
 }
 ELSEWHERE = {"neglabel": Path(__file__).with_name("test_neglabel.py")}
@@ -145,8 +145,35 @@ def test_odin_moves_where_the_gradient_is_zero_as_asked(zero: str, moved: float,
     method = registry.make(registry.methods()["odin"], {"zero": zero, "epsilon": 0.01})
     with torch.no_grad():
         method.score(world.batch(world.id, method.needs), Task(("one",), 100.0, sources), None)
-    before, after = torch.cat(seen[0::2]), torch.cat(seen[1::2])
+    before, after = seen[-2:]  # earlier ones measure memory
+    assert len(before) == len(world.id)
     torch.testing.assert_close(after - before, torch.full_like(before, moved))
+
+
+def test_odin_keeps_to_its_memory(world: World) -> None:
+    """The step on 96 images is taken in as many parts as the memory asks for, with the same scores."""
+    sizes = []
+
+    class Counting(ToyEncoder):
+        def pixels(self, images: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(images))
+            return super().pixels(images)
+
+    def nothing(_: object) -> torch.Tensor:
+        raise AssertionError
+
+    task = Task(("a", "b"), 100.0, Sources(lambda templates: torch.eye(2, 16), nothing, Counting, list))
+    scores = {}
+    for memory in (2.0, 2e-6):
+        method = registry.make(registry.methods()["odin"], {"memory": memory})
+        sizes.clear()
+        with torch.no_grad():
+            scores[memory] = method.score(world.batch(world.id, method.needs), task, None)
+        parts = sizes[2:]
+        assert sum(parts) == 2 * len(world.id)
+        assert max(parts) == (len(world.id) if memory == 2.0 else parts[0])
+    assert parts[0] < 20
+    torch.testing.assert_close(scores[2.0], scores[2e-6])
 
 
 def test_every_method_has_a_formula() -> None:
