@@ -18,11 +18,11 @@ test:
 docs:
 	python docs/generate.py
 
-# Run the embedded benchmark anew and keep its rows as the project's own.
+# Run the embedded benchmark anew and keep its rows as the project's own. Commit first: rows name the commit.
 reference:
-	rm -rf results/reference/glyphs
 	OODBENCH_STORE=$$(mktemp -d) oodbench run --out results/.reference --tracking-uri none
-	mkdir -p results/reference && mv results/.reference/runs/glyphs results/reference/glyphs && rm -r results/.reference
+	rm -rf results/reference/glyphs && mkdir -p results/reference
+	mv results/.reference/runs/glyphs results/reference/glyphs && rm -r results/.reference
 	python docs/generate.py
 
 # Train the embedded encoder anew, in two stages (docs/glyphs.md; about 35 minutes on two busy cores).

@@ -27,7 +27,9 @@ def write_row(plan: Plan, result: Result, entries: Mapping[str, Entry]) -> Path:
             old = from_json(path.read_text(encoding="utf-8"), str(path))
         except UserError:
             old = None  # damaged or of another schema: made anew
-        if old and (old.digest == result.digest or (result.status == "failed" and old.status == "ok")):
+        if old and old.status == "ok" and result.status == "failed":
+            return path
+        if old and old.digest == result.digest:
             if old.status == "failed" or path.with_suffix(".parquet").is_file():
                 return path
             result = old
@@ -76,6 +78,7 @@ def row_path(plan: Plan, result: Result) -> Path:
             return plain
         lists = [old.id.list_digest, *(s.list_digest for s in old.ood)]
         same = old.source == result.source and old.encoder["identity"] == plan.card.identity
+        same = same and old.run["calibration"] == result.run["calibration"]
         if old.status == "ok" and not (same and lists == [listing.digest for listing in plan.listings]):
             return named
     return plain

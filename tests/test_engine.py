@@ -319,6 +319,25 @@ def test_options_that_change_nothing_make_no_new_row(images: Path, tmp_path: Pat
     assert len(list(tmp_path.rglob("*.json"))) == 1
 
 
+def test_a_failed_row_never_replaces_a_finished_one(images: Path, tmp_path: Path) -> None:
+    from oodbench import evaluate
+    from oodbench.plan import make_plan
+    from oodbench.rows import write_row
+
+    plan = make_plan(request(images, tmp_path, methods="mcm"))
+    (job,) = plan.jobs
+    failed = evaluate.failed(plan, job, "no luck")
+    path = write_row(plan, failed, {})
+    assert json.loads(path.read_text())["status"] == "failed"
+    (good,) = results(plan.request)
+    assert json.loads(path.read_text())["digest"] == good.digest
+    path.with_suffix(".parquet").unlink()
+    assert write_row(plan, failed, {}) == path
+    assert json.loads(path.read_text())["digest"] == good.digest
+    results(plan.request)
+    assert path.with_suffix(".parquet").is_file(), "what is lost comes back"
+
+
 def test_rows_never_overwrite_one_another(images: Path, tmp_path: Path) -> None:
     for options in ({}, {"seed": 1}, {"precision": "bf16"}, {"resize": "bilinear"}, {"limit": 9}, {"at95": "nearest"}):
         results(request(images, tmp_path, methods="mcm", **options))
