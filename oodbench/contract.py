@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import pickle
 import re
@@ -250,6 +251,7 @@ def _tensor(array: Any) -> Tensor:
     return torch.from_numpy(np.asarray(array, np.float32))
 
 
+@functools.cache
 def _word(text: str) -> Float[Tensor, " d"]:
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
     return _tensor(np.random.default_rng(seed).normal(size=DEPTH))

@@ -134,7 +134,6 @@ def _task(plan: Plan, encoder: Callable[[], OpenClip], device: str, watch: Watch
     def text(templates: str) -> torch.Tensor:
         return torch.from_numpy(text_bank(plan, templates, encoder)).to(device)
 
-    @functools.cache
     def words(prompts: tuple[str, ...]) -> torch.Tensor:
         return torch.from_numpy(word_bank(plan, prompts, encoder)).to(device)
 

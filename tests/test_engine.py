@@ -164,6 +164,7 @@ def test_calibration_that_was_not_declared_is_refused_even_beside_a_method_that_
     assert "add Needs.CALIBRATION" in (second.error or "")
 
 
+@pytest.mark.slow
 def test_digits_do_not_depend_on_the_methods_beside(images: Path, tmp_path: Path) -> None:
     """A method that reads pixels is scored in other batches; it must not change those of the others."""
     pixels = """    needs = Needs.PIXELS
@@ -199,6 +200,7 @@ def test_a_file_that_a_hyper_parameter_names_is_part_of_the_key(images: Path, tm
     assert len(keys) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "body",
     [
@@ -338,6 +340,7 @@ def test_a_failed_row_never_replaces_a_finished_one(images: Path, tmp_path: Path
     assert path.with_suffix(".parquet").is_file(), "what is lost comes back"
 
 
+@pytest.mark.slow
 def test_rows_never_overwrite_one_another(images: Path, tmp_path: Path) -> None:
     for options in ({}, {"seed": 1}, {"precision": "bf16"}, {"resize": "bilinear"}, {"limit": 9}, {"at95": "nearest"}):
         results(request(images, tmp_path, methods="mcm", **options))

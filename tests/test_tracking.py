@@ -29,6 +29,8 @@ from oodbench.tracking.delivery import quiet
 
 TABLE = "| method | AUROC |\n|---|---|\n| Energy | 91.25 |\n"
 
+pytestmark = pytest.mark.slow
+
 
 def ood(dataset: str, group: str, auroc: float) -> SetRow:
     return SetRow(dataset, dataset.title(), group, 50, 50, 1, "d0", auroc, 0.25, 0.5, 0.75, 0.625, 0.01)
