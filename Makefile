@@ -27,6 +27,7 @@ reference:
 
 # Train the embedded encoder anew, in two stages (docs/glyphs.md; about 35 minutes on two busy cores).
 glyphs:
+	mkdir -p build
 	python -m oodbench.glyphs.train --out build/glyphs-stage1.safetensors --smooth 0 --steps 2400
 	python -m oodbench.glyphs.train --out oodbench/glyphs/encoder.safetensors --resume build/glyphs-stage1.safetensors \
 	  --smooth 0.3 --rate 1.2e-3 --warmup 50 --steps 708
