@@ -72,8 +72,9 @@ def _configure(ctx: click.Context, param: click.Parameter, path: Path | None) ->
             )
         if name == "settings" and isinstance(value, dict):
             from oodbench.result import flatten
+            from oodbench.values import written
 
-            value = [f"{k}={v!r}" for k, v in flatten(value).items()]
+            value = [f"{k}={written(v)}" for k, v in flatten(value).items()]
         elif isinstance(value, list) and not flags[name].multiple:
             quote = '"' if name == "ood" else ""  # a path may have a comma
             value = ",".join(f"{quote}{v}{quote}" for v in value)

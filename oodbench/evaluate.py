@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from oodbench import metrics
 from oodbench.images import Listing
 from oodbench.jobs import Job
 from oodbench.plan import OodSet, Plan
-from oodbench.provenance import commit, versions
+from oodbench.provenance import commit, distinct, versions
 from oodbench.result import IdRow, Result, SetRow
 from oodbench.store import Entry
 
@@ -30,6 +30,7 @@ def evaluate(plan: Plan, job: Job, entries: Mapping[str, Entry]) -> Result:
         "fit": max(e.facts["fit_seconds"] for e in found),
         "score": sum(e.facts["seconds"] for e in found),
     }
+    extracted = distinct(stamp for e in found for stamp in e.facts["extracted"])
     return dataclasses.replace(
         _head(plan, job),
         id=dataclasses.replace(
@@ -39,7 +40,7 @@ def evaluate(plan: Plan, job: Job, entries: Mapping[str, Entry]) -> Result:
             accuracy=_accuracy(plan, id_entry),
         ),
         ood=rows,
-        run={**_run(plan, job), "device": id_entry.facts["device"], "extracted": _extracted(found)},
+        run={**_run(plan, job), "device": id_entry.facts["device"], "extracted": extracted},
         versions=id_entry.facts["versions"],
         commit=id_entry.facts["commit"],
         scores={listing.dataset.name: entries[listing.dataset.name].key for listing in plan.listings},
@@ -75,12 +76,6 @@ def _head(plan: Plan, job: Job) -> Result:
         scores={},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
-
-
-def _extracted(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """What made the embeddings of all sets; one stamp unless they were made by different versions or devices."""
-    found = [stamp for entry in entries for stamp in entry.facts["extracted"]]
-    return [stamp for i, stamp in enumerate(found) if stamp not in found[:i]]
 
 
 def _run(plan: Plan, job: Job) -> dict[str, Any]:

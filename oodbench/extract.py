@@ -19,7 +19,7 @@ from oodbench import decode
 from oodbench.decode import Decoded, Reading
 from oodbench.errors import UserError
 from oodbench.images import Listing
-from oodbench.provenance import stamp
+from oodbench.provenance import distinct, stamp
 from oodbench.store import Entry, Store
 
 if TYPE_CHECKING:
@@ -91,8 +91,7 @@ class Embedded:
     @property
     def stamps(self) -> list[dict[str, Any]]:
         """What made the embeddings: one stamp unless shards were made by different versions or devices."""
-        found = [shard.facts["stamp"] for shard in self.shards]
-        return [one for i, one in enumerate(found) if one not in found[:i]]
+        return distinct(shard.facts["stamp"] for shard in self.shards)
 
 
 def extract(work: Work, encoder: Callable[[], OpenClip], done: Callable[[int], None] = lambda n: None) -> Embedded:

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,16 +45,17 @@ class Listing:
     total: int = 0
     content: bool = False
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """sha256 of names and prints: the identity of the list."""
-        return self.items_digest(0, len(self))
+        """sha256 of names and prints: the identity of the list. Every score's key and row asks for it."""
+        return self._digest(0, len(self))
 
     def items_digest(self, start: int, stop: int) -> str:
-        """The same for a part of the list.
+        """The same for a part of the list."""
+        return self.digest if (start, stop) == (0, len(self)) else self._digest(start, stop)
 
-        Without contents the dataset's path counts, too: names, sizes and times alone can be equal in two folders.
-        """
+    def _digest(self, start: int, stop: int) -> str:
+        # Without contents the dataset's path counts, too: names, sizes and times alone can be equal in two folders.
         place = "" if self.content else self.dataset.path
         return digest([place, self.names[start:stop], self.prints[start:stop]])
 

@@ -5,18 +5,15 @@ A negative word that names an ID class takes mass from it; one that names an OOD
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from oodbench import prompts, registry
 from oodbench.errors import UserError
 from oodbench.images import Listing
 from oodbench.plan import Plan
-
-if TYPE_CHECKING:
-    from oodbench.method import Task
+from oodbench.runner import Watch, loader, pick_device, task_of
 
 
 def describe(plan: Plan) -> str:
@@ -70,29 +67,11 @@ def _fitted(plan: Plan) -> Any:
 
     job = plan.jobs[0]
     method = registry.make(job.info, job.parameters)
+    device = pick_device(plan.request.device)
+    task = task_of(plan, loader(plan, device), device, Watch())
     torch.manual_seed(plan.request.seed)
     try:
         with torch.no_grad():
-            return method.fit(_task(plan).seen_by(method.needs))
+            return method.fit(task.seen_by(method.needs))
     except ValueError as error:
         raise UserError(f"{job.label}: {error}") from error
-
-
-def _task(plan: Plan) -> Task:
-    """The plan's classes and text; no image is read."""
-    import torch
-
-    from oodbench.encoder.openclip import OpenClip
-    from oodbench.method import Sources, Task
-    from oodbench.runner import pick_device
-    from oodbench.textbank import text_bank, word_bank
-
-    device = pick_device(plan.request.device)
-    encoder = functools.cache(lambda: OpenClip(plan.encoder, device, plan.request.precision))
-    sources = Sources(
-        text=lambda templates: torch.from_numpy(text_bank(plan, templates, encoder)).to(device),
-        words=lambda asked: torch.from_numpy(word_bank(plan, asked, encoder)).to(device),
-        encoder=encoder,
-        calibration=lambda: (),
-    )
-    return Task(plan.classes.lines, plan.card.scale, sources, plan.request.seed)

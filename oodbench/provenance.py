@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import platform
 import subprocess
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 _LIBRARIES = ("oodbench", "torch", "torchvision", "open_clip_torch", "numpy", "pillow")
 
@@ -26,6 +28,15 @@ def versions() -> dict[str, str]:
 def stamp(device: str) -> dict[str, object]:
     """Versions, commit and device, as stored with what was computed."""
     return {"versions": versions(), "commit": commit(), "device": device}
+
+
+def distinct(stamps: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Stamps in order, each once."""
+    found: list[dict[str, Any]] = []
+    for one in stamps:
+        if one not in found:
+            found.append(one)
+    return found
 
 
 @functools.cache

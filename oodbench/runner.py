@@ -101,8 +101,8 @@ def _score(
     finish: Callable[..., None],
 ) -> None:
     device = pick_device(plan.request.device)
-    encoder = functools.cache(lambda: _load(plan, device))
-    scorer = Scorer(plan, _task(plan, encoder, device, watch), device)
+    encoder = loader(plan, device)
+    scorer = Scorer(plan, task_of(plan, encoder, device, watch), device)
     for listing in plan.listings:
         waiting = [one for one in running if listing.dataset.name not in scores[one.job.label] and not one.error]
         if not waiting:
@@ -126,7 +126,8 @@ def _extracted(plan: Plan, listing: Listing, encoder: Callable[[], OpenClip], wa
     return extract.extract(work, encoder, done)
 
 
-def _task(plan: Plan, encoder: Callable[[], OpenClip], device: str, watch: Watch) -> Task:
+def task_of(plan: Plan, encoder: Callable[[], OpenClip], device: str, watch: Watch) -> Task:
+    """What the plan's methods know before a test image, answered from the store where it is there."""
     import torch
 
     from oodbench.method import Sources, Task
@@ -160,8 +161,14 @@ def pick_device(asked: str) -> str:
     return asked
 
 
-def _load(plan: Plan, device: str) -> OpenClip:
-    from oodbench.encoder.openclip import OpenClip
+def loader(plan: Plan, device: str) -> Callable[[], OpenClip]:
+    """Gives the plan's encoder, loaded at the first call."""
 
-    log.info("loading %s on %s", plan.card.name, device)
-    return OpenClip(plan.encoder, device, plan.request.precision)
+    @functools.cache
+    def load() -> OpenClip:
+        from oodbench.encoder.openclip import OpenClip
+
+        log.info("loading %s on %s", plan.card.name, device)
+        return OpenClip(plan.encoder, device, plan.request.precision)
+
+    return load

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from oodbench.errors import did_you_mean, raise_all
 from oodbench.plan import make_plan
 from oodbench.request import RunRequest
-from oodbench.runner import Outcome, Watch, run
+from oodbench.runner import Outcome, run
 from oodbench.values import conform, parse_names, written
 
 if TYPE_CHECKING:
@@ -56,10 +56,10 @@ def _option(name: str, kind: str, value: Any) -> Any:
     return None if value is None and kind.endswith("| None") else conform(value, kind)
 
 
-def carry_out(request: RunRequest, *, tracking_uri: str | None = None, watch: Watch | None = None) -> Outcome:
+def carry_out(request: RunRequest, *, tracking_uri: str | None = None) -> Outcome:
     """Plan, run and record. `tracking_uri` None: the sqlite file beside the rows; "" or "none": no MLflow."""
     tracker = tracker_of(request.out, tracking_uri)
-    outcome = run(make_plan(request), watch)
+    outcome = run(make_plan(request))
     for name, reason in outcome.left_out:
         log.warning("left out: %s: %s", name, reason)
     why = record(tracker, outcome)
