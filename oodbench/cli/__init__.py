@@ -1,0 +1,29 @@
+"""The command line. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import click
+
+from oodbench.cli.datasets import datasets
+from oodbench.cli.group import Group
+from oodbench.cli.methods import check, methods
+from oodbench.cli.report import report
+from oodbench.cli.run import run
+from oodbench.cli.store import store
+from oodbench.cli.sync import sync
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="oodbench")
+def main() -> None:
+    """Compare CLIP-based out-of-distribution detection methods.
+
+    \b
+    oodbench run                                     every method on the embedded benchmark, offline
+    oodbench run --methods mcm,energy --id imagenet1k --encoder ViT-B-16/openai --data DIR
+    oodbench report --format latex                   the table of what has been run
+    """
+
+
+for command in (run, report, methods, datasets, store, check, sync):
+    main.add_command(command)

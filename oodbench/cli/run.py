@@ -1,0 +1,86 @@
+"""oodbench run."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from oodbench.cli.group import FOLDER, configure, log, print_tables
+
+
+@click.command()
+@click.option("--methods", default="all", help="mcm,energy[scale=1],... or all.", show_default=True)
+@click.option("--id", "id_", default="glyphs", help="ID set or benchmark: a name, or folder:PATH.", show_default=True)
+@click.option(
+    "--ood", default="", help="OOD sets, comma-separated: names, or folder:PATH. Default: the ID set's protocol."
+)
+@click.option("--classes", default="", help="Class names of the ID set: a list's name, or a file with one a line.")
+@click.option(
+    "--encoder", default="", help="glyphs, ARCH/TAG, ARCH/TAG@FILE, ARCH@FILE, CONFIG.json@FILE or hf-hub:OWNER/MODEL."
+)
+@click.option("--data", type=FOLDER, help="Folder of the datasets. Default: $OODBENCH_DATA, else ./data.")
+@click.option("--set", "settings", multiple=True, help="A hyper-parameter: mcm.temperature=0.01. Repeatable.")
+@click.option("--templates", default="", help="Prompts for every method: a set's name, a file, or 'a photo of a {}'.")
+@click.option("--resize", help="Resize filter, bicubic or bilinear. Default: that of the weights.")
+@click.option(
+    "--config", type=FOLDER, is_eager=True, expose_value=False, callback=configure, help="TOML file of flags."
+)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...", show_default=True)
+@click.option("--precision", default="fp32", help="fp32, bf16 or fp16.", show_default=True)
+@click.option("--batch-size", default=128, show_default=True)
+@click.option("--workers", default=0, help="Threads that decode images. Default: one per core, at most 16.")
+@click.option("--limit", type=int, help="A smoke run on N images of each set.")
+@click.option(
+    "--allow-partial", is_flag=True, help="Run on fewer images than the catalogue counts; stamped in the table."
+)
+@click.option("--strict", is_flag=True, help="Identify images by content instead of name, size and time.")
+@click.option("--on-error", default="stop", help="A broken image: stop or skip.", show_default=True)
+@click.option(
+    "--at95", default="first", help="FPR95 rule: first, nearest (MCM) or interpolate (CLIPN).", show_default=True
+)
+@click.option(
+    "--aupr", default="average_precision", help="average_precision or trapezoid (OpenOOD).", show_default=True
+)
+@click.option("--plugin", "plugins", multiple=True, type=FOLDER, help="File with a method of your own. Repeatable.")
+@click.option("--out", type=FOLDER, default="results", help="Folder of the results.", show_default=True)
+@click.option(
+    "--store", type=FOLDER, help="Folder of embeddings and scores. Default: $OODBENCH_STORE, else user cache."
+)
+@click.option("--tracking-uri", help="MLflow server. Default: a sqlite file beside the results; 'none' for no MLflow.")
+@click.option("--dry-run", is_flag=True, help="Print the plan: jobs, what is stored, what is missing.")
+@click.option("-v", "--verbose", is_flag=True, help="Log what is done; tracebacks of errors.")
+def run(id_: str, tracking_uri: str | None, dry_run: bool, verbose: bool, **options: Any) -> None:
+    """Encode the images once, score them with every method, print the table."""
+    log(verbose)
+    from oodbench import session
+    from oodbench.plan import make_plan
+
+    tracker = session.tracker_of(options["out"], tracking_uri)
+    plan = make_plan(session.request_from(id=id_, **options))
+    for note in plan.card.notes:
+        click.echo(f"note: {note}", err=True)
+    if dry_run:
+        from oodbench.dryrun import describe
+
+        click.echo(describe(plan))
+        return
+    from oodbench import runner
+    from oodbench.progress import Progress
+
+    with Progress() as progress:
+        outcome = runner.run(plan, progress.watch)
+    print_tables(outcome.results)
+    for name, reason in outcome.left_out:
+        click.echo(f"left out: {name}: {reason}", err=True)
+    why = session.record(tracker, outcome)
+    if why:
+        click.echo(f"note: {why}", err=True)
+    click.echo(f"rows: {plan.request.out / 'runs'}", err=True)
+    failures = [r for r in outcome.results if r.status == "failed"]
+    for result in failures:
+        click.echo(f"failed: {result.label}: {result.error}", err=True)
+    if failures:
+        sys.exit(1)
