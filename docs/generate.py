@@ -29,11 +29,10 @@ def methods() -> str:
 
 def benchmarks() -> str:
     """One line per declared benchmark."""
-    known = catalogue.datasets()
     lines = ["| benchmark | ID | OOD | paper |", "|---|---|---|---|"]
     for one in catalogue.benchmarks().values():
-        sets = ", ".join(known[name].title + (f" ({group})" if group else "") for name, group in one.sets())
-        lines.append(f"| `{one.name}` | {known[one.id].title} | {sets} | {one.cite} |")
+        sets = ", ".join(catalogue.dataset(name).title + (f" ({group})" if group else "") for name, group in one.sets())
+        lines.append(f"| `{one.name}` | {catalogue.dataset(one.id).title} | {sets} | {one.cite} |")
     return "\n".join(lines)
 
 

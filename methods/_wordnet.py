@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+OWN_LIST = "release-wn30"  # names the shipped list, and with it a row that cannot have had the released words
 SHIPPED = "_wordnet30.txt"  # made by _make_wordnet.py from Debian's wordnet-base (WordNet 3.0)
 
 # WordNet 3.0 gives 80,356 lines, 58,488 distinct nouns and 14,005 distinct adjectives, 1,725 words in both: 70,768.
@@ -36,16 +37,18 @@ class Words:
 
 
 def read_words(path: str) -> Words:
-    """The words of a folder, or with "" the shipped ones. ValueError when the folder holds none that can be read.
+    """The words of a folder; "release-wn30" is the shipped list. ValueError when the folder holds none that can be read.
 
     A folder holds either the 27 released files (adj.all.txt, ..., noun.time.txt) or WordNet's own data.noun and
     data.adj, as /usr/share/wordnet or NLTK's corpora/wordnet do.
     """
-    if not path:
+    if path == OWN_LIST:
         return distinct(read_list(Path(__file__).with_name(SHIPPED)))
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise ValueError(f"words: {path} is no folder; name one with the released files (adj.all.txt, ...), or ''")
+        raise ValueError(
+            f"words: {path} is no folder; name one with the released files (adj.all.txt, ...), or {OWN_LIST}"
+        )
     if (folder / "data.noun").is_file() and (folder / "data.adj").is_file():
         return distinct(from_database(folder))
     missing = [name for name in FILES if not (folder / f"{name}.txt").is_file()]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from oodbench.method import Batch, Method, Task, logsumexp
 
-from ._wordnet import Words, read_lines, read_words
+from ._wordnet import OWN_LIST, Words, read_lines, read_words
 
 CHUNK = 1 << 22  # similarities in memory while words are mined: 16 MB
 CLEAN_NEGATIVES = 10_000  # M of the paper
@@ -55,8 +55,8 @@ class NegLabel(Method[Negatives]):
 
     preset         "release" or "clean"
     words          a folder with the 27 released word files, or with WordNet's data.noun and data.adj, or the released
-                   file of selected prompts (used as it is, not mined); "" is the shipped list from WordNet 3.0, with
-                   which the row is release-wn30: the released rule on other words (the released ones are WordNet 3.1's)
+                   file of selected prompts (used as it is, not mined); "release-wn30" is the shipped list, the
+                   released rule on WordNet 3.0 (the released words are WordNet 3.1's)
     templates      the prompts of ID names; the code's has no period, the paper's does: "The nice {}."
     nouns          the prompt of nouns
     adjectives     the prompt of adjectives
@@ -69,7 +69,7 @@ class NegLabel(Method[Negatives]):
     """
 
     preset: Literal["release", "clean"] = "release"
-    words: str = ""
+    words: str = "release-wn30"
     templates: str = "the nice {}"
     nouns: str = "the nice {}"
     adjectives: str = "This is a {} photo"
@@ -82,7 +82,7 @@ class NegLabel(Method[Negatives]):
 
     def fit(self, task: Task) -> Negatives:
         self._check()
-        if self.words and Path(self.words).expanduser().is_file():
+        if self.words != OWN_LIST and Path(self.words).expanduser().is_file():
             mined = self._selected(task)
         else:
             mined = self._mined(task, read_words(self.words))
@@ -109,7 +109,9 @@ class NegLabel(Method[Negatives]):
             raise ValueError(f"quantile={self.quantile} and share={self.share} must lie between 0 and 1")
         if self.groups < 1 or (self.num_negatives is not None and self.num_negatives < 1):
             raise ValueError(f"groups={self.groups} and num_negatives={self.num_negatives} must be at least 1")
-        if self.words and not {"/", "."} & set(self.words):  # only paths that look like one enter the score's key
+        if self.words != OWN_LIST and not {"/", "."} & set(
+            self.words
+        ):  # only paths that look like one enter the score's key
             raise ValueError(f"words={self.words} must be written as a path: ./{self.words}")
         if any(template.count("{}") != 1 for template in (self.nouns, self.adjectives)):
             raise ValueError(f"nouns='{self.nouns}' and adjectives='{self.adjectives}' must each contain {{}} once")

@@ -63,11 +63,10 @@ class ODIN(Method[None]):
         """What autograd keeps for the way back."""
         kept = 0
 
-        def keep(tensor: Tensor) -> Tensor:
+        def count(tensor: Tensor) -> None:  # returned tensors would hold each other in a ring and never be freed
             nonlocal kept
             kept += tensor.nbytes
-            return tensor
 
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda nothing: nothing):
             self._log_probability(pixels.detach().clone().requires_grad_(True), task)
         return kept

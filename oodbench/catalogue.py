@@ -1,111 +1,106 @@
-"""The catalogue: datasets/*.toml -> Dataset, datasets/benchmarks/*.toml -> Benchmark. Unknown keys are refused."""
+"""The catalogue: datasets/*.toml -> Dataset, datasets/benchmarks/*.toml -> Benchmark. Unknown keys are refused.
+
+A user's own declarations lie in $OODBENCH_CONFIG/datasets (default ~/.config/oodbench/datasets) and are read as well.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import os
-import tomllib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
+from oodbench.declared import LOADERS, UNKNOWN, Benchmark, Dataset, read_benchmark, read_dataset
 from oodbench.errors import UserError, did_you_mean, raise_all
 from oodbench.paths import declarations, expand
+from oodbench.reference import own_dataset, selection
 
-LOADERS = ("classes", "images", "glyphs")
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Where images lie and what they are.
-
-    loader    "classes": one folder per class, sorted folder = label; "images": every image below path, no labels;
-              "glyphs": the embedded benchmark, path is a split
-    path      below the data root; absolute for a `folder:` of the user's
-    classes   a class-name list's name or file; "" means the folder names (or, for an OOD set, none)
-    count     images the full set has; None: not known
-    train     name of the dataset's training split, for methods that calibrate
-    benchmark the protocol that `--id NAME` runs when no --ood is given
-    """
-
-    name: str
-    title: str
-    loader: str
-    path: str
-    aliases: tuple[str, ...] = ()
-    classes: str = ""
-    count: int | None = None
-    train: str = ""
-    benchmark: str = ""
-    licence: str = ""
-    cite: str = ""
-    url: str = ""
-    obtain: str = ""
-
-    @property
-    def declared(self) -> bool:
-        """Whether it comes from the catalogue rather than from the command line."""
-        return not self.name.startswith("folder:")
-
-    def folder(self, data: Path) -> Path:
-        return data / self.path
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """An ID set and its OOD sets. `ood` is set when the protocol does not tell near from far."""
-
-    name: str
-    title: str
-    id: str
-    near: tuple[str, ...] = ()
-    far: tuple[str, ...] = ()
-    ood: tuple[str, ...] = ()
-    calibration: str = ""  # dataset for fit(); "": the ID set's own training split
-    encoder: str = ""  # the encoder that a run without --encoder takes
-    cite: str = ""
-
-    def sets(self) -> list[tuple[str, str]]:
-        """(dataset, group) of every OOD set, in the order of the table."""
-        return [(n, "near") for n in self.near] + [(n, "far") for n in self.far] + [(n, "") for n in self.ood]
+__all__ = [
+    "LOADERS",
+    "UNKNOWN",
+    "Benchmark",
+    "Dataset",
+    "benchmark",
+    "benchmarks",
+    "config_folder",
+    "data_root",
+    "dataset",
+    "datasets",
+    "read_dataset",
+    "titled",
+]
 
 
 @functools.cache
 def datasets() -> dict[str, Dataset]:
-    """Every declared dataset by name, sorted."""
-    found = {p.stem: _read(p, Dataset) for p in sorted(declarations().glob("*.toml"))}
-    for dataset in found.values():
-        if dataset.loader not in LOADERS:
-            raise UserError(
-                f"dataset '{dataset.name}': no loader '{dataset.loader}'{did_you_mean(dataset.loader, LOADERS)}"
-            )
+    """Every declared dataset by name, sorted. UserError when two files declare one name."""
+    found: dict[str, Dataset] = {}
+    places: dict[str, Path] = {}
+    for path in (*sorted(declarations().glob("*.toml")), *sorted((config_folder() / "datasets").glob("*.toml"))):
+        one = read_dataset(path)
+        for name in (one.name, *one.aliases):
+            if name in places:
+                raise UserError(f"'{name}' is declared twice: in {places[name]} and in {path}; rename one of them")
+            places[name] = path
+        found[one.name] = one
     return found
+
+
+def config_folder() -> Path:
+    """$OODBENCH_CONFIG, else ~/.config/oodbench: where a user's own declarations lie."""
+    return expand(os.environ.get("OODBENCH_CONFIG") or "~/.config/oodbench")
 
 
 @functools.cache
 def benchmarks() -> dict[str, Benchmark]:
     """Every declared benchmark by name, sorted."""
-    return {p.stem: _read(p, Benchmark) for p in sorted((declarations() / "benchmarks").glob("*.toml"))}
+    return {p.stem: read_benchmark(p) for p in sorted((declarations() / "benchmarks").glob("*.toml"))}
 
 
 def dataset(reference: str, classes: str = "") -> Dataset:
-    """A dataset by name, alias or `folder:PATH`; `classes` names a class list to use instead of its own."""
-    kind, colon, rest = reference.partition(":")
-    if colon and kind == "folder":
-        if not rest:
-            raise UserError("folder: needs a path, as in folder:photos")
-        path = expand(rest).resolve()
-        return Dataset(name=f"folder:{rest}", title=path.name, loader="classes", path=str(path), classes=classes)
+    """A dataset by name, alias, `NAME[classes]`, or one of the user's (`folder:PATH`, `list:FILE`, `tar:PATTERN`, ...).
+
+    `classes` names a class list to use instead of its own.
+    """
+    own = own_dataset(reference)
+    if own:
+        return Dataset(**own, classes=classes)
+    whole, keep = selection(reference)
+    if keep:
+        return _chosen(dataset(whole), keep, classes)
     known = datasets()
     by_alias = {alias: d for d in known.values() for alias in d.aliases}
     found = known.get(reference) or by_alias.get(reference)
     if found is None:
         hint = did_you_mean(reference, {*known, *by_alias, *benchmarks()} - {reference})
-        raise UserError(f"no dataset '{reference}'{hint}\n  a folder of your own is given as folder:PATH")
+        raise UserError(
+            f"no dataset '{reference}'{hint}\n  a folder of your own is given as folder:PATH "
+            "(also list:FILE, tar:PATTERN, hf:NAME), or declared by: oodbench datasets add"
+        )
     return dataclasses.replace(found, classes=classes) if classes else found
+
+
+def _chosen(whole: Dataset, keep: tuple[str, ...], classes: str) -> Dataset:
+    """Some classes of a dataset, as a dataset."""
+    inside = " ".join(keep)
+    if len(inside) > 24:
+        inside = f"{'all but ' if keep[0] == '!' else ''}{len(keep) - (keep[0] == '!')} given"
+    return Dataset(
+        name=f"{whole.name}[{' '.join(keep)}]",
+        title=f"{whole.title} [{inside}]",
+        loader="part",
+        path=whole.path,
+        within=whole.name,
+        keep=keep,
+        classes=classes,
+        resolution=whole.resolution,
+        licence=whole.licence,
+        cite=whole.cite,
+        url=whole.url,
+        obtain=whole.obtain,
+    )
 
 
 def benchmark(id_reference: str, ood_references: Sequence[str]) -> Benchmark:
@@ -166,26 +161,3 @@ def _dataset_or(problems: list[str], reference: str) -> Dataset | None:
     except UserError as error:
         problems.append(str(error))
         return None
-
-
-T = TypeVar("T", Dataset, Benchmark)
-
-
-def _read(path: Path, kind: type[T]) -> T:
-    try:
-        raw: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {error}") from error
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    for key, value in raw.items():
-        if key not in fields or key == "name":
-            raise UserError(f"{path}: no key '{key}'{did_you_mean(key, [f for f in fields if f != 'name'])}")
-        expected = str(fields[key].type).split(" ")[0].partition("[")[0]
-        fits = type(value).__name__ == {"tuple": "list"}.get(expected, expected)
-        if not fits or (isinstance(value, list) and not all(isinstance(v, str) for v in value)):
-            raise UserError(f"{path}: '{key}' takes {fields[key].type}, not {value!r}")
-    lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
-    try:
-        return kind(name=path.stem, **lists)
-    except TypeError as error:
-        raise UserError(f"{path} is not complete: {error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import math
 import pickle
 import re
 from collections.abc import Callable, Sequence
@@ -13,16 +14,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
 
 from oodbench import metrics, prompts, registry
 from oodbench.errors import UserError
-from oodbench.method import Batch, Method, Needs, Sources, Task, check_predictions
+from oodbench.method import (
+    Batch,
+    Method,
+    Needs,
+    Own,
+    Pairs,
+    Sources,
+    Task,
+    TrainedMethod,
+    Weights,
+    check_predictions,
+)
 from oodbench.registry import MethodInfo
 
 CLASSES = ("anchor", "bell", "cactus", "drum", "eagle", "fern", "globe", "harp")
 WIDTH, DEPTH, SIDE = 24, 16, 8
+TOKENS = 4096  # of the toy vocabulary; the last two are start and end
+TOY_STEPS, TOY_RATE = 100, 3e-2
 LEAST_AUROC = 0.7  # in a world where a method that works reaches 0.9 and more
 
 
@@ -47,7 +61,19 @@ class ToyEncoder:
         return self.project(self.activations(images))
 
     def text(self, prompts: Sequence[str]) -> Float[Tensor, "k d"]:
-        return torch.stack([_word(self._subject(p)) + 0.1 * _word(p) for p in prompts])
+        with torch.no_grad():
+            embedded: Tensor = self.text_tower()(self.tokenize(prompts))
+            return embedded
+
+    def tokenize(self, prompts: Sequence[str]) -> Int64[Tensor, "k n"]:
+        """Start, subject, the prompt as a whole, end; the first tokens are the classes."""
+        return torch.tensor([[TOKENS - 2, _token(self._subject(p)), _token(p), TOKENS - 1] for p in prompts])
+
+    def detokenize(self, token: int) -> str:
+        return CLASSES[token] if token < len(CLASSES) else f"word{token}"
+
+    def text_tower(self) -> ToyTower:
+        return ToyTower()
 
     def images(self, embeddings: Float[Tensor, "b d"]) -> Float[Tensor, "b 3 height width"]:
         """The smallest change of a grey image that embeds as asked."""
@@ -59,6 +85,20 @@ class ToyEncoder:
         return next((name for name in CLASSES if name in prompt), prompt)
 
 
+class ToyTower(nn.Module):
+    """The subject's vector and a tenth of the prompt's, under the names of CLIP's parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(TOKENS, DEPTH, _weight=_tokens().clone())
+        self.text_projection = nn.Parameter(torch.eye(DEPTH))
+
+    def forward(self, tokens: Int64[Tensor, "k n"], offset: Tensor | None = None) -> Float[Tensor, "k d"]:
+        x = self.token_embedding(tokens) + (0 if offset is None else offset)
+        projected: Tensor = (x[:, 1] + 0.1 * x[:, 2]) @ self.text_projection
+        return projected
+
+
 class World:
     """ID images of eight classes, OOD images of none, and the task that goes with them."""
 
@@ -68,11 +108,15 @@ class World:
         centres = torch.nn.functional.normalize(self.encoder.text(CLASSES), dim=-1)
         labels = torch.arange(96) % len(CLASSES)
         spread = _tensor(rng.normal(size=(192, DEPTH)) * 0.15)
-        self.id = self.encoder.images(0.3 * (centres[labels] + spread[:96]))
-        self.train = self.encoder.images(0.3 * (centres[labels] + spread[96:]))
-        self.ood = self.encoder.images(
-            0.3 * torch.nn.functional.normalize(_tensor(rng.normal(size=(96, DEPTH))), dim=-1)
-        )
+        elsewhere = _tensor(rng.normal(size=(96, DEPTH)))
+        elsewhere[:, -1] = 0
+        self.id = self.images(centres[labels] + spread[:96])
+        self.train = self.images(centres[labels] + spread[96:])
+        self.ood = self.images(torch.nn.functional.normalize(elsewhere, dim=-1))
+
+    def images(self, near: Float[Tensor, "b d"]) -> Float[Tensor, "b 3 height width"]:
+        """Images that embed near texts, all of them set apart by one direction."""
+        return self.encoder.images(0.3 * (near + _apart()))
 
     def task(self) -> Task:
         def text(templates: str) -> Tensor:
@@ -87,6 +131,15 @@ class World:
             return [dataclasses.replace(self.batch(self.train, ~Needs(0)), _pixels=None)]
 
         return Task(CLASSES, self.encoder.scale, Sources(text, words, lambda: self.encoder, calibration))
+
+    def pairs(self, step: int) -> Pairs:
+        """Captions of the classes and of as many other things, with images that embed near them."""
+        rng = np.random.default_rng(step)
+        names = [*CLASSES, *(f"thing{i}" for i in rng.choice(1000, size=120, replace=False))]
+        captions = tuple(f"a photo of a {name}" for name in names)
+        text = torch.nn.functional.normalize(self.encoder.text(captions), dim=-1)
+        near = 0.3 * (text + 0.15 * _tensor(rng.normal(size=text.shape)) + _apart())
+        return Pairs(near, captions, torch.arange(len(names)), step, seed=0, size=len(names))
 
     def batch(self, images: Tensor, needs: Needs) -> Batch:
         activations = self.encoder.activations(images)
@@ -117,10 +170,31 @@ def trial(info: MethodInfo) -> Trial:
     except TypeError as error:
         raise UserError(f"it cannot be constructed without arguments: {error}") from error
     world = World()
-    task = world.task().seen_by(method.needs)
     torch.manual_seed(0)
+    own = Own(functools.cache(lambda: _trained(method, world)), lambda depends, make: make())
+    task = world.task().seen_by(method.needs, own)
     with torch.no_grad():
         return Trial(info, method, world, task, method.fit(task))
+
+
+def _trained(method: Method[Any], world: World) -> Weights:
+    """A trained method's weights after some steps on the toy world's pairs."""
+    if not isinstance(method, TrainedMethod):
+        raise UserError("it reads weights but is no TrainedMethod, so nothing can train it")
+    module, first = method.module(world.encoder).train(), math.nan
+    optimiser = torch.optim.AdamW(module.parameters(), lr=TOY_RATE)
+    for step in range(TOY_STEPS):
+        with torch.no_grad():
+            inputs = method.inputs(world.pairs(step), world.encoder)
+        with torch.enable_grad():
+            loss = torch.stack(list(method.loss(method.embed(module, inputs)).values())).sum()
+            optimiser.zero_grad()
+            torch.autograd.backward(loss)
+            optimiser.step()
+        first = loss.item() if step == 0 else first
+    if not loss.item() < first:
+        raise UserError(f"training does not lower its loss: {first:.4g}, then {loss.item():.4g}")
+    return Weights({name: tensor.detach().clone() for name, tensor in module.state_dict().items()}, {})
 
 
 def cites_its_paper(t: Trial) -> str:
@@ -252,6 +326,19 @@ def _tensor(array: Any) -> Tensor:
 
 
 @functools.cache
-def _word(text: str) -> Float[Tensor, " d"]:
-    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-    return _tensor(np.random.default_rng(seed).normal(size=DEPTH))
+def _tokens() -> Float[Tensor, "n d"]:
+    table = _tensor(np.random.default_rng(11).normal(size=(TOKENS, DEPTH)) / DEPTH**0.5)
+    table[:, -1] = 0  # where all images lie apart from all texts, as they do in CLIP
+    return table
+
+
+def _apart() -> Float[Tensor, " d"]:
+    return torch.nn.functional.one_hot(torch.tensor(DEPTH - 1), DEPTH).float()
+
+
+def _token(text: str) -> int:
+    """The classes are the first tokens; any other text falls on one of the rest."""
+    if text in CLASSES:
+        return CLASSES.index(text)
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    return len(CLASSES) + number % (TOKENS - 2 - len(CLASSES))

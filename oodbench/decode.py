@@ -71,12 +71,14 @@ def batches(
                     if not isinstance(image, Exception):
                         positions.append(index)
                         images.append(image)
-                    elif not _broken(image):
-                        raise _withheld(listing, listing.names[index], _reason(image)) from image
+                    elif isinstance(image, UserError):  # an archive at fault, not one image in it
+                        raise image
+                    elif not broken(image):
+                        raise _withheld(listing, listing.names[index], reason(image)) from image
                     elif reading.on_error == "stop":
-                        raise unreadable(listing, listing.names[index], _reason(image)) from image
+                        raise unreadable(listing, listing.names[index], reason(image)) from image
                     else:
-                        skipped.append((listing.names[index], _reason(image)))
+                        skipped.append((listing.names[index], reason(image)))
                 yield Decoded(positions, torch.stack(images) if images else None, skipped)
     finally:
         pool.shutdown(cancel_futures=True)
@@ -93,7 +95,7 @@ def decoding() -> Iterator[None]:
         yield
 
 
-def _broken(error: Exception) -> bool:
+def broken(error: Exception) -> bool:
     """Whether the image is at fault, and not the system: no permission, no memory, a network drive that went away."""
     return not isinstance(error, MemoryError) and getattr(error, "errno", None) is None
 
@@ -113,7 +115,7 @@ def _withheld(listing: Listing, name: str, reason: str) -> UserError:
     )
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     if type(error).__name__ == "UnidentifiedImageError":  # its own text shows the open file
         return "no image format that Pillow knows"
     lines = getattr(error, "strerror", None) or str(error)

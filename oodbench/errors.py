@@ -10,6 +10,10 @@ class UserError(Exception):
     """Bad input: what was given, what exists, what to do. The CLI prints it without a traceback and exits 2."""
 
 
+class Missing(UserError):
+    """A dataset, or a part of it, that is not there. `--skip-missing` goes on without it when it is an OOD set."""
+
+
 def did_you_mean(name: str, options: Iterable[str]) -> str:
     """A clause `; did you mean 'x'?` naming the option closest to `name`, or what exists when none is close."""
     known = sorted(options)

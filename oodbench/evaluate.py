@@ -69,6 +69,7 @@ def _head(plan: Plan, job: Job) -> Result:
         classes={**plan.classes.card(), "duplicates": plan.classes.duplicates()},
         templates=job.templates.card() if job.templates else {},
         files=job.files,
+        weights=job.weights.card() if job.weights else {},
         run=_run(plan, job),
         source=job.info.source,
         versions=versions(),

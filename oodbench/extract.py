@@ -2,14 +2,15 @@
 
 A shard is a few thousand consecutive images, a multiple of the batch size; its key is made of its own images, the
 encoder, precision and batch size. A killed run leaves whole shards; the next run makes the missing ones, with the
-same batch boundaries and therefore the same digits.
+same batch boundaries and therefore the same digits. A list that is part of others, or several as one, is not encoded:
+its shards are taken from theirs, which are made first.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,7 +54,10 @@ class Work:
 
     def inputs(self, start: int, stop: int) -> dict[str, Any]:
         """The store key's inputs for the embeddings of a part of the list."""
-        return {"engine": ENGINE, **asdict(self.recipe), "items": self.listing.items_digest(start, stop)}
+        inputs = {"engine": ENGINE, **asdict(self.recipe), "items": self.listing.items_digest(start, stop)}
+        if self.listing.origins:  # digits follow the batches of the lists that they are taken from
+            inputs["of"] = [one.listing.digest for one in self.listing.origins]
+        return inputs
 
     def shards(self) -> list[tuple[int, int]]:
         """(start, stop) of every shard."""
@@ -63,7 +67,16 @@ class Work:
 
     def missing(self) -> int:
         """How many images would have to be encoded. Looks, does not verify."""
-        return sum(b - a for a, b in self.shards() if not self.store.has("embeddings", self.inputs(a, b)))
+        own = sum(b - a for a, b in self.shards() if not self.store.has("embeddings", self.inputs(a, b)))
+        return sum(one.missing() for one in self.origins()) if own and self.listing.origins else own
+
+    def origins(self) -> list[Work]:
+        """The lists that a derived one takes its embeddings from."""
+        return [replace(self, listing=one.listing) for one in self.listing.origins]
+
+    def images(self) -> int:
+        """How many images extraction goes through: those of the origins of a derived list."""
+        return sum(one.images() for one in self.origins()) or len(self.listing)
 
 
 @dataclass(frozen=True)
@@ -101,10 +114,16 @@ def extract(work: Work, encoder: Callable[[], OpenClip], done: Callable[[int], N
     """
     listing = work.listing
     entries = []
+    origins: list[Embedded] | None = None
     for start, stop in work.shards():
         entry = work.store.find("embeddings", work.inputs(start, stop))
-        if entry is None:
+        if entry is None and listing.origins:
+            origins = origins or [extract(one, encoder, done) for one in work.origins()]
+            entry = _take(work, (start, stop), origins)
+        elif entry is None:
             entry = _encode(work, (start, stop), encoder(), done)
+        elif listing.origins:
+            pass  # `done` counts the images of the origins
         else:
             done(stop - start)
         if entry.facts["skipped"] and work.reading.on_error == "stop":
@@ -114,6 +133,40 @@ def extract(work: Work, encoder: Callable[[], OpenClip], done: Callable[[int], N
     if len(embedded.skipped) == len(listing):
         raise UserError(f"dataset '{listing.dataset.name}': not one of its {len(listing)} images can be read")
     return embedded
+
+
+def _take(work: Work, bounds: tuple[int, int], origins: list[Embedded]) -> Entry:
+    """A shard of a derived list: rows of its origins' shards."""
+    start, stop = bounds
+    names: list[str] = [""] * (stop - start)
+    rows: dict[int, tuple[Entry, int]] = {}  # position in the list -> row of a stored shard
+    skipped: dict[str, str] = {}
+    for origin, embedded in zip(work.listing.origins, origins, strict=True):
+        inside = (origin.here >= start) & (origin.here < stop)
+        wanted = {int(there): int(here) for there, here in zip(origin.there[inside], origin.here[inside], strict=True)}
+        for shard, first in zip(embedded.shards, embedded.starts, strict=True):
+            for row, position in enumerate(shard.array("positions") + first):
+                if (here := wanted.pop(int(position), None)) is not None:
+                    rows[here] = (shard, row)
+            skipped |= dict(shard.facts["skipped"])
+        for there, here in wanted.items():  # what no shard has was skipped
+            names[here - start] = origin.listing.names[there]
+    positions = sorted(rows)
+    arrays: dict[str, npt.NDArray[Any]] = {"positions": np.array(positions, np.int64) - start}
+    used = list({id(shard): shard for shard, _ in rows.values()}.values()) or [origins[0].shards[0]]
+    for name in [name for name in ("embeddings", "activations") if name in used[0].names]:
+        taken = np.zeros((len(positions), used[0].array(name).shape[1]), np.float32)
+        for shard in used:
+            mine = [i for i, position in enumerate(positions) if rows[position][0] is shard]
+            taken[mine] = shard.array(name)[[rows[positions[i]][1] for i in mine]]
+        arrays[name] = taken
+    facts = {
+        "dataset": work.listing.dataset.name,
+        "skipped": [(work.listing.names[i + start], skipped[name]) for i, name in enumerate(names) if name],
+        "seconds": 0.0,
+        "stamp": used[0].facts["stamp"],
+    }
+    return work.store.write("embeddings", work.inputs(start, stop), arrays, facts)
 
 
 def batches(work: Work, bounds: tuple[int, int], transform: Callable[[Any], Tensor]) -> Generator[Decoded, None, None]:

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
+import importlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from oodbench import prompts
 from oodbench.catalogue import Dataset
+from oodbench.catalogue import dataset as declared
 from oodbench.errors import UserError
-from oodbench.store import Store, digest, file_digest
+from oodbench.loaders.items import EXTENSIONS, Files, Items, Source
+from oodbench.store import Store, digest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
+__all__ = ["CALIBRATION_LIMIT", "EXTENSIONS", "Listing", "Origin", "listing"]
+
 CALIBRATION_LIMIT = 50_000  # training images that a method may calibrate on
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where images of a derived list come from: its rows `here` [k] are the rows `there` [k] of another list."""
+
+    listing: Listing
+    here: npt.NDArray[np.int64]
+    there: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,10 @@ class Listing:
     folders    class folders in label order; () without labels
     total      images before a limit was applied
     content    whether prints are contents
+    source     what reads an image by its name; None: files below `folder`
+    named      class names in label order where the source knows them
+    absent     what an image list names and the folder does not hold
+    origins    of a derived list: the lists whose embeddings are its own; () once images are selected
     """
 
     dataset: Dataset
@@ -44,6 +61,15 @@ class Listing:
     folders: tuple[str, ...] = ()
     total: int = 0
     content: bool = False
+    source: Source | None = None
+    named: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+    origins: tuple[Origin, ...] = ()
+
+    @property
+    def reader(self) -> Source:
+        """What reads an image by its name."""
+        return self.source or Files(self.folder)
 
     @cached_property
     def digest(self) -> str:
@@ -64,29 +90,20 @@ class Listing:
 
     def read(self, index: int) -> Image:
         """Decode one image, in its own mode. Raises OSError (or what Pillow raises) when it cannot be read."""
-        from PIL import Image
-
-        if self.dataset.loader == "glyphs":
-            from oodbench.glyphs import render
-
-            split, _, number = self.names[index].partition("/")
-            return Image.fromarray(render.image(split, int(number.partition("-")[0])))
-        with (self.folder / self.names[index]).open("rb") as file:
-            image = Image.open(file)
-            image.load()
-        return image
+        return self.reader.read(self.names[index])
 
     def select(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> Listing:
         """The listing of some of its images."""
         chosen = [int(i) for i in indices]
         names, prints = (tuple(column[i] for i in chosen) for column in (self.names, self.prints))
-        return replace(self, names=names, prints=prints, labels=self.labels[chosen])
+        return replace(self, names=names, prints=prints, labels=self.labels[chosen], origins=())
 
     def by_content(self) -> Listing:
         """The same list with contents for prints, which takes reading every image."""
         if self.content:
             return self
-        return replace(self, prints=_contents(self.dataset, self.folder, self.names), content=True)
+        origins = tuple(replace(one, listing=one.listing.by_content()) for one in self.origins)
+        return replace(self, prints=_contents(self), content=True, origins=origins)
 
     def limit(self, n: int | None) -> Listing:
         """At most n images, evenly spread over the list, so that every class keeps its share."""
@@ -110,83 +127,75 @@ def listing(
     strict    prints are sha256 of the content instead of size and modification time
     limit     see Listing.limit
     """
+    if dataset.within:
+        from oodbench import derived
+
+        inside = dataset.list == "" or labelled  # classes are asked for
+        whole = listing(declared(dataset.within), data, labelled=inside, strict=strict, store=store)
+        return derived.part(dataset, whole, data, labelled).limit(limit)
+    if dataset.parts:
+        from oodbench import derived
+
+        sets = [declared(name) for name in dataset.parts]
+        parts = [listing(one, data, labelled=labelled, strict=strict, store=store) for one in sets]
+        return derived.union(dataset, parts).limit(limit)
+    found = _loaded(dataset, data, labelled, store)
+    whole = Listing(
+        dataset,
+        found.folder,
+        found.names,
+        found.prints,
+        found.labels,
+        found.folders,
+        len(found.names),
+        found.content,
+        found.source,
+        _named_like(dataset, data, found.folders) if labelled and dataset.like else found.named,
+        found.absent,
+    ).limit(limit)
+    return whole.by_content() if strict else whole
+
+
+def _loaded(dataset: Dataset, data: Path, labelled: bool, store: Store) -> Items:
+    """What the dataset's loader finds; its libraries are imported only now."""
     if dataset.loader == "glyphs":
-        return _glyphs(dataset, store).limit(limit)
-    folder = dataset.folder(data)
-    if not folder.is_dir():
-        where = f"$OODBENCH_DATA/{dataset.path} ({folder})" if dataset.declared else str(folder)
-        hint = f"\n  {dataset.obtain}; give its parent with --data" if dataset.obtain else ""
-        raise UserError(f"dataset '{dataset.name}' was not found at {where}{hint}")
-    try:
-        files = sorted(_walk(folder, "", ()))
-    except OSError as error:
-        raise UserError(
-            f"dataset '{dataset.name}': {error.filename or folder} cannot be read: {error.strerror}"
-        ) from error
-    if not files:
-        raise UserError(f"dataset '{dataset.name}': {folder} holds no images ({', '.join(sorted(EXTENSIONS))})")
-    labels = np.full(len(files), -1)
-    folders: tuple[str, ...] = ()
-    if labelled:
-        tops = [name.partition("/")[0] if "/" in name else "" for name, _ in files]
-        if "" in tops:
-            raise UserError(
-                f"dataset '{dataset.name}': an ID set needs one folder per class, "
-                f"but {folder / files[tops.index('')][0]} lies in none"
-            )
-        folders = tuple(sorted(set(tops)))
-        index = {name: i for i, name in enumerate(folders)}
-        labels = np.array([index[top] for top in tops])
-    names, prints = (tuple(column) for column in zip(*files, strict=True))
-    found = Listing(dataset, folder, names, prints, labels, folders, len(files)).limit(limit)
-    return found.by_content() if strict else found
+        from oodbench.loaders import glyphs
 
-
-def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> list[tuple[str, str]]:
-    """(name, size and time) of every image. `above`: the folders on the way here, so that a link to one is left out."""
-    stat = folder.stat()
-    here = (stat.st_dev, stat.st_ino)
-    if here in above:
-        return []
-    found: list[tuple[str, str]] = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                found += _walk(Path(entry.path), f"{prefix}{entry.name}/", (*above, here))
-            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and (entry.is_file() or entry.is_symlink()):
-                stat = entry.stat()  # raises for a link to nothing
-                found.append((prefix + entry.name, f"{stat.st_size}:{stat.st_mtime_ns}"))
+        return glyphs.items(dataset, store)
+    if dataset.loader == "torchvision":  # the split may also lie there as an archive of class folders
+        packed = Path(dataset.path, f"{dataset.split}.tar")
+        if (data / packed).is_file():
+            dataset = replace(dataset, loader="tar", path=str(packed))
+    module = {"list": "imagelist", "tar": "archives", "parquet": "tables", "hf": "tables"}
+    known = {"classes": "folder", "images": "folder", "torchvision": "torchvision", "arrays": "arrays", **module}
+    loader = importlib.import_module(f"oodbench.loaders.{known[dataset.loader]}")
+    found: Items = loader.items(dataset, data, labelled)
     return found
 
 
-def _contents(dataset: Dataset, folder: Path, names: Sequence[str]) -> tuple[str, ...]:
+def _named_like(dataset: Dataset, data: Path, folders: tuple[str, ...]) -> tuple[str, ...]:
+    """Class names of some of another set's class folders, looked up by folder."""
+    from oodbench.loaders.folder import ordered
+
+    other = declared(dataset.like)
+    home = other.folder(data)
+    theirs = ordered({one.name for one in home.iterdir() if one.is_dir()}) if home.is_dir() else ()
+    names = prompts.class_names(other.classes).lines
+    number = {folder: i for i, folder in enumerate(theirs)}
+    if len(theirs) != len(names) or not set(folders) <= set(theirs):
+        raise UserError(
+            f"dataset '{dataset.name}': its class names are those of '{other.name}' by folder, which takes all "
+            f"{len(names)} class folders at {home} ({len(theirs)} there); empty ones will do"
+        )
+    return tuple(names[number[folder]] for folder in folders)
+
+
+def _contents(listing: Listing) -> tuple[str, ...]:
     from concurrent.futures import ThreadPoolExecutor
 
     try:
         with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:  # hashing lets go of the interpreter lock
-            return tuple(pool.map(lambda name: file_digest(folder / name), names))
+            return tuple(pool.map(listing.reader.content, listing.names))
     except OSError as error:
-        raise UserError(f"dataset '{dataset.name}': {error.filename} cannot be read: {error.strerror}") from error
-
-
-def _glyphs(dataset: Dataset, store: Store) -> Listing:
-    """Prints are digests of the pixels, remembered in the store for as long as nothing that makes them changes."""
-    from oodbench.glyphs import render, world
-
-    split = dataset.path
-    n = world.length(split)
-    inputs: dict[str, Any] = {"split": split, "n": n, **render.recipe()}
-    entry = store.find("glyphs", inputs)
-    if entry is None:
-        facts = {
-            "names": [world.name(split, i) for i in range(n)],
-            "prints": [hashlib.sha256(render.image(split, i).tobytes()).hexdigest() for i in range(n)],
-            "labels": [world.label(split, i) for i in range(n)],
-        }
-        entry = store.write("glyphs", inputs, {}, facts)
-    labels = np.array(entry.facts["labels"])
-    folders = tuple(world.CLASSES) if labels.max() >= 0 else ()
-    names, prints = tuple(entry.facts["names"]), tuple(entry.facts["prints"])
-    return Listing(dataset, Path(), names, prints, labels, folders, n, content=True)
+        name = error.filename or listing.folder
+        raise UserError(f"dataset '{listing.dataset.name}': {name} cannot be read: {error.strerror}") from error

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from oodbench import prompts, registry
 from oodbench.errors import UserError, did_you_mean, raise_all
@@ -17,6 +17,9 @@ from oodbench.source import MethodInfo
 from oodbench.store import content_digest
 from oodbench.values import Choice, label, parse_choices, parse_setting
 
+if TYPE_CHECKING:
+    from oodbench.weights import WeightsFile
+
 
 @dataclass(frozen=True)
 class Job:
@@ -25,15 +28,19 @@ class Job:
     info: MethodInfo
     parameters: dict[str, Any]
     templates: Lines | None
+    weights: WeightsFile | None = None
 
     @cached_property
     def files(self) -> dict[str, str]:
-        """Digests of the files that hyper-parameters name, and of folders written with a `/`: scores depend on them."""
-        named = {
-            name: value for name, value in self.parameters.items() if isinstance(value, str) and name != "templates"
-        }
+        """Digests of the files that hyper-parameters name, and of folders written with a `/`: scores depend on them.
+
+        Also of the prompt sets named by hyper-parameters ending in `_templates`.
+        """
+        texts = {name: value for name, value in self.parameters.items() if isinstance(value, str)}
+        sets = {name: prompts.templates(value).digest for name, value in texts.items() if name.endswith("_templates")}
+        named = {name: value for name, value in texts.items() if name != "templates" and name not in sets}
         paths = {name: expand(Path(value)) for name, value in named.items() if value.strip("./\0 ")}
-        return {
+        return sets | {
             name: content_digest(path)
             for name, path in paths.items()
             if path.is_file() or ("/" in named[name] and path.is_dir())
@@ -118,4 +125,6 @@ def _job(info: MethodInfo, overrides: Mapping[str, Any], templates: str) -> Job:
     if templates and "templates" in parameters and "templates" not in overrides:
         parameters["templates"] = templates
     named = parameters.get("templates")
-    return Job(info, parameters, prompts.templates(named) if isinstance(named, str) else None)
+    job = Job(info, parameters, prompts.templates(named) if isinstance(named, str) else None)
+    _ = job.files  # a prompt set that does not exist is told now
+    return job

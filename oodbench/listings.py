@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -65,9 +66,14 @@ def dataset(one: Dataset, data: Path) -> str:
         "title": one.title,
         "aliases": ", ".join(one.aliases),
         "loader": one.loader,
-        "path": "" if one.loader == "glyphs" else f"$OODBENCH_DATA/{one.path}" if one.declared else one.path,
+        "of": f"{one.within or ' + '.join(one.parts)} {' '.join(one.keep)}{one.keep_file}".strip(),
+        "path": _place(one),
         "classes": one.classes,
-        "images": f"{one.count:,}" if one.count else "",
+        "list": f"{one.list} (sha256 {one.digest})" if one.list else "",
+        "digest": "" if one.list or one.loader == "glyphs" else one.digest,
+        "source": f"{one.source} {one.split}".strip(),
+        "images": f"{one.count:,}" if one.count else catalogue.UNKNOWN,
+        "size": one.resolution,
         "train": one.train,
         "benchmark": one.benchmark,
         "paper": one.cite,
@@ -81,12 +87,13 @@ def dataset(one: Dataset, data: Path) -> str:
 
 def benchmark(one: Benchmark, data: Path) -> str:
     """One benchmark in full."""
-    known = catalogue.datasets()
     lines = [
         f"{one.name}: {one.title}" + (f" ({one.cite})" if one.cite else ""),
-        f"  ID   {one.id}: {_status(known[one.id], data)}",
+        f"  ID   {one.id}: {_status(catalogue.dataset(one.id), data)}",
     ]
-    lines += [f"  {group or 'OOD':5}{name}: {_status(known[name], data)}" for name, group in one.sets()]
+    lines += [f"  {group or 'OOD':5}{name}: {_status(catalogue.dataset(name), data)}" for name, group in one.sets()]
+    if one.calibration:
+        lines.append(f"  calibration  {one.calibration}: {_status(catalogue.dataset(one.calibration), data)}")
     return "\n".join(lines)
 
 
@@ -118,10 +125,34 @@ def parse_bytes(text: str) -> int:
     return int(float(found[1]) * _UNITS[unit if unit.endswith("B") else f"{unit}B"])
 
 
+def _place(one: Dataset) -> str:
+    """Where a set lies, as its declaration says; "" for sets that lie elsewhere."""
+    if one.within or one.parts or one.loader == "glyphs":
+        return ""
+    own = not one.declared or one.path.startswith(("/", "http")) or one.loader == "hf"
+    return one.path if own else f"$OODBENCH_DATA/{one.path}"
+
+
 def _status(one: Dataset, data: Path) -> str:
     if one.loader == "glyphs":
         return "embedded"
-    return "found" if one.folder(data).is_dir() else "not found"
+    if one.within:
+        return (
+            _status(catalogue.dataset(one.within), data) if not one.list or (data / one.list).is_file() else "no list"
+        )
+    if one.parts:
+        states = [_status(catalogue.dataset(name), data) for name in one.parts]
+        return next((state for state in states if state != "found"), "found")
+    if not os.path.exists(one.folder(data)) and one.loader not in ("tar", "hf"):
+        return "not found"
+    if one.loader == "tar":
+        from oodbench.loaders.tars import expand
+
+        try:
+            return "found" if all(os.path.isfile(path) for path in expand(str(one.folder(data)))) else "not found"
+        except UserError:
+            return "not found"
+    return "found" if not one.list or (data / one.list).is_file() else "no list"
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

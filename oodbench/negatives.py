@@ -13,7 +13,7 @@ from oodbench import prompts, registry
 from oodbench.errors import UserError
 from oodbench.images import Listing
 from oodbench.plan import Plan
-from oodbench.runner import Watch, loader, pick_device, task_of
+from oodbench.runner import Watch, loader, own, pick_device, task_of
 
 
 def describe(plan: Plan) -> str:
@@ -72,6 +72,6 @@ def _fitted(plan: Plan) -> Any:
     torch.manual_seed(plan.request.seed)
     try:
         with torch.no_grad():
-            return method.fit(task.seen_by(method.needs))
+            return method.fit(task.seen_by(method.needs, own(plan, job, device)))
     except ValueError as error:
         raise UserError(f"{job.label}: {error}") from error

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from oodbench import catalogue, sets
+from oodbench import catalogue, sets, weights
 from oodbench.catalogue import Benchmark
 from oodbench.encoder.card import EMBEDDED, EncoderCard, parse_encoder
 from oodbench.encoder.resolve import Resolved, resolve
-from oodbench.errors import UserError, raise_all
+from oodbench.errors import Missing, UserError, raise_all
 from oodbench.extract import Reading, Recipe, Work
 from oodbench.images import Listing
 from oodbench.jobs import Job, Jobs, make_jobs
@@ -46,6 +46,7 @@ class Plan:
     jobs: tuple[Job, ...]
     left_out: tuple[tuple[str, str], ...]  # with --methods all: name, reason
     store: Store
+    skipped: tuple[str, ...] = ()  # with --skip-missing: a note for every OOD set that is not there
 
     @property
     def card(self) -> EncoderCard:
@@ -83,8 +84,11 @@ def make_plan(request: RunRequest) -> Plan:
     jobs = attempt(make_jobs, request)
     benchmark = attempt(catalogue.benchmark, request.id, request.ood)
     spec = attempt(parse_encoder, request.encoder or (benchmark.encoder if benchmark else "") or EMBEDDED)
+    if jobs and spec:
+        jobs = attempt(weights.check, jobs, request, spec)
     id_set = classes = calibration = None
     ood: list[OodSet] = []
+    absent: dict[str, str] = {}  # OOD sets that --skip-missing leaves out, with the reason
     if benchmark:
         attempt(sets.check_benchmark, benchmark, request)
         # --strict hashes every image, and glyphs are drawn to be listed: not while there is something to report.
@@ -96,16 +100,24 @@ def make_plan(request: RunRequest) -> Plan:
         id_set = attempt(sets.listed, id_dataset, reading, True, store) if id_dataset else None
         classes = attempt(sets.class_names, id_set) if id_set else None
         for dataset, (_, group) in zip(ood_datasets, benchmark.sets(), strict=True):
-            listed = attempt(sets.listed, dataset, reading, False, store) if dataset else None
-            if listed:
-                ood.append(OodSet(listed, group))
+            try:
+                listed = sets.listed(dataset, reading, False, store) if dataset else None
+            except UserError as error:
+                if request.skip_missing and dataset and isinstance(error, Missing):
+                    absent[dataset.name] = f"skipped: {error}"
+                else:
+                    collected.append(str(error))
+            else:
+                ood += [OodSet(listed, group)] if listed else []
+        benchmark = attempt(sets.without, benchmark, absent) if absent else benchmark
         if id_set:
             attempt(sets.check_folders, id_set, [one.listing for one in ood])
-        if id_set and jobs:
+        if id_set and jobs and benchmark:
             calibration, jobs = attempt(_calibration, benchmark, id_set, reading, store, jobs) or (None, jobs)
     raise_all(collected)  # before the encoder: reading a checkpoint takes seconds
     assert jobs and benchmark and spec and id_set and classes
     resolved = resolve(spec, request.resize, store)
+    jobs = weights.attach(jobs, request, resolved, spec, store)
     return Plan(
         request=request,
         benchmark=benchmark,
@@ -117,6 +129,7 @@ def make_plan(request: RunRequest) -> Plan:
         jobs=jobs.jobs,
         left_out=jobs.left_out,
         store=store,
+        skipped=tuple(absent.values()),
     )
 
 

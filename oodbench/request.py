@@ -34,10 +34,12 @@ class RunRequest:
     workers: int = 0
     limit: int | None = None
     allow_partial: bool = False
+    skip_missing: bool = False
     strict: bool = False
     on_error: str = "stop"
     at95: str = "first"
     aupr: str = "average_precision"
+    weights: tuple[str, ...] = ()
     plugins: tuple[Path, ...] = ()
     out: Path = Path("results")
     store: Path | None = None

@@ -95,14 +95,14 @@ class Result:
     seconds: dict[str, float] = field(default_factory=dict)  # extract (of the sets, shared by all methods), fit, score
     status: str = "ok"  # or "failed"
     error: str | None = None
+    weights: dict[str, Any] = field(default_factory=dict)  # of a trained method: file name, digest, recipe
     created: str = ""  # ISO 8601, UTC
     schema: int = SCHEMA
 
     @property
     def digest(self) -> str:
         """sha256 over everything but times: two runs that computed the same thing share it."""
-        plain = {k: v for k, v in dataclasses.asdict(self).items() if k not in _VOLATILE}
-        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+        return _digest(dataclasses.asdict(self))
 
     def mean(self, metric: str, group: str | None = None) -> float:
         """Plain mean of a metric over the OOD sets (of one group); NaN when there is none."""
@@ -118,6 +118,11 @@ class Result:
         return json.dumps({**dataclasses.asdict(self), "digest": self.digest}, indent=1, sort_keys=True) + "\n"
 
 
+def _digest(plain: Mapping[str, Any]) -> str:
+    kept = {k: v for k, v in plain.items() if k not in _VOLATILE and (k != "weights" or v)}  # absent from older rows
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
 def from_json(text: str, where: str = "row") -> Result:
     """Parse a row. Raises UserError when it is not one, or is of another schema."""
     try:
@@ -128,13 +133,14 @@ def from_json(text: str, where: str = "row") -> Result:
         found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
         raise UserError(f"{where} has schema {found!r}; this oodbench reads schema {SCHEMA}")
     digest = raw.pop("digest", None)
+    stated = _digest(raw)
     try:
         raw["id"] = IdRow(**raw["id"])
         raw["ood"] = tuple(SetRow(**s) for s in raw["ood"])
         result = Result(**raw)
     except (KeyError, TypeError) as error:
         raise UserError(f"{where} is not a complete row: {error}") from error
-    if digest != result.digest:
+    if digest != stated:
         raise UserError(f"{where} was changed after it was written: its digest does not match its content")
     return result
 

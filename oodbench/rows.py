@@ -45,6 +45,7 @@ def row_path(plan: Plan, result: Result) -> Path:
     identity = {
         "parameters": result.parameters,
         "files": result.files,
+        **({"weights": result.weights["digest"]} if result.weights else {}),
         "templates": result.templates,
         "classes": plan.classes.digest,
         "encoder": plan.card.identity,
@@ -62,6 +63,7 @@ def row_path(plan: Plan, result: Result) -> Path:
         and not plan.card.local
         and not request.resize
         and not request.classes
+        and not any(name.partition("=")[0] == result.method for name in request.weights)
         and (request.seed, request.precision, request.batch_size) == (usual.seed, usual.precision, usual.batch_size)
         and (request.at95, request.aupr) == (usual.at95, usual.aupr)
         and all(x.dataset.declared and len(x) == x.total == (x.dataset.count or x.total) for x in plan.listings)
@@ -78,6 +80,7 @@ def row_path(plan: Plan, result: Result) -> Path:
             return plain
         lists = [old.id.list_digest, *(s.list_digest for s in old.ood)]
         same = old.source == result.source and old.encoder["identity"] == plan.card.identity
+        same = same and old.weights == result.weights
         same = same and old.run["calibration"] == result.run["calibration"]
         if old.status == "ok" and not (same and lists == [listing.digest for listing in plan.listings]):
             return named

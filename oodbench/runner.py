@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from oodbench import evaluate, extract, registry, rows
+import numpy as np
+
+from oodbench import evaluate, extract, registry, rows, weights
 from oodbench.errors import UserError, raise_all
 from oodbench.images import Listing
 from oodbench.jobs import Job
@@ -19,11 +21,11 @@ from oodbench.store import Entry
 from oodbench.textbank import text_bank, word_bank
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from oodbench.encoder.openclip import OpenClip
     from oodbench.extract import Embedded
-    from oodbench.method import Batch, Task
+    from oodbench.method import Batch, Own, Task
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +105,8 @@ def _score(
     device = pick_device(plan.request.device)
     encoder = loader(plan, device)
     scorer = Scorer(plan, task_of(plan, encoder, device, watch), device)
+    for one in running:
+        one.own = own(plan, one.job, device)
     for listing in plan.listings:
         waiting = [one for one in running if listing.dataset.name not in scores[one.job.label] and not one.error]
         if not waiting:
@@ -122,7 +126,7 @@ def _score(
 
 def _extracted(plan: Plan, listing: Listing, encoder: Callable[[], OpenClip], watch: Watch) -> Embedded:
     work = plan.work(listing)
-    done = watch.extracting(listing.dataset.name, len(listing)) if work.missing() else (lambda n: None)
+    done = watch.extracting(listing.dataset.name, work.images()) if work.missing() else (lambda n: None)
     return extract.extract(work, encoder, done)
 
 
@@ -145,6 +149,28 @@ def task_of(plan: Plan, encoder: Callable[[], OpenClip], device: str, watch: Wat
 
     sources = Sources(text, words, encoder, calibration)
     return Task(plan.classes.lines, plan.card.scale, sources, plan.request.seed)
+
+
+def own(plan: Plan, job: Job, device: str) -> Own:
+    """What a job's method alone is given: its weights, and the store for what it makes of them."""
+    import torch
+
+    from oodbench.method import Own
+
+    def keep(depends: Mapping[str, object], make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        inputs = {
+            **weights.kept_inputs(job, plan.classes.digest, depends),
+            "encoder": plan.card.identity,
+            "precision": plan.request.precision,
+            "seed": plan.request.seed,
+        }
+        entry = plan.store.find("kept", inputs)
+        if entry is None:
+            arrays = {"kept": make().detach().cpu().numpy()}
+            entry = plan.store.write("kept", inputs, arrays, {"method": job.info.name})
+        return torch.from_numpy(np.array(entry.array("kept"))).to(device)
+
+    return Own(functools.cache(lambda: weights.load(job, plan.encoder, plan.store, device)), keep)
 
 
 def pick_device(asked: str) -> str:

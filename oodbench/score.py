@@ -20,7 +20,7 @@ from oodbench.provenance import stamp
 from oodbench.store import Entry
 
 if TYPE_CHECKING:
-    from oodbench.method import Batch, Method, Task
+    from oodbench.method import Batch, Method, Own, Task
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ CHUNK = 1024  # images scored at once: with 1000 classes 4 MB of cosines, which 
 
 def score_inputs(plan: Plan, job: Job, listing: Listing) -> dict[str, Any]:
     """Everything that the scores of one method on one set depend on."""
-    return {
+    inputs = {
         "engine": ENGINE,
         "extraction": plan.work(listing).inputs(0, len(listing)),
         "method": job.info.name,
@@ -42,6 +42,7 @@ def score_inputs(plan: Plan, job: Job, listing: Listing) -> dict[str, Any]:
         "seed": plan.request.seed,
         "calibration": plan.calibration.digest if plan.calibration and job.calibrates else None,
     }
+    return inputs | ({"weights": job.weights.digest} if job.weights else {})
 
 
 def find_scores(plan: Plan, job: Job, listing: Listing) -> Entry | None:
@@ -56,6 +57,7 @@ class Running:
 
     job: Job
     method: Method[Any]
+    own: Own | None = None
     state: Any = None
     fitted: bool = False
     fit_seconds: float = 0.0
@@ -110,7 +112,7 @@ class Scorer:
                     self.task.text(one.job.parameters["templates"])
                 began = time.perf_counter()
                 with torch.no_grad():
-                    one.state = one.method.fit(self.task.seen_by(one.method.needs))
+                    one.state = one.method.fit(self.task.seen_by(one.method.needs, one.own))
                 if not self.task.intact():
                     raise UserError("fit() changes in place what it was given; clone it first")
             except Exception as error:
@@ -127,7 +129,7 @@ class Scorer:
         try:
             # Not inference_mode: a method may need gradients with respect to the pixels.
             with torch.no_grad():
-                needs, task = one.method.needs, self.task.seen_by(one.method.needs)
+                needs, task = one.method.needs, self.task.seen_by(one.method.needs, one.own)
                 scores = one.method.score(batch.seen_by(needs), task, one.state)
                 predictions = one.method.predict(batch.seen_by(needs | Needs.FEATURES), task, one.state)
             if scores.shape != (batch.size,):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +35,21 @@ def check_benchmark(benchmark: Benchmark, request: RunRequest) -> None:
     raise_all(problems)
 
 
+def without(benchmark: Benchmark, absent: Collection[str]) -> Benchmark:
+    """The benchmark less some OOD sets, under a name and title that say so: its mean is another one."""
+    near, far, ood = (tuple(n for n in s if n not in absent) for s in (benchmark.near, benchmark.far, benchmark.ood))
+    if not (near or far or ood):
+        raise UserError(f"none of the OOD sets of '{benchmark.name}' is there: {', '.join(absent)}")
+    return replace(
+        benchmark,
+        name=f"{benchmark.name}-without-{'+'.join(absent)}",
+        title=f"{benchmark.title}, without {', '.join(catalogue.dataset(name).title for name in absent)}",
+        near=near,
+        far=far,
+        ood=ood,
+    )
+
+
 def listed(dataset: Dataset, request: RunRequest, labelled: bool, store: Store) -> Listing:
     """The images of a set, as many as the catalogue counts unless the request allows for less."""
     data = catalogue.data_root(request.data)
@@ -42,9 +57,10 @@ def listed(dataset: Dataset, request: RunRequest, labelled: bool, store: Store) 
     if dataset.count not in (None, found.total) and not request.allow_partial and request.limit is None:
         fewer = found.total < (dataset.count or 0)
         todo = "complete it, or run on what is there" if fewer else "take away what is not of it, or run on it all"
+        lacking = f" ({found.absent[0]} is not there)" if found.absent else ""
         raise UserError(
             f"dataset '{dataset.name}': {found.folder} holds {found.total} images, the catalogue counts "
-            f"{dataset.count}; {todo} with --allow-partial"
+            f"{dataset.count}{lacking}; {todo} with --allow-partial"
         )
     return found
 
@@ -59,6 +75,13 @@ def listed_sample(dataset: Dataset, request: RunRequest, store: Store) -> Listin
 def class_names(id_set: Listing) -> Lines:
     """The class names of an ID set: a list as long as its class folders, or the folders' own names."""
     named = id_set.dataset.classes
+    if not named and id_set.named:
+        return Lines(f"of {id_set.dataset.like or id_set.dataset.within or 'the source'}", id_set.named)
+    if not named and id_set.dataset.loader not in ("classes", "glyphs") and all(f.isdecimal() for f in id_set.folders):
+        raise UserError(
+            f"dataset '{id_set.dataset.name}': its {len(id_set.folders)} classes are numbers; name them in that order "
+            "with --classes FILE, one name a line"
+        )
     if not named:
         return Lines("folders", tuple(folder.replace("_", " ") for folder in id_set.folders))
     lines = prompts.class_names(named)
@@ -75,16 +98,43 @@ def check_folders(id_set: Listing, ood: Sequence[Listing]) -> None:
     """Two sets in one folder, or ID and OOD one inside the other, would share images."""
     problems = []
     home = id_set.folder.resolve()
-    seen: dict[Path, str] = {}
+    seen: dict[Path, Listing] = {}
     for one in ood:
         name, other = one.dataset.name, one.folder.resolve()
         if one.dataset.loader == "glyphs" or name == id_set.dataset.name:
             continue
-        if id_set.dataset.loader != "glyphs" and (other == home or other in home.parents or home in other.parents):
+        if id_set.dataset.loader != "glyphs" and _near(id_set, one) and _share(id_set, one):
             problems.append(
                 f"'{id_set.dataset.name}' and '{name}' share images: {other} is, holds or lies in {home}; "
                 "ID and OOD must differ"
             )
-        if seen.setdefault(other, name) != name:
-            problems.append(f"'{seen[other]}' and '{name}' are one folder, {other}; name one of them")
+        first = seen.setdefault(other, one)
+        if first.dataset.name != name and _share(first, one):
+            problems.append(f"'{first.dataset.name}' and '{name}' are one folder, {other}; name one of them")
     raise_all(problems)
+
+
+def _near(one: Listing, other: Listing) -> bool:
+    """Whether folders of two sets are one, or one inside the other."""
+    pairs = [(a, b) for a in _folders(one) for b in _folders(other)]
+    return any(a == b or a in b.parents or b in a.parents for a, b in pairs)
+
+
+def _folders(listing: Listing) -> set[Path]:
+    if listing.dataset.loader == "union":
+        return set().union(*(_folders(one.listing) for one in listing.origins))
+    return {listing.folder.resolve()}
+
+
+def _share(one: Listing, other: Listing) -> bool:
+    """Whether two sets in one place share images: parts and lists are compared by name, folders hold all in them."""
+    if not any(d.loader in ("part", "union", "list") for d in (one.dataset, other.dataset)):
+        return True
+    return not _images(one).isdisjoint(_images(other))
+
+
+def _images(listing: Listing) -> set[str]:
+    """The paths of a list's images, under the same names whichever list they are in."""
+    if listing.dataset.loader == "union":
+        return set().union(*(_images(one.listing) for one in listing.origins))
+    return {str(listing.folder.resolve() / name) for name in listing.names}

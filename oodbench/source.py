@@ -17,6 +17,7 @@ NEEDS = (
     "PIXELS",
     "ENCODER",
     "CALIBRATION",
+    "WEIGHTS",
 )  # the flags of method.Needs, which imports torch
 _ONE_CLASS = "it must define one subclass of Method"
 
@@ -52,6 +53,7 @@ class MethodInfo:
     needs: tuple[str, ...] = ("FEATURES",)
     parameters: tuple[Parameter, ...] = ()
     calibrated: str = ""
+    trained: tuple[str, ...] = ()  # hyper-parameters that training fixes
     problem: str = ""
 
     def defaults(self) -> dict[str, Any]:
@@ -66,6 +68,7 @@ def describe(name: str, path: Path, origin: str, module: str, subclass: str = ""
         node = _subclass(tree, subclass)
         parameters, needs = _fields(node)
         calibrated = _calibrated(node, parameters)
+        trained = _trained(node, parameters)
     except (OSError, SyntaxError, UnicodeDecodeError) as error:
         return MethodInfo(name, path, origin, module, problem=f"it cannot be read: {error}")
     except ValueError as error:
@@ -87,6 +90,7 @@ def describe(name: str, path: Path, origin: str, module: str, subclass: str = ""
         needs=needs,
         parameters=parameters,
         calibrated=calibrated,
+        trained=trained,
     )
 
 
@@ -163,6 +167,16 @@ def _calibrated(node: ast.ClassDef, parameters: tuple[Parameter, ...]) -> str:
                 raise ValueError(f"calibrated = {ast.unparse(item.value)} must name a hyper-parameter")
             return str(item.value.value)
     return ""
+
+
+def _trained(node: ast.ClassDef, parameters: tuple[Parameter, ...]) -> tuple[str, ...]:
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign) and _name(item.target) == "trained" and item.value is not None:
+            named = ast.literal_eval(item.value)
+            if not isinstance(named, tuple) or not set(named) <= {p.name for p in parameters}:
+                raise ValueError(f"trained = {ast.unparse(item.value)} must name hyper-parameters")
+            return named
+    return ()
 
 
 def _name(target: ast.expr) -> str:

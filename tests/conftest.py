@@ -22,6 +22,7 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads or writes the user's own store, data or MLflow."""
     os.environ["OODBENCH_STORE"] = str(tmp_path_factory.mktemp("store"))
+    os.environ["OODBENCH_CONFIG"] = str(tmp_path_factory.mktemp("config"))
     os.environ.pop("OODBENCH_DATA", None)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from oodbench import catalogue, listings, prompts
-from oodbench.catalogue import Benchmark, benchmark, benchmarks, dataset, datasets
+from oodbench.catalogue import Benchmark, Dataset, benchmark, benchmarks, dataset, datasets
 from oodbench.errors import UserError
 from oodbench.paths import declarations
 
@@ -20,15 +20,27 @@ def test_a_dataset_is_complete(name: str) -> None:
     assert one.title and one.path and one.licence and one.cite and one.obtain
     assert not Path(one.path).is_absolute()
     assert not one.classes or one.classes in prompts.names("classes")
-    assert not one.train or datasets()[one.train].loader == one.loader
+    assert one.digest == "unknown" or (one.list and re.fullmatch("[0-9a-f]{64}", one.digest))
+    assert not one.train or labelled_alike(one, datasets()[one.train])
     assert not one.benchmark or benchmarks()[one.benchmark].id == name
+    assert not one.url or one.url.startswith("http")
     if one.loader == "glyphs":
         from oodbench.glyphs import world
 
         assert one.path in world.SPLITS
+    elif one.loader == "part":
+        assert datasets()[one.within].path == one.path
     else:
-        assert one.count and one.url.startswith("http")
         assert one.path in one.obtain, "says which folder is expected"
+    assert one.list in one.obtain and one.keep_file in one.obtain
+    assert all(n in datasets() for n in (*one.parts, *filter(None, (one.within, one.like))))
+    if one.classes and one.keep:
+        assert len(prompts.class_names(one.classes).lines) == len(one.keep) == len(set(one.keep))
+
+
+def labelled_alike(one: Dataset, train: Dataset) -> bool:
+    """Whether a training split has the classes of its set, in one order."""
+    return (one.classes, one.keep) == (train.classes, train.keep)
 
 
 @pytest.mark.parametrize("name", sorted(benchmarks()))
@@ -36,7 +48,7 @@ def test_a_benchmark_is_complete(name: str) -> None:
     one = benchmarks()[name]
     sets = [one.id, *(n for n, _ in one.sets()), *([one.calibration] if one.calibration else [])]
     assert one.title and one.cite and len(sets) > 1 and len(set(sets)) == len(sets)
-    assert all(n in datasets() for n in sets)
+    assert all(dataset(n).title for n in sets)
     assert not (one.ood and (one.near or one.far)), "told apart, or not"
     assert name not in datasets() or one.id == name, "a name means one thing"
 
@@ -50,13 +62,19 @@ def test_names_and_aliases_mean_one_thing() -> None:
 
 def test_titles_tell_sets_apart() -> None:
     for one in benchmarks().values():
-        titles = [datasets()[n].title for n in (one.id, *(name for name, _ in one.sets()))]
+        titles = [dataset(n).title for n in (one.id, *(name for name, _ in one.sets()))]
         assert len(set(titles)) == len(titles)
 
 
 def test_the_counts_are_the_protocols() -> None:
     counts = {name: datasets()[name].count for name, _ in benchmarks()["mos"].sets()}
     assert counts == {"inaturalist": 10_000, "sun": 10_000, "places": 10_000, "textures": 5640}
+    counts = {name: datasets()[name].count for name, _ in benchmarks()["openood"].sets()}
+    assert counts == {
+        "ssb-hard": 49_000, "ninco": 5879, "inaturalist": 10_000, "textures-5160": 5160, "openimage-o": 15_869
+    }  # fmt: skip
+    assert sum(n or 0 for n in counts.values()) == 85_908
+    assert (datasets()["imagenet1k-test-openood"].count, datasets()["imagenet1k-val-openood"].count) == (45_000, 5000)
     assert datasets()["imagenet1k"].count == 50_000 and datasets()["imagenet1k-train"].count == 1_281_167
 
 
@@ -134,6 +152,8 @@ def test_the_data_root_is_the_flag_or_the_environment(tmp_path: Path, monkeypatc
         ('title = "x"\nloader = "images"\npath = "x"\naliases = [1]', "'aliases' takes"),
         ('title = "x"\nloader = "images"\npath = "x"\naliases = "y"', "'aliases' takes"),
         ('title = "x"', "is not complete"),
+        ('title = "x"\nloader = "list"\npath = "x"', "loader 'list' needs 'list'"),
+        ('title = "x"\nloader = "part"\npath = "x"\nwithin = "y"', "needs 'list', 'keep' or 'keep_file'"),
         ('title = "x"\nloader = "image"\npath = "x"', "no loader 'image'; did you mean 'images'"),
         ("title =", "Invalid value"),
     ],
@@ -146,6 +166,41 @@ def test_declarations_are_strict(text: str, problem: str, tmp_path: Path, monkey
     assert problem in str(error.value)
 
 
+def test_a_name_is_declared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "datasets").mkdir()
+    monkeypatch.setenv("OODBENCH_CONFIG", str(tmp_path))
+    (tmp_path / "datasets" / "dtd.toml").write_text('title = "x"\nloader = "images"\npath = "x"')
+    with pytest.raises(UserError, match=r"'dtd' is declared twice: in .*textures\.toml and in .*dtd\.toml"):
+        catalogue.datasets.__wrapped__()
+    (tmp_path / "datasets" / "dtd.toml").rename(tmp_path / "datasets" / "mine.toml")
+    assert "mine" in catalogue.datasets.__wrapped__()
+
+
+def test_classes_of_a_set_are_a_set() -> None:
+    one = dataset("cifar10[0,1 5-7]")
+    assert (one.within, one.keep, one.title) == ("cifar10", ("0", "1", "5-7"), "CIFAR-10 [0 1 5-7]")
+    assert one.name == "cifar10[0 1 5-7]" and dataset(one.name) == one
+    assert dataset("cifar10[!0 1]").keep == dataset("cifar10[! 0 1]").keep == ("!", "0", "1")
+    with pytest.raises(UserError, match="names no class"):
+        dataset("cifar10[]")
+    with pytest.raises(UserError, match="no dataset 'cifar1'"):
+        dataset("cifar1[0]")
+
+
+def test_zoc_s_splits_are_those_of_the_paper() -> None:
+    """6 against 4, 20 against 80 and 20 against 180 classes; four vehicles against ten or fifty others."""
+    zoc = {name: one for name, one in benchmarks().items() if name.startswith("zoc-")}
+    assert len(zoc) == 5 + 5 + 5 + 5 + 1
+    for name, one in zoc.items():
+        seen, unseen = dataset(one.id), dataset(one.ood[0])
+        if "plus" in name:
+            assert seen.keep == ("0", "1", "8", "9") and len(set(unseen.keep)) == (50 if "50" in name else 10)
+        else:
+            assert unseen.keep == ("!", *seen.keep) and seen.within == unseen.within
+            size = {"cifar10": 6, "cifar100": 1, "tiny-imagenet": 20}[seen.within]
+            assert len(set(seen.keep)) == size
+
+
 def test_listings_name_every_set(tmp_path: Path) -> None:
     (tmp_path / "dtd/images").mkdir(parents=True)
     out = listings.datasets(tmp_path)
@@ -154,6 +209,8 @@ def test_listings_name_every_set(tmp_path: Path) -> None:
     for name in datasets():
         assert datasets()[name].obtain in listings.dataset(datasets()[name], tmp_path)
     assert str(tmp_path) in listings.dataset(dataset(f"folder:{tmp_path}"), tmp_path)
+    shown = listings.dataset(datasets()["ninco"], tmp_path)
+    assert datasets()["ninco"].digest in shown and "unknown" in listings.dataset(datasets()["places365"], tmp_path)
     for one in benchmarks().values():
         assert all(name in listings.benchmark(one, tmp_path) for name, _ in one.sets())
 

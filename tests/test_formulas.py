@@ -94,7 +94,10 @@ DEEPER: dict[str, list[tuple[dict[str, Any], Callable[[World, torch.Tensor], Cos
         ({"temperature": 10.0, "epsilon": 0.01, "memory": 2e-6}, lambda world, x: odin(world, x, 10, 0.01)),
     ],
 }
-ELSEWHERE = {"neglabel": Path(__file__).with_name("test_neglabel.py")}
+ELSEWHERE = {
+    "clipn": Path(__file__).with_name("test_clipn.py"),
+    "neglabel": Path(__file__).with_name("test_neglabel.py"),
+}
 DEEPER_CASES = [(name, number) for name, cases in DEEPER.items() for number in range(len(cases))]
 CASES = [(name, number) for name, cases in FORMULAS.items() for number in range(len(cases))]
 

@@ -26,6 +26,23 @@ def test_the_simple_set_is_mcm_s_prompt() -> None:
     assert prompts.templates("simple").lines == ("a photo of a {}",)
 
 
+def test_prompt_sets_have_names() -> None:
+    assert {"simple", "openai80", "openai7", "mcm", "neglabel"} <= set(prompts.names("prompts"))
+    assert prompts.templates("mcm").lines == prompts.templates("simple").lines
+    assert prompts.templates("neglabel").lines == ("the nice {}",)
+    assert [len(prompts.templates(name).lines) for name in ("openai80", "openai7")] == [80, 7]
+
+
+def test_class_lists_are_as_long_as_their_sets() -> None:
+    lengths = {"cifar10": 10, "cifar100": 100, "cifar100-raw": 100, "imagenet10": 10, "imagenet20": 20}
+    assert {name: len(prompts.class_names(name).lines) for name in lengths} == lengths
+    assert not [name for name in lengths if prompts.class_names(name).duplicates()]
+    raw = prompts.class_names("cifar100-raw").lines
+    assert tuple(name.replace("_", " ") for name in raw) == prompts.class_names("cifar100").lines and sorted(raw) == [
+        *raw
+    ]
+
+
 def test_duplicates_are_kept_and_reported() -> None:
     names = prompts.class_names("imagenet1k")
     assert len(names.lines) == 1000
@@ -79,5 +96,5 @@ def test_lists_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
         assert problem in str(error.value)
     with pytest.raises(UserError, match="no prompt set 'openai8', .*; did you mean 'openai80'"):
         prompts.templates("openai8")
-    with pytest.raises(UserError, match="no class list 'imagenet'.*; did you mean 'imagenet1k'"):
-        prompts.class_names("imagenet")
+    with pytest.raises(UserError, match="no class list 'imagenet1kk'.*; did you mean 'imagenet1k'"):
+        prompts.class_names("imagenet1kk")

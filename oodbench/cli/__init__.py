@@ -11,6 +11,7 @@ from oodbench.cli.report import report
 from oodbench.cli.run import run
 from oodbench.cli.store import store
 from oodbench.cli.sync import sync
+from oodbench.cli.weights import weights
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -25,5 +26,5 @@ def main() -> None:
     """
 
 
-for command in (run, report, methods, datasets, store, check, sync):
+for command in (run, report, methods, datasets, store, check, sync, weights):
     main.add_command(command)

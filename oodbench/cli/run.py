@@ -36,6 +36,7 @@ from oodbench.cli.group import FOLDER, configure, log, print_tables
 @click.option(
     "--allow-partial", is_flag=True, help="Run on fewer images than the catalogue counts; stamped in the table."
 )
+@click.option("--skip-missing", is_flag=True, help="Go on without OOD sets that are not there; each is named.")
 @click.option("--strict", is_flag=True, help="Identify images by content instead of name, size and time.")
 @click.option("--on-error", default="stop", help="A broken image: stop or skip.", show_default=True)
 @click.option(
@@ -44,6 +45,7 @@ from oodbench.cli.group import FOLDER, configure, log, print_tables
 @click.option(
     "--aupr", default="average_precision", help="average_precision or trapezoid (OpenOOD).", show_default=True
 )
+@click.option("--weights", multiple=True, help="Trained weights of a method: clipn=FILE. Repeatable.")
 @click.option("--plugin", "plugins", multiple=True, type=FOLDER, help="File with a method of your own. Repeatable.")
 @click.option("--out", type=FOLDER, default="results", help="Folder of the results.", show_default=True)
 @click.option(
@@ -60,7 +62,7 @@ def run(id_: str, tracking_uri: str | None, dry_run: bool, verbose: bool, **opti
 
     tracker = session.tracker_of(options["out"], tracking_uri)
     plan = make_plan(session.request_from(id=id_, **options))
-    for note in plan.card.notes:
+    for note in (*plan.card.notes, *plan.skipped):
         click.echo(f"note: {note}", err=True)
     if dry_run:
         from oodbench.dryrun import describe

@@ -9,7 +9,7 @@ from typing import Any
 
 import open_clip
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from PIL.Image import Image
 from torch import Tensor
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
@@ -18,6 +18,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from oodbench.encoder import build, checkpoint
 from oodbench.encoder.card import EncoderCard
 from oodbench.encoder.resolve import Resolved
+from oodbench.encoder.text import OffsetTower, text_side
 from oodbench.encoder.tower import Tower
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -64,10 +65,24 @@ class OpenClip:
         """Embed prompts, 256 at a time."""
         parts = []
         for start in range(0, len(prompts), 256):
-            tokens = self._tokenizer()(list(prompts[start : start + 256])).to(self.device)
+            tokens = self.tokenize(prompts[start : start + 256])
             with self._autocast(), _shortened(self._model, tokens) as length:
                 parts.append(self._model.encode_text(tokens[:, :length], normalize=False).float())
         return torch.cat(parts)
+
+    def tokenize(self, prompts: Sequence[str]) -> Int64[Tensor, "k n"]:
+        """Token ids, padded to the context, on the encoder's device."""
+        tokens: Tensor = self._tokenizer()(list(prompts)).to(self.device)
+        return tokens
+
+    def detokenize(self, token: int) -> str:
+        """The text of one token, as the tokenizer writes it."""
+        tokenizer = self._tokenizer()
+        return str(getattr(tokenizer, "tokenizer", tokenizer).decode([token]))
+
+    def text_tower(self) -> torch.nn.Module:
+        """A trainable copy of the text tower that takes offsets; UserError for one that is not built as CLIP's."""
+        return OffsetTower(text_side(self._model, self.card.name))
 
     def cut(self, prompts: Sequence[str]) -> list[str]:
         """The prompts that do not fit into the context, of CLIP's own tokenizer; others keep theirs to themselves."""

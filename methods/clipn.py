@@ -1,0 +1,164 @@
+"""CLIPN: teaching CLIP to say no (Wang et al., ICCV 2023, arXiv:2308.12213)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float, Float64
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid, normalize, softplus
+
+from oodbench.method import Batch, Encoder, Needs, Optimiser, Pairs, Task, TrainedMethod, logsumexp, templates
+
+from ._no_text import NoText, to_release, translate
+
+ROOT = 1e-4  # under the root of TSO, so that its gradient is finite where "no" equals "yes"
+CHUNK = 512  # prompts encoded at once
+
+
+@dataclass(frozen=True)
+class CLIPN(TrainedMethod[Tensor]):
+    """How sure CLIP is that an image is not one that its class's "no" text describes.
+
+    A second text tower, a trained copy of the first, says "no": p_yes = sigmoid(yes logit - no logit) for every class.
+    CTW reads it at the class that CLIP chose; ATD sums it over the classes, weighted by CLIP's softmax, which is
+    1 - p_(C+1) of the paper. The score is the log-odds of either: it ranks as they do, and sigmoid(score) is theirs;
+    in the released code both round to 1 for clear images, which then tie (`form="probability"`).
+
+    Where paper and code differ, the code is the default. In the paper the learnable prompt replaces negative words; in
+    the code it is 16 offsets, added to the embeddings of all positions of the same caption, negation words being used
+    by the hand-crafted variant alone. The paper's temperature is learnt; the code's is the encoder's own in training
+    and 100 in the scores. The paper's loss is ITBO + TSO; the code's is half the sum of three terms: ITBO's two means
+    (over matching pairs, over all others) and TSO.
+
+    rule           "atd" (agreeing to differ) or "ctw" (competing to win)
+    templates      the prompts of both towers; the released lines have quotes around them, which reach the tokenizer:
+                   "clipn-128-clean" is without
+    no_templates   the prompts of the "no" tower, hand-crafted variant only; pairs with `templates` line by line
+    prompt         "learnable" (offsets; the released checkpoints) or "handcrafted" (templates; the CIFAR tables)
+    eval_prompt    the offset at test: "mean_offset" is the mean of all; "mean_feature" averages the features of each,
+                   as a comment in the code has it and probably the paper did
+    scale          factor on the cosines of both towers; None is the encoder's own
+    form           "log-odds", or "probability" in float32, which ties as the released code does
+    decision       the paper's ATD decision compares p_(C+1) with the "raw" softmax or with that "shrunk" by p_yes
+    offsets        learnable prompts
+    mean_draw      whether training also draws the mean of the offsets, as often as each; the README's addition
+    yes, no, tso   weights of the loss terms
+    """
+
+    needs: ClassVar[Needs] = Needs.FEATURES | Needs.WEIGHTS
+    optimiser: ClassVar[Optimiser] = Optimiser(
+        lr=3e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2, warmup=0, epochs=10, batch=2048
+    )
+    trained: ClassVar[tuple[str, ...]] = ("prompt", "offsets", "mean_draw", "yes", "no", "tso")
+    rule: Literal["atd", "ctw"] = "atd"
+    templates: str = "clipn-128"
+    no_templates: str = "clipn-128-no"
+    prompt: Literal["learnable", "handcrafted"] = "learnable"
+    eval_prompt: Literal["mean_offset", "mean_feature"] = "mean_offset"
+    scale: float | None = 100.0
+    form: Literal["log-odds", "probability"] = "log-odds"
+    decision: Literal["raw", "shrunk"] = "raw"
+    offsets: int = 16
+    mean_draw: bool = True
+    yes: float = 0.5
+    no: float = 0.5
+    tso: float = 0.5
+
+    def fit(self, task: Task) -> Tensor:
+        """The "no" vectors of the classes [k d], of unit length."""
+        return task.keep(
+            lambda: self._bank(task),
+            prompt=self.prompt,
+            offsets=self.offsets,
+            templates=self.templates if self.prompt == "learnable" else self.no_templates,
+            eval_prompt=self.eval_prompt if self.prompt == "learnable" else "",
+        )
+
+    def score(self, batch: Batch, task: Task, state: Tensor) -> Float[Tensor, " b"]:
+        yes, gap = self._logits(batch, task, state)
+        if self.rule == "ctw":
+            odds = gap.gather(-1, yes.argmax(-1, keepdim=True)).squeeze(-1).double()
+        else:
+            odds = logsumexp(yes + logsigmoid(gap)) - logsumexp(yes + logsigmoid(-gap))
+        return odds if self.form == "log-odds" else odds.sigmoid().float()
+
+    def decide(self, batch: Batch, task: Task, state: Tensor) -> Bool[Tensor, " b"]:
+        """The paper's threshold-free rules, equations 7 (CTW) and 9 (ATD)."""
+        yes, gap = self._logits(batch, task, state)
+        if self.rule == "ctw":
+            return gap.gather(-1, yes.argmax(-1, keepdim=True)).squeeze(-1) > 0
+        known = yes if self.decision == "raw" else yes + logsigmoid(gap)
+        return known.amax(-1).double() >= logsumexp(yes + logsigmoid(-gap))
+
+    def probabilities(self, batch: Batch, task: Task, state: Tensor) -> tuple[Float64[Tensor, "b k"], Tensor]:
+        """CLIP's softmax over the classes, and p_yes of each."""
+        yes, gap = self._logits(batch, task, state)
+        return yes.double().softmax(-1), gap.double().sigmoid()
+
+    def _logits(self, batch: Batch, task: Task, bank: Tensor) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
+        """The "yes" logits, and how far they are above the "no" logits."""
+        yes = task.logits(batch.features, self.templates, self.scale)
+        factor = task.scale if self.scale is None else self.scale
+        return yes, yes - factor * (batch.features @ bank.T)
+
+    def _bank(self, task: Task) -> Float[Tensor, "k d"]:
+        """Each prompt through the "no" tower, normalised, averaged over the templates, normalised again."""
+        tower = task.weights.load(self.module(task.encoder))
+        assert isinstance(tower, NoText)
+        total = None
+        for template in templates(self.templates if self.prompt == "learnable" else self.no_templates):
+            tokens = task.encoder.tokenize([template.replace("{}", name) for name in task.classes])
+            parts = [tower.evaluate(part, self.eval_prompt) for part in torch.split(tokens, CHUNK)]
+            unit = normalize(torch.cat(parts), dim=-1)
+            total = unit if total is None else total + unit
+        assert total is not None  # a prompt set has at least one template
+        return normalize(total, dim=-1)
+
+    def module(self, encoder: Encoder) -> NoText:
+        return NoText(encoder, self.offsets if self.prompt == "learnable" else 0)
+
+    def inputs(self, pairs: Pairs, encoder: Encoder) -> dict[str, Tensor]:
+        """Image and "yes" features, the tokens of the "no" text, and which offset each pair draws."""
+        scale = torch.full((len(pairs.captions),), float(encoder.scale))
+        drawn = {"image": pairs.features, "scale": scale.to(pairs.embeddings.device)}
+        if self.prompt == "learnable":
+            which = pairs.draw(self.offsets + self.mean_draw)
+            return drawn | {"yes": pairs.text(encoder), "tokens": encoder.tokenize(pairs.captions), "offset": which}
+        positive, negative = templates(self.templates), templates(self.no_templates)
+        if len(positive) != len(negative):
+            raise ValueError(f"{self.templates} has {len(positive)} templates, {self.no_templates} {len(negative)}")
+        twins = [(i, text) for i, text in zip(pairs.draw(len(positive)).tolist(), pairs.captions, strict=True)]
+        said = [positive[i].replace("{}", text) for i, text in twins]
+        denied = [negative[i].replace("{}", text) for i, text in twins]
+        return drawn | {"yes": normalize(encoder.text(said), dim=-1), "tokens": encoder.tokenize(denied)}
+
+    def embed(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        no = normalize(module(inputs["tokens"], inputs.get("offset")), dim=-1)
+        return {"image": inputs["image"], "yes": inputs["yes"], "no": no, "scale": inputs["scale"]}
+
+    def loss(self, embedded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """ITBO's two means, and TSO.
+
+        Image i should reject its own "no" text and accept that of every other caption: p_no_ij = sigmoid(no - yes).
+        TSO draws the two texts of a caption to opposite sides, 2 - ||yes - no||, 0 when they are.
+        """
+        image, yes, no = embedded["image"], embedded["yes"], embedded["no"]
+        gap = embedded["scale"][:, None] * (image @ (yes - no).T)  # [b b], yes logit minus no logit
+        n, own = len(gap), gap.diagonal()
+        distance = (2 - 2 * (yes * no).sum(-1) + ROOT).sqrt()
+        others = (softplus(gap).sum() - softplus(own).sum()) / max(n * n - n, 1)
+        return {
+            "yes": self.yes * softplus(-own).mean(),
+            "no": self.no * others,
+            "tso": self.tso * (2 - distance).mean(),
+        }
+
+    def translate(self, state: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return translate(state, frozen, learnable=self.prompt == "learnable", offsets=self.offsets)
+
+    def release(self, tensors: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return to_release(tensors, frozen)

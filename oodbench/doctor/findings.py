@@ -1,0 +1,81 @@
+"""What a check of datasets found: one Finding per kind and set, one Card per set, a Report of all of them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+LEVELS = ("error", "warning", "note")
+EXAMPLES = 10  # examples that a finding keeps
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong or odd.
+
+    level     "error": numbers would be wrong; "warning": numbers may mislead; "note": good to know
+    kind      count, digest, unreadable, identical, ...: the same word for the same thing, for scripts
+    sets      the datasets it is about, the ID set first
+    message   one sentence
+    count     how many images, pairs or names; `examples` shows the first of them
+    """
+
+    level: str
+    kind: str
+    sets: tuple[str, ...]
+    message: str
+    count: int = 1
+    examples: tuple[str, ...] = ()
+
+
+@dataclass
+class Card:
+    """One set: what it should be and what was seen. Sizes are the shorter side in pixels; grey is a share, 0..1."""
+
+    name: str
+    role: str  # ID, OOD, calibration or ""
+    folder: str = ""
+    images: int = 0
+    expected: int | None = None
+    digest: str = ""
+    declared_digest: str = ""
+    looked: int = 0
+    unreadable: int = 0
+    modes: dict[str, int] = field(default_factory=dict)
+    grey: float = 0.0
+    shorter: tuple[int, int, int] | None = None  # least, median, greatest
+
+
+@dataclass
+class Report:
+    """All that was found; `ok` unless there is an error."""
+
+    cards: list[Card] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.of("error")
+
+    def of(self, level: str) -> list[Finding]:
+        return [f for f in self.findings if f.level == level]
+
+    def kinds(self) -> list[str]:
+        """The kinds of all findings, sorted, each once."""
+        return sorted({f.kind for f in self.findings})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "schema": 1,
+            "ok": self.ok,
+            "errors": len(self.of("error")),
+            "warnings": len(self.of("warning")),
+            "sets": [asdict(card) for card in self.cards],
+            "findings": [asdict(f) for level in LEVELS for f in self.of(level)],
+        }
+
+
+def some(examples: list[str]) -> tuple[str, ...]:
+    """The first few."""
+    return tuple(examples[:EXAMPLES])

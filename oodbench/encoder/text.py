@@ -1,0 +1,62 @@
+"""A trainable copy of a CLIP text tower that takes an offset on its token embeddings, as CLIPN's "no" tower does."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from oodbench.errors import UserError
+
+
+class OffsetTower(nn.Module):
+    """CLIP's text tower under CLIP's own parameter names: token_embedding, positional_embedding, transformer, ...
+
+    attn_mask    causal: what follows the end token changes nothing, so padding after the longest prompt is left out
+    """
+
+    attn_mask: Tensor
+
+    def __init__(self, text: Any) -> None:
+        super().__init__()
+        self.token_embedding = copy.deepcopy(text.token_embedding)
+        self.positional_embedding = copy.deepcopy(text.positional_embedding)
+        self.transformer = copy.deepcopy(text.transformer)
+        self.ln_final = copy.deepcopy(text.ln_final)
+        self.text_projection = copy.deepcopy(text.text_projection)
+        self.register_buffer("attn_mask", text.attn_mask.clone(), persistent=False)
+        self.requires_grad_(True)
+
+    def forward(
+        self, tokens: Int64[Tensor, "k n"], offset: Float[Tensor, "*k n width"] | None = None
+    ) -> Float[Tensor, "k d"]:
+        """Embed tokens, not normalised. `offset` [n width] or [k n width] is added to token and position embeddings."""
+        ends = tokens.argmax(-1)  # the end token has the largest id
+        length = int(ends.max()) + 1
+        x = self.token_embedding(tokens[:, :length]) + self.positional_embedding[:length]
+        if offset is not None:
+            x = x + offset[..., :length, :]
+        x = self.transformer(x, attn_mask=self.attn_mask[:length, :length])
+        x = self.ln_final(x[torch.arange(len(tokens), device=tokens.device), ends])
+        projected: Tensor = (
+            self.text_projection(x)
+            if isinstance(self.text_projection, nn.Linear)
+            else (x if self.text_projection is None else x @ self.text_projection)
+        )
+        return projected
+
+
+def text_side(model: Any, name: str) -> Any:
+    """The part of an open_clip model that holds the text tower; UserError for one that is built in another way."""
+    text = getattr(model, "text", model)
+    pool = getattr(text, "text_pool_type", getattr(text, "pool_type", ""))
+    causal = getattr(text, "attn_mask", None) is not None
+    if pool != "argmax" or not causal or getattr(text, "cls_emb", None) is not None:
+        raise UserError(
+            f"the text tower of {name} is not built as CLIP's (causal, read at its end token); "
+            "methods that train one need such a tower"
+        )
+    return text

@@ -1,0 +1,87 @@
+"""Images as uint8 arrays in .npz or .npy files: `images` [n h w] or [n h w 3], labels [n] beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from oodbench.catalogue import Dataset
+from oodbench.errors import UserError
+from oodbench.loaders.items import Items, empty, missing, numbered, print_of, unlabelled
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """An array of images; the name of an image is its index. A .npy file stays on disk, an .npz is held."""
+
+    array: npt.NDArray[np.uint8]
+
+    def read(self, name: str) -> Image:
+        """The image at an index: greyscale, RGB or RGBA."""
+        from PIL import Image
+
+        pixels = np.array(self.array[int(name)])
+        return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels)
+
+    def content(self, name: str) -> str:
+        """sha256 of shape and pixels."""
+        pixels = np.ascontiguousarray(self.array[int(name)])
+        return hashlib.sha256(f"{pixels.shape} ".encode() + pixels.tobytes()).hexdigest()
+
+
+def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
+    """The images of an array file in its order.
+
+    The arrays are named by `split` (`test_images`, `test_labels`), else they are the only ones that fit. UserError when
+    the file is missing or damaged, or holds no or several arrays of images, or (labelled) no labels.
+    """
+    path = data / dataset.path
+    if not path.is_file():
+        raise missing(dataset, path)
+    try:
+        images, labels = _arrays(dataset, path)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"dataset '{dataset.name}': {path} cannot be read: {error}") from error
+    n = len(images)
+    if not n:
+        raise empty(dataset, path)
+    if labelled and labels is None:
+        raise unlabelled(dataset, path, "the array")
+    width = len(str(n - 1))
+    names = tuple(str(i).zfill(width) for i in range(n))
+    stamp = print_of(path)
+    known = labels.reshape(-1).astype(np.int64) if labelled and labels is not None else np.full(n, -1)
+    prints = tuple(f"{stamp}:{i}" for i in range(n))
+    return Items(path, names, prints, known, Pixels(images), numbered(known) if labelled else ())
+
+
+def _arrays(dataset: Dataset, path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any] | None]:
+    if path.suffix == ".npy":
+        found: dict[str, Any] = {"images": np.load(path, mmap_mode="r", allow_pickle=False)}
+    else:
+        with np.load(path, allow_pickle=False) as archive:
+            wanted = [key for key in archive.files if not dataset.split or key.startswith(dataset.split)]
+            found = {key: archive[key] for key in wanted}
+    pictures = [key for key, one in found.items() if one.dtype == np.uint8 and _is_stack(one)]
+    if len(pictures) != 1:
+        shapes = ", ".join(f"{key} {one.dtype}{list(one.shape)}" for key, one in found.items()) or "nothing"
+        raise UserError(
+            f"dataset '{dataset.name}': {path} must hold one array of uint8 images [n h w] or [n h w 3]"
+            f"{f' whose name begins with {dataset.split}' if dataset.split else ''}, it holds {shapes}"
+        )
+    images = found[pictures[0]]
+    fitting = [one for one in found.values() if one.dtype.kind in "iu" and one.size == len(images) == len(one)]
+    return images, fitting[0] if len(fitting) == 1 else None
+
+
+def _is_stack(array: npt.NDArray[Any]) -> bool:
+    return array.ndim == 3 or (array.ndim == 4 and array.shape[-1] in (1, 3, 4))

@@ -1,0 +1,134 @@
+"""Image lists: one `path label` per line, as OpenOOD writes them; paths are relative to a root."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from oodbench import prompts
+from oodbench.catalogue import UNKNOWN, Dataset
+from oodbench.errors import Missing, UserError
+from oodbench.loaders.items import Files, Items, empty, missing, numbered, print_of, unlabelled
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """A list file: paths, class index per path [n] (-1: none), sha256 of its lines (line ends do not count)."""
+
+    path: Path
+    names: tuple[str, ...]
+    labels: npt.NDArray[np.int64]
+    digest: str
+
+
+def read_list(path: Path) -> ImageList:
+    """Parse a list file, gzipped when its name ends in .gz. UserError naming the line that is no `path label`."""
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        lines = [line.strip() for line in raw.decode("utf-8-sig").splitlines()]
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise UserError(f"image list {path} cannot be read: {error}") from error
+    names, labels = [], []
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        name, _, label = line.rpartition(" ")  # a path may hold spaces
+        if not name or not label.lstrip("-").isdecimal():
+            if _is_number(label):
+                raise UserError(f"image list {path}, line {number}: the label of {line!r} is no whole number")
+            name, label = line, "-1"
+        name = name.strip()
+        if name.startswith("/") or ".." in name.split("/"):
+            raise UserError(f"image list {path}, line {number}: {name!r} leads out of the list's root")
+        names.append(name)
+        labels.append(max(int(label), -1))
+    if not names:
+        raise UserError(f"image list {path} is empty")
+    text = "\n".join(line for line in lines if line) + "\n"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return ImageList(path, tuple(names), np.array(labels, np.int64), digest)
+
+
+def declared_list(dataset: Dataset, data: Path) -> ImageList:
+    """The list of a dataset, from the data root. UserError when it is missing or not the one that is known."""
+    path = data / dataset.list
+    if not path.is_file():
+        path = path.with_name(path.name + ".gz")
+    if not path.is_file():
+        hint = f"\n  {dataset.obtain}" if dataset.obtain else ""
+        raise Missing(f"dataset '{dataset.name}': its image list {data / dataset.list} is not there{hint}")
+    found = read_list(path)
+    if dataset.digest not in (UNKNOWN, found.digest):
+        raise UserError(
+            f"dataset '{dataset.name}': {path} ({len(found.names)} lines, sha256 {found.digest[:12]}) is not the list "
+            f"of the protocol (sha256 {dataset.digest[:12]}); fetch it again, or run on it as list:{path}"
+        )
+    return found
+
+
+def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
+    """The images of a list in its order.
+
+    What the list names and the folder does not hold is `absent`. UserError when that is all of it, or when it is some
+    and the catalogue does not count the set; or (labelled) when a line has no label.
+    """
+    folder = dataset.folder(data)
+    wanted = declared_list(dataset, data)
+    if not folder.is_dir():
+        raise missing(dataset, folder)
+    prints: list[str | None] = []
+    for name in wanted.names:
+        try:
+            prints.append(print_of(folder / name))
+        except (FileNotFoundError, NotADirectoryError):
+            prints.append(None)
+        except OSError as error:
+            raise UserError(f"dataset '{dataset.name}': {folder / name} cannot be read: {error.strerror}") from error
+    there = [i for i, one in enumerate(prints) if one is not None]
+    absent = tuple(name for name, one in zip(wanted.names, prints, strict=True) if one is None)
+    if not there:
+        raise empty(dataset, f"{folder} with the names of {wanted.path}, such as {absent[0]}:")
+    if absent and dataset.count is None:
+        raise UserError(
+            f"dataset '{dataset.name}': {folder / absent[0]} is not there ({len(absent)} of {len(prints)} images "
+            f"that {wanted.path} names); complete it, or name the folder that its paths start from: list:FILE@ROOT"
+        )
+    labels = wanted.labels[there]
+    if labelled and (labels < 0).any():
+        raise unlabelled(dataset, wanted.path, wanted.names[there[int((labels < 0).argmax())]])
+    return Items(
+        folder,
+        tuple(wanted.names[i] for i in there),
+        tuple(prints[i] or "" for i in there),
+        labels if labelled else np.full(len(there), -1),
+        Files(folder),
+        class_keys(dataset, wanted) if labelled else (),
+        absent=absent,
+    )
+
+
+def class_keys(dataset: Dataset, wanted: ImageList) -> tuple[str, ...]:
+    """One number per class: as many as the dataset's class list has, else as the labels reach."""
+    if not dataset.classes:
+        return numbered(wanted.labels)
+    n = len(prompts.class_names(dataset.classes).lines)
+    if wanted.labels.max() >= n:
+        raise UserError(
+            f"dataset '{dataset.name}': {wanted.path} has the label {wanted.labels.max()}, "
+            f"class list '{dataset.classes}' has {n} names"
+        )
+    return tuple(str(i) for i in range(n))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

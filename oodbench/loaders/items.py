@@ -1,0 +1,119 @@
+"""What every loader gives: `Items`, and a `Source` that reads one image by name. And the errors that all share."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from oodbench.errors import Missing, UserError
+from oodbench.store import file_digest
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from oodbench.catalogue import Dataset
+
+EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
+
+
+class Source(Protocol):
+    """Reads images by name. Threads share it; it holds no image."""
+
+    def read(self, name: str) -> Image:
+        """Decode one image, in its own mode. Raises OSError (or what Pillow raises) when it cannot be read."""
+
+    def content(self, name: str) -> str:
+        """sha256 of what is stored for an image."""
+
+
+@dataclass(frozen=True)
+class Items:
+    """The images of a place, in order.
+
+    folder   where they lie: a folder, or the file that holds them
+    prints   one text per image that changes when the image does: size and time, or content
+    labels   class index per image [n], -1 where it is not known
+    folders  one key per class in label order: class folders, or numbers; () without labels
+    named    class names in label order where the source knows them
+    absent   what a list names and the folder does not hold
+    content  whether prints are contents
+    """
+
+    folder: Path
+    names: tuple[str, ...]
+    prints: tuple[str, ...]
+    labels: npt.NDArray[np.int64]
+    source: Source
+    folders: tuple[str, ...] = ()
+    named: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+    content: bool = False
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files below a folder, named by their paths."""
+
+    folder: Path
+
+    def read(self, name: str) -> Image:
+        """Decode a file."""
+        from PIL import Image
+
+        with (self.folder / name).open("rb") as file:
+            image = Image.open(file)
+            image.load()
+        return image
+
+    def content(self, name: str) -> str:
+        """sha256 of the file."""
+        return file_digest(self.folder / name)
+
+
+def decoded(content: bytes) -> Image:
+    """An image from the bytes of a file."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(content))
+    image.load()
+    return image
+
+
+def is_image(name: str) -> bool:
+    """Whether a name ends like that of an image."""
+    return Path(name).suffix.lower() in EXTENSIONS
+
+
+def missing(dataset: Dataset, place: Path | str) -> UserError:
+    """The error for a set that is not there, with how to get it."""
+    where = f"$OODBENCH_DATA/{dataset.path} ({place})" if not Path(dataset.path).is_absolute() else str(place)
+    hint = f"\n  {dataset.obtain}; give its parent with --data" if dataset.obtain else ""
+    return Missing(f"dataset '{dataset.name}' was not found at {where}{hint}")
+
+
+def empty(dataset: Dataset, place: Path | str) -> UserError:
+    """The error for a place without images."""
+    return UserError(f"dataset '{dataset.name}': {place} holds no images ({', '.join(sorted(EXTENSIONS))})")
+
+
+def unlabelled(dataset: Dataset, place: Path | str, what: str) -> UserError:
+    """The error for an ID set whose images have no classes."""
+    return UserError(
+        f"dataset '{dataset.name}': an ID set needs a class for every image, but {what} of {place} has none"
+    )
+
+
+def numbered(labels: npt.NDArray[np.int64]) -> tuple[str, ...]:
+    """Class keys for labels that are bare numbers: "0" up to the largest."""
+    return tuple(str(i) for i in range(int(labels.max()) + 1)) if len(labels) else ()
+
+
+def print_of(path: Path) -> str:
+    """Size and modification time of a file."""
+    stat = path.stat()
+    return f"{stat.st_size}:{stat.st_mtime_ns}"

@@ -1,0 +1,100 @@
+"""Datasets that torchvision has laid out on disk: CIFAR10, SVHN, MNIST, StanfordCars, OxfordIIITPet, Food101, ..."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from oodbench.catalogue import Dataset
+from oodbench.errors import Missing, UserError, did_you_mean
+from oodbench.loaders.items import Items, missing, numbered
+from oodbench.store import digest
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Torchvision:
+    """A torchvision dataset; the name of an image is its index."""
+
+    images: Any
+
+    def read(self, name: str) -> Image:
+        """The image at an index."""
+        from PIL.Image import Image
+
+        image = self.images[int(name)][0]
+        assert isinstance(image, Image)
+        return image
+
+    def content(self, name: str) -> str:
+        """sha256 of the mode, the size and the pixels: the stored form differs from set to set."""
+        image = self.read(name)
+        return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
+
+
+def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
+    """The images of a torchvision dataset in its order. UserError when its files are missing or damaged."""
+    root = dataset.folder(data)
+    if not root.is_dir():
+        raise missing(dataset, root)
+    images = opened(dataset, root, download=False)
+    n = len(images)
+    width = len(str(n - 1))
+    names = tuple(str(i).zfill(width) for i in range(n))
+    stamp = digest([dataset.source, dataset.split, _files(root)])  # splits of one folder number their images alike
+    labels = np.array(_labels(images)) if labelled else np.full(n, -1)
+    classes = tuple(str(one) for one in getattr(images, "classes", ())) if labelled else ()
+    keys = classes or (numbered(labels) if labelled else ())
+    return Items(root, names, tuple(f"{stamp}:{i}" for i in range(n)), labels, Torchvision(images), keys, classes)
+
+
+def opened(dataset: Dataset, root: Path, download: bool) -> Any:
+    """The torchvision dataset that a declaration names (`source`, `split`); download fetches what is not below root."""
+    import torchvision.datasets as known
+
+    kind: Any = getattr(known, dataset.source, None)
+    if not (inspect.isclass(kind) and issubclass(kind, known.VisionDataset)):
+        raise UserError(f"torchvision has no dataset '{dataset.source}'{did_you_mean(dataset.source, known.__all__)}")
+    takes = inspect.signature(kind).parameters
+    chosen: dict[str, Any] = {"train": dataset.split == "train"} if "train" in takes else {"split": dataset.split}
+    if "download" in takes:
+        chosen["download"] = download
+    try:
+        make: Any = kind
+        return make(root, **{key: value for key, value in chosen.items() if key in takes})
+    except (RuntimeError, OSError, ValueError, ImportError) as error:  # what torchvision raises for absent files
+        if download:
+            raise UserError(f"dataset '{dataset.name}': torchvision cannot fetch it: {error}") from error
+        problem = missing(dataset, root)
+        raise Missing(f"{problem}\n  torchvision's {dataset.source} says: {str(error).splitlines()[0]}") from error
+
+
+def _labels(images: Any) -> list[int]:
+    """Class indices, without decoding an image where torchvision keeps them."""
+    for name in ("targets", "labels", "_labels"):
+        found = getattr(images, name, None)
+        if found is not None:
+            return [int(label) for label in found]
+    samples = getattr(images, "_samples", None)
+    if samples:
+        return [int(sample[1]) for sample in samples]
+    return [int(images[i][1]) for i in range(len(images))]
+
+
+def _files(root: Path) -> list[str]:
+    """Name, size and time of everything below the folder."""
+    found = []
+    for folder, _, names in os.walk(root):
+        for name in names:
+            path = Path(folder, name)
+            stat = path.stat()
+            found.append(f"{path.relative_to(root).as_posix()}:{stat.st_size}:{stat.st_mtime_ns}")
+    return sorted(found)

@@ -1,0 +1,51 @@
+"""What a method sees of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+
+class TextTower(Protocol):
+    """A trainable copy of a text tower; an nn.Module with CLIP's own parameter names."""
+
+    def __call__(
+        self, tokens: Int64[Tensor, "k n"], offset: Float[Tensor, "*k n width"] | None = None
+    ) -> Float[Tensor, "k d"]:
+        """Embed tokens, not normalised; `offset` is added to the token and position embeddings."""
+        ...
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """A frozen CLIP, differentiable in its input. Embeddings are as the towers give them, not normalised."""
+
+    scale: float  # exp(logit_scale), 100 for most CLIPs
+    std: Tensor  # [3 1 1]: what normalised pixels were divided by, for steps in normalised units
+
+    def pixels(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b d"]:
+        """Embed images in [0, 1]; normalises them by the model's own mean and std."""
+        ...
+
+    def project(self, activations: Float[Tensor, "b w"]) -> Float[Tensor, "b d"]:
+        """The image tower's last linear map, as stored activations need it."""
+        ...
+
+    def text(self, prompts: Sequence[str]) -> Float[Tensor, "k d"]:
+        """Embed prompts with the text tower."""
+        ...
+
+    def tokenize(self, prompts: Sequence[str]) -> Int64[Tensor, "k n"]:
+        """Token ids as the text tower reads them, padded to its context."""
+        ...
+
+    def detokenize(self, token: int) -> str:
+        """The text of one token."""
+        ...
+
+    def text_tower(self) -> nn.Module:
+        """A trainable copy of the text tower, see TextTower. UserError for a tower without offsets to add."""
+        ...

@@ -1,0 +1,126 @@
+"""Task: all that is known before a test image."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jaxtyping import Float
+from torch import Tensor
+
+from oodbench.method.batch import Batch, Needs, Undeclared
+from oodbench.method.encoder import Encoder
+
+if TYPE_CHECKING:
+    from oodbench.method.trained import Weights
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where a task's answers come from; the harness fills them in."""
+
+    text: Callable[[str], Tensor]  # templates -> class vectors
+    words: Callable[[tuple[str, ...]], Tensor]  # prompts -> vectors
+    encoder: Callable[[], Encoder]
+    calibration: Callable[[], Iterable[Batch]]
+
+
+@dataclass(frozen=True)
+class Own:
+    """What one method alone is given: its trained weights, and the store for what it makes of them."""
+
+    weights: Callable[[], Weights]
+    keep: Callable[[Mapping[str, object], Callable[[], Tensor]], Tensor]
+
+
+class Task:
+    """All that is known before a test image: class names, text, encoder, calibration images. Holds no OOD sample.
+
+    classes      the ID class names, in label order (duplicates are kept)
+    scale        the encoder's own logit scale
+    seed         the run's seed, for methods that draw
+    """
+
+    def __init__(self, classes: Sequence[str], scale: float, sources: Sources, seed: int = 0) -> None:
+        self.classes = tuple(classes)
+        self.scale = scale
+        self.seed = seed
+        self._sources = sources
+        self._needs = ~Needs(0)
+        self._own: Own | None = None
+        self._banks: dict[str, tuple[Tensor, int]] = {}  # templates -> class vectors, count of in-place changes
+        self._last: dict[str, tuple[Tensor, Tensor, int]] = {}  # the same of cosines, and the features they are of
+
+    def seen_by(self, needs: Needs, own: Own | None = None) -> Task:
+        """The same task for a method with other needs; what is remembered is shared."""
+        view = copy.copy(self)
+        view._needs = needs
+        view._own = own
+        return view
+
+    def intact(self) -> bool:
+        """Whether nothing that is remembered was changed in place; if something was, all of it is forgotten."""
+        sound = all(bank._version == before for bank, before in self._banks.values())
+        sound = sound and all(cosines._version == before for _, cosines, before in self._last.values())
+        if not sound:
+            self._banks.clear()
+            self._last.clear()
+        return sound
+
+    @property
+    def encoder(self) -> Encoder:
+        """The model itself, loaded when first asked for. Declare Needs.ENCODER to run it in score()."""
+        return self._sources.encoder()
+
+    @property
+    def weights(self) -> Weights:
+        """What was trained for this encoder: --weights METHOD=FILE, or what ships for the embedded one."""
+        if Needs.WEIGHTS not in self._needs or self._own is None:
+            raise Undeclared("trained weights were read but not declared: add Needs.WEIGHTS to the method's `needs`")
+        return self._own.weights()
+
+    def keep(self, make: Callable[[], Tensor], **depends: object) -> Tensor:
+        """What make() gives, made once and kept in the store.
+
+        `depends` names the hyper-parameters it depends on, besides encoder, precision, class names, weights, seed and
+        the method's source, which always count.
+        """
+        return self._own.keep(depends, make) if self._own else make()
+
+    def calibration(self) -> Iterable[Batch]:
+        """ID training images of the split that the protocol names, for fit()."""
+        if Needs.CALIBRATION not in self._needs:
+            raise Undeclared(
+                "calibration images were read but not declared: add Needs.CALIBRATION to the method's `needs`"
+            )
+        return (batch.seen_by(self._needs) for batch in self._sources.calibration())
+
+    def words(self, prompts: Sequence[str]) -> Float[Tensor, "n d"]:
+        """One unit vector per prompt, of any number of prompts; encoded once per encoder and kept in the store."""
+        return self._sources.words(tuple(prompts))
+
+    def text(self, templates: str) -> Float[Tensor, "k d"]:
+        """One unit vector per class: prompts normalised, averaged over the templates, normalised again.
+
+        `templates` is a prompt set's name, a file with one template a line, or a single template with `{}` in it.
+        """
+        if templates not in self._banks:
+            bank = self._sources.text(templates)
+            self._banks[templates] = (bank, bank._version)
+        return self._banks[templates][0]
+
+    def logits(self, features: Float[Tensor, "b d"], templates: str, scale: float | None) -> Float[Tensor, "b k"]:
+        """`scale` times the cosine of every image with every class; scale None is the encoder's own (mostly 100).
+
+        The cosines of the last batch are remembered, so that methods with the same prompts share one product. Do not
+        change the result in place.
+        """
+        last = self._last.get(templates)
+        if last is None or last[0] is not features:
+            cosines = features @ self.text(templates).T
+            last = self._last[templates] = (features, cosines, cosines._version)
+        cosines = last[1]
+        factor = self.scale if scale is None else scale
+        return cosines if factor == 1 else cosines * factor
