@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -28,11 +29,18 @@ def methods() -> str:
 
 
 def benchmarks() -> str:
-    """One line per declared benchmark."""
-    lines = ["| benchmark | ID | OOD | paper |", "|---|---|---|---|"]
+    """One line per declared benchmark; the splits of one (`zoc-cifar10-1`, `-2`, ...) share a line."""
+    families: dict[str, list[catalogue.Benchmark]] = {}
     for one in catalogue.benchmarks().values():
+        families.setdefault(re.sub(r"^(zoc-.*)-\d+$", r"\1", one.name), []).append(one)
+    lines = ["| benchmark | ID | OOD | paper |", "|---|---|---|---|"]
+    for family, (one, *more) in families.items():
+        name = f"`{family}-1` ... `-{len(more) + 1}`" if more else f"`{family}`"
         sets = ", ".join(catalogue.dataset(name).title + (f" ({group})" if group else "") for name, group in one.sets())
-        lines.append(f"| `{one.name}` | {catalogue.dataset(one.id).title} | {sets} | {one.cite} |")
+        id_title = catalogue.dataset(one.id).title
+        if more:
+            id_title, sets = (re.sub(r" \(.*?\)|\[.*?\]", "", text) for text in (id_title, sets))
+        lines.append(f"| {name} | {id_title} | {sets} | {one.cite} |")
     return "\n".join(lines)
 
 

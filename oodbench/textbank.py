@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from oodbench import prompts
 from oodbench.errors import UserError
 from oodbench.plan import Plan
-from oodbench.store import digest
+from oodbench.store import Entry, Store, digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,14 +40,18 @@ def text_bank(plan: Plan, templates: str, encoder: Callable[[], OpenClip]) -> np
     if entry is None:
         import torch
 
-        total = None
+        total, cut = None, []
         with torch.no_grad():
             for template in lines.lines:
                 prompts_of = [template.replace("{}", name) for name in plan.classes.lines]
                 unit = torch.nn.functional.normalize(encoder().text(prompts_of), dim=-1)
-                _check_context(plan, encoder().cut(prompts_of), set(prompts_of), unit)
+                cut += _cut(plan, encoder().cut(prompts_of), set(prompts_of), unit)
                 total = unit if total is None else total + unit
             assert total is not None
+            if cut:
+                every = len(lines.lines) * len(plan.classes.lines)
+                what = f"{len(cut)} of {every:,} prompts are"
+                log.warning("%s cut to the context of %s, \"%s\" first", what, plan.card.name, cut[0])
             bank = torch.nn.functional.normalize(total, dim=-1).cpu().numpy()
         entry = plan.store.write(
             "text", inputs, {"text": bank}, {"templates": lines.name, "classes": plan.classes.name}
@@ -56,33 +61,52 @@ def text_bank(plan: Plan, templates: str, encoder: Callable[[], OpenClip]) -> np
 
 def word_bank(plan: Plan, words: tuple[str, ...], encoder: Callable[[], OpenClip]) -> npt.NDArray[np.float32]:
     """Unit vectors [n d] of any prompts, however many: kept in parts, so that a killed run goes on where it stopped."""
-    import torch
+    empty = np.zeros((0, plan.card.embed_dim), np.float32)
+    kept = WordParts(plan.card.identity, plan.request.precision, plan.store)
+    return np.concatenate([empty, *(entry.array("words") for entry in kept.entries(words, encoder))])
 
-    parts = [np.zeros((0, plan.card.embed_dim), np.float32)]
-    for start in range(0, len(words), PART):
-        part = words[start : start + PART]
-        inputs = {
+
+@dataclass(frozen=True)
+class WordParts:
+    """Where vectors of prompts are kept: `encoder` is the identity of its card."""
+
+    encoder: str
+    precision: str
+    store: Store
+
+    def missing(self, words: Sequence[str]) -> int:
+        """How many prompts would have to be encoded. Looks, does not verify."""
+        parts = [words[start : start + PART] for start in range(0, len(words), PART)]
+        return sum(len(part) for part in parts if not self.store.has("words", self._inputs(part)))
+
+    def _inputs(self, part: Sequence[str]) -> dict[str, object]:
+        return {
             "engine": ENGINE,
-            "encoder": plan.card.identity,
-            "precision": plan.request.precision,
+            "encoder": self.encoder,
+            "precision": self.precision,
             "prompts": digest(part),
         }
-        entry = plan.store.find("words", inputs)
-        if entry is None:
-            with torch.no_grad():
-                unit = torch.nn.functional.normalize(encoder().text(part), dim=-1).cpu().numpy()
-            entry = plan.store.write("words", inputs, {"words": unit}, {"first": part[0], "count": len(part)})
-        parts.append(entry.array("words"))
-    return np.concatenate(parts)
+
+    def entries(self, words: Sequence[str], encoder: Callable[[], OpenClip]) -> Iterator[Entry]:
+        """One entry for every PART prompts, its array `words` holding their unit vectors; made when it is not there."""
+        import torch
+
+        for start in range(0, len(words), PART):
+            part = words[start : start + PART]
+            inputs = self._inputs(part)
+            entry = self.store.find("words", inputs)
+            if entry is None:
+                with torch.no_grad():
+                    unit = torch.nn.functional.normalize(encoder().text(part), dim=-1).cpu().numpy()
+                entry = self.store.write("words", inputs, {"words": unit}, {"first": part[0], "count": len(part)})
+            yield entry
 
 
-def _check_context(plan: Plan, cut: list[str], distinct: set[str], vectors: Tensor) -> None:
-    """Tell prompts that do not fit into the encoder's context; UserError when class names get lost by it."""
-    if not cut:
-        return
-    if len({row.tobytes() for row in vectors.cpu().numpy()}) < len(distinct):
+def _cut(plan: Plan, cut: list[str], distinct: set[str], vectors: Tensor) -> list[str]:
+    """The prompts that do not fit into the encoder's context; UserError when class names get lost by it."""
+    if cut and len({row.tobytes() for row in vectors.cpu().numpy()}) < len(distinct):
         raise UserError(
             f"{len(cut)} of {len(distinct)} prompts are longer than the context of {plan.card.name}, and class names "
             f"get lost, as in '{cut[0]}'; use shorter templates"
         )
-    log.warning("%d prompts are cut to the context of %s, '%s' first", len(cut), plan.card.name, cut[0])
+    return cut

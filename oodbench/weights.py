@@ -44,7 +44,8 @@ class WeightsFile:
 
     def card(self) -> dict[str, Any]:
         """What a row keeps: file name, digest and recipe."""
-        return {"name": self.path.name, "digest": self.digest, "recipe": self.recipe}
+        recipe = {key: value for key, value in self.recipe.items() if key not in ("encoder", "training")}
+        return {"name": self.path.name, "digest": self.digest, "recipe": recipe}
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], recipe: Mapping[str, Any]) -> None:

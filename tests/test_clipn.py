@@ -93,7 +93,7 @@ ENERGY = [1.567752, 1.796309, 1.844582, 1.750183]
 
 @pytest.mark.parametrize("s", [1, 10])
 @pytest.mark.parametrize(("rule", "expected"), [("ctw", CTW), ("atd", ATD)])
-def test_scores_at_golden_values(s: int, rule: str, expected: dict[int, list[float]]) -> None:
+def test_the_score_is_the_paper_s_at_golden_values(s: int, rule: str, expected: dict[int, list[float]]) -> None:
     f, g, h = (x.float() for x in golden())
     odds = scored(clipn(rule=rule, scale=float(s)), f, g, h)
     np.testing.assert_allclose(1 / (1 + np.exp(-odds)), expected[s], atol=2e-6)
@@ -423,3 +423,31 @@ def test_weights_can_be_shown_and_written_as_the_release_has_them(trained: Path,
     expected = release(trained)
     assert set(state) == set(expected) and all(torch.equal(state[name], expected[name]) for name in expected)
     assert run(tmp_path, "--methods", "clipn", "--weights", f"clipn={out}").exit_code == 0
+
+
+def test_without_weights_the_error_names_the_command_that_trains_them(tmp_path: Path) -> None:
+    done = run(tmp_path, "--methods", "clipn", "--encoder", "ViT-B-16/openai")
+    assert done.exit_code == 2
+    assert "oodbench train clipn --encoder ViT-B-16/openai --captions FILE" in done.output
+    assert "--weights clipn=FILE" in done.output
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("clipn", "write METHOD=FILE"),
+        ("clipm=x.pt", "did you mean 'clipn'"),
+        ("mcm=x.pt", "mcm reads no weights"),
+        ("clipn=nowhere.pt", "nowhere.pt is not there"),
+    ],
+)
+def test_weights_that_cannot_be_meant_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    done = run(tmp_path, "--methods", "clipn", "--weights", text)
+    assert done.exit_code == 2 and message in done.output
+
+
+def test_shipped_weights_serve_the_embedded_encoder(tmp_path: Path) -> None:
+    done = run(tmp_path, "--methods", "clipn")
+    assert done.exit_code == 0, done.output
+    (row,) = rows(tmp_path).values()
+    assert row["weights"]["recipe"]["captions"]["pairs"] == 40_000 and row["label"] == "clipn"

@@ -11,6 +11,7 @@ from oodbench.cli.report import report
 from oodbench.cli.run import run
 from oodbench.cli.store import store
 from oodbench.cli.sync import sync
+from oodbench.cli.train import train
 from oodbench.cli.weights import weights
 
 
@@ -22,9 +23,10 @@ def main() -> None:
     \b
     oodbench run                                     every method on the embedded benchmark, offline
     oodbench run --methods mcm,energy --id imagenet1k --encoder ViT-B-16/openai --data DIR
+    oodbench train clipn --encoder ViT-B-16/openai --captions captions.csv
     oodbench report --format latex                   the table of what has been run
     """
 
 
-for command in (run, report, methods, datasets, store, check, sync, weights):
+for command in (run, train, report, methods, datasets, store, check, sync, weights):
     main.add_command(command)

@@ -111,6 +111,10 @@ class TrainedMethod(Method[State]):
     optimiser: ClassVar[Optimiser] = Optimiser()
     trained: ClassVar[tuple[str, ...]] = ()  # the hyper-parameters that training fixes
 
+    def optimisation(self) -> Optimiser:
+        """The optimiser for these hyper-parameters: the released one, unless a variant needs another."""
+        return self.optimiser
+
     @abstractmethod
     def module(self, encoder: Encoder) -> nn.Module:
         """The trainable part before the first step; its state_dict is what is saved. Draw from torch's generator."""

@@ -48,7 +48,7 @@ class Delivery:
         missing = {row.digest: row for row in parcel.rows if row.digest not in self.known | self.arrived}
         if not missing:
             return
-        experiment = self._experiment(parcel.rows[0].benchmark)
+        experiment = experiment_id(self.client, self.tracker, f"oodbench/{parcel.rows[0].benchmark}")
         if found := self._found(experiment, parcel.rows[0], set(missing)):
             ledger.note(self.tracker, found)
             self.known |= found
@@ -99,23 +99,6 @@ class Delivery:
         self.client.set_tag(run, entries.DIGEST, row.digest, synchronous=True)
         self.unfinished.pop()
 
-    def _experiment(self, benchmark: str) -> str:
-        """The id of a benchmark's experiment, made when there is none."""
-        from mlflow.exceptions import MlflowException
-
-        name = f"oodbench/{benchmark}"
-        if found := self.client.get_experiment_by_name(name):
-            return str(found.experiment_id)
-        served = self.tracker.scheme in ("http", "https", "databricks", "")
-        # Without a server that has a place for artifacts, they would go to ./mlruns.
-        location = None if served else (self.tracker.results.absolute() / "mlartifacts").as_uri()
-        try:
-            return str(self.client.create_experiment(name, artifact_location=location))
-        except MlflowException:
-            if found := self.client.get_experiment_by_name(name):  # another process was faster
-                return str(found.experiment_id)
-            raise
-
     def _found(self, experiment: str, first: Result, wanted: set[str]) -> set[str]:
         """Those of the wanted digests that the store has, whoever sent them."""
         # Tags know no IN: ask for all rows of this encoder, newest first.
@@ -130,6 +113,23 @@ class Delivery:
             token = page.token
             if not token or wanted <= found:
                 return found & wanted
+
+
+def experiment_id(client: Any, tracker: Tracker, name: str) -> str:
+    """The id of an experiment, made when there is none."""
+    from mlflow.exceptions import MlflowException
+
+    if found := client.get_experiment_by_name(name):
+        return str(found.experiment_id)
+    served = tracker.scheme in ("http", "https", "databricks", "")
+    # Without a server that has a place for artifacts, they would go to ./mlruns.
+    location = None if served else (tracker.results.absolute() / "mlartifacts").as_uri()
+    try:
+        return str(client.create_experiment(name, artifact_location=location))
+    except MlflowException:
+        if found := client.get_experiment_by_name(name):  # another process was faster
+            return str(found.experiment_id)
+        raise
 
 
 def converse(tracker: Tracker, parcels: Sequence[Parcel], known: set[str]) -> Sent:

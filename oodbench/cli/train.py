@@ -1,0 +1,129 @@
+"""oodbench train."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from oodbench.cli.group import FOLDER, configure, log
+
+if TYPE_CHECKING:
+    from oodbench.training.session import Outcome, Ready
+
+SHOWN = 5  # things that were left out
+
+
+@click.command()
+@click.argument("method")
+@click.option("--encoder", default="glyphs", help="As for run.", show_default=True)
+@click.option("--resize", help="Resize filter, bicubic or bilinear. Default: that of the weights.")
+@click.option(
+    "--captions",
+    default="glyphs",
+    help="glyphs, a CSV file (filepath,caption), or tar shards: cc3m-{00000..00331}.tar, also as URL.",
+    show_default=True,
+)
+@click.option("--data", type=FOLDER, help="Folder that the paths in the CSV start from. Default: that of the CSV.")
+@click.option("--out", type=FOLDER, help="File of weights. Default: weights/METHOD-ENCODER.safetensors.")
+@click.option("--set", "settings", multiple=True, help="A hyper-parameter: clipn.tso=0. Repeatable.")
+@click.option(
+    "--config", type=FOLDER, is_eager=True, expose_value=False, callback=configure, help="TOML file of flags."
+)
+@click.option("--epochs", type=int, help="Passes over the captions. Default here and below: the method's own.")
+@click.option("--steps", type=int, help="Length of the schedule in steps, instead of --epochs.")
+@click.option("--batch", type=int, help="Pairs in one step, over all processes; the loss compares all of them.")
+@click.option("--chunk", default=256, help="Pairs computed at once; less needs less memory.", show_default=True)
+@click.option("--lr", type=float, help="Highest learning rate.")
+@click.option("--betas", help="Of AdamW: 0.9,0.98.")
+@click.option("--eps", type=float, help="Of AdamW.")
+@click.option("--weight-decay", type=float, help="Of AdamW.")
+@click.option("--warmup", type=int, help="Steps until the highest learning rate.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...", show_default=True)
+@click.option("--precision", default="fp32", help="fp32, bf16 or fp16 (mixed precision).", show_default=True)
+@click.option("--augment", is_flag=True, help="Random crops through the encoder at every step, as CLIPN's release.")
+@click.option("--on-error", default="stop", help="Broken pairs: stop or skip.", show_default=True)
+@click.option("--checkpoint-every", default=500, help="Steps between checkpoints.", show_default=True)
+@click.option("--max-steps", type=int, help="Stop after so many steps of the schedule; the same command goes on.")
+@click.option("--workers", default=0, help="Threads that decode images. Default: one per core, at most 16.")
+@click.option("--restart", is_flag=True, help="Throw away a training that is kept beside --out.")
+@click.option("--plugin", "plugins", multiple=True, type=FOLDER, help="File with a method of your own. Repeatable.")
+@click.option("--store", type=FOLDER, help="Folder of embeddings. Default: $OODBENCH_STORE, else user cache.")
+@click.option("--tracking-uri", help="MLflow server. Default: a sqlite file beside --out; 'none' for no MLflow.")
+@click.option("-v", "--verbose", is_flag=True, help="Log what is done; tracebacks of errors.")
+def train(tracking_uri: str | None, verbose: bool, betas: str | None, **options: Any) -> None:
+    """Train a method's part on captions: clipn, zoc. The same command goes on where it was stopped.
+
+    Several GPUs or machines: torchrun --nproc-per-node 4 --no-python oodbench train ...
+    """
+    log(verbose)
+    _quiet_unless_told(verbose)
+    from oodbench.training.follow import followed
+    from oodbench.training.request import TrainRequest
+    from oodbench.training.session import Diverged
+
+    request = TrainRequest(betas=_numbers(betas), **options)
+    try:
+        outcome = followed(request, tracking_uri, _tell_ready)
+    except Diverged as error:
+        click.echo(f"error: {error}; the last good checkpoint stays; try a lower --lr, or --precision fp32", err=True)
+        sys.exit(1)
+    if outcome.first:
+        _tell(outcome, request.method.partition("[")[0], request.encoder)
+    if outcome.signal:
+        sys.exit(128 + outcome.signal)
+
+
+def _numbers(text: str | None) -> tuple[float, ...] | None:
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} are no numbers, as 0.9,0.98 are", param_hint="--betas") from error
+
+
+def _quiet_unless_told(verbose: bool) -> None:
+    """Outside a terminal, a line every few steps takes the place of the bar."""
+    if not verbose and not sys.stderr.isatty():
+        logging.getLogger("oodbench.training").setLevel(logging.INFO)
+
+
+def _tell_ready(ready: Ready) -> None:
+    """What is trained, on what, from where."""
+    plan, request = ready.plan, ready.plan.request
+    images = "random crops, encoded at every step (--augment)" if request.augment else "centre crops, encoded once"
+    for note in plan.encoder.card.notes:
+        click.echo(f"note: {note}", err=True)
+    click.echo(f"{plan.job.label} for {plan.encoder.card.name}; images: {images}", err=True)
+    click.echo(
+        f"{ready.pairs:,} pairs of {ready.images:,} images; {ready.steps:,} steps of {plan.optimiser.batch:,}", err=True
+    )
+    for one in ready.skipped[:SHOWN]:
+        click.echo(f"left out: {one}", err=True)
+    if ready.skipped:
+        click.echo(f"left out: {len(ready.skipped):,} in all", err=True)
+    if ready.done:
+        click.echo(f"going on after step {ready.done:,}", err=True)
+
+
+def _tell(outcome: Outcome, method: str, encoder: str) -> None:
+    if outcome.signal:
+        click.echo(
+            f"stopped and saved after step {outcome.done:,} of {outcome.steps:,}; the same command goes on from there",
+            err=True,
+        )
+        return
+    if outcome.done < outcome.steps:
+        click.echo(f"stopped by --max-steps after step {outcome.done:,} of {outcome.steps:,}", err=True)
+    elif not outcome.made:
+        click.echo(f"finished before: all {outcome.steps:,} steps are made (--restart trains anew)", err=True)
+    for name, value in outcome.terms.items():
+        click.echo(f"{name} {value:.4f}", err=True)
+    place = Path(outcome.out)
+    shown = place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
+    file, model = shlex.quote(str(shown)), shlex.quote(encoder)
+    click.echo(f"oodbench run --methods {method} --weights {method}={file} --encoder {model}")

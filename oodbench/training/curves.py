@@ -1,0 +1,77 @@
+"""The curves of a training as lines of JSON, losses.jsonl in its folder: what was learnt at which step, how fast."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from oodbench.training.loop import Report
+
+NAME = "losses.jsonl"
+LAST = 100  # steps over which the final means are taken
+
+
+class Curves:
+    """The file, open for the next step; lines of steps that are done again after a resume are dropped.
+
+    Of several processes only the first writes.
+    """
+
+    def __init__(self, folder: Path, done: int, writes: bool) -> None:
+        self.path = folder / NAME
+        self._last: deque[dict[str, Any]] = deque(maxlen=LAST)
+        self._file: IO[str] | None = None
+        if not writes:
+            return
+        kept = [line for line in lines(self.path) if line["step"] <= done]
+        partial = self.path.with_name(f".{NAME}.tmp")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        partial.replace(self.path)
+        self._last.extend(kept[-LAST:])
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> Curves:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file:
+            self._file.close()
+
+    def add(self, report: Report) -> None:
+        """Append a step."""
+        line = {
+            "step": report.step,
+            "loss": report.loss,
+            "terms": report.terms,
+            "lr": report.lr,
+            "samples_per_second": round(report.speed, 2),
+            "time": round(time.time(), 3),
+        }
+        if self._file:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        self._last.append(line)
+
+    def means(self) -> dict[str, float]:
+        """Every term of the loss, mean of the last hundred steps."""
+        terms = [line["terms"] for line in self._last]
+        return {name: sum(one[name] for one in terms) / len(terms) for name in (terms[-1] if terms else {})}
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The steps of a file; a torn line ends it."""
+    found: list[dict[str, Any]] = []
+    if path.is_file():
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                found.append(json.loads(text))
+            except ValueError:
+                break
+    return found

@@ -1,0 +1,36 @@
+"""A training with all that is seen of it: the bar, and live curves in MLflow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from oodbench import session
+from oodbench.tracking.curves import Sender, following
+from oodbench.training.bar import Bar, log
+from oodbench.training.plan import place
+from oodbench.training.request import TrainRequest
+from oodbench.training.session import Outcome, Ready, TrainWatch, train
+
+
+def followed(request: TrainRequest, tracking_uri: str | None, ready: Callable[[Ready], None]) -> Outcome:
+    """Train and show. `tracking_uri` None: the sqlite file beside the weights; "" or "none": no MLflow."""
+    tracker = session.tracker_of(place(request), tracking_uri)
+    if os.environ.get("RANK", "0") != "0":
+        return train(request)
+    with Bar() as bar, ExitStack() as stack:
+        sender = Sender()
+
+        def begin(one: Ready) -> None:
+            nonlocal sender
+            ready(one)
+            bar.start(one.done, one.steps)
+            if tracker is not None:
+                sender = stack.enter_context(following(tracker, one.folder))
+
+        outcome = train(request, TrainWatch(bar.extracting, begin, bar.step))
+        sender.status = "KILLED" if outcome.signal else "FINISHED"
+    if sender.reason:
+        log.warning("%s", sender.reason)
+    return outcome

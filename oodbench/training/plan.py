@@ -1,0 +1,149 @@
+"""From a request to what will be trained; every problem that can be known before a model is loaded is told at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from oodbench import registry
+from oodbench.encoder.card import parse_encoder
+from oodbench.encoder.resolve import Resolved, resolve
+from oodbench.errors import UserError, raise_all
+from oodbench.jobs import Job, make_jobs
+from oodbench.paths import expand
+from oodbench.request import RunRequest
+from oodbench.store import Store, default_root
+from oodbench.training.request import GLYPHS, TrainRequest, check_options
+
+if TYPE_CHECKING:
+    from oodbench.method import Optimiser, TrainedMethod
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """A request that can be carried out, as far as is known before the corpus is read."""
+
+    request: TrainRequest
+    job: Job
+    method: TrainedMethod[Any]
+    optimiser: Optimiser
+    encoder: Resolved
+    out: Path
+    store: Store
+
+    def identity(self) -> dict[str, Any]:
+        """What the weights depend on besides the corpus: two trainings with the same may go on from one another."""
+        return {
+            "method": self.job.info.name,
+            "parameters": self.job.parameters,
+            "files": self.job.files,
+            "source": self.job.info.source,
+            "encoder": {"name": self.encoder.card.row()["name"], "identity": self.encoder.card.identity},
+            "augment": self.request.augment,
+            "optimiser": dataclasses.asdict(self.optimiser),
+            "seed": self.request.seed,
+            "precision": self.request.compute,
+        }
+
+
+def make_plan(request: TrainRequest) -> TrainPlan:
+    """Check a request. Raises UserError with every problem that was found."""
+    collected: list[str] = []
+
+    def attempt(step: Callable[..., T], *arguments: Any) -> T | None:
+        try:
+            return step(*arguments)
+        except UserError as error:
+            collected.append(str(error))
+            return None
+
+    store = Store(expand(request.store or default_root()))
+    attempt(check_options, request)
+    job = attempt(_job, request)
+    spec = attempt(parse_encoder, request.encoder)
+    attempt(_check_captions, request)
+    method = attempt(_method, job) if job else None
+    attempt(_check_folder, request)
+    raise_all(collected)
+    assert job and method and spec
+    encoder = resolve(spec, request.resize, store)
+    out = request.out or Path("weights") / f"{job.info.name}-{encoder.card.slug}.safetensors"
+    return TrainPlan(request, job, method, optimiser(request, method), encoder, expand(out).absolute(), store)
+
+
+def optimiser(request: TrainRequest, method: TrainedMethod[Any]) -> Optimiser:
+    """The method's optimiser with what the user set."""
+    names = ("epochs", "batch", "lr", "betas", "eps", "weight_decay", "warmup")
+    given = {name: getattr(request, name) for name in names if getattr(request, name) is not None}
+    return dataclasses.replace(method.optimiser, **given)
+
+
+def place(request: TrainRequest) -> Path:
+    """The folder that the weights go to."""
+    return expand(request.out or Path("weights") / "file").absolute().parent
+
+
+def _job(request: TrainRequest) -> Job:
+    if request.method.strip() == "all":
+        raise UserError("name one method to train, as in: oodbench train clipn")
+    asked = RunRequest(methods=request.method, settings=request.settings, plugins=request.plugins)
+    jobs = make_jobs(asked).jobs
+    if len(jobs) != 1:
+        raise UserError(f"name one method to train, not {request.method}")
+    if "WEIGHTS" not in jobs[0].info.needs:
+        known = registry.methods(request.plugins).values()
+        trained = ", ".join(info.name for info in known if "WEIGHTS" in info.needs) or "none"
+        raise UserError(f"{jobs[0].info.name} has nothing to train; methods that are trained: {trained}")
+    return jobs[0]
+
+
+def _method(job: Job) -> TrainedMethod[Any]:
+    from oodbench.method import TrainedMethod
+
+    try:
+        method = registry.make(job.info, job.parameters)
+    except (ValueError, TypeError) as error:  # a value that the method itself refuses
+        raise UserError(f"{job.label}: {error}") from error
+    if not isinstance(method, TrainedMethod):
+        raise UserError(f"{job.info.name} reads weights but is no TrainedMethod: it cannot be trained here")
+    return method
+
+
+def _check_captions(request: TrainRequest) -> None:
+    name = request.captions
+    if name == GLYPHS:
+        return
+    if not name.strip():
+        raise UserError("--captions names no file; write a CSV, a pattern of tar shards, or glyphs")
+    if name.lower().endswith((".csv", ".tsv")):
+        from oodbench.training.table import check as check_table
+
+        check_table(Path(name).expanduser())
+    elif name.lower().rstrip("}").endswith(".tar"):
+        from oodbench.training.shards import check as check_shards
+
+        check_shards(name)
+    else:
+        raise UserError(
+            f"--captions {name}: write glyphs, a file .csv (filepath,caption), or shards name-{{000..331}}.tar"
+        )
+    if request.data is not None and not expand(request.data).is_dir():
+        raise UserError(f"--data {request.data} is no folder")
+
+
+def _check_folder(request: TrainRequest) -> None:
+    """Whether the file of weights can be written, known before hours of work."""
+    import tempfile
+
+    folder = place(request)
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be written; name another file with --out") from error

@@ -1,0 +1,197 @@
+"""train(): one training from request to file, alone or as one of many processes, from the start or where it stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from oodbench import weights
+from oodbench.encoder.openclip import OpenClip
+from oodbench.errors import UserError
+from oodbench.extract import Recipe
+from oodbench.textbank import WordParts
+from oodbench.training.crops import Crops
+from oodbench.training.curves import Curves
+from oodbench.training.feed import Feed, reads_text
+from oodbench.training.halt import Halt
+from oodbench.training.header import recipe, written
+from oodbench.training.loop import Diverged, Report, Trainer
+from oodbench.training.material import BATCH, Material, add_texts, gather
+from oodbench.training.plan import TrainPlan, make_plan
+from oodbench.training.processes import World, joined
+from oodbench.training.request import TrainRequest
+from oodbench.training.schedule import Schedule
+from oodbench.training.state import State
+
+__all__ = ["Diverged", "Outcome", "TrainWatch", "train"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What is known when the first step can be made: `done` steps of `steps` are there from before."""
+
+    plan: TrainPlan
+    pairs: int
+    images: int
+    skipped: tuple[str, ...]
+    done: int
+    steps: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class TrainWatch:
+    """What a training tells while it goes on."""
+
+    extracting: Callable[[str, int], Callable[[int], None]] = lambda what, count: lambda n: None
+    ready: Callable[[Ready], None] = lambda ready: None
+    step: Callable[[Report], None] = lambda report: None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a training.
+
+    out      the file of weights
+    done     steps that were made, of `steps`
+    made     of them now
+    signal   number of the signal that stopped it; 0
+    first    whether this is the process that speaks for all
+    """
+
+    out: Path
+    done: int
+    steps: int
+    made: int
+    signal: int = 0
+    first: bool = True
+    terms: dict[str, float] = field(default_factory=dict)
+
+
+def train(request: TrainRequest, watch: TrainWatch | None = None) -> Outcome:
+    """Train a method's part, going on where the same request stopped. UserError for bad input; Diverged for NaN."""
+    plan = make_plan(request)
+    with joined(request.device) as world:
+        return _train(plan, world, (watch if world.first else None) or TrainWatch())
+
+
+def _train(plan: TrainPlan, world: World, watch: TrainWatch) -> Outcome:
+    request, state = plan.request, State(plan.out)
+    if request.restart:
+        if world.first:
+            state.clear()
+        world.wait()
+    state.check(plan.identity())
+    if plan.optimiser.batch % world.size:
+        raise UserError(f"a batch of {plan.optimiser.batch} cannot be shared evenly among {world.size} processes")
+    load = functools.cache(lambda: OpenClip(plan.encoder, world.device, request.compute))
+    how = Recipe(plan.encoder.card.identity, request.compute, BATCH)
+    material = gather(request, how, plan.store, load, world, watch.extracting)
+    schedule = _schedule(plan, material)
+    identity = {**plan.identity(), "captions": _captions(plan, material), "steps": schedule.steps}
+    state.check(identity)
+    done = world.told(state.newest())
+    ready = Ready(plan, len(material), material.distinct, tuple(material.skipped), done, schedule.steps, state.folder)
+    last = min(schedule.steps, request.max_steps or schedule.steps)
+    world.wait()  # all have looked before one writes
+    if world.first:
+        state.begin(identity)
+    watch.ready(ready)
+    if done >= last and written(plan.out, identity, done):
+        return Outcome(plan.out, done, schedule.steps, 0, first=world.first)
+    if reads_text(plan.method, load(), material.captions):
+        _embed_texts(plan, material, world, load, watch)
+    crops = _crops(plan, material, world)
+    try:
+        feed = Feed(material, schedule, load(), request.chunk, crops)
+        return _steps(plan, Trainer(plan.method, feed, world, request.compute), state, (done, last), watch, identity)
+    finally:
+        if crops:
+            crops.close()
+
+
+def _steps(
+    plan: TrainPlan,
+    trainer: Trainer,
+    state: State,
+    span: tuple[int, int],
+    watch: TrainWatch,
+    identity: dict[str, Any],
+) -> Outcome:
+    done, last = span
+    world = trainer.world
+    if done:
+        state.take_up(trainer, done)
+    world.wait()
+    number = saved = done
+    with Halt() as halt, Curves(state.folder, done, world.first) as curves:
+        while number < last:
+            report = trainer.step(number)
+            number += 1
+            curves.add(report)
+            watch.step(report)
+            stopped = world.most(halt.signal)
+            if world.first and (number % plan.request.checkpoint_every == 0 or number == last or stopped):
+                state.save(trainer, number)
+                saved = number
+            if stopped:
+                break
+    stopped = world.most(halt.signal)
+    outcome = Outcome(plan.out, number, trainer.schedule.steps, number - done, 0, world.first, curves.means())
+    if number < last:
+        return dataclasses.replace(outcome, signal=stopped)
+    if world.first:
+        assert saved == number
+        made = {"loss": outcome.terms, "done": number, "world": world.size, "chunk": plan.request.chunk}
+        weights.write(plan.out, trainer.module.state_dict(), recipe(plan, identity, made))
+    world.wait()
+    return outcome
+
+
+def _schedule(plan: TrainPlan, material: Material) -> Schedule:
+    batch = plan.optimiser.batch
+    if len(material) < batch:
+        raise UserError(
+            f"the corpus {plan.request.captions} has {len(material):,} pairs, fewer than one batch of {batch:,}; "
+            f"use a smaller one, as in --batch {max(1, len(material) // 2)}"
+        )
+    steps = plan.request.steps or plan.optimiser.epochs * (len(material) // batch)
+    if plan.optimiser.warmup >= steps:
+        raise UserError(f"--warmup {plan.optimiser.warmup} leaves none of {steps} steps for learning; use less")
+    return Schedule(plan.optimiser, len(material), steps, plan.request.seed)
+
+
+def _captions(plan: TrainPlan, material: Material) -> dict[str, Any]:
+    return {
+        "source": Path(plan.request.captions).name,
+        "pairs": len(material),
+        "images": material.distinct,
+        "digest": material.digest,
+        "skipped": len(material.skipped),
+    }
+
+
+def _embed_texts(
+    plan: TrainPlan, material: Material, world: World, load: Callable[[], OpenClip], watch: TrainWatch
+) -> None:
+    kept = WordParts(plan.encoder.card.identity, plan.request.compute, plan.store)
+    if world.first:
+        add_texts(material, kept, load, watch.extracting)
+    world.wait()
+    if not world.first:
+        add_texts(material, kept, load, watch.extracting)
+
+
+def _crops(plan: TrainPlan, material: Material, world: World) -> Crops | None:
+    if not plan.request.augment:
+        return None
+    workers = plan.request.workers or min(max((os.cpu_count() or 1) // world.size, 1), 16)
+    return Crops(material, plan.encoder.card.size, plan.request.seed, workers)

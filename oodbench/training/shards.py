@@ -1,0 +1,183 @@
+"""Captions from webdataset tar shards, `key.jpg` with `key.txt`: on a disk, or behind URLs and fetched one at a time.
+
+What a shard holds is kept in the store, so that a resumed training neither indexes nor fetches it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from oodbench.errors import UserError
+from oodbench.loaders.archives import Archives
+from oodbench.loaders.items import is_image, print_of
+from oodbench.loaders.remote import TIMEOUT
+from oodbench.loaders.tars import Member, expand, members, read_member
+from oodbench.store import Store
+from oodbench.training.corpus import Part, listed
+
+ENGINE = 1  # raise when the same shard gives other pairs than before
+ATTEMPTS = 3
+
+
+def read_all(pattern: str, store: Store) -> Iterator[Part]:
+    """One part per shard. Its temporary copy, if it has one, is removed when the next part is asked for."""
+    for place in expand(pattern):
+        with contextlib.ExitStack() as stack:
+            remote = place.startswith(("http://", "https://"))
+            copy = stack.enter_context(_copy(place)) if remote else Copy(place, Path(place))
+            yield _part(copy, store)
+
+
+def check(pattern: str) -> None:
+    """UserError for a pattern that is none, and for shards that are not there; URLs are not asked."""
+    places = [Path(place) for place in expand(pattern) if "://" not in place]
+    absent = [str(place) for place in places if not place.is_file()]
+    if absent:
+        raise UserError(f"captions {pattern}: {len(absent)} of {len(places)} shards are not there, {absent[0]} first")
+
+
+@dataclass
+class Copy:
+    """A shard as a local file, fetched when it is first read."""
+
+    place: str
+    path: Path
+    missing: bool = False
+    lock: Lock = field(default_factory=Lock)
+
+    def fetched(self) -> Path:
+        """The local file."""
+        with self.lock:
+            if self.missing:
+                _fetch(self.place, self.path)
+                self.missing = False
+        return self.path
+
+    def stamp(self) -> str:
+        """What changes when the shard does."""
+        return _headers(self.place) if "://" in self.place else print_of(self.path)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """Images of a shard that may still have to be fetched."""
+
+    copy: Copy
+    inside: Archives
+
+    def read(self, name: str) -> Any:
+        """Decode a member."""
+        self.copy.fetched()
+        return self.inside.read(name)
+
+    def content(self, name: str) -> str:
+        """sha256 of a member."""
+        self.copy.fetched()
+        return self.inside.content(name)
+
+
+@contextlib.contextmanager
+def _copy(url: str) -> Iterator[Copy]:
+    with tempfile.TemporaryDirectory(prefix="oodbench-") as folder:
+        yield Copy(url, Path(folder) / "shard.tar", missing=True)
+
+
+def _part(copy: Copy, store: Store) -> Part:
+    name = PurePosixPath(copy.place).name
+    try:
+        stamp = copy.stamp()
+    except OSError as error:
+        raise UserError(f"captions {copy.place} cannot be read: {error.strerror or error}") from error
+    known = {"engine": ENGINE, "shard": copy.place, "stamp": stamp}
+    entry = store.find("shard", known)
+    facts = entry.facts if entry else _index(copy)
+    if entry is None:
+        store.write("shard", known, {}, facts)
+    inside = {one[0]: (copy.path, Member(*one)) for one in facts["images"]}
+    prints = [f"{stamp}:{one[1]}:{one[2]}" for one in facts["images"]]
+    source = Remote(copy, Archives(inside))
+    found = listed(name, Path(copy.place), tuple(inside), prints, source)
+    return Part(found, np.arange(len(found)), tuple(facts["captions"]), tuple(facts["skipped"]))
+
+
+def _index(copy: Copy) -> dict[str, Any]:
+    """The images that have captions, those captions, and what cannot be used: all of a shard that is truncated."""
+    path = copy.fetched()
+    try:
+        found = members(path)
+    except UserError as error:
+        return {"images": [], "captions": [], "skipped": [str(error).replace(str(path), copy.place)]}
+    images: dict[str, Member] = {}
+    texts: dict[str, Member] = {}
+    skipped = []
+    for member in found:
+        pure = PurePosixPath(member.name)
+        key = str(pure.with_name(pure.name.partition(".")[0])) if pure.name.partition(".")[0] else ""
+        group = images if is_image(member.name) else texts if pure.suffix == ".txt" else None
+        if group is None or not key:
+            continue
+        if key in group:
+            skipped.append(f"{member.name} of {copy.place}: a second one of that key")
+        group.setdefault(key, member)
+    kept, captions = [], []
+    for key, image in images.items():
+        problem = "" if key in texts else "no caption beside it"
+        caption = ""
+        if not problem:
+            try:
+                caption = read_member(path, texts[key]).decode().strip()
+            except UnicodeDecodeError:
+                problem = "its caption is no UTF-8"
+            problem = problem or ("" if caption else "its caption is empty")
+        if problem:
+            skipped.append(f"{image.name} of {copy.place}: {problem}")
+        else:
+            kept.append((image.name, image.offset, image.size))
+            captions.append(caption)
+    skipped += [f"{texts[key].name} of {copy.place}: no image beside it" for key in texts if key not in images]
+    return {"images": kept, "captions": captions, "skipped": skipped}
+
+
+def _headers(url: str) -> str:
+    def ask() -> str:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT) as answer:
+            return ":".join(str(answer.headers.get(name)) for name in ("Content-Length", "ETag", "Last-Modified"))
+
+    return _insistently(url, ask)
+
+
+def _fetch(url: str, path: Path) -> None:
+    def load() -> str:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, path.open("wb") as file:
+            while block := answer.read(1 << 20):
+                file.write(block)
+            stated = answer.headers.get("Content-Length")
+        if stated is not None and path.stat().st_size != int(stated):
+            raise OSError(f"it ended after {path.stat().st_size:,} of {int(stated):,} bytes")
+        return ""
+
+    _insistently(url, load)
+
+
+def _insistently(url: str, attempt: Any) -> str:
+    """Several attempts: a network drops now and then. UserError after the last, whatever --on-error says."""
+    for number in range(ATTEMPTS):
+        try:
+            return str(attempt())
+        except (OSError, HTTPException, ValueError) as error:
+            if number == ATTEMPTS - 1:
+                reason = getattr(error, "reason", None) or error
+                raise UserError(f"cannot fetch {url}: {reason}; the same command goes on when it answers") from error
+            time.sleep(2**number)
+    raise AssertionError
