@@ -97,6 +97,7 @@ DEEPER: dict[str, list[tuple[dict[str, Any], Callable[[World, torch.Tensor], Cos
 ELSEWHERE = {
     "clipn": Path(__file__).with_name("test_clipn.py"),
     "neglabel": Path(__file__).with_name("test_neglabel.py"),
+    "zoc": Path(__file__).with_name("test_zoc.py"),
 }
 DEEPER_CASES = [(name, number) for name, cases in DEEPER.items() for number in range(len(cases))]
 CASES = [(name, number) for name, cases in FORMULAS.items() for number in range(len(cases))]

@@ -80,7 +80,7 @@ def optimiser(request: TrainRequest, method: TrainedMethod[Any]) -> Optimiser:
     """The method's optimiser with what the user set."""
     names = ("epochs", "batch", "lr", "betas", "eps", "weight_decay", "warmup")
     given = {name: getattr(request, name) for name in names if getattr(request, name) is not None}
-    return dataclasses.replace(method.optimiser, **given)
+    return dataclasses.replace(method.optimisation(), **given)
 
 
 def place(request: TrainRequest) -> Path:

@@ -1,0 +1,139 @@
+"""ZOC's decoder as released: Hugging Face's BertGenerationDecoder, of the optional extra `hf`."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from ._label_decoder import Decoder, Shape, Voice
+from ._token_loss import token_loss
+
+
+def transformers() -> Any:
+    """The library; ValueError with what to install when it is not there."""
+    try:
+        return importlib.import_module("transformers")
+    except ImportError as error:
+        raise ValueError(
+            "decoder=bert and its tokenizer need the library transformers: pip install 'oodbench[hf]'"
+        ) from error
+
+
+class WordPieces:
+    """A Hugging Face tokenizer of a local folder."""
+
+    def __init__(self, tokenizer: Any, path: str) -> None:
+        self._tokenizer = tokenizer
+        start = [tokenizer.bos_token_id, tokenizer.cls_token_id]
+        end = [tokenizer.eos_token_id, tokenizer.sep_token_id]
+        known = [[token for token in ids if token is not None] for ids in (start, end)]
+        if not all(known):
+            raise ValueError(f"tokenizer: {path} has no token that starts a text, or none that ends it")
+        self.start, self.end = known[0][0], known[1][0]
+        self.size = len(tokenizer)
+        self.specials = frozenset(tokenizer.all_special_ids)
+
+    def tokenize(self, captions: Sequence[str]) -> list[list[int]]:
+        """Ids of each caption between start and end."""
+        found = self._tokenizer(list(captions), add_special_tokens=False, verbose=False)["input_ids"]
+        return [[self.start, *ids, self.end] for ids in found]
+
+    def detokenize(self, token: int) -> str:
+        """The text of one token, decoded alone."""
+        return str(self._tokenizer.decode([token]))
+
+
+@functools.lru_cache(maxsize=2)
+def word_pieces(path: str) -> WordPieces:
+    """The tokenizer of a folder; ValueError when it holds none."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"tokenizer: {path} is no folder; save a tokenizer there with its save_pretrained()")
+    try:
+        return WordPieces(transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True), path)
+    except (OSError, KeyError) as error:
+        raise ValueError(f"tokenizer: {path} holds no tokenizer that transformers reads: {error}") from error
+
+
+class BertDecoder(Decoder):
+    """BertGenerationDecoder with cross-attention to one item: the embedding, beside itself until it is `width` wide.
+
+    Its body and a bias are held here instead of the class itself, whose prediction shares the word table's memory.
+    """
+
+    def __init__(self, vocabulary: int, embedding: int, start: int, shape: Shape) -> None:
+        super().__init__()
+        if shape.width % embedding:
+            raise ValueError(
+                f"width={shape.width} is no multiple of the embedding's {embedding}: the embedding is put beside "
+                f"itself until it is as wide; name a width, such as {max(1, shape.width // embedding) * embedding}"
+            )
+        self.start = start
+        library = transformers()
+        self.bert = library.BertGenerationEncoder(
+            library.BertGenerationConfig(
+                vocab_size=vocabulary,
+                hidden_size=shape.width,
+                num_hidden_layers=shape.layers,
+                num_attention_heads=shape.heads,
+                intermediate_size=4 * shape.width,
+                max_position_embeddings=max(512, shape.length),  # as the released encoder has
+                is_decoder=True,
+                add_cross_attention=True,
+            )
+        )
+        self.bias = nn.Parameter(torch.zeros(vocabulary))
+
+    def adopt(self, path: str) -> None:
+        """Take the weights of a local folder, as google/bert_for_seq_generation_L-24_bbc_encoder has them.
+
+        That is an encoder without cross-attention, which therefore starts random.
+        """
+        folder = Path(path).expanduser()
+        if not folder.is_dir():
+            raise ValueError(f"init: {path} is no folder; name one with config.json and the weights")
+        try:
+            given = transformers().BertGenerationEncoder.from_pretrained(folder, local_files_only=True)
+            rest = self.bert.load_state_dict(given.state_dict(), strict=False)
+        except (OSError, KeyError, RuntimeError) as error:
+            raise ValueError(f"init: {path} does not fit width, layers, heads and tokenizer: {error}") from error
+        missing = [name for name in rest.missing_keys if "crossattention" not in name]
+        if missing or rest.unexpected_keys:
+            raise ValueError(f"init: {path} does not fit: {', '.join([*missing, *rest.unexpected_keys][:3])}")
+
+    def hidden(
+        self,
+        embeddings: Float[Tensor, "b d"],
+        tokens: Int64[Tensor, "b n"],
+        positions: Int64[Tensor, " n"],
+        memory: list[Any] | None = None,
+    ) -> Float[Tensor, "b n w"]:
+        repeats = self.bert.config.hidden_size // embeddings.shape[1]
+        out = self.bert(
+            input_ids=tokens,
+            position_ids=positions.expand(len(tokens), -1),
+            encoder_hidden_states=embeddings.repeat(1, repeats)[:, None],
+            past_key_values=memory[0] if memory else None,
+            use_cache=memory is not None,
+        )
+        if memory is not None:
+            memory[:] = [out.past_key_values]
+        hidden: Tensor = out.last_hidden_state
+        return hidden
+
+    def losses(self, hidden: Float[Tensor, "m w"], targets: Int64[Tensor, " m"]) -> Float[Tensor, " m"]:
+        return token_loss(hidden, self._table(), self.bias, targets)
+
+    def voice(self) -> Voice:
+        return Voice(torch.arange(len(self.bias), device=self.bias.device), self._table(), self.bias)
+
+    def _table(self) -> Tensor:
+        weight: Tensor = self.bert.embeddings.word_embeddings.weight
+        return weight
