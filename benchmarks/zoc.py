@@ -85,7 +85,8 @@ def main() -> None:
     sys.stdout.write(
         f"released way   {1000 * theirs:8.1f} ms per image\n"
         f"oodbench       {1000 * ours:8.1f} ms per image, {theirs / ours:.0f} times as fast\n"
-        f"prompts of {len(state.names)} names once: {once:.1f} s; {asked.images} images with them: {whole:.1f} s, "
+        f"prompts of {len(state.names.strings)} names once: {once:.1f} s; "
+        f"{asked.images} images with them: {whole:.1f} s, "
         f"{theirs * asked.images / whole:.0f} times as fast\n"
         f"largest difference in the mass on seen names: {gap:.1e}\n"
     )

@@ -17,6 +17,7 @@ from oodbench.plan import OodSet, Plan
 from oodbench.provenance import commit, distinct, versions
 from oodbench.result import IdRow, Result, SetRow
 from oodbench.store import Entry
+from oodbench.uncertainty import with_intervals
 
 
 def evaluate(plan: Plan, job: Job, entries: Mapping[str, Entry]) -> Result:
@@ -31,7 +32,7 @@ def evaluate(plan: Plan, job: Job, entries: Mapping[str, Entry]) -> Result:
         "score": sum(e.facts["seconds"] for e in found),
     }
     extracted = distinct(stamp for e in found for stamp in e.facts["extracted"])
-    return dataclasses.replace(
+    result = dataclasses.replace(
         _head(plan, job),
         id=dataclasses.replace(
             _id_row(plan.id),
@@ -46,6 +47,7 @@ def evaluate(plan: Plan, job: Job, entries: Mapping[str, Entry]) -> Result:
         scores={listing.dataset.name: entries[listing.dataset.name].key for listing in plan.listings},
         seconds={k: round(v, 6) for k, v in seconds.items()},
     )
+    return with_intervals(plan, result, job, entries)
 
 
 def failed(plan: Plan, job: Job, error: str) -> Result:

@@ -112,7 +112,7 @@ def evaluate(id: Sorted, ood: Sorted, at95: str = "first", aupr: str = "average_
 
 def threshold_at_tpr(id: Sorted, tpr: float = 0.95) -> float:
     """The highest score such that calling everything at or above it ID keeps at least `tpr` of the ID images."""
-    return float(id.values[-_fewest(id.values.size, tpr)])
+    return float(id.values[-fewest(id.values.size, tpr)])
 
 
 def fpr_at_tpr(id: Sorted, ood: Sorted, tpr: float = 0.95, rule: str = "first") -> float:
@@ -129,7 +129,7 @@ def fpr_at_tpr(id: Sorted, ood: Sorted, tpr: float = 0.95, rule: str = "first") 
 
 def _fpr(positive: Floats, negative: Floats, tpr: float, rule: str) -> float:
     n, m = positive.size, negative.size
-    threshold = positive[n - _fewest(n, tpr)]
+    threshold = positive[n - fewest(n, tpr)]
     first = (m - int(np.searchsorted(negative, threshold))) / m
     if rule == "first":
         return first
@@ -144,7 +144,7 @@ def _fpr(positive: Floats, negative: Floats, tpr: float, rule: str) -> float:
     return last if high == tpr else float(np.interp(tpr, (low, high), (before, first)))
 
 
-def _fewest(n: int, tpr: float) -> int:
+def fewest(n: int, tpr: float) -> int:
     """Smallest k with k / n >= tpr in floating point, which `ceil(tpr * n)` can miss by one."""
     if not 0 < tpr <= 1:
         raise UserError(f"tpr {tpr}: a share above 0 and up to 1 is needed, such as 0.95")

@@ -16,6 +16,15 @@ def declarations() -> Path:
     raise FileNotFoundError(f"oodbench was installed without its datasets folder, looked for beside {here}")
 
 
+def published() -> Path:
+    """The folder results/published, found in the same way."""
+    here = Path(__file__).resolve().parent
+    for folder in (here / "published", here.parent / "results" / "published"):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"oodbench was installed without its published numbers, looked for beside {here}")
+
+
 def expand(path: Path | str) -> Path:
     """A path of the user's with `~` read as the home folder; UserError when there is no such home."""
     try:

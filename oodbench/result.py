@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -18,10 +19,13 @@ from oodbench.errors import UserError
 
 log = logging.getLogger(__name__)
 
+Interval = tuple[float, float]
+
 SCHEMA = 1
 METRICS = ("auroc", "fpr95", "fpr95_ood", "aupr_in", "aupr_out")
 # Left out of the digest: they differ between two runs that computed the same thing.
 _VOLATILE = ("created", "seconds", "digest")
+_LATER = ("weights", "mean_intervals", "uncertainty")  # absent from older rows; left out of the digest when empty
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class SetRow:
     aupr_in: float
     aupr_out: float
     tied: float  # share of all ID and OOD scores that share their value with another score
+    intervals: dict[str, Interval] = field(default_factory=dict)  # metric -> low and high; rows of old have none
 
     @property
     def partial(self) -> str:
@@ -96,10 +101,12 @@ class Result:
     status: str = "ok"  # or "failed"
     error: str | None = None
     weights: dict[str, Any] = field(default_factory=dict)  # of a trained method: file name, digest, recipe
+    mean_intervals: dict[str, dict[str, Interval]] = field(default_factory=dict)  # group ("": all sets) -> metric -> it
+    uncertainty: dict[str, Any] = field(default_factory=dict)  # level, replicates, seed, method per metric
     created: str = ""  # ISO 8601, UTC
     schema: int = SCHEMA
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """sha256 over everything but times: two runs that computed the same thing share it."""
         return _digest(dataclasses.asdict(self))
@@ -119,7 +126,8 @@ class Result:
 
 
 def _digest(plain: Mapping[str, Any]) -> str:
-    kept = {k: v for k, v in plain.items() if k not in _VOLATILE and (k != "weights" or v)}  # absent from older rows
+    kept = {k: v for k, v in plain.items() if k not in _VOLATILE and (k not in _LATER or v)}
+    kept["ood"] = [{k: v for k, v in one.items() if k != "intervals" or v} for one in plain["ood"]]
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
@@ -133,16 +141,24 @@ def from_json(text: str, where: str = "row") -> Result:
         found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
         raise UserError(f"{where} has schema {found!r}; this oodbench reads schema {SCHEMA}")
     digest = raw.pop("digest", None)
-    stated = _digest(raw)
     try:
+        stated = _digest(raw)
         raw["id"] = IdRow(**raw["id"])
-        raw["ood"] = tuple(SetRow(**s) for s in raw["ood"])
+        raw["ood"] = tuple(SetRow(**{**s, "intervals": _intervals(s.get("intervals", {}))}) for s in raw["ood"])
+        means = raw.get("mean_intervals", {})
+        raw["mean_intervals"] = {group: _intervals(found) for group, found in means.items()}
         result = Result(**raw)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{where} is not a complete row: {error}") from error
     if digest != stated:
         raise UserError(f"{where} was changed after it was written: its digest does not match its content")
+    vars(result)["digest"] = stated  # computed once: reports read thousands of rows
     return result
+
+
+def _intervals(raw: Mapping[str, Any]) -> dict[str, Interval]:
+    """Pairs are lists in JSON."""
+    return {metric: (low, high) for metric, (low, high) in raw.items()}
 
 
 def slug(name: str) -> str:

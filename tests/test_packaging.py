@@ -16,7 +16,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("oodbench", "methods", "datasets", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("oodbench", "methods", "datasets", "results/published", "pyproject.toml", "README.md", "LICENSE")
 THEIRS = '''"""Nearest: the largest cosine (Doe & Roe, ICML 2020, arXiv:2001.00001)."""
 
 from __future__ import annotations
@@ -127,6 +127,8 @@ def test_the_wheel_holds_what_a_run_needs(installed: Installed) -> None:
     for path in (ROOT / "datasets").rglob("*"):
         if path.suffix in (".toml", ".txt"):
             assert f"oodbench/datasets/{path.relative_to(ROOT / 'datasets').as_posix()}" in names
+    for path in (ROOT / "results/published").glob("*.toml"):
+        assert f"oodbench/published/{path.name}" in names
     for path in (ROOT / "methods").glob("*.py"):
         assert f"oodbench_methods/{path.name}" in names
     for path in (ROOT / "oodbench").rglob("*"):
@@ -135,7 +137,7 @@ def test_the_wheel_holds_what_a_run_needs(installed: Installed) -> None:
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"oodbench", "oodbench_methods"}
     assert not {name for name in names if name.startswith("oodbench/datasets/") and name.endswith(".py")}
-    assert "oodbench/py.typed" in names and not [name for name in names if "test" in Path(name).name]
+    assert "oodbench/py.typed" in names and not [name for name in names if Path(name).name.startswith("test_")]
 
 
 def test_the_installed_package_is_the_wheel_s(installed: Installed) -> None:

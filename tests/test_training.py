@@ -765,6 +765,14 @@ def test_real_captions_and_a_vit_b_32_of_real_size(shared: Path, tmp_path: Path)
             State(out).path(step).unlink()
     assert [outcome.steps for outcome in outcomes] == [2000, 120, 120]
     assert same(outcomes[1].out, outcomes[2].out)
+    zoc = dataclasses.replace(plain, method="zoc", lr=1e-3, captions=str(tmp_path / "firsts.csv"), data=source.parent)
+    for name in ("zoc-once", "zoc-twice"):
+        asked = dataclasses.replace(zoc, out=tmp_path / f"{name}.safetensors")
+        if name == "zoc-twice":
+            assert train(dataclasses.replace(asked, max_steps=1)).made == 1
+        outcomes.append(train(asked))
+    assert same(outcomes[3].out, outcomes[4].out)
+    assert losses(outcomes[3].out)[2]["loss"] < losses(outcomes[3].out)[0]["loss"]
     recipe = weights_of.recipe_of(outcomes[0].out)
     assert (recipe["captions"]["pairs"], recipe["captions"]["images"]) == (1600, 320)
 

@@ -2,35 +2,135 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from oodbench.cli.group import FOLDER, print_tables
-from oodbench.errors import UserError, did_you_mean
+from oodbench.cli.group import FOLDER
+from oodbench.errors import UserError
+from oodbench.report.options import SHOWN, Options
+
+if TYPE_CHECKING:
+    from oodbench.report.gathering import Gathered
+    from oodbench.report.shape import Request
+    from oodbench.report.table import Table
 
 
 @click.command()
 @click.option("--results", type=FOLDER, default="results", help="Folder of the results.", show_default=True)
-@click.option("--format", "form", default="", help="latex, markdown or csv. Default: a table for the terminal.")
-def report(results: Path, form: str) -> None:
-    """Print the tables of the rows in a results folder."""
-    from oodbench import report as tables_of
-    from oodbench.result import rows
+@click.option("--format", "form", default="", help="latex, markdown, csv or parquet. Default: for the terminal.")
+@click.option("--output", type=FOLDER, help="Write to this file.")
+@click.option("--standalone", is_flag=True, help="LaTeX that compiles as it is.")
+@click.option("--methods", default="", help="Methods or labels to keep, in this order: mcm,energy[scale=1].")
+@click.option("--sets", default="", help="OOD sets to keep, in this order, by name: sun,textures.")
+@click.option("--metrics", default=",".join(SHOWN), show_default=True, help="Also fpr95_ood, aupr_in, aupr_out.")
+@click.option("--decimals", type=int, help="Default: 2 in percent, 4 as fractions.")
+@click.option("--percent/--fraction", default=True, help="Default: percent.")
+@click.option("--transpose", is_flag=True, help="OOD sets down the side, methods across.")
+@click.option("--group", default="", help="`trained`: training-free and trained methods in blocks of their own.")
+@click.option("--intervals", default="", help="half: ± half the width; range: [low, high].")
+@click.option("--seeds", is_flag=True, help="Mean ± standard deviation of rows that differ in the seed alone.")
+@click.option(
+    "--tests/--no-tests",
+    default=None,
+    help="Mark what cannot be told from the best. Default: tests, in the terminal if quick.",
+)
+@click.option("--bib", is_flag=True, help="BibTeX of the methods and datasets instead of the tables.")
+@click.option("--cite", is_flag=True, help="LaTeX: cite the keys that --bib writes.")
+@click.option("--compare", default="", help="`published`: measured beside published numbers, with the difference.")
+@click.option("--quote", "quotes", multiple=True, help="Add a published row, such as clipn:paper. Repeatable.")
+@click.option("--explain", nargs=2, metavar="METHOD OODSET", help="All that lies behind one cell.")
+@click.option("--verify", "check", is_flag=True, help="Compute every number again from the scores per image.")
+@click.option("--mlflow", "uri", default="", metavar="URI", help="Rows from an MLflow store instead of the folder.")
+@click.option("--experiment", default="", help="With --mlflow: the benchmark's. Default: all.")
+def report(
+    results: Path, explain: tuple[str, str] | None, check: bool, uri: str, experiment: str, **flags: Any
+) -> None:
+    """Print the tables of the rows in a results folder: docs/reading-the-table.md says how to read them."""
+    from oodbench.report import shape
 
-    forms = {"latex": tables_of.latex, "markdown": tables_of.markdown, "csv": None, "": None}
-    if form not in forms:
-        raise UserError(f"no format '{form}'{did_you_mean(form, [f for f in forms if f])}")
+    if check:
+        sys.exit(_verify(results, uri))
+    options, request = _read(flags)
+    if experiment and not uri:
+        raise UserError("--experiment names one of an MLflow store: give its address with --mlflow URI")
+    found = _gather(results, uri, experiment)
+    if explain:
+        from oodbench.report.explanation import explained
+
+        click.echo(explained([(found.paths.get(row.digest), row) for row in found.rows], *explain), nl=False)
+        return
+    shape.check_request(request, options, found.rows)
+    tables = shape.shaped(found.rows, found.paths, options, request)
+    if request.output:
+        shape.write(tables, options, request)
+        click.echo(f"wrote {request.output}", err=True)
+    elif request.form == "terminal" and not request.bib:
+        _show(tables)
+    else:
+        click.echo(shape.text(tables, options, request), nl=False)
+
+
+def _read(flags: dict[str, Any]) -> tuple[Options, Request]:
+    """Options and request from the flags; UserError for words that a flag does not take."""
+    from oodbench.report.shape import Request
+    from oodbench.values import parse_names, split
+
+    for flag, word in (("group", "trained"), ("compare", "published")):
+        if flags[flag] not in ("", word):
+            raise UserError(f"--{flag} '{flags[flag]}' does not exist; known: {word}")
+    options = Options(
+        methods=tuple(filter(None, (m.strip() for m in split(flags["methods"], ",")))),
+        sets=tuple(parse_names(flags["sets"])),
+        metrics=tuple(dict.fromkeys(m.strip() for m in flags["metrics"].split(",") if m.strip())),
+        trained=bool(flags["group"]),
+        **{name: flags[name] for name in ("decimals", "percent", "transpose", "intervals", "seeds", "cite")},
+    )
+    names = ("standalone", "bib", "quotes", "tests", "output")
+    form = flags["form"] or "terminal"
+    return options, Request(form=form, compare=bool(flags["compare"]), **{name: flags[name] for name in names})
+
+
+def _gather(results: Path, uri: str, experiment: str) -> Gathered:
+    from oodbench.report.gathering import Gathered, from_folder, ordered
+
+    if not uri:
+        return from_folder(results)
+    from oodbench.tracking import Tracker
+    from oodbench.tracking.collection import collect
+
+    return Gathered(ordered(collect(Tracker(uri, results), experiment)), {})
+
+
+def _show(tables: Sequence[Table]) -> None:
+    from rich.console import Console
+
+    from oodbench.report import console
+
+    screen = Console() if sys.stdout.isatty() else Console(width=160)
+    for table in tables:
+        screen.print(console(table))
+
+
+def _verify(results: Path, uri: str) -> int:
+    """Print what --verify finds; 1 when a number differs or cannot be computed again."""
+    from oodbench.report.verification import verify
+
+    if uri:
+        raise UserError("--verify reads the scores per image, which lie in the results folder: leave --mlflow out")
     if not results.is_dir():
         raise UserError(f"no results folder {results}; make one with: oodbench run --out {results}")
-    found = [result for _, result in rows(results)]
-    if not found:
+    findings = list(verify(results))
+    wrong = [one for one in findings if one.problems]
+    for one in findings:
+        state = "DIFFERS" if one.problems else "failed row, no numbers" if one.failed else f"OK, {one.cells} numbers"
+        click.echo(f"{one.path.relative_to(results)}: {one.label}: {state}")
+        for problem in one.problems:
+            click.echo(f"  {problem}")
+    if not findings:
         raise UserError(f"{results} holds no rows; make some with: oodbench run --out {results}")
-    writer = forms[form]
-    tables = tables_of.tables(found)
-    if form == "csv":
-        click.echo(tables_of.csv(tables), nl=False)
-    elif writer:
-        click.echo("\n".join(writer(table) for table in tables))
-    else:
-        print_tables(found)
+    click.echo(f"{len(findings) - len(wrong)} of {len(findings)} rows OK")
+    return 1 if wrong else 0

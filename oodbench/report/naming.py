@@ -11,9 +11,12 @@ from oodbench.result import Result
 _VARIATIONS = ("seed", "device", "batch_size")  # parts of `Result.run` that may differ within a table
 
 
-def names(rows: Sequence[Result]) -> list[str]:
-    """`Energy (scale=1)` from title and label, or `Energy (seed 2)` where rows of one name differ in the seed."""
-    out = [_name(row) for row in rows]
+def names(rows: Sequence[Result], unsaid: str = "") -> list[str]:
+    """`Energy (scale=1)` from title and label, or `Energy (seed 2)` where rows of one name differ in the seed.
+
+    `unsaid` is a hyper-parameter that the table's title tells.
+    """
+    out = [_name(row, unsaid) for row in rows]
     places: dict[str, list[int]] = {}
     for i, name in enumerate(out):
         places.setdefault(name, []).append(i)
@@ -24,10 +27,11 @@ def names(rows: Sequence[Result]) -> list[str]:
     return out
 
 
-def _name(row: Result) -> str:
+def _name(row: Result, unsaid: str) -> str:
     title, bracket = row.title or row.method, row.label.removeprefix(row.method)
-    settings = re.sub(r",(?=[A-Za-z_]\w*=)", ", ", bracket.removeprefix("[").removesuffix("]"))
-    return f"{title} ({settings})" if settings else title
+    settings = re.split(r",(?=[A-Za-z_]\w*=)", bracket.removeprefix("[").removesuffix("]"))
+    said = ", ".join(s for s in settings if s and not (unsaid and s.startswith(f"{unsaid}=")))
+    return f"{title} ({said})" if said else title
 
 
 def _remarks(rows: Sequence[Result]) -> list[str]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
 from oodbench.report.table import Block
 
 
-def panels(blocks: Sequence[Block], width: Callable[[Block], float], limit: float) -> list[list[int]]:
+def panels(blocks: Sequence[Block], widths: Sequence[float], limit: float) -> list[list[int]]:
     """Positions of the blocks of each panel, cut between groups where that fits; wider than the limit only when a
     single block is.
     """
-    widths = [width(block) for block in blocks]
     segments = [list(places) for _, places in groupby(range(len(blocks)), key=lambda i: blocks[i].group)]
     if len(segments) > 1 and not blocks[-1].group:
         # The mean and the ID side stand beside a set where they can.

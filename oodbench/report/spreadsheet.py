@@ -1,4 +1,4 @@
-"""CSV: one line per row, everything in full precision."""
+"""CSV and parquet: one line per row, everything in full precision."""
 
 from __future__ import annotations
 
@@ -7,35 +7,67 @@ import json
 import math
 from collections.abc import Sequence
 from csv import DictWriter
+from dataclasses import replace
+from pathlib import Path
 
+from oodbench.report.options import SHOWN, Options
 from oodbench.report.table import Line, Table
-from oodbench.result import METRICS, Result
+from oodbench.result import METRICS, Result, flatten
 
 _RUN = ("precision", "resize", "limit", "seed", "device", "batch_size")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet compute a text
 
 
-def csv(tables: Sequence[Table]) -> str:
+def csv(tables: Sequence[Table], options: Options | None = None) -> str:
     """All tables under one header; metrics are fractions, and rows of equal `table` number are comparable.
 
-    Empty cells: the benchmark of that row lacks the set, the row failed, or the method has no such value.
+    Empty cells: the benchmark of that row lacks the set, the row failed, or the method has no such value. A text that a
+    spreadsheet would take for a formula begins with an apostrophe. Of the options, sets and metrics choose columns.
     """
-    records = [_record(number, line) for number, table in enumerate(tables, 1) for line in table.lines]
-    # The means of a benchmark with groups come after the sets of all benchmarks.
-    names = dict.fromkeys(name for record in records for name in record)
-    order = sorted(names, key=_rank)
+    records = [{k: _literal(v) for k, v in record.items()} for record in _records(tables, options or Options())]
     text = io.StringIO()
-    writer = DictWriter(text, order, restval="", lineterminator="\n")
+    writer = DictWriter(text, _names(records), restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
     return text.getvalue()
+
+
+def parquet(tables: Sequence[Table], path: Path, options: Options | None = None) -> None:
+    """The same records as `csv`, texts as they are and nulls for empty cells."""
+    import pyarrow as pa
+    from pyarrow import parquet as file
+
+    records = _records(tables, options or Options())
+    columns = {name: [_null(record.get(name)) for record in records] for name in _names(records)}
+    file.write_table(pa.table({name: _array(pa, values) for name, values in columns.items()}), path)
+
+
+def _array(pa: object, values: list[object]) -> object:
+    kinds = {type(v) for v in values if v is not None}
+    if kinds == {int, float}:
+        values = [None if v is None else float(v) for v in values]  # type: ignore[arg-type]
+    elif len(kinds) > 1:
+        values = [None if v is None else str(v) for v in values]
+    return pa.array(values)  # type: ignore[attr-defined]
+
+
+def _records(tables: Sequence[Table], options: Options) -> list[dict[str, object]]:
+    return [_record(number, line, options) for number, table in enumerate(tables, 1) for line in table.lines]
+
+
+def _names(records: Sequence[dict[str, object]]) -> list[str]:
+    # The means of a benchmark with groups come after the sets of all benchmarks.
+    return sorted(dict.fromkeys(name for record in records for name in record), key=_rank)
 
 
 def _rank(name: str) -> int:
     return next((i for i, prefix in enumerate(("ood.", "mean.", "seconds.", "row."), 1) if name.startswith(prefix)), 0)
 
 
-def _record(number: int, line: Line) -> dict[str, object]:
+def _record(number: int, line: Line, options: Options) -> dict[str, object]:
     row = line.result
+    if row is None:
+        return {"table": number, "name": line.name, **line.facts}
     facts: dict[str, object] = {
         "table": number,
         "benchmark": row.benchmark,
@@ -45,6 +77,7 @@ def _record(number: int, line: Line) -> dict[str, object]:
         "label": row.label,
         "name": line.name,
         "parameters": json.dumps(row.parameters, sort_keys=True, ensure_ascii=False),
+        "prompts": row.templates.get("name", ""),
         "status": row.status,
         "error": row.error,
         "at95": row.conventions.get("at95"),
@@ -54,7 +87,7 @@ def _record(number: int, line: Line) -> dict[str, object]:
         "id.expected": row.id.expected,
         "id.skipped": row.id.skipped,
         "id.accuracy": row.id.accuracy,
-        **(_metrics(row) if row.status == "ok" else {}),
+        **(_metrics(row, options) if row.status == "ok" else {}),
         **{f"seconds.{name}": seconds for name, seconds in row.seconds.items()},
         "row.commit": row.commit,
         "row.created": row.created,
@@ -63,12 +96,28 @@ def _record(number: int, line: Line) -> dict[str, object]:
     return {name: "" if isinstance(v, float) and math.isnan(v) else v for name, v in facts.items()}
 
 
-def _metrics(row: Result) -> dict[str, object]:
+def _metrics(row: Result, options: Options) -> dict[str, object]:
+    metrics = METRICS if options.metrics == SHOWN else options.shown
+    kept = [s for s in row.ood if not options.sets or s.dataset in options.sets]
+    chosen = replace(row, ood=tuple(kept))
     out: dict[str, object] = {}
-    for ood in row.ood:
+    for ood in kept:
         counts = {"n": ood.n, "expected": ood.expected, "skipped": ood.skipped, "tied": ood.tied}
-        values = {metric: getattr(ood, metric) for metric in METRICS}
-        out |= {f"ood.{ood.dataset}.{k}": v for k, v in (values | counts).items()}
-    for group in row.groups if len(row.groups) > 1 else ():
-        out |= {f"mean.{group}.{metric}": row.mean(metric, group) for metric in METRICS}
-    return out | {f"mean.{metric}": row.mean(metric) for metric in METRICS}
+        values = {metric: getattr(ood, metric) for metric in metrics}
+        bounds = _bounds({metric: ood.intervals[metric] for metric in metrics if metric in ood.intervals})
+        out |= {f"ood.{ood.dataset}.{k}": v for k, v in (values | bounds | counts).items()}
+    for group in chosen.groups if len(chosen.groups) > 1 else ():
+        out |= {f"mean.{group}.{metric}": chosen.mean(metric, group) for metric in metrics}
+    return out | {f"mean.{metric}": chosen.mean(metric) for metric in metrics}
+
+
+def _bounds(intervals: dict[str, tuple[float, float]]) -> dict[str, float]:
+    return flatten({m: {"low": low, "high": high} for m, (low, high) in intervals.items()})
+
+
+def _literal(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
+def _null(value: object) -> object:
+    return None if value == "" else value

@@ -1,0 +1,65 @@
+"""Options: what a reader wants to see of the rows, and in which shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from oodbench.errors import did_you_mean, raise_all
+from oodbench.result import METRICS
+
+CHOICES = (*METRICS, "accuracy", "seconds")
+INTERVALS = ("half", "range")
+SHOWN = ("auroc", "fpr95", "accuracy", "seconds")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The shape of a report; the defaults give every row, in percent.
+
+    methods    names or labels (`mcm`, `energy[scale=1]`) to keep; empty: all
+    sets       OOD sets to keep, by name; empty: all. Means are then over these
+    metrics    columns in order, some of `CHOICES`
+    decimals   None: two in percent, four as fractions
+    intervals  "half": the value ± half the width; "range": [low, high]; "": none
+    seeds      rows that differ in the seed alone become one line, mean ± standard deviation
+    trained    methods in two blocks, training-free and trained
+    cite       names carry the keys of the BibTeX that `bibliography` writes (LaTeX)
+    """
+
+    methods: tuple[str, ...] = ()
+    sets: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = SHOWN
+    decimals: int | None = None
+    percent: bool = True
+    intervals: str = ""
+    seeds: bool = False
+    trained: bool = False
+    transpose: bool = False
+    cite: bool = False
+
+    @property
+    def digits(self) -> int:
+        """Decimals of a metric in print."""
+        return self.decimals if self.decimals is not None else 2 if self.percent else 4
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Metrics of the OOD sets, without ID accuracy and seconds."""
+        return tuple(m for m in self.metrics if m in METRICS)
+
+
+def check(options: Options, labels: Sequence[str], sets: Sequence[str]) -> None:
+    """UserError with every option that no report can follow; `labels` (and method names) and `sets` exist."""
+    problems = [f"no metric '{m}'{did_you_mean(m, CHOICES)}" for m in options.metrics if m not in CHOICES]
+    problems += [f"no rows of method '{m}'{did_you_mean(m, labels)}" for m in options.methods if m not in labels]
+    problems += [f"no rows with OOD set '{s}'{did_you_mean(s, sets)}" for s in options.sets if s not in sets]
+    if not options.metrics:
+        problems.append(f"--metrics names none; known: {', '.join(CHOICES)}")
+    if options.intervals not in ("", *INTERVALS):
+        problems.append(f"no intervals '{options.intervals}'{did_you_mean(options.intervals, INTERVALS)}")
+    if options.decimals is not None and not 0 <= options.decimals <= 10:
+        problems.append(f"--decimals must be 0 to 10, not {options.decimals}")
+    if options.intervals and options.seeds:
+        problems.append("--intervals and --seeds both put a ± behind the numbers; choose one of them")
+    raise_all(problems)

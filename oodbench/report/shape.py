@@ -1,0 +1,124 @@
+"""Shape: tables as one text or file, in the format that was asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from oodbench.errors import UserError, did_you_mean, raise_all
+from oodbench.report.alike import tester
+from oodbench.report.assembly import tables
+from oodbench.report.bibliography import bibtex
+from oodbench.report.booktabs import latex
+from oodbench.report.comparison import compared
+from oodbench.report.document import document
+from oodbench.report.github import markdown
+from oodbench.report.options import Options, check
+from oodbench.report.published import quote
+from oodbench.report.quoting import quoted
+from oodbench.report.spreadsheet import csv, parquet
+from oodbench.report.table import Table
+from oodbench.report.transposition import transposed
+from oodbench.result import Result
+
+FORMATS = ("latex", "markdown", "csv", "parquet", "terminal")
+_DATA = ("csv", "parquet")  # every row in full, whatever the shape
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `oodbench report` was asked for besides the options of the table; "" for none."""
+
+    form: str = "terminal"
+    standalone: bool = False
+    bib: bool = False
+    compare: bool = False
+    quotes: tuple[str, ...] = ()
+    tests: bool | None = None  # None: in LaTeX and Markdown, and in the terminal where it takes a moment
+    output: Path | None = None
+
+
+def check_request(request: Request, options: Options, rows: Sequence[Result]) -> None:
+    """UserError with all that is wrong with a request."""
+    problems = []
+    if request.form not in FORMATS:
+        problems.append(f"no format '{request.form}'{did_you_mean(request.form, FORMATS)}")
+    if request.standalone and request.form != "latex":
+        problems.append("--standalone goes with --format latex")
+    if options.cite and request.form != "latex":
+        problems.append("--cite goes with --format latex")
+    if request.form == "parquet" and not (request.output or request.bib):
+        problems.append("--format parquet writes a file: name it with --output FILE")
+    if request.compare and request.quotes:
+        problems.append("--compare and --quote each add published rows; choose one of them")
+    if request.form in _DATA and request.compare:
+        problems.append(f"--compare is for reading; with --format {request.form}, add published rows by --quote")
+    names = {name for row in rows for name in (row.method, row.label)}
+    sets = {s.dataset for row in rows for s in row.ood}
+    for job in (lambda: check(options, sorted(names), sorted(sets)), lambda: [quote(key) for key in request.quotes]):
+        try:
+            job()
+        except UserError as error:
+            problems += str(error).splitlines()
+    raise_all(problems)
+
+
+def shaped(rows: Sequence[Result], paths: Mapping[str, Path], options: Options, request: Request) -> list[Table]:
+    """The tables of rows as the request wants them; `paths` are the rows' files by digest."""
+    if request.form in _DATA or request.bib:
+        options = dataclasses.replace(options, seeds=False, transpose=False)
+    wanted = request.tests is not False and request.form not in _DATA and not request.bib
+    quick = request.tests is None and request.form == "terminal"
+    test = tester(paths, options, quick=quick) if wanted else None
+    out = tables(rows, options, test)
+    if request.compare:
+        out = compared(out, options)
+    elif request.quotes:
+        out = quoted(out, [quote(key) for key in request.quotes], options)
+    return [transposed(table) for table in out] if options.transpose else out
+
+
+def text(tables: Sequence[Table], options: Options, request: Request) -> str:
+    """All but the terminal's format; parquet is written to the request's file, and is no text."""
+    if request.bib:
+        return bibtex(tables)
+    if request.form == "csv":
+        return csv(tables, options)
+    if request.form == "latex" and request.standalone:
+        return document(tables, options)
+    if request.form == "terminal":
+        return _plain(tables)
+    return "\n".join((latex if request.form == "latex" else markdown)(table) for table in tables)
+
+
+def write(tables: Sequence[Table], options: Options, request: Request) -> None:
+    """Write the request's file, whole or not at all. UserError when it cannot be written."""
+    assert request.output
+    path = request.output.expanduser()
+    partial = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if request.form == "parquet" and not request.bib:
+            parquet(tables, partial, options)
+        else:
+            partial.write_text(text(tables, options, request), encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write --output {path}: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _plain(tables: Sequence[Table]) -> str:
+    from rich.console import Console
+
+    from oodbench.report.terminal import console
+
+    out = io.StringIO()
+    screen = Console(width=160, file=out, color_system=None)
+    for table in tables:
+        screen.print(console(table))
+    return out.getvalue()
