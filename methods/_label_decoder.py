@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from ._candidates import best as best_of
 from ._token_loss import token_loss
 
 PADDING = -1  # after a caption's end token
@@ -98,16 +99,15 @@ class Walk:
 
 def best(decoder: Decoder, voice: Voice, embeddings: Float[Tensor, "b d"], walk: Walk) -> Int64[Tensor, "b c"]:
     """The k best tokens of every step, as places in voice.ids: c = steps * k. The end token does not end it."""
-    tokens = torch.full((len(embeddings), 1), decoder.start, device=embeddings.device)
     memory: list[Any] = []
-    found = []
-    for step in range(walk.steps):
-        position = torch.tensor([0 if walk.one_position else step], device=embeddings.device)
-        hidden = decoder.hidden(embeddings, tokens, position, memory)[:, -1]
-        top = (hidden @ voice.matrix.T + voice.bias).topk(min(walk.k, len(voice.ids)), dim=-1).indices
-        found.append(top)
-        tokens = voice.ids[top[:, :1]]
-    return torch.cat(found, dim=1)
+
+    def following(tokens: Tensor) -> Tensor:
+        position = torch.tensor([0 if walk.one_position else tokens.shape[1] - 1], device=tokens.device)
+        hidden = decoder.hidden(embeddings, tokens[:, -1:], position, memory)[:, -1]
+        return hidden @ voice.matrix.T + voice.bias
+
+    start = torch.full((len(embeddings), 1), decoder.start, device=embeddings.device)
+    return best_of(following, voice.ids, start, walk.steps, walk.k)
 
 
 class SmallDecoder(Decoder):

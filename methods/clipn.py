@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -98,6 +98,21 @@ class CLIPN(TrainedMethod[Tensor]):
         """CLIP's softmax over the classes, and p_yes of each."""
         yes, gap = self._logits(batch, task, state)
         return yes.double().softmax(-1), gap.double().sigmoid()
+
+    def explain(self, batch: Batch, task: Task, state: Tensor) -> dict[str, list[tuple[str, float]]]:
+        """The softmax and p_yes of the best classes, and both rules."""
+        softmax, yes = (found[0] for found in self.probabilities(batch, task, state))
+        best = softmax.argsort(descending=True).tolist()
+        rules: list[tuple[str, float]] = []
+        for rule in ("atd", "ctw"):
+            one = replace(self, rule=rule, form="log-odds")
+            rules.append((f"{rule}, probability of ID", float(one.score(batch, task, state).sigmoid())))
+            rules.append((f"{rule}, decides ID (1) or OOD (0)", float(one.decide(batch, task, state))))
+        return {
+            "p, CLIP's softmax": [(task.classes[k], float(softmax[k])) for k in best],
+            "p_yes of the same classes": [(task.classes[k], float(yes[k])) for k in best],
+            "both rules": rules,
+        }
 
     def _logits(self, batch: Batch, task: Task, bank: Tensor) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
         """The "yes" logits, and how far they are above the "no" logits."""

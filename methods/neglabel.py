@@ -104,6 +104,23 @@ class NegLabel(Method[Negatives]):
         odds = torch.stack([known - logsumexp(scale * (features @ group.T)) for group in groups])
         return _log_mean(odds) - _log_mean(-odds)
 
+    def explain(self, batch: Batch, task: Task, state: Negatives) -> dict[str, list[tuple[str, float]]]:
+        """The nearest negative words with their cosines, and the softmax mass of both sides."""
+        cosines = (batch.features @ state.vectors.T)[0]
+        scale = task.scale if self.scale is None else self.scale
+        known = logsumexp(task.logits(batch.features, self.templates, scale))
+        mass = float((known - logsumexp(scale * cosines[None])).sigmoid())
+        grouped = float(self.score(batch, task, state).sigmoid())
+        nearest = cosines.argsort(descending=True).tolist()
+        return {
+            "nearest negative words, cosines": [(state.words[k], float(cosines[k])) for k in nearest],
+            "softmax mass": [
+                ("ID names", mass),
+                ("negative words", 1 - mass),
+                (f"ID names, mean over {self.groups} groups (S)", grouped),
+            ],
+        }
+
     def _check(self) -> None:
         if not 0 <= self.quantile <= 1 or not 0 < self.share <= 1:
             raise ValueError(f"quantile={self.quantile} and share={self.share} must lie between 0 and 1")

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 
-from oodbench.method import Batch, Encoder, Needs, Optimiser, Pairs, Task, TrainedMethod, logsumexp, templates
+from oodbench.method import Batch, Encoder, Needs, Optimiser, Pairs, Task, TrainedMethod, logsumexp
 
 from ._bert_decoder import BertDecoder, WordPieces, word_pieces
+from ._candidates import Names, ends, names
 from ._label_decoder import PADDING, Decoder, Shape, SmallDecoder, Voice, Walk, best, surprise
 
 CHUNK = 1 << 23  # logits in memory while a part of a batch is captioned: 32 MB
@@ -26,17 +26,12 @@ _SIZES = {"small": Shape(128, 2, 4, 77), "bert": Shape(1024, 24, 16, 77)}
 class Captioner:
     """The decoder, and every name that it can propose.
 
-    voice     the tokens that may be said
-    names     m distinct strings, none of them to be left out
-    vectors   [m d] of the names under the prompts, of unit length
-    lookup    for every token of the voice its name's place; m when its string is left out
+    voice     the n tokens that may be said
     """
 
     decoder: Decoder
     voice: Voice
-    names: tuple[str, ...]
-    vectors: Float[Tensor, "m d"]
-    lookup: Int64[Tensor, " n"]
+    names: Names
 
 
 @dataclass(frozen=True)
@@ -114,12 +109,10 @@ class ZOC(TrainedMethod[Captioner]):
         left_out = set(task.classes) if self.remove_seen else set()
         if not self._switch(self.specials):
             left_out |= {"", *(self._string(token, encoder) for token in self._specials(encoder))}
-        names = tuple(name for name in dict.fromkeys(strings) if name not in left_out)
-        if not names:
+        found = names(strings, left_out, self.templates, task)
+        if found is None:
             raise ValueError("the decoder knows no name besides the class names: train it on captions of other things")
-        place = {name: number for number, name in enumerate(names)}
-        lookup = torch.tensor([place.get(name, len(names)) for name in strings], device=voice.ids.device)
-        return Captioner(decoder, voice, names, self._vectors(names, task), lookup)
+        return Captioner(decoder, voice, found)
 
     def score(self, batch: Batch, task: Task, state: Captioner) -> Float[Tensor, " b"]:
         seen = logsumexp(task.logits(batch.features, self.templates, self.scale))
@@ -129,18 +122,20 @@ class ZOC(TrainedMethod[Captioner]):
         for features, embeddings in zip(
             torch.split(batch.features, rows), torch.split(batch.embeddings, rows), strict=True
         ):
-            said = self.said(embeddings, state)
-            logits = (scale * features @ state.vectors.T).masked_fill(~said, -torch.inf)
-            opposite = torch.where(said.any(-1, keepdim=True), -torch.inf, -scale).to(logits)
-            rivals.append(logsumexp(torch.cat([logits, opposite], dim=-1)))
+            rivals.append(state.names.rivalry(features, self.said(embeddings, state), scale))
         return seen - torch.cat(rivals)
 
     def said(self, embeddings: Float[Tensor, "b d"], state: Captioner) -> Tensor:
         """Which names are an image's candidates: [b m] of bool."""
         walk = Walk(self.steps, self.k, self._switch(self.one_position))
-        tokens = best(state.decoder, state.voice, embeddings, walk)
-        said = torch.zeros(len(tokens), len(state.names) + 1, dtype=torch.bool, device=tokens.device)
-        return said.scatter(1, state.lookup[tokens], True)[:, :-1]
+        return state.names.said(best(state.decoder, state.voice, embeddings, walk))
+
+    def explain(self, batch: Batch, task: Task, state: Captioner) -> dict[str, list[tuple[str, float]]]:
+        """The names that the decoder proposes, with their cosines, nearest first."""
+        said = self.said(batch.embeddings, state)[0]
+        cosines = (batch.features @ state.names.vectors.T)[0]
+        nearest = [k for k in cosines.argsort(descending=True).tolist() if said[k]]
+        return {"names proposed for the image, cosines": [(state.names.strings[k], float(cosines[k])) for k in nearest]}
 
     def module(self, encoder: Encoder) -> Decoder:
         self._check()
@@ -152,9 +147,9 @@ class ZOC(TrainedMethod[Captioner]):
         if size.width % size.heads:
             raise ValueError(f"width={size.width} must be a multiple of heads={size.heads}")
         if self.decoder == "small":
-            return SmallDecoder(table, depth, self._ends(encoder)[0], size)
+            return SmallDecoder(table, depth, ends(encoder)[0], size)
         pieces = self._pieces()
-        vocabulary, start = (pieces.size, pieces.start) if pieces else (len(table), self._ends(encoder)[0])
+        vocabulary, start = (pieces.size, pieces.start) if pieces else (len(table), ends(encoder)[0])
         bert = BertDecoder(vocabulary, depth, start, size)
         if self.init:
             bert.adopt(self.init)
@@ -194,23 +189,11 @@ class ZOC(TrainedMethod[Captioner]):
     def _pieces(self) -> WordPieces | None:
         return word_pieces(self.tokenizer) if self.tokenizer else None
 
-    def _ends(self, encoder: Encoder) -> tuple[int, int]:
-        """CLIP's start and end tokens."""
-        empty = encoder.tokenize([""])[0]
-        return int(empty[0]), int(empty.max())
-
     def _specials(self, encoder: Encoder) -> frozenset[int]:
         pieces = self._pieces()
-        return pieces.specials if pieces else frozenset(self._ends(encoder))
+        return pieces.specials if pieces else frozenset(ends(encoder))
 
     def _string(self, token: int, encoder: Encoder) -> str:
         """A token decoded alone, without the space that ends CLIP's whole words."""
         pieces = self._pieces()
         return (pieces or encoder).detokenize(token).strip()
-
-    def _vectors(self, names: tuple[str, ...], task: Task) -> Float[Tensor, "m d"]:
-        """Unit vectors of names, averaged over the templates as class names are."""
-        lines = templates(self.templates)
-        filled = [line.replace("{}", name) for line in lines for name in names]
-        vectors = task.words(filled).view(len(lines), len(names), -1)
-        return normalize(vectors.mean(0), dim=-1)

@@ -75,6 +75,9 @@ class ToyEncoder:
     def text_tower(self) -> ToyTower:
         return ToyTower()
 
+    def captioner(self) -> ToyCaptioner:
+        return ToyCaptioner(self)
+
     def images(self, embeddings: Float[Tensor, "b d"]) -> Float[Tensor, "b 3 height width"]:
         """The smallest change of a grey image that embeds as asked."""
         back: Tensor = torch.linalg.pinv(self._to_width @ self._to_depth)
@@ -97,6 +100,22 @@ class ToyTower(nn.Module):
         x = self.token_embedding(tokens) + (0 if offset is None else offset)
         projected: Tensor = (x[:, 1] + 0.1 * x[:, 2]) @ self.text_projection
         return projected
+
+
+class ToyCaptioner:
+    """Says the tokens nearest to the image, none twice."""
+
+    vocabulary = TOKENS
+
+    def __init__(self, encoder: ToyEncoder) -> None:
+        self._encoder = encoder
+
+    def look(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b 1 d"]:
+        return self._encoder.pixels(images)[:, None]
+
+    def follow(self, looked: Float[Tensor, "b 1 d"], tokens: Int64[Tensor, "b n"]) -> Float[Tensor, "b v"]:
+        logits = looked[:, 0] @ torch.nn.functional.normalize(_tokens(), dim=-1).T
+        return logits.scatter(1, tokens, -torch.inf)
 
 
 class World:

@@ -18,6 +18,7 @@ NEEDS = (
     "ENCODER",
     "CALIBRATION",
     "WEIGHTS",
+    "CAPTIONS",
 )  # the flags of method.Needs, which imports torch
 _ONE_CLASS = "it must define one subclass of Method"
 

@@ -98,6 +98,7 @@ ELSEWHERE = {
     "clipn": Path(__file__).with_name("test_clipn.py"),
     "neglabel": Path(__file__).with_name("test_neglabel.py"),
     "zoc": Path(__file__).with_name("test_zoc.py"),
+    "zoc_coca": Path(__file__).with_name("test_zoc_coca.py"),
 }
 DEEPER_CASES = [(name, number) for name, cases in DEEPER.items() for number in range(len(cases))]
 CASES = [(name, number) for name, cases in FORMULAS.items() for number in range(len(cases))]

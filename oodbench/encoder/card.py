@@ -12,6 +12,7 @@ from oodbench.result import slug
 from oodbench.store import digest
 
 EMBEDDED = "glyphs"
+COCA = "coca_ViT-B-32/laion2b_s13b_b90k"
 LOCAL_FOLDER = "local-dir:"
 SCHEMAS = ("hf-hub:", LOCAL_FOLDER)
 RESIZE_FILTERS = ("bicubic", "bilinear")
@@ -104,6 +105,12 @@ class EncoderCard:
     def identity(self) -> str:
         """sha256 of what embeddings depend on."""
         return digest({k: v for k, v in dataclasses.asdict(self).items() if k not in ("name", "notes")})
+
+    @property
+    def mute(self) -> str:
+        """Why it cannot write captions; "" for a CoCa, which can."""
+        coca = "multimodal_cfg" in self.config
+        return "" if coca else f"{self.name} writes no captions; take a CoCa, such as --encoder {COCA}"
 
     @property
     def local(self) -> bool:

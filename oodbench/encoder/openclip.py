@@ -16,10 +16,12 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resiz
 from torchvision.transforms.functional import pil_to_tensor
 
 from oodbench.encoder import build, checkpoint
+from oodbench.encoder.captioner import CoCaCaptioner
 from oodbench.encoder.card import EncoderCard
 from oodbench.encoder.resolve import Resolved
 from oodbench.encoder.text import OffsetTower, text_side
 from oodbench.encoder.tower import Tower
+from oodbench.errors import UserError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -48,10 +50,13 @@ class OpenClip:
             return nullcontext()
         return torch.autocast(self.device.type, self._dtype)
 
+    def _normalised(self, images: Tensor) -> Tensor:
+        return (images.to(self.device) - self._mean) / self.std
+
     def activations(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b w"]:
         """Input of the image tower's last linear map, of images in [0, 1]."""
         with self._autocast():
-            return self._tower.activations((images.to(self.device) - self._mean) / self.std).float()
+            return self._tower.activations(self._normalised(images)).float()
 
     def project(self, activations: Float[Tensor, "b w"]) -> Float[Tensor, "b d"]:
         """The last linear map, always in float32."""
@@ -83,6 +88,12 @@ class OpenClip:
     def text_tower(self) -> torch.nn.Module:
         """A trainable copy of the text tower that takes offsets; UserError for one that is not built as CLIP's."""
         return OffsetTower(text_side(self._model, self.card.name))
+
+    def captioner(self) -> CoCaCaptioner:
+        """What writes captions; UserError for a model that is no CoCa."""
+        if self.card.mute:
+            raise UserError(self.card.mute)
+        return CoCaCaptioner(self._model, self._normalised, self._autocast)
 
     def cut(self, prompts: Sequence[str]) -> list[str]:
         """The prompts that do not fit into the context, of CLIP's own tokenizer; others keep theirs to themselves."""

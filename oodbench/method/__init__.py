@@ -4,7 +4,7 @@ Legend of shapes: b images or pairs, d embedding width, w activation width, k cl
 """
 
 from oodbench.method.batch import Batch, Needs, Undeclared
-from oodbench.method.encoder import Encoder, TextTower
+from oodbench.method.encoder import Captioner, Encoder, TextTower
 from oodbench.method.scorer import Method, check_predictions, logsumexp
 from oodbench.method.task import Own, Sources, Task
 from oodbench.method.trained import Optimiser, Pairs, TrainedMethod, Weights
@@ -19,6 +19,7 @@ def templates(name: str) -> tuple[str, ...]:
 
 __all__ = [
     "Batch",
+    "Captioner",
     "Encoder",
     "Method",
     "Needs",

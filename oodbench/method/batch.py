@@ -18,6 +18,7 @@ class Needs(Flag):
     ENCODER = auto()  # score() runs the model
     CALIBRATION = auto()  # fit() reads ID training images
     WEIGHTS = auto()  # fit() reads what `oodbench train` or a release gave
+    CAPTIONS = auto()  # score() lets the encoder write captions, which only a CoCa can
 
 
 class Undeclared(RuntimeError):

@@ -20,6 +20,24 @@ class TextTower(Protocol):
 
 
 @runtime_checkable
+class Captioner(Protocol):
+    """A language model that writes captions of images."""
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are: 0 to vocabulary - 1."""
+        ...
+
+    def look(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b m width"]:
+        """What captions of images in [0, 1] are written from; once per image."""
+        ...
+
+    def follow(self, looked: Float[Tensor, "b m width"], tokens: Int64[Tensor, "b n"]) -> Float[Tensor, "b v"]:
+        """Logits of the token that follows. UserError for more tokens than the context holds."""
+        ...
+
+
+@runtime_checkable
 class Encoder(Protocol):
     """A frozen CLIP, differentiable in its input. Embeddings are as the towers give them, not normalised."""
 
@@ -48,4 +66,8 @@ class Encoder(Protocol):
 
     def text_tower(self) -> nn.Module:
         """A trainable copy of the text tower, see TextTower. UserError for a tower without offsets to add."""
+        ...
+
+    def captioner(self) -> Captioner:
+        """What writes captions, see Needs.CAPTIONS. UserError for an encoder that cannot."""
         ...

@@ -49,6 +49,10 @@ class Method(ABC, Generic[State]):
         """Whether each image is in-distribution by the paper's own rule; None for a method that only ranks."""
         return None
 
+    def explain(self, batch: Batch, task: Task, state: State) -> dict[str, list[tuple[str, float]]]:
+        """Why one image, alone in its batch, scores as it does: lists of (name, value) under headings, for people."""
+        return {}
+
 
 def logsumexp(logits: Float[Tensor, "b k"]) -> Float64[Tensor, " b"]:
     """log of the sum of exponentials over classes, summed in float64.

@@ -37,10 +37,15 @@ def _name(row: Result, unsaid: str) -> str:
 def _remarks(rows: Sequence[Result]) -> list[str]:
     """What differs between rows of one name, and their digests where that does not tell all of them apart."""
     known = [
-        {k: str(row.run.get(k)) for k in _VARIATIONS} | {"source": row.source[:8], "commit": (row.commit or "none")[:8]}
+        {k: str(row.run.get(k)) for k in _VARIATIONS}
+        | {"weights": row.weights.get("digest", "none")[:8], "source": row.source[:8]}
+        | {"commit": (row.commit or "none")[:8]}
         for row in rows
     ]
-    differing = [k for k in known[0] if len({facts[k] for facts in known}) > 1]
+    differing: list[str] = []
+    for k in known[0]:  # as few as tell all of them apart
+        if len({tuple(facts[d] for d in differing) for facts in known}) < len(rows):
+            differing += [k] if len({facts[k] for facts in known}) > 1 else []
     remarks = [", ".join(f"{k.replace('_', ' ')} {facts[k]}" for k in differing) for facts in known]
     counts = Counter(remarks)
     return [
