@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from oodbench import listings
+from oodbench.cluster import placement
 from oodbench.plan import Plan
 from oodbench.score import find_scores
 
@@ -34,5 +35,6 @@ def describe(plan: Plan) -> str:
         state = "stored" if not lacking else f"to score: {', '.join(lacking)}"
         values = ", ".join(f"{k}={v}" for k, v in job.parameters.items())
         lines.append(f"  {job.label} ({values}): {state}")
-    lines += [f"  left out: {name}: {reason}" for name, reason in plan.left_out]
-    return "\n".join(lines)
+    lines += [f"  left out: {name}: {reason}" for name, reason in (*plan.left_out, *plan.beyond)]
+    lines += [placement.describe(plan)] if plan.request.ray else []
+    return "\n".join(lines).rstrip()

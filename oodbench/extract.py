@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from oodbench.encoder.openclip import OpenClip
 
-__all__ = ["Decoded", "Embedded", "Reading", "Recipe", "Work", "batches", "extract"]
+__all__ = ["Decoded", "Embedded", "Reading", "Recipe", "Work", "batches", "extract", "shard"]
 
 ENGINE = 1  # raise when extraction gives other numbers than before
 SHARD = 2048  # images, rounded up to whole batches
@@ -133,6 +133,11 @@ def extract(work: Work, encoder: Callable[[], OpenClip], done: Callable[[int], N
     if len(embedded.skipped) == len(listing):
         raise UserError(f"dataset '{listing.dataset.name}': not one of its {len(listing)} images can be read")
     return embedded
+
+
+def shard(work: Work, bounds: tuple[int, int], encoder: Callable[[], OpenClip]) -> Entry:
+    """One shard of a list that is not derived, from the store where it is there. UserError as `extract` raises it."""
+    return work.store.find("embeddings", work.inputs(*bounds)) or _encode(work, bounds, encoder(), lambda n: None)
 
 
 def _take(work: Work, bounds: tuple[int, int], origins: list[Embedded]) -> Entry:

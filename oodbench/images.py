@@ -23,7 +23,7 @@ from oodbench.store import Store, digest
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["CALIBRATION_LIMIT", "EXTENSIONS", "Listing", "Origin", "listing"]
+__all__ = ["CALIBRATION_LIMIT", "EXTENSIONS", "Listing", "Origin", "listing", "source"]
 
 CALIBRATION_LIMIT = 50_000  # training images that a method may calibrate on
 
@@ -154,6 +154,11 @@ def listing(
         found.absent,
     ).limit(limit)
     return whole.by_content() if strict else whole
+
+
+def source(dataset: Dataset, data: Path, store: Store) -> Source:
+    """What reads the images of a set that is not derived, found anew: for another process."""
+    return _loaded(dataset, data, False, store).source
 
 
 def _loaded(dataset: Dataset, data: Path, labelled: bool, store: Store) -> Items:

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oodbench import prompts, registry
+from oodbench import prompts, registry, sweep
 from oodbench.errors import UserError, did_you_mean, raise_all
 from oodbench.paths import expand
 from oodbench.prompts import Lines
@@ -78,6 +78,7 @@ def make_jobs(request: RunRequest) -> Jobs:
     problems: list[str] = []
     left_out: list[tuple[str, str]] = []
     settings = _settings(request, known, choices, problems)
+    swept = sweep.variants(request.sweeps, known, {choice.name for choice in choices}, problems)
     jobs: dict[str, Job] = {}
     for choice in choices:
         info = known.get(choice.name)
@@ -91,8 +92,10 @@ def make_jobs(request: RunRequest) -> Jobs:
             problems.append(f"method '{info.name}' ({info.path}): {info.problem}")
         else:
             try:
-                job = _job(info, {**settings.get(info.name, {}), **choice.overrides}, request.templates)
-                jobs.setdefault(job.label, job)  # the same variant twice is one row
+                for values in swept.get(info.name, [{}]):
+                    overrides = {**settings.get(info.name, {}), **choice.overrides, **values}
+                    job = _job(info, overrides, request.templates)
+                    jobs.setdefault(job.label, job)  # the same variant twice is one row
             except UserError as error:
                 problems.append(str(error))
     if not jobs and not problems:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from oodbench.request import RunRequest, check_options
 from oodbench.store import Store, default_root
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Plan:
     left_out: tuple[tuple[str, str], ...]  # with --methods all: name, reason
     store: Store
     skipped: tuple[str, ...] = ()  # with --skip-missing: a note for every OOD set that is not there
+    beyond: tuple[tuple[str, str], ...] = ()  # with --methods all: methods for another kind of encoder, with reason
 
     @property
     def card(self) -> EncoderCard:
@@ -117,6 +120,7 @@ def make_plan(request: RunRequest) -> Plan:
     raise_all(collected)  # before the encoder: reading a checkpoint takes seconds
     assert jobs and benchmark and spec and id_set and classes
     resolved = resolve(spec, request.resize, store)
+    jobs, beyond = _served(jobs, resolved.card, request)
     jobs = weights.attach(jobs, request, resolved, spec, store)
     return Plan(
         request=request,
@@ -130,7 +134,23 @@ def make_plan(request: RunRequest) -> Plan:
         left_out=jobs.left_out,
         store=store,
         skipped=tuple(absent.values()),
+        beyond=beyond,
     )
+
+
+def _served(jobs: Jobs, card: EncoderCard, request: RunRequest) -> tuple[Jobs, tuple[tuple[str, str], ...]]:
+    """The jobs that the encoder can serve, and (name, reason) of the others, which are an error if named.
+
+    `all` does not mean those: nothing that a user could do is missing, so only --dry-run and -v tell them.
+    """
+    mute = [job for job in jobs.jobs if card.mute and "CAPTIONS" in job.info.needs]
+    if request.methods.strip() != "all":
+        raise_all([f"{job.label}: {card.mute}" for job in mute])
+    beyond = tuple((job.label, card.mute) for job in mute)
+    for label, reason in beyond:
+        log.info("left out: %s: %s", label, reason)
+    rest = tuple(job for job in jobs.jobs if job not in mute)
+    return Jobs(rest, jobs.left_out), beyond
 
 
 def _instead(job: Job) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from oodbench.events import Event
 from oodbench.result import Result
 from oodbench.runner import Watch
 
@@ -16,8 +17,9 @@ class Progress:
 
     def __init__(self) -> None:
         self._live: Any = None
-        self.watch = Watch(self._extracting, self._scoring, self._finished)
+        self.watch = Watch(self._extracting, self._scoring, self._finished, self._told)
         self._rows = 0
+        self._counts = dict.fromkeys(("workers", "retried", "failed"), 0)
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty():
@@ -59,6 +61,16 @@ class Progress:
     def _scoring(self, dataset: str, methods: Any) -> None:
         if self._live is not None:
             self._live.update(self._state, description=f"score {dataset}: {', '.join(methods)}")
+
+    def _told(self, event: Event) -> None:
+        """Workers, tasks that were tried again, tasks and methods that failed: on the line of the state."""
+        change = {"joined": ("workers", 1), "lost": ("workers", -1), "retried": ("retried", 1), "failed": ("failed", 1)}
+        if event.what in change:
+            name, step = change[event.what]
+            self._counts[name] = max(0, self._counts[name] + step)
+            if self._live is not None:
+                counts = ", ".join(f"{n} {name}" for name, n in self._counts.items() if n)
+                self._live.update(self._state, rate=counts)
 
     def _finished(self, result: Result) -> None:
         self._rows += 1

@@ -39,10 +39,15 @@ class RunRequest:
     on_error: str = "stop"
     at95: str = "first"
     aupr: str = "average_precision"
+    bootstrap: int = 1000
     weights: tuple[str, ...] = ()
     plugins: tuple[Path, ...] = ()
     out: Path = Path("results")
     store: Path | None = None
+    ray: str = ""  # "" chooses by itself, "no" stays in this process, local, auto or an address
+    actors: int = 0
+    gpus_per_actor: float = 1.0
+    sweeps: tuple[str, ...] = ()
 
 
 def check_options(request: RunRequest) -> None:
@@ -62,9 +67,13 @@ def check_options(request: RunRequest) -> None:
         ("--workers", request.workers, 0),
         ("--limit", request.limit if request.limit is not None else 1, 1),
         ("--seed", request.seed, 0),
+        ("--actors", request.actors, 0),
+        ("--bootstrap", request.bootstrap, 0),
     ):
         if number < least:
             problems.append(f"{name} must be at least {least}, not {number}")
+    if not request.gpus_per_actor > 0:
+        problems.append(f"--gpus-per-actor must be above 0, not {request.gpus_per_actor}")
     for what, folder, flag in (
         ("results folder", request.out, "--out"),
         ("store", request.store or default_root(), "--store or $OODBENCH_STORE"),

@@ -1,9 +1,11 @@
-"""Carrying out a plan in this process: extract, fit, score, evaluate, one row as each is ready."""
+"""Carrying out a plan, in this process or on Ray: extract, fit, score, evaluate, one row as each is ready."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,7 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from oodbench import evaluate, extract, registry, rows, weights
+from oodbench.cluster.connection import chosen
 from oodbench.errors import UserError, raise_all
+from oodbench.events import Event
 from oodbench.images import Listing
 from oodbench.jobs import Job
 from oodbench.plan import Plan
@@ -37,6 +41,7 @@ class Watch:
     extracting: Callable[[str, int], Callable[[int], None]] = lambda dataset, images: lambda n: None
     scoring: Callable[[str, Sequence[str]], None] = lambda dataset, methods: None
     finished: Callable[[Result], None] = lambda result: None
+    told: Callable[[Event], None] = lambda event: None
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ def run(plan: Plan, watch: Watch | None = None) -> Outcome:
         if result.status == "ok":
             result = from_json(path.read_text(encoding="utf-8"), str(path))  # the row that is on disk
         results[job.label] = result
+        watch.told(Event("done" if result.status == "ok" else "failed", "row", result.label, reason=error))
         watch.finished(result)
 
     unfinished = []
@@ -75,7 +81,14 @@ def run(plan: Plan, watch: Watch | None = None) -> Outcome:
     if unfinished:
         running, broken = _methods(plan, unfinished)
         left_out += broken
-        _score(plan, running, scores, watch, finish)
+        where = chosen(plan.request.ray, plan.request.device)
+        if where:
+            from oodbench.cluster import stages
+
+            on_ray = dataclasses.replace(plan, request=dataclasses.replace(plan.request, ray=where))
+            stages.score(on_ray, running, scores, watch, finish)
+        else:
+            _score(plan, running, scores, watch, finish)
     ordered = [results[job.label] for job in plan.jobs if job.label in results]
     return Outcome(tuple(ordered), tuple(left_out))
 
@@ -112,8 +125,13 @@ def _score(
         if not waiting:
             continue
         embedded = _extracted(plan, listing, encoder, watch)
-        watch.scoring(listing.dataset.name, [one.job.label for one in waiting])
+        labels = [one.job.label for one in waiting]
+        watch.scoring(listing.dataset.name, labels)
+        task = f"score[{listing.dataset.name}: {', '.join(labels)}]"
+        watch.told(Event("started", "score", task))
+        began = time.perf_counter()
         scorer.score(waiting, embedded)
+        watch.told(Event("done", "score", task, len(listing), round(time.perf_counter() - began, 3)))
         for one in waiting:
             entry = find_scores(plan, one.job, listing)
             if entry:
@@ -126,8 +144,14 @@ def _score(
 
 def _extracted(plan: Plan, listing: Listing, encoder: Callable[[], OpenClip], watch: Watch) -> Embedded:
     work = plan.work(listing)
-    done = watch.extracting(listing.dataset.name, work.images()) if work.missing() else (lambda n: None)
-    return extract.extract(work, encoder, done)
+    missing = work.missing()
+    if not missing:
+        return extract.extract(work, encoder)
+    task, began = f"extract[{listing.dataset.name}]", time.perf_counter()
+    watch.told(Event("started", "extract", task))
+    embedded = extract.extract(work, encoder, watch.extracting(listing.dataset.name, work.images()))
+    watch.told(Event("done", "extract", task, missing, round(time.perf_counter() - began, 3)))
+    return embedded
 
 
 def task_of(plan: Plan, encoder: Callable[[], OpenClip], device: str, watch: Watch) -> Task:

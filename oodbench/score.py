@@ -83,10 +83,34 @@ class Scorer:
             while group and not self._pass(group, embedded, pixels):
                 group = [one for one in group if not one.error]
 
+    def fit(self, running: Sequence[Running]) -> None:
+        """Fit methods that have not been; one that fails keeps its error."""
+        for one in running:
+            self._fit(one)
+
+    def values(self, one: Running, embedded: Embedded) -> Values:
+        """Scores and predictions of one method on a set that is not empty, not stored. UserError when it fails."""
+        from oodbench.method import Needs
+
+        parts = self._parts([one], embedded, Needs.PIXELS in one.method.needs) if self._fit(one) else None
+        if parts and not one.error and not _has_nan(one, embedded, parts[0][1]):
+            part = parts[0][1]
+            return Values(np.concatenate(part.scores), np.concatenate(part.predictions) if part.predictions else None)
+        why, one.error = one.error, ""  # the next images may fare better
+        raise UserError(f"{one.job.label}: {why}")
+
     def _pass(self, group: Sequence[Running], embedded: Embedded, pixels: bool) -> bool:
         """Score a set with methods that read the same batches; False when one changed them, and the rest start anew."""
+        parts = self._parts(group, embedded, pixels)
+        for one, part in parts or ():
+            if not one.error:
+                self._write(one, embedded, part)
+        return parts is not None
+
+    def _parts(self, group: Sequence[Running], embedded: Embedded, pixels: bool) -> list[tuple[Running, _Parts]] | None:
+        """What each method gives for the batches of a set; None when one changed in place what it was given."""
         parts = [(one, _Parts()) for one in group]
-        for batch in self._batches(embedded, pixels):
+        for batch in self.batches(embedded, pixels):
             before = batch.versions()
             for one, part in parts:
                 if one.error:
@@ -94,11 +118,8 @@ class Scorer:
                 self._score_batch(one, batch, part)
                 if not self.task.intact() or batch.versions() != before:
                     _failed(one, UserError("it changes in place what it was given; clone it first"))
-                    return False
-        for one, part in parts:
-            if not one.error:
-                self._write(one, embedded, part)
-        return True
+                    return None
+        return parts
 
     def _fit(self, one: Running) -> bool:
         import torch
@@ -142,7 +163,7 @@ class Scorer:
             _failed(one, error)
         part.seconds += time.perf_counter() - began
 
-    def _batches(self, embedded: Embedded, pixels: bool) -> Iterator[Batch]:
+    def batches(self, embedded: Embedded, pixels: bool) -> Iterator[Batch]:
         """The set's images as methods read them; with pixels, decoded again in the batches of the extraction."""
         from oodbench.encoder.openclip import transform
 
@@ -159,19 +180,9 @@ class Scorer:
                     yield _batch(shard, rows, self.device, batch.images.to(self.device).float() / 255)
 
     def _write(self, one: Running, embedded: Embedded, part: _Parts) -> None:
-        scores = np.concatenate(part.scores)
-        positions = embedded.positions
-        bad = np.flatnonzero(np.isnan(scores))
-        if len(bad):
-            listing = embedded.listing
-            _failed(
-                one,
-                UserError(
-                    f"{len(bad)} of {len(scores)} scores on {listing.dataset.name} are NaN, "
-                    f"that of '{listing.names[positions[bad[0]]]}' first"
-                ),
-            )
+        if _has_nan(one, embedded, part):
             return
+        scores, positions = np.concatenate(part.scores), embedded.positions
         arrays: dict[str, npt.NDArray[Any]] = {"scores": scores, "positions": positions}
         if part.predictions:
             arrays["predictions"] = np.concatenate(part.predictions)
@@ -187,6 +198,14 @@ class Scorer:
         self.plan.store.write("scores", score_inputs(self.plan, one.job, embedded.listing), arrays, facts)
 
 
+@dataclass(frozen=True)
+class Values:
+    """Scores [n], and class indices [n] of a method that predicts classes."""
+
+    scores: npt.NDArray[np.float64]
+    predictions: npt.NDArray[np.int32] | None
+
+
 class _Parts:
     """What one method gave for the batches of one set."""
 
@@ -194,6 +213,17 @@ class _Parts:
         self.scores: list[npt.NDArray[np.float64]] = []
         self.predictions: list[npt.NDArray[np.int32]] = []
         self.seconds = 0.0
+
+
+def _has_nan(one: Running, embedded: Embedded, part: _Parts) -> bool:
+    """Whether a score is NaN, which is the method's failure."""
+    scores, listing = np.concatenate(part.scores), embedded.listing
+    bad = np.flatnonzero(np.isnan(scores))
+    if not len(bad):
+        return False
+    name = listing.names[embedded.positions[bad[0]]]
+    said = f"{len(bad)} of {len(scores)} scores on {listing.dataset.name} are NaN, that of '{name}' first"
+    return not _failed(one, UserError(said))
 
 
 def feature_batches(embedded: Embedded, device: str) -> Iterator[Batch]:

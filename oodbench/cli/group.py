@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +21,43 @@ if TYPE_CHECKING:
     from oodbench.result import Result
 
 FOLDER = click.Path(path_type=Path)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as pre-emption sends it: ends a command as Ctrl-C does."""
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Within it, SIGTERM raises Terminated."""
+    asked = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Terminated if asked else error from None  # ray makes its own of what a handler raises
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Integers(click.ParamType):  # type: ignore[type-arg]  # generic in its stubs alone
+    """Whole numbers separated by commas; one is written as it is."""
+
+    name = "integers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no whole number, nor several as 0,1,2", param, ctx)
 
 
 class Group(click.Group):
@@ -36,9 +77,9 @@ class Group(click.Group):
             for problem in str(error).splitlines():
                 click.echo(problem if problem.startswith("  ") else f"error: {problem}", err=True)
             ctx.exit(2)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             click.echo("stopped; what is finished is stored, and the same command goes on from there", err=True)
-            ctx.exit(130)
+            ctx.exit(143 if isinstance(stop, Terminated) else 130)
 
 
 def configure(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
@@ -77,9 +118,11 @@ def configure(ctx: click.Context, param: click.Parameter, path: Path | None) -> 
 
 def _check_flag(where: str, flag: click.Parameter, value: Any) -> None:
     """Refuse a TOML value that click would bend to its type, such as 1.7 for a seed."""
-    kind = {"integer": int, "boolean": bool}.get(flag.type.name, str)
+    kind: Any = {"integer": int, "boolean": bool, "float": (int, float), "integers": (int, str)}.get(
+        flag.type.name, str
+    )
     for one in value if flag.multiple else [value]:
-        if not isinstance(one, kind) or (kind is int and isinstance(one, bool)):
+        if not isinstance(one, kind) or (kind is not bool and isinstance(one, bool)):
             raise UserError(f"{where} takes a {flag.type.name}, not {one!r}")
 
 

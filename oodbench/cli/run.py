@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from oodbench.cli.group import FOLDER, configure, log, print_tables
+from oodbench.cli.group import FOLDER, Integers, configure, log, print_tables, stoppable
+
+if TYPE_CHECKING:
+    from oodbench.plan import Plan
+    from oodbench.runner import Outcome
 
 
 @click.command()
@@ -18,16 +24,19 @@ from oodbench.cli.group import FOLDER, configure, log, print_tables
 )
 @click.option("--classes", default="", help="Class names of the ID set: a list's name, or a file with one a line.")
 @click.option(
-    "--encoder", default="", help="glyphs, ARCH/TAG, ARCH/TAG@FILE, ARCH@FILE, CONFIG.json@FILE or hf-hub:OWNER/MODEL."
+    "--encoder",
+    default="",
+    help="glyphs, ARCH/TAG, ARCH/TAG@FILE, ARCH@FILE, CONFIG.json@FILE or hf-hub:OWNER/MODEL; several with commas.",
 )
 @click.option("--data", type=FOLDER, help="Folder of the datasets. Default: $OODBENCH_DATA, else ./data.")
 @click.option("--set", "settings", multiple=True, help="A hyper-parameter: mcm.temperature=0.01. Repeatable.")
+@click.option("--sweep", "sweeps", multiple=True, help="Several values: neglabel.num_negatives=1000,5000. Repeatable.")
 @click.option("--templates", default="", help="Prompts for every method: a set's name, a file, or 'a photo of a {}'.")
 @click.option("--resize", help="Resize filter, bicubic or bilinear. Default: that of the weights.")
 @click.option(
     "--config", type=FOLDER, is_eager=True, expose_value=False, callback=configure, help="TOML file of flags."
 )
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=Integers(), default="0", help="Several as 0,1,2: a row for each.", show_default=True)
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...", show_default=True)
 @click.option("--precision", default="fp32", help="fp32, bf16 or fp16.", show_default=True)
 @click.option("--batch-size", default=128, show_default=True)
@@ -45,44 +54,76 @@ from oodbench.cli.group import FOLDER, configure, log, print_tables
 @click.option(
     "--aupr", default="average_precision", help="average_precision or trapezoid (OpenOOD).", show_default=True
 )
+@click.option(
+    "--bootstrap", default=1000, help="Resamples behind the intervals; 0: only AUROC has one.", show_default=True
+)
 @click.option("--weights", multiple=True, help="Trained weights of a method: clipn=FILE. Repeatable.")
 @click.option("--plugin", "plugins", multiple=True, type=FOLDER, help="File with a method of your own. Repeatable.")
 @click.option("--out", type=FOLDER, default="results", help="Folder of the results.", show_default=True)
 @click.option(
     "--store", type=FOLDER, help="Folder of embeddings and scores. Default: $OODBENCH_STORE, else user cache."
 )
+@click.option(
+    "--ray", default="", help="local, auto, an address, or no. Default: Ray with several GPUs or RAY_ADDRESS."
+)
+@click.option("--actors", default=0, help="Workers on Ray. Default: one per GPU, or two where there is none.")
+@click.option("--gpus-per-actor", default=1.0, help="GPUs of each, such as 0.5.", show_default=True)
+@click.option(
+    "--events", type=FOLDER, help="Log of what happened, JSON lines. Default: with --ray, events.jsonl in --out."
+)
 @click.option("--tracking-uri", help="MLflow server. Default: a sqlite file beside the results; 'none' for no MLflow.")
 @click.option("--dry-run", is_flag=True, help="Print the plan: jobs, what is stored, what is missing.")
 @click.option("-v", "--verbose", is_flag=True, help="Log what is done; tracebacks of errors.")
-def run(id_: str, tracking_uri: str | None, dry_run: bool, verbose: bool, **options: Any) -> None:
+def run(
+    id_: str, encoder: str, seed: tuple[int, ...], tracking_uri: str | None, events: Path | None, **options: Any
+) -> None:
     """Encode the images once, score them with every method, print the table."""
+    dry_run, verbose = options.pop("dry_run"), options.pop("verbose")
     log(verbose)
-    from oodbench import session
+    from oodbench import session, sweep
     from oodbench.plan import make_plan
 
     tracker = session.tracker_of(options["out"], tracking_uri)
-    plan = make_plan(session.request_from(id=id_, **options))
-    for note in (*plan.card.notes, *plan.skipped):
+    requests = sweep.requests(session.request_from(id=id_, **options), encoder, seed)
+    plans = [make_plan(request) for request in requests]
+    for note in dict.fromkeys(note for plan in plans for note in (*plan.card.notes, *plan.skipped)):
         click.echo(f"note: {note}", err=True)
     if dry_run:
         from oodbench.dryrun import describe
 
-        click.echo(describe(plan))
+        click.echo("\n\n".join(describe(plan) for plan in plans))
         return
-    from oodbench import runner
-    from oodbench.progress import Progress
-
-    with Progress() as progress:
-        outcome = runner.run(plan, progress.watch)
-    print_tables(outcome.results)
-    for name, reason in outcome.left_out:
+    with stoppable():
+        outcomes = _carry_out(plans, events)
+    results = [result for outcome in outcomes for result in outcome.results]
+    print_tables(results)
+    for name, reason in dict.fromkeys(one for outcome in outcomes for one in outcome.left_out):
         click.echo(f"left out: {name}: {reason}", err=True)
-    why = session.record(tracker, outcome)
-    if why:
-        click.echo(f"note: {why}", err=True)
-    click.echo(f"rows: {plan.request.out / 'runs'}", err=True)
-    failures = [r for r in outcome.results if r.status == "failed"]
+    for why in dict.fromkeys(session.record(tracker, outcome) for outcome in outcomes):
+        if why:
+            click.echo(f"note: {why}", err=True)
+    click.echo(f"rows: {plans[0].request.out / 'runs'}", err=True)
+    failures = [r for r in results if r.status == "failed"]
     for result in failures:
         click.echo(f"failed: {result.label}: {result.error}", err=True)
     if failures:
         sys.exit(1)
+
+
+def _carry_out(plans: list[Plan], events: Path | None) -> list[Outcome]:
+    from oodbench import runner
+    from oodbench.cluster.connection import chosen
+    from oodbench.events import Event, log_to
+    from oodbench.progress import Progress
+
+    request = plans[0].request
+    if events is None and request.ray and chosen(request.ray, request.device):
+        events = request.out / "events.jsonl"
+    with Progress() as progress, log_to(events) as write:
+
+        def told(event: Event) -> None:
+            progress.watch.told(event)
+            write(event)
+
+        watch = dataclasses.replace(progress.watch, told=told)
+        return [runner.run(plan, watch) for plan in plans]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from oodbench.cli.group import FOLDER, configure, log
+from oodbench.cli.group import FOLDER, configure, log, stoppable
 
 if TYPE_CHECKING:
     from oodbench.training.session import Outcome, Ready
@@ -54,12 +54,16 @@ SHOWN = 5  # things that were left out
 @click.option("--restart", is_flag=True, help="Throw away a training that is kept beside --out.")
 @click.option("--plugin", "plugins", multiple=True, type=FOLDER, help="File with a method of your own. Repeatable.")
 @click.option("--store", type=FOLDER, help="Folder of embeddings. Default: $OODBENCH_STORE, else user cache.")
+@click.option("--ray", default="", help="local, auto or an address: Ray starts the processes, and again when one dies.")
+@click.option("--num-workers", default=0, help="Processes on Ray. Default: one per GPU, or two where there is none.")
 @click.option("--tracking-uri", help="MLflow server. Default: a sqlite file beside --out; 'none' for no MLflow.")
 @click.option("-v", "--verbose", is_flag=True, help="Log what is done; tracebacks of errors.")
-def train(tracking_uri: str | None, verbose: bool, betas: str | None, **options: Any) -> None:
+def train(
+    tracking_uri: str | None, verbose: bool, betas: str | None, ray: str, num_workers: int, **options: Any
+) -> None:
     """Train a method's part on captions: clipn, zoc. The same command goes on where it was stopped.
 
-    Several GPUs or machines: torchrun --nproc-per-node 4 --no-python oodbench train ...
+    Several GPUs or machines: --ray, or torchrun --nproc-per-node 4 --no-python oodbench train ...
     """
     log(verbose)
     _quiet_unless_told(verbose)
@@ -69,7 +73,13 @@ def train(tracking_uri: str | None, verbose: bool, betas: str | None, **options:
 
     request = TrainRequest(betas=_numbers(betas), **options)
     try:
-        outcome = followed(request, tracking_uri, _tell_ready)
+        if ray:
+            from oodbench.cluster.training import train as on_ray
+
+            with stoppable():
+                outcome = followed(request, tracking_uri, _tell_ready, lambda r, w: on_ray(r, ray, num_workers, w))
+        else:
+            outcome = followed(request, tracking_uri, _tell_ready)
     except Diverged as error:
         click.echo(f"error: {error}; the last good checkpoint stays; try a lower --lr, or --precision fp32", err=True)
         sys.exit(1)

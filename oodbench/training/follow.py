@@ -14,8 +14,16 @@ from oodbench.training.request import TrainRequest
 from oodbench.training.session import Outcome, Ready, TrainWatch, train
 
 
-def followed(request: TrainRequest, tracking_uri: str | None, ready: Callable[[Ready], None]) -> Outcome:
-    """Train and show. `tracking_uri` None: the sqlite file beside the weights; "" or "none": no MLflow."""
+def followed(
+    request: TrainRequest,
+    tracking_uri: str | None,
+    ready: Callable[[Ready], None],
+    carry_out: Callable[[TrainRequest, TrainWatch], Outcome] = train,
+) -> Outcome:
+    """Train and show. `tracking_uri` None: the sqlite file beside the weights; "" or "none": no MLflow.
+
+    `carry_out` trains: in this process, or elsewhere.
+    """
     tracker = session.tracker_of(place(request), tracking_uri)
     if os.environ.get("RANK", "0") != "0":
         return train(request)
@@ -29,7 +37,7 @@ def followed(request: TrainRequest, tracking_uri: str | None, ready: Callable[[R
             if tracker is not None:
                 sender = stack.enter_context(following(tracker, one.folder))
 
-        outcome = train(request, TrainWatch(bar.extracting, begin, bar.step))
+        outcome = carry_out(request, TrainWatch(bar.extracting, begin, bar.step))
         sender.status = "KILLED" if outcome.signal else "FINISHED"
     if sender.reason:
         log.warning("%s", sender.reason)

@@ -1,0 +1,62 @@
+"""Lists of images made fit to travel: what holds files open is found anew where it arrives."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pickle
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from oodbench import images
+from oodbench.catalogue import Dataset
+from oodbench.images import Listing
+from oodbench.store import Store
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from oodbench.loaders.items import Source
+
+_OPENING = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Again:
+    """Reads a set's images after looking for it once more, at the first image."""
+
+    dataset: Dataset
+    data: Path
+    root: Path
+
+    def read(self, name: str) -> Image:
+        """Decode one image."""
+        return self._found().read(name)
+
+    def content(self, name: str) -> str:
+        """sha256 of what is stored for an image."""
+        return self._found().content(name)
+
+    def _found(self) -> Source:
+        with _OPENING:  # threads ask for their first image at once
+            return _source(self)
+
+
+@functools.cache
+def _source(again: Again) -> Source:
+    return images.source(again.dataset, again.data, Store(again.root))
+
+
+def portable(listing: Listing, data: Path, store: Store) -> Listing:
+    """The same list with a source that can be pickled, in its origins, too."""
+    origins = tuple(dataclasses.replace(one, listing=portable(one.listing, data, store)) for one in listing.origins)
+    source = listing.source
+    try:
+        pickle.dumps(source)
+    except (TypeError, AttributeError, pickle.PicklingError):
+        source = Again(listing.dataset, data, store.root)
+    made = dataclasses.replace(listing, source=source, origins=origins)
+    made.__dict__["digest"] = listing.digest  # known already
+    return made
