@@ -1,4 +1,4 @@
-"""Writes the generated parts of README.md: methods, benchmarks, the project's own rows. --check compares."""
+"""Writes the generated parts of README.md and docs/benchmarks.md: methods, protocols, own rows. --check compares."""
 
 from __future__ import annotations
 
@@ -21,10 +21,8 @@ def glyphs() -> str:
 def methods() -> str:
     """One line per built-in method."""
     built_in = [info for info in registry.methods().values() if info.origin == "built-in"]
-    lines = ["| method | score | hyper-parameters | paper |", "|---|---|---|---|"]
-    for info in built_in:
-        values = ", ".join(f"`{p.name}={p.default}`" for p in info.parameters)
-        lines.append(f"| `{info.name}` | {info.summary} | {values} | {info.citation} |")
+    lines = ["| method | score | paper |", "|---|---|---|"]
+    lines += [f"| `{info.name}` | {info.summary} | {info.citation} |" for info in built_in]
     return "\n".join(lines)
 
 
@@ -44,27 +42,30 @@ def benchmarks() -> str:
     return "\n".join(lines)
 
 
-def generated(text: str) -> str:
-    """README.md with its generated parts made anew."""
-    for part in (glyphs, methods, benchmarks):
+FILES = {"README.md": (glyphs, methods), "docs/benchmarks.md": (benchmarks,)}
+
+
+def generated(name: str, text: str) -> str:
+    """A file with its generated parts made anew."""
+    for part in FILES[name]:
         opening, closing = f"<!-- generated: {part.__name__} -->\n", "<!-- end -->"
         before, found, rest = text.partition(opening)
         _, ended, after = rest.partition(closing)
         if not found or not ended:
-            raise SystemExit(f"README.md has no part '{part.__name__}'")
+            raise SystemExit(f"{name} has no part '{part.__name__}'")
         text = f"{before}{opening}{part()}\n{closing}{after}"
     return text
 
 
 def main() -> None:
-    """Write README.md, or with --check fail when it is not what would be written."""
-    readme = ROOT / "README.md"
-    old = readme.read_text(encoding="utf-8")
-    new = generated(old)
-    if "--check" not in sys.argv:
-        readme.write_text(new, encoding="utf-8")
-    elif new != old:
-        raise SystemExit("README.md is out of date; run: make docs")
+    """Write the files, or with --check fail when one is not what would be written."""
+    for name in FILES:
+        old = (ROOT / name).read_text(encoding="utf-8")
+        new = generated(name, old)
+        if "--check" not in sys.argv:
+            (ROOT / name).write_text(new, encoding="utf-8")
+        elif new != old:
+            raise SystemExit(f"{name} is out of date; run: make docs")
 
 
 if __name__ == "__main__":

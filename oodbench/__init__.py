@@ -1,6 +1,7 @@
 """oodbench: compare CLIP-based out-of-distribution detection methods on embeddings made once.
 
-`oodbench.run(...)` is `oodbench run` in Python. Importing this package imports neither torch nor pandas.
+`oodbench.run(...)` is `oodbench run` in Python, `oodbench.Detector` one method put to use. Importing this package
+imports neither torch nor pandas.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from oodbench.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["UserError", "run"]
+    from oodbench.detector.estimator import Detector
+
+__all__ = ["Detector", "UserError", "run"]
 
 try:
     __version__ = version("oodbench")
@@ -36,3 +39,12 @@ def run(methods: str = "all", id: str = "glyphs", **options: Any) -> pd.DataFram
     tracking_uri = options.pop("tracking_uri", "")
     outcome = carry_out(request_from(methods=methods, id=id, **options), tracking_uri=tracking_uri)
     return frame(outcome.results)
+
+
+def __getattr__(name: str) -> Any:
+    """Detector is imported when it is first used."""
+    if name == "Detector":
+        from oodbench.detector.estimator import Detector
+
+        return Detector
+    raise AttributeError(f"module 'oodbench' has no attribute '{name}'")

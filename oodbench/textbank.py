@@ -51,7 +51,7 @@ def text_bank(plan: Plan, templates: str, encoder: Callable[[], OpenClip]) -> np
             if cut:
                 every = len(lines.lines) * len(plan.classes.lines)
                 what = f"{len(cut)} of {every:,} prompts are"
-                log.warning("%s cut to the context of %s, \"%s\" first", what, plan.card.name, cut[0])
+                log.warning('%s cut to the context of %s, "%s" first', what, plan.card.name, cut[0])
             bank = torch.nn.functional.normalize(total, dim=-1).cpu().numpy()
         entry = plan.store.write(
             "text", inputs, {"text": bank}, {"templates": lines.name, "classes": plan.classes.name}

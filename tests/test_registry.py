@@ -318,7 +318,16 @@ def test_the_layers_are_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["--help"], ["run", "--help"], ["methods"], ["methods", "mcm"], ["datasets"], ["datasets", "mos"], ["report", "--help"]]
+    "command",
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["methods"],
+        ["methods", "mcm"],
+        ["datasets"],
+        ["datasets", "mos"],
+        ["report", "--help"],
+    ],
 )
 def test_listing_loads_nothing_heavy(command: list[str]) -> None:
     code = (

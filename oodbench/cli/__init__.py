@@ -5,10 +5,12 @@ from __future__ import annotations
 import click
 
 from oodbench.cli.datasets import datasets
+from oodbench.cli.explain import explain
 from oodbench.cli.group import Group
 from oodbench.cli.methods import check, methods
 from oodbench.cli.report import report
 from oodbench.cli.run import run
+from oodbench.cli.score import score
 from oodbench.cli.store import store
 from oodbench.cli.sync import sync
 from oodbench.cli.train import train
@@ -28,5 +30,5 @@ def main() -> None:
     """
 
 
-for command in (run, train, report, methods, datasets, store, check, sync, weights):
+for command in (run, train, report, score, explain, methods, datasets, store, check, sync, weights):
     main.add_command(command)

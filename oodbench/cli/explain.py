@@ -1,0 +1,42 @@
+"""oodbench explain."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from oodbench.cli.group import FOLDER, log
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True, type=FOLDER)
+@click.option("--methods", default="all", help="As for run.", show_default=True)
+@click.option("--id", "id_", default="glyphs", help="As for run.", show_default=True)
+@click.option("--classes", default="", help="As for run.")
+@click.option("--encoder", default="", help="As for run.")
+@click.option("--data", type=FOLDER, help="As for run.")
+@click.option("--set", "settings", multiple=True, help="As for run.")
+@click.option("--weights", multiple=True, help="As for run.")
+@click.option("--templates", default="", help="As for run.")
+@click.option("--device", default="auto", help="As for run.", show_default=True)
+@click.option("--plugin", "plugins", multiple=True, type=FOLDER, help="As for run.")
+@click.option("--store", type=FOLDER, help="As for run.")
+@click.option("--results", "out", type=FOLDER, default="results", help="Rows to rank the image in.", show_default=True)
+@click.option("--top", default=5, help="Names per list.", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
+@click.option("-v", "--verbose", is_flag=True, help="Log what is done; tracebacks of errors.")
+def explain(images: tuple[Path, ...], id_: str, top: int, as_json: bool, verbose: bool, **options: Any) -> None:
+    """Say why images score as they do: every method's score and rank among stored ID scores, and what it saw."""
+    log(verbose)
+    from oodbench import session
+    from oodbench.detector import explanation
+
+    request = session.request_from(id=id_, allow_partial=True, skip_missing=True, **options)
+    found = explanation.explain(request, images, top)
+    if as_json:
+        click.echo(json.dumps([explanation.plain(one) for one in found], indent=1, ensure_ascii=False))
+    else:
+        click.echo("\n\n".join(explanation.text(one) for one in found))

@@ -1,0 +1,115 @@
+"""oodbench score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from oodbench.cli.group import FOLDER, log, stoppable
+
+if TYPE_CHECKING:
+    from oodbench.detector.engine import Scored
+    from oodbench.images import Listing
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True)
+@click.option("--method", help="One method: clipn, energy[scale=1], ...")
+@click.option("--classes", default="", help="Class names: a list's name, or a file with one a line.")
+@click.option("--detector", type=FOLDER, help="A detector that was saved, instead of --method and --classes.")
+@click.option("--threshold-from", help="ID images: a decision at the threshold that keeps --tpr of them.")
+@click.option("--tpr", default=0.95, help="Share of these images that is kept.", show_default=True)
+@click.option("--threshold", type=float, help="The threshold itself: images that score at least this are ID.")
+@click.option("--out", type=FOLDER, help="A .csv or .parquet file. Default: CSV to stdout.")
+@click.option("--save", type=FOLDER, help="Also save the detector into this folder.")
+@click.option("--encoder", default="", help="As for run. Default: glyphs.")
+@click.option("--weights", default="", help="Trained weights of the method.")
+@click.option("--set", "settings", multiple=True, help="A hyper-parameter: mcm.temperature=0.01. Repeatable.")
+@click.option("--templates", default="", help="Prompts: a set's name, a file, or 'a photo of a {}'.")
+@click.option("--resize", help="Resize filter, bicubic or bilinear. Default: that of the weights.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...", show_default=True)
+@click.option("--precision", default="fp32", help="fp32, bf16 or fp16.", show_default=True)
+@click.option("--batch-size", default=128, show_default=True)
+@click.option("--workers", default=0, help="Threads that decode images. Default: one per core, at most 16.")
+@click.option("--on-error", default="stop", help="A broken image: stop or skip.", show_default=True)
+@click.option("--no-store", is_flag=True, help="Do not keep embeddings: nothing but the scores is written.")
+@click.option("--store", type=FOLDER, help="Folder of embeddings. Default: $OODBENCH_STORE, else user cache.")
+@click.option("--plugin", "plugins", multiple=True, type=FOLDER, help="File with a method of your own. Repeatable.")
+@click.option("-v", "--verbose", is_flag=True, help="Log what is done; tracebacks of errors.")
+def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
+    """Score IMAGES (a folder, files, or the name of a data set) with one method, and decide."""
+    log(verbose)
+    from oodbench.detector import writing
+
+    out, threshold, save = options["out"], options["threshold"], options["save"]
+    writing.check(out)
+    with stoppable():
+        if options["detector"]:
+            detector = _loaded(options)
+        else:
+            detector = _fitted(options)
+        if save:
+            detector.save(save)
+        limit = detector.threshold_ if threshold is None else threshold
+        given = detector.listed(images[0] if len(images) == 1 else list(images))
+        found = writing.write(_parts(detector, given), list(detector.classes_), limit, out)
+    for reason in found.skipped:
+        click.echo(f"skipped: {reason}", err=True)
+    decided = f", {found.accepted:,} of them ID at threshold {limit:.6g}" if limit is not None else ""
+    click.echo(f"{found.images:,} images{decided}" + (f": {out}" if out else ""), err=True)
+
+
+def _fitted(options: dict[str, Any]) -> Any:
+    from oodbench import Detector, UserError
+    from oodbench.values import parse_setting
+
+    if not options["method"] or not options["classes"]:
+        raise UserError("name --method and --classes (class names, one a line), or a saved --detector FOLDER")
+    if options["threshold_from"] and options["threshold"] is not None:
+        raise UserError("--threshold-from and --threshold are two thresholds; give one")
+    name = options["method"].partition("[")[0].strip()
+    settings = [parse_setting(text) for text in options["settings"]]
+    other = next((one for one in settings if one.method != name), None)
+    if other:
+        raise UserError(f"--set {other.method}.{other.parameter}: the method is {name}")
+    passed = ("classes", "weights", "templates", "tpr", "threshold", "device", "precision", "batch_size", "workers")
+    detector = Detector(
+        options["method"],
+        encoder=options["encoder"] or "glyphs",
+        settings={one.parameter: one.value for one in settings},
+        seed=options["seed"],
+        resize=options["resize"],
+        on_error=options["on_error"],
+        store=options["store"],
+        keep=not options["no_store"],
+        plugins=options["plugins"],
+        **{key: options[key] for key in passed},
+    )
+    return detector.fit(options["threshold_from"])
+
+
+def _loaded(options: dict[str, Any]) -> Any:
+    """The saved detector; what it fixes cannot be given beside it."""
+    from click.core import ParameterSource
+
+    from oodbench import Detector, UserError
+
+    ctx = click.get_current_context()
+    places = ("device", "workers", "store", "on_error", "plugins", "encoder")
+    able = {*places, "images", "detector", "threshold", "out", "save", "no_store", "verbose"}
+    given = [name for name in ctx.params if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE]
+    fixed = [name for name in given if name not in able]
+    if fixed:
+        raise UserError(f"--detector fixes --{', --'.join(name.replace('_', '-') for name in fixed)}; leave it out")
+    changes = {name: options[name] for name in places if name in given}
+    return Detector.load(options["detector"], keep=not options["no_store"], **changes)
+
+
+def _parts(detector: Any, images: Listing) -> Iterator[Scored]:
+    from oodbench.progress import Progress
+
+    with Progress() as progress:
+        yield from detector.stream(images, progress.watch.extracting("images", len(images)))

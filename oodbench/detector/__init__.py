@@ -1,0 +1,1 @@
+"""A method put to use: fit, score, decide, save, load and explain, on images of any kind."""

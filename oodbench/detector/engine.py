@@ -1,0 +1,163 @@
+"""One method on images that belong to no benchmark: the same plan, task and scorer as a run, part by part."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from oodbench import extract, registry, weights
+from oodbench.catalogue import Benchmark, Dataset
+from oodbench.detector.keeping import Keeping
+from oodbench.encoder.card import EMBEDDED, parse_encoder
+from oodbench.encoder.resolve import Resolved, resolve
+from oodbench.errors import UserError
+from oodbench.extract import Embedded
+from oodbench.images import Listing
+from oodbench.jobs import Job, Jobs, make_jobs
+from oodbench.plan import Plan
+from oodbench.prompts import Lines, class_names
+from oodbench.request import RunRequest, check_options
+from oodbench.runner import Watch, loader, own, pick_device, task_of
+from oodbench.score import Running, Scorer
+
+if TYPE_CHECKING:
+    from oodbench.method import Method
+
+NOBODY = Listing(Dataset("images", "images", "images", ""), Path(), (), (), np.zeros(0, np.int64))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of some images in their order.
+
+    names        n names
+    scores       [n], higher = more in-distribution; NaN where an image could not be read
+    predictions  [n] class indices, -1 where there is none
+    skipped      `name: reason` of the images that could not be read
+    """
+
+    names: tuple[str, ...]
+    scores: npt.NDArray[np.float64]
+    predictions: npt.NDArray[np.int64]
+    skipped: tuple[str, ...] = ()
+
+
+def job_of(request: RunRequest, store: Keeping) -> tuple[Job, Resolved]:
+    """The one method of a request with its weights, and its encoder. UserError as a run raises it."""
+    check_options(request)
+    jobs = make_jobs(request)
+    if len(jobs.jobs) != 1 or request.methods.strip() == "all":
+        raise UserError(f"a detector is one method, not {request.methods}; name one, such as mcm or clipn[rule=ctw]")
+    spec = parse_encoder(request.encoder or EMBEDDED)
+    jobs = weights.check(jobs, request, spec)
+    encoder = resolve(spec, request.resize, store)
+    (job,) = weights.attach(Jobs(jobs.jobs), request, encoder, spec, store).jobs
+    return job, encoder
+
+
+def lines(classes: Any) -> Lines:
+    """Class names: the name of a list, a file with one a line, or the names themselves."""
+    if isinstance(classes, str | Path):
+        return class_names(str(classes))
+    names = tuple(classes) if classes is not None else ()
+    wrong = next((name for name in names if not isinstance(name, str) or not name.strip()), None)
+    if not names or wrong is not None:
+        what = f"classes holds {wrong!r}, which is no name" if names else "no class names were given"
+        raise UserError(f"{what}; give classes=[...], or the name of a class list, or a file with one name a line")
+    return Lines("given", names)
+
+
+class Engine:
+    """A method, fitted when it is first needed, and all that it reads."""
+
+    def __init__(self, request: RunRequest, job: Job, encoder: Resolved, classes: Lines, store: Keeping) -> None:
+        self.store = store
+        self.plan = Plan(
+            request=request,
+            benchmark=Benchmark("images", "images", "images"),
+            encoder=encoder,
+            classes=classes,
+            id=NOBODY,
+            ood=(),
+            calibration=None,
+            jobs=(job,),
+            left_out=(),
+            store=store,
+        )
+        self.device = pick_device(request.device)
+        self.encoder = loader(self.plan, self.device)
+        self.method: Method[Any] = _made(job)
+        self.running = Running(job, self.method)
+        self.scorer = self._scorer()
+
+    def fit(self, calibration: Listing | None) -> None:
+        """Let the method learn; images calibrate a method that asks for them. UserError when it cannot."""
+        job = self.plan.jobs[0]
+        if job.calibrates and calibration is None:
+            hint = f", or set {job.info.calibrated} by hand" if job.info.calibrated else ""
+            raise UserError(f"{job.label} calibrates on ID images: fit it with some (--threshold-from DIR){hint}")
+        self.plan = dataclasses.replace(self.plan, calibration=calibration if job.calibrates else None)
+        self.running = Running(job, self.method)
+        self.scorer = self._scorer()
+        self.scorer.fit([self.running])
+        if self.running.error:
+            raise UserError(f"{job.label}: {self.running.error}")
+
+    def adopt(self, state: Any) -> None:
+        """Take what an earlier fit() returned."""
+        self.running.state, self.running.fitted = state, True
+
+    def scored(self, images: Listing, done: Callable[[int], None] = lambda n: None) -> Iterator[Scored]:
+        """Scores part by part, a few thousand images each; digits are those of a run on the same list."""
+        for part in self.parts(images):
+            yield self._scored(part)
+            done(len(part.listing))
+
+    def parts(self, images: Listing) -> Iterator[Embedded]:
+        """Embeddings of the shards of a list, each as a list of its own: never more than one is held."""
+        for start, stop in self.plan.work(images).shards():
+            part = images.select(range(start, stop))  # a part of a derived list counts as images of its own
+            entry = extract.shard(self.plan.work(part), (0, len(part)), self.encoder)
+            if entry.facts["skipped"] and self.plan.request.on_error == "stop":
+                from oodbench.decode import unreadable
+
+                raise unreadable(part, *entry.facts["skipped"][0])
+            yield Embedded(part, (entry,), (0,))
+
+    def _scored(self, part: Embedded) -> Scored:
+        n = len(part.listing)
+        scores, predictions = np.full(n, np.nan), np.full(n, -1, np.int64)
+        positions = part.positions
+        if len(positions):
+            found = self.scorer.values(self.running, part)
+            scores[positions] = found.scores
+            if found.predictions is not None:
+                predictions[positions] = found.predictions
+        return Scored(part.listing.names, scores, predictions, part.skipped)
+
+    def _scorer(self) -> Scorer:
+        self.running.own = own(self.plan, self.running.job, self.device)
+        return Scorer(self.plan, task_of(self.plan, self.encoder, self.device, Watch()), self.device)
+
+
+def joined(parts: Sequence[Scored]) -> Scored:
+    """Several parts as one."""
+    return Scored(
+        tuple(name for part in parts for name in part.names),
+        np.concatenate([part.scores for part in parts]),
+        np.concatenate([part.predictions for part in parts]),
+        tuple(reason for part in parts for reason in part.skipped),
+    )
+
+
+def _made(job: Job) -> Method[Any]:
+    try:
+        return registry.make(job.info, job.parameters)
+    except (ValueError, TypeError) as error:  # a value that the method itself refuses
+        raise UserError(f"{job.label}: {error}") from error

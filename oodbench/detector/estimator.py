@@ -1,0 +1,250 @@
+"""Detector: one method as an estimator with scikit-learn's conventions for outliers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from oodbench import metrics
+from oodbench.detector.engine import Engine, Scored, job_of, joined, lines
+from oodbench.detector.images import in_memory, listed
+from oodbench.detector.keeping import Keeping
+from oodbench.detector.request import request_of
+from oodbench.errors import UserError, did_you_mean
+from oodbench.images import Listing
+from oodbench.paths import expand
+from oodbench.request import RunRequest
+from oodbench.store import default_root
+
+if TYPE_CHECKING:
+    from oodbench.detector.folder import Saved
+
+Images = Any  # a folder, paths, PIL images, uint8 arrays: see oodbench.detector.images
+
+
+class NotFitted(UserError, ValueError, AttributeError):
+    """Something was asked of a detector that only a fitted one knows."""
+
+
+class Detector:
+    """Tells images of known classes from others: +1 in-distribution, -1 out-of-distribution.
+
+    method      as in `--methods`: a name, with hyper-parameters in brackets or in `settings`
+    classes     class names, or the name of a list or file of them
+    tpr         share of fit()'s images that the threshold keeps
+    threshold   the threshold itself, instead
+    weights     file of trained weights, for methods that need one; the embedded encoder has its own
+    keep        whether embeddings of files are kept in the store, so that they are encoded once
+    on_error    "skip" gives an image that cannot be read the score NaN and the decision -1
+
+    After fit(): threshold_ (None without images), classes_. Scores are those of `oodbench run` on the same list.
+    """
+
+    _estimator_type = "outlier_detector"
+
+    def __init__(  # noqa: PLR0913
+        self,
+        method: str = "mcm",
+        *,
+        classes: str | Path | Sequence[str] | None = None,
+        encoder: str = "glyphs",
+        settings: Mapping[str, Any] | None = None,
+        weights: str | Path = "",
+        templates: str = "",
+        tpr: float = 0.95,
+        threshold: float | None = None,
+        device: str = "auto",
+        precision: str = "fp32",
+        batch_size: int = 128,
+        workers: int = 0,
+        seed: int = 0,
+        resize: str | None = None,
+        on_error: str = "stop",
+        store: str | Path | None = None,
+        keep: bool = True,
+        plugins: Sequence[str | Path] = (),
+    ) -> None:
+        self.method = method
+        self.classes = classes
+        self.encoder = encoder
+        self.settings = settings
+        self.weights = weights
+        self.templates = templates
+        self.tpr = tpr
+        self.threshold = threshold
+        self.device = device
+        self.precision = precision
+        self.batch_size = batch_size
+        self.workers = workers
+        self.seed = seed
+        self.resize = resize
+        self.on_error = on_error
+        self.store = store
+        self.keep = keep
+        self.plugins = plugins
+
+    def fit(self, images: Images = None, y: object = None) -> Detector:
+        """Learn what the method learns, and set the threshold that keeps `tpr` of ID images; without them, none.
+
+        A method that calibrates reads the same images. `y` is ignored. UserError for bad input.
+        """
+        metrics.fewest(1, self.tpr)  # refuses a share that is none
+        store = Keeping(self._root(), keep=self.keep)
+        classes = lines(self.classes)
+        job, encoder = job_of(self._request(), store)
+        found = None if images is None else listed(images, store)
+        engine = Engine(self._request(), job, encoder, classes, store)
+        threshold = self.threshold
+        with store.keeping(self._kept(found)):
+            engine.fit(found)
+            if found is not None and threshold is None:
+                known = np.concatenate([one.scores for one in engine.scored(found)])
+                known = known[~np.isnan(known)]  # less the images that were skipped
+                threshold = metrics.threshold_at_tpr(metrics.sort_scores(known, "the images to fit"), self.tpr)
+        self._begin(engine, threshold)
+        return self
+
+    def score_samples(self, images: Images) -> npt.NDArray[np.float64]:
+        """[n] scores, higher = more in-distribution; NaN for an image that was skipped."""
+        return self.score_images(images).scores
+
+    def score_images(self, images: Images) -> Scored:
+        """Names, scores and class indices at once."""
+        return joined(list(self.stream(images)))
+
+    def listed(self, images: Images) -> Listing:
+        """The images as a list, which score_samples() and the others also take."""
+        return listed(images, self._fitted().store)
+
+    def stream(self, images: Images, done: Callable[[int], None] = lambda n: None) -> Iterator[Scored]:
+        """The same part by part, a few thousand images each, for as many images as there are."""
+        engine = self._fitted()
+        found = self.listed(images)
+        with engine.store.keeping(self._kept(found)):
+            yield from engine.scored(found, done)
+
+    def decision_function(self, images: Images) -> npt.NDArray[np.float64]:
+        """[n] scores less the threshold: from 0 upwards in-distribution."""
+        threshold = self._threshold()
+        return self.score_samples(images) - threshold
+
+    def predict(self, images: Images) -> npt.NDArray[np.int64]:
+        """[n] of +1 (in-distribution) and -1 (out-of-distribution, or not readable)."""
+        threshold = self._threshold()
+        return np.where(self.score_samples(images) >= threshold, 1, -1)
+
+    def fit_predict(self, images: Images, y: object = None) -> npt.NDArray[np.int64]:
+        """fit(), then predict() of the same images."""
+        return self.fit(images).predict(images)
+
+    def classify(self, images: Images) -> npt.NDArray[np.object_]:
+        """[n] class names that the method predicts, whether in-distribution or not; None where there is none."""
+        return self.named(self.score_images(images))
+
+    def named(self, scored: Scored) -> npt.NDArray[np.object_]:
+        """[n] class names of scored images."""
+        self._fitted()
+        named: npt.NDArray[np.object_] = np.array([*self.classes_, None], dtype=object)[scored.predictions]
+        return named  # -1 is the last, None
+
+    @property
+    def offset_(self) -> float:
+        """scikit-learn's name of the threshold: decision_function is score_samples less it."""
+        return self._threshold()
+
+    def save(self, folder: str | Path, *, with_encoder: bool = False) -> Path:
+        """Write one folder with the recipe and what was learnt; `with_encoder` copies the encoder's weights, too.
+
+        An older detector there is replaced; any other folder that is not empty is a UserError.
+        """
+        from oodbench.detector import folder as saved
+
+        engine = self._fitted()
+        learnt = saved.Fitted(engine, self.get_params(), self.threshold_)
+        return saved.save(learnt, expand(Path(folder)), with_encoder=with_encoder)
+
+    @classmethod
+    def load(cls, folder: str | Path, **changes: Any) -> Detector:
+        """A saved detector; its scores are the same to the last digit on the same machine.
+
+        changes  parameters of this place rather than of the method: device, workers, store, keep, on_error, plugins,
+                 and `encoder` when the file of its weights lies elsewhere
+        UserError naming a file that is missing or changed.
+        """
+        from oodbench.detector import folder as saved
+
+        found: Saved = saved.read(expand(Path(folder)))
+        able = {"device", "workers", "store", "keep", "on_error", "plugins", "encoder"}
+        for name in changes:
+            if name not in able:
+                raise UserError(f"'{name}' of a saved detector cannot be changed{did_you_mean(name, able)}")
+        one = cls(**{**found.params, **changes})
+        store = Keeping(one._root(), saved.store(found), one.keep)
+        one._begin(saved.engine(found, one._request(), store), found.recipe["threshold"])
+        return one
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {name: getattr(self, name) for name in _names()}
+
+    def set_params(self, **parameters: Any) -> Detector:
+        """Change arguments of the constructor; they count from the next fit(). UserError for unknown ones."""
+        for name, value in parameters.items():
+            if name not in _names():
+                raise UserError(f"no parameter '{name}'{did_you_mean(name, _names())}")
+            setattr(self, name, value)
+        return self
+
+    def __repr__(self) -> str:
+        usual = {name: one.default for name, one in inspect.signature(Detector).parameters.items()}
+        changed = {name: value for name, value in self.get_params().items() if value is not usual[name]}
+        shown = ", ".join(f"{name}={_short(value)}" for name, value in changed.items() if value != usual[name])
+        return f"Detector({shown})"
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_engine")
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import InputTags, Tags, TargetTags
+
+        return Tags("outlier_detector", TargetTags(required=False), input_tags=InputTags(two_d_array=False))
+
+    def _begin(self, engine: Engine, threshold: float | None) -> None:
+        self._engine = engine
+        self.threshold_ = threshold
+        self.classes_ = np.array(engine.plan.classes.lines, dtype=object)
+
+    def _fitted(self) -> Engine:
+        if not hasattr(self, "_engine"):
+            raise NotFitted("this detector is not fitted; call fit(images) first, or Detector.load(folder)")
+        return self._engine
+
+    def _threshold(self) -> float:
+        self._fitted()
+        if self.threshold_ is None:
+            raise NotFitted("this detector has no threshold; call fit(images) with ID images, or give threshold=")
+        return float(self.threshold_)
+
+    def _root(self) -> Path:
+        return expand(self.store or default_root())
+
+    def _kept(self, images: Listing | None) -> bool:
+        """Whether embeddings of images are kept: never of images in memory."""
+        return self.keep and not (images is not None and in_memory(images))
+
+    def _request(self) -> RunRequest:
+        return request_of({**self.get_params(), "store": self._root()})
+
+
+def _names() -> list[str]:
+    return list(inspect.signature(Detector).parameters)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

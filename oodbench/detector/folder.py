@@ -1,0 +1,243 @@
+"""A detector on disk: one folder with its recipe, what it learnt and all that its scores need, every file verified.
+
+detector.json      the recipe, a digest of every other file, and its own
+learnt.safetensors what fit() returned, if it is tensors and plain values; otherwise weights/ and store/ hold what fit()
+                   reads, and it is called again
+prompts/           the templates
+store/             class vectors (and other stored parts), as entries of the store
+encoder/           the encoder's weights, when asked for
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from oodbench import prompts, registry
+from oodbench.detector.engine import Engine, lines
+from oodbench.detector.keeping import Keeping
+from oodbench.detector.learnt import Packed, Unpackable, pack, unpack
+from oodbench.encoder.card import EMBEDDED, card_from, parse_encoder
+from oodbench.encoder.resolve import Resolved, resolve
+from oodbench.errors import UserError
+from oodbench.jobs import Job
+from oodbench.provenance import commit, versions
+from oodbench.request import RunRequest
+from oodbench.result import write_atomic
+from oodbench.store import Store, digest, file_digest
+from oodbench.weights import WeightsFile
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+RECIPE = "detector.json"
+_LEARNT = "learnt.safetensors"
+_PLACES = ("device", "workers", "store", "keep", "plugins", "weights")  # of one machine, not of the detector
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What is saved."""
+
+    engine: Engine
+    params: dict[str, Any]
+    threshold: float | None
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A folder that was read and verified."""
+
+    folder: Path
+    recipe: dict[str, Any]
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return dict(self.recipe["params"])
+
+
+def save(fitted: Fitted, folder: Path, *, with_encoder: bool) -> Path:
+    """Write the folder, whole or not at all."""
+    if folder.exists() and not (folder / RECIPE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there and holds no detector; name another folder")
+    temporary = folder.with_name(f".{folder.name}.{digest(str(folder))[:8]}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        recipe = _recipe(fitted, temporary, with_encoder)
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        recipe["contents"] = {path.relative_to(temporary).as_posix(): file_digest(path) for path in files}
+        write_atomic(temporary / RECIPE, json.dumps({**recipe, "digest": digest(recipe)}, indent=1) + "\n")
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    except OSError as error:
+        raise UserError(f"the detector cannot be written to {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def read(folder: Path) -> Saved:
+    """The recipe of a folder. UserError naming what is missing, changed, or of another format."""
+    path = folder / RECIPE
+    try:
+        recipe = json.loads(path.read_text(encoding="utf-8"))
+        stated = recipe.pop("digest")
+        sound = stated == digest(recipe)
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} holds no detector: {path} is not there") from error
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read as a detector's recipe: {error}") from error
+    if not sound:
+        raise UserError(f"{path} was changed after it was written; save the detector anew")
+    if recipe["format"] != FORMAT:
+        raise UserError(f"{path} is of format {recipe['format']!r}; this oodbench reads {FORMAT}")
+    for name, expected in recipe["contents"].items():
+        file = folder / name
+        if not file.is_file():
+            raise UserError(f"the detector in {folder} is not complete: {file} is missing; copy the folder anew")
+        if file_digest(file) != expected:
+            raise UserError(f"{file} is not what was saved (sha256 {expected[:12]}); copy the folder anew")
+    return Saved(folder, recipe)
+
+
+def store(saved: Saved) -> Store:
+    """The entries that were saved."""
+    return Store(saved.folder / "store")
+
+
+def engine(saved: Saved, request: RunRequest, kept: Keeping) -> Engine:
+    """The fitted engine of a saved detector."""
+    recipe = saved.recipe
+    info = registry.method_info(recipe["method"], registry.methods(request.plugins))
+    if info.problem:
+        raise UserError(f"method '{info.name}' ({info.path}): {info.problem}")
+    now = {"source": info.source, "versions": versions()}
+    if now != {name: recipe[name] for name in now}:
+        what = "method" if info.source != recipe["source"] else "libraries"
+        log.warning("the %s of the detector in %s changed since it was saved; scores may differ", what, saved.folder)
+    texts = {name: str(saved.folder / file) for name, file in recipe["prompts"].items()}
+    parameters = registry.parameters(info, {**recipe["parameters"], **texts})
+    named = parameters.get("templates")
+    templates = prompts.templates(named) if isinstance(named, str) else None
+    job = Job(info, parameters, templates, _weights(saved))
+    made = Engine(request, job, _encoder(saved, request, kept), lines(recipe["classes"]), kept)
+    if recipe["learnt"] is None:
+        made.fit(None)
+    else:
+        from safetensors.torch import load_file
+
+        file = saved.folder / _LEARNT
+        tensors = load_file(file) if file.is_file() else {}
+        try:
+            made.adopt(unpack(Packed(recipe["learnt"], tensors), type(made.method), made.device))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"what the detector in {saved.folder} learnt does not fit this version of {info.name}: {error}; "
+                "fit and save it anew"
+            ) from error
+    return made
+
+
+def _recipe(fitted: Fitted, folder: Path, with_encoder: bool) -> dict[str, Any]:
+    """Write every file but the recipe, which is returned."""
+    plan = fitted.engine.plan
+    job = plan.jobs[0]
+    texts = {
+        name: value
+        for name, value in job.parameters.items()
+        if isinstance(value, str) and (name == "templates" or name.endswith("_templates"))
+    }
+    for name, value in texts.items():
+        write_atomic(folder / "prompts" / f"{name}.txt", "\n".join(prompts.templates(value).lines) + "\n")
+    learnt = _learnt(fitted.engine, folder)
+    if with_encoder and plan.card.name != EMBEDDED:
+        (folder / "encoder").mkdir()
+        shutil.copyfile(plan.encoder.path, folder / "encoder" / plan.encoder.path.name)
+    plain = {name: value for name, value in fitted.params.items() if name not in _PLACES}
+    plain |= {"classes": list(plan.classes.lines), "settings": dict(fitted.params["settings"] or {}) or None}
+    parameters = {name: value for name, value in job.parameters.items() if name not in texts}
+    return {
+        "format": FORMAT,
+        "method": job.info.name,
+        "parameters": parameters,
+        "prompts": {name: f"prompts/{name}.txt" for name in texts},
+        "classes": list(plan.classes.lines),
+        "encoder": {"spec": plan.request.encoder, "identity": plan.card.identity, **_plain(plan.card)},
+        "encoder_file": f"encoder/{plan.encoder.path.name}" if (folder / "encoder").is_dir() else "",
+        "precision": plan.request.precision,
+        "threshold": fitted.threshold,
+        "learnt": learnt,
+        "source": job.info.source,
+        "files": job.files,
+        "weights": {**job.weights.card(), "recipe": job.weights.recipe} if job.weights else None,
+        "calibration": {"n": len(plan.calibration), "digest": plan.calibration.digest} if plan.calibration else None,
+        "versions": versions(),
+        "commit": commit(),
+        "params": _plain_params(plain),
+    }
+
+
+def _learnt(engine: Engine, folder: Path) -> Any:
+    """What fit() returned as JSON, its tensors written; None when it is made again from what it reads."""
+    job, kept = engine.plan.jobs[0], engine.store
+    try:
+        packed = pack(engine.running.state, type(engine.method))
+    except Unpackable as error:
+        if job.calibrates:
+            raise UserError(
+                f"{job.label} cannot be saved: its fit() returns a {error}, and calibration images are not kept; "
+                "let it return tensors and plain values, or a dataclass of these"
+            ) from None
+        if job.weights:
+            (folder / "weights").mkdir()
+            shutil.copyfile(job.weights.path, folder / "weights" / job.weights.path.name)
+        kept.copy(folder / "store")
+        return None
+    kept.copy(folder / "store", ("text",))
+    if packed.tensors:
+        from safetensors.torch import save_file
+
+        save_file(packed.tensors, folder / _LEARNT)
+    return packed.tree
+
+
+def _weights(saved: Saved) -> WeightsFile | None:
+    card = saved.recipe["weights"]
+    if not card:
+        return None
+    return WeightsFile(saved.folder / "weights" / card["name"], card["digest"], card["recipe"])
+
+
+def _encoder(saved: Saved, request: RunRequest, kept: Keeping) -> Resolved:
+    """The encoder that was saved, or one with the same identity."""
+    stated = dict(saved.recipe["encoder"])
+    spec, identity = stated.pop("spec"), stated.pop("identity")
+    card = card_from(stated)
+    if saved.recipe["encoder_file"]:
+        return Resolved(card, saved.folder / saved.recipe["encoder_file"])
+    found = resolve(parse_encoder(request.encoder or spec), request.resize, kept)
+    if found.card.identity != identity:
+        raise UserError(
+            f"the detector in {saved.folder} was saved for {card.row()['name']} (weights {stated['weights'][:12]}); "
+            f"{found.path} has other weights or preprocessing ({found.card.weights[:12]})"
+        )
+    return found
+
+
+def _plain(card: Any) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(card)))
+    return plain
+
+
+def _plain_params(params: dict[str, Any]) -> dict[str, Any]:
+    """Arguments as JSON; paths as text."""
+    plain: dict[str, Any] = json.loads(json.dumps(params, default=str))
+    return plain

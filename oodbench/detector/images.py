@@ -1,0 +1,132 @@
+"""Images as a user has them (a folder, files, PIL images, arrays) as a list that the engine reads."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from oodbench import catalogue
+from oodbench.catalogue import Dataset
+from oodbench.errors import UserError
+from oodbench.images import Listing, listing
+from oodbench.loaders.items import Files, print_of
+from oodbench.paths import expand
+from oodbench.reference import OWN
+from oodbench.store import Store
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_KINDS = "a folder, paths of images, PIL images, or uint8 arrays [height width 3]"
+
+
+@dataclass(frozen=True)
+class Given:
+    """Images held in memory, by name, beside files."""
+
+    held: Mapping[str, Image]
+
+    def read(self, name: str) -> Image:
+        """The image itself, or the file decoded."""
+        return self.held[name] if name in self.held else Files(Path()).read(name)
+
+    def content(self, name: str) -> str:
+        """sha256 of mode, size and pixels, or of the file."""
+        if name not in self.held:
+            return Files(Path()).content(name)
+        image = self.held[name]
+        return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
+
+
+def listed(images: Any, store: Store, data: Path | None = None) -> Listing:
+    """The images that were given, in their order; files of a folder sorted by path.
+
+    images  a folder, a file, a data set's name or reference (`glyphs-letters`, `list:FILE`), one image, or several
+    UserError when there are none, a file is missing, or something is no image.
+    """
+    if isinstance(images, Listing):
+        return images
+    if isinstance(images, str | os.PathLike):
+        path = expand(Path(images))
+        if path.is_dir():
+            return _whole(Dataset(f"folder:{path.resolve()}", path.name, "images", str(path.resolve())), store, data)
+        if not path.exists() and isinstance(images, str) and _named(images):
+            return _whole(catalogue.dataset(images), store, data)
+        images = [images]
+    elif isinstance(images, np.ndarray) and images.ndim == 3:
+        images = [images]
+    elif not isinstance(images, Iterable) or _is_pil(images):
+        images = [images]
+    return _several(list(images))
+
+
+def in_memory(images: Listing) -> bool:
+    """Whether some images are held in memory, so that their embeddings are not worth keeping."""
+    return isinstance(images.source, Given) and bool(images.source.held)
+
+
+def _whole(dataset: Dataset, store: Store, data: Path | None) -> Listing:
+    return listing(dataset, catalogue.data_root(data), labelled=False, strict=False, store=store)
+
+
+def _named(reference: str) -> bool:
+    known = catalogue.datasets()
+    alias = any(reference in one.aliases for one in known.values())
+    return alias or reference in known or reference.startswith(OWN) or "[" in reference
+
+
+def _is_pil(value: Any) -> bool:
+    from PIL import Image
+
+    return isinstance(value, Image.Image)
+
+
+def _several(images: list[Any]) -> Listing:
+    names: list[str] = []
+    prints: list[str] = []
+    held: dict[str, Image] = {}
+    for number, one in enumerate(images):
+        if isinstance(one, str | os.PathLike):
+            name, mark = _file(Path(one))
+        else:
+            name = f"image {number}"
+            held[name] = _image(one, number)
+            mark = name
+        names.append(name)
+        prints.append(mark)
+    if not names:
+        raise UserError(f"no images were given; give {_KINDS}")
+    source = Given(held)
+    prints = [source.content(name) if name in held else mark for name, mark in zip(names, prints, strict=True)]
+    dataset = Dataset("images", "images", "images", "")
+    labels = np.full(len(names), -1)
+    return Listing(dataset, Path(), tuple(names), tuple(prints), labels, (), len(names), source=source)
+
+
+def _file(path: Path) -> tuple[str, str]:
+    path = expand(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder among images; give the folder alone")
+    try:
+        return str(path.absolute()), print_of(path)
+    except OSError as error:
+        raise UserError(f"image {path} cannot be read: {error.strerror}; give {_KINDS}") from error
+
+
+def _image(one: Any, number: int) -> Image:
+    from PIL import Image
+
+    if isinstance(one, Image.Image):
+        one.load()  # now, for threads may share it
+        return one
+    fits = isinstance(one, np.ndarray) and one.dtype == np.uint8
+    if fits and (one.ndim == 2 or (one.ndim == 3 and one.shape[2] in (3, 4))):
+        return Image.fromarray(one)
+    what = f"{one.dtype} array of shape {list(one.shape)}" if isinstance(one, np.ndarray) else type(one).__name__
+    raise UserError(f"image {number} is a {what}; give {_KINDS}")

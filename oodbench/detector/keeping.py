@@ -1,0 +1,78 @@
+"""The store as a detector uses it: what was saved with it comes first, embeddings stay out of it when asked to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from oodbench.store import Array, Entry, Store
+
+_NEEDED = ("text", "words", "kept", "weights")  # what fit() and score() read besides images
+
+
+@dataclass(frozen=True)
+class Held(Entry):
+    """An entry that is in memory only."""
+
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+
+    def array(self, name: str) -> Array:
+        return self.arrays[name]
+
+
+class Keeping(Store):
+    """A store that remembers which class vectors, word vectors and kept parts were used.
+
+    saved   a store whose entries come first, such as that of a saved detector
+    keep    whether embeddings are stored; if not they are handed on in memory
+    """
+
+    def __init__(self, root: Path, saved: Store | None = None, keep: bool = True) -> None:
+        super().__init__(root)
+        self.saved = saved
+        self.keep = keep
+        self.used: dict[str, Entry] = {}  # folder below the root -> entry
+
+    def find(self, kind: str, inputs: Mapping[str, Any]) -> Entry | None:
+        if kind == "embeddings" and not self.keep:
+            return None
+        found = self.saved.find(kind, inputs) if self.saved and kind in _NEEDED else None
+        return self._noted(kind, found or super().find(kind, inputs))
+
+    def has(self, kind: str, inputs: Mapping[str, Any]) -> bool:
+        return (self.keep or kind != "embeddings") and super().has(kind, inputs)
+
+    def write(
+        self, kind: str, inputs: Mapping[str, Any], arrays: Mapping[str, Array], facts: Mapping[str, Any]
+    ) -> Entry:
+        if kind == "embeddings" and not self.keep:
+            plain = json.loads(json.dumps(facts))
+            return Held(self.key(kind, inputs), Path(), dict(inputs), plain, tuple(arrays), dict(arrays))
+        written = super().write(kind, inputs, arrays, facts)
+        self._noted(kind, written)
+        return written
+
+    @contextmanager
+    def keeping(self, keep: bool) -> Iterator[None]:
+        """Within it, embeddings are stored or not."""
+        before, self.keep = self.keep, keep
+        try:
+            yield
+        finally:
+            self.keep = before
+
+    def copy(self, root: Path, kinds: tuple[str, ...] = _NEEDED) -> None:
+        """Copy what was used, of these kinds, into another store."""
+        for place, entry in self.used.items():
+            if place.partition("/")[0] in kinds:
+                shutil.copytree(entry.path, root / place)
+
+    def _noted(self, kind: str, entry: Entry | None) -> Entry | None:
+        if entry and kind in _NEEDED:
+            self.used[f"{kind}/{entry.key[:2]}/{entry.key}"] = entry
+        return entry

@@ -1,0 +1,200 @@
+"""`oodbench score` and `oodbench explain`: the benchmark's numbers, decisions, and what a user may get wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+import oodbench
+from oodbench.cli import main
+from oodbench.detector import explanation
+from oodbench.glyphs import render, world
+from oodbench.session import request_from
+from oodbench.store import Store
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the page assumes it: photos of known classes, new images, and the names."""
+    folder = tmp_path_factory.mktemp("place")
+    for name, split, n in (("photos", "id-train", 60), ("new", "id-test", 20), ("new", "letters", 20)):
+        (folder / name).mkdir(exist_ok=True)
+        for i in range(n):
+            Image.fromarray(render.image(split, i)).save(folder / name / f"{split}-{i:03d}.png")
+    (folder / "names.txt").write_text("\n".join(world.CLASSES) + "\n")
+    return folder
+
+
+def call(place: Path, *arguments: str) -> Result:
+    before = Path.cwd()
+    os.chdir(place)
+    try:
+        return CliRunner().invoke(main, arguments)
+    finally:
+        os.chdir(before)
+
+
+def table(text: str) -> pd.DataFrame:
+    found = pd.read_csv(io.StringIO(text), keep_default_na=False, dtype={"score": str})
+    return found.assign(score=found["score"].map(float))  # to the last digit
+
+
+def test_scores_with_a_decision(place: Path, tmp_path: Path) -> None:
+    usual = ("score", "--method", "mcm", "--classes", "names.txt", "--store", str(tmp_path / "store"))
+    done = call(place, *usual, "new", "--threshold-from", "photos")
+    assert done.exit_code == 0, done.output
+    found = table(done.stdout)
+    assert list(found) == ["image", "score", "class", "decision"] and len(found) == 40
+    one = oodbench.Detector("mcm", classes=list(world.CLASSES)).fit(place / "photos")
+    assert (found["score"] == one.score_samples(place / "new")).all()
+    assert ((found["decision"] == "id") == (one.predict(place / "new") == 1)).all()
+    assert (found["class"] == one.classify(place / "new")).all()
+    assert f"40 images, {(found['decision'] == 'id').sum()} of them ID at threshold" in done.stderr
+    same = call(place, *usual, "new", "--threshold", str(one.threshold_), "--out", str(tmp_path / "x.parquet"))
+    assert same.exit_code == 0 and same.stdout == ""
+    assert pd.read_parquet(tmp_path / "x.parquet").to_dict("list") == found.to_dict("list")
+    assert call(place, *usual, "new", "--out", str(tmp_path / "x.csv")).exit_code == 0
+    assert (tmp_path / "x.csv").read_text().startswith("image,score,class\n")
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_a_saved_detector_needs_no_more_words(place: Path, tmp_path: Path) -> None:
+    usual = ("score", "--method", "energy", "--classes", "names.txt", "--set", "energy.temperature=2")
+    kept = str(tmp_path / "kept")
+    first = call(place, *usual, "new", "--threshold-from", "photos", "--save", kept)
+    again = call(place, "score", "--detector", kept, "new", "--no-store", "--store", str(tmp_path / "s"))
+    assert first.exit_code == again.exit_code == 0 and first.stdout == again.stdout
+    assert not [e for e in Store(tmp_path / "s").entries() if e.kind == "embeddings"]
+    one = call(place, "score", "--detector", kept, "new/letters-003.png", "photos/id-train-001.png")
+    assert [len(table(one.stdout)), Path(table(one.stdout)["image"][0]).name] == [2, "letters-003.png"]
+    fixed = call(place, "score", "--detector", kept, "new", "--method", "mcm", "--tpr", "0.9")
+    assert fixed.exit_code == 2 and "--detector fixes --method, --tpr" in fixed.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--method", "mcm"), "name --method and --classes"),
+        (("--method", "react", "--classes", "names.txt"), "--threshold-from DIR), or set threshold by hand"),
+        (("--method", "mcm,msp", "--classes", "names.txt"), "a detector is one method, not mcm,msp"),
+        (("--method", "mcm", "--classes", "names.txt", "--out", "x.txt"), "must end in .csv or .parquet"),
+        (("--method", "mcm", "--classes", "names.txt", "--out", "no/x.csv"), "there is no folder"),
+        (("--method", "mcm", "--classes", "names.txt", "--set", "msp.scale=1"), "--set msp.scale: the method is mcm"),
+        (("--method", "mcm", "--classes", "names.txt", "--threshold", "1", "--threshold-from", "new"), "give one"),
+        (("--method", "mcm", "--classes", "names.txt", "--threshold-from", "nowhere"), "nowhere cannot be read"),
+        (("--detector", "new"), "new holds no detector"),
+    ],
+)
+def test_what_cannot_be_done_says_why(arguments: tuple[str, ...], said: str, place: Path) -> None:
+    done = call(place, "score", "new", *arguments)
+    assert (done.exit_code, done.stdout) == (2, "") and said in done.stderr and "Traceback" not in done.output
+
+
+def test_broken_images_stop_or_are_skipped(place: Path, tmp_path: Path) -> None:
+    mixed = shutil.copytree(place / "new", tmp_path / "mixed")
+    (mixed / "a broken.png").write_text("nothing")
+    usual = ("score", "--method", "mcm", "--classes", "names.txt", str(mixed), "--out", str(tmp_path / "x.csv"))
+    stop = call(place, *usual)
+    assert stop.exit_code == 2 and "a broken.png cannot be read" in stop.stderr
+    assert not (tmp_path / "x.csv").exists() and not list(tmp_path.glob(".*"))
+    skip = call(place, *usual, "--on-error", "skip")
+    assert skip.exit_code == 0 and "skipped: a broken.png: no image format" in skip.stderr
+    assert len(pd.read_csv(tmp_path / "x.csv")) == 40
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("words") / "words.txt"
+    path.write_text("".join(f"the nice thing number {i}\n" for i in range(200)))
+    return path
+
+
+@pytest.mark.slow
+def test_explain_ranks_an_image_among_stored_scores(place: Path, tmp_path: Path, words: Path) -> None:
+    settings = [f"neglabel.words={words}", "neglabel.groups=5"]
+    methods = "clipn,mcm,neglabel,zoc"
+    oodbench.run(methods, ood="glyphs-letters", limit=100, out=str(tmp_path), settings=settings)
+    flags = [part for setting in settings for part in ("--set", setting)]
+    usual = ("explain", "--methods", methods, "--results", str(tmp_path), *flags, "--top", "3")
+    done = call(place, *usual, "--json", "new/id-test-000.png", "new/letters-000.png")
+    assert done.exit_code == 0, done.output
+    both = json.loads(done.stdout)
+    assert [Path(one["image"]).name for one in both] == ["id-test-000.png", "letters-000.png"]
+    names = ["id-test-000.png", "letters-000.png"]
+    for name, one in zip(names, both, strict=True):
+        verdicts = {v["method"].partition("[")[0]: v for v in one["verdicts"]}
+        assert set(verdicts) == {"clipn", "mcm", "neglabel", "zoc"} and not one["notes"]
+        for method, verdict in verdicts.items():
+            (path,) = tmp_path.rglob(f"{method}*.parquet")
+            stored = pd.read_parquet(path)
+            known = stored[stored["dataset"] == "glyphs"]["score"]
+            given = {"words": str(words), "groups": 5} if method == "neglabel" else None
+            alone = oodbench.Detector(method, classes=list(world.CLASSES), settings=given).fit()
+            assert verdict["score"] == alone.score_samples(place / "new" / name)[0]
+            assert verdict["percentile"] == pytest.approx(100 * (known <= verdict["score"]).mean())
+            assert verdict["prediction"] == alone.classify(place / "new" / name)[0]
+        assert [n["cosine"] for n in one["nearest"]] == sorted((n["cosine"] for n in one["nearest"]), reverse=True)
+        assert len(one["nearest"]) == 3 and one["nearest"][0]["name"] == verdicts["mcm"]["prediction"]
+        rules = dict(map(tuple, verdicts["clipn"]["details"]["both rules"]))
+        assert rules["atd, probability of ID"] == pytest.approx(1 / (1 + np.exp(-verdicts["clipn"]["score"])))
+        assert verdicts["clipn"]["accepted"] == bool(rules["atd, decides ID (1) or OOD (0)"])
+        mass = dict(map(tuple, verdicts["neglabel"]["details"]["softmax mass"]))
+        assert mass["ID names"] + mass["negative words"] == pytest.approx(1)
+        assert all(w.startswith("thing") for w, _ in verdicts["neglabel"]["details"]["nearest negative words, cosines"])
+    text = call(place, *usual, "new/id-test-000.png").stdout
+    for said in ("nearest class names", "p_yes of the same classes", "both rules", "softmax mass", "names proposed"):
+        assert said in text
+    bare = call(place, "explain", "--methods", "mcm", "--results", str(tmp_path / "none"), "new/letters-000.png")
+    assert bare.exit_code == 0 and "no stored ID scores below" in bare.stdout
+
+
+def test_a_method_that_fails_does_not_hide_the_others(place: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "unlucky.py"
+    plugin.write_text(
+        '"""Unlucky: fails (Doe et al., ICML 2020, arXiv:2001.00001)."""\n'
+        "from dataclasses import dataclass\nfrom oodbench.method import Method\n\n"
+        "@dataclass(frozen=True)\nclass Unlucky(Method):\n    '''Fails.'''\n\n"
+        "    def score(self, batch, task, state):\n        raise ValueError('no luck')\n"
+    )
+    options: dict[str, Any] = {"plugins": [plugin], "out": tmp_path / "none"}
+    request = request_from(methods="mcm,unlucky", **options)
+    (one,) = explanation.explain(request, [place / "new/letters-000.png"])
+    assert [bool(v.error) for v in one.verdicts] == [False, True]
+    assert "ValueError: no luck" in explanation.text(one)
+    assert json.loads(json.dumps(explanation.plain(one), allow_nan=False))
+
+
+@pytest.mark.slow
+def test_the_page_on_detectors_can_be_followed(place: Path, tmp_path: Path) -> None:
+    """Every command and the Python of docs/using-a-detector.md, as they stand, in a folder as the page assumes it."""
+    page = (ROOT / "docs/using-a-detector.md").read_text()
+    here = shutil.copytree(place, tmp_path / "here")
+    env = {
+        **os.environ,
+        "OODBENCH_STORE": str(tmp_path / "store"),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    for command in "\n".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL)).splitlines():
+        done = subprocess.run(command, shell=True, cwd=here, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], cwd=here, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (
+        pd.read_csv(here / "scores.csv")["score"].tolist() == pd.read_parquet(here / "again.parquet")["score"].tolist()
+    )
