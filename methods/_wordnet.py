@@ -37,7 +37,7 @@ class Words:
 
 
 def read_words(path: str) -> Words:
-    """The words of a folder; "release-wn30" is the shipped list. ValueError when the folder holds none that can be read.
+    """The words of a folder; "release-wn30" is the shipped list. ValueError when the folder holds none to be read.
 
     A folder holds either the 27 released files (adj.all.txt, ..., noun.time.txt) or WordNet's own data.noun and
     data.adj, as /usr/share/wordnet or NLTK's corpora/wordnet do.
