@@ -108,8 +108,11 @@ class Store:
             head = fill(temporary, {"kind": kind, "inputs": dict(inputs), "facts": dict(facts)}, arrays)
             return place(temporary, path) or entry(path, head)
         except OSError as error:
+            # numpy tells a full disk as "n requested and m written"
+            short = error.strerror is None and "requested" in str(error)
+            why = "No space left on device" if short else error.strerror or error
             raise UserError(
-                f"the store {self.root} cannot be written ({error.strerror or error}); "
+                f"the store {self.root} cannot be written ({why}); "
                 "make room with oodbench store gc, or name another folder with --store"
             ) from error
         finally:
