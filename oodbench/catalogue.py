@@ -121,9 +121,10 @@ def benchmark(id_reference: str, ood_references: Sequence[str]) -> Benchmark:
         if declared is None:
             raise UserError(f"'{id_reference}' has no benchmark of its own; name its OOD sets with --ood")
         return declared
-    once: dict[str, Dataset] = {}
+    once: dict[tuple[str, ...], Dataset] = {}
     for one in sets:  # a set given twice is one
-        once.setdefault(one.name if one.declared else one.path, one)
+        place = (one.loader, one.path, one.list, one.source, one.split)
+        once.setdefault((one.name,) if one.declared else place, one)
     sets = list(once.values())
     if declared and [d.name for d in sets] == [name for name, _ in declared.sets()]:
         return declared

@@ -224,3 +224,8 @@ def test_sizes_that_are_none_are_refused() -> None:
     with pytest.raises(UserError, match="cannot read the size 'much'"):
         listings.parse_bytes("much")
     assert listings.bytes_text(12_345_678) == "12.3 MB" and listings.bytes_text(0) == "0 B"
+
+
+def test_two_lists_over_one_folder_are_two_sets() -> None:
+    made = catalogue.benchmark("glyphs", ["list:im/a.txt", "list:im/b.txt", "list:im/a.txt"])
+    assert made.ood == ("list:im/a.txt", "list:im/b.txt")

@@ -13,7 +13,7 @@ from oodbench.report.table import DASH, Block, Cell, Line, Table
 from oodbench.result import Result
 
 QUOTED = "Quoted, not run here"
-_FACTS = ("weights", "prompts", "resize", "words", "at95")
+_FACTS = ("architecture", "weights", "prompts", "resize", "words", "at95")
 _WORDS = ("neglabel",)  # methods with a word list
 _SAID = {"resize": "resize filter", "words": "word list", "at95": "rule of the 95 %"}
 
@@ -79,6 +79,7 @@ def differences(lines: Sequence[Line], quotes: Sequence[Quote]) -> list[str]:
 def of_row(row: Result) -> dict[str, str]:
     """What a measured row has of the facts; a method without prompts or words lacks these."""
     out = {
+        "architecture": str(row.encoder.get("architecture") or ""),
         "weights": str(row.encoder.get("tag") or str(row.encoder.get("name", "")).rpartition("/")[2]),
         "resize": str(row.encoder.get("interpolation") or ""),
         "at95": str(row.conventions.get("at95") or ""),

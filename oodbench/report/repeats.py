@@ -43,7 +43,9 @@ def _key(row: Result) -> str:
     weights: dict[str, Any] = {"recipe": _seedless(row.weights.get("recipe") or {})} if row.weights else {}
     if row.weights and not row.weights.get("recipe"):  # a release: which training it came from is not known
         weights = {"digest": row.weights.get("digest")}
-    settings = {k: v for k, v in row.run.items() if k not in ("seed", "device", "extracted", "batch_size")}
+    settings = {k: v for k, v in row.run.items() if k not in ("seed", "extracted")}
+    if settings.get("calibration"):  # drawn from the training images by the seed
+        settings["calibration"] = {k: v for k, v in settings["calibration"].items() if k != "digest"}
     known = [row.label, row.parameters, row.templates, row.files, row.source, weights, settings]
     return json.dumps(known, sort_keys=True, default=str)
 
