@@ -1,6 +1,6 @@
 # check: what to run before every commit (about a minute on two cores). test: everything; CI runs lint and test.
 export OMP_WAIT_POLICY := PASSIVE
-.PHONY: lint check test docs reference glyphs glyphs-weights ablation
+.PHONY: lint check test docs reference glyphs glyphs-weights ablation bench
 
 lint:
 	ruff format --check .
@@ -43,3 +43,9 @@ glyphs-weights:
 # CLIPN's ablations on glyphs: the table of docs/reproducing.md.
 ablation:
 	python benchmarks/clipn_ablation.py build/ablation
+
+# Speed, as ratios measured side by side; writes results/speed/. Wants an idle machine.
+bench:
+	python benchmarks/metrics.py --json
+	python benchmarks/scoring.py --json
+	python benchmarks/zoc.py

@@ -68,6 +68,10 @@ class CLIPN(TrainedMethod[Tensor]):
     no: float = 0.5
     tso: float = 0.5
 
+    def __post_init__(self) -> None:
+        if self.offsets < 1:
+            raise ValueError(f"offsets={self.offsets} must be at least 1")
+
     def fit(self, task: Task) -> Tensor:
         """The "no" vectors of the classes [k d], of unit length."""
         return task.keep(

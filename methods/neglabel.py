@@ -126,9 +126,8 @@ class NegLabel(Method[Negatives]):
             raise ValueError(f"quantile={self.quantile} and share={self.share} must lie between 0 and 1")
         if self.groups < 1 or (self.num_negatives is not None and self.num_negatives < 1):
             raise ValueError(f"groups={self.groups} and num_negatives={self.num_negatives} must be at least 1")
-        if self.words != OWN_LIST and not {"/", "."} & set(
-            self.words
-        ):  # only paths that look like one enter the score's key
+        # Folders enter the score's key when they are written as paths.
+        if self.words != OWN_LIST and "/" not in self.words and not Path(self.words).is_file():
             raise ValueError(f"words={self.words} must be written as a path: ./{self.words}")
         if any(template.count("{}") != 1 for template in (self.nouns, self.adjectives)):
             raise ValueError(f"nouns='{self.nouns}' and adjectives='{self.adjectives}' must each contain {{}} once")

@@ -178,6 +178,8 @@ class ZOC(TrainedMethod[Captioner]):
     def _check(self) -> None:
         if min(self.k, self.steps) < 1 or self.length < self.steps + 1:
             raise ValueError(f"k={self.k} and steps={self.steps} must be at least 1, length={self.length} above steps")
+        if any(path and "/" not in path for path in (self.tokenizer, self.init)):  # such enter no score's key
+            raise ValueError(f"tokenizer={self.tokenizer} and init={self.init} must be written as paths: ./NAME")
         if self.decoder == "small" and (self.tokenizer or self.init):
             raise ValueError("tokenizer and init belong to decoder=bert; the small one reads CLIP's own byte pairs")
         if min(self.width, self.layers, self.heads) < 0:

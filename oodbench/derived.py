@@ -68,7 +68,7 @@ def union(dataset: Dataset, parts: Sequence[Listing]) -> Listing:
         parts[0].folders,
         len(names),
         content=all(one.content for one in parts),
-        source=_Several({one.dataset.name: one for one in parts}),
+        source=Several({one.dataset.name: one for one in parts}),
         named=parts[0].named,
         absent=tuple(f"{one.dataset.name}/{name}" for one in parts for name in one.absent),
         origins=tuple(
@@ -78,7 +78,7 @@ def union(dataset: Dataset, parts: Sequence[Listing]) -> Listing:
     )
 
 
-class _Several:
+class Several:
     """Reads `set/name` from the set."""
 
     def __init__(self, parts: dict[str, Listing]) -> None:
@@ -101,16 +101,14 @@ class _Several:
 
 def _by_list(dataset: Dataset, whole: Listing, wanted: ImageList, labelled: bool) -> Listing:
     """The images of a set that a list names, wherever the list's paths start from."""
-    known = {name: i for i, name in enumerate(whole.names)}
-    for depth in (1, 2, 3):
-        ends = {"/".join(PurePosixPath(name).parts[-depth:]): i for i, name in enumerate(whole.names)}
-        if len(ends) == len(known):
-            break
-    else:
+    found = _positions(dataset, whole, wanted)
+    twice = [position for position, times in Counter(found).items() if position is not None and times > 1]
+    if twice:
+        one, other = [name for name, position in zip(wanted.names, found, strict=True) if position == twice[0]][:2]
         raise UserError(
-            f"dataset '{dataset.name}': files of '{whole.dataset.name}' share names; a list cannot tell them"
+            f"dataset '{dataset.name}': {wanted.path} names {whole.names[twice[0]]} of '{whole.dataset.name}' twice: "
+            f"as {one} and as {other}"
         )
-    found = [ends.get("/".join(PurePosixPath(name).parts[-depth:])) for name in wanted.names]
     kept = [i for i, position in enumerate(found) if position is not None]
     positions = np.array([position for position in found if position is not None], np.int64)
     absent = tuple(name for name, position in zip(wanted.names, found, strict=True) if position is None)
@@ -138,6 +136,36 @@ def _by_list(dataset: Dataset, whole: Listing, wanted: ImageList, labelled: bool
     )
 
 
+def _positions(dataset: Dataset, whole: Listing, wanted: ImageList) -> list[int | None]:
+    """Where each name of a list is in the whole; None: not there.
+
+    A name of the list ends with all of an image's name below its root, whichever images are there. Where no name does,
+    the paths start elsewhere (ImageNet's lists know no class folders): then the image's name ends with all that
+    differs among the folders of the list.
+    """
+    known = {name: i for i, name in enumerate(whole.names)}
+    parts = [PurePosixPath(name).parts for name in wanted.names]
+    found = [next((known[t] for k in range(len(p)) if (t := "/".join(p[k:])) in known), None) for p in parts]
+    if any(position is not None for position in found):
+        return found
+    least, most = min(p[:-1] for p in parts), max(p[:-1] for p in parts)
+    shared = next((k for k, (a, b) in enumerate(zip(least, most, strict=False)) if a != b), len(least))
+    tails = ["/".join(p[shared:]) for p in parts]
+    depths = {len(p) - shared for p in parts}
+    ends: dict[str, int] = {}
+    unclear: set[str] = set()
+    for name, i in known.items():
+        path = PurePosixPath(name).parts
+        for end in ("/".join(path[-depth:]) for depth in depths if depth <= len(path)):
+            if ends.setdefault(end, i) != i:
+                unclear.add(end)
+    if not unclear.isdisjoint(tails):
+        raise UserError(
+            f"dataset '{dataset.name}': files of '{whole.dataset.name}' share names; a list cannot tell them"
+        )
+    return [ends.get(tail) for tail in tails]
+
+
 def _classes(dataset: Dataset, whole: Listing, data: Path) -> list[int]:
     """Class numbers of the whole that a part keeps, in the part's label order."""
     wanted = list(dataset.keep)
@@ -153,7 +181,7 @@ def _classes(dataset: Dataset, whole: Listing, data: Path) -> list[int]:
         if one in whole.folders:
             numbers.append(whole.folders.index(one))
         elif first.isdecimal() and (last.isdecimal() if dash else True):
-            numbers += range(int(first), int(last if dash else first) + 1)
+            numbers += _range(dataset, whole, first, last) if dash else [int(first)]
         else:
             raise UserError(
                 f"dataset '{dataset.name}': '{whole.dataset.name}' has no class {one}{did_you_mean(one, whole.folders)}"
@@ -167,3 +195,17 @@ def _classes(dataset: Dataset, whole: Listing, data: Path) -> list[int]:
     if twice:
         raise UserError(f"dataset '{dataset.name}': class {twice[0]} of '{whole.dataset.name}' is named twice")
     return [n for n in range(len(whole.folders)) if n not in set(numbers)] if others else numbers
+
+
+def _range(dataset: Dataset, whole: Listing, first: str, last: str) -> range:
+    """Class numbers from one to another; both are class folders where these are numbers, as single classes are."""
+    folders = [end in whole.folders for end in (first, last)]
+    if any(folders) and not all(folders):
+        lacking = last if folders[0] else first
+        raise UserError(f"dataset '{dataset.name}': '{whole.dataset.name}' has no class folder {lacking}")
+    start, end = (whole.folders.index(one) if folders[0] else int(one) for one in (first, last))
+    if start > end:
+        raise UserError(
+            f"dataset '{dataset.name}': {first}-{last} is no range of classes; the first comes after the last"
+        )
+    return range(start, end + 1)

@@ -203,4 +203,8 @@ def _contents(listing: Listing) -> tuple[str, ...]:
             return tuple(pool.map(listing.reader.content, listing.names))
     except OSError as error:
         name = error.filename or listing.folder
-        raise UserError(f"dataset '{listing.dataset.name}': {name} cannot be read: {error.strerror}") from error
+        raise UserError(
+            f"dataset '{listing.dataset.name}': {name} cannot be read: {error.strerror or error}"
+        ) from error
+    except (TypeError, ValueError) as error:  # a cell of a table that holds no image
+        raise UserError(f"dataset '{listing.dataset.name}': {listing.folder} cannot be read: {error}") from error

@@ -10,6 +10,8 @@ from oodbench import catalogue, prompts
 from oodbench.catalogue import Benchmark, Dataset
 from oodbench.errors import UserError, raise_all
 from oodbench.images import CALIBRATION_LIMIT, Listing, listing
+from oodbench.loaders.archives import Archives
+from oodbench.loaders.items import Placed
 from oodbench.prompts import Lines
 from oodbench.request import RunRequest
 from oodbench.store import Store
@@ -98,7 +100,7 @@ def check_folders(id_set: Listing, ood: Sequence[Listing]) -> None:
     """Two sets in one folder, or ID and OOD one inside the other, would share images."""
     problems = []
     home = id_set.folder.resolve()
-    seen: dict[Path, Listing] = {}
+    seen: dict[Path, list[Listing]] = {}
     for one in ood:
         name, other = one.dataset.name, one.folder.resolve()
         if one.dataset.loader == "glyphs" or name == id_set.dataset.name:
@@ -108,9 +110,11 @@ def check_folders(id_set: Listing, ood: Sequence[Listing]) -> None:
                 f"'{id_set.dataset.name}' and '{name}' share images: {other} is, holds or lies in {home}; "
                 "ID and OOD must differ"
             )
-        first = seen.setdefault(other, one)
-        if first.dataset.name != name and _share(first, one):
+        before = seen.setdefault(other, [])
+        first = next((two for two in before if two.dataset.name != name and _share(two, one)), None)
+        if first:
             problems.append(f"'{first.dataset.name}' and '{name}' are one folder, {other}; name one of them")
+        before.append(one)
     raise_all(problems)
 
 
@@ -123,12 +127,16 @@ def _near(one: Listing, other: Listing) -> bool:
 def _folders(listing: Listing) -> set[Path]:
     if listing.dataset.loader == "union":
         return set().union(*(_folders(one.listing) for one in listing.origins))
+    if isinstance(listing.source, Archives):
+        return {path.resolve() for path in {path for path, _ in listing.source.where.values()}}
     return {listing.folder.resolve()}
 
 
 def _share(one: Listing, other: Listing) -> bool:
-    """Whether two sets in one place share images: parts and lists are compared by name, folders hold all in them."""
-    if not any(d.loader in ("part", "union", "list") for d in (one.dataset, other.dataset)):
+    """Whether two sets in one place share images: folders hold all in them, all others are compared by name."""
+    if not any(
+        two.dataset.loader in ("part", "union", "list") or isinstance(two.source, Placed) for two in (one, other)
+    ):
         return True
     return not _images(one).isdisjoint(_images(other))
 
@@ -137,4 +145,6 @@ def _images(listing: Listing) -> set[str]:
     """The paths of a list's images, under the same names whichever list they are in."""
     if listing.dataset.loader == "union":
         return set().union(*(_images(one.listing) for one in listing.origins))
+    if isinstance(listing.source, Placed):
+        return {listing.source.place(name) for name in listing.names}
     return {str(listing.folder.resolve() / name) for name in listing.names}

@@ -244,8 +244,9 @@ def write_release(file: WeightsFile, path: Path, encoder: str, plugins: Sequence
 
     from oodbench.encoder.card import parse_encoder
     from oodbench.encoder.frozen import frozen
+    from oodbench.encoder.openclip import OpenClip
     from oodbench.encoder.resolve import resolve
-    from oodbench.method import TrainedMethod
+    from oodbench.method import TrainedMethod, Weights
 
     if not file.recipe:
         raise UserError(f"{file.path} was not written by oodbench train")
@@ -255,13 +256,23 @@ def write_release(file: WeightsFile, path: Path, encoder: str, plugins: Sequence
     job = _adopted(Job(info, registry.parameters(info, known), None), file, resolved.card)
     method = registry.make(info, job.parameters)
     assert isinstance(method, TrainedMethod)
+    tensors = {name: t.float() if t.is_floating_point() else t for name, t in load_file(file.path).items()}
     try:
-        state = method.release(load_file(file.path), frozen(resolved))
+        if any(name.endswith(".rows") for name in tensors):  # packed: the rest is the encoder's
+            model = OpenClip(resolved, "cpu", "fp32")
+            tensors = dict(Weights(tensors, file.recipe).load(method.module(model)).state_dict())
+        state = method.release(tensors, frozen(resolved))
     except ValueError as error:
         raise UserError(f"weights {file.path}: {error}") from error
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    torch.save({"name": file.path.stem, "state_dict": state}, partial)
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"name": file.path.stem, "state_dict": state}, partial)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be written: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def kept_inputs(job: Job, classes: str, depends: Mapping[str, Any]) -> dict[str, Any]:

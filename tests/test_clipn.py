@@ -451,3 +451,20 @@ def test_shipped_weights_serve_the_embedded_encoder(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     (row,) = rows(tmp_path).values()
     assert row["weights"]["recipe"]["captions"]["pairs"] == 40_000 and row["label"] == "clipn"
+
+
+def test_packed_weights_are_released_whole(tmp_path: Path) -> None:
+    from oodbench.weights import SHIPPED
+
+    out = tmp_path / "new" / "released.pt"
+    made = CliRunner().invoke(main, ["weights", str(SHIPPED / "clipn.safetensors"), "--release", str(out)])
+    assert made.exit_code == 0, made.output
+    for folder, options in (("a", []), ("b", ["--weights", f"clipn={out}"])):
+        assert run(tmp_path / folder, "--methods", "clipn", *options).exit_code == 0
+    (shipped,), (released,) = (list(rows(tmp_path / folder).values()) for folder in ("a", "b"))
+    assert shipped["ood"] == released["ood"]
+
+
+def test_no_offsets_are_refused(tmp_path: Path) -> None:
+    done = run(tmp_path, "--methods", "clipn[offsets=0]")
+    assert done.exit_code == 2 and "Traceback" not in done.output

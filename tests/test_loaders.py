@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import http.server
 import io
@@ -146,7 +147,7 @@ def test_every_loader_gives_the_same_images(photos: Path, tmp_path: Path, form: 
 
 
 def test_torchvision_s_sets_are_read(photos: Path, tmp_path: Path) -> None:
-    one = Dataset("mine", "Mine", "torchvision", "photos", source="ImageFolder", split="test")
+    one = Dataset("mine", "Mine", "torchvision", "photos", source="ImageFolder")
     found = listed(one, labelled=True, data=photos.parent)
     expected = listed(f"folder:{photos}", labelled=True)
     assert found.labels.tolist() == expected.labels.tolist() and found.folders == expected.folders == found.named
@@ -161,13 +162,109 @@ def test_torchvision_s_sets_are_read(photos: Path, tmp_path: Path) -> None:
         listed(Dataset("x", "X", "torchvision", "svhn", source="CIFAR11"), data=tmp_path)
 
 
-def test_splits_in_one_folder_are_told_apart(photos: Path) -> None:
+def test_splits_in_one_folder_are_told_apart(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both number their images from 0 on the same files: their embeddings must not be mixed up."""
+    import torchvision.datasets as known
+
+    class Halves(known.ImageFolder):  # type: ignore[misc]
+        def __init__(self, root: Path, split: str) -> None:
+            super().__init__(root)
+
+    monkeypatch.setattr(known, "Halves", Halves, raising=False)
     train, test = (
-        listed(Dataset("mine", "Mine", "torchvision", "photos", source="ImageFolder", split=split), data=photos.parent)
+        listed(Dataset("mine", "Mine", "torchvision", "photos", source="Halves", split=split), data=photos.parent)
         for split in ("train", "test")
     )
     assert train.names == test.names and train.digest != test.digest
+
+
+@pytest.mark.parametrize(
+    ("source", "split", "said"),
+    [
+        ("ImageFolder", "test", "ImageFolder has no splits; take 'test' away"),
+        ("MNIST", "validation", "MNIST has no split 'validation'; it has train and test"),
+        ("CocoDetection", "", "CocoDetection needs annFile, too"),
+        ("FakeData", "", "FakeData reads no folder"),
+    ],
+)
+def test_a_split_that_torchvision_does_not_know_is_refused(photos: Path, source: str, split: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        listed(Dataset("x", "X", "torchvision", "photos", source=source, split=split), data=photos.parent)
+
+
+def test_arrays_of_one_file_are_told_apart(tmp_path: Path) -> None:
+    """Two splits of a file are two sets, which may be ID and OOD; the same array is the same images."""
+    images = np.arange(2 * 3 * 4 * 4, dtype=np.uint8).reshape(2, 3, 4, 4)
+    np.savez(tmp_path / "two.npz", train_images=images[0], test_images=images[1], train_labels=np.array([0, 1, -1]))
+    train, test = (Dataset(n, n, "arrays", str(tmp_path / "two.npz"), split=n) for n in ("train", "test"))
+    assert listed(train).names == listed(test).names and listed(train).digest != listed(test).digest
+    sets.check_folders(listed(train), [listed(test)])
+    with pytest.raises(UserError, match="'train' and 'again' share images"):
+        sets.check_folders(listed(train), [listed(dataclasses.replace(train, name="again"))])
+    with pytest.raises(UserError, match=r"needs a class for every image, but image 2 of .*two\.npz has none"):
+        listed(train, labelled=True)
+    with (tmp_path / "bare.bin").open("wb") as file:
+        np.save(file, images[0])
+    assert len(listed(f"arrays:{tmp_path / 'bare.bin'}")) == 3
+
+
+def test_archives_in_one_folder_are_not_one_set(photos: Path, tmp_path: Path) -> None:
+    as_shards(photos, tmp_path)
+    first, last, over = (listed(f"tar:{tmp_path}/part-{{{n}}}.tar") for n in ("000..001", "002..003", "001..002"))
+    third = listed(f"tar:{tmp_path}/part-003.tar")
+    sets.check_folders(first, [last])
+    for id_set, ood in ((first, over), (over, last), (last, third), (third, last)):
+        with pytest.raises(UserError, match="share images"):
+            sets.check_folders(id_set, [ood])
+
+
+def test_splits_of_tables_are_found_by_file_and_folder(photos: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    whole = table(photos)
+    for name, rows in (("default/test", 10), ("default/train", 30)):
+        (tmp_path / name).mkdir(parents=True)
+        pq.write_table(whole.slice(0 if rows == 10 else 10, rows), tmp_path / name / "0000.parquet", row_group_size=7)
+    one = Dataset("mine", "Mine", "parquet", str(tmp_path))
+    train, test = (listed(dataclasses.replace(one, name=n, split=n)) for n in ("train", "test"))
+    assert (len(train), len(test), len(listed(one))) == (30, 10, 10)
+    sets.check_folders(train, [test])
+    with pytest.raises(UserError, match="share images"):
+        sets.check_folders(test, [listed(one)])
+    with pytest.raises(UserError, match="is of split 'validation'"):
+        listed(dataclasses.replace(one, split="validation"))
+
+
+def test_a_saved_dataset_is_read_without_its_caches(photos: Path, tmp_path: Path) -> None:
+    reference = as_saved(photos, tmp_path)
+    saved = tmp_path / "saved/test"
+    shutil.copyfile(saved / "data-00000-of-00002.arrow", saved / "cache-1.arrow")
+    assert len(listed(reference)) == 40
+    for text, said in (("{}", "lists no data files"), ("{", "state.json cannot be read")):
+        (saved / "state.json").write_text(text)
+        with pytest.raises(UserError, match=said):
+            listed(reference)
+    state = {"_data_files": [{"filename": "data-00001-of-00002.arrow"}], "split": "test"}
+    (saved / "state.json").write_text(json.dumps(state))
+    assert len(listed(reference)) == 15
+    with pytest.raises(UserError, match="has no split 'train'; it has test"):
+        listed(Dataset("x", "X", "parquet", str(saved), split="train"))
+    for text, said in (("{", "dataset_dict.json cannot be read"), ('{"splits": []}', "names no splits")):
+        (tmp_path / "saved/dataset_dict.json").write_text(text)
+        with pytest.raises(UserError, match=said):
+            listed(reference)
+
+
+def test_rows_without_image_or_label_are_named(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    images = pa.array([{"bytes": b"x"}, {"bytes": None}], pa.struct([("bytes", pa.binary())]))
+    pq.write_table(pa.table({"image": images, "label": pa.array([0, None], pa.int64())}), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match="but row 1 of .* has none"):
+        listed(f"hf:{tmp_path / 'x.parquet'}", labelled=True)
+    with pytest.raises(UserError, match=r"x\.parquet cannot be read: row 1 holds no image"):
+        listed(f"hf:{tmp_path / 'x.parquet'}", strict=True)
 
 
 def test_cifar_as_torchvision_lays_it_out(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,6 +297,8 @@ def test_cifar_as_torchvision_lays_it_out(shared: Path, tmp_path: Path, monkeypa
         ("list:empty.txt", "image list .*empty.txt is empty"),
         ("list:outside.txt", "line 1: '../x.png' leads out of the list's root"),
         ("list:half.txt", "line 2: the label of 'b.png 0.5' is no whole number"),
+        ("list:dashes.txt", r"b\.png --5 is not there|such as b\.png --5"),
+        ("list:nul.txt", "line 1: .* is no path"),
         ("list:gone.txt", r"holds no images|gone\.png"),
         ("list:partly.txt", r"gone\.png is not there \(1 of 2 images"),
         ("tar:none.tar", "was not found at .*none.tar"),
@@ -228,7 +327,7 @@ def test_what_cannot_be_listed_is_named(
     Image.new("RGB", (8, 8)).save("b.png")
     for name, text in (
         ("empty", ""), ("outside", "../x.png 1"), ("half", "b.png 0\nb.png 0.5"), ("gone", "gone.png 1"),
-        ("partly", "b.png 1\ngone.png 1"),
+        ("partly", "b.png 1\ngone.png 1"), ("dashes", "b.png --5"), ("nul", "b\0.png 1"),
     ):  # fmt: skip
         Path(f"{name}.txt").write_text(text)
     tarfile.open("hollow.tar", "w").close()

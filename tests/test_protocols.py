@@ -95,6 +95,54 @@ def test_a_part_by_list_is_found_wherever_the_list_was_made(declared: dict[str, 
         listed("odd", photos)
 
 
+def test_a_part_by_list_does_not_depend_on_what_is_present(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ImageNet-R names images alike in every class folder, and one folder is there."""
+    (tmp_path / "r/n01").mkdir(parents=True)
+    (tmp_path / "r/n01/art_0.jpg").touch()
+    one = Dataset("part", "Part", "part", "r", list="r.txt", within="r")
+    monkeypatch.setattr(catalogue, "datasets", lambda: {"r": Dataset("r", "R", "images", "r"), "part": one})
+    (tmp_path / "r.txt").write_text("imagenet_r/n02/art_0.jpg 1\nimagenet_r/n01/art_0.jpg 0")
+    found = listed("part", tmp_path, labelled=False)
+    assert found.names == ("n01/art_0.jpg",) and found.absent == ("imagenet_r/n02/art_0.jpg",)
+    (tmp_path / "r.txt").write_text("r/n02/art_0.jpg 1\nr/n03/art_0.jpg 2")
+    with pytest.raises(UserError, match=r"holds no images|such as r/n02/art_0\.jpg"):
+        listed("part", tmp_path, labelled=False)
+    (tmp_path / "r.txt").write_text("a/n01/art_0.jpg 0\nb/n01/art_0.jpg 0")
+    with pytest.raises(UserError, match=r"names n01/art_0\.jpg of 'r' twice: as a/n01/art_0\.jpg and as b/n01/"):
+        listed("part", tmp_path, labelled=False)
+
+
+def test_a_range_names_class_folders_where_these_are_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "123":
+        (tmp_path / f"n/{name}").mkdir(parents=True)
+        (tmp_path / f"n/{name}/x.jpg").touch()
+    monkeypatch.setattr(catalogue, "datasets", lambda: {"n": Dataset("n", "N", "classes", "n")})
+    assert listed("n[1-2]", tmp_path).folders == listed("n[1 2]", tmp_path).folders == ("1", "2")
+    for reference, said in (("n[0-2]", "has no class folder 0"), ("n[3-1]", "3-1 is no range of classes")):
+        with pytest.raises(UserError, match=said):
+            listed(reference, tmp_path)
+
+
+def test_parts_and_unions_of_what_holds_files_open_travel(photos: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    import pickle
+
+    from oodbench.cluster.sources import portable
+    from tests.test_loaders import as_parquet
+
+    path = as_parquet(photos / "photos", tmp_path).removeprefix("hf:")
+    known = {
+        "rows": Dataset("rows", "Rows", "parquet", path),
+        "some": Dataset("some", "Some", "part", path, within="rows", keep=("5", "1")),
+        "more": Dataset("more", "More", "part", path, within="rows", keep=("0", "2")),
+        "all": Dataset("all", "All", "union", ".", parts=("some", "more")),
+    }
+    monkeypatch.setattr(catalogue, "datasets", lambda: known)
+    for name in ("some", "all", "some[0]", "all[1]"):
+        one = listed(name, photos)
+        there = pickle.loads(pickle.dumps(portable(one, photos, Store(tmp_path / "store"))))
+        assert there.digest == one.digest and there.read(3).tobytes() == one.read(3).tobytes()
+
+
 def test_a_part_by_classes_keeps_them_in_their_order(declared: dict[str, Dataset], photos: Path) -> None:
     few = listed("few", photos)
     assert few.folders == ("class_4", "class_1") and len(few) == 20

@@ -51,6 +51,8 @@ def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
             detector = _loaded(options)
         else:
             detector = _fitted(options)
+        if threshold is not None:
+            detector.threshold_ = threshold
         if save:
             detector.save(save)
         limit = detector.threshold_ if threshold is None else threshold

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from oodbench import images
 from oodbench.catalogue import Dataset
+from oodbench.catalogue import dataset as declared
+from oodbench.derived import Several
 from oodbench.images import Listing
 from oodbench.store import Store
 
@@ -56,7 +58,17 @@ def portable(listing: Listing, data: Path, store: Store) -> Listing:
     try:
         pickle.dumps(source)
     except (TypeError, AttributeError, pickle.PicklingError):
-        source = Again(listing.dataset, data, store.root)
+        source = _anew(listing, data, store)
     made = dataclasses.replace(listing, source=source, origins=origins)
     made.__dict__["digest"] = listing.digest  # known already
     return made
+
+
+def _anew(listing: Listing, data: Path, store: Store) -> Source:
+    """What finds the images once more: those of a part in its whole, those of several sets in each."""
+    if isinstance(listing.source, Several):
+        return Several({name: portable(one, data, store) for name, one in listing.source.parts.items()})
+    dataset = listing.dataset
+    while dataset.within:
+        dataset = declared(dataset.within)
+    return Again(dataset, data, store.root)

@@ -47,6 +47,8 @@ class Detector:
 
     _estimator_type = "outlier_detector"
 
+    _trained = False  # whether a saved one had weights, which it does not name
+
     def __init__(  # noqa: PLR0913
         self,
         method: str = "mcm",
@@ -93,6 +95,10 @@ class Detector:
 
         A method that calibrates reads the same images. `y` is ignored. UserError for bad input.
         """
+        if self._trained and not self.weights:
+            raise UserError(
+                "a saved detector of a trained method is fitted anew with weights: set_params(weights=FILE)"
+            )
         metrics.fewest(1, self.tpr)  # refuses a share that is none
         store = Keeping(self._root(), keep=self.keep)
         classes = lines(self.classes)
@@ -186,6 +192,7 @@ class Detector:
         one = cls(**{**found.params, **changes})
         store = Keeping(one._root(), saved.store(found), one.keep)
         one._begin(saved.engine(found, one._request(), store), found.recipe["threshold"])
+        one._trained = bool(found.recipe["weights"])
         return one
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from oodbench.detector.images import listed
 from oodbench.detector.keeping import Keeping
 from oodbench.errors import UserError
 from oodbench.extract import Embedded
+from oodbench.jobs import Job
 from oodbench.plan import Plan, make_plan
 from oodbench.request import RunRequest
 from oodbench.runner import Watch, loader, own, pick_device, task_of
@@ -103,6 +104,7 @@ def id_scores(plan: Plan) -> dict[str, npt.NDArray[np.float64]]:
     for path, row in rows:
         job = jobs.get(row.label)
         fits = job is not None and row.status == "ok" and row.id.dataset == plan.id.dataset.name
+        fits = fits and job is not None and _same(row, job, plan)
         fits = fits and row.encoder["identity"] == plan.card.identity and row.classes["digest"] == plan.classes.digest
         if fits and path.with_suffix(".parquet").is_file() and newest.get(row.label, ("", None))[0] <= row.created:
             newest[row.label] = (row.created, path.with_suffix(".parquet"))
@@ -112,6 +114,16 @@ def id_scores(plan: Plan) -> dict[str, npt.NDArray[np.float64]]:
         for label, (_, path) in newest.items()
     }
     return {label: np.sort(table["score"].to_numpy()) for label, table in tables.items() if len(table)}
+
+
+def _same(row: result.Result, job: Job, plan: Plan) -> bool:
+    """Whether a row was made with the weights, prompts, files, seed and precision of a job, on the same list."""
+    weights = job.weights.digest if job.weights else None
+    templates = job.templates.digest if job.templates else None
+    made = (row.weights.get("digest"), row.templates.get("digest"), row.files, row.source, row.id.list_digest)
+    wanted = (weights, templates, job.files, job.info.source, plan.id.digest)
+    run = (row.run["seed"], row.run["precision"])
+    return made == wanted and run == (plan.request.seed, plan.request.precision)
 
 
 def _verdict(scorer: Scorer, one: Running, part: Embedded, known: npt.NDArray[np.float64] | None, top: int) -> Verdict:

@@ -37,6 +37,11 @@ class Archives:
         """sha256 of a member."""
         return hashlib.sha256(read_member(*self.where[name])).hexdigest()
 
+    def place(self, name: str) -> str:
+        """The archive, and the member in it."""
+        path, member = self.where[name]
+        return f"{path.resolve()}/{member.name}"
+
 
 def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     """The images of one archive or of a series, in archive order.

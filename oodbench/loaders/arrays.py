@@ -24,6 +24,7 @@ class Pixels:
     """An array of images; the name of an image is its index. A .npy file stays on disk, an .npz is held."""
 
     array: npt.NDArray[np.uint8]
+    home: str  # the file, and the name of the array in it
 
     def read(self, name: str) -> Image:
         """The image at an index: greyscale, RGB or RGBA."""
@@ -37,6 +38,10 @@ class Pixels:
         pixels = np.ascontiguousarray(self.array[int(name)])
         return hashlib.sha256(f"{pixels.shape} ".encode() + pixels.tobytes()).hexdigest()
 
+    def place(self, name: str) -> str:
+        """The file, the array and the index."""
+        return f"{self.home}/{int(name)}"
+
 
 def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     """The images of an array file in its order.
@@ -48,7 +53,7 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     if not path.is_file():
         raise missing(dataset, path)
     try:
-        images, labels = _arrays(dataset, path)
+        key, images, labels = _arrays(dataset, path)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"dataset '{dataset.name}': {path} cannot be read: {error}") from error
     n = len(images)
@@ -58,19 +63,24 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
         raise unlabelled(dataset, path, "the array")
     width = len(str(n - 1))
     names = tuple(str(i).zfill(width) for i in range(n))
-    stamp = print_of(path)
+    stamp = ":".join(filter(None, (print_of(path), key)))  # arrays of one file number their images alike
     known = labels.reshape(-1).astype(np.int64) if labelled and labels is not None else np.full(n, -1)
+    if labelled and (known < 0).any():
+        raise unlabelled(dataset, path, f"image {int((known < 0).argmax())}")
     prints = tuple(f"{stamp}:{i}" for i in range(n))
-    return Items(path, names, prints, known, Pixels(images), numbered(known) if labelled else ())
+    source = Pixels(images, f"{path.resolve()}/{key}")
+    return Items(path, names, prints, known, source, numbered(known) if labelled else ())
 
 
-def _arrays(dataset: Dataset, path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any] | None]:
-    if path.suffix == ".npy":
-        found: dict[str, Any] = {"images": np.load(path, mmap_mode="r", allow_pickle=False)}
+def _arrays(dataset: Dataset, path: Path) -> tuple[str, npt.NDArray[np.uint8], npt.NDArray[Any] | None]:
+    """The name of the array of images ("" in a .npy file), the array, and the labels beside it."""
+    loaded: Any = np.load(path, mmap_mode="r", allow_pickle=False)  # content counts, not the suffix
+    if isinstance(loaded, np.ndarray):
+        found: dict[str, Any] = {"": loaded}
     else:
-        with np.load(path, allow_pickle=False) as archive:
+        with loaded as archive:
             wanted = [key for key in archive.files if not dataset.split or key.startswith(dataset.split)]
-            found = {key: archive[key] for key in wanted}
+            found = {key: one for key in wanted if isinstance(one := archive[key], np.ndarray)}
     pictures = [key for key, one in found.items() if one.dtype == np.uint8 and _is_stack(one)]
     if len(pictures) != 1:
         shapes = ", ".join(f"{key} {one.dtype}{list(one.shape)}" for key, one in found.items()) or "nothing"
@@ -79,8 +89,9 @@ def _arrays(dataset: Dataset, path: Path) -> tuple[npt.NDArray[np.uint8], npt.ND
             f"{f' whose name begins with {dataset.split}' if dataset.split else ''}, it holds {shapes}"
         )
     images = found[pictures[0]]
-    fitting = [one for one in found.values() if one.dtype.kind in "iu" and one.size == len(images) == len(one)]
-    return images, fitting[0] if len(fitting) == 1 else None
+    able = [one for one in found.values() if one.dtype.kind in "iu" and one.ndim]
+    fitting = [one for one in able if one.size == len(images) == len(one)]
+    return pictures[0], images, fitting[0] if len(fitting) == 1 else None
 
 
 def _is_stack(array: npt.NDArray[Any]) -> bool:

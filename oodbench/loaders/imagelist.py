@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,13 +40,15 @@ def read_list(path: Path) -> ImageList:
         if not line:
             continue
         name, _, label = line.rpartition(" ")  # a path may hold spaces
-        if not name or not label.lstrip("-").isdecimal():
+        if not name or not re.fullmatch(r"-?\d{1,18}", label):
             if _is_number(label):
                 raise UserError(f"image list {path}, line {number}: the label of {line!r} is no whole number")
             name, label = line, "-1"
         name = name.strip()
         if name.startswith("/") or ".." in name.split("/"):
             raise UserError(f"image list {path}, line {number}: {name!r} leads out of the list's root")
+        if "\0" in name:
+            raise UserError(f"image list {path}, line {number}: {name!r} is no path")
         names.append(name)
         labels.append(max(int(label), -1))
     if not names:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,14 @@ class Source(Protocol):
 
     def content(self, name: str) -> str:
         """sha256 of what is stored for an image."""
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """A source whose images lie in files that hold many."""
+
+    def place(self, name: str) -> str:
+        """Where an image lies: the same text for the same image, whichever set it is in."""
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import importlib
 import json
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +32,11 @@ class Column:
     """Image cells of several tables; of a parquet file, the row group read last is held.
 
     groups  per group: rows, and a function that reads its cells
+    homes   per group: the file, and the number of the group in it
     """
 
     groups: Sequence[tuple[int, Any]]
+    homes: Sequence[str] = ()
     _held: tuple[int, Any] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -65,8 +69,16 @@ class Column:
         cell = self.cell(int(name))
         if isinstance(cell, dict):
             cell = cell.get("bytes")
+        if cell is None:
+            raise ValueError(f"row {name} holds no image")
         raw = cell if isinstance(cell, bytes) else np.array(cell, np.uint8).tobytes()
         return hashlib.sha256(raw).hexdigest()
+
+    def place(self, name: str) -> str:
+        """The file, the group of rows in it, and the row."""
+        ends = list(accumulate(rows for rows, _ in self.groups))
+        group = bisect.bisect_right(ends, int(name))
+        return f"{self.homes[group]}/{int(name) - ends[group] + self.groups[group][0]}"
 
 
 @dataclass(frozen=True)
@@ -77,6 +89,7 @@ class _Table:
     groups: list[tuple[int, Any]]  # rows, function column name -> array
     stamp: str
     place: Path
+    homes: list[str]  # per group: where it lies
 
 
 def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
@@ -93,7 +106,7 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     try:
         table = _local(dataset, place) if place.exists() else _hub(dataset)
         image, label = _columns(dataset, table, labelled)
-        column = Column([(rows, _reader(read, image)) for rows, read in table.groups])
+        column = Column([(rows, _reader(read, image)) for rows, read in table.groups], table.homes)
         labels, classes = _labels(table, label) if labelled and label else (None, ())
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"dataset '{dataset.name}': {place} cannot be read: {error}") from error
@@ -115,28 +128,26 @@ def _local(dataset: Dataset, place: Path) -> _Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    files = [place]
     if place.is_dir():
-        place = _split_folder(dataset, place)
-    files = [place] if place.is_file() else [*sorted(place.rglob("*.parquet"))] or [*sorted(place.glob("*.arrow"))]
-    if len(files) > 1 and place.is_dir():
-        split = dataset.split or next((s for s in _SPLITS if any(f.name.startswith(s) for f in files)), "")
-        files = [f for f in files if f.name.startswith(split)] or files
-    if not files:
-        raise UserError(f"dataset '{dataset.name}': {place} holds no .parquet or .arrow file")
+        place, files = _files(dataset, place)
     groups: list[tuple[int, Any]] = []
+    homes: list[str] = []
     schema = None
     for path in files:
         if path.suffix == ".arrow":  # mapped into memory, not read
             whole = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
             schema = schema or whole.schema
             groups.append((whole.num_rows, whole.column))
+            homes.append(f"{path.resolve()}/0")
         else:
             opened = pq.ParquetFile(path)
             schema = schema or opened.schema_arrow
             for number in range(opened.num_row_groups):
                 rows = opened.metadata.row_group(number).num_rows
                 groups.append((rows, _GroupReader(opened, number)))
-    return _Table(schema, groups, "+".join(print_of(path) for path in files), place)
+                homes.append(f"{path.resolve()}/{number}")
+    return _Table(schema, groups, "+".join(print_of(path) for path in files), place, homes)
 
 
 @dataclass(frozen=True)
@@ -148,16 +159,56 @@ class _GroupReader:
         return self.file.read_row_group(self.number, columns=[column]).column(0)
 
 
+def _files(dataset: Dataset, place: Path) -> tuple[Path, list[Path]]:
+    """The folder of the split, and its files: what a saved dataset lists, else those found by name."""
+    inner = _split_folder(dataset, place)
+    state = inner / "state.json"
+    if state.is_file():
+        about = _json(dataset, state)
+        split = about.get("split") if isinstance(about, dict) else None
+        if inner == place and dataset.split and split and dataset.split != str(split):
+            raise UserError(f"dataset '{dataset.name}': {place} has no split '{dataset.split}'; it has {split}")
+        try:
+            return inner, [inner / one["filename"] for one in about["_data_files"]]
+        except (KeyError, TypeError) as error:
+            raise UserError(f"dataset '{dataset.name}': {state} lists no data files") from error
+    arrows = sorted(one for one in inner.glob("*.arrow") if not one.name.startswith("cache-"))
+    files = sorted(inner.rglob("*.parquet")) or arrows
+    if not files:
+        raise UserError(f"dataset '{dataset.name}': {inner} holds no .parquet or .arrow file")
+    if inner != place or dataset.split == inner.name:  # the folder is the split
+        return inner, files
+
+    def of(split: str) -> list[Path]:
+        """Files below a folder of that name, or whose names begin with it."""
+        return [f for f in files if f.name.startswith(split) or split in f.relative_to(inner).parts[:-1]]
+
+    if dataset.split and not of(dataset.split):
+        raise UserError(f"dataset '{dataset.name}': no file in {inner} is of split '{dataset.split}'")
+    return inner, of(dataset.split or next((s for s in _SPLITS if of(s)), ""))
+
+
 def _split_folder(dataset: Dataset, place: Path) -> Path:
     """The folder of a split below a dataset saved with several."""
     listed = place / "dataset_dict.json"
     if not listed.is_file():
         return place
-    splits = [str(one) for one in json.loads(listed.read_text(encoding="utf-8"))["splits"]]
+    about = _json(dataset, listed)
+    splits = about.get("splits") if isinstance(about, dict) else None
+    if not splits or not isinstance(splits, list):
+        raise UserError(f"dataset '{dataset.name}': {listed} names no splits")
+    splits = [str(one) for one in splits]
     chosen = dataset.split or next((s for s in _SPLITS if s in splits), splits[0])
     if chosen not in splits:
         raise UserError(f"dataset '{dataset.name}': {place} has no split '{chosen}'; it has {', '.join(splits)}")
     return place / chosen
+
+
+def _json(dataset: Dataset, path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"dataset '{dataset.name}': {path} cannot be read: {error}") from error
 
 
 def _hub(dataset: Dataset) -> _Table:
@@ -174,11 +225,15 @@ def _hub(dataset: Dataset) -> _Table:
         found = hub.load_dataset(dataset.path, split=dataset.split or None)
     except Exception as error:  # its errors are of many kinds
         raise UserError(f"dataset '{dataset.name}': Hugging Face cannot load {dataset.path}: {error}") from error
+    split = dataset.split.partition("[")[0]  # test[:50] may share images with test
     if isinstance(found, dict):
-        found = found[next((s for s in _SPLITS if s in found), next(iter(found)))]
+        split = next((s for s in _SPLITS if s in found), next(iter(found)))
+        found = found[split]
     whole = found.data.table
     stamp = str(getattr(found, "_fingerprint", ""))
-    return _Table(whole.schema, [(whole.num_rows, whole.column)], stamp, Path(dataset.path))
+    return _Table(
+        whole.schema, [(whole.num_rows, whole.column)], stamp, Path(dataset.path), [f"{dataset.path}/{split}"]
+    )
 
 
 def _columns(dataset: Dataset, table: _Table, labelled: bool) -> tuple[str, str]:
@@ -206,8 +261,9 @@ def _columns(dataset: Dataset, table: _Table, labelled: bool) -> tuple[str, str]
 
 
 def _labels(table: _Table, label: str) -> tuple[Any, tuple[str, ...]]:
-    """Class indices [n], and the class names that Hugging Face keeps beside them."""
-    values = np.concatenate([np.asarray(read(label).to_pylist(), np.int64) for _, read in table.groups])
+    """Class indices [n], -1 for null; and the class names that Hugging Face keeps beside them."""
+    cells = [-1 if one is None else one for _, read in table.groups for one in read(label).to_pylist()]
+    values = np.array(cells, np.int64)
     about = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
     names = about.get("info", {}).get("features", {}).get(label, {}).get("names", ())
     return values, tuple(str(name) for name in names)

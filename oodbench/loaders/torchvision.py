@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,17 +65,44 @@ def opened(dataset: Dataset, root: Path, download: bool) -> Any:
     if not (inspect.isclass(kind) and issubclass(kind, known.VisionDataset)):
         raise UserError(f"torchvision has no dataset '{dataset.source}'{did_you_mean(dataset.source, known.__all__)}")
     takes = inspect.signature(kind).parameters
-    chosen: dict[str, Any] = {"train": dataset.split == "train"} if "train" in takes else {"split": dataset.split}
+    chosen = _arguments(dataset, takes)
     if "download" in takes:
         chosen["download"] = download
     try:
         make: Any = kind
-        return make(root, **{key: value for key, value in chosen.items() if key in takes})
+        return make(root, **chosen)
     except (RuntimeError, OSError, ValueError, ImportError) as error:  # what torchvision raises for absent files
         if download:
             raise UserError(f"dataset '{dataset.name}': torchvision cannot fetch it: {error}") from error
         problem = missing(dataset, root)
         raise Missing(f"{problem}\n  torchvision's {dataset.source} says: {str(error).splitlines()[0]}") from error
+
+
+def _arguments(dataset: Dataset, takes: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """How a class is told the split. UserError when it cannot be, or when the class needs more than a folder."""
+    chosen: dict[str, Any] = {}
+    if "train" in takes:
+        if dataset.split not in ("", "train", "test"):
+            raise UserError(
+                f"dataset '{dataset.name}': torchvision's {dataset.source} has no split '{dataset.split}'; "
+                "it has train and test"
+            )
+        chosen["train"] = dataset.split == "train"
+    elif "split" in takes:
+        chosen["split"] = dataset.split
+    elif dataset.split:
+        raise UserError(
+            f"dataset '{dataset.name}': torchvision's {dataset.source} has no splits; take '{dataset.split}' away"
+        )
+    flexible = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [name for name, one in takes.items() if one.default is one.empty and one.kind not in flexible]
+    further = [name for name in needed if name != "root" and name not in chosen]
+    if "root" not in takes or further:
+        lacking = f"needs {', '.join(further)}, too" if further else "reads no folder"
+        raise UserError(
+            f"dataset '{dataset.name}': torchvision's {dataset.source} {lacking}; it cannot be read by its name alone"
+        )
+    return chosen
 
 
 def _labels(images: Any) -> list[int]:

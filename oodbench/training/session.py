@@ -85,18 +85,21 @@ def train(request: TrainRequest, watch: TrainWatch | None = None) -> Outcome:
 
 def _train(plan: TrainPlan, world: World, watch: TrainWatch) -> Outcome:
     request, state = plan.request, State(plan.out)
-    if request.restart:
-        if world.first:
-            state.clear()
-        world.wait()
-    state.check(plan.identity())
+    if not request.restart:
+        state.check(plan.identity())
     if plan.optimiser.batch % world.size:
         raise UserError(f"a batch of {plan.optimiser.batch} cannot be shared evenly among {world.size} processes")
     load = functools.cache(lambda: OpenClip(plan.encoder, world.device, request.compute))
     how = Recipe(plan.encoder.card.identity, request.compute, BATCH)
+    if request.restart or not state.newest():
+        _tried(plan, load)
     material = gather(request, how, plan.store, load, world, watch.extracting)
     schedule = _schedule(plan, material)
     identity = {**plan.identity(), "captions": _captions(plan, material), "steps": schedule.steps}
+    if request.restart:  # all that can be wrong with the request is known by now
+        if world.first:
+            state.clear()
+        world.wait()
     state.check(identity)
     done = world.told(state.newest())
     ready = Ready(plan, len(material), material.distinct, tuple(material.skipped), done, schedule.steps, state.folder)
@@ -116,6 +119,23 @@ def _train(plan: TrainPlan, world: World, watch: TrainWatch) -> Outcome:
     finally:
         if crops:
             crops.close()
+
+
+def _tried(plan: TrainPlan, load: Callable[[], OpenClip]) -> None:
+    """Embed two pairs, so that hyper-parameters that do not fit are told before a corpus is embedded."""
+    import torch
+
+    from oodbench.method import Pairs
+
+    encoder = load()
+    embeddings = torch.ones(2, plan.encoder.card.embed_dim, device=encoder.device)
+    try:
+        module = plan.method.module(encoder).to(encoder.device)
+        with torch.no_grad():
+            pairs = Pairs(embeddings, ("a", "b"), torch.arange(2), 0, plan.request.seed, 2)
+            plan.method.embed(module, plan.method.inputs(pairs, encoder))
+    except ValueError as error:
+        raise UserError(f"{plan.job.label}: {error}") from error
 
 
 def _steps(

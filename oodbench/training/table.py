@@ -68,7 +68,10 @@ def rows(path: Path) -> Iterator[Row]:
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file, delimiter=separator, strict=True)
-        header = [name.strip() for name in next(reader, [])]
+        try:
+            header = [name.strip() for name in next(reader, [])]
+        except csv.Error as error:
+            raise UserError(f"captions {path}: its header cannot be read ({error})") from error
         places = [header.index(name) for name in COLUMNS]
         while True:
             line = reader.line_num + 1
