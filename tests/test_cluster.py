@@ -288,7 +288,13 @@ def start(address: str, images: Path, out: Path, *more: str) -> subprocess.Popen
     ]
     command += ["--out", str(out), "--store", str(out / "s"), "--tracking-uri", "none", *more]
     env = {**os.environ, **QUIET}
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed)
+
+
+def heed() -> None:
+    """Tests that a shell started in its background ignore SIGINT, and so would their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def await_line(path: Path, *words: str) -> None:
