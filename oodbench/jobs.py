@@ -29,6 +29,7 @@ class Job:
     parameters: dict[str, Any]
     templates: Lines | None
     weights: WeightsFile | None = None
+    given: tuple[str, ...] = ()  # the hyper-parameters that the user set
 
     @cached_property
     def files(self) -> dict[str, str]:
@@ -128,6 +129,6 @@ def _job(info: MethodInfo, overrides: Mapping[str, Any], templates: str) -> Job:
     if templates and "templates" in parameters and "templates" not in overrides:
         parameters["templates"] = templates
     named = parameters.get("templates")
-    job = Job(info, parameters, prompts.templates(named) if isinstance(named, str) else None)
+    job = Job(info, parameters, prompts.templates(named) if isinstance(named, str) else None, given=tuple(overrides))
     _ = job.files  # a prompt set that does not exist is told now
     return job

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,8 @@ def attach(jobs: Jobs, request: RunRequest, encoder: Resolved, spec: EncoderSpec
             out.append(dataclasses.replace(fitted, weights=file))
         except UserError as error:
             problems.append(f"{job.label}: {error}")
+    twice = [label for label, count in Counter(job.label for job in out).items() if count > 1]
+    problems += [f"{label} is asked for twice: its weights fix what the variants differ in" for label in twice]
     raise_all(problems)
     return Jobs(tuple(out), jobs.left_out)
 
@@ -185,7 +188,7 @@ def _adopted(job: Job, file: WeightsFile, card: EncoderCard) -> Job:
     defaults, values = job.info.defaults(), dict(job.parameters)
     for name in job.info.trained:
         stated = recipe["parameters"].get(name, defaults[name])
-        if values[name] not in (defaults[name], stated):
+        if values[name] != stated and (name in job.given or values[name] != defaults[name]):
             problems.append(f"{file.path} was trained with {name}={stated}, not with {name}={values[name]}")
         values[name] = stated
     raise_all(problems)

@@ -319,6 +319,10 @@ def test_what_training_fixed_is_taken_from_the_header_and_nothing_else_is_accept
     assert row["parameters"]["prompt"] == "handcrafted" and row["parameters"]["tso"] == 0.0
     refused = run(tmp_path, "--methods", "clipn[tso=0.25]", "--weights", f"clipn={file}")
     assert refused.exit_code == 2 and "trained with tso=0.0, not with tso=0.25" in refused.output
+    refused = run(tmp_path, "--methods", "clipn[prompt=learnable]", "--weights", f"clipn={file}")
+    assert refused.exit_code == 2 and "trained with prompt=handcrafted, not with prompt=learnable" in refused.output
+    refused = run(tmp_path, "--methods", "clipn,clipn[tso=0.0]", "--weights", f"clipn={file}")
+    assert refused.exit_code == 2 and "is asked for twice" in refused.output
 
 
 def test_weights_of_another_encoder_or_method_are_refused(trained: Path, tmp_path: Path) -> None:
