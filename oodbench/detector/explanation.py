@@ -117,11 +117,11 @@ def id_scores(plan: Plan) -> dict[str, npt.NDArray[np.float64]]:
 
 
 def _same(row: result.Result, job: Job, plan: Plan) -> bool:
-    """Whether a row was made with the weights, prompts, files, seed and precision of a job, on the same list."""
+    """Whether a row was made with the weights, prompts, files, seed and precision of a job; --limit may differ."""
     weights = job.weights.digest if job.weights else None
     templates = job.templates.digest if job.templates else None
-    made = (row.weights.get("digest"), row.templates.get("digest"), row.files, row.source, row.id.list_digest)
-    wanted = (weights, templates, job.files, job.info.source, plan.id.digest)
+    made = (row.weights.get("digest"), row.templates.get("digest"), row.files, row.source)
+    wanted = (weights, templates, job.files, job.info.source)
     run = (row.run["seed"], row.run["precision"])
     return made == wanted and run == (plan.request.seed, plan.request.precision)
 
