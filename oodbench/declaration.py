@@ -15,6 +15,7 @@ from oodbench.errors import UserError, did_you_mean
 from oodbench.images import Listing, listing
 from oodbench.paths import expand
 from oodbench.store import Store
+from oodbench.urls import is_url
 
 ADDABLE = tuple(loader for loader in LOADERS if loader not in ("part", "union", "glyphs"))
 
@@ -71,7 +72,7 @@ def _dataset(name: str, fields: Mapping[str, str]) -> Dataset:
     for kind, key in (("list", "list"), ("torchvision", "source")):
         if loader == kind and not fields.get(key):
             raise UserError(f"loader '{kind}' needs --{key}")
-    remote = path.startswith(("http://", "https://")) or (loader == "hf" and not expand(path).exists())
+    remote = is_url(path) or (loader == "hf" and not expand(path).exists())
     return Dataset(
         name=name,
         title=fields.get("title") or name,

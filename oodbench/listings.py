@@ -12,6 +12,7 @@ from oodbench.catalogue import Benchmark, Dataset
 from oodbench.errors import UserError
 from oodbench.source import MethodInfo
 from oodbench.store import Store
+from oodbench.urls import is_url
 from oodbench.values import written
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -129,7 +130,7 @@ def _place(one: Dataset) -> str:
     """Where a set lies, as its declaration says; "" for sets that lie elsewhere."""
     if one.within or one.parts or one.loader == "glyphs":
         return ""
-    own = not one.declared or one.path.startswith(("/", "http")) or one.loader == "hf"
+    own = not one.declared or one.path.startswith("/") or is_url(one.path) or one.loader == "hf"
     return one.path if own else f"$OODBENCH_DATA/{one.path}"
 
 

@@ -20,7 +20,8 @@ from oodbench.jobs import Job, Jobs, make_jobs
 from oodbench.paths import expand
 from oodbench.prompts import Lines
 from oodbench.request import RunRequest, check_options
-from oodbench.store import Store, default_root
+from oodbench.sharing import opened
+from oodbench.store import Store
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ class Plan:
 def make_plan(request: RunRequest) -> Plan:
     """Check a request and plan it. Raises UserError with every problem that was found."""
     request = dataclasses.replace(request, out=expand(request.out))
-    store = Store(expand(request.store or default_root()))
+    store = opened(request.store, request.shared)
     collected: list[str] = []
 
     def attempt(step: Callable[..., T], *arguments: Any) -> T | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from oodbench.errors import UserError
 from oodbench.paths import expand
+from oodbench.urls import is_url
 
 OWN = ("folder:", "list:", "tar:", "hf:", "arrays:")
 _EXAMPLES = {
@@ -40,7 +41,7 @@ def own_dataset(reference: str) -> dict[str, Any] | None:
             "path": str(expand(root).resolve() if root else path.parent),
             "list": str(path),
         }
-    if rest.startswith(("http://", "https://")):
+    if is_url(rest):
         return {**fields, "title": _bare(Path(rest)), "path": rest}
     path = expand(rest).resolve()
     if kind == "hf" and not path.exists():

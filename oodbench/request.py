@@ -44,6 +44,7 @@ class RunRequest:
     plugins: tuple[Path, ...] = ()
     out: Path = Path("results")
     store: Path | None = None
+    shared: str = ""  # URL of a store that all machines reach
     ray: str = ""  # "" chooses by itself, "no" stays in this process, local, auto or an address
     actors: int = 0
     gpus_per_actor: float = 1.0

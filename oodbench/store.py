@@ -66,8 +66,14 @@ class Listed:
 class Store:
     """Entries below one folder, shared by any number of processes."""
 
+    url = ""  # of a shared store behind it: see sharing.py
+
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser()
+
+    def at(self, root: Path) -> Store:
+        """The same store at another path."""
+        return Store(root)
 
     def key(self, kind: str, inputs: Mapping[str, Any]) -> str:
         return digest({"kind": kind, **inputs})

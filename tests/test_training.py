@@ -37,7 +37,7 @@ from oodbench.glyphs import render, world
 from oodbench.method import Optimiser, TrainedMethod
 from oodbench.store import Store
 from oodbench.textbank import WordParts
-from oodbench.tracking.delivery import quiet
+from oodbench.tracking.hush import quiet
 from oodbench.training import crops
 from oodbench.training.curves import lines
 from oodbench.training.feed import Feed
@@ -482,7 +482,7 @@ def test_shards_behind_urls_are_fetched_once_and_not_kept(
     assert not list((tmp_path / "scratch").iterdir())
     assert train(dataclasses.replace(asked, max_steps=4)).made == 1
     assert [one.split()[0] for one in requests[4:]] == ["HEAD", "HEAD"]
-    monkeypatch.setattr("oodbench.training.shards.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("oodbench.urls.PAUSE", 0.0)
     with pytest.raises(UserError, match=r"cannot fetch http.*b-0.tar: File not found; the same command goes on"):
         train(dataclasses.replace(asked, captions=f"{url}/b-0.tar", on_error="skip"))
 

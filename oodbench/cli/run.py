@@ -64,6 +64,11 @@ if TYPE_CHECKING:
     "--store", type=FOLDER, help="Folder of embeddings and scores. Default: $OODBENCH_STORE, else user cache."
 )
 @click.option(
+    "--shared",
+    default="",
+    help="URL of a store behind it that all machines reach: s3://bucket/oodbench. $OODBENCH_SHARED.",
+)
+@click.option(
     "--ray", default="", help="local, auto, an address, or no. Default: Ray with several GPUs or RAY_ADDRESS."
 )
 @click.option("--actors", default=0, help="Workers on Ray. Default: one per GPU, or two where there is none.")

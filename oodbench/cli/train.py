@@ -54,6 +54,7 @@ SHOWN = 5  # things that were left out
 @click.option("--restart", is_flag=True, help="Throw away a training that is kept beside --out.")
 @click.option("--plugin", "plugins", multiple=True, type=FOLDER, help="File with a method of your own. Repeatable.")
 @click.option("--store", type=FOLDER, help="Folder of embeddings. Default: $OODBENCH_STORE, else user cache.")
+@click.option("--shared", default="", help="URL of a store behind it that all machines reach. $OODBENCH_SHARED.")
 @click.option("--ray", default="", help="local, auto or an address: Ray starts the processes, and again when one dies.")
 @click.option("--num-workers", default=0, help="Processes on Ray. Default: one per GPU, or two where there is none.")
 @click.option("--tracking-uri", help="MLflow server. Default: a sqlite file beside --out; 'none' for no MLflow.")

@@ -21,7 +21,7 @@ from oodbench.jobs import Job
 from oodbench.paths import expand
 from oodbench.plan import Plan
 from oodbench.provenance import commit, versions
-from oodbench.store import Store
+from oodbench.sharing import root_here
 
 _LARGEST = 1_000_000  # bytes of a file that travels; a user's catalogue is text
 # What workers run: files and folders of the package. Reports, rows and the command line are the driver's own.
@@ -39,7 +39,7 @@ _FILES = (
         "prompts",
         "registry",
     ),
-    *("request", "runner", "score", "sets", "source", "store", "textbank", "values", "weights"),
+    *("request", "runner", "score", "sets", "sharing", "source", "store", "textbank", "values", "weights"),
 )
 _FOLDERS = ("cluster", "encoder", "loaders", "method", "training")
 
@@ -97,7 +97,7 @@ def code() -> Code:
 
 def pack(plan: Plan) -> Parcel:
     """What workers need to carry out a plan. The token is to be forgotten with `unmark` when they are done."""
-    store = Store(plan.store.root.absolute())
+    store = plan.store.at(plan.store.root.absolute())
     token = {"token": secrets.token_hex(8)}
     store.write("cluster", token, {}, {"host": socket.gethostname()})
     data = catalogue.data_root(plan.request.data).absolute()
@@ -119,10 +119,11 @@ def unpack(parcel: Parcel) -> Plan:
     if os.path.isdir(parcel.folder):
         os.chdir(parcel.folder)  # paths that a user wrote may start there
     plan = parcel.plan
+    plan = dataclasses.replace(plan, store=plan.store.at(root_here(plan.store.root, plan.store.url)))
     if not plan.store.has("cluster", parcel.token):
         raise UserError(
             f"the store {plan.store.root} on {socket.gethostname()} is not the driver's; "
-            "name a folder that every node sees with --store or $OODBENCH_STORE"
+            "name a folder that every node sees with --store or $OODBENCH_STORE, or a URL with --shared"
         )
     os.environ["OODBENCH_CONFIG"] = str(parcel.config.write())
     plugins = [folder.write() / folder.contents[0][0] for folder in parcel.plugins]

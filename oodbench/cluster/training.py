@@ -15,6 +15,7 @@ from oodbench.cluster.connection import Demand, Layout, connected, layout, nodes
 from oodbench.cluster.parcel import Code, Files, check_code, code, plugin_files
 from oodbench.errors import UserError
 from oodbench.paths import expand
+from oodbench.sharing import root_here
 
 if TYPE_CHECKING:
     from oodbench.training.request import TrainRequest
@@ -87,6 +88,7 @@ def train(request: TrainRequest, where: str, workers: int, watch: TrainWatch | N
         if workers > found.actors:
             raise UserError(f"--num-workers {workers}: the Ray cluster has room for {found.actors}; see ray status")
         sent = dataclasses.replace(request, restart=False, out=plan.out, store=plan.store.root.absolute())
+        sent = dataclasses.replace(sent, shared=plan.store.url)
         plugins = tuple(plugin_files(expand(path)) for path in request.plugins)
         call = Call(sent, code(), plugins, os.getcwd(), found.threads, bool(found.gpus))
         board = ray.remote(Board).options(num_cpus=0).remote()
@@ -154,7 +156,8 @@ def _process(config: dict[str, Any]) -> None:
         else:
             torch.set_num_threads(call.threads)
         plugins = tuple(files.write() / files.contents[0][0] for files in call.plugins)
-        request = dataclasses.replace(call.request, plugins=plugins)
+        store = root_here(call.request.store, call.request.shared) if call.request.store else None
+        request = dataclasses.replace(call.request, plugins=plugins, store=store)
         place = f"{socket.gethostname()}/{os.getpid()}"
         watch = session.TrainWatch(
             ready=lambda ready: board.tell.remote(("ready", _without_plan(ready), place)),

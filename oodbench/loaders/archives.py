@@ -16,6 +16,7 @@ from oodbench.errors import UserError
 from oodbench.loaders.folder import ordered
 from oodbench.loaders.items import Items, decoded, empty, is_image, missing, numbered, print_of, unlabelled
 from oodbench.loaders.tars import Member, expand, members, read_member
+from oodbench.urls import is_url
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -79,14 +80,14 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
 
 
 def _pattern(dataset: Dataset, data: Path) -> str:
-    if dataset.path.startswith(("http://", "https://")):
+    if is_url(dataset.path):
         return dataset.path
     return str(data / dataset.path)
 
 
 def _local(dataset: Dataset, path: str) -> Path:
     """The file itself; that of a URL is fetched once."""
-    if not path.startswith(("http://", "https://")):
+    if not is_url(path):
         return Path(path)
     from oodbench.loaders.remote import fetched
 

@@ -6,11 +6,9 @@ import hashlib
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from oodbench.downloading import Wanted, download
 from oodbench.errors import UserError
 from oodbench.store import default_root
-
-TIMEOUT = 60  # seconds without a byte
+from oodbench.urls import fetch
 
 
 def fetched(url: str, what: str) -> Path:
@@ -20,6 +18,6 @@ def fetched(url: str, what: str) -> Path:
     if place.is_file():
         return place
     try:
-        return download(Wanted(url), place)
+        return fetch(url, place)
     except UserError as error:
         raise UserError(f"dataset '{what}': {error}") from error

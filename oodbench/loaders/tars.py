@@ -12,6 +12,7 @@ from pathlib import Path
 
 from oodbench.errors import Missing, UserError
 from oodbench.paths import expand as expand_home
+from oodbench.urls import is_url
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _BLOCK = 512  # bytes
@@ -33,7 +34,7 @@ def expand(pattern: str) -> list[str]:
     """
     found: list[str] = []
     for text in itertools.chain.from_iterable(_unbraced(part) for part in pattern.split("::")):
-        if text.startswith(("http://", "https://")):
+        if is_url(text):
             found.append(text)
             continue
         path = str(expand_home(text))

@@ -15,7 +15,8 @@ from oodbench.errors import UserError, raise_all
 from oodbench.jobs import Job, make_jobs
 from oodbench.paths import expand
 from oodbench.request import RunRequest
-from oodbench.store import Store, default_root
+from oodbench.sharing import opened
+from oodbench.store import Store
 from oodbench.training.request import GLYPHS, TrainRequest, check_options
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def make_plan(request: TrainRequest) -> TrainPlan:
             collected.append(str(error))
             return None
 
-    store = Store(expand(request.store or default_root()))
+    store = opened(request.store, request.shared)
     attempt(check_options, request)
     job = attempt(_job, request)
     spec = attempt(parse_encoder, request.encoder)

@@ -50,6 +50,7 @@ class TrainRequest:
     restart: bool = False
     plugins: tuple[Path, ...] = ()
     store: Path | None = None
+    shared: str = ""
 
     @property
     def compute(self) -> str:

@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Any
@@ -21,27 +18,26 @@ import numpy as np
 from oodbench.errors import UserError
 from oodbench.loaders.archives import Archives
 from oodbench.loaders.items import is_image, print_of
-from oodbench.loaders.remote import TIMEOUT
 from oodbench.loaders.tars import Member, expand, members, read_member
 from oodbench.store import Store
 from oodbench.training.corpus import Part, listed
+from oodbench.urls import fetch, is_url, stamp
 
 ENGINE = 1  # raise when the same shard gives other pairs than before
-ATTEMPTS = 3
 
 
 def read_all(pattern: str, store: Store) -> Iterator[Part]:
     """One part per shard. Its temporary copy, if it has one, is removed when the next part is asked for."""
     for place in expand(pattern):
         with contextlib.ExitStack() as stack:
-            remote = place.startswith(("http://", "https://"))
+            remote = is_url(place)
             copy = stack.enter_context(_copy(place)) if remote else Copy(place, Path(place))
             yield _part(copy, store)
 
 
 def check(pattern: str) -> None:
     """UserError for a pattern that is none, and for shards that are not there; URLs are not asked."""
-    places = [Path(place) for place in expand(pattern) if "://" not in place]
+    places = [Path(place) for place in expand(pattern) if not is_url(place)]
     absent = [str(place) for place in places if not place.is_file()]
     if absent:
         raise UserError(f"captions {pattern}: {len(absent)} of {len(places)} shards are not there, {absent[0]} first")
@@ -60,13 +56,13 @@ class Copy:
         """The local file."""
         with self.lock:
             if self.missing:
-                _fetch(self.place, self.path)
+                fetch(self.place, self.path)
                 self.missing = False
         return self.path
 
     def stamp(self) -> str:
         """What changes when the shard does."""
-        return _headers(self.place) if "://" in self.place else print_of(self.path)
+        return stamp(self.place) if is_url(self.place) else print_of(self.path)
 
 
 @dataclass(frozen=True)
@@ -96,16 +92,16 @@ def _copy(url: str) -> Iterator[Copy]:
 def _part(copy: Copy, store: Store) -> Part:
     name = PurePosixPath(copy.place).name
     try:
-        stamp = copy.stamp()
+        state = copy.stamp()
     except OSError as error:
         raise UserError(f"captions {copy.place} cannot be read: {error.strerror or error}") from error
-    known = {"engine": ENGINE, "shard": copy.place, "stamp": stamp}
+    known = {"engine": ENGINE, "shard": copy.place, "stamp": state}
     entry = store.find("shard", known)
     facts = entry.facts if entry else _index(copy)
     if entry is None:
         store.write("shard", known, {}, facts)
     inside = {one[0]: (copy.path, Member(*one)) for one in facts["images"]}
-    prints = [f"{stamp}:{one[1]}:{one[2]}" for one in facts["images"]]
+    prints = [f"{state}:{one[1]}:{one[2]}" for one in facts["images"]]
     source = Remote(copy, Archives(inside))
     found = listed(name, Path(copy.place), tuple(inside), prints, source)
     return Part(found, np.arange(len(found)), tuple(facts["captions"]), tuple(facts["skipped"]))
@@ -147,37 +143,3 @@ def _index(copy: Copy) -> dict[str, Any]:
             captions.append(caption)
     skipped += [f"{texts[key].name} of {copy.place}: no image beside it" for key in texts if key not in images]
     return {"images": kept, "captions": captions, "skipped": skipped}
-
-
-def _headers(url: str) -> str:
-    def ask() -> str:
-        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT) as answer:
-            return ":".join(str(answer.headers.get(name)) for name in ("Content-Length", "ETag", "Last-Modified"))
-
-    return _insistently(url, ask)
-
-
-def _fetch(url: str, path: Path) -> None:
-    def load() -> str:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, path.open("wb") as file:
-            while block := answer.read(1 << 20):
-                file.write(block)
-            stated = answer.headers.get("Content-Length")
-        if stated is not None and path.stat().st_size != int(stated):
-            raise OSError(f"it ended after {path.stat().st_size:,} of {int(stated):,} bytes")
-        return ""
-
-    _insistently(url, load)
-
-
-def _insistently(url: str, attempt: Any) -> str:
-    """Several attempts: a network drops now and then. UserError after the last, whatever --on-error says."""
-    for number in range(ATTEMPTS):
-        try:
-            return str(attempt())
-        except (OSError, HTTPException, ValueError) as error:
-            if number == ATTEMPTS - 1:
-                reason = getattr(error, "reason", None) or error
-                raise UserError(f"cannot fetch {url}: {reason}; the same command goes on when it answers") from error
-            time.sleep(2**number)
-    raise AssertionError
