@@ -1,78 +1,58 @@
-"""The progress bars of a run: images, images/s and time left; nothing at all when not in a terminal."""
+"""The progress of a run: images, images/s per worker, what was tried again or failed, time left."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 from oodbench.events import Event
+from oodbench.live import Live
 from oodbench.result import Result
 from oodbench.runner import Watch
 
+_CHANGES = {"joined": ("workers", 1), "lost": ("workers", -1), "retried": ("retried", 1), "failed": ("failed", 1)}
 
-class Progress:
+
+class Progress(Live):
     """A live view on stderr; `watch` is what the runner talks to."""
 
     def __init__(self) -> None:
-        self._live: Any = None
+        super().__init__()
         self.watch = Watch(self._extracting, self._scoring, self._finished, self._told)
         self._rows = 0
         self._counts = dict.fromkeys(("workers", "retried", "failed"), 0)
+        self._speeds: dict[str, float] = {}  # worker -> images/s of its last shard
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
-            from rich import progress
-            from rich.console import Console
-
-            self._live = progress.Progress(
-                progress.TextColumn("{task.description}"),
-                progress.BarColumn(),
-                progress.MofNCompleteColumn(),
-                progress.TextColumn("{task.fields[rate]}"),
-                progress.TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._live.__enter__()
-            self._state = self._live.add_task("starting", total=None, rate="")
+        super().__enter__()
+        self._state: Callable[..., None] = self.line("starting", None)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.__exit__(kind, error, trace)
-
     def _extracting(self, dataset: str, images: int) -> Callable[[int], None]:
-        live = self._live
-        if live is None:
-            return lambda n: None
-        task = live.add_task(f"encode {dataset}", total=images, rate="")
-
-        def done(n: int) -> None:
-            live.advance(task, n)
-            speed = live.tasks[task].speed
-            live.update(task, rate=f"{speed:,.0f} images/s" if speed else "")
-
-        return done
+        return self.counting(f"encode {dataset}", images, "images")
 
     def _scoring(self, dataset: str, methods: Any) -> None:
-        if self._live is not None:
-            self._live.update(self._state, description=f"score {dataset}: {', '.join(methods)}")
+        self._state(description=f"score {dataset}: {', '.join(methods)}")
 
     def _told(self, event: Event) -> None:
-        """Workers, tasks that were tried again, tasks and methods that failed: on the line of the state."""
-        change = {"joined": ("workers", 1), "lost": ("workers", -1), "retried": ("retried", 1), "failed": ("failed", 1)}
-        if event.what in change:
-            name, step = change[event.what]
+        """Workers and their speed, tasks tried again, what failed: on the line of the state."""
+        if event.what in _CHANGES:
+            name, step = _CHANGES[event.what]
             self._counts[name] = max(0, self._counts[name] + step)
-            if self._live is not None:
-                counts = ", ".join(f"{n} {name}" for name, n in self._counts.items() if n)
-                self._live.update(self._state, rate=counts)
+        if event.what == "lost":
+            self._speeds.pop(event.worker, None)
+        if event.worker and event.images and event.seconds and (event.what, event.stage) == ("done", "extract"):
+            self._speeds[event.worker] = event.images / event.seconds
+        self._state(told=self.words())
+
+    def words(self) -> str:
+        """`4 workers, 310-330 images/s each, 1 retried`."""
+        counts = {name: f"{n} {name}" for name, n in self._counts.items() if n}
+        slow, fast = (f"{pick(self._speeds.values(), default=0):,.0f}" for pick in (min, max))
+        each = f"{slow if slow == fast else f'{slow}-{fast}'} images/s each" if self._speeds else ""
+        said = [counts.get("workers", ""), each, counts.get("retried", ""), counts.get("failed", "")]
+        return ", ".join(filter(None, said))
 
     def _finished(self, result: Result) -> None:
         self._rows += 1
-        if self._live is not None:
-            self._live.update(self._state, completed=self._rows)
+        self._state(completed=self._rows)

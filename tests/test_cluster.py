@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -323,6 +324,26 @@ def test_a_driver_that_is_killed_goes_on_from_there(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_driver_killed_at_twenty_moments_loses_and_doubles_nothing(
+    cluster: str, images: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    moments, finished = random.Random(1), 0
+    for _ in range(20):
+        driver = start(cluster, images, tmp_path)
+        time.sleep(moments.uniform(0.5, 9.0))
+        finished += driver.poll() is not None
+        driver.kill()
+        driver.communicate()
+        assert set(digests(tmp_path).values()) <= set(digests(undisturbed).values())  # what is there is whole
+    assert finished < 20  # else nothing was killed
+    driver = start(cluster, images, tmp_path)
+    _, said = driver.communicate(timeout=300)
+    assert driver.returncode == 0, said
+    assert digests(tmp_path) == digests(undisturbed) and len(list(rows(tmp_path))) == 2
+    for kind in ("embeddings", "scores"):
+        assert entries(tmp_path / "s", kind) == entries(undisturbed / "s", kind)
+
+
 def test_a_driver_that_is_asked_to_stop_says_so(
     number: signal.Signals, code: int, cluster: str, images: Path, tmp_path: Path
 ) -> None:
@@ -342,7 +363,7 @@ def test_two_drivers_share_a_store(cluster: str, images: Path, tmp_path: Path, u
 
 
 def test_tasks_cost_little(cluster: str, images: Path, tmp_path: Path) -> None:
-    """A thousand tasks that do nothing: under 10 ms each, one under way per worker."""
+    """A thousand tasks that do nothing: under 10 ms each, one under way per worker, and the driver does not grow."""
     from oodbench.cluster.pool import Pool, Task
 
     made = plan(images, tmp_path)
@@ -350,12 +371,19 @@ def test_tasks_cost_little(cluster: str, images: Path, tmp_path: Path) -> None:
     sent = parcel.pack(made)
     pool = Pool(Layout(2, 0.0, 1.0, 2, "cpu", 1), sent)
     began: list[float] = []
+    resident: list[int] = []
+
+    def note(done: Any) -> None:
+        began.append(time.perf_counter())
+        resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+
     for i in range(1000):
-        pool.add(Task(f"extract[{i}]", "extract", (0, 0, 60), lambda done: began.append(time.perf_counter())))
+        pool.add(Task(f"extract[{i}]", "extract", (0, 0, 60), note))
     pool.run()
     parcel.unmark(sent)
     assert len(began) == 1000
     assert (began[-1] - began[0]) / 1000 < 0.010
+    assert max(resident[200:]) - resident[200] < 8 * 2**20, "bytes that 800 tasks left behind"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +72,51 @@ def test_a_node_that_goes_away_takes_nothing_with_it(cluster: Any, tmp_path: Pat
     run(plan(tmp_path, tmp_path / "here", "no"))
     there, here = ({row.label: row.digest for _, row in rows(tmp_path / out)} for out in ("there", "here"))
     assert there == here and set(here) == {"mcm", "energy"}
+
+
+def test_a_node_lost_in_training_costs_the_steps_since_the_checkpoint(cluster: Any, tmp_path: Path) -> None:
+    """CLIPN: the weights are those of an undisturbed training, to the last bit."""
+    from safetensors.torch import load_file
+
+    from oodbench.cluster.training import train
+    from oodbench.glyphs import render, world
+    from oodbench.training.request import TrainRequest
+    from oodbench.training.session import Ready, TrainWatch
+
+    (tmp_path / "images").mkdir()
+    lines = ["filepath,caption"]
+    for i in range(64):
+        Image.fromarray(render.image("pairs", i)).save(tmp_path / f"images/{i}.png")
+        lines.append(f'images/{i}.png,"{world.caption(i)}"')
+    (tmp_path / "captions.csv").write_text("\n".join(lines))
+
+    def asked(name: str) -> TrainRequest:
+        return TrainRequest(
+            "clipn",
+            captions=str(tmp_path / "captions.csv"),
+            batch=16,
+            epochs=15,
+            chunk=8,
+            checkpoint_every=5,
+            device="cpu",
+            out=tmp_path / f"{name}.safetensors",
+            store=tmp_path / "s",
+        )
+
+    calm = train(asked("calm"), "auto", 2)
+    started: list[Ready] = []
+    steps: list[int] = []
+    watch = TrainWatch(ready=started.append, step=lambda report: steps.append(report.step))
+    with ThreadPoolExecutor(1) as aside:  # nodes are added and removed by the main thread alone
+        waiting = aside.submit(train, asked("lost"), "auto", 2, watch)
+        while not steps and not waiting.done():
+            time.sleep(0.05)
+        assert not waiting.done(), waiting.result()
+        cluster.remove_node(cluster.workers[1], allow_graceful=False)
+        cluster.add_node(num_cpus=1)  # takes its place
+        lost = waiting.result()
+    done = [one.done for one in started]
+    assert (lost.done, calm.done) == (60, 60) and done[0] == 0 and len(done) >= 2, done
+    assert all(one % 5 == 0 for one in done) and steps[-1] == 60 and set(steps) == set(range(1, 61))
+    one, other = load_file(calm.out), load_file(lost.out)
+    assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)

@@ -131,6 +131,21 @@ def test_a_worker_that_dies_starts_again_from_the_checkpoint(ask: Callable[..., 
     equal(alone.out, pair.out)
 
 
+def test_a_restart_throws_away_once_and_only_when_it_can_begin(
+    ask: Callable[..., TrainRequest], tmp_path: Path
+) -> None:
+    kept = train(ask("pair", max_steps=5, checkpoint_every=4))
+    wrong = ask("pair", restart=True, batch=15)
+    with pytest.raises(UserError, match="a batch of 15 cannot be shared"):
+        on_ray(wrong, "auto", 2)
+    assert State(kept.out).steps()  # what was there is still there
+    ready: list[Any] = []
+    asked = ask("pair", restart=True, checkpoint_every=4, settings=(f"toy.die=@{tmp_path / 'died'}",))
+    pair = on_ray(asked, "auto", 2, TrainWatch(ready=ready.append))
+    assert (tmp_path / "died").exists() and [one.done for one in ready] == [0, 8]  # a worker's death is no restart
+    equal(train(ask("alone")).out, pair.out)
+
+
 def test_a_loss_that_is_no_number_is_not_tried_again(ask: Callable[..., TrainRequest]) -> None:
     with pytest.raises(UserError, match="--num-workers 3: the Ray cluster has room for 2"):
         on_ray(ask("many"), "auto", 3)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from oodbench.cluster.board import Board, Fault, Shown
 from oodbench.cluster.connection import Demand, Layout, connected, layout, nodes
 from oodbench.cluster.parcel import Code, Files, check_code, code, plugin_files
 from oodbench.errors import UserError
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from oodbench.training.session import Outcome, Ready, TrainWatch
 
 FAILURES = 5  # lost workers, after each of which all start again from the last checkpoint
-POLL = 0.5  # seconds between looks at the board
 _TIMEOUT = 7 * 86_400  # seconds that processes wait for one another: one may embed its share of the corpus
 
 
@@ -38,61 +38,29 @@ class Call:
     gpu: bool
 
 
-@dataclass(frozen=True)
-class Fault:
-    """Why a training ended that is of no use to start again; `diverged`: the loss is no number."""
-
-    message: str
-    diverged: bool
-
-
-class Board:
-    """The actor where the first process writes what the driver shows."""
-
-    def __init__(self) -> None:
-        self._told: list[Any] = []
-        self._fault: Fault | None = None
-
-    def tell(self, what: Any) -> None:
-        """Add something that happened."""
-        if isinstance(what, Fault):
-            self._fault = self._fault or what
-        else:
-            self._told.append(what)
-
-    def fault(self) -> Fault | None:
-        """Why there is no use in going on."""
-        return self._fault
-
-    def take(self) -> list[Any]:
-        """What happened since the last call."""
-        told, self._told = self._told, []
-        return told
-
-
 def train(request: TrainRequest, where: str, workers: int, watch: TrainWatch | None = None) -> Outcome:
     """Train on a Ray cluster. UserError and Diverged as in one process; UserError when too many workers are lost."""
     import ray
     import torch
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from oodbench.training.plan import make_plan
     from oodbench.training.session import Diverged, TrainWatch
-    from oodbench.training.state import State
 
     plan = make_plan(request)
-    if request.restart:
-        State(plan.out).clear()  # here and once: workers that start again go on
     watch = watch or TrainWatch()
     with connected(where, workers):
         found = layout(Demand(request.device, workers, 1.0, torch.get_num_threads()), nodes())
         if workers > found.actors:
             raise UserError(f"--num-workers {workers}: the Ray cluster has room for {found.actors}; see ray status")
-        sent = dataclasses.replace(request, restart=False, out=plan.out, store=plan.store.root.absolute())
-        sent = dataclasses.replace(sent, shared=plan.store.url)
+        folder = plan.store.root.absolute()
+        sent = dataclasses.replace(request, out=plan.out, store=folder, shared=plan.store.url)
         plugins = tuple(plugin_files(expand(path)) for path in request.plugins)
         call = Call(sent, code(), plugins, os.getcwd(), found.threads, bool(found.gpus))
-        board = ray.remote(Board).options(num_cpus=0).remote()
-        shown = _Shown(plan, watch, board)
+        # On the driver's node: a board on another one would take the training with it.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
+        shown = Shown(plan, watch, board)
         follower = threading.Thread(target=shown.follow, daemon=True)
         follower.start()
         try:
@@ -157,7 +125,9 @@ def _process(config: dict[str, Any]) -> None:
             torch.set_num_threads(call.threads)
         plugins = tuple(files.write() / files.contents[0][0] for files in call.plugins)
         store = root_here(call.request.store, call.request.shared) if call.request.store else None
-        request = dataclasses.replace(call.request, plugins=plugins, store=store)
+        # What is to be thrown away goes once: processes that are started again go on.
+        restart = call.request.restart and not ray.get(board.begun.remote())
+        request = dataclasses.replace(call.request, plugins=plugins, store=store, restart=restart)
         place = f"{socket.gethostname()}/{os.getpid()}"
         watch = session.TrainWatch(
             ready=lambda ready: board.tell.remote(("ready", _without_plan(ready), place)),
@@ -175,35 +145,3 @@ def _process(config: dict[str, Any]) -> None:
 def _without_plan(ready: Ready) -> dict[str, Any]:
     """What the driver does not know: the plan holds a method of a file that it may not be able to load by name."""
     return {one.name: getattr(ready, one.name) for one in dataclasses.fields(ready) if one.name != "plan"}
-
-
-class _Shown:
-    """What the board tells, passed on to the driver's own watch."""
-
-    def __init__(self, plan: Any, watch: TrainWatch, board: Any) -> None:
-        self.ended = threading.Event()
-        self.outcome: Outcome | None = None
-        self._plan, self._watch, self._board = plan, watch, board
-
-    def follow(self) -> None:
-        """Look until the training has ended."""
-        while not self.ended.wait(POLL):
-            self.look()
-
-    def look(self) -> None:
-        """Pass on what is new. A board that is gone is told by what ended with it."""
-        import ray
-
-        from oodbench.training.session import Ready
-
-        try:
-            told = ray.get(self._board.take.remote())
-        except ray.exceptions.RayError:
-            return
-        for kind, what, _ in told:
-            if kind == "ready":
-                self._watch.ready(Ready(plan=self._plan, **what))
-            elif kind == "step":
-                self._watch.step(what)
-            else:
-                self.outcome = what
