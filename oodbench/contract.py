@@ -185,7 +185,7 @@ class Trial:
 def trial(info: MethodInfo) -> Trial:
     """Construct a method without arguments and fit it. UserError when that cannot be done."""
     try:
-        method = registry.make(info, {})
+        method = registry.load(info)()
     except TypeError as error:
         raise UserError(f"it cannot be constructed without arguments: {error}") from error
     world = World()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from oodbench.images import Listing, listing
 from oodbench.paths import expand
 from oodbench.store import Store
 from oodbench.urls import is_url
+from oodbench.whole import write_text
 
 ADDABLE = tuple(loader for loader in LOADERS if loader not in ("part", "union", "glyphs"))
 
@@ -43,11 +43,8 @@ def declare(name: str, fields: Mapping[str, str], store: Store) -> Declared:
             raise
     place = catalogue.config_folder() / "datasets" / f"{name}.toml"
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in _written(one, len(found)).items()]
-    part = place.with_name(f".{name}.{os.getpid()}.part")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        os.replace(part, place)
+        write_text(place, "\n".join(lines) + "\n")
     except OSError as error:
         raise UserError(f"cannot write {place}: {error.strerror}; name another folder by $OODBENCH_CONFIG") from error
     catalogue.datasets.cache_clear()

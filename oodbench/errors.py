@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class UserError(Exception):
@@ -21,6 +24,21 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; known: {', '.join(known)}" if known else ""
+
+
+class Collected:
+    """Problems of several steps, to be told at once."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def attempt(self, step: Callable[..., T], *arguments: Any) -> T | None:
+        """What a step gives; None, and its problems are kept, when it raises UserError."""
+        try:
+            return step(*arguments)
+        except UserError as error:
+            self.problems.append(str(error))
+            return None
 
 
 def raise_all(problems: Sequence[str]) -> None:

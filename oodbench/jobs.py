@@ -18,6 +18,7 @@ from oodbench.store import content_digest
 from oodbench.values import Choice, label, parse_choices, parse_setting
 
 if TYPE_CHECKING:
+    from oodbench.method import Method
     from oodbench.weights import WeightsFile
 
 
@@ -57,6 +58,10 @@ class Job:
     def by_hand(self) -> str:
         """How a user can do without calibration images; "" when that cannot be done."""
         return f"--set {self.info.name}.{self.info.calibrated}=..." if self.info.calibrated else ""
+
+    def made(self) -> Method[Any]:
+        """The method itself, imported and constructed. UserError for a value that it refuses."""
+        return registry.make(self.info, self.parameters, self.label)
 
     @property
     def label(self) -> str:

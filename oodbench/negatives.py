@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from oodbench import prompts, registry
+from oodbench import prompts
 from oodbench.errors import UserError
 from oodbench.images import Listing
 from oodbench.plan import Plan
@@ -66,7 +66,7 @@ def _fitted(plan: Plan) -> Any:
     import torch
 
     job = plan.jobs[0]
-    method = registry.make(job.info, job.parameters)
+    method = job.made()
     device = pick_device(plan.request.device)
     task = task_of(plan, loader(plan, device), device, Watch())
     torch.manual_seed(plan.request.seed)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 from oodbench import catalogue, sets, weights
 from oodbench.catalogue import Benchmark
 from oodbench.encoder.card import EMBEDDED, EncoderCard, parse_encoder
 from oodbench.encoder.resolve import Resolved, resolve
-from oodbench.errors import Missing, UserError, raise_all
+from oodbench.errors import Collected, Missing, UserError, raise_all
 from oodbench.extract import Reading, Recipe, Work
 from oodbench.images import Listing
 from oodbench.jobs import Job, Jobs, make_jobs
@@ -23,7 +21,6 @@ from oodbench.request import RunRequest, check_options
 from oodbench.sharing import opened
 from oodbench.store import Store
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -75,15 +72,8 @@ def make_plan(request: RunRequest) -> Plan:
     """Check a request and plan it. Raises UserError with every problem that was found."""
     request = dataclasses.replace(request, out=expand(request.out))
     store = opened(request.store, request.shared)
-    collected: list[str] = []
-
-    def attempt(step: Callable[..., T], *arguments: Any) -> T | None:
-        try:
-            return step(*arguments)
-        except UserError as error:
-            collected.append(str(error))
-            return None
-
+    collected = Collected()
+    attempt = collected.attempt
     attempt(check_options, request)
     jobs = attempt(make_jobs, request)
     benchmark = attempt(catalogue.benchmark, request.id, request.ood)
@@ -96,10 +86,10 @@ def make_plan(request: RunRequest) -> Plan:
     if benchmark:
         attempt(sets.check_benchmark, benchmark, request)
         # --strict hashes every image, and glyphs are drawn to be listed: not while there is something to report.
-        reading = dataclasses.replace(request, strict=request.strict and not collected)
+        reading = dataclasses.replace(request, strict=request.strict and not collected.problems)
         all_sets = sets.datasets(benchmark, request.classes)
         id_dataset, *ood_datasets = (
-            d if d.loader != "glyphs" or d.classes or not collected else None for d in all_sets
+            d if d.loader != "glyphs" or d.classes or not collected.problems else None for d in all_sets
         )
         id_set = attempt(sets.listed, id_dataset, reading, True, store) if id_dataset else None
         classes = attempt(sets.class_names, id_set) if id_set else None
@@ -110,7 +100,7 @@ def make_plan(request: RunRequest) -> Plan:
                 if request.skip_missing and dataset and isinstance(error, Missing):
                     absent[dataset.name] = f"skipped: {error}"
                 else:
-                    collected.append(str(error))
+                    collected.problems.append(str(error))
             else:
                 ood += [OodSet(listed, group)] if listed else []
         benchmark = attempt(sets.without, benchmark, absent) if absent else benchmark
@@ -118,7 +108,7 @@ def make_plan(request: RunRequest) -> Plan:
             attempt(sets.check_folders, id_set, [one.listing for one in ood])
         if id_set and jobs and benchmark:
             calibration, jobs = attempt(_calibration, benchmark, id_set, reading, store, jobs) or (None, jobs)
-    raise_all(collected)  # before the encoder: reading a checkpoint takes seconds
+    raise_all(collected.problems)  # before the encoder: reading a checkpoint takes seconds
     assert jobs and benchmark and spec and id_set and classes
     resolved = resolve(spec, request.resize, store)
     jobs, beyond = _served(jobs, resolved.card, request)

@@ -67,9 +67,13 @@ def load(info: MethodInfo) -> type[Method[Any]]:
     return found
 
 
-def make(info: MethodInfo, parameters: dict[str, Any]) -> Method[Any]:
-    """A method with hyper-parameters set, ready to fit and score."""
-    return load(info)(**parameters)
+def make(info: MethodInfo, parameters: dict[str, Any], label: str = "") -> Method[Any]:
+    """A method with hyper-parameters set, ready to fit and score. UserError for a value that it refuses."""
+    made = load(info)
+    try:
+        return made(**parameters)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{label or info.name}: {error}") from error
 
 
 def parameters(info: MethodInfo, overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -164,17 +163,6 @@ def _intervals(raw: Mapping[str, Any]) -> dict[str, Interval]:
 def slug(name: str) -> str:
     """A name that is safe as a file name on every system: `ViT-B-16/openai` -> `ViT-B-16-openai`."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-.") or "x"
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a file whole or not at all: temporary name, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def rows(results: Path) -> Iterator[tuple[Path, Result]]:

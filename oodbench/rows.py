@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ import numpy as np
 from oodbench.errors import UserError
 from oodbench.plan import Plan
 from oodbench.request import RunRequest
-from oodbench.result import Result, from_json, slug, write_atomic
+from oodbench.result import Result, from_json, slug
 from oodbench.store import Entry, digest
+from oodbench.whole import whole, write_text
 
 
 def write_row(plan: Plan, result: Result, entries: Mapping[str, Entry]) -> Path:
@@ -35,7 +35,7 @@ def write_row(plan: Plan, result: Result, entries: Mapping[str, Entry]) -> Path:
             result = old
     if result.status == "ok":
         _write_scores(path.with_suffix(".parquet"), plan, entries)
-    write_atomic(path, result.to_json())
+    write_text(path, result.to_json())
     return path
 
 
@@ -102,11 +102,9 @@ def _write_scores(path: Path, plan: Plan, entries: Mapping[str, Entry]) -> None:
         columns["score"] += entry.array("scores").tolist()
         predicted = entry.array("predictions").tolist() if "predictions" in entry.names else [-1] * len(positions)
         columns["prediction"] += predicted
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     table = pa.table({**columns, "dataset": pa.array(columns["dataset"]).dictionary_encode()})
-    parquet.write_table(table, temporary)
-    temporary.replace(path)
+    with whole(path) as partial:
+        parquet.write_table(table, partial)
 
 
 def _text(name: str) -> str:

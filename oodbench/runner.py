@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from oodbench import evaluate, extract, registry, rows, weights
+from oodbench import evaluate, extract, rows, weights
 from oodbench.cluster.connection import chosen
 from oodbench.errors import UserError, raise_all
 from oodbench.events import Event
@@ -98,11 +98,9 @@ def _methods(plan: Plan, jobs: Sequence[Job]) -> tuple[list[Running], list[tuple
     running, broken = [], []
     for job in jobs:
         try:
-            running.append(Running(job, registry.make(job.info, job.parameters)))
+            running.append(Running(job, job.made()))
         except UserError as error:
             broken.append((job.label, str(error)))
-        except (ValueError, TypeError) as error:  # a value that the method itself refuses
-            broken.append((job.label, f"{job.label}: {error}"))
     if plan.request.methods.strip() != "all":
         raise_all([reason for _, reason in broken])
     return running, broken

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from oodbench.paths import expand
 from oodbench.prompts import templates
 from oodbench.request import RunRequest
 from oodbench.store import Store, default_root, digest, file_digest
+from oodbench.whole import whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,17 +53,10 @@ def write(path: Path, tensors: Mapping[str, Tensor], recipe: Mapping[str, Any]) 
     """Write weights with their recipe, whole or not at all."""
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     header = {HEADER: json.dumps({"format": FORMAT, **recipe}, sort_keys=True)}
-    try:
+    with whole(path) as partial:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, header)
         partial.chmod(0o644)  # safetensors makes files that only their owner can read
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def recipe_of(path: Path) -> dict[str, Any]:
@@ -209,7 +202,7 @@ def released(job: Job, file: WeightsFile, encoder: Resolved, store: Store) -> Ma
         from oodbench.encoder.frozen import frozen
 
         state = checkpoint.read(file.path)
-        method: TrainedMethod[Any] = registry.make(job.info, job.parameters)  # type: ignore[assignment]
+        method: TrainedMethod[Any] = job.made()  # type: ignore[assignment]
         try:
             tensors = method.translate(state, frozen(encoder))
         except ValueError as error:
@@ -257,7 +250,7 @@ def write_release(file: WeightsFile, path: Path, encoder: str, plugins: Sequence
     info = registry.method_info(file.recipe["method"], registry.methods(plugins))
     known = {name: value for name, value in file.recipe["parameters"].items() if name in info.defaults()}
     job = _adopted(Job(info, registry.parameters(info, known), None), file, resolved.card)
-    method = registry.make(info, job.parameters)
+    method = job.made()
     assert isinstance(method, TrainedMethod)
     tensors = {name: t.float() if t.is_floating_point() else t for name, t in load_file(file.path).items()}
     try:
@@ -267,15 +260,11 @@ def write_release(file: WeightsFile, path: Path, encoder: str, plugins: Sequence
         state = method.release(tensors, frozen(resolved))
     except ValueError as error:
         raise UserError(f"weights {file.path}: {error}") from error
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"name": file.path.stem, "state_dict": state}, partial)
-        partial.replace(path)
+        with whole(path) as partial:
+            torch.save({"name": file.path.stem, "state_dict": state}, partial)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path} cannot be written: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def kept_inputs(job: Job, classes: str, depends: Mapping[str, Any]) -> dict[str, Any]:

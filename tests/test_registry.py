@@ -14,6 +14,8 @@ import pytest
 
 from oodbench import listings, registry
 from oodbench.errors import UserError
+from oodbench.jobs import make_jobs
+from oodbench.request import RunRequest
 from oodbench.source import NEEDS, MethodInfo, describe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,6 +139,14 @@ def test_a_plugin_is_loaded_once(tmp_path: Path) -> None:
     info = registry.methods([plugin(tmp_path)])["mine"]
     assert registry.load(info) is registry.load(info)
     assert registry.make(info, {"shift": 2.0}).shift == 2.0  # type: ignore[attr-defined]
+
+
+def test_a_value_that_a_method_refuses_is_the_users(tmp_path: Path) -> None:
+    info = registry.methods()["clipn"]
+    with pytest.raises(UserError, match=r"^clipn: offsets=0 must be at least 1$"):
+        registry.make(info, {**info.defaults(), "offsets": 0})
+    with pytest.raises(UserError, match=r"^clipn\[offsets=0\]: offsets=0 must be at least 1$"):
+        make_jobs(RunRequest(methods="clipn[offsets=0]")).jobs[0].made()
 
 
 def test_one_name_is_defined_once(tmp_path: Path) -> None:
@@ -278,6 +288,7 @@ def test_heavy_libraries_stay_in_their_rooms() -> None:
         "oodbench/glyphs/evaluation.py",
     }
     assert not {p for p in importers("mlflow") if not p.startswith("oodbench/tracking/")}
+    assert not {p for p in importers("matplotlib") if not p.startswith("oodbench/pictures/")}
     assert not {p for p in importers("ray") if not p.startswith("oodbench/cluster/")}
     assert not importers("ray", top=True), "ray is imported when a cluster is asked for"
 
@@ -309,6 +320,8 @@ def test_the_layers_are_kept() -> None:
         "registry": {"errors", "method", "paths", "source", "values"},
         "report": {"catalogue", "errors", "metrics", "paths", "registry", "report", "result", "statistics"},
         "tracking": {"errors", "result", "tracking"},
+        "pictures": {"catalogue", "decode", "errors", "images", "metrics", "paths", "pictures", "prompts", "report"}
+        | {"request", "result", "sets", "store"},
     }
     for layer, allowed in layers.items():
         room = ROOT / "oodbench" / layer

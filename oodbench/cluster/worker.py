@@ -126,13 +126,11 @@ class Worker:
 
     def _fresh(self, labels: tuple[str, ...]) -> list[Running]:
         """The methods, kept from task to task with what they learnt; one that failed begins anew."""
-        from oodbench import registry
         from oodbench.runner import own
         from oodbench.score import Running
 
         for label in labels:
             if label not in self._running or self._running[label].error:
                 job = self._jobs[label]
-                method = registry.make(job.info, job.parameters)
-                self._running[label] = Running(job, method, own(self.plan, job, self.device))
+                self._running[label] = Running(job, job.made(), own(self.plan, job, self.device))
         return [self._running[label] for label in labels]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from oodbench import extract, registry, weights
+from oodbench import extract, weights
 from oodbench.catalogue import Benchmark, Dataset
 from oodbench.detector.keeping import Keeping
 from oodbench.encoder.card import EMBEDDED, parse_encoder
@@ -92,7 +92,7 @@ class Engine:
         )
         self.device = pick_device(request.device)
         self.encoder = loader(self.plan, self.device)
-        self.method: Method[Any] = _made(job)
+        self.method: Method[Any] = job.made()
         self.running = Running(job, self.method)
         self.scorer = self._scorer()
 
@@ -154,10 +154,3 @@ def joined(parts: Sequence[Scored]) -> Scored:
         np.concatenate([part.predictions for part in parts]),
         tuple(reason for part in parts for reason in part.skipped),
     )
-
-
-def _made(job: Job) -> Method[Any]:
-    try:
-        return registry.make(job.info, job.parameters)
-    except (ValueError, TypeError) as error:  # a value that the method itself refuses
-        raise UserError(f"{job.label}: {error}") from error

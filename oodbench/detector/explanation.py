@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from oodbench import extract, registry, result
+from oodbench import extract, result
 from oodbench.detector.images import listed
 from oodbench.detector.keeping import Keeping
 from oodbench.errors import UserError
@@ -73,7 +73,7 @@ def explain(request: RunRequest, images: Any, top: int = 5) -> list[Explanation]
     device = pick_device(request.device)
     encoder = loader(plan, device)
     scorer = Scorer(plan, task_of(plan, encoder, device, Watch()), device)
-    running = [Running(job, registry.make(job.info, job.parameters), own(plan, job, device)) for job in plan.jobs]
+    running = [Running(job, job.made(), own(plan, job, device)) for job in plan.jobs]
     scorer.fit(running)  # calibration images may be stored, those to explain are not
     known = id_scores(plan)
     notes = [f"left out: {name}: {reason}" for name, reason in plan.left_out]

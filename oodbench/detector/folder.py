@@ -28,9 +28,9 @@ from oodbench.errors import UserError
 from oodbench.jobs import Job
 from oodbench.provenance import commit, versions
 from oodbench.request import RunRequest
-from oodbench.result import write_atomic
 from oodbench.store import Store, digest, file_digest
 from oodbench.weights import WeightsFile
+from oodbench.whole import write_text
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def save(fitted: Fitted, folder: Path, *, with_encoder: bool) -> Path:
         recipe = _recipe(fitted, temporary, with_encoder)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         recipe["contents"] = {path.relative_to(temporary).as_posix(): file_digest(path) for path in files}
-        write_atomic(temporary / RECIPE, json.dumps({**recipe, "digest": digest(recipe)}, indent=1) + "\n")
+        write_text(temporary / RECIPE, json.dumps({**recipe, "digest": digest(recipe)}, indent=1) + "\n")
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
@@ -156,7 +156,7 @@ def _recipe(fitted: Fitted, folder: Path, with_encoder: bool) -> dict[str, Any]:
         if isinstance(value, str) and (name == "templates" or name.endswith("_templates"))
     }
     for name, value in texts.items():
-        write_atomic(folder / "prompts" / f"{name}.txt", "\n".join(prompts.templates(value).lines) + "\n")
+        write_text(folder / "prompts" / f"{name}.txt", "\n".join(prompts.templates(value).lines) + "\n")
     learnt = _learnt(fitted.engine, folder)
     if with_encoder and plan.card.name != EMBEDDED:
         (folder / "encoder").mkdir()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import numpy as np
 
 from oodbench.detector.engine import Scored
 from oodbench.errors import UserError
+from oodbench.whole import whole
 
 SUFFIXES = (".csv", ".parquet")
 
@@ -70,24 +70,21 @@ def _writer(out: Path | None, names: list[str]) -> Iterator[Any]:
         yield _rows(sys.stdout, names)
         sys.stdout.flush()
         return
-    partial = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        if out.suffix.lower() == ".csv":
-            with partial.open("w", encoding="utf-8", newline="") as file:
-                yield _rows(file, names)
-        else:
-            import pyarrow as pa
-            from pyarrow import parquet
+        with whole(out) as partial:
+            if out.suffix.lower() == ".csv":
+                with partial.open("w", encoding="utf-8", newline="") as file:
+                    yield _rows(file, names)
+            else:
+                import pyarrow as pa
+                from pyarrow import parquet
 
-            kinds = {"score": pa.float64()}
-            schema = pa.schema([(name, kinds.get(name, pa.string())) for name in names])
-            with parquet.ParquetWriter(partial, schema) as file:
-                yield lambda columns: file.write_table(pa.table(dict(zip(names, columns, strict=True)), schema))
-        partial.replace(out)
+                kinds = {"score": pa.float64()}
+                schema = pa.schema([(name, kinds.get(name, pa.string())) for name in names])
+                with parquet.ParquetWriter(partial, schema) as file:
+                    yield lambda columns: file.write_table(pa.table(dict(zip(names, columns, strict=True)), schema))
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _rows(file: Any, names: list[str]) -> Any:

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
+from oodbench.whole import write_text
+
 if TYPE_CHECKING:
     from oodbench.training.loop import Report
 
@@ -29,9 +31,7 @@ class Curves:
         if not writes:
             return
         kept = [line for line in lines(self.path) if line["step"] <= done]
-        partial = self.path.with_name(f".{NAME}.tmp")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        partial.replace(self.path)
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self._last.extend(kept[-LAST:])
         self._file = self.path.open("a", encoding="utf-8")
 

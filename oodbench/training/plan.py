@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from oodbench import registry
 from oodbench.encoder.card import parse_encoder
 from oodbench.encoder.resolve import Resolved, resolve
-from oodbench.errors import UserError, raise_all
+from oodbench.errors import Collected, UserError, raise_all
 from oodbench.jobs import Job, make_jobs
 from oodbench.paths import expand
 from oodbench.request import RunRequest
@@ -21,8 +20,6 @@ from oodbench.training.request import GLYPHS, TrainRequest, check_options
 
 if TYPE_CHECKING:
     from oodbench.method import Optimiser, TrainedMethod
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,15 +51,8 @@ class TrainPlan:
 
 def make_plan(request: TrainRequest) -> TrainPlan:
     """Check a request. Raises UserError with every problem that was found."""
-    collected: list[str] = []
-
-    def attempt(step: Callable[..., T], *arguments: Any) -> T | None:
-        try:
-            return step(*arguments)
-        except UserError as error:
-            collected.append(str(error))
-            return None
-
+    collected = Collected()
+    attempt = collected.attempt
     store = opened(request.store, request.shared)
     attempt(check_options, request)
     job = attempt(_job, request)
@@ -70,7 +60,7 @@ def make_plan(request: TrainRequest) -> TrainPlan:
     attempt(_check_captions, request)
     method = attempt(_method, job) if job else None
     attempt(_check_folder, request)
-    raise_all(collected)
+    raise_all(collected.problems)
     assert job and method and spec
     encoder = resolve(spec, request.resize, store)
     out = request.out or Path("weights") / f"{job.info.name}-{encoder.card.slug}.safetensors"
@@ -106,10 +96,7 @@ def _job(request: TrainRequest) -> Job:
 def _method(job: Job) -> TrainedMethod[Any]:
     from oodbench.method import TrainedMethod
 
-    try:
-        method = registry.make(job.info, job.parameters)
-    except (ValueError, TypeError) as error:  # a value that the method itself refuses
-        raise UserError(f"{job.label}: {error}") from error
+    method = job.made()
     if not isinstance(method, TrainedMethod):
         raise UserError(f"{job.info.name} reads weights but is no TrainedMethod: it cannot be trained here")
     return method

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oodbench.errors import UserError
+from oodbench.whole import whole
 
 if TYPE_CHECKING:
     from oodbench.training.loop import Trainer
@@ -124,18 +124,5 @@ def _short(value: Any) -> str:
 
 
 def _write(path: Path, content: bytes | memoryview) -> None:
-    """Through to the disk, under a hidden name first."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        handle = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(path) as partial:
+        partial.write_bytes(content)
