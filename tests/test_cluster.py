@@ -323,7 +323,6 @@ def test_a_driver_that_is_killed_goes_on_from_there(
     assert {"time", "what", "stage", "name"} <= set(lines[0]) and lines[0]["what"] == "joined"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_driver_killed_at_twenty_moments_loses_and_doubles_nothing(
     cluster: str, images: Path, tmp_path: Path, undisturbed: Path
 ) -> None:
@@ -344,6 +343,7 @@ def test_a_driver_killed_at_twenty_moments_loses_and_doubles_nothing(
         assert entries(tmp_path / "s", kind) == entries(undisturbed / "s", kind)
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_driver_that_is_asked_to_stop_says_so(
     number: signal.Signals, code: int, cluster: str, images: Path, tmp_path: Path
 ) -> None:
