@@ -132,7 +132,7 @@ def test_the_wheel_holds_what_a_run_needs(installed: Installed) -> None:
     for path in (ROOT / "methods").glob("*.py"):
         assert f"oodbench_methods/{path.name}" in names
     for path in (ROOT / "oodbench").rglob("*"):
-        if path.suffix in (".py", ".json", ".safetensors", ".typed", ".txt"):
+        if path.suffix in (".py", ".json", ".safetensors", ".typed", ".txt", ".html", ".css", ".js"):
             assert path.relative_to(ROOT).as_posix() in names
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"oodbench", "oodbench_methods"}

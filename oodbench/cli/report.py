@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--results", type=FOLDER, default="results", help="Folder of the results.", show_default=True)
-@click.option("--format", "form", default="", help="latex, markdown, csv or parquet. Default: for the terminal.")
+@click.option("--format", "form", default="", help="latex, markdown, html, csv or parquet. Default: for the terminal.")
 @click.option("--output", type=FOLDER, help="Write to this file.")
 @click.option("--standalone", is_flag=True, help="LaTeX that compiles as it is.")
 @click.option("--methods", default="", help="Methods or labels to keep, in this order: mcm,energy[scale=1].")
@@ -38,20 +38,36 @@ if TYPE_CHECKING:
     default=None,
     help="Mark what cannot be told from the best. Default: tests, in the terminal if quick.",
 )
+@click.option("--pictures/--no-pictures", default=None, help="In the HTML page. Default: up to 12 tables.")
 @click.option("--bib", is_flag=True, help="BibTeX of the methods and datasets instead of the tables.")
 @click.option("--cite", is_flag=True, help="LaTeX: cite the keys that --bib writes.")
 @click.option("--compare", default="", help="`published`: measured beside published numbers, with the difference.")
 @click.option("--quote", "quotes", multiple=True, help="Add a published row, such as clipn:paper. Repeatable.")
 @click.option("--explain", nargs=2, metavar="METHOD OODSET", help="All that lies behind one cell.")
+@click.option("--figures", type=FOLDER, metavar="DIR", help="Pictures of the tables, PNG and PDF: docs/pictures.md.")
+@click.option(
+    "--data", type=FOLDER, help="With pictures: folder of the datasets. Default: $OODBENCH_DATA, else ./data."
+)
 @click.option("--verify", "check", is_flag=True, help="Compute every number again from the scores per image.")
 @click.option("--mlflow", "uri", default="", metavar="URI", help="Rows from an MLflow store instead of the folder.")
 @click.option("--experiment", default="", help="With --mlflow: the benchmark's. Default: all.")
 def report(
-    results: Path, explain: tuple[str, str] | None, check: bool, uri: str, experiment: str, **flags: Any
+    results: Path,
+    explain: tuple[str, str] | None,
+    check: bool,
+    uri: str,
+    experiment: str,
+    figures: Path | None,
+    data: Path | None,
+    **flags: Any,
 ) -> None:
     """Print the tables of the rows in a results folder: docs/reading-the-table.md says how to read them."""
     from oodbench.report import shape
 
+    if data and not figures and flags["form"] != "html":
+        raise UserError("--data is where pictures find their images: it goes with --figures DIR or --format html")
+    if figures:
+        _alone({**flags, "verify": check, "explain": explain})
     if check:
         sys.exit(_verify(results, uri))
     options, request = _read(flags)
@@ -64,9 +80,15 @@ def report(
         click.echo(explained([(found.paths.get(row.digest), row) for row in found.rows], *explain), nl=False)
         return
     shape.check_request(request, options, found.rows)
+    if figures:
+        _draw(found, options, figures, data)
+        return
     tables = shape.shaped(found.rows, found.paths, options, request)
     if request.output:
-        shape.write(tables, options, request)
+        from oodbench.page import Source, render
+
+        source = Source(found.paths, None if uri else results, data)
+        shape.write(tables, options, request, lambda: render(tables, source, options, request.pictures))
         click.echo(f"wrote {request.output}", err=True)
     elif request.form == "terminal" and not request.bib:
         _show(tables)
@@ -89,9 +111,28 @@ def _read(flags: dict[str, Any]) -> tuple[Options, Request]:
         trained=bool(flags["group"]),
         **{name: flags[name] for name in ("decimals", "percent", "transpose", "intervals", "seeds", "cite")},
     )
-    names = ("standalone", "bib", "quotes", "tests", "output")
+    names = ("standalone", "bib", "quotes", "tests", "output", "pictures")
     form = flags["form"] or "terminal"
     return options, Request(form=form, compare=bool(flags["compare"]), **{name: flags[name] for name in names})
+
+
+def _alone(flags: dict[str, Any]) -> None:
+    """UserError for flags of the table, which pictures would not heed."""
+    whole = ("output", "standalone", "bib", "cite", "compare", "explain", "verify", "seeds", "transpose", "intervals")
+    spelt = {"form": "format", "quotes": "quote", **{flag: flag for flag in (*whole, "group", "pictures")}}
+    given = [f"--{name}" for flag, name in spelt.items() if flags[flag]]
+    if given:
+        raise UserError(f"--figures draws pictures and nothing else: run {', '.join(given)} by itself")
+
+
+def _draw(found: Gathered, options: Options, folder: Path, data: Path | None) -> None:
+    """Write the pictures of the tables of some methods and sets."""
+    from oodbench.pictures.writing import write
+    from oodbench.report import tables
+
+    chosen = tables(found.rows, Options(methods=options.methods, sets=options.sets))
+    count = write(chosen, found.paths, folder, data=data, sets=options.sets)
+    click.echo(f"wrote {count} pictures to {folder}", err=True)
 
 
 def _gather(results: Path, uri: str, experiment: str) -> Gathered:

@@ -91,6 +91,7 @@ def _lines(results: Sequence[Result], plans: Sequence[Plan], options: Options, u
                 tuple(summary(rows, p, options) for p in plans),
                 rows[0],
                 cites=_method_keys(rows[0], options),
+                others=tuple(rows[1:]),
             )
             for name, rows in zip(printed, sets, strict=True)
         ]

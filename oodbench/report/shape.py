@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,8 @@ from oodbench.report.table import Table
 from oodbench.report.transposition import transposed
 from oodbench.result import Result
 
-FORMATS = ("latex", "markdown", "csv", "parquet", "terminal")
+FORMATS = ("latex", "markdown", "html", "csv", "parquet", "terminal")
+_FILES = ("html", "parquet")  # no text for a terminal
 _DATA = ("csv", "parquet")  # every row in full, whatever the shape
 
 
@@ -37,8 +38,9 @@ class Request:
     bib: bool = False
     compare: bool = False
     quotes: tuple[str, ...] = ()
-    tests: bool | None = None  # None: in LaTeX and Markdown, and in the terminal where it takes a moment
+    tests: bool | None = None  # None: in LaTeX, Markdown and HTML, and in the terminal where it takes a moment
     output: Path | None = None
+    pictures: bool | None = None  # in HTML; None: where there are few tables
 
 
 def check_request(request: Request, options: Options, rows: Sequence[Result]) -> None:
@@ -50,8 +52,12 @@ def check_request(request: Request, options: Options, rows: Sequence[Result]) ->
         problems.append("--standalone goes with --format latex")
     if options.cite and request.form != "latex":
         problems.append("--cite goes with --format latex")
-    if request.form == "parquet" and not (request.output or request.bib):
-        problems.append("--format parquet writes a file: name it with --output FILE")
+    if request.form in _FILES and not (request.output or request.bib):
+        problems.append(f"--format {request.form} writes a file: name it with --output FILE")
+    if request.form == "html" and options.transpose:
+        problems.append("--transpose leaves nothing to sort by: leave it out with --format html")
+    if request.pictures is not None and request.form != "html":
+        problems.append(f"--{'' if request.pictures else 'no-'}pictures goes with --format html")
     if request.compare and request.quotes:
         problems.append("--compare and --quote each add published rows; choose one of them")
     if request.form in _DATA and request.compare:
@@ -82,7 +88,7 @@ def shaped(rows: Sequence[Result], paths: Mapping[str, Path], options: Options, 
 
 
 def text(tables: Sequence[Table], options: Options, request: Request) -> str:
-    """All but the terminal's format; parquet is written to the request's file, and is no text."""
+    """All but the terminal's format; parquet is written to the request's file, and is no text; for HTML see `write`."""
     if request.bib:
         return bibtex(tables)
     if request.form == "csv":
@@ -94,8 +100,8 @@ def text(tables: Sequence[Table], options: Options, request: Request) -> str:
     return "\n".join((latex if request.form == "latex" else markdown)(table) for table in tables)
 
 
-def write(tables: Sequence[Table], options: Options, request: Request) -> None:
-    """Write the request's file, whole or not at all. UserError when it cannot be written."""
+def write(tables: Sequence[Table], options: Options, request: Request, page: Callable[[], str] | None = None) -> None:
+    """Write the request's file, whole or not at all. UserError when it cannot be written. `page` gives the HTML."""
     assert request.output
     path = request.output.expanduser()
     partial = path.with_name(f".{path.name}.tmp")
@@ -104,7 +110,8 @@ def write(tables: Sequence[Table], options: Options, request: Request) -> None:
         if request.form == "parquet" and not request.bib:
             parquet(tables, partial, options)
         else:
-            partial.write_text(text(tables, options, request), encoding="utf-8")
+            made = page() if page and request.form == "html" and not request.bib else text(tables, options, request)
+            partial.write_text(made, encoding="utf-8")
         partial.replace(path)
     except OSError as error:
         raise UserError(f"cannot write --output {path}: {error}") from error

@@ -61,6 +61,7 @@ class Line:
     section    the heading that it stands under, "" for none
     cites      BibTeX keys
     facts      of a quoted line, as CSV has them
+    others     the rows of the other seeds
     """
 
     name: str
@@ -69,6 +70,12 @@ class Line:
     section: str = ""
     cites: tuple[str, ...] = ()
     facts: dict[str, object] = field(default_factory=dict)
+    others: tuple[Result, ...] = ()
+
+    @property
+    def rows(self) -> tuple[Result, ...]:
+        """Every row behind it."""
+        return (self.result, *self.others) if self.result else ()
 
 
 @dataclass(frozen=True)

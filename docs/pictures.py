@@ -1,0 +1,35 @@
+"""Writes docs/images/: pictures of the project's own rows on glyphs, small enough for the pages. `make pictures`."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from PIL import Image
+
+from oodbench.pictures import pictures
+from oodbench.report.gathering import from_folder
+
+ROOT = Path(__file__).resolve().parents[1]
+SHOWN = {"overview": "", "roc": "", "histogram": "maxlogit", "ranks": "", "mistakes": "maxlogit"}
+DPI = 140
+SIZE = 150_000  # bytes; of the largest
+
+
+def main() -> None:
+    """Write one picture of each kind."""
+    found = from_folder(ROOT / "results/reference/glyphs")
+    folder = ROOT / "docs/images"
+    folder.mkdir(exist_ok=True)
+    for kind, method in SHOWN.items():
+        rows = [row for row in found.rows if method in ("", row.method)]
+        (picture,) = pictures(rows, found.paths, kinds=[kind])
+        path = folder / f"{picture.name}.png"
+        with Image.open(io.BytesIO(picture.png(DPI))) as image:
+            image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+        if path.stat().st_size > SIZE:
+            raise SystemExit(f"{path} has {path.stat().st_size:,} bytes, more than {SIZE:,}")
+
+
+if __name__ == "__main__":
+    main()
