@@ -1,6 +1,6 @@
 # check: what to run before every commit (about a minute on two cores). test: everything; CI runs lint and test.
 export OMP_WAIT_POLICY := PASSIVE
-.PHONY: lint check test docs reference glyphs glyphs-weights ablation bench
+.PHONY: lint check test docs site pictures reference glyphs glyphs-weights ablation bench
 
 lint:
 	ruff format --check .
@@ -17,6 +17,14 @@ test:
 # Rewrite the generated parts of README.md and docs/.
 docs:
 	python docs/generate.py
+
+# The pages of docs/ as a site, in build/site; any warning fails. The variable turns off an advertisement.
+site:
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+
+# The pictures of docs/ and README.md, from the project's own rows.
+pictures:
+	python docs/pictures.py
 
 # Run the embedded benchmark anew and keep its rows as the project's own. Commit first: rows name the commit.
 reference:

@@ -1,4 +1,7 @@
-"""Writes the generated parts of README.md and docs/benchmarks.md: methods, protocols, own rows. --check compares."""
+"""Writes the generated parts of README.md and docs/: own rows, methods, protocols, published numbers, references.
+
+A part stands between `<!-- generated: NAME ARGUMENTS -->` and `<!-- end -->`. --check compares instead.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,10 @@ import re
 import sys
 from pathlib import Path
 
+from reference import cli, python
+
 from oodbench import catalogue, registry, report
+from oodbench.report.published import Quoted, quote
 from oodbench.result import rows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,30 +48,56 @@ def benchmarks() -> str:
     return "\n".join(lines)
 
 
-FILES = {"README.md": (glyphs, methods), "docs/benchmarks.md": (benchmarks,)}
+def expected(*keys: str) -> str:
+    """Published rows, AUROC / FPR95 in %, and below them their sources."""
+    quotes = [quote(key) for key in keys]
+    sets = list(dict.fromkeys(name for one in quotes for name in one.cells))
+    sets.sort(key=lambda name: name == "mean")
+    several = len({one.architecture for one in quotes}) > 1
+    head = ["published", *(["encoder"] if several else []), *(_title(name) for name in sets)]
+    lines = [f"| {' | '.join(head)} |", f"|---{'|---' * several}{'|---:' * len(sets)}|"]
+    sources: dict[str, list[str]] = {}
+    for one in quotes:
+        cells = [_pair(one.cells.get(name, {})) for name in sets]
+        line = [f"`{one.key}`", *([one.architecture] if several else []), *cells]
+        lines.append(f"| {' | '.join(line)} |")
+        sources.setdefault(f"{one.source} ({one.confidence})", []).append(f"`{one.key}`")
+    lines += ["", "Sources: " + "; ".join(f"{', '.join(named)}: {source}" for source, named in sources.items()) + "."]
+    return "\n".join(lines)
 
 
-def generated(name: str, text: str) -> str:
-    """A file with its generated parts made anew."""
-    for part in FILES[name]:
-        opening, closing = f"<!-- generated: {part.__name__} -->\n", "<!-- end -->"
-        before, found, rest = text.partition(opening)
-        _, ended, after = rest.partition(closing)
-        if not found or not ended:
-            raise SystemExit(f"{name} has no part '{part.__name__}'")
-        text = f"{before}{opening}{part()}\n{closing}{after}"
-    return text
+def _title(name: str) -> str:
+    return name if name == "mean" else catalogue.dataset(name).title
+
+
+def _pair(cell: dict[str, Quoted]) -> str:
+    found = [f"{100 * cell[metric].value:.2f}" if metric in cell else "-" for metric in ("auroc", "fpr95")]
+    return "" if found == ["-", "-"] else "/".join(found)
+
+
+PARTS = {part.__name__: part for part in (glyphs, methods, benchmarks, expected, cli, python)}
+MARK = re.compile(r"(<!-- generated: (\w+)([^>]*) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def generated(text: str) -> str:
+    """A page with its generated parts made anew."""
+
+    def part(match: re.Match[str]) -> str:
+        opening, name, arguments, closing = match.groups()
+        return f"{opening}{PARTS[name](*arguments.split())}\n{closing}"
+
+    return MARK.sub(part, text)
 
 
 def main() -> None:
     """Write the files, or with --check fail when one is not what would be written."""
-    for name in FILES:
-        old = (ROOT / name).read_text(encoding="utf-8")
-        new = generated(name, old)
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        old = path.read_text(encoding="utf-8")
+        new = generated(old)
         if "--check" not in sys.argv:
-            (ROOT / name).write_text(new, encoding="utf-8")
+            path.write_text(new, encoding="utf-8")
         elif new != old:
-            raise SystemExit(f"{name} is out of date; run: make docs")
+            raise SystemExit(f"{path.relative_to(ROOT)} is out of date; run: make docs")
 
 
 if __name__ == "__main__":

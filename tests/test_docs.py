@@ -1,4 +1,4 @@
-"""The documents say what is true: generated parts, commands, the method that the page on methods shows."""
+"""The documents say what is true: generated parts, links, the method with notes in the margin."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from oodbench import registry
-from oodbench.contract import verdict
-
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = [p.relative_to(ROOT).as_posix() for p in [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]]
 
 
 def test_generated_parts_are_up_to_date() -> None:
@@ -22,26 +20,28 @@ def test_generated_parts_are_up_to_date() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_method_of_the_page_keeps_the_contract(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "adding-a-method.md").read_text()
-    code = re.search(r"```python\n(.*?)```", page, re.DOTALL)
-    assert code
-    path = tmp_path / "nearest.py"
-    path.write_text(code[1])
-    assert not [problem for _, problem in verdict(registry.methods([path])["nearest"]) if problem]
-
-
-@pytest.mark.parametrize(
-    "page", [p.relative_to(ROOT).as_posix() for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]]
-)
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_files(page: str) -> None:
-    text = (ROOT / page).read_text()
-    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert (ROOT / page).parent.joinpath(link).exists(), link
     for named in re.findall(r"`((?:docs|oodbench|tests|datasets|methods)/[\w./-]+\.\w+)`", text):
         assert (ROOT / named).exists(), named
 
 
 def test_every_file_says_what_it_is_for() -> None:
-    for path in [*ROOT.glob("oodbench/**/*.py"), *ROOT.glob("methods/*.py"), *ROOT.glob("tests/*.py")]:
-        assert path.read_text().startswith('"""'), path
+    for path in [p for f in ("oodbench", "methods", "tests", "docs") for p in (ROOT / f).rglob("*.py")]:
+        assert path.read_text(encoding="utf-8").startswith('"""'), path
+
+
+def test_the_notes_in_the_margin_are_on_the_method_as_it_is() -> None:
+    """The pieces of code, one after the other, are methods/mcm.py to the character."""
+    page = (ROOT / "docs/adding-a-method.md").read_text(encoding="utf-8")
+    section = page[page.index("## One method") : page.index("## Your own")]
+    pieces = re.findall(r"```python\n(.*?)```\n\n> ", section, re.DOTALL)
+    rest = (ROOT / "methods/mcm.py").read_text(encoding="utf-8")
+    for piece in pieces:
+        rest = rest.lstrip("\n")
+        assert rest.startswith(piece)
+        rest = rest.removeprefix(piece)
+    assert not rest and len(pieces) > 4

@@ -1,0 +1,184 @@
+"""The reference pages: the command line from click, Python from docstrings, which are read without being imported."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Package -> the names that users call; a class has its public methods with it.
+USERS = {
+    "oodbench": "run Detector UserError",
+    "oodbench.statistics": "Scores Settings Intervals intervals auroc_interval auroc_variance Difference Differences "
+    "Marks compare indistinguishable holm",
+    "oodbench.method": "Method logsumexp Needs Batch Task Encoder TextTower Captioner TrainedMethod Weights Pairs "
+    "Optimiser templates",
+}
+ABOUT = {
+    "oodbench": "What a script or notebook needs.",
+    "oodbench.statistics": "Intervals and tests on scores per image: [what they mean](conventions.md#uncertainty).",
+    "oodbench.method": "For authors of methods: [a tutorial](adding-a-method.md).",
+}
+INTERNAL = {"seen_by", "intact", "versions"}  # public for the harness
+
+
+def cli() -> str:
+    """Every command with its help and options, in the order of `oodbench --help`."""
+    from oodbench.cli import main
+
+    return "\n".join(_command(main, "oodbench")).strip()
+
+
+def _command(command: click.Command, path: str) -> Iterator[str]:
+    context = click.Context(command, info_name=path)
+    usage = " ".join([path, *command.collect_usage_pieces(context)])
+    yield f"{'###' if path.count(' ') == 2 else '##'} {path}\n\n```text\n{usage}\n```\n"
+    for text in inspect.cleandoc(command.help or "").split("\n\n"):
+        literal = text.startswith("\b\n")  # click's mark of lines that stay as they are
+        yield f"```text\n{text[2:]}\n```\n" if literal else f"{_prose(text)}\n"
+    options = [_option(p, context) for p in command.params if isinstance(p, click.Option) and p.name != "help"]
+    if options:
+        columns = 3 if any(default for *_, default in options) else 2
+        rows = [("option", "meaning", "default"), ("---", "---", "---"), *options]
+        yield "\n".join(f"| {' | '.join(row[:columns])} |" for row in rows) + "\n"
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            if not command.commands[name].hidden:
+                yield from _command(command.commands[name], f"{path} {name}")
+
+
+def _option(option: click.Option, context: click.Context) -> tuple[str, str, str]:
+    """Its names and what it takes, its help, its default."""
+    spelled = [names for names in (option.opts, option.secondary_opts) if names]
+    names = " / ".join(", ".join(f"`{one}`" for one in names) for names in spelled)
+    takes = "" if option.is_flag else f" {option.make_metavar(context)}"
+    default = f"`{_plain(option.default)}`" if option.show_default and option.default is not None else ""
+    meaning = _prose(option.help or "")
+    return f"{names}{takes}".replace("|", "&#124;"), meaning.replace("|", "&#124;"), default
+
+
+def _plain(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def python() -> str:
+    """The public functions and classes, with signatures and docstrings as the sources have them."""
+    parts = []
+    for package, names in USERS.items():
+        parts.append(f"## {package}\n\n{ABOUT[package]}\n")
+        for name in names.split():
+            parts += _entry(_definition(package, name))
+    return "\n".join(parts).strip()
+
+
+def _definition(module: str, name: str) -> ast.ClassDef | ast.FunctionDef:
+    """Where a name is defined, through the imports of packages."""
+    path = ROOT / module.replace(".", "/")
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+            return node
+        if isinstance(node, ast.ImportFrom) and node.module and name in {one.name for one in node.names}:
+            return _definition(node.module, name)
+    raise SystemExit(f"{module} has no '{name}'")
+
+
+def _entry(node: ast.ClassDef | ast.FunctionDef) -> Iterator[str]:
+    if isinstance(node, ast.FunctionDef):
+        yield f"### {node.name}\n\n```python\n{_signature(node)}\n```\n\n{_doc(node)}\n"
+        return
+    body = [one for one in node.body if not isinstance(one, ast.Expr)]
+    fields = [_written(one) for one in body if isinstance(one, ast.AnnAssign | ast.Assign) and not _private(one)]
+    made = next((one for one in body if isinstance(one, ast.FunctionDef) and one.name == "__init__"), None)
+    bases = f"({', '.join(map(ast.unparse, node.bases))})" if node.bases else ""
+    lines = "\n".join([f"class {node.name}{bases}", *(f"    {line}" for line in fields)])
+    head = _signature(made, node.name) if made else lines
+    yield f"### {node.name}\n\n```python\n{head}\n```\n\n{_doc(node)}\n"
+    for one in body:
+        if isinstance(one, ast.FunctionDef) and (one.name == "__call__" or _shown(one)):
+            yield f"#### {node.name}.{one.name}\n\n```python\n{_signature(one)}\n```\n\n{_doc(one)}\n"
+
+
+def _shown(node: ast.FunctionDef) -> bool:
+    return not node.name.startswith("_") and node.name not in INTERNAL
+
+
+def _private(node: ast.AnnAssign | ast.Assign) -> bool:
+    target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+    return ast.unparse(target).startswith("_")
+
+
+def _signature(node: ast.FunctionDef, name: str = "") -> str:
+    """As one line, or a parameter a line when it is long; `name` is that of the class whose constructor it is."""
+    known = {"property": "property ", "classmethod": "classmethod "}
+    kind = "".join(known.get(ast.unparse(one), "") for one in node.decorator_list)
+    returns = "" if name else f" -> {_type(node.returns)}"
+    if kind == "property ":
+        return f"{node.name}: {_type(node.returns)}"
+    parts = list(_parameters(node.args))
+    line = f"{kind}{name or node.name}({', '.join(parts)}){returns}"
+    if len(line) <= 88:
+        return line
+    return "\n".join([f"{kind}{name or node.name}(", *(f"    {part}," for part in parts), f"){returns}"])
+
+
+def _parameters(args: ast.arguments) -> Iterator[str]:
+    """Each parameter as it is written, without self and cls."""
+    given = [*args.posonlyargs, *args.args]
+    defaults: list[ast.expr | None] = [*([None] * (len(given) - len(args.defaults))), *args.defaults]
+    for one, default in zip(given, defaults, strict=True):
+        if one.arg not in ("self", "cls"):
+            yield _parameter(one, default)
+    if args.vararg:
+        yield f"*{_parameter(args.vararg, None)}"
+    elif args.kwonlyargs:
+        yield "*"
+    for one, default in zip(args.kwonlyargs, args.kw_defaults, strict=True):
+        yield _parameter(one, default)
+    if args.kwarg:
+        yield f"**{_parameter(args.kwarg, None)}"
+
+
+def _parameter(one: ast.arg, default: ast.expr | None) -> str:
+    text = f"{one.arg}: {_type(one.annotation)}" if one.annotation else one.arg
+    return text if default is None else f"{text} = {_type(default)}"
+
+
+def _type(node: ast.expr | None) -> str:
+    return "None" if node is None else _written(node)
+
+
+def _written(node: ast.AST) -> str:
+    """Code as the sources write it, with double quotes."""
+    text = ast.unparse(node)
+    return text if '"' in text else text.replace("'", '"')
+
+
+def _doc(node: ast.ClassDef | ast.FunctionDef) -> str:
+    """A docstring as Markdown; lines of a name, two spaces and a text are a list."""
+    text = ast.get_docstring(node)
+    assert text, f"{node.name} has no docstring"
+    return "\n\n".join(_paragraph(part) for part in text.split("\n\n"))
+
+
+def _paragraph(part: str) -> str:
+    lines = re.sub(r"\n {2,}", " ", part).splitlines()  # what continues a line is indented
+    items = [re.split(r" {2,}", line, maxsplit=1) for line in lines]
+    if len(items[0]) == 1:
+        return _prose(part)
+    listed = [f"- `{item[0]}`: {_prose(item[1])}" for item in items if len(item) == 2]
+    rest = [_prose(item[0]) for item in items if len(item) == 1]
+    return "\n".join(listed) + "".join(f"\n\n{one}" for one in rest)
+
+
+def _prose(text: str) -> str:
+    """Text that Markdown takes literally, code spans apart."""
+    pieces = re.split(r"(`[^`]*`)", " ".join(text.split()))
+    literal = (re.sub(r"(\b_|_\b|\*)", r"\\\1", piece.replace("<", "&lt;")) for piece in pieces)
+    return "".join(piece if piece.startswith("`") else new for piece, new in zip(pieces, literal, strict=True))
