@@ -82,7 +82,7 @@ def record(tracker: Tracker | None, outcome: Outcome) -> str:
     """Send the rows to MLflow; why some wait, or "". Never fails a run: the rows are on disk."""
     if tracker is None or not outcome.results:
         return ""
-    from oodbench import report, tracking
+    from oodbench import tracking
+    from oodbench.attachments import Attachments
 
-    table = "\n".join(report.markdown(table) for table in report.tables(outcome.results))
-    return tracking.send(tracker, outcome.results, table).reason
+    return tracking.send(tracker, outcome.results, Attachments(tracker.results)).reason

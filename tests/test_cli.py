@@ -116,7 +116,7 @@ def test_rows_reached_mlflow_once(home: Path) -> None:
     children = client.search_runs([experiment.experiment_id], "tags.`mlflow.parentRunId` != ''")
     rows = rows_of(home)
     assert {c.data.tags["oodbench.digest"] for c in children} == {row["digest"] for row in rows.values()}
-    by_name = {c.info.run_name: c for c in children}
+    by_name = {c.data.tags["method"]: c for c in children}
     letters = next(s for s in rows["mcm"]["ood"] if s["dataset"] == "glyphs-letters")  # type: ignore[attr-defined]
     assert by_name["mcm"].data.metrics["auroc/glyphs-letters"] == letters["auroc"]
     assert by_name["mcm"].data.params["temperature"] == "1.0"

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,8 +24,8 @@ import pytest
 
 from oodbench.errors import UserError
 from oodbench.result import IdRow, Result, SetRow
-from oodbench.tracking import Sent, Tracker, default_uri, ledger, send, sync
-from oodbench.tracking.delivery import quiet
+from oodbench.tracking import Sent, Tracker, default_uri, entries, ledger, send, sync
+from oodbench.tracking.hush import quiet
 
 TABLE = "| method | AUROC |\n|---|---|\n| Energy | 91.25 |\n"
 
@@ -97,6 +97,11 @@ class Store:
         return sorted(run.data.tags["oodbench.digest"] for run in self.runs if "oodbench.digest" in run.data.tags)
 
 
+def attach(rows: Sequence[Result]) -> Iterator[tuple[str, bytes]]:
+    yield "table.md", TABLE.encode()
+    yield "pictures/one.png", b"a picture"
+
+
 def digests(*rows: Result) -> list[str]:
     return sorted(row.digest for row in rows)
 
@@ -160,20 +165,24 @@ def unused_port() -> int:
 def test_one_parent_one_child_per_method(fresh: Tracker, capfd: pytest.CaptureFixture[str]) -> None:
     energy, mcm = row("energy"), row("mcm", parameters={"temperature": 0.01})
     environment = dict(os.environ)
-    assert send(fresh, [energy, mcm], TABLE) == Sent(arrived=2, known=0, waiting=0, reason="")
+    assert send(fresh, [energy, mcm], attach) == Sent(arrived=2, known=0, waiting=0, reason="")
     assert capfd.readouterr() == ("", "")
     assert dict(os.environ) == environment
 
     store = Store(fresh.uri)
     (parent,) = store.parents
-    assert (parent.info.run_name, parent.info.status) == ("glyphs / Vi/T B", "FINISHED")
-    assert artifact(parent, "table.md") == TABLE
+    name = "Vi/T B on glyphs: energy[scale=1], mcm[scale=1], seed 3"
+    assert (parent.info.run_name, parent.info.status) == (name, "FINISHED")
+    assert (parent.info.start_time, parent.info.end_time) == (1735787045000 - 7000, 1735787045000)
+    assert artifact(parent, "table.md") == TABLE == parent.data.tags["mlflow.note.content"]
+    assert artifact(parent, "pictures/one.png") == "a picture"
+    assert "run.seed" in parent.data.params and "auroc/mean" in store.experiment.tags["mlflow.note.content"]
     assert [each["method"] for each in json.loads(artifact(parent, "rows.json"))] == ["energy", "mcm"]
     children = {run.info.run_name: run for run in store.children}
-    assert set(children) == {"energy[scale=1]", "mcm[scale=1]"}
+    assert set(children) == {"energy[scale=1] · Vi/T B, seed 3", "mcm[scale=1] · Vi/T B, seed 3"}
     assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parent.info.run_id}
-    assert children["mcm[scale=1]"].data.params["temperature"] == "0.01"
-    child = children["energy[scale=1]"]
+    assert children["mcm[scale=1] · Vi/T B, seed 3"].data.params["temperature"] == "0.01"
+    child = children["energy[scale=1] · Vi/T B, seed 3"]
     assert child.info.status == "FINISHED"
     assert child.info.end_time == 1735787045000  # date -u -d 2025-01-02T03:04:05 +%s
     assert child.info.end_time - child.info.start_time == 3500
@@ -183,7 +192,7 @@ def test_one_parent_one_child_per_method(fresh: Tracker, capfd: pytest.CaptureFi
 
 def test_parameters_metrics_and_tags(local: Tracker) -> None:
     energy = row()
-    send(local, [energy], TABLE)
+    send(local, [energy], attach)
     (child,) = Store(local.uri).children
     assert child.data.params == {
         "scale": "None",
@@ -194,85 +203,139 @@ def test_parameters_metrics_and_tags(local: Tracker) -> None:
         "run.precision": "fp32",
         "run.batch_size": "64",
         "run.limit": "None",
+        "run.at95": "id",
+        "run.aupr": "both",
+        "run.headline": "mean",
         "encoder.name": "Vi/T B",
-        "encoder.slug": "Vi-T-B",
         "encoder.weights": "w" * 64,
-        "encoder.mean": "[0.5, 0.5, 0.5]",
         "classes.name": "letters",
         "classes.count": "26",
         "classes.digest": "c",
-    }
-    expected = {"auroc/textures": 0.5, "auroc/digits": 0.75, "auroc/shapes": 1.0, "fpr95/textures": 0.25}
-    expected |= {"auroc/mean": 0.75, "auroc/near": 0.875, "auroc/far": 0.5, "fpr95/mean": 0.25, "aupr_out/near": 0.625}
-    expected |= {"id_accuracy": 0.875, "id_n": 200, "seconds/score": 2.5, "n/digits": 50, "skipped/digits": 1}
-    assert {name: child.data.metrics.get(name) for name in expected} == expected
-    assert len(child.data.metrics) == 5 * (3 + 3) + 3 * 3 + 3 + 2  # metrics, set facts, ID facts, seconds
-    tags = {name.removeprefix("oodbench."): text for name, text in child.data.tags.items() if "oodbench." in name}
-    assert tags == {
-        "digest": energy.digest,
-        "method": "energy",
-        "label": "energy[scale=1]",
-        "status": "ok",
-        "source": "s",
-        "benchmark": "glyphs",
-        "encoder": "Vi-T-B",
-        "weights": "w" * 64,
-        "protocol": "at95=id, aupr=both, headline=mean",
-        "commit": "abc123",
+        "sets.id": "letters",
+        "sets.ood": "textures, digits, shapes",
         "versions.torch": "2.4",
         "versions.open-clip": "2.30",
     }
+    expected = {"auroc/textures": 0.5, "auroc/digits": 0.75, "auroc/shapes": 1.0, "fpr95/textures": 0.25}
+    expected |= {"auroc/mean": 0.75, "auroc/near": 0.875, "auroc/far": 0.5, "fpr95/mean": 0.25}
+    expected |= {"more/aupr_out/near": 0.625, "more/tied/digits": 0.01, "id_accuracy": 0.875, "seconds/score": 2.5}
+    assert {name: child.data.metrics.get(name) for name in expected} == expected
+    assert len(child.data.metrics) == 5 * (3 + 3) + 3 + 1 + 2  # metrics, ties, ID accuracy, seconds
+    sets = {one.dataset.name: one for one in child.inputs.dataset_inputs}
+    assert {name: one.tags[0].value for name, one in sets.items()} == {
+        "letters": "id",
+        "textures": "far",
+        "digits": "near",
+        "shapes": "near",
+    }
+    assert sets["letters"].dataset.digest == "d1" and json.loads(sets["letters"].dataset.profile) == {"num_rows": 200}
+    tags = {name: text for name, text in child.data.tags.items() if not name.startswith("mlflow.")}
+    assert tags == {
+        "oodbench.digest": energy.digest,
+        "oodbench.encoder": "Vi-T-B",
+        "oodbench.source": "s",
+        "method": "energy",
+        "label": "energy[scale=1]",
+        "status": "ok",
+        "benchmark": "glyphs",
+        "encoder": "Vi/T B",
+        "commit": "abc123",
+    }
+
+
+@pytest.mark.parametrize(
+    ("condition", "found"),
+    [
+        ("tags.method = 'mcm'", ["mcm"]),
+        ("tags.encoder = 'Vi/T B' AND tags.method LIKE '%'", ["energy", "mcm", "msp"]),
+        ("tags.status = 'failed' AND tags.method LIKE '%'", ["msp"]),
+        ("tags.partial = 'yes'", ["mcm"]),
+        ("tags.method LIKE '%' AND metrics.\"fpr95/mean\" < 0.3", ["energy", "mcm"]),
+        ("dataset.name = 'digits' AND tags.benchmark = 'glyphs' AND tags.method = 'energy'", ["energy"]),
+    ],
+)
+def test_filters_of_the_page(condition: str, found: list[str], tagged: Store) -> None:
+    runs = tagged.client.search_runs([tagged.experiment.experiment_id], condition, order_by=["tags.method"])
+    assert [run.data.tags["method"] for run in runs] == found
+
+
+@pytest.fixture(scope="module")
+def tagged(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store with a usual row, one on part of the ID images, and a failed one."""
+    folder = tmp_path_factory.mktemp("tagged")
+    part = row("mcm", id=IdRow("letters", "Letters", 150, 200, 0, "d1", 0.875))
+    tracker = Tracker(default_uri(folder), folder)
+    assert send(tracker, [row("energy"), part, row("msp", status="failed", error="x", ood=())]).arrived == 3
+    return Store(tracker.uri)
+
+
+def test_names_of_runs() -> None:
+    many = [row(f"method{number}") for number in range(9)]
+    assert entries.run_name(many) == "Vi/T B on glyphs: 9 methods, seed 3"
+    hostile = "a_b & 50% <script>alert(1)</script>"
+    one = row(label=hostile, encoder={"slug": "S"}, run={"seed": 0, "limit": 7}, benchmark=hostile)
+    assert entries.run_name([one]) == f"S on {hostile}: {hostile}, limit 7"
+    assert entries.row_name(one) == f"{hostile} · S, limit 7"
+
+
+def test_rows_sent_by_an_older_oodbench_are_not_sent_again(local: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tags all had the prefix; those that rows are found by still have."""
+    with monkeypatch.context() as patch:
+        patch.setattr(entries, "row_tags", lambda row: {"oodbench.encoder": "Vi-T-B", "oodbench.method": row.method})
+        assert send(local, [row()], attach).arrived == 1
+    (local.results / ledger.NAME).unlink()
+    assert send(local, [row(), row("mcm")], attach) == Sent(1, 1, 0, "")
 
 
 def test_a_row_arrives_once(local: Tracker) -> None:
     energy, mcm, msp = row("energy"), row("mcm"), row("msp")
-    assert send(local, [energy], TABLE) == Sent(1, 0, 0, "")
-    assert send(local, [energy], TABLE) == Sent(0, 1, 0, "")
+    assert send(local, [energy], attach) == Sent(1, 0, 0, "")
+    assert send(local, [energy], attach) == Sent(0, 1, 0, "")
     assert len(Store(local.uri).runs) == 2
     (local.results / ledger.NAME).unlink()
-    assert send(local, [energy], TABLE) == Sent(0, 1, 0, "")
+    assert send(local, [energy], attach) == Sent(0, 1, 0, "")
     assert len(Store(local.uri).runs) == 2  # the store was asked; no empty parent was made
     assert ledger.arrived(local) == {energy.digest}
 
     with (local.results / ledger.NAME).open("ab") as file:
         file.write(b'{"uri": "sqlite:///x", "dig\xc3')  # a crash while writing
-    assert send(local, [energy, mcm], TABLE) == Sent(1, 1, 0, "")
+    assert send(local, [energy, mcm], attach) == Sent(1, 1, 0, "")
     assert ledger.arrived(local) == {energy.digest, mcm.digest}
-    assert send(local, [energy, mcm, mcm], TABLE) == Sent(0, 2, 0, "")
+    assert send(local, [energy, mcm, mcm], attach) == Sent(0, 2, 0, "")
     written = (local.results / ledger.NAME).read_bytes()
     (local.results / ledger.NAME).write_bytes(written[:-20])  # the torn line is the one of mcm
     assert ledger.arrived(local) == {energy.digest}
-    assert send(local, [energy, mcm, msp, msp], TABLE) == Sent(1, 2, 0, "")
+    assert send(local, [energy, mcm, msp, msp], attach) == Sent(1, 2, 0, "")
     assert Store(local.uri).digests == digests(energy, mcm, msp)
     assert len(Store(local.uri).parents) == 3
 
 
 def test_the_same_scores_at_another_time_are_the_same_row(local: Tracker) -> None:
-    send(local, [row()], TABLE)
-    assert send(local, [row(created="2026-01-01T00:00:00Z", seconds={})], TABLE).known == 1
+    send(local, [row()], attach)
+    assert send(local, [row(created="2026-01-01T00:00:00Z", seconds={})], attach).known == 1
 
 
 def test_another_store_has_its_own_ledger(local: Tracker, tmp_path: Path) -> None:
-    send(local, [row()], TABLE)
+    send(local, [row()], attach)
     other = Tracker(f"sqlite:///{tmp_path}/other.db", local.results)
-    assert send(other, [row()], TABLE) == Sent(1, 0, 0, "")
+    assert send(other, [row()], attach) == Sent(1, 0, 0, "")
     assert Store(other.uri).digests == digests(row())
 
 
 def test_a_removed_store_is_not_believed_to_have_rows(fresh: Tracker) -> None:
     ledger.note(fresh, [row().digest])
     assert ledger.arrived(fresh) == set()
-    assert send(fresh, [row()], TABLE).arrived == 1
+    assert send(fresh, [row()], attach).arrived == 1
 
 
 def test_a_failed_row(local: Tracker) -> None:
     failed = row(status="failed", error="out of memory", ood=(), seconds={}, created="")
-    assert send(local, [failed], TABLE).arrived == 1
+    assert send(local, [failed], attach).arrived == 1
     (child,) = Store(local.uri).children
     assert child.info.status == "FAILED"
-    assert child.data.tags["oodbench.error"] == "out of memory"
+    assert child.data.tags["error"] == "out of memory"
     assert abs(child.info.end_time / 1000 - time.time()) < 60
-    assert child.data.metrics == {"id_accuracy": 0.875, "id_n": 200.0, "id_skipped": 0.0}
+    assert child.data.metrics == {"id_accuracy": 0.875}
 
 
 def test_odd_names_and_big_rows(local: Tracker) -> None:
@@ -281,12 +344,12 @@ def test_odd_names_and_big_rows(local: Tracker) -> None:
     many = {f"p{number}": number for number in range(150)}
     odd = row(ood=sets, parameters={**many, "words": "w" * 10_000, "nothing": ""}, error="e" * 10_000)
     odd = replace(odd, ood=(*odd.ood, ood("void", "", math.nan)))
-    assert send(local, [odd], TABLE) == Sent(1, 0, 0, "")
+    assert send(local, [odd], attach) == Sent(1, 0, 0, "")
     (child,) = Store(local.uri).children
     params, metrics = child.data.params, child.data.metrics
     assert {name: params[name] for name in many} == {name: str(value) for name, value in many.items()}
     assert params["words"].startswith("wwww") and params["words"].endswith("(cut; in full in row.json)")
-    assert params["nothing"] == "" and len(child.data.tags["oodbench.error"]) <= 8000
+    assert params["nothing"] == "" and len(child.data.tags["error"]) <= 8000
     values = [value for name, value in metrics.items() if name.startswith("auroc/")]
     assert sorted(v for v in values if not math.isnan(v)) == sorted([*(n / 8 for n in range(8)), 3.5 / 8])
     assert metrics["auroc/near"] == 3.5 / 8 and metrics["auroc/near-2"] == 4 / 8 and metrics["auroc/mean-2"] == 3 / 8
@@ -298,15 +361,14 @@ def test_a_cut_off_child_does_not_count(local: Tracker, monkeypatch: pytest.Monk
     from mlflow.exceptions import MlflowException
 
     def fail(client: Any, run: str, *rest: Any, **more: Any) -> None:
-        if client.get_run(run).data.tags["oodbench.method"] == "mcm":
+        if client.get_run(run).data.tags.get("method") == "mcm":
             raise MlflowException("the disk is full\nand more")
 
     energy, mcm = row("energy"), row("mcm")
     lay(local.results, energy, mcm)
     with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, "log_text", lambda client, run, text, name: None)
         patch.setattr(MlflowClient, "log_batch", fail)
-        sent = send(local, [energy, mcm], TABLE)
+        sent = send(local, [energy, mcm], attach)
     assert (sent.arrived, sent.known, sent.waiting) == (1, 0, 1)
     assert "(the disk is full);" in sent.reason and "oodbench sync --tracking-uri sqlite:///" in sent.reason
     store = Store(local.uri)
@@ -321,7 +383,7 @@ def test_a_cut_off_child_does_not_count(local: Tracker, monkeypatch: pytest.Monk
 
 def test_one_bad_benchmark_does_not_hold_up_the_others(local: Tracker) -> None:
     lay(local.results, row(benchmark="aaa"), row(benchmark="zzz"), row("mcm", benchmark="zzz"))
-    assert send(local, [row("msp", benchmark="aaa")], TABLE).arrived == 1
+    assert send(local, [row("msp", benchmark="aaa")], attach).arrived == 1
     client = Store(local.uri).client
     client.delete_experiment(client.get_experiment_by_name("oodbench/aaa").experiment_id)
     sent = sync(local)
@@ -336,16 +398,16 @@ def test_sync_groups_by_benchmark_and_encoder(local: Tracker) -> None:
     lay(local.results, *all_rows)
     assert sync(local) == Sent(4, 0, 0, "")
     assert sync(local) == Sent(0, 4, 0, "")
-    glyphs = {run.info.run_name: artifact(run, "table.md") for run in Store(local.uri).parents}
-    assert set(glyphs) == {"glyphs / Vi/T B", "glyphs / L"}
-    assert "| energy[scale=1] | 75.00 | 25.00 |" in glyphs["glyphs / Vi/T B"]
-    assert "| mcm[scale=1] | failed | failed |" in glyphs["glyphs / L"]
-    assert [run.info.run_name for run in Store(local.uri, "other").parents] == ["other / Vi/T B"]
+    glyphs = {run.info.run_name: json.loads(artifact(run, "rows.json")) for run in Store(local.uri).parents}
+    both, alone = "Vi/T B on glyphs: energy[scale=1], mcm[scale=1], seed 3", "L on glyphs: mcm[scale=1], seed 3"
+    assert {name: len(rows) for name, rows in glyphs.items()} == {both: 2, alone: 1}
+    (other,) = Store(local.uri, "other").parents
+    assert other.info.run_name == "Vi/T B on other: energy[scale=1], seed 3"
 
 
 def test_a_warm_run_imports_no_mlflow(local: Tracker) -> None:
     lay(local.results, row())
-    send(local, [row()], TABLE)
+    send(local, [row()], attach)
     code = (
         "import sys; from pathlib import Path; from oodbench.tracking import Tracker, sync\n"
         "sent = sync(Tracker(sys.argv[1], Path(sys.argv[2])))\n"
@@ -386,7 +448,7 @@ def test_a_folder_where_another_process_hangs(local: Tracker, monkeypatch: pytes
     monkeypatch.setattr(ledger, "_LOCK_SECONDS", 0.2)
     with ledger.locked(local):
         check_waits(local, "locked")
-    assert send(local, [row()], TABLE).arrived == 1
+    assert send(local, [row()], attach).arrived == 1
 
 
 # Stores that are not there
@@ -394,7 +456,7 @@ def test_a_folder_where_another_process_hangs(local: Tracker, monkeypatch: pytes
 
 def check_waits(tracker: Tracker, cause: str) -> None:
     start = time.monotonic()
-    sent = send(tracker, [row("energy"), row("mcm")], TABLE)
+    sent = send(tracker, [row("energy"), row("mcm")], attach)
     assert time.monotonic() - start < 15
     assert (sent.arrived, sent.known, sent.waiting) == (0, 0, 2)
     assert cause in sent.reason and f"oodbench sync --tracking-uri {tracker.place}" in sent.reason
@@ -419,7 +481,7 @@ def test_a_sqlite_file_that_is_none(fresh: Tracker) -> None:
 
 def test_no_password_is_shown_or_stored(tmp_path: Path) -> None:
     tracker = Tracker(f"http://me:hunter2@127.0.0.1:{unused_port()}", tmp_path)
-    assert "hunter2" not in send(tracker, [row()], TABLE).reason
+    assert "hunter2" not in send(tracker, [row()], attach).reason
     ledger.note(tracker, ["d"])
     assert "hunter2" not in (tmp_path / ledger.NAME).read_text()
     assert ledger.arrived(tracker) == {"d"} == ledger.arrived(Tracker(tracker.place, tmp_path))
@@ -508,11 +570,11 @@ def test_a_server_gets_every_row_once(
     )
     with monkeypatch.context() as patch:
         counter = Counter(patch)
-        assert send(here, [*all_rows, odd], TABLE) == Sent(5, 0, 0, "")
-    assert counter.count <= 8 * 5 + 8
+        assert send(here, [*all_rows, odd], attach) == Sent(5, 0, 0, "")
+    assert counter.count <= 9 * 5 + 14
     assert capfd.readouterr() == ("", "")
-    assert send(there, all_rows, TABLE) == Sent(0, 4, 0, "")  # another machine, with no ledger
-    assert send(there, [*all_rows, row("new", benchmark="once")], TABLE) == Sent(1, 4, 0, "")
+    assert send(there, all_rows, attach) == Sent(0, 4, 0, "")  # another machine, with no ledger
+    assert send(there, [*all_rows, row("new", benchmark="once")], attach) == Sent(1, 4, 0, "")
     assert store.digests == digests(*all_rows, odd, row("new", benchmark="once"))
     assert len(store.parents) == 2 and len(store.children) == 6
     assert {run.info.status for run in store.runs} == {"FINISHED"}
@@ -539,7 +601,7 @@ def test_a_cable_cut_at_any_request(
     lay(tracker.results, *both)
     with monkeypatch.context() as patch:
         Counter(patch, fail_from)
-        sent = send(tracker, both, TABLE)
+        sent = send(tracker, both, attach)
     assert sent.reason.startswith(f"tracking server {server} failed in the middle (") and "cable cut" in sent.reason
     assert sent.waiting + sent.arrived == 2 and sent.arrived == len(store.digests)
     assert sync(tracker) == Sent(sent.waiting, sent.arrived, 0, "")
@@ -557,7 +619,7 @@ def test_a_server_that_was_down(tmp_path: Path) -> None:
         assert sync(tracker) == Sent(2, 0, 0, "")
         assert Store(running.uri).digests == digests(row("energy"), row("mcm"))
         assert sync(tracker) == Sent(0, 2, 0, "")
-    check = send(tracker, [row("energy"), row("new")], TABLE)
+    check = send(tracker, [row("energy"), row("new")], attach)
     assert (check.arrived, check.known, check.waiting) == (0, 1, 1)
 
 
@@ -578,7 +640,7 @@ def test_a_server_that_hangs_in_the_middle(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr(requests.Session, "request", request)
         try:
             start = time.monotonic()
-            sent = send(Tracker(running.uri, tmp_path / "results"), [row()], TABLE)
+            sent = send(Tracker(running.uri, tmp_path / "results"), [row()], attach)
             assert time.monotonic() - start < 20
             assert (sent.waiting, "timed out" in sent.reason) == (1, True)
             assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "2"

@@ -8,6 +8,7 @@ from oodbench.cli.datasets import datasets
 from oodbench.cli.explain import explain
 from oodbench.cli.group import Group
 from oodbench.cli.methods import check, methods
+from oodbench.cli.register import register
 from oodbench.cli.report import report
 from oodbench.cli.run import run
 from oodbench.cli.score import score
@@ -30,5 +31,5 @@ def main() -> None:
     """
 
 
-for command in (run, train, report, score, explain, methods, datasets, store, check, sync, weights):
+for command in (run, train, report, score, explain, methods, datasets, store, check, sync, weights, register):
     main.add_command(command)

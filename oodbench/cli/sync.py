@@ -17,10 +17,12 @@ from oodbench.errors import UserError
 def sync(results: Path, tracking_uri: str | None) -> None:
     """Send the rows that have not reached MLflow."""
     from oodbench import tracking
+    from oodbench.attachments import Attachments
 
     if not results.is_dir():
         raise UserError(f"no results folder {results}")
-    sent = tracking.sync(tracking.Tracker(tracking_uri or tracking.default_uri(results), results))
+    tracker = tracking.Tracker(tracking_uri or tracking.default_uri(results), results)
+    sent = tracking.sync(tracker, Attachments(results))
     click.echo(f"{sent.arrived} rows sent, {sent.known} were there, {sent.waiting} wait")
     if sent.waiting:
         click.echo(f"error: {sent.reason}", err=True)

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from oodbench.result import Result
 from oodbench.result import rows as rows_below
 from oodbench.tracking import ledger
-from oodbench.tracking.delivery import Parcel, converse, quiet
+from oodbench.tracking.delivery import Attach, Parcel, converse
 from oodbench.tracking.entries import encoder_slug
+from oodbench.tracking.hush import quiet
 from oodbench.tracking.probe import silence
 from oodbench.tracking.tracker import Sent, Tracker, default_uri
 
-__all__ = ["Sent", "Tracker", "default_uri", "send", "sync"]
+__all__ = ["Attach", "Sent", "Tracker", "default_uri", "send", "sync"]
 
 
-def send(tracker: Tracker, rows: Sequence[Result], table: str) -> Sent:
-    """Send the rows of one benchmark run, same benchmark and encoder, with their whole table in Markdown."""
-    return _deliver(tracker, [Parcel(tuple(rows), table)])
+def nothing(rows: Sequence[Result]) -> Iterable[tuple[str, bytes]]:
+    """No files beside the rows."""
+    return ()
 
 
-def sync(tracker: Tracker) -> Sent:
+def send(tracker: Tracker, rows: Sequence[Result], attach: Attach = nothing) -> Sent:
+    """Send the rows of one benchmark run, same benchmark and encoder, with the files that `attach` makes of them."""
+    return _deliver(tracker, [Parcel(tuple(rows), attach)])
+
+
+def sync(tracker: Tracker, attach: Attach = nothing) -> Sent:
     """Send every row below the results folder that has not arrived yet: one parent run per benchmark and encoder."""
     groups: dict[tuple[str, str], list[Result]] = {}
     # Without runs/, rows_below would take the artifacts of the default store for rows.
     if (tracker.results / "runs").is_dir():
         for _, row in rows_below(tracker.results):
             groups.setdefault((row.benchmark, encoder_slug(row)), []).append(row)
-    return _deliver(tracker, [Parcel(tuple(group), _plain_table(group)) for group in groups.values()])
+    return _deliver(tracker, [Parcel(tuple(group), attach) for group in groups.values()])
 
 
 def _deliver(tracker: Tracker, parcels: Sequence[Parcel]) -> Sent:
@@ -42,11 +48,3 @@ def _deliver(tracker: Tracker, parcels: Sequence[Parcel]) -> Sent:
             return converse(tracker, parcels, known)
     except OSError as error:
         return Sent(0, len(known), len(wanted - known), tracker.reason("was not asked", error))
-
-
-def _plain_table(rows: Sequence[Result]) -> str:
-    lines = ["| method | mean AUROC | mean FPR95 |", "|---|---:|---:|"]
-    for row in rows:
-        cells = [f"{100 * row.mean(metric):.2f}" if row.ood else "failed" for metric in ("auroc", "fpr95")]
-        lines.append(f"| {row.label} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"

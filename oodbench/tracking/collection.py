@@ -11,7 +11,7 @@ from typing import Any
 from oodbench.errors import UserError, did_you_mean
 from oodbench.result import Result, from_json
 from oodbench.tracking import entries
-from oodbench.tracking.delivery import quiet
+from oodbench.tracking.hush import quiet
 from oodbench.tracking.probe import silence
 from oodbench.tracking.tracker import Tracker
 

@@ -6,6 +6,7 @@ it missed is sent when it answers again, at the latest by the next call of the s
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import select
@@ -19,12 +20,12 @@ from typing import Any
 
 from oodbench.result import flatten
 from oodbench.tracking import ledger
-from oodbench.tracking.delivery import experiment_id, quiet
 from oodbench.tracking.entries import cut
+from oodbench.tracking.experiment import TRAINING, experiment_id
+from oodbench.tracking.hush import quiet
 from oodbench.tracking.probe import silence
 from oodbench.tracking.tracker import Tracker
 
-EXPERIMENT = "oodbench/train"
 EVERY = 3.0  # seconds between deliveries
 PATIENCE = 60.0  # seconds between attempts when nothing answered
 END = 20.0  # seconds that the end of a training waits for the last delivery
@@ -103,6 +104,9 @@ class Follower:
             for start in range(0, len(new), LINES):
                 self._send(new[start : start + LINES])
             if status and self.run:
+                weights = self.folder.with_name(self.folder.name.removesuffix(".training"))
+                if status == "FINISHED" and weights.is_file():  # so that a model that is registered finds its training
+                    self.client.set_tag(self.run, "weights", _sha256(weights), synchronous=True)
                 self.client.set_terminated(self.run, status)
         except Exception as error:  # MLflow's, sqlite's, the network's: none may matter to a training
             self.client = None
@@ -119,15 +123,16 @@ class Follower:
 
         with ledger.locked(self.tracker):  # two at once would both set up a new store
             client = MlflowClient(tracking_uri=self.tracker.uri)
-            experiment = experiment_id(client, self.tracker, EXPERIMENT)
+            experiment = experiment_id(client, self.tracker, TRAINING)
         if self.run:
             with suppress(Exception):  # a run that somebody removed
                 client.update_run(self.run, status="RUNNING")
                 self.client = client
                 return
         request = json.loads((self.folder / "request.json").read_text(encoding="utf-8"))
-        name = f"train {request['method']} / {request['encoder']['name']}"
-        run = client.create_run(experiment, tags={"mlflow.source.name": "oodbench"}, run_name=name).info.run_id
+        tags = {"mlflow.source.name": "oodbench", "method": request["method"], "encoder": request["encoder"]["name"]}
+        name = f"train {tags['method']} · {tags['encoder']}"
+        run = client.create_run(experiment, tags=tags, run_name=name).info.run_id
         plain = {key: str(value) for key, value in flatten(request).items()}
         params = [Param(key, value) for key, value in cut(plain, MAX_PARAM_VAL_LENGTH).items()]
         client.log_batch(run, [], params, synchronous=True)
@@ -152,6 +157,11 @@ class Follower:
         partial = self.folder / f".{NOTE}.tmp"
         partial.write_text(text, encoding="utf-8")
         partial.replace(self.folder / NOTE)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:

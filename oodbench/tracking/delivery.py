@@ -1,37 +1,31 @@
-"""Delivery: one conversation with an MLflow store. The only file that imports mlflow, and only inside functions."""
+"""Delivery: one conversation with an MLflow store, row by row. Imports mlflow only inside functions."""
 
 from __future__ import annotations
 
-import logging
-import os
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from oodbench.result import Result
 from oodbench.tracking import entries, ledger
+from oodbench.tracking.experiment import RUNS, experiment_id
 from oodbench.tracking.probe import silence
 from oodbench.tracking.tracker import Sent, Tracker
 
-# In force while rows are sent, where the user set nothing. MLflow reads each at every request, telemetry on import.
-_ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # by itself it tries eight times, for four minutes
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",  # compute nodes are often offline
-    "GIT_PYTHON_REFRESH": "quiet",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # when rows are read back
-}
+# Files beside the rows of a run, by name: `table.md`, `pictures/roc.png`. Asked for when there is a row to send.
+Attach = Callable[[Sequence[Result]], Iterable[tuple[str, bytes]]]
 
 
 @dataclass(frozen=True)
 class Parcel:
-    """What becomes one parent run: rows of one benchmark and encoder, and their table in Markdown."""
+    """What becomes one parent run: rows of one benchmark and encoder, and the files that go with them."""
 
     rows: tuple[Result, ...]
-    table: str
+    attach: Attach
 
 
 @dataclass
@@ -49,7 +43,7 @@ class Delivery:
         missing = {row.digest: row for row in parcel.rows if row.digest not in self.known | self.arrived}
         if not missing:
             return
-        experiment = experiment_id(self.client, self.tracker, f"oodbench/{parcel.rows[0].benchmark}")
+        experiment = experiment_id(self.client, self.tracker, f"{RUNS}{parcel.rows[0].benchmark}")
         if found := self._found(experiment, parcel.rows[0], set(missing)):
             ledger.note(self.tracker, found)
             self.known |= found
@@ -64,37 +58,52 @@ class Delivery:
             self.client.set_terminated(run, status)
 
     def _record(self, experiment: str, parcel: Parcel, missing: Mapping[str, Result]) -> None:
-        """Log the whole table on a parent run, and a child for each missing row."""
-        from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
+        """Log the whole run on a parent, and a child for each missing row."""
+        from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
-        first = parcel.rows[0]
-        name = f"{first.benchmark} / {first.encoder.get('name') or entries.encoder_slug(first)}"
-        tags = entries.cut(entries.run_tags(first), MAX_TAG_VAL_LENGTH)
-        parent = self.client.create_run(experiment, tags=tags, run_name=name).info.run_id
-        self.unfinished = [parent]
-        # Before the children: should this fail, no row has arrived, and the next parent gets the table.
-        self.client.log_text(parent, parcel.table, "table.md")
-        self.client.log_text(parent, f"[{','.join(row.to_json() for row in parcel.rows)}]\n", "rows.json")
+        with TemporaryDirectory() as folder:
+            table = _laid(parcel, Path(folder))
+            start, end = entries.span(parcel.rows)
+            tags = entries.cut(entries.run_tags(parcel.rows), MAX_TAG_VAL_LENGTH)
+            tags |= {"mlflow.note.content": table} if 0 < len(table) <= MAX_TAG_VAL_LENGTH else {}
+            parent = self.client.create_run(experiment, start, tags, entries.run_name(parcel.rows)).info.run_id
+            self.unfinished = [parent]
+            # Before the children: should this fail, no row has arrived, and the next parent gets the files.
+            self.client.log_artifacts(parent, folder)
+        plain = entries.cut(entries.run_params(parcel.rows[0]), MAX_PARAM_VAL_LENGTH)
+        self._describe(parent, plain, parcel.rows[0])
         for digest, row in missing.items():
             self._child(experiment, parent, row)
             ledger.note(self.tracker, [digest])
             self.arrived.add(digest)
-        self.client.set_terminated(parent)
+        self.client.set_terminated(parent, end_time=end)
         self.unfinished = []
+
+    def _describe(self, run: str, params: Mapping[str, str], row: Result, metrics: Sequence[Any] = ()) -> None:
+        """Parameters, metrics, and the data sets that a row reads."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
+        plain = [Param(key, value) for key, value in params.items()]
+        self.client.log_batch(run, list(metrics), plain, synchronous=True)  # splits at the limits of the API
+        inputs = []
+        for name, digest, n, what in entries.data_sets(row):
+            profile = json.dumps({"num_rows": n})
+            one = Dataset(name[:500], digest[:36], "oodbench", json.dumps({"list": digest}), profile=profile)
+            inputs.append(DatasetInput(one, [InputTag("mlflow.data.context", what)]))
+        self.client.log_inputs(run, inputs)
 
     def _child(self, experiment: str, parent: str, row: Result) -> None:
         """Log one row; its digest comes last, so that a child that was cut off does not count."""
-        from mlflow.entities import Metric, Param
+        from mlflow.entities import Metric
         from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
         end = entries.milliseconds(row.created)
         start = end - int(1000 * (row.seconds.get("fit", 0) + row.seconds.get("score", 0)))
         tags = {**entries.cut(entries.row_tags(row), MAX_TAG_VAL_LENGTH), "mlflow.parentRunId": parent}
-        run = self.client.create_run(experiment, start, tags, row.label).info.run_id
+        run = self.client.create_run(experiment, start, tags, entries.row_name(row)).info.run_id
         self.unfinished.append(run)
         metrics = [Metric(key, value, end, 0) for key, value in entries.metrics(row).items()]
-        params = [Param(key, value) for key, value in entries.cut(entries.params(row), MAX_PARAM_VAL_LENGTH).items()]
-        self.client.log_batch(run, metrics, params, synchronous=True)  # splits at the limits of the API
+        self._describe(run, entries.cut(entries.params(row), MAX_PARAM_VAL_LENGTH), row, metrics)
         self.client.log_text(run, row.to_json(), "row.json")
         self.client.set_terminated(run, "FAILED" if row.status == "failed" else "FINISHED", end)
         self.client.set_tag(run, entries.DIGEST, row.digest, synchronous=True)
@@ -104,7 +113,7 @@ class Delivery:
         """Those of the wanted digests that the store has, whoever sent them."""
         # Tags know no IN: ask for all rows of this encoder, newest first.
         condition = (
-            f"tags.\"{entries.DIGEST}\" LIKE '%' AND tags.\"oodbench.encoder\" = '{entries.encoder_slug(first)}'"
+            f"tags.\"{entries.DIGEST}\" LIKE '%' AND tags.\"{entries.ENCODER}\" = '{entries.encoder_slug(first)}'"
         )
         found: set[str] = set()
         token: str | None = None
@@ -116,21 +125,18 @@ class Delivery:
                 return found & wanted
 
 
-def experiment_id(client: Any, tracker: Tracker, name: str) -> str:
-    """The id of an experiment, made when there is none."""
-    from mlflow.exceptions import MlflowException
+def _laid(parcel: Parcel, folder: Path) -> str:
+    """Write the files of a parcel below a folder; the table in Markdown, "" when it has none."""
+    files = {**dict(parcel.attach(parcel.rows)), "rows.json": _together(parcel.rows).encode()}
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return files.get("table.md", b"").decode()
 
-    if found := client.get_experiment_by_name(name):
-        return str(found.experiment_id)
-    served = tracker.scheme in ("http", "https", "databricks", "")
-    # Without a server that has a place for artifacts, they would go to ./mlruns.
-    location = None if served else (tracker.results.absolute() / "mlartifacts").as_uri()
-    try:
-        return str(client.create_experiment(name, artifact_location=location))
-    except MlflowException:
-        if found := client.get_experiment_by_name(name):  # another process was faster
-            return str(found.experiment_id)
-        raise
+
+def _together(rows: Sequence[Result]) -> str:
+    return f"[{','.join(row.to_json() for row in rows)}]\n"
 
 
 def converse(tracker: Tracker, parcels: Sequence[Parcel], known: set[str]) -> Sent:
@@ -157,28 +163,3 @@ def converse(tracker: Tracker, parcels: Sequence[Parcel], known: set[str]) -> Se
                 delivery.abandon()
     waiting = wanted - delivery.known - delivery.arrived
     return Sent(len(delivery.arrived), len(delivery.known), len(waiting), reason)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """MLflow without chatter and long retries; environment, log levels and warning filters are put back."""
-    added = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}
-    os.environ.update(added)
-    levels = {logging.getLogger("mlflow"): logging.WARNING, logging.getLogger("urllib3.connectionpool"): logging.ERROR}
-    try:
-        with warnings.catch_warnings():
-            # MLflow 3.17's own tables use a loader that SQLAlchemy 2.1 deprecates.
-            warnings.filterwarnings("ignore", message="The ``noload`` loader strategy", category=DeprecationWarning)
-            import mlflow  # noqa: F401  (importing it sets its log level, so it comes first)
-
-            before = {logger: logger.level for logger in levels}
-            for logger, level in levels.items():
-                logger.setLevel(max(level, logger.level))
-            try:
-                yield
-            finally:
-                for logger, level in before.items():
-                    logger.setLevel(level)
-    finally:
-        for name in added:
-            os.environ.pop(name, None)

@@ -1,0 +1,31 @@
+"""oodbench register."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from oodbench.cli.group import FOLDER, log
+
+
+@click.command()
+@click.argument("path", type=FOLDER)
+@click.option("--name", required=True, help="Name in the model registry; a known one gets a new version.")
+@click.option("--classes", default="", help="With weights: class names used unless predict() is given others.")
+@click.option("--encoder", default="", help="Where the encoder's weights lie, if elsewhere than before.")
+@click.option("--results", type=FOLDER, default="results", help="Folder of the results.", show_default=True)
+@click.option("--tracking-uri", help="MLflow server. Default: the sqlite file beside the results.")
+@click.option("-v", "--verbose", is_flag=True, help="Log what is done; tracebacks of errors.")
+def register(
+    path: Path, name: str, classes: str, encoder: str, results: Path, tracking_uri: str | None, verbose: bool
+) -> None:
+    """Put PATH, a saved detector or a file of trained weights, into MLflow's model registry."""
+    log(verbose)
+    from oodbench import tracking
+    from oodbench.detector.registration import model_of
+    from oodbench.tracking import models
+
+    tracker = tracking.Tracker(tracking_uri or tracking.default_uri(results), results)
+    version = models.register(tracker, name, model_of(path.expanduser(), classes, encoder))
+    click.echo(f"{version.uri} in {tracker.place}")

@@ -1,0 +1,111 @@
+"""A saved detector, or trained weights, as what the model registry takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from oodbench import weights
+from oodbench.detector import folder, pyfunc
+from oodbench.detector.engine import lines
+from oodbench.errors import UserError
+from oodbench.provenance import versions
+from oodbench.result import flatten
+from oodbench.store import file_digest
+from oodbench.tracking.models import Model
+
+_LOADER = "oodbench.detector.pyfunc"
+_NOTE = """\
+{facts}
+
+```python
+model = mlflow.pyfunc.load_model({uri!r}, model_config={{"device": "cpu"}})
+model.predict(pandas.DataFrame({{"image": paths}}){more})  # {columns}
+```
+"""
+
+
+def model_of(path: Path, classes: str = "", encoder: str = "") -> Model:
+    """What a path holds. UserError when that is neither a detector nor weights of `oodbench train`.
+
+    classes  class names that the weights use by default: a list's name or a file; a detector has its own
+    encoder  where the encoder's weights lie, when it is not where they were trained or fitted
+    """
+    if path.is_dir():
+        return _detector(path, classes, encoder)
+    if not path.exists():
+        raise UserError(f"no {path}; name the folder of a saved detector, or a file of trained weights")
+    return _weights(path, classes, encoder)
+
+
+def _detector(path: Path, classes: str, encoder: str) -> Model:
+    recipe = folder.read(path).recipe
+    if classes:
+        raise UserError(f"the detector in {path} has its class names; leave out --classes")
+    threshold, trained, names = recipe["threshold"], recipe["weights"] or {}, recipe["classes"]
+    outputs = {name: kind for name, kind in pyfunc.OUTPUTS.items() if name != "decision" or threshold is not None}
+    facts = {
+        "kind": "detector",
+        "method": recipe["method"],
+        "encoder": str(recipe["encoder"]["name"]),
+        "classes": str(len(names)),
+        "threshold": "" if threshold is None else repr(threshold),
+    }
+    known = {"weights": str(trained.get("digest", "")), "commit": recipe["commit"] or ""}
+    made = _model(path, facts | known, recipe, encoder)
+    return dataclasses.replace(made, outputs=outputs, note=_note(facts, outputs))
+
+
+def _weights(path: Path, classes: str, encoder: str) -> Model:
+    recipe = weights.recipe_of(path)
+    if not recipe:
+        raise UserError(
+            f"{path} was not written by oodbench train; register a detector that uses it: "
+            f"oodbench score IMAGES --method METHOD --classes FILE --weights {path} --save FOLDER"
+        )
+    names = lines(classes).lines if classes else ()
+    facts = {
+        "kind": "weights",
+        "method": recipe["method"],
+        "encoder": str(recipe["encoder"]["name"]),
+        "classes": str(len(names)) if names else "given to predict",
+        "captions": str(recipe.get("captions", {}).get("name", "")),
+        "steps": str(recipe.get("steps", "")),
+    }
+    known = {"weights": file_digest(path), "commit": recipe.get("commit") or ""}
+    made = _model(path, facts | known, recipe, encoder)
+    outputs = {name: kind for name, kind in pyfunc.OUTPUTS.items() if name != "decision"}
+    more = "" if names else ', params={"classes": [...]}'
+    return dataclasses.replace(made, outputs=outputs, note=_note(facts, outputs, more), classes=names)
+
+
+def _model(path: Path, facts: Mapping[str, str], recipe: Mapping[str, Any], encoder: str) -> Model:
+    """What both kinds have in common."""
+    tags = {name: value for name, value in facts.items() if value}
+    params = {name: str(value) for name, value in flatten(recipe["parameters"]).items()}
+    return Model(
+        data=path,
+        loader=_LOADER,
+        method=recipe["method"],
+        requirements=tuple(
+            f"{name}=={version}"
+            for name, version in sorted(versions().items())
+            if name != "python" and version[0].isdigit()
+        ),
+        config={**pyfunc.PLACES, "encoder": encoder},
+        inputs=pyfunc.INPUTS,
+        outputs=pyfunc.OUTPUTS,
+        weights=facts["weights"],
+        params=params,
+        tags=tags | {"oodbench": str(recipe["versions"].get("oodbench", ""))},
+    )
+
+
+def _note(facts: Mapping[str, str], columns: Iterable[str], more: str = "") -> Callable[[str], str]:
+    """The facts in a line, and how a version is called."""
+    plain = ", ".join(f"{name}: {value}" for name, value in facts.items() if value)
+    told = re.sub(r"([\\`*_\[\]<>|~&$#])", r"\\\1", plain)
+    return lambda uri: _NOTE.format(facts=told, uri=uri, more=more, columns=", ".join(columns))

@@ -1,0 +1,162 @@
+"""The model registry: one folder or file becomes a version of a registered model, of MLflow's pyfunc flavour."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from oodbench.errors import UserError
+from oodbench.tracking import entries
+from oodbench.tracking.experiment import MODELS, TRAINING, experiment_id
+from oodbench.tracking.hush import quiet
+from oodbench.tracking.probe import silence
+from oodbench.tracking.tracker import Tracker
+
+_SECONDS = 120  # for one request: weights are large
+_URI = "MLFLOW_TRACKING_URI"
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is registered.
+
+    data          the file or folder that `loader`, a module with `_load_pyfunc(path, config)`, reads
+    method        registry name of the method
+    requirements  as pip writes them: nothing is looked up
+    config        what `mlflow.pyfunc.load_model(..., model_config=...)` may change, with its defaults
+    inputs        columns of type string or binary, of which a caller gives one
+    outputs       columns and their types
+    classes       default of predict()'s parameter `classes`; None: it has none
+    weights       sha256 of trained weights, by which their training is found; "" for none
+    note          description in Markdown, of the version whose URI it is given
+    """
+
+    data: Path
+    loader: str
+    method: str
+    requirements: tuple[str, ...]
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    classes: Sequence[str] | None = None
+    weights: str = ""
+    note: Callable[[str], str] = lambda uri: ""
+    params: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a registered model; `run` is that of its training, "" when the store knows none."""
+
+    name: str
+    number: str
+    run: str
+
+    @property
+    def uri(self) -> str:
+        """What mlflow.pyfunc.load_model takes."""
+        return f"models:/{self.name}/{self.number}"
+
+
+def register(tracker: Tracker, name: str, model: Model) -> Version:
+    """Log a model and make it the newest version of a name. UserError when the name or the store does not do."""
+    with quiet(_SECONDS), _asked(tracker.uri):
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+        from mlflow.utils.validation import _validate_model_name
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            _validate_model_name(name)
+        except MlflowException as error:
+            raise UserError(f"--name {name!r}: {_first(error)}") from error
+        if why := silence(tracker):
+            raise UserError(f"tracking store {tracker.place} does not answer ({why}); give another by --tracking-uri")
+        try:
+            return _register(MlflowClient(tracking_uri=tracker.uri), tracker, name, model)
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            told = _first(error).replace(f"{tracker.secret}@", "") if tracker.secret else _first(error)
+            raise UserError(f"tracking store {tracker.place} did not take the model ({told})") from error
+
+
+@contextmanager
+def _asked(uri: str) -> Iterator[None]:
+    """MLflow's sqlite registry asks the store of the environment for the model, whatever client it is called by."""
+    before = os.environ.get(_URI)
+    os.environ[_URI] = uri
+    try:
+        yield
+    finally:
+        os.environ.pop(_URI)
+        os.environ.update({_URI: before} if before is not None else {})
+
+
+def _register(client: Any, tracker: Tracker, name: str, model: Model) -> Version:
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
+
+    run = _training(client, model.weights)
+    params = entries.cut(model.params, MAX_PARAM_VAL_LENGTH)
+    experiment = experiment_id(client, tracker, MODELS)
+    logged = client.create_logged_model(experiment, model.method, run or None, dict(model.tags), params, "oodbench")
+    try:
+        with TemporaryDirectory() as folder:
+            _save(model, Path(folder) / "model", logged.model_id)
+            client.log_model_artifacts(logged.model_id, str(Path(folder) / "model"))
+        client.finalize_logged_model(logged.model_id, "READY")
+        try:
+            client.get_registered_model(name)
+        except MlflowException:
+            with suppress(MlflowException):  # another process was faster; if not, the next call says what is wrong
+                client.create_registered_model(name)
+        about = {"tags": dict(model.tags), "model_id": logged.model_id}
+        made = client.create_model_version(name, logged.artifact_location, run or None, **about)
+    except BaseException:
+        with suppress(Exception):
+            client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    version = Version(name, str(made.version), run)
+    client.update_model_version(name, version.number, model.note(version.uri))
+    return version
+
+
+def _save(model: Model, path: Path, model_id: str) -> None:
+    """Write the model as MLflow lays it out; no code and no pickle is in it."""
+    from mlflow import pyfunc
+    from mlflow.models import Model as Layout
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    signature = ModelSignature(
+        Schema([ColSpec(kind, name, required=False) for name, kind in model.inputs.items()]),
+        Schema([ColSpec(kind, name, required=kind == "double") for name, kind in model.outputs.items()]),
+        None
+        if model.classes is None
+        else ParamSchema([ParamSpec("classes", DataType.string, list(model.classes), (-1,))]),
+    )
+    pyfunc.save_model(
+        path,
+        loader_module=model.loader,
+        data_path=str(model.data),
+        mlflow_model=Layout(model_uuid=model_id, model_id=model_id),
+        signature=signature,
+        pip_requirements=list(model.requirements),
+        model_config=dict(model.config),
+    )
+
+
+def _training(client: Any, weights: str) -> str:
+    """The run that trained these weights, "" when there is none."""
+    found = client.get_experiment_by_name(TRAINING) if weights else None
+    runs = client.search_runs([found.experiment_id], f"tags.weights = '{weights}'", max_results=1) if found else []
+    return str(runs[0].info.run_id) if runs else ""
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]
