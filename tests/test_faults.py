@@ -1,4 +1,4 @@
-"""What a run survives as a process: being killed at any moment, and a disk that is full."""
+"""What a run survives as a process: being killed at any moment, a disk that is full, an MLflow server that goes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.servers import serving, unused_port
 
 pytestmark = pytest.mark.slow
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -82,3 +84,36 @@ def test_a_full_disk_is_told_and_the_store_stays_sound(cli: Cli, disk: Path, tmp
     assert again.returncode == 0 and "damaged" not in again.stderr, again.stderr
     fresh = cli(*command[:-1], tmp_path / "store", "--out", tmp_path / "fresh")
     assert fresh.returncode == 0 and rows(tmp_path / "fresh") == rows(tmp_path / "out")
+
+
+def test_a_tracking_server_stopped_and_started_again_gets_every_row_once(cli: Cli, tmp_path: Path) -> None:
+    """Down at the end of a run, and killed while rows are being sent."""
+    from mlflow import MlflowClient
+
+    port = unused_port()
+    out, uri = tmp_path / "out", f"http://127.0.0.1:{port}"
+    command = [str(Path(sys.executable).with_name("oodbench")), *RUN[:-1], uri, "--sweep", "energy.scale=1,2,3,4,5,6"]
+    command += ["--out", str(out), "--store", str(tmp_path / "store")]
+    with serving(tmp_path / "server", port):
+        run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        while not rows(out) and run.poll() is None:
+            time.sleep(0.02)
+    _, said = run.communicate(timeout=300)  # the server is gone before the last row is made
+    assert run.returncode == 0 and "send them later with: oodbench sync" in said, said
+    wanted = sorted(row["digest"] for row in rows(out).values())
+    assert len(wanted) == 10
+    moments = random.Random(2)
+    for _ in range(3):
+        with serving(tmp_path / "server", port) as running:
+            sync = subprocess.Popen([command[0], "sync", "--results", str(out), "--tracking-uri", uri])
+            time.sleep(moments.uniform(1.5, 4.0))
+            os.killpg(running.group, signal.SIGKILL)
+            sync.wait(timeout=120)
+    with serving(tmp_path / "server", port):
+        done = cli("sync", "--results", out, "--tracking-uri", uri)
+        assert done.returncode == 0, done.stderr
+        client = MlflowClient(tracking_uri=uri)
+        [home] = client.search_experiments(filter_string="name = 'oodbench/glyphs'")
+        found = client.search_runs([home.experiment_id], "attributes.status = 'FINISHED'", max_results=1000)
+        assert sorted(run.data.tags["oodbench.digest"] for run in found if "oodbench.digest" in run.data.tags) == wanted
+        assert "10" in cli("sync", "--results", out, "--tracking-uri", uri).stdout

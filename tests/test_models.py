@@ -26,7 +26,8 @@ from oodbench.store import file_digest
 from oodbench.tracking import Tracker, send
 from oodbench.weights import SHIPPED, recipe_of
 from tests.conftest import Cli
-from tests.test_tracking import Store, row, serving, unused_port
+from tests.servers import serving, unused_port
+from tests.test_tracking import Store, row
 
 CLIPN = SHIPPED / "clipn.safetensors"
 CHROMIUM = "/usr/bin/chromium"

@@ -11,9 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from oodbench.errors import UserError
 from oodbench.result import IdRow, Result, SetRow
 from oodbench.tracking import Sent, Tracker, default_uri, entries, ledger, send, sync
 from oodbench.tracking.hush import quiet
+from tests.servers import serving, unused_port
 
 TABLE = "| method | AUROC |\n|---|---|\n| Energy | 91.25 |\n"
 
@@ -150,12 +149,6 @@ def local(fresh: Tracker, empty_store: Path) -> Tracker:
     fresh.results.mkdir()
     shutil.copy(empty_store, fresh.results / "mlflow.db")
     return fresh
-
-
-def unused_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 # A sqlite file beside the rows
@@ -494,44 +487,6 @@ def test_a_uri_needs_a_scheme(uri: str, tmp_path: Path) -> None:
 
 
 # A real server
-
-
-@dataclass(frozen=True)
-class Server:
-    uri: str
-    group: int  # process group
-
-
-@contextmanager
-def serving(folder: Path, port: int) -> Iterator[Server]:
-    """An `mlflow server` process on this port, gone with its workers afterwards."""
-    folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/server.db"]
-    command += ["--artifacts-destination", str(folder / "artifacts"), "--workers", "1"]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (folder / "log").open("w") as log:
-        # Its own working folder: the server's habits are not ours.
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        uri = f"http://127.0.0.1:{port}"
-        end = time.monotonic() + 90
-        while True:
-            try:
-                urllib.request.urlopen(f"{uri}/health", timeout=2).close()
-                break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > end:
-                    pytest.fail(f"mlflow server did not start: {(folder / 'log').read_text()[-2000:]}")
-                time.sleep(0.3)
-        yield Server(uri, process.pid)
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(15)
 
 
 @pytest.fixture(scope="module")
