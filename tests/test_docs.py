@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+from oodbench.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [p.relative_to(ROOT).as_posix() for p in [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]]
@@ -45,3 +49,20 @@ def test_the_notes_in_the_margin_are_on_the_method_as_it_is() -> None:
         assert rest.startswith(piece)
         rest = rest.removeprefix(piece)
     assert not rest and len(pieces) > 4
+
+
+def test_scripts_of_clusters_are_sound() -> None:
+    """bash reads the one for Slurm; the one for Kubernetes is YAML whose command exists. Nothing here runs them."""
+    page = (ROOT / "docs/scaling-out.md").read_text(encoding="utf-8")
+    script, manifest = (re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("bash", "yaml"))
+    assert script and manifest
+    read = subprocess.run(["bash", "-n"], input=script[1], capture_output=True, text=True, check=False)
+    assert read.returncode == 0 and not read.stderr, read.stderr
+    job = yaml.safe_load(manifest[1])
+    command = shlex.split(job["spec"]["entrypoint"])
+    assert command[:2] == ["oodbench", "run"] and main.commands["run"].make_context("run", command[2:])
+    groups = [job["spec"]["rayClusterSpec"]["headGroupSpec"], *job["spec"]["rayClusterSpec"]["workerGroupSpecs"]]
+    for group in groups:
+        pod = group["template"]["spec"]
+        [mount] = pod["containers"][0]["volumeMounts"]
+        assert mount["name"] in {volume["name"] for volume in pod["volumes"]}

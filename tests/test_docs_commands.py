@@ -53,7 +53,7 @@ class Block:
     @property
     def needs(self) -> str:
         """What it needs that is not here."""
-        found = re.match(r"# needs: (.+)\n", self.text)
+        found = re.match(r"(?:#!.+\n)?# needs: (.+)\n", self.text)
         return found[1] if found else ""
 
 
