@@ -444,6 +444,15 @@ def test_a_folder_where_another_process_hangs(local: Tracker, monkeypatch: pytes
     assert send(local, [row()], attach).arrived == 1
 
 
+def test_the_variable_of_mlflow_names_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
+    assert default_uri(tmp_path) == "http://mlflow.example:5000"
+    with pytest.raises(UserError, match=r"has no scheme; write for example .* or sqlite:///.*mlflow\.db"):
+        Tracker("mlruns", tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert default_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+
+
 # Stores that are not there
 
 

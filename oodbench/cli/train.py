@@ -57,7 +57,7 @@ SHOWN = 5  # things that were left out
 @click.option("--shared", default="", help="URL of a store behind it that all machines reach. $OODBENCH_SHARED.")
 @click.option("--ray", default="", help="local, auto or an address: Ray starts the processes, and again when one dies.")
 @click.option("--num-workers", default=0, help="Processes on Ray. Default: one per GPU, or two where there is none.")
-@click.option("--tracking-uri", help="MLflow server. Default: a sqlite file beside --out; 'none' for no MLflow.")
+@click.option("--tracking-uri", help="MLflow server. Default: $MLFLOW_TRACKING_URI, else a sqlite file beside --out; 'none' for no MLflow.")
 @click.option("-v", "--verbose", is_flag=True, help="Log what is done; tracebacks of errors.")
 def train(
     tracking_uri: str | None, verbose: bool, betas: str | None, ray: str, num_workers: int, **options: Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,7 +20,7 @@ class Tracker:
     def __post_init__(self) -> None:
         # MLflow takes anything else for a folder, and makes it.
         if "://" not in self.uri and self.uri != "databricks":
-            examples = f"http://localhost:5000 or {default_uri(self.results)}"
+            examples = f"http://localhost:5000 or {beside(self.results)}"
             raise UserError(f"tracking URI {self.uri!r} has no scheme; write for example {examples}")
 
     @property
@@ -62,5 +63,10 @@ class Sent:
 
 
 def default_uri(results: Path) -> str:
+    """$MLFLOW_TRACKING_URI, as MLflow itself reads it; else a sqlite file beside the rows."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or beside(results)
+
+
+def beside(results: Path) -> str:
     """A sqlite file beside the rows."""
     return f"sqlite:///{(results.absolute() / 'mlflow.db').as_posix()}"
