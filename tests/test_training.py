@@ -578,7 +578,9 @@ def test_killed_and_stopped_trainings_go_on_to_the_same_bits(
     assert process.returncode == 0, told
     assert f"going on after step {saved}" in told
     assert same(whole.out, out)
-    assert printed == f"oodbench run --methods toy --weights toy={out} --encoder glyphs\n"
+    start_of = f"oodbench run --methods toy --weights toy={out} --encoder glyphs"
+    set_ = "".join(f" --set {one}" for one in settings)
+    assert printed == f"{start_of}{set_} --plugin {plugin}\n"
     process = start(tmp_path, table, plugin, *more)
     _, told = process.communicate(timeout=120)
     assert process.returncode == 0 and "finished before: all 150 steps are made" in told
@@ -634,8 +636,9 @@ def test_a_file_is_used_by_run_and_nan_exits_with_1(cli: Cli, table: Path, plugi
     common = ("train", "toy", "--plugin", plugin, "--captions", table)
     done = cli(*common, "--out", out, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "oodbench run --methods toy --weights toy=w/toy.safetensors --encoder glyphs\n"
-    words = (*done.stdout.split()[1:], "--plugin", plugin, "--limit", "20", "--tracking-uri", "none")
+    start_of = "oodbench run --methods toy --weights toy=w/toy.safetensors --encoder glyphs"
+    assert done.stdout == f"{start_of} --plugin {plugin}\n"
+    words = (*done.stdout.split()[1:], "--limit", "20", "--tracking-uri", "none")
     ran = cli(*words, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     status, steps = curve(tmp_path / "w/mlflow.db", "loss/own")

@@ -15,7 +15,7 @@ from oodbench.cli.group import FOLDER, log
 @click.option("--classes", default="", help="With weights: class names used unless predict() is given others.")
 @click.option("--encoder", default="", help="Where the encoder's weights lie, if elsewhere than before.")
 @click.option("--results", type=FOLDER, default="results", help="Folder of the results.", show_default=True)
-@click.option("--tracking-uri", help="MLflow server. Default: $MLFLOW_TRACKING_URI, else the sqlite file beside the results.")
+@click.option("--tracking-uri", help="Default: $MLFLOW_TRACKING_URI, else the sqlite file beside the results.")
 @click.option("-v", "--verbose", is_flag=True, help="Log what is done; tracebacks of errors.")
 def register(
     path: Path, name: str, classes: str, encoder: str, results: Path, tracking_uri: str | None, verbose: bool

@@ -76,7 +76,10 @@ if TYPE_CHECKING:
 @click.option(
     "--events", type=FOLDER, help="Log of what happened, JSON lines. Default: with --ray, events.jsonl in --out."
 )
-@click.option("--tracking-uri", help="MLflow server. Default: $MLFLOW_TRACKING_URI, else a sqlite file beside the results; 'none' for no MLflow.")
+@click.option(
+    "--tracking-uri",
+    help="MLflow server. Default: $MLFLOW_TRACKING_URI, else a sqlite file beside the results; 'none' for no MLflow.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan: jobs, what is stored, what is missing.")
 @click.option("-v", "--verbose", is_flag=True, help="Log what is done; tracebacks of errors.")
 def run(

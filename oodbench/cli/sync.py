@@ -13,7 +13,7 @@ from oodbench.errors import UserError
 
 @click.command()
 @click.option("--results", type=FOLDER, default="results", help="Folder of the results.", show_default=True)
-@click.option("--tracking-uri", help="MLflow server. Default: $MLFLOW_TRACKING_URI, else the sqlite file beside the results.")
+@click.option("--tracking-uri", help="Default: $MLFLOW_TRACKING_URI, else the sqlite file beside the results.")
 def sync(results: Path, tracking_uri: str | None) -> None:
     """Send the rows that have not reached MLflow."""
     from oodbench import tracking

@@ -13,6 +13,7 @@ import click
 from oodbench.cli.group import FOLDER, configure, log, stoppable
 
 if TYPE_CHECKING:
+    from oodbench.training.request import TrainRequest
     from oodbench.training.session import Outcome, Ready
 
 SHOWN = 5  # things that were left out
@@ -57,7 +58,10 @@ SHOWN = 5  # things that were left out
 @click.option("--shared", default="", help="URL of a store behind it that all machines reach. $OODBENCH_SHARED.")
 @click.option("--ray", default="", help="local, auto or an address: Ray starts the processes, and again when one dies.")
 @click.option("--num-workers", default=0, help="Processes on Ray. Default: one per GPU, or two where there is none.")
-@click.option("--tracking-uri", help="MLflow server. Default: $MLFLOW_TRACKING_URI, else a sqlite file beside --out; 'none' for no MLflow.")
+@click.option(
+    "--tracking-uri",
+    help="MLflow server. Default: $MLFLOW_TRACKING_URI, else a sqlite file beside --out; 'none' for no MLflow.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log what is done; tracebacks of errors.")
 def train(
     tracking_uri: str | None, verbose: bool, betas: str | None, ray: str, num_workers: int, **options: Any
@@ -85,7 +89,7 @@ def train(
         click.echo(f"error: {error}; the last good checkpoint stays; try a lower --lr, or --precision fp32", err=True)
         sys.exit(1)
     if outcome.first:
-        _tell(outcome, request.method.partition("[")[0], request.encoder)
+        _tell(outcome, request)
     if outcome.signal:
         sys.exit(128 + outcome.signal)
 
@@ -121,7 +125,7 @@ def _tell_ready(ready: Ready) -> None:
         click.echo(f"going on after step {ready.done:,}", err=True)
 
 
-def _tell(outcome: Outcome, method: str, encoder: str) -> None:
+def _tell(outcome: Outcome, request: TrainRequest) -> None:
     if outcome.signal:
         click.echo(
             f"stopped and saved after step {outcome.done:,} of {outcome.steps:,}; the same command goes on from there",
@@ -136,5 +140,10 @@ def _tell(outcome: Outcome, method: str, encoder: str) -> None:
         click.echo(f"{name} {value:.4f}", err=True)
     place = Path(outcome.out)
     shown = place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
-    file, model = shlex.quote(str(shown)), shlex.quote(encoder)
-    click.echo(f"oodbench run --methods {method} --weights {method}={file} --encoder {model}")
+    name = request.method.strip().partition("[")[0]
+    command = ["oodbench", "run", "--methods", request.method.strip(), "--weights", f"{name}={shown}"]
+    command += ["--encoder", request.encoder]
+    command += [word for one in request.settings for word in ("--set", one)]
+    command += [word for one in request.plugins for word in ("--plugin", str(one))]
+    command += ["--resize", request.resize] if request.resize else []
+    click.echo(shlex.join(command))
