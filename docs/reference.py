@@ -78,15 +78,27 @@ def python() -> str:
 
 
 def _definition(module: str, name: str) -> ast.ClassDef | ast.FunctionDef:
-    """Where a name is defined, through the imports of packages."""
+    """Where a name is defined, through the imports of packages; a class with the methods that it inherits."""
     path = ROOT / module.replace(".", "/")
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    homes = {one.name: node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) for one in node.names}
+    for node in nodes:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+            if isinstance(node, ast.ClassDef):
+                node.body += _inherited(node, homes)
             return node
-        if isinstance(node, ast.ImportFrom) and node.module and name in {one.name for one in node.names}:
-            return _definition(node.module, name)
+    if name in homes:
+        return _definition(homes[name], name)
     raise SystemExit(f"{module} has no '{name}'")
+
+
+def _inherited(node: ast.ClassDef, homes: dict[str, str]) -> list[ast.stmt]:
+    """Methods of bases that have no entry of their own; `homes`: the module that each name comes from."""
+    entries = " ".join(USERS.values()).split()
+    bases = [base for base in map(ast.unparse, node.bases) if base not in entries]
+    ours = [base for base in bases if homes.get(base, "").startswith("oodbench.")]
+    return [one for base in ours for one in _definition(homes[base], base).body if isinstance(one, ast.FunctionDef)]
 
 
 def _entry(node: ast.ClassDef | ast.FunctionDef) -> Iterator[str]:

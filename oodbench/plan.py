@@ -7,7 +7,7 @@ import logging
 import os
 from dataclasses import dataclass
 
-from oodbench import catalogue, sets, weights
+from oodbench import assignment, catalogue, sets
 from oodbench.catalogue import Benchmark
 from oodbench.encoder.card import EMBEDDED, EncoderCard, parse_encoder
 from oodbench.encoder.resolve import Resolved, resolve
@@ -77,9 +77,11 @@ def make_plan(request: RunRequest) -> Plan:
     attempt(check_options, request)
     jobs = attempt(make_jobs, request)
     benchmark = attempt(catalogue.benchmark, request.id, request.ood)
+    files = None
     spec = attempt(parse_encoder, request.encoder or (benchmark.encoder if benchmark else "") or EMBEDDED)
     if jobs and spec:
-        jobs = attempt(weights.check, jobs, request, spec)
+        files = attempt(assignment.given, request)
+        jobs = attempt(assignment.check, jobs, request, files, spec) if files is not None else None
     id_set = classes = calibration = None
     ood: list[OodSet] = []
     absent: dict[str, str] = {}  # OOD sets that --skip-missing leaves out, with the reason
@@ -109,10 +111,10 @@ def make_plan(request: RunRequest) -> Plan:
         if id_set and jobs and benchmark:
             calibration, jobs = attempt(_calibration, benchmark, id_set, reading, store, jobs) or (None, jobs)
     raise_all(collected.problems)  # before the encoder: reading a checkpoint takes seconds
-    assert jobs and benchmark and spec and id_set and classes
+    assert jobs and files is not None and benchmark and spec and id_set and classes
     resolved = resolve(spec, request.resize, store)
     jobs, beyond = _served(jobs, resolved.card, request)
-    jobs = weights.attach(jobs, request, resolved, spec, store)
+    jobs = assignment.attach(jobs, files, resolved, spec, store)
     return Plan(
         request=request,
         benchmark=benchmark,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from oodbench import evaluate, extract, rows, weights
+from oodbench import assignment, evaluate, extract, rows
 from oodbench.cluster.connection import chosen
 from oodbench.errors import UserError, raise_all
 from oodbench.events import Event
@@ -181,7 +181,7 @@ def own(plan: Plan, job: Job, device: str) -> Own:
 
     def keep(depends: Mapping[str, object], make: Callable[[], torch.Tensor]) -> torch.Tensor:
         inputs = {
-            **weights.kept_inputs(job, plan.classes.digest, depends),
+            **assignment.kept_inputs(job, plan.classes.digest, depends),
             "encoder": plan.card.identity,
             "precision": plan.request.precision,
             "seed": plan.request.seed,
@@ -192,7 +192,7 @@ def own(plan: Plan, job: Job, device: str) -> Own:
             entry = plan.store.write("kept", inputs, arrays, {"method": job.info.name})
         return torch.from_numpy(np.array(entry.array("kept"))).to(device)
 
-    return Own(functools.cache(lambda: weights.load(job, plan.encoder, plan.store, device)), keep)
+    return Own(functools.cache(lambda: assignment.load(job, plan.encoder, plan.store, device)), keep)
 
 
 def pick_device(asked: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 # Shape annotations of the method API are types; here they are checked on every call.
-install_import_hook(["oodbench.method", "oodbench.contract", "oodbench.encoder.openclip"], "beartype.beartype")
+install_import_hook(["oodbench.method", "oodbench.toy", "oodbench.encoder.openclip"], "beartype.beartype")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 Cli = Callable[..., subprocess.CompletedProcess[str]]

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from oodbench import prompts, registry, weights
 from oodbench.cli import main
-from oodbench.contract import World
 from oodbench.method import Batch, Needs, Own, Sources, Task, TrainedMethod, Weights
+from oodbench.toy import World
 
 Array = npt.NDArray[np.float64]
 INFO = registry.methods()["clipn"]

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from oodbench import registry
-from oodbench.contract import ToyEncoder, World
 from oodbench.method import Needs, Sources, Task
+from oodbench.toy import ToyEncoder, World
 
 Cosines = npt.NDArray[np.float64]
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
+from safetensors.torch import load_file
 
 from oodbench.glyphs import captions, concepts, fonts, render, textures, weights, world
 
@@ -176,7 +177,7 @@ def test_captions_name_what_is_drawn() -> None:
 
 
 def test_captions_fit_and_use_trained_tokens_only(tokenizer: SimpleTokenizer) -> None:
-    trained = set(weights.trained_tokens().tolist())
+    trained = set(load_file(weights.FILE)[weights.TOKENS].tolist())
     longest = 0
     texts = [world.caption(index) for index in range(0, 40_000, 20)]
     texts += [f"a photo of a {concept.name}" for concept in concepts.concepts()]
@@ -204,7 +205,7 @@ def test_recipe_covers_fonts_sources_and_versions() -> None:
 
 def test_weights_are_complete_and_small(model: CLIP) -> None:
     assert weights.FILE.stat().st_size < 6_000_000
-    tokens = weights.trained_tokens()
+    tokens = load_file(weights.FILE)[weights.TOKENS].long().numpy()
     assert np.all(np.diff(tokens) > 0)
     assert {49406, 49407} <= set(tokens.tolist())
     rows = model.token_embedding.weight

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from oodbench import negatives, prompts, registry, session
-from oodbench.contract import ToyEncoder
 from oodbench.errors import UserError
 from oodbench.method import Batch, Needs, Sources, Task
 from oodbench.plan import make_plan
+from oodbench.toy import ToyEncoder
 
 _wordnet: Any = importlib.import_module("oodbench_methods._wordnet")
 WORDNET = Path("/usr/share/wordnet")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from oodbench import registry
-from oodbench.contract import World
+from oodbench.toy import World
 
 pytorch_ood = pytest.importorskip("pytorch_ood", reason="pytorch-ood is not installed (extra `dev`)")
 detector = pytest.importorskip("pytorch_ood.detector")

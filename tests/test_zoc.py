@@ -15,8 +15,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from oodbench import registry, weights
-from oodbench.contract import CLASSES, DEPTH, TOKENS, ToyEncoder, World
 from oodbench.method import Batch, Needs, Own, Pairs, Task, TrainedMethod, Weights
+from oodbench.toy import CLASSES, DEPTH, TOKENS, ToyEncoder, World
 
 INFO = registry.methods()["zoc"]
 START, END = TOKENS - 2, TOKENS - 1

@@ -19,6 +19,7 @@ from oodbench.cli.group import FOLDER
 @click.option("--plugin", "plugins", multiple=True, type=FOLDER, help="File with a method of your own. Repeatable.")
 def weights(file: Path, release: Path | None, encoder: str, plugins: tuple[Path, ...]) -> None:
     """Show the recipe of trained weights, or write them in the release's layout."""
+    from oodbench import release as released
     from oodbench import weights as files
     from oodbench.store import Store, default_root
 
@@ -27,5 +28,5 @@ def weights(file: Path, release: Path | None, encoder: str, plugins: tuple[Path,
         click.echo(f"{found.path.name}  sha256 {found.digest}")
         click.echo(json.dumps(found.recipe, indent=1, sort_keys=True) if found.recipe else "no recipe in its header")
         return
-    files.write_release(found, release, encoder, plugins)
+    released.write(found, release, encoder, plugins)
     click.echo(f"wrote {release}")

@@ -26,20 +26,9 @@ from oodbench.sharing import root_here
 _LARGEST = 1_000_000  # bytes of a file that travels; a user's catalogue is text
 # What workers run: files and folders of the package. Reports, rows and the command line are the driver's own.
 _FILES = (
-    *(
-        "catalogue",
-        "declared",
-        "decode",
-        "derived",
-        "entry",
-        "extract",
-        "images",
-        "jobs",
-        "plan",
-        "prompts",
-        "registry",
-    ),
-    *("request", "runner", "score", "sets", "sharing", "source", "store", "textbank", "values", "weights"),
+    *("assignment", "catalogue", "declared", "decode", "derived", "entry", "extract", "images", "jobs", "plan"),
+    *("prompts", "registry", "release", "request", "runner", "score", "selection", "sets", "sharing", "source"),
+    *("store", "textbank", "values", "weights"),
 )
 _FOLDERS = ("cluster", "encoder", "loaders", "method", "training")
 

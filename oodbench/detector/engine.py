@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from oodbench import extract, weights
+from oodbench import assignment, extract, metrics
 from oodbench.catalogue import Benchmark, Dataset
 from oodbench.detector.keeping import Keeping
 from oodbench.encoder.card import EMBEDDED, parse_encoder
@@ -19,7 +19,7 @@ from oodbench.encoder.resolve import Resolved, resolve
 from oodbench.errors import UserError
 from oodbench.extract import Embedded
 from oodbench.images import Listing
-from oodbench.jobs import Job, Jobs, make_jobs
+from oodbench.jobs import Job, make_jobs
 from oodbench.plan import Plan
 from oodbench.prompts import Lines, class_names
 from oodbench.request import RunRequest, check_options
@@ -55,9 +55,10 @@ def job_of(request: RunRequest, store: Keeping) -> tuple[Job, Resolved]:
     if len(jobs.jobs) != 1 or request.methods.strip() == "all":
         raise UserError(f"a detector is one method, not {request.methods}; name one, such as mcm or clipn[rule=ctw]")
     spec = parse_encoder(request.encoder or EMBEDDED)
-    jobs = weights.check(jobs, request, spec)
+    files = assignment.given(request)
+    jobs = assignment.check(jobs, request, files, spec)
     encoder = resolve(spec, request.resize, store)
-    (job,) = weights.attach(Jobs(jobs.jobs), request, encoder, spec, store).jobs
+    (job,) = assignment.attach(jobs, files, encoder, spec, store).jobs
     return job, encoder
 
 
@@ -118,6 +119,11 @@ class Engine:
         for part in self.parts(images):
             yield self._scored(part)
             done(len(part.listing))
+
+    def threshold(self, images: Listing, tpr: float) -> float:
+        """The score that keeps a share of ID images, less those that could not be read."""
+        known = np.concatenate([one.scores for one in self.scored(images)])
+        return metrics.threshold_at_tpr(metrics.sort_scores(known[~np.isnan(known)], "the images to fit"), tpr)
 
     def parts(self, images: Listing) -> Iterator[Embedded]:
         """Embeddings of the shards of a list, each as a list of its own: never more than one is held."""

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from oodbench import metrics
+from oodbench.detector.conventions import OutlierEstimator
 from oodbench.detector.engine import Engine, Scored, job_of, joined, lines
 from oodbench.detector.images import in_memory, listed
 from oodbench.detector.keeping import Keeping
 from oodbench.detector.request import request_of
-from oodbench.errors import UserError, did_you_mean
+from oodbench.errors import UserError
 from oodbench.images import Listing
 from oodbench.paths import expand
 from oodbench.request import RunRequest
 from oodbench.store import default_root
 
-if TYPE_CHECKING:
-    from oodbench.detector.folder import Saved
-
 Images = Any  # a folder, paths, PIL images, uint8 arrays: see oodbench.detector.images
 
 
-class NotFitted(UserError, ValueError, AttributeError):
-    """Something was asked of a detector that only a fitted one knows."""
-
-
-class Detector:
+class Detector(OutlierEstimator):
     """Tells images of known classes from others: +1 in-distribution, -1 out-of-distribution.
 
     method      as in `--methods`: a name, with hyper-parameters in brackets or in `settings`
@@ -44,8 +37,6 @@ class Detector:
 
     After fit(): threshold_ (None without images), classes_. Scores are those of `oodbench run` on the same list.
     """
-
-    _estimator_type = "outlier_detector"
 
     _trained = False  # whether a saved one had weights, which it does not name
 
@@ -109,9 +100,7 @@ class Detector:
         with store.keeping(self._kept(found)):
             engine.fit(found)
             if found is not None and threshold is None:
-                known = np.concatenate([one.scores for one in engine.scored(found)])
-                known = known[~np.isnan(known)]  # less the images that were skipped
-                threshold = metrics.threshold_at_tpr(metrics.sort_scores(known, "the images to fit"), self.tpr)
+                threshold = engine.threshold(found, self.tpr)
         self._begin(engine, threshold)
         return self
 
@@ -183,59 +172,19 @@ class Detector:
         UserError naming a file that is missing or changed.
         """
         from oodbench.detector import folder as saved
+        from oodbench.detector import restoring
 
-        found: Saved = saved.read(expand(Path(folder)))
-        able = {"device", "workers", "store", "keep", "on_error", "plugins", "encoder"}
-        for name in changes:
-            if name not in able:
-                raise UserError(f"'{name}' of a saved detector cannot be changed{did_you_mean(name, able)}")
-        one = cls(**{**found.params, **changes})
-        store = Keeping(one._root(), saved.store(found), one.keep)
-        one._begin(saved.engine(found, one._request(), store), found.recipe["threshold"])
+        found = saved.read(expand(Path(folder)))
+        one = cls(**restoring.parameters(found, changes))
+        store = Keeping(one._root(), restoring.store(found), one.keep)
+        one._begin(restoring.engine(found, one._request(), store), found.recipe["threshold"])
         one._trained = bool(found.recipe["weights"])
         return one
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {name: getattr(self, name) for name in _names()}
-
-    def set_params(self, **parameters: Any) -> Detector:
-        """Change arguments of the constructor; they count from the next fit(). UserError for unknown ones."""
-        for name, value in parameters.items():
-            if name not in _names():
-                raise UserError(f"no parameter '{name}'{did_you_mean(name, _names())}")
-            setattr(self, name, value)
-        return self
-
-    def __repr__(self) -> str:
-        usual = {name: one.default for name, one in inspect.signature(Detector).parameters.items()}
-        changed = {name: value for name, value in self.get_params().items() if value is not usual[name]}
-        shown = ", ".join(f"{name}={_short(value)}" for name, value in changed.items() if value != usual[name])
-        return f"Detector({shown})"
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "_engine")
-
-    def __sklearn_tags__(self) -> Any:
-        from sklearn.utils import InputTags, Tags, TargetTags
-
-        return Tags("outlier_detector", TargetTags(required=False), input_tags=InputTags(two_d_array=False))
 
     def _begin(self, engine: Engine, threshold: float | None) -> None:
         self._engine = engine
         self.threshold_ = threshold
         self.classes_ = np.array(engine.plan.classes.lines, dtype=object)
-
-    def _fitted(self) -> Engine:
-        if not hasattr(self, "_engine"):
-            raise NotFitted("this detector is not fitted; call fit(images) first, or Detector.load(folder)")
-        return self._engine
-
-    def _threshold(self) -> float:
-        self._fitted()
-        if self.threshold_ is None:
-            raise NotFitted("this detector has no threshold; call fit(images) with ID images, or give threshold=")
-        return float(self.threshold_)
 
     def _root(self) -> Path:
         return expand(self.store or default_root())
@@ -246,12 +195,3 @@ class Detector:
 
     def _request(self) -> RunRequest:
         return request_of({**self.get_params(), "store": self._root()})
-
-
-def _names() -> list[str]:
-    return list(inspect.signature(Detector).parameters)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from oodbench import registry, weights
@@ -52,12 +51,11 @@ def main() -> None:
     method = registry.make(info, registry.parameters(info, recipe["parameters"]))
     assert isinstance(method, TrainedMethod)
     start = dict(method.module(encoder).state_dict())
-    tensors = dict(load_file(options.file))
+    tensors = weights.read(options.file)
     small, decay = packed(tensors, start)
     recipe |= {"decay": decay, "packed": "half precision, touched rows of token tables"}
     weights.write(options.out, small, recipe)
-    floats = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in small.items()}
-    back = Weights(floats, recipe).load(method.module(encoder)).state_dict()
+    back = Weights(weights.read(options.out), recipe).load(method.module(encoder)).state_dict()
     worst = max(float((back[name].double() - tensors[name].double()).abs().max()) for name in tensors)
     print(f"{options.out}: {options.out.stat().st_size:,} bytes, largest difference {worst:.2g}, decay {decay:.6f}")
 

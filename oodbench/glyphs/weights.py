@@ -35,12 +35,6 @@ def header(file: Path = FILE) -> dict[str, str]:
         return dict(stored.metadata())
 
 
-def trained_tokens(file: Path = FILE) -> npt.NDArray[np.int64]:
-    """Sorted ids of the tokens which training has seen."""
-    with safe_open(file, framework="numpy") as stored:
-        return np.asarray(stored.get_tensor(TOKENS), np.int64)
-
-
 def untrained_rows(seed: int, rows: int, width: int) -> npt.NDArray[np.float32]:
     """Token embeddings [rows, width] before training; the same on every machine and version of torch."""
     # Sums of uniform bits rather than numpy's normal numbers, whose stream may change between releases.

@@ -1,10 +1,9 @@
-"""Images in columns: parquet files, folders saved by Hugging Face datasets, and datasets of its hub (extra `hf`)."""
+"""Images in columns of tables: which column holds the images and which the labels, and a cell as an image."""
 
 from __future__ import annotations
 
 import bisect
 import hashlib
-import importlib
 import json
 import threading
 from collections.abc import Sequence
@@ -17,14 +16,14 @@ import numpy as np
 
 from oodbench.catalogue import Dataset
 from oodbench.errors import UserError
-from oodbench.loaders.items import Items, decoded, empty, missing, numbered, print_of, unlabelled
+from oodbench.loaders.arrow import Table, on_disk, on_hub
+from oodbench.loaders.items import Items, decoded, empty, missing, numbered, unlabelled
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _IMAGES = ("image", "img", "jpg", "png", "images", "pixels", "bytes")
 _LABELS = ("label", "fine_label", "labels", "cls", "target", "class")
-_SPLITS = ("test", "validation", "val", "train")
 
 
 @dataclass
@@ -81,17 +80,6 @@ class Column:
         return f"{self.homes[group]}/{int(name) - ends[group] + self.groups[group][0]}"
 
 
-@dataclass(frozen=True)
-class _Table:
-    """Columns found on disk: schema, groups of (rows, reader of a column), and the file's own stamp."""
-
-    schema: Any
-    groups: list[tuple[int, Any]]  # rows, function column name -> array
-    stamp: str
-    place: Path
-    homes: list[str]  # per group: where it lies
-
-
 def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     """The rows of a parquet file, of a folder of parquet or arrow files, or of a dataset on the hub.
 
@@ -104,7 +92,7 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     if dataset.loader == "parquet" and not place.exists():
         raise missing(dataset, place)
     try:
-        table = _local(dataset, place) if place.exists() else _hub(dataset)
+        table = on_disk(dataset, place) if place.exists() else on_hub(dataset)
         image, label = _columns(dataset, table, labelled)
         column = Column([(rows, _reader(read, image)) for rows, read in table.groups], table.homes)
         labels, classes = _labels(table, label) if labelled and label else (None, ())
@@ -123,120 +111,7 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     return Items(table.place, names, prints, known, column, keys, classes)
 
 
-def _local(dataset: Dataset, place: Path) -> _Table:
-    """Parquet files, or the arrow files of a saved dataset; of a folder with splits, the one that is asked for."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    files = [place]
-    if place.is_dir():
-        place, files = _files(dataset, place)
-    groups: list[tuple[int, Any]] = []
-    homes: list[str] = []
-    schema = None
-    for path in files:
-        if path.suffix == ".arrow":  # mapped into memory, not read
-            whole = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
-            schema = schema or whole.schema
-            groups.append((whole.num_rows, whole.column))
-            homes.append(f"{path.resolve()}/0")
-        else:
-            opened = pq.ParquetFile(path)
-            schema = schema or opened.schema_arrow
-            for number in range(opened.num_row_groups):
-                rows = opened.metadata.row_group(number).num_rows
-                groups.append((rows, _GroupReader(opened, number)))
-                homes.append(f"{path.resolve()}/{number}")
-    return _Table(schema, groups, "+".join(print_of(path) for path in files), place, homes)
-
-
-@dataclass(frozen=True)
-class _GroupReader:
-    file: Any
-    number: int
-
-    def __call__(self, column: str) -> Any:
-        return self.file.read_row_group(self.number, columns=[column]).column(0)
-
-
-def _files(dataset: Dataset, place: Path) -> tuple[Path, list[Path]]:
-    """The folder of the split, and its files: what a saved dataset lists, else those found by name."""
-    inner = _split_folder(dataset, place)
-    state = inner / "state.json"
-    if state.is_file():
-        about = _json(dataset, state)
-        split = about.get("split") if isinstance(about, dict) else None
-        if inner == place and dataset.split and split and dataset.split != str(split):
-            raise UserError(f"dataset '{dataset.name}': {place} has no split '{dataset.split}'; it has {split}")
-        try:
-            return inner, [inner / one["filename"] for one in about["_data_files"]]
-        except (KeyError, TypeError) as error:
-            raise UserError(f"dataset '{dataset.name}': {state} lists no data files") from error
-    arrows = sorted(one for one in inner.glob("*.arrow") if not one.name.startswith("cache-"))
-    files = sorted(inner.rglob("*.parquet")) or arrows
-    if not files:
-        raise UserError(f"dataset '{dataset.name}': {inner} holds no .parquet or .arrow file")
-    if inner != place or dataset.split == inner.name:  # the folder is the split
-        return inner, files
-
-    def of(split: str) -> list[Path]:
-        """Files below a folder of that name, or whose names begin with it."""
-        return [f for f in files if f.name.startswith(split) or split in f.relative_to(inner).parts[:-1]]
-
-    if dataset.split and not of(dataset.split):
-        raise UserError(f"dataset '{dataset.name}': no file in {inner} is of split '{dataset.split}'")
-    return inner, of(dataset.split or next((s for s in _SPLITS if of(s)), ""))
-
-
-def _split_folder(dataset: Dataset, place: Path) -> Path:
-    """The folder of a split below a dataset saved with several."""
-    listed = place / "dataset_dict.json"
-    if not listed.is_file():
-        return place
-    about = _json(dataset, listed)
-    splits = about.get("splits") if isinstance(about, dict) else None
-    if not splits or not isinstance(splits, list):
-        raise UserError(f"dataset '{dataset.name}': {listed} names no splits")
-    splits = [str(one) for one in splits]
-    chosen = dataset.split or next((s for s in _SPLITS if s in splits), splits[0])
-    if chosen not in splits:
-        raise UserError(f"dataset '{dataset.name}': {place} has no split '{chosen}'; it has {', '.join(splits)}")
-    return place / chosen
-
-
-def _json(dataset: Dataset, path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"dataset '{dataset.name}': {path} cannot be read: {error}") from error
-
-
-def _hub(dataset: Dataset) -> _Table:
-    """A dataset by its name on the hub, through Hugging Face's own library and cache."""
-    try:
-        hub: Any = importlib.import_module("datasets")
-        hub.load_dataset  # noqa: B018  a folder named datasets is importable, too
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"dataset '{dataset.name}': {dataset.path} is no folder or parquet file here; "
-            "to read it from the Hugging Face hub: pip install 'oodbench[hf]'"
-        ) from error
-    try:
-        found = hub.load_dataset(dataset.path, split=dataset.split or None)
-    except Exception as error:  # its errors are of many kinds
-        raise UserError(f"dataset '{dataset.name}': Hugging Face cannot load {dataset.path}: {error}") from error
-    split = dataset.split.partition("[")[0]  # test[:50] may share images with test
-    if isinstance(found, dict):
-        split = next((s for s in _SPLITS if s in found), next(iter(found)))
-        found = found[split]
-    whole = found.data.table
-    stamp = str(getattr(found, "_fingerprint", ""))
-    return _Table(
-        whole.schema, [(whole.num_rows, whole.column)], stamp, Path(dataset.path), [f"{dataset.path}/{split}"]
-    )
-
-
-def _columns(dataset: Dataset, table: _Table, labelled: bool) -> tuple[str, str]:
+def _columns(dataset: Dataset, table: Table, labelled: bool) -> tuple[str, str]:
     """Names of the image and the label column, "" for labels that are not asked for."""
     import pyarrow as pa
 
@@ -260,7 +135,7 @@ def _columns(dataset: Dataset, table: _Table, labelled: bool) -> tuple[str, str]
     return image, label
 
 
-def _labels(table: _Table, label: str) -> tuple[Any, tuple[str, ...]]:
+def _labels(table: Table, label: str) -> tuple[Any, tuple[str, ...]]:
     """Class indices [n], -1 for null; and the class names that Hugging Face keeps beside them."""
     cells = [-1 if one is None else one for _, read in table.groups for one in read(label).to_pylist()]
     values = np.array(cells, np.int64)

@@ -18,7 +18,6 @@ from oodbench.pictures.lettering import literal, wrapped
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", (0, (4, 1.2)), (0, (1.2, 1)), (0, (5, 1.2, 1.2, 1.2)))
 MARKERS = ("o", "s", "^", "D")
-STYLES = len(COLOURS) * len(DASHES)
 ID_COLOUR, OOD_COLOUR, WRONG = COLOURS[0], COLOURS[4], COLOURS[1]
 GREY = "#595959"
 SIZE = 7.0  # points of most text

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from oodbench.method import Pairs, TrainedMethod
 from oodbench.training.feed import Feed, autocast
@@ -146,8 +146,3 @@ def _through(embedded: Mapping[str, Tensor], leaves: Mapping[str, Tensor], own: 
             gradients.append(gradient[own])
     if outputs:
         torch.autograd.backward(outputs, gradients)
-
-
-def size_of(module: nn.Module) -> int:
-    """Numbers that are trained."""
-    return sum(one.numel() for one in module.parameters() if one.requires_grad)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,23 +13,19 @@ from oodbench import weights
 from oodbench.encoder.openclip import OpenClip
 from oodbench.errors import UserError
 from oodbench.extract import Recipe
-from oodbench.textbank import WordParts
-from oodbench.training.crops import Crops
+from oodbench.training import preparation
 from oodbench.training.curves import Curves
 from oodbench.training.feed import Feed, reads_text
 from oodbench.training.halt import Halt
 from oodbench.training.header import recipe, written
 from oodbench.training.loop import Diverged, Report, Trainer
-from oodbench.training.material import BATCH, Material, add_texts, gather
+from oodbench.training.material import BATCH, gather
 from oodbench.training.plan import TrainPlan, make_plan
 from oodbench.training.processes import World, joined
 from oodbench.training.request import TrainRequest
-from oodbench.training.schedule import Schedule
 from oodbench.training.state import State
 
 __all__ = ["Diverged", "Outcome", "TrainWatch", "train"]
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -92,10 +86,10 @@ def _train(plan: TrainPlan, world: World, watch: TrainWatch) -> Outcome:
     load = functools.cache(lambda: OpenClip(plan.encoder, world.device, request.compute))
     how = Recipe(plan.encoder.card.identity, request.compute, BATCH)
     if request.restart or not state.newest():
-        _tried(plan, load)
+        preparation.try_out(plan, load)
     material = gather(request, how, plan.store, load, world, watch.extracting)
-    schedule = _schedule(plan, material)
-    identity = {**plan.identity(), "captions": _captions(plan, material), "steps": schedule.steps}
+    schedule = preparation.schedule(plan, material)
+    identity = {**plan.identity(), "captions": preparation.captions(plan, material), "steps": schedule.steps}
     if request.restart:  # all that can be wrong with the request is known by now
         if world.first:
             state.clear()
@@ -111,31 +105,14 @@ def _train(plan: TrainPlan, world: World, watch: TrainWatch) -> Outcome:
     if done >= last and written(plan.out, identity, done):
         return Outcome(plan.out, done, schedule.steps, 0, first=world.first)
     if reads_text(plan.method, load(), material.captions):
-        _embed_texts(plan, material, world, load, watch)
-    crops = _crops(plan, material, world)
+        preparation.embed_texts(plan, material, world, load, watch.extracting)
+    crops = preparation.crops(plan, material, world)
     try:
         feed = Feed(material, schedule, load(), request.chunk, crops)
         return _steps(plan, Trainer(plan.method, feed, world, request.compute), state, (done, last), watch, identity)
     finally:
         if crops:
             crops.close()
-
-
-def _tried(plan: TrainPlan, load: Callable[[], OpenClip]) -> None:
-    """Embed two pairs, so that hyper-parameters that do not fit are told before a corpus is embedded."""
-    import torch
-
-    from oodbench.method import Pairs
-
-    encoder = load()
-    embeddings = torch.ones(2, plan.encoder.card.embed_dim, device=encoder.device)
-    try:
-        module = plan.method.module(encoder).to(encoder.device)
-        with torch.no_grad():
-            pairs = Pairs(embeddings, ("a", "b"), torch.arange(2), 0, plan.request.seed, 2)
-            plan.method.embed(module, plan.method.inputs(pairs, encoder))
-    except ValueError as error:
-        raise UserError(f"{plan.job.label}: {error}") from error
 
 
 def _steps(
@@ -174,44 +151,3 @@ def _steps(
         weights.write(plan.out, trainer.module.state_dict(), recipe(plan, identity, made))
     world.wait()
     return outcome
-
-
-def _schedule(plan: TrainPlan, material: Material) -> Schedule:
-    batch = plan.optimiser.batch
-    if len(material) < batch:
-        raise UserError(
-            f"the corpus {plan.request.captions} has {len(material):,} pairs, fewer than one batch of {batch:,}; "
-            f"use a smaller one, as in --batch {max(1, len(material) // 2)}"
-        )
-    steps = plan.request.steps or plan.optimiser.epochs * (len(material) // batch)
-    if plan.optimiser.warmup >= steps:
-        raise UserError(f"--warmup {plan.optimiser.warmup} leaves none of {steps} steps for learning; use less")
-    return Schedule(plan.optimiser, len(material), steps, plan.request.seed)
-
-
-def _captions(plan: TrainPlan, material: Material) -> dict[str, Any]:
-    return {
-        "source": Path(plan.request.captions).name,
-        "pairs": len(material),
-        "images": material.distinct,
-        "digest": material.digest,
-        "skipped": len(material.skipped),
-    }
-
-
-def _embed_texts(
-    plan: TrainPlan, material: Material, world: World, load: Callable[[], OpenClip], watch: TrainWatch
-) -> None:
-    kept = WordParts(plan.encoder.card.identity, plan.request.compute, plan.store)
-    if world.first:
-        add_texts(material, kept, load, watch.extracting)
-    world.wait()
-    if not world.first:
-        add_texts(material, kept, load, watch.extracting)
-
-
-def _crops(plan: TrainPlan, material: Material, world: World) -> Crops | None:
-    if not plan.request.augment:
-        return None
-    workers = plan.request.workers or min(max((os.cpu_count() or 1) // world.size, 1), 16)
-    return Crops(material, plan.encoder.card.size, plan.request.seed, workers)

@@ -1,0 +1,94 @@
+"""A saved detector put to use again: its engine as it was fitted, from the files of its folder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from oodbench import prompts, registry
+from oodbench.detector.engine import Engine, lines
+from oodbench.detector.folder import LEARNT, Saved
+from oodbench.detector.keeping import Keeping
+from oodbench.detector.learnt import Packed, unpack
+from oodbench.encoder.card import card_from, parse_encoder
+from oodbench.encoder.resolve import Resolved, resolve
+from oodbench.errors import UserError, did_you_mean
+from oodbench.jobs import Job
+from oodbench.provenance import versions
+from oodbench.request import RunRequest
+from oodbench.store import Store
+from oodbench.weights import WeightsFile
+
+log = logging.getLogger(__name__)
+
+_CHANGEABLE = ("device", "workers", "store", "keep", "on_error", "plugins", "encoder")
+
+
+def parameters(saved: Saved, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The constructor's arguments, those of this place changed. UserError for any other change."""
+    for name in changes:
+        if name not in _CHANGEABLE:
+            raise UserError(f"'{name}' of a saved detector cannot be changed{did_you_mean(name, _CHANGEABLE)}")
+    return {**saved.params, **changes}
+
+
+def store(saved: Saved) -> Store:
+    """The entries that were saved."""
+    return Store(saved.folder / "store")
+
+
+def engine(saved: Saved, request: RunRequest, kept: Keeping) -> Engine:
+    """The fitted engine of a saved detector."""
+    recipe = saved.recipe
+    info = registry.method_info(recipe["method"], registry.methods(request.plugins))
+    if info.problem:
+        raise UserError(f"method '{info.name}' ({info.path}): {info.problem}")
+    now = {"source": info.source, "versions": versions()}
+    if now != {name: recipe[name] for name in now}:
+        what = "method" if info.source != recipe["source"] else "libraries"
+        log.warning("the %s of the detector in %s changed since it was saved; scores may differ", what, saved.folder)
+    texts = {name: str(saved.folder / file) for name, file in recipe["prompts"].items()}
+    parameters = registry.parameters(info, {**recipe["parameters"], **texts})
+    named = parameters.get("templates")
+    templates = prompts.templates(named) if isinstance(named, str) else None
+    job = Job(info, parameters, templates, _weights(saved))
+    made = Engine(request, job, _encoder(saved, request, kept), lines(recipe["classes"]), kept)
+    if recipe["learnt"] is None:
+        made.fit(None)
+    else:
+        from safetensors.torch import load_file
+
+        file = saved.folder / LEARNT
+        tensors = load_file(file) if file.is_file() else {}
+        try:
+            made.adopt(unpack(Packed(recipe["learnt"], tensors), type(made.method), made.device))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"what the detector in {saved.folder} learnt does not fit this version of {info.name}: {error}; "
+                "fit and save it anew"
+            ) from error
+    return made
+
+
+def _weights(saved: Saved) -> WeightsFile | None:
+    card = saved.recipe["weights"]
+    if not card:
+        return None
+    return WeightsFile(saved.folder / "weights" / card["name"], card["digest"], card["recipe"])
+
+
+def _encoder(saved: Saved, request: RunRequest, kept: Keeping) -> Resolved:
+    """The encoder that was saved, or one with the same identity."""
+    stated = dict(saved.recipe["encoder"])
+    spec, identity = stated.pop("spec"), stated.pop("identity")
+    card = card_from(stated)
+    if saved.recipe["encoder_file"]:
+        return Resolved(card, saved.folder / saved.recipe["encoder_file"])
+    found = resolve(parse_encoder(request.encoder or spec), request.resize, kept)
+    if found.card.identity != identity:
+        raise UserError(
+            f"the detector in {saved.folder} was saved for {card.row()['name']} (weights {stated['weights'][:12]}); "
+            f"{found.path} has other weights or preprocessing ({found.card.weights[:12]})"
+        )
+    return found

@@ -1,0 +1,144 @@
+"""Where tables lie: parquet files, folders saved by Hugging Face datasets, and datasets of its hub (extra `hf`)."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from oodbench.catalogue import Dataset
+from oodbench.errors import UserError
+from oodbench.loaders.items import print_of
+
+_SPLITS = ("test", "validation", "val", "train")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of one or several files.
+
+    schema  names and types of the columns, with Hugging Face's own facts
+    groups  rows, and a function that gives a column by its name
+    stamp   changes when the files do
+    place   for messages: the file, the folder of the split, or the name on the hub
+    homes   per group: where it lies
+    """
+
+    schema: Any
+    groups: list[tuple[int, Any]]
+    stamp: str
+    place: Path
+    homes: list[str]
+
+
+def on_disk(dataset: Dataset, place: Path) -> Table:
+    """Parquet files, or the arrow files of a saved dataset; of a folder with splits, the one that is asked for."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files = [place]
+    if place.is_dir():
+        place, files = _files(dataset, place)
+    groups: list[tuple[int, Any]] = []
+    homes: list[str] = []
+    schema = None
+    for path in files:
+        if path.suffix == ".arrow":  # mapped into memory, not read
+            whole = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+            schema = schema or whole.schema
+            groups.append((whole.num_rows, whole.column))
+            homes.append(f"{path.resolve()}/0")
+        else:
+            opened = pq.ParquetFile(path)
+            schema = schema or opened.schema_arrow
+            for number in range(opened.num_row_groups):
+                rows = opened.metadata.row_group(number).num_rows
+                groups.append((rows, _GroupReader(opened, number)))
+                homes.append(f"{path.resolve()}/{number}")
+    return Table(schema, groups, "+".join(print_of(path) for path in files), place, homes)
+
+
+@dataclass(frozen=True)
+class _GroupReader:
+    file: Any
+    number: int
+
+    def __call__(self, column: str) -> Any:
+        return self.file.read_row_group(self.number, columns=[column]).column(0)
+
+
+def _files(dataset: Dataset, place: Path) -> tuple[Path, list[Path]]:
+    """The folder of the split, and its files: what a saved dataset lists, else those found by name."""
+    inner = _split_folder(dataset, place)
+    state = inner / "state.json"
+    if state.is_file():
+        about = _json(dataset, state)
+        split = about.get("split") if isinstance(about, dict) else None
+        if inner == place and dataset.split and split and dataset.split != str(split):
+            raise UserError(f"dataset '{dataset.name}': {place} has no split '{dataset.split}'; it has {split}")
+        try:
+            return inner, [inner / one["filename"] for one in about["_data_files"]]
+        except (KeyError, TypeError) as error:
+            raise UserError(f"dataset '{dataset.name}': {state} lists no data files") from error
+    arrows = sorted(one for one in inner.glob("*.arrow") if not one.name.startswith("cache-"))
+    files = sorted(inner.rglob("*.parquet")) or arrows
+    if not files:
+        raise UserError(f"dataset '{dataset.name}': {inner} holds no .parquet or .arrow file")
+    if inner != place or dataset.split == inner.name:  # the folder is the split
+        return inner, files
+
+    def of(split: str) -> list[Path]:
+        """Files below a folder of that name, or whose names begin with it."""
+        return [f for f in files if f.name.startswith(split) or split in f.relative_to(inner).parts[:-1]]
+
+    if dataset.split and not of(dataset.split):
+        raise UserError(f"dataset '{dataset.name}': no file in {inner} is of split '{dataset.split}'")
+    return inner, of(dataset.split or next((s for s in _SPLITS if of(s)), ""))
+
+
+def _split_folder(dataset: Dataset, place: Path) -> Path:
+    """The folder of a split below a dataset saved with several."""
+    listed = place / "dataset_dict.json"
+    if not listed.is_file():
+        return place
+    about = _json(dataset, listed)
+    splits = about.get("splits") if isinstance(about, dict) else None
+    if not splits or not isinstance(splits, list):
+        raise UserError(f"dataset '{dataset.name}': {listed} names no splits")
+    splits = [str(one) for one in splits]
+    chosen = dataset.split or next((s for s in _SPLITS if s in splits), splits[0])
+    if chosen not in splits:
+        raise UserError(f"dataset '{dataset.name}': {place} has no split '{chosen}'; it has {', '.join(splits)}")
+    return place / chosen
+
+
+def _json(dataset: Dataset, path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"dataset '{dataset.name}': {path} cannot be read: {error}") from error
+
+
+def on_hub(dataset: Dataset) -> Table:
+    """A dataset by its name on the hub, through Hugging Face's own library and cache."""
+    try:
+        hub: Any = importlib.import_module("datasets")
+        hub.load_dataset  # noqa: B018  a folder named datasets is importable, too
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"dataset '{dataset.name}': {dataset.path} is no folder or parquet file here; "
+            "to read it from the Hugging Face hub: pip install 'oodbench[hf]'"
+        ) from error
+    try:
+        found = hub.load_dataset(dataset.path, split=dataset.split or None)
+    except Exception as error:  # its errors are of many kinds
+        raise UserError(f"dataset '{dataset.name}': Hugging Face cannot load {dataset.path}: {error}") from error
+    split = dataset.split.partition("[")[0]  # test[:50] may share images with test
+    if isinstance(found, dict):
+        split = next((s for s in _SPLITS if s in found), next(iter(found)))
+        found = found[split]
+    whole = found.data.table
+    stamp = str(getattr(found, "_fingerprint", ""))
+    return Table(whole.schema, [(whole.num_rows, whole.column)], stamp, Path(dataset.path), [f"{dataset.path}/{split}"])
