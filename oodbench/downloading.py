@@ -26,11 +26,15 @@ _TROUBLE = (OSError, http.client.HTTPException)
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait: seconds without a byte, tries without progress, seconds before the second (then doubled)."""
+    """How long to wait: seconds without a byte, tries without progress, seconds before the second (then doubled).
+
+    queue: whether to wait for another process that fetches the same, which is an error otherwise.
+    """
 
     timeout: float = 30.0
     tries: int = 5
     pause: float = 1.0
+    queue: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ def download(
     """The content of a URL at `place`, which exists only when it is whole and has the checksum.
 
     What was received lies beside it as .NAME.part and the next call goes on from there. UserError when the server fails
-    or stalls, when the checksum is wrong (the part is then removed), or when another process fetches the same.
+    or stalls, when the checksum is wrong (the part is then removed), or when another process fetches the same and is
+    not to be waited for.
     """
     if not wanted.url.startswith(("http://", "https://")):
         raise UserError(f"cannot fetch '{wanted.url}': only http:// and https:// addresses")
@@ -59,7 +64,7 @@ def download(
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         part = place.with_name(f".{place.name}.part")
-        with _locked(part):
+        with _locked(part, patience.queue):
             if place.is_file():
                 return place
             resumed = part.stat().st_size > 0
@@ -182,11 +187,11 @@ def _wrong(wanted: Wanted, part: Path) -> str:
 
 
 @contextlib.contextmanager
-def _locked(part: Path) -> Iterator[None]:
+def _locked(part: Path, queue: bool) -> Iterator[None]:
     """Hold a part for this process; it exists afterwards, unless it was moved."""
     with part.with_name(f"{part.name}.lock").open("a") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if queue else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise UserError(f"another process is fetching {part.parent / part.name[1:-5]}; wait for it") from error
         part.touch()

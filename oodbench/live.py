@@ -20,10 +20,10 @@ class Live:
             from rich.console import Console
 
             self._view = progress.Progress(
-                progress.TextColumn("{task.description}"),
+                progress.TextColumn("{task.description}", markup=False),
                 progress.BarColumn(),
                 progress.MofNCompleteColumn(),
-                progress.TextColumn("{task.fields[told]}"),
+                progress.TextColumn("{task.fields[told]}", markup=False),
                 progress.TimeRemainingColumn(),
                 console=Console(stderr=True),
                 transient=True,

@@ -9,7 +9,7 @@ from typing import Any
 
 from oodbench.errors import UserError
 from oodbench.paths import expand
-from oodbench.urls import is_url
+from oodbench.urls import is_secret, is_url, shown
 
 OWN = ("folder:", "list:", "tar:", "hf:", "arrays:")
 _EXAMPLES = {
@@ -42,6 +42,8 @@ def own_dataset(reference: str) -> dict[str, Any] | None:
             "list": str(path),
         }
     if is_url(rest):
+        if is_secret(rest):  # it would stand in rows and tables
+            raise UserError(f"{kind}:{shown(rest)}: a set is named by its URL: leave out password and signature")
         return {**fields, "title": _bare(Path(rest)), "path": rest}
     path = expand(rest).resolve()
     if kind == "hf" and not path.exists():

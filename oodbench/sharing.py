@@ -13,13 +13,14 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from oodbench import urls
+from oodbench import reaching, urls
 from oodbench.entry import DAMAGE, Array, Entry, beside, place, verified
 from oodbench.errors import UserError
 from oodbench.paths import expand
@@ -27,6 +28,7 @@ from oodbench.store import Store, default_root
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+_ARRAY = re.compile(r"[\w.-]+-[0-9a-f]{64}\.npy")
 
 
 def opened(folder: Path | None, url: str = "") -> Store:
@@ -56,6 +58,9 @@ class Shared(Store):
         super().__init__(root)
         self.url = url.rstrip("/")
 
+    def __str__(self) -> str:
+        return urls.shown(self.url)
+
     def at(self, root: Path) -> Shared:
         return Shared(root, self.url)
 
@@ -65,7 +70,8 @@ class Shared(Store):
             raise UserError(f"--shared {self.url} is no URL; write for example s3://bucket/oodbench")
         probe = f"{self._base}/.probe-{secrets.token_hex(8)}"
         self._put(functools.partial(self._system.pipe_file, probe, b""), probe, tries=1)
-        self._ask(lambda: self._system.rm_file(probe))
+        with contextlib.suppress(UserError, FileNotFoundError):  # who may not remove leaves an empty file
+            self._ask(lambda: self._system.rm_file(probe), tries=1)
 
     def find(self, kind: str, inputs: Mapping[str, Any]) -> Entry | None:
         """The entry for these inputs, here or fetched, verified; None when it is in neither place."""
@@ -82,6 +88,7 @@ class Shared(Store):
         if super().has(kind, inputs) and self._mark(self.path(kind, key)).exists():
             return True
         there = f"{self._there(kind, key)}/entry.json"
+        self._system.invalidate_cache()
         return bool(self._ask(lambda: self._system.exists(there)))
 
     def write(
@@ -101,7 +108,7 @@ class Shared(Store):
 
     @functools.cached_property
     def _reached(self) -> tuple[Any, str]:
-        return urls.reach(self.url)
+        return reaching.reach(self.url)
 
     @property
     def _system(self) -> Any:
@@ -126,7 +133,8 @@ class Shared(Store):
             self._put(functools.partial(self._system.put_file, str(entry.path / f"{name}.npy"), goal), goal)
         goal = f"{there}/entry.json"
         self._put(functools.partial(self._system.pipe_file, goal, text), goal)
-        self._mark(entry.path).touch()
+        with contextlib.suppress(OSError):  # a store that this user may only read
+            self._mark(entry.path).touch()
 
     def _fetch(self, kind: str, key: str) -> bool:
         """Bring an entry here; False when there is none, or none that is whole."""
@@ -138,6 +146,11 @@ class Shared(Store):
         temporary = beside(path)
         try:
             temporary.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(
+                f"the store {self.root} cannot be written ({error.strerror}); name another by --store"
+            ) from error
+        try:
             for name, facts in json.loads(text)["arrays"].items():
                 source, file = f"{there}/{_named(name, facts)}", temporary / f"{name}.npy"
                 self._ask(functools.partial(self._system.get_file, source, str(file)))
@@ -152,12 +165,12 @@ class Shared(Store):
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def _ask(self, call: Callable[[], T], tries: int = urls.TRIES) -> T:
+    def _ask(self, call: Callable[[], T], tries: int = reaching.TRIES) -> T:
         """What a call to the other side gives, tried again when it fails."""
         kept = f"what was made is kept in {self.root}; run the same command again"
-        return urls.insisting(f"the shared store {self.url} does not answer", call, kept, tries)
+        return reaching.insisting(self.url, f"the shared store {self} does not answer", call, kept, tries)
 
-    def _put(self, call: Callable[[], None], goal: str, tries: int = urls.TRIES) -> None:
+    def _put(self, call: Callable[[], None], goal: str, tries: int = reaching.TRIES) -> None:
         """A call that writes to `goal`, whose folder is made where there are folders; never a bucket."""
 
         def put() -> None:
@@ -172,8 +185,12 @@ class Shared(Store):
         try:
             self._ask(put, tries)
         except FileNotFoundError as error:
-            raise UserError(f"the shared store {self.url} cannot be written: {error}") from error
+            raise UserError(f"the shared store {self} cannot be written: {urls.censored(self.url, error)}") from error
 
 
 def _named(name: str, facts: Mapping[str, Any]) -> str:
-    return f"{name}-{facts['sha256']}.npy"
+    """An array's name there; ValueError for one that no store of ours has written, such as ../x."""
+    found = f"{name}-{facts['sha256']}.npy"
+    if not _ARRAY.fullmatch(found):
+        raise ValueError(f"{found!r} is no array of an entry")
+    return found

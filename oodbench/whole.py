@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ def whole(path: Path) -> Iterator[Path]:
     Makes the folder. Several processes may write one file: the last one to end wins.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")  # of two hosts, too
     try:
         yield partial
         _sync(partial)

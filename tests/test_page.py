@@ -19,6 +19,7 @@ import pytest
 
 from oodbench import report
 from oodbench.page import Source, render
+from oodbench.page.view import _address
 from oodbench.result import IdRow, Result, SetRow
 
 if TYPE_CHECKING:
@@ -454,3 +455,10 @@ def test_what_the_page_does_not_take(cli: Cli, tmp_path: Path) -> None:
     assert not (tmp_path / "x.html").exists()
     again = [written(cli, results).read_bytes() for _ in range(2)]
     assert again[0] == again[1] and str(tmp_path).encode() not in again[0], "the same page again, without paths of here"
+
+
+def test_sets_that_a_slug_confuses_have_addresses_of_their_own() -> None:
+    names = ["sun-auroc", "数据-auroc", "图像-auroc", "folder:/a/b-auroc", "folder:/a-b-auroc"]
+    found = [_address(name) for name in names]
+    assert len(set(found)) == len(names) and found[0] == "sun-auroc"
+    assert all(re.fullmatch(r"[A-Za-z0-9._+-]+", one) for one in found)

@@ -28,6 +28,7 @@ from oodbench.cli import main
 from oodbench.errors import UserError
 from oodbench.glyphs import render, world
 from oodbench.pictures import KINDS, Picture, pictures
+from oodbench.pictures.histogram import bins
 from oodbench.pictures.lettering import fitted, literal, width, wrapped
 from oodbench.pictures.roc import vertices
 from oodbench.report.gathering import from_folder
@@ -458,6 +459,11 @@ def test_tables_of_one_benchmark_have_names_of_their_own(tmp_path: Path) -> None
         (["--figures", "{tmp}/file"], "cannot write pictures to {tmp}/file"),
         (["--figures", "{tmp}/out", "--format", "csv", "--bib"], "nothing else: run --format, --bib by itself"),
         (["--figures", "{tmp}/out", "--verify"], "run --verify by itself"),
+        (
+            ["--figures", "{tmp}/out", "--metrics", "fpr95", "--decimals", "1", "--no-tests"],
+            "run --metrics, --decimals, --tests by itself",
+        ),
+        (["--format", "html", "--no-pictures", "--data", "{tmp}"], "it goes with --figures DIR"),
         (["--figures", "{tmp}/out", "--methods", "m9"], "no rows of method 'm9'; known: m00"),
         (["--figures", "{tmp}/out", "--sets", "sum"], "no rows with OOD set 'sum'; did you mean 'sun'"),
         (["--data", "{tmp}"], "it goes with --figures DIR"),
@@ -516,3 +522,11 @@ def test_hostile_names_on_real_files(cli: Cli, tmp_path: Path) -> None:
     again = cli("report", "--results", tmp_path / "results", "--figures", tmp_path / "out", "--methods", "mcm")
     assert "is not the list of images that was scored" in again.stderr
     assert "not to be had, so not shown: other" in (tmp_path / "out/captions.txt").read_text()
+
+
+def test_scores_of_any_size_have_bins() -> None:
+    rng = np.random.default_rng(0)
+    small = [rng.normal(5e-8, 1e-8, 1000), rng.normal(1e-8, 1e-8, 1000)]
+    edges, plain = bins(small), bins([one * 1e8 for one in small])
+    np.testing.assert_allclose(edges * 1e8, plain)
+    assert len(np.unique(bins([np.full(9, -3.0)]))) == len(edges)

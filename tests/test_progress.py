@@ -31,10 +31,8 @@ def test_workers_are_told_with_their_speeds() -> None:
         assert progress.words() == "1 workers, 500 images/s each, 1 retried, 1 failed"
 
 
-@pytest.mark.slow
-def test_a_terminal_sees_bars_and_a_file_none(tmp_path: Path) -> None:
-    command = [str(Path(sys.executable).with_name("oodbench")), "run", "--methods", "mcm", "--limit", "300"]
-    command += ["--tracking-uri", "none", "--batch-size", "4", "--store", str(tmp_path / "s"), "--out", str(tmp_path)]
+def on_a_terminal(command: list[str]) -> str:
+    """What a terminal gets on stderr from a command that ends well."""
     ours, theirs = pty.openpty()
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=theirs, env={**os.environ, "TERM": "xterm"}
@@ -51,8 +49,28 @@ def test_a_terminal_sees_bars_and_a_file_none(tmp_path: Path) -> None:
                     break
                 seen += more
     os.close(ours)
-    assert run.returncode == 0
     text = seen.decode(errors="replace")
+    assert run.returncode == 0, text
+    return text
+
+
+def test_names_are_shown_as_they_are() -> None:
+    code = (
+        "from oodbench.live import Live\n"
+        "with Live() as live:\n"
+        "    live.counting('encode [/x]', 3, 'images')(1)\n"
+        "    live.line('starting', None)(description='score mcm[temperature=0.5]')\n"
+        "    live._view.refresh()\n"
+    )
+    text = on_a_terminal([sys.executable, "-c", code])
+    assert "encode [/x]" in text and "mcm[temperature=0.5]" in text
+
+
+@pytest.mark.slow
+def test_a_terminal_sees_bars_and_a_file_none(tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("oodbench")), "run", "--methods", "mcm", "--limit", "300"]
+    command += ["--tracking-uri", "none", "--batch-size", "4", "--store", str(tmp_path / "s"), "--out", str(tmp_path)]
+    text = on_a_terminal(command)
     assert "encode glyphs" in text and "images/s" in text and "/300" in text
     plain = subprocess.run([*command[:-1], str(tmp_path / "b")], capture_output=True, text=True, check=True)
     assert "encode" not in plain.stderr and "\x1b[" not in plain.stderr

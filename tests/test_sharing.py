@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
 import shutil
 import socket
 import subprocess
@@ -12,17 +13,21 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from oodbench import reaching
 from oodbench.entry import Entry
 from oodbench.errors import UserError
+from oodbench.plan import make_plan
 from oodbench.result import rows
 from oodbench.sharing import Shared, opened
 from oodbench.store import Store
+from oodbench.urls import is_secret, shown
 
 INPUTS = {"encoder": "abc", "names": ["ä", "日本"]}
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -110,7 +115,7 @@ def test_bad_urls_are_told_before_anything_starts(tmp_path: Path, cli: Cli) -> N
 def test_what_cannot_be_reached_is_tried_again_and_told(
     tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("oodbench.urls.PAUSE", 0.01)
+    monkeypatch.setattr("oodbench.reaching.PAUSE", 0.01)
     shared = Shared(tmp_path / "one", url)
     calls = []
 
@@ -128,6 +133,86 @@ def test_what_cannot_be_reached_is_tried_again_and_told(
     with pytest.raises(UserError, match="does not answer: connection reset.*is kept in"):
         write(shared, 1)
     assert find(Store(tmp_path / "one"), 1)  # nothing is lost
+
+
+def test_an_entry_there_cannot_write_elsewhere(tmp_path: Path, url: str, caplog: pytest.LogCaptureFixture) -> None:
+    write(Shared(tmp_path / "one", url))
+    [head] = there(tmp_path, "entry.json")
+    text = json.loads(head.read_text())
+    text["arrays"]["../../../../evil"] = text["arrays"]["x"]
+    head.write_text(json.dumps(text))
+    with caplog.at_level(logging.WARNING):
+        assert find(Shared(tmp_path / "other", url)) is None
+    assert "no array of an entry" in caplog.text and not list(tmp_path.rglob("evil*"))
+
+
+def test_a_store_that_may_only_be_read_is_shared_all_the_same(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(Store(tmp_path / "one"))
+
+    def refused(path: Path, *_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "touch", refused)
+    assert find(Shared(tmp_path / "one", url))
+
+
+def test_passwords_and_signatures_are_not_shown(tmp_path: Path, cli: Cli, caplog: pytest.LogCaptureFixture) -> None:
+    done = cli("run", "--shared", "nowhere://me:s3cret@host/x", "--store", tmp_path / "s", "--out", tmp_path / "o")
+    assert done.returncode == 2 and "nowhere://host/x" in done.stderr and "s3cret" not in done.stderr
+    for text in ("https://me:s3cret@host/x.tar", "https://host/x.tar?X-Amz-Signature=s3cret"):
+        done = cli("run", "--ood", f"tar:{text}", "--store", tmp_path / "s", "--out", tmp_path / "o")
+        assert done.returncode == 2 and "leave out password and signature" in done.stderr
+        assert "s3cret" not in done.stderr and "https://host/x.tar" in done.stderr
+    with pytest.raises(UserError, match=r"github://x cannot be opened: "):
+        reaching.reach("github://x")
+    assert shown("https://host/a?download=1") == "https://host/a" and not is_secret("https://host/a?download=1")
+
+
+def test_two_that_fetch_one_file_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsspec.implementations.local import LocalFileSystem
+
+    content = os.urandom(4096)
+    (tmp_path / "x.tar").write_bytes(content)
+
+    def slowly(system: Any, source: str, goal: str, **_: Any) -> None:
+        with open(goal, "wb") as file:
+            for start in range(0, len(content), 256):
+                file.write(content[start : start + 256])
+                file.flush()
+                time.sleep(0.005)
+
+    monkeypatch.setattr(LocalFileSystem, "get_file", slowly)
+    with ThreadPoolExecutor(3) as several:
+        waiting = []
+        for _ in range(3):
+            waiting.append(several.submit(reaching.fetch, f"file://{tmp_path}/x.tar", tmp_path / "cache/x.tar"))
+            time.sleep(0.03)
+        assert [one.result().read_bytes() == content for one in waiting] == [True] * 3
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["x.tar"]
+
+
+def test_shards_at_a_url_mean_the_same_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fetched anew on another machine: the same list by digest, and images that are found there."""
+    from PIL import Image
+
+    from oodbench.cluster.sources import portable
+    from oodbench.session import request_from
+
+    with tarfile.open(tmp_path / "x.tar", "w") as shard:
+        for i in range(4):
+            Image.new("RGB", (32, 32), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
+            shard.add(tmp_path / f"{i}.png", f"c/{i}.png")
+    found = []
+    for name in ("here", "there"):
+        monkeypatch.setenv("OODBENCH_STORE", str(tmp_path / name))
+        asked = request_from(methods="mcm", ood=f"tar:file://{tmp_path}/x.tar", limit=4, out=tmp_path / "out")
+        found.append(make_plan(asked).ood[0].listing)
+    assert found[0].digest == found[1].digest
+    sent = pickle.dumps(portable(found[0], tmp_path, Store(tmp_path / "here")))
+    shutil.rmtree(tmp_path / "here")
+    assert pickle.loads(sent).source.read("c/3.png").getpixel((0, 0))[0] == 180
 
 
 @pytest.fixture

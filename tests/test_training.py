@@ -482,7 +482,7 @@ def test_shards_behind_urls_are_fetched_once_and_not_kept(
     assert not list((tmp_path / "scratch").iterdir())
     assert train(dataclasses.replace(asked, max_steps=4)).made == 1
     assert [one.split()[0] for one in requests[4:]] == ["HEAD", "HEAD"]
-    monkeypatch.setattr("oodbench.urls.PAUSE", 0.0)
+    monkeypatch.setattr("oodbench.reaching.PAUSE", 0.0)
     with pytest.raises(UserError, match=r"cannot fetch http.*b-0.tar: File not found; the same command goes on"):
         train(dataclasses.replace(asked, captions=f"{url}/b-0.tar", on_error="skip"))
 

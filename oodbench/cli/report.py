@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from oodbench.cli.group import FOLDER
 from oodbench.errors import UserError
@@ -64,10 +65,10 @@ def report(
     """Print the tables of the rows in a results folder: docs/reading-the-table.md says how to read them."""
     from oodbench.report import shape
 
-    if data and not figures and flags["form"] != "html":
+    if data and not figures and (flags["form"] != "html" or flags["pictures"] is False):
         raise UserError("--data is where pictures find their images: it goes with --figures DIR or --format html")
     if figures:
-        _alone({**flags, "verify": check, "explain": explain})
+        _alone()
     if check:
         sys.exit(_verify(results, uri))
     options, request = _read(flags)
@@ -116,11 +117,15 @@ def _read(flags: dict[str, Any]) -> tuple[Options, Request]:
     return options, Request(form=form, compare=bool(flags["compare"]), **{name: flags[name] for name in names})
 
 
-def _alone(flags: dict[str, Any]) -> None:
-    """UserError for flags of the table, which pictures would not heed."""
-    whole = ("output", "standalone", "bib", "cite", "compare", "explain", "verify", "seeds", "transpose", "intervals")
-    spelt = {"form": "format", "quotes": "quote", **{flag: flag for flag in (*whole, "group", "pictures")}}
-    given = [f"--{name}" for flag, name in spelt.items() if flags[flag]]
+def _alone() -> None:
+    """UserError for flags that pictures would not heed."""
+    context = click.get_current_context()
+    heeded = {"results", "methods", "sets", "figures", "data", "uri", "experiment"}
+    given = [
+        option.opts[0]
+        for option in context.command.params
+        if option.name not in heeded and context.get_parameter_source(option.name or "") == ParameterSource.COMMANDLINE
+    ]
     if given:
         raise UserError(f"--figures draws pictures and nothing else: run {', '.join(given)} by itself")
 

@@ -24,13 +24,8 @@ from oodbench.provenance import commit, versions
 from oodbench.sharing import root_here
 
 _LARGEST = 1_000_000  # bytes of a file that travels; a user's catalogue is text
-# What workers run: files and folders of the package. Reports, rows and the command line are the driver's own.
-_FILES = (
-    *("assignment", "catalogue", "declared", "decode", "derived", "entry", "extract", "images", "jobs", "plan"),
-    *("prompts", "registry", "release", "request", "runner", "score", "selection", "sets", "sharing", "source"),
-    *("store", "textbank", "values", "weights"),
-)
-_FOLDERS = ("cluster", "encoder", "loaders", "method", "training")
+# The driver's own rooms; workers run the rest of the package.
+_DRIVERS = ("cli", "doctor", "page", "pictures", "report", "statistics", "tracking")
 
 
 @dataclass(frozen=True)
@@ -76,8 +71,7 @@ class Parcel:
 def code() -> Code:
     """The code of this process."""
     here = Path(oodbench.__file__).parent
-    files = [here / f"{name}.py" for name in _FILES]
-    files += [path for name in _FOLDERS for path in (here / name).rglob("*.py")]
+    files = [path for path in here.rglob("*.py") if path.relative_to(here).parts[0] not in _DRIVERS]
     whole = hashlib.sha256()
     for path in sorted(files):
         whole.update(path.relative_to(here).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")

@@ -16,6 +16,7 @@ from oodbench.catalogue import dataset as declared
 from oodbench.derived import Several
 from oodbench.images import Listing
 from oodbench.store import Store
+from oodbench.urls import is_url
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -54,21 +55,34 @@ def _source(again: Again) -> Source:
 def portable(listing: Listing, data: Path, store: Store) -> Listing:
     """The same list with a source that can be pickled, in its origins, too."""
     origins = tuple(dataclasses.replace(one, listing=portable(one.listing, data, store)) for one in listing.origins)
-    source = listing.source
-    try:
-        pickle.dumps(source)
-    except (TypeError, AttributeError, pickle.PicklingError):
-        source = _anew(listing, data, store)
+    source = listing.source if _travels(listing) else _anew(listing, data, store)
     made = dataclasses.replace(listing, source=source, origins=origins)
     made.__dict__["digest"] = listing.digest  # known already
     return made
+
+
+def _travels(listing: Listing) -> bool:
+    """Whether the source means the same elsewhere: it can be pickled, and is no copy that this machine has fetched."""
+    if isinstance(listing.source, Several):
+        return all(_travels(one) for one in listing.source.parts.values())
+    if is_url(_whole(listing.dataset).path):
+        return False
+    try:
+        pickle.dumps(listing.source)
+    except (TypeError, AttributeError, pickle.PicklingError):
+        return False
+    return True
 
 
 def _anew(listing: Listing, data: Path, store: Store) -> Source:
     """What finds the images once more: those of a part in its whole, those of several sets in each."""
     if isinstance(listing.source, Several):
         return Several({name: portable(one, data, store) for name, one in listing.source.parts.items()})
-    dataset = listing.dataset
+    return Again(_whole(listing.dataset), data, store.root)
+
+
+def _whole(dataset: Dataset) -> Dataset:
+    """The set that a part is taken from, or the set itself."""
     while dataset.within:
         dataset = declared(dataset.within)
-    return Again(dataset, data, store.root)
+    return dataset

@@ -15,6 +15,7 @@ from oodbench.catalogue import Dataset
 from oodbench.errors import UserError
 from oodbench.loaders.folder import ordered
 from oodbench.loaders.items import Items, decoded, empty, is_image, missing, numbered, print_of, unlabelled
+from oodbench.loaders.remote import fetched, print_of_copy
 from oodbench.loaders.tars import Member, expand, members, read_member
 from oodbench.urls import is_url
 
@@ -58,7 +59,7 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     for path in paths:
         if not path.is_file():
             raise missing(dataset, path)
-        stamp = print_of(path)
+        stamp = print_of_copy(path) if is_url(_pattern(dataset, data)) else print_of(path)
         prefix = "" if len(paths) == 1 else f"{_beneath(path, home)}/"
         for member in members(path):
             name = prefix + member.name.removeprefix("./")
@@ -87,11 +88,7 @@ def _pattern(dataset: Dataset, data: Path) -> str:
 
 def _local(dataset: Dataset, path: str) -> Path:
     """The file itself; that of a URL is fetched once."""
-    if not is_url(path):
-        return Path(path)
-    from oodbench.loaders.remote import fetched
-
-    return fetched(path, dataset.name)
+    return fetched(path, dataset.name) if is_url(path) else Path(path)
 
 
 def _beneath(path: Path, home: Path) -> str:

@@ -6,18 +6,37 @@ import hashlib
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from oodbench.entry import file_digest
 from oodbench.errors import UserError
+from oodbench.reaching import fetch
 from oodbench.store import default_root
-from oodbench.urls import fetch
+from oodbench.whole import write_text
+
+
+def copy_of(url: str) -> Path:
+    """Where the local copy of a URL lies, or would."""
+    name = Path(unquote(urlsplit(url).path)).name or "file"
+    return default_root() / "fetched" / hashlib.sha256(url.encode()).hexdigest()[:16] / name
 
 
 def fetched(url: str, what: str) -> Path:
     """The local copy of a URL, fetched when it is not there. UserError when the server fails or sends too little."""
-    name = Path(unquote(urlsplit(url).path)).name or "file"
-    place = default_root() / "fetched" / hashlib.sha256(url.encode()).hexdigest()[:16] / name
+    place = copy_of(url)
     if place.is_file():
         return place
     try:
         return fetch(url, place)
     except UserError as error:
         raise UserError(f"dataset '{what}': {error}") from error
+
+
+def print_of_copy(place: Path) -> str:
+    """The sha256 of a copy, kept beside it: unlike size and time, the same wherever it was fetched."""
+    note = place.with_name(f".{place.name}.sha256")
+    stat = place.stat()
+    state = f"{stat.st_size} {stat.st_mtime_ns}"
+    known = note.read_text(encoding="utf-8").split("\n") if note.is_file() else []
+    if known[:1] != [state]:
+        known = [state, file_digest(place)]
+        write_text(note, "\n".join(known))
+    return known[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -133,11 +134,17 @@ def _head(block: Block, run: int, is_set: bool) -> Head:
             arrow=_ARROWS[c.better],
             first="descending" if c.better > 0 else "ascending",
             name=c.name,
-            address=slug(f"{block.name}-{c.name}"),
+            address=_address(f"{block.name}-{c.name}"),
         )
         for c in block.columns
     )
     return Head(block.title, block.stamp, block.name, run, is_set, metrics)
+
+
+def _address(name: str) -> str:
+    """A name for an address, its own in every page: what slug() changes gets a part of its digest."""
+    plain = slug(name)
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _entry(line: Line, records: Records) -> Entry:

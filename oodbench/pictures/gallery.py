@@ -11,13 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oodbench import catalogue, prompts, sets
+from oodbench.catalogue import Dataset
 from oodbench.decode import decoding, reason
 from oodbench.errors import UserError
 from oodbench.images import Listing
+from oodbench.loaders.remote import copy_of
+from oodbench.loaders.tars import expand as expand_pattern
 from oodbench.paths import expand
 from oodbench.request import RunRequest
 from oodbench.result import IdRow, Result, SetRow
 from oodbench.store import Store, default_root
+from oodbench.urls import is_url
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +95,9 @@ class Gallery:
         strict = row.run.get("lists") == "content"
         request = RunRequest(data=self.data, strict=strict, limit=row.run.get("limit"), allow_partial=True)
         store = Store(expand(default_root()))
+        behind = [url for url in _urls(catalogue.dataset(of.dataset)) if not copy_of(url).is_file()]
+        if behind:  # a picture is no reason to fetch gigabytes
+            raise UserError(f"{behind[0]} was not fetched on this machine")
         found = sets.listed(catalogue.dataset(of.dataset), request, isinstance(of, IdRow), store)
         if found.digest != of.list_digest:
             raise UserError(
@@ -104,6 +111,13 @@ class Gallery:
         if of.dataset not in self.absent:
             self.absent[of.dataset] = why
             log.warning("images of '%s' are left out: %s", of.dataset, why)
+
+
+def _urls(dataset: Dataset) -> list[str]:
+    """What a set, or those that it is made of, has behind URLs."""
+    made_of = [*dataset.parts, *([dataset.within] if dataset.within else [])]
+    own = expand_pattern(dataset.path) if is_url(dataset.path) else []
+    return [*own, *(url for name in made_of for url in _urls(catalogue.dataset(name)))]
 
 
 def _pixels(listing: Listing, index: int) -> Pixels:

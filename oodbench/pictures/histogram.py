@@ -41,8 +41,7 @@ def bins(sets: Sequence[Floats]) -> Floats:
     known = [scores for scores in finite if len(scores)]
     low = min((float(np.quantile(scores, TAIL, method="lower")) for scores in known), default=0.0)
     high = max((float(np.quantile(scores, 1 - TAIL, method="higher")) for scores in known), default=1.0)
-    margin = max(abs(low), 1.0) * 1e-6
-    if high - low < margin:  # one value
+    if high - low <= 1e-12 * max(abs(low), abs(high)):  # one value
         low, high = low - 0.5 * max(abs(low), 1.0), high + 0.5 * max(abs(high), 1.0)
     return np.linspace(low, high, BINS + 1)
 

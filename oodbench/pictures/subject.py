@@ -12,6 +12,7 @@ from pathlib import Path
 from oodbench import metrics
 from oodbench.errors import UserError
 from oodbench.pictures.picture import Heading, stem
+from oodbench.report.footing import footings
 from oodbench.report.images import Images, by_dataset
 from oodbench.report.naming import names
 from oodbench.result import Result, SetRow
@@ -101,7 +102,8 @@ def subject(
     rows: Sequence[Result], paths: Mapping[str, Path], sets: Sequence[str], heading: Heading | None
 ) -> Subject | None:
     """What is drawn of a table's rows: `sets` in that order, all when there are none named; None: nothing to draw."""
-    named = list(zip(names(rows), rows, strict=True))
+    said = next((one.prompts for one in footings(rows) if len(one.rows) == len(rows)), "")  # in the table's title
+    named = list(zip(names(rows, "templates" if said else ""), rows, strict=True))
     entrants = tuple(
         Entrant(place, name, row) for place, (name, row) in enumerate(pair for pair in named if pair[1].status == "ok")
     )

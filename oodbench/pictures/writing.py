@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -58,7 +58,8 @@ def _write(folder: Path, picture: Picture) -> None:
 
 
 def _whole(folder: Path, files: Mapping[str, bytes]) -> None:
-    temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in files}
+    mark = secrets.token_hex(8)
+    temporary = {name: folder / f".{name[:40]}.{mark}.{i}.tmp" for i, name in enumerate(files)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from oodbench.report.spreadsheet import csv, parquet
 from oodbench.report.table import Table
 from oodbench.report.transposition import transposed
 from oodbench.result import Result
+from oodbench.whole import whole
 
 FORMATS = ("latex", "markdown", "html", "csv", "parquet", "terminal")
 _FILES = ("html", "parquet")  # no text for a terminal
@@ -58,6 +60,8 @@ def check_request(request: Request, options: Options, rows: Sequence[Result]) ->
         problems.append("--transpose leaves nothing to sort by: leave it out with --format html")
     if request.pictures is not None and request.form != "html":
         problems.append(f"--{'' if request.pictures else 'no-'}pictures goes with --format html")
+    if request.bib and request.form == "html":
+        problems.append("--bib is BibTeX and no page: leave out --format html")
     if request.compare and request.quotes:
         problems.append("--compare and --quote each add published rows; choose one of them")
     if request.form in _DATA and request.compare:
@@ -103,20 +107,16 @@ def text(tables: Sequence[Table], options: Options, request: Request) -> str:
 def write(tables: Sequence[Table], options: Options, request: Request, page: Callable[[], str] | None = None) -> None:
     """Write the request's file, whole or not at all. UserError when it cannot be written. `page` gives the HTML."""
     assert request.output
-    path = request.output.expanduser()
-    partial = path.with_name(f".{path.name}.tmp")
+    path = request.output.expanduser().resolve()  # what a link leads to is written, and the link stays
+    html = page() if page and request.form == "html" and not request.bib else ""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if request.form == "parquet" and not request.bib:
-            parquet(tables, partial, options)
-        else:
-            made = page() if page and request.form == "html" and not request.bib else text(tables, options, request)
-            partial.write_text(made, encoding="utf-8")
-        partial.replace(path)
+        with nullcontext(path) if path.exists() and not path.is_file() else whole(path) as partial:  # /dev/stdout
+            if request.form == "parquet" and not request.bib:
+                parquet(tables, partial, options)
+            else:
+                partial.write_text(html or text(tables, options, request), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write --output {path}: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _plain(tables: Sequence[Table]) -> str:

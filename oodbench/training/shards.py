@@ -19,9 +19,10 @@ from oodbench.errors import UserError
 from oodbench.loaders.archives import Archives
 from oodbench.loaders.items import is_image, print_of
 from oodbench.loaders.tars import Member, expand, members, read_member
+from oodbench.reaching import fetch, stamp
 from oodbench.store import Store
 from oodbench.training.corpus import Part, listed
-from oodbench.urls import fetch, is_url, stamp
+from oodbench.urls import is_url
 
 ENGINE = 1  # raise when the same shard gives other pairs than before
 
