@@ -52,8 +52,6 @@ glyphs-weights:
 ablation:
 	python benchmarks/clipn_ablation.py build/ablation
 
-# Speed, as ratios measured side by side; writes results/speed/. Wants an idle machine.
+# Speed, as ratios measured side by side, one table; writes results/speed/ (a few minutes; docs/performance.md).
 bench:
-	python benchmarks/metrics.py --json
-	python benchmarks/scoring.py --json
-	python benchmarks/zoc.py
+	python benchmarks/all.py

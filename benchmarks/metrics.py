@@ -1,26 +1,19 @@
-"""Metrics and bootstrap against two sorts: `python benchmarks/metrics.py [--json]`. Only ratios mean something.
-
-Everything runs in this process, the parts in turn, round after round, so that other work on the machine hits all alike.
-"""
+"""Metrics and bootstrap against two sorts: python benchmarks/metrics.py [--rounds 9]. CPU time of one thread."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics as spread
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
+from measure import Ratio, Row, row, side_by_side, write
 from numpy.typing import NDArray
 
 from oodbench import metrics
 from oodbench.statistics import Scores, Settings, auroc_interval, indistinguishable, intervals
 
 N_ID, N_OOD = 50_000, 35_640
-FOLDER = Path(__file__).parents[1] / "results" / "speed"
+METHODS, SETS, REPLICATES = 9, 9, 1000
+SIZE = f"{N_ID:,} v {N_OOD:,}"
 Floats = NDArray[np.float64]
 
 
@@ -37,77 +30,95 @@ def floor(id: Floats, ood: Floats) -> None:
     np.sort(ood)
 
 
-def floor_and_search(id: Floats, ood: Floats) -> None:
-    """The least that AUROC takes: both sides sorted, one looked up in the other."""
-    np.searchsorted(np.sort(ood), np.sort(id))
-
-
 def all_metrics(id: Floats, ood: Floats) -> None:
     metrics.evaluate(metrics.sort_scores(id, "id"), metrics.sort_scores(ood, "ood"))
 
 
-def naive(id: Floats, ood: Floats) -> None:
-    """One replicate as it is usually written: resample the images, compute the metrics."""
-    rng = np.random.default_rng(0)
-    all_metrics(id[rng.integers(0, id.size, id.size)], ood[rng.integers(0, ood.size, ood.size)])
+def as_usually_written(id: Floats, ood: Floats) -> None:
+    """scikit-learn's three curves and a search in one of them, as published code has it."""
+    from sklearn import metrics as sklearn_metrics
+
+    labels, scores = np.repeat([1, 0], [id.size, ood.size]), np.concatenate([id, ood])
+    sklearn_metrics.roc_auc_score(labels, scores)
+    for sign, positive in ((1, labels), (-1, 1 - labels)):
+        sklearn_metrics.average_precision_score(positive, sign * scores)
+        fpr, tpr, _ = sklearn_metrics.roc_curve(positive, sign * scores)
+        float(fpr[np.argmax(tpr >= 0.95)])
 
 
-def seconds(parts: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {name: [] for name in parts}
-    for part in parts.values():
-        part()
-    for _ in range(rounds):
-        for name, part in parts.items():
-            began = time.perf_counter()
-            part()
-            found[name].append(time.perf_counter() - began)
-    return found
-
-
-def measure(ties: bool, rounds: int) -> list[dict[str, object]]:
+def measure(ties: bool, rounds: int) -> list[Row]:
     id, ood = clip_scores(ties)
     one = Scores(id, {"ood": ood})
+    what = "half-precision ties" if ties else "no ties"
+    quick = side_by_side(
+        {
+            "two sorts": lambda: floor(id, ood),
+            "metrics": lambda: all_metrics(id, ood),
+            "usual": lambda: as_usually_written(id, ood),
+            "DeLong": lambda: auroc_interval(id, ood),
+        },
+        "two sorts",
+        10 * rounds,
+    )
+    rng = np.random.default_rng(0)
+    draws = [(rng.integers(0, N_ID, N_ID), rng.integers(0, N_OOD, N_OOD)) for _ in range(10)]
+
+    def naive() -> None:
+        """Ten replicates."""
+        for of_id, of_ood in draws:
+            as_usually_written(id[of_id], ood[of_ood])
+
+    slow = side_by_side({"naive": naive, "ours": lambda: intervals(one, Settings())}, "naive", max(2, rounds // 3))
+    share = scaled(slow["ours"], 10 / REPLICATES)
+    seconds = f"{slow['ours'].seconds:.2f} s of CPU here, target 1.5 s a pair"
+    return [
+        row(f"AUROC, both FPR95, both AUPR, {SIZE}, {what}", "two sorts", quick["metrics"], "<= 2"),
+        row(f"the same by scikit-learn, {what}", "two sorts", quick["usual"]),
+        row(f"DeLong interval of AUROC, {what}", "two sorts", quick["DeLong"]),
+        row(
+            f"one pair with all intervals, {REPLICATES:,} replicates, {what}",
+            f"{REPLICATES:,} resamples through scikit-learn",
+            share,
+            f"<= {1.5 / 41:.3f}",
+            f"naive: 10 replicates timed; {seconds}",
+        ),
+    ]
+
+
+def scaled(ratio: Ratio, factor: float) -> Ratio:
+    return Ratio(ratio.median * factor, ratio.low * factor, ratio.high * factor, ratio.seconds)
+
+
+def nine() -> Row:
+    """Nine methods on nine sets, once: AUROC by DeLong, FPR95 by the paired bootstrap, the best marked."""
+    id, ood = clip_scores(ties=False)
     noise = np.random.default_rng(1)
-    nine = {
-        f"method {i}": Scores(id + noise.normal(0, 2e-5, N_ID), {"ood": ood + noise.normal(0, 2e-5, N_OOD)})
-        for i in range(9)
+    several = {
+        f"method {i}": Scores(
+            id + noise.normal(0, 2e-5, N_ID),
+            {f"set {j}": ood + noise.normal(0, 2e-5, N_OOD) for j in range(SETS)},
+        )
+        for i in range(METHODS)
     }
-    quick: dict[str, Callable[[], object]] = {
-        "two sorts": lambda: floor(id, ood),
-        "two sorts and a search": lambda: floor_and_search(id, ood),
-        "AUROC, both FPR95, both AUPR": lambda: all_metrics(id, ood),
-        "DeLong interval": lambda: auroc_interval(id, ood),
-        "naive bootstrap, 1 replicate": lambda: naive(id, ood),
-    }
-    slow: dict[str, Callable[[], object]] = {
-        "all intervals, 1,000 replicates": lambda: intervals(one, Settings()),
-        "9 methods tested, AUROC and FPR95": lambda: indistinguishable(nine),
-    }
-    found = {**seconds(quick, 10 * rounds), **seconds(slow, rounds)}
-    base = spread.median(found["two sorts"])
-    rows: list[dict[str, object]] = []
-    for name, times in found.items():
-        low, _, high = spread.quantiles(times, n=4)
-        median = spread.median(times)
-        ratio, naively = median / base, median / (1000 * spread.median(found["naive bootstrap, 1 replicate"]))
-        rows.append({"what": name, "ties": ties, "median": median, "quartiles": [low, high], "ratio": ratio})
-        rows[-1]["of_1000_naive_replicates"] = naively
-        print(f"{name:36}{'ties' if ties else '':6}{1e3 * median:10.2f} ms{ratio:9.1f} x floor{naively:10.4f} x naive")
-    return rows
+    found = side_by_side(
+        {
+            "one pair": lambda: intervals(Scores(id, {"ood": ood}), Settings()),
+            "all": lambda: indistinguishable(several),
+        },
+        "one pair",
+        1,
+    )
+    per_pair = scaled(found["all"], 1 / (METHODS * SETS))
+    what = f"{METHODS} methods x {SETS} sets compared in pairs, {REPLICATES:,} replicates, per method and set"
+    return row(what, "one pair with all intervals", per_pair, "<= 1", "once; the draws are shared")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="of the slow parts; ten times as many of the quick ones")
-    parser.add_argument("--json", action="store_true", help="write results/speed/metrics.json")
-    given = parser.parse_args()
-    print(f"{N_ID:,} ID v {N_OOD:,} OOD scores, float64; medians")
-    rows = [row for ties in (False, True) for row in measure(ties, max(given.rounds, 2))]
-    if given.json:
-        about = {"numpy": np.__version__, "python": platform.python_version(), "machine": platform.machine()}
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        path = FOLDER / "metrics.json"
-        path.write_text(json.dumps({"n_id": N_ID, "n_ood": N_OOD, **about, "rows": rows}, indent=1) + "\n")
+    parser.add_argument("--rounds", type=int, default=9, help="of the slow parts three times fewer, of the quick ten")
+    rounds = max(2, parser.parse_args().rounds)
+    rows = [one for ties in (False, True) for one in measure(ties, rounds)]
+    write("metrics", [*rows, nine()], "CPU time of the process, one thread", n_id=N_ID, n_ood=N_OOD)
 
 
 if __name__ == "__main__":

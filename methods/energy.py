@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from oodbench.method import Batch, Method, Task, logsumexp
+from oodbench.method import Batch, Method, Task
 
 
 @dataclass(frozen=True)
@@ -31,5 +31,5 @@ class Energy(Method[None]):
             raise ValueError(f"temperature must be above 0, not {self.temperature}")
 
     def score(self, batch: Batch, task: Task, state: None) -> Float[Tensor, " b"]:
-        logits = task.logits(batch.features, self.templates, self.scale)
-        return self.temperature * logsumexp(logits / self.temperature)
+        scale = task.scale if self.scale is None else self.scale
+        return self.temperature * task.logsumexp(batch.features, self.templates, scale / self.temperature)

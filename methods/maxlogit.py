@@ -22,4 +22,4 @@ class MaxLogit(Method[None]):
     templates: str = "simple"
 
     def score(self, batch: Batch, task: Task, state: None) -> Float[Tensor, " b"]:
-        return task.logits(batch.features, self.templates, None).amax(-1)
+        return task.largest(batch.features, self.templates, None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from oodbench.method import Batch, Method, Task, logsumexp
+from oodbench.method import Batch, Method, Task
 
 
 @dataclass(frozen=True)
@@ -24,5 +24,5 @@ class MSP(Method[None]):
     scale: float | None = None
 
     def score(self, batch: Batch, task: Task, state: None) -> Float[Tensor, " b"]:
-        logits = task.logits(batch.features, self.templates, self.scale)
-        return logits.amax(-1) - logsumexp(logits)
+        of = batch.features, self.templates, self.scale
+        return task.largest(*of) - task.logsumexp(*of)

@@ -36,7 +36,7 @@ def evaluate(plan: Plan, job: Job, entries: Mapping[str, Entry]) -> Result:
         _head(plan, job),
         id=dataclasses.replace(
             _id_row(plan.id),
-            n=len(id_scores.values),
+            n=id_scores.given.size,
             skipped=len(id_entry.facts["skipped"]),
             accuracy=_accuracy(plan, id_entry),
         ),

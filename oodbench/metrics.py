@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from oodbench import merged
 from oodbench.errors import UserError, did_you_mean
+from oodbench.levels import Counts as Counts  # statistics takes it from here
+from oodbench.levels import Tally
 
 Floats = NDArray[np.float64]
-Counts = NDArray[np.int64]
 
 AT95 = ("first", "nearest", "interpolate")
 AUPR = ("average_precision", "trapezoid")
@@ -20,11 +24,28 @@ AUPR = ("average_precision", "trapezoid")
 
 @dataclass(frozen=True, eq=False)
 class Sorted:
-    """Scores of one image set in ascending order, with their ties: level i is `values[starts[i]:starts[i + 1]]`."""
+    """Scores of one image set, checked, to be sorted when that is needed: `given` must not be changed meanwhile.
 
-    values: Floats
-    levels: Floats
-    starts: Counts
+    values          ascending, float64
+    levels, starts  its ties: level i is `values[starts[i]:starts[i + 1]]`
+    """
+
+    given: NDArray[Any]
+
+    @functools.cached_property
+    def values(self) -> Floats:
+        # Sorted as stored, then widened: half the time for float32, and the order is the same.
+        return np.sort(self.given).astype(np.float64, copy=False)
+
+    @functools.cached_property
+    def starts(self) -> Counts:
+        is_start = np.ones(self.values.size + 1, dtype=np.bool_)
+        np.not_equal(self.values[1:], self.values[:-1], out=is_start[1:-1])
+        return np.flatnonzero(is_start)
+
+    @functools.cached_property
+    def levels(self) -> Floats:
+        return self.values[self.starts[:-1]]
 
 
 @dataclass(frozen=True)
@@ -47,21 +68,16 @@ class Metrics:
 
 
 def sort_scores(scores: np.ndarray, what: str, names: Sequence[str] | None = None) -> Sorted:
-    """Check and sort one image set's scores, infinite ones included; `what` and image `names` are for the refusals."""
+    """Check one image set's scores, which may be infinite; `what` and image `names` are for the refusals."""
     if scores.ndim != 1 or scores.dtype.kind not in "fiu":
         raise UserError(f"{what}: one real number per image is needed, not {scores.dtype} of shape {scores.shape}")
     if names is not None and len(names) != scores.size:
         raise UserError(f"{what}: {scores.size} scores for {len(names)} images")
     if not scores.size:
         raise UserError(f"{what}: no scores; is its image list empty?")
-    # Sorted as stored, then widened: half the time for float32, and the order is the same.
-    values = np.sort(scores).astype(np.float64, copy=False)
-    if np.isnan(values[-1]):  # sorting puts NaN last
+    if np.isnan(scores.max()):  # which NaN goes through
         raise UserError(f"{what}: {_first_nan(scores, names)}")
-    is_start = np.ones(values.size + 1, dtype=np.bool_)
-    np.not_equal(values[1:], values[:-1], out=is_start[1:-1])
-    starts = np.flatnonzero(is_start)
-    return Sorted(values, values[starts[:-1]], starts)
+    return Sorted(scores)
 
 
 def _first_nan(scores: np.ndarray, names: Sequence[str] | None) -> str:
@@ -77,34 +93,33 @@ def evaluate(id: Sorted, ood: Sorted, at95: str = "first", aupr: str = "average_
     `at95` applies to both FPR95s (see `fpr_at_tpr`). `aupr` is scikit-learn's `average_precision`, or the `trapezoid`
     under its precision-recall curve (OpenOOD, pytorch-ood), which gives 75 % rather than 50 % to constant scores.
     """
-    _check_option("at95", at95, AT95)
-    _check_option("aupr", aupr, AUPR)
-    n_id, n_ood = id.values.size, ood.values.size
+    check_options(at95, aupr)
+    n_id, n_ood = id.given.size, ood.given.size
+    tally = tally_of(n_id, n_ood, aupr)
+    # By levels alone for what it takes the points beside the thresholds, or before each level.
+    merged.count(merged.keys(id.given, ood.given), tally, plain=at95 != "first" or aupr == "trapezoid")
+    return metrics_of(tally, at95)
 
-    # One search, of levels in levels; what the ID side has below each OOD level follows by counting. Temporaries are
-    # few on purpose: in a young process each costs more in page faults than its arithmetic does.
-    place = np.searchsorted(ood.levels, id.levels)
-    shared = np.take(ood.levels, place, mode="clip") == id.levels
-    shared_place = place[shared]
-    ood_below = ood.starts[place]
-    place_up_to = np.cumsum(np.bincount(place, minlength=ood.levels.size)[: ood.levels.size])
 
-    id_counts, ood_counts = np.diff(id.starts), np.diff(ood.starts)
-    pairs_won, pairs_tied = id_counts @ ood_below, id_counts[shared] @ ood_counts[shared_place]
-    ood_shared = np.zeros(ood.levels.size, dtype=np.bool_)
-    ood_shared[shared_place] = True
-    tied = id_counts[shared | (id_counts > 1)].sum() + ood_counts[ood_shared | (ood_counts > 1)].sum()
+def tally_of(n_id: int, n_ood: int, aupr: str = "average_precision") -> Tally:
+    """An empty tally of so many images, with its thresholds where 95 % of ID, and of OOD, are called that."""
+    return Tally(n_id, n_ood, n_id - fewest(n_id, 0.95), fewest(n_ood, 0.95) - 1, aupr == "trapezoid")
 
-    false_in = false_out = None
-    if aupr == "trapezoid":
-        false_in, false_out = n_ood - ood.starts[place + shared], id.starts[place_up_to - ood_shared]
+
+def metrics_of(tally: Tally, at95: str = "first") -> Metrics:
+    """The metrics of a tally that has seen all images."""
+    n_id, n_ood, id, ood = tally.n_id, tally.n_ood, tally.at_id, tally.at_ood
+    assert id and ood and (tally.id, tally.ood) == (n_id, n_ood)
+    # Accepted of the other kind: with the threshold's level, before it, and at the next point without more positives.
+    accepted = _Accepted(n_ood - id.ood_below, n_ood - id.ood_below - id.ood, _less(n_ood, id.beside))
+    rejected = _Accepted(ood.id_below + ood.id, ood.id_below, ood.beside)
     return Metrics(
-        auroc=float((2 * pairs_won + pairs_tied) / (2 * n_id * n_ood)),
-        fpr95=_fpr(id.values, ood.values, 0.95, at95),
-        fpr95_ood=_fpr(-ood.values[::-1], -id.values[::-1], 0.95, at95),
-        aupr_in=_area(id_counts, n_id - id.starts[:-1], n_ood - ood_below, false_in),
-        aupr_out=_area(ood_counts, ood.starts[1:], id.starts[place_up_to], false_out),
-        tied=float(tied / (n_id + n_ood)),
+        auroc=tally.won / (2 * n_id * n_ood),
+        fpr95=_at(0.95, at95, (n_id - id.id_below - id.id, n_id - id.id_below, n_id), accepted, n_ood),
+        fpr95_ood=_at(0.95, at95, (ood.ood_below, ood.ood_below + ood.ood, n_ood), rejected, n_id),
+        aupr_in=tally.area_in / n_id,
+        aupr_out=tally.area_out / n_ood,
+        tied=tally.tied / (n_id + n_ood),
         n_id=n_id,
         n_ood=n_ood,
     )
@@ -124,20 +139,36 @@ def fpr_at_tpr(id: Sorted, ood: Sorted, tpr: float = 0.95, rule: str = "first") 
     between the two points around `tpr`; where points have exactly `tpr`, the highest FPR of these.
     """
     _check_option("rule", rule, AT95)
-    return _fpr(id.values, ood.values, tpr, rule)
-
-
-def _fpr(positive: Floats, negative: Floats, tpr: float, rule: str) -> float:
+    positive, negative = id.values, ood.values
     n, m = positive.size, negative.size
     threshold = positive[n - fewest(n, tpr)]
-    first = (m - int(np.searchsorted(negative, threshold))) / m
+    start, stop = (int(np.searchsorted(positive, threshold, side)) for side in ("left", "right"))
+    upto = None if not start else int(np.searchsorted(negative, positive[start - 1], "right"))
+    below, through = (int(np.searchsorted(negative, threshold, side)) for side in ("left", "right"))
+    return _at(tpr, rule, (n - stop, n - start, n), _Accepted(m - below, m - through, _less(m, upto)), m)
+
+
+@dataclass(frozen=True)
+class _Accepted:
+    """Negatives accepted: with the threshold's level, before it, and just before the next level of positives."""
+
+    with_it: int
+    before: int
+    last: int | None  # None: no positives are left
+
+
+def _less(m: int, upto: int | None) -> int | None:
+    return None if upto is None else m - upto
+
+
+def _at(tpr: float, rule: str, positives: tuple[int, int, int], accepted: _Accepted, m: int) -> float:
+    """The rules of `fpr_at_tpr`; `positives` accepted before the threshold's level, with it, and all; m negatives."""
+    few, many, n = positives
+    first = accepted.with_it / m
     if rule == "first":
         return first
-    start, stop = (int(np.searchsorted(positive, threshold, side)) for side in ("left", "right"))
-    low, high = (n - stop) / n, (n - start) / n
-    # The highest FPR before the threshold's own level is accepted, and that before the next lower one is.
-    before = (m - int(np.searchsorted(negative, threshold, "right"))) / m
-    last = (m - int(np.searchsorted(negative, positive[start - 1], "right"))) / m if start else first
+    low, high, before = few / n, many / n, accepted.before / m
+    last = first if accepted.last is None else accepted.last / m
     if rule == "nearest":
         exists = low > 0 or before > 0  # accepting nothing at all is no point of that curve
         return before if exists and abs(low - tpr) < abs(high - tpr) else last
@@ -154,21 +185,10 @@ def fewest(n: int, tpr: float) -> int:
     return k
 
 
-def _area(counts: Counts, found: Counts, false: Counts, false_before: Counts | None) -> float:
-    """Area under precision over recall, from every level of the positives: how many it has, and what is accepted.
-
-    With a level, `found` positives and `false` negatives are accepted; just before it, `false_before` negatives
-    were, those of levels without positives included. With these it is the area by trapezoids, without by steps.
-    """
-    precision = found / (found + false)
-    if false_before is not None:
-        found_before = found - counts
-        called = found_before + false_before
-        # scikit-learn starts the curve, where nothing is accepted, at precision 1.
-        precision += np.divide(found_before, called, out=np.ones_like(precision), where=called > 0)
-        precision /= 2
-    precision *= counts  # summed by numpy: a float dot product would wake the threads of BLAS
-    return float(precision.sum() / counts.sum())
+def check_options(at95: str, aupr: str) -> None:
+    """UserError for rules that do not exist."""
+    _check_option("at95", at95, AT95)
+    _check_option("aupr", aupr, AUPR)
 
 
 def _check_option(option: str, given: str, known: Sequence[str]) -> None:

@@ -6,11 +6,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
-import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from oodbench.method.batch import Batch, Needs
+from oodbench.method.reduction import scaled_logsumexp
 from oodbench.method.task import Task
 
 State = TypeVar("State")
@@ -43,7 +43,7 @@ class Method(ABC, Generic[State]):
         templates = getattr(self, "templates", None)
         if templates is None:
             return None
-        return task.logits(batch.features, templates, None).argmax(-1)
+        return task.best(batch.features, templates)
 
     def decide(self, batch: Batch, task: Task, state: State) -> Bool[Tensor, " b"] | None:
         """Whether each image is in-distribution by the paper's own rule; None for a method that only ranks."""
@@ -60,8 +60,7 @@ def logsumexp(logits: Float[Tensor, "b k"]) -> Float64[Tensor, " b"]:
     In float32 a confident softmax is exactly 1 and its images tie; here 1 - p is resolved down to about 1e-14, and the
     raw cosines of a thousand classes (whose logsumexp spreads over 0.02 around 7) keep their order.
     """
-    top = logits.amax(-1, keepdim=True)
-    return top.squeeze(-1).double() + (logits - top).exp().sum(-1, dtype=torch.float64).log()
+    return scaled_logsumexp(logits, 1.0, logits.amax(-1))
 
 
 def check_predictions(predictions: Tensor, images: int, classes: int) -> None:

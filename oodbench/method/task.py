@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jaxtyping import Float
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from oodbench.method.batch import Batch, Needs, Undeclared
 from oodbench.method.encoder import Encoder
+from oodbench.method.reduction import scaled_logsumexp
 
 if TYPE_CHECKING:
     from oodbench.method.trained import Weights
@@ -52,6 +53,7 @@ class Task:
         self._own: Own | None = None
         self._banks: dict[str, tuple[Tensor, int]] = {}  # templates -> class vectors, count of in-place changes
         self._last: dict[str, tuple[Tensor, Tensor, int]] = {}  # the same of cosines, and the features they are of
+        self._passes: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}  # what -> cosines, what a pass over them gave
 
     def seen_by(self, needs: Needs, own: Own | None = None) -> Task:
         """The same task for a method with other needs; what is remembered is shared."""
@@ -65,8 +67,8 @@ class Task:
         sound = all(bank._version == before for bank, before in self._banks.values())
         sound = sound and all(cosines._version == before for _, cosines, before in self._last.values())
         if not sound:
-            self._banks.clear()
-            self._last.clear()
+            for kept in (self._banks, self._last, self._passes):
+                kept.clear()
         return sound
 
     @property
@@ -117,10 +119,39 @@ class Task:
         The cosines of the last batch are remembered, so that methods with the same prompts share one product. Do not
         change the result in place.
         """
+        cosines = self._cosines(features, templates)
+        factor = self.scale if scale is None else scale
+        return cosines if factor == 1 else cosines * factor
+
+    def largest(self, features: Float[Tensor, "b d"], templates: str, scale: float | None) -> Float[Tensor, " b"]:
+        """logits(...).amax(-1), in a pass over the cosines that all methods share."""
+        factor = self.scale if scale is None else scale
+        if factor <= 0:
+            return self.logits(features, templates, scale).amax(-1)
+        top = self._once(features, (templates, "largest"), lambda cosines: cosines.amax(-1))
+        return top * factor  # rounds as the logits do
+
+    def logsumexp(self, features: Float[Tensor, "b d"], templates: str, scale: float | None) -> Float64[Tensor, " b"]:
+        """logsumexp(logits(...)), in a pass over the cosines that all methods with the same prompts and scale share."""
+        factor = self.scale if scale is None else scale
+        top = self.largest(features, templates, scale)
+        what = (templates, "logsumexp", repr(factor))
+        return self._once(features, what, lambda cosines: scaled_logsumexp(cosines, factor, top))
+
+    def best(self, features: Float[Tensor, "b d"], templates: str) -> Int64[Tensor, " b"]:
+        """The nearest class of every image: logits(...).argmax(-1), shared as well."""
+        return self._once(features, (templates, "best"), lambda cosines: (cosines * self.scale).argmax(-1))
+
+    def _once(self, features: Tensor, what: tuple[str, ...], make: Callable[[Tensor], Tensor]) -> Tensor:
+        """What make() gives of the cosines with the templates what[0], made once for all methods; each gets its own."""
+        cosines = self._cosines(features, what[0])
+        if what not in self._passes or self._passes[what][0] is not cosines:
+            self._passes[what] = cosines, make(cosines)
+        return self._passes[what][1].clone()
+
+    def _cosines(self, features: Tensor, templates: str) -> Tensor:
         last = self._last.get(templates)
         if last is None or last[0] is not features:
             cosines = features @ self.text(templates).T
             last = self._last[templates] = (features, cosines, cosines._version)
-        cosines = last[1]
-        factor = self.scale if scale is None else scale
-        return cosines if factor == 1 else cosines * factor
+        return last[1]

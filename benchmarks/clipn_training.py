@@ -1,0 +1,141 @@
+"""CLIPN's training step beside the release's loop: python benchmarks/clipn_training.py [--batch 16]. CPU time.
+
+Both train the "no" tower of ViT-B-16 (random weights) on the same captions. The release, written anew from its
+description, runs the frozen image tower and the frozen text tower at every step and all 77 positions of both texts; its
+decoding and augmentation are not counted. Ours reads stored embeddings, runs the "no" tower alone, to the longest
+caption. Scaled down for a CPU: batch 2048 would take hours.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import open_clip  # noqa: TID251 (what ours is compared with)
+import torch
+from measure import Row, row, side_by_side, write
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from oodbench import registry
+from oodbench.encoder.card import parse_encoder
+from oodbench.encoder.openclip import OpenClip
+from oodbench.encoder.resolve import resolve
+from oodbench.store import Store
+from oodbench.training.feed import Feed
+from oodbench.training.loop import Trainer
+from oodbench.training.material import Material, Rows
+from oodbench.training.processes import World
+from oodbench.training.schedule import Schedule
+
+ARCHITECTURE = "ViT-B-16"
+# As long as alternative texts of the web: 5 to 20 words.
+CAPTIONS = (
+    "a very typical bus station",
+    "the player celebrates with his team mate after the second goal of the match",
+    "interior design of a modern living room with a grey sofa and large windows",
+    "illustration of a cat on a white background",
+    "tourists walk along the promenade of the old harbour on a sunny day in late summer",
+    "the crew of the ship during a storm",
+    "actor attends the premiere of the film at the theatre in the centre of the city",
+    "a red car parked in front of the house",
+)
+
+
+def material(folder: Path, pairs: int, depth: int) -> Material:
+    """Stored embeddings of so many pairs."""
+    rng = np.random.default_rng(0)
+    for name in ("images", "texts"):
+        rows = rng.normal(size=(pairs, depth)).astype(np.float32)
+        np.save(folder / f"{name}.npy", rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    every = np.arange(pairs)
+    return Material(
+        captions=[CAPTIONS[i % len(CAPTIONS)] for i in range(pairs)],
+        images=Rows([folder / "images.npy"], [0, pairs]),
+        image=every,
+        texts=Rows([folder / "texts.npy"], [0, pairs]),
+        text=every,
+    )
+
+
+class Release:
+    """The release's step."""
+
+    def __init__(self, model: Any, method: Any, encoder: OpenClip, batch: int) -> None:
+        self.model, self.encoder, self.batch = model, encoder, batch
+        self.module = method.module(encoder).train()
+        self.method = method
+        recipe = method.optimiser
+        self.optimiser = torch.optim.AdamW(self.module.parameters(), lr=recipe.lr, betas=recipe.betas, eps=recipe.eps)
+        self.images = torch.randn(batch, 3, 224, 224)
+        self.which = torch.arange(batch) % 17
+
+    def step(self) -> None:
+        tokens = self.encoder.tokenize([CAPTIONS[i % len(CAPTIONS)] for i in range(self.batch)])
+        with torch.no_grad():
+            image = normalize(self.model.encode_image(self.images), dim=-1)
+            yes = normalize(self.model.encode_text(tokens), dim=-1)
+        no = normalize(whole_context(self.module, tokens, self.which), dim=-1)
+        scale = torch.full((self.batch,), 100.0)
+        terms = self.method.loss({"image": image, "yes": yes, "no": no, "scale": scale})
+        self.optimiser.zero_grad()
+        torch.stack(list(terms.values())).sum().backward()
+        self.optimiser.step()
+
+
+def whole_context(module: Any, tokens: Tensor, which: Tensor) -> Tensor:
+    """The "no" tower over all positions, padding included."""
+    tower = module.tower
+    choices = torch.cat([module.prompt_no, module.prompt_no.mean(0, keepdim=True)])
+    x = tower.token_embedding(tokens) + tower.positional_embedding + choices[which]
+    x = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask))
+    found: Tensor = x[torch.arange(len(tokens)), tokens.argmax(-1)] @ tower.text_projection
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=2)
+    asked = parser.parse_args()
+    torch.manual_seed(0)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        model = open_clip.create_model(ARCHITECTURE).eval().requires_grad_(False)
+        torch.save(model.state_dict(), folder / "random.pt")
+        resolved = resolve(parse_encoder(f"{ARCHITECTURE}@{folder / 'random.pt'}"), None, Store(folder / "store"))
+        rows = measured(OpenClip(resolved, "cpu", "fp32"), model, folder, asked.batch, asked.rounds)
+    write("clipn_training", rows, "CPU time of the process", architecture=ARCHITECTURE, batch=asked.batch)
+
+
+def measured(encoder: OpenClip, model: Any, folder: Path, batch: int, rounds: int) -> list[Row]:
+    method: Any = registry.make(registry.methods()["clipn"], {})
+    pairs = 16 * batch
+    recipe = type(method.optimiser)(**{**vars(method.optimiser), "batch": batch})
+    schedule = Schedule(recipe, pairs, 1000, 0)
+    feed = Feed(material(folder, pairs, encoder.card.embed_dim), schedule, encoder, batch)
+    trainer = Trainer(method, feed, World(0, 1, "cpu"), "fp32")
+    release = Release(model, method, encoder, batch)
+    tokens, which = encoder.tokenize(feed.material.captions[:batch]), torch.arange(batch) % 17
+    steps = iter(range(1000))
+
+    def tower() -> None:
+        """The floor: the "no" tower's own forward and backward."""
+        trainer.optimiser.zero_grad()
+        normalize(trainer.module(tokens, which), dim=-1).sum().backward()
+
+    parts = {"ours": lambda: trainer.step(next(steps)), "release": release.step, "tower": tower}
+    found = side_by_side(parts, "ours", rounds)
+    note = f"batch {batch} for 2048; no decoding or augmentation in the release's"
+    what = f"CLIPN training, {ARCHITECTURE}"
+    return [
+        row(f"samples/s of {what}", "release's loop", found["release"], ">= 3", note),
+        row(f"step of {what}", '"no" tower forward and backward', found["tower"].inverse(), "", "with AdamW"),
+    ]
+
+
+if __name__ == "__main__":
+    main()

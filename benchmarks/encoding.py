@@ -1,0 +1,181 @@
+"""Extraction and a whole run beside bare passes of the same encoder: python benchmarks/encoding.py [--images 16].
+
+ViT-B-32 with random weights, in this process, on all cores; the wall clock, for decoding and the model share them.
+Text is encoded before the clocks start: it is made once per encoder and kept. Scaled down: few images a set, 1,000
+negative words and one prompt for CLIPN.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import open_clip  # noqa: TID251 (what ours is compared with)
+import torch
+from measure import Ratio, Row, row, side_by_side, write
+from PIL import Image
+
+from oodbench import runner
+from oodbench.encoder.openclip import OpenClip, transform
+from oodbench.extract import extract
+from oodbench.plan import Plan, make_plan
+from oodbench.session import request_from
+
+ARCHITECTURE = "ViT-B-32"
+EIGHT = ("msp", "maxlogit", "energy", "mcm", "react", "neglabel", "clipn[templates=simple]", "zoc")
+BATCH = 32
+
+
+def pictures(folder: Path, images: int) -> None:
+    """JPEGs of ImageNet's mean size: an ID set with ten classes, four OOD sets, and an ID split for calibration."""
+    rng = np.random.default_rng(0)
+    for name in ("id", "near", "far", "other", "last", "train"):
+        for i in range(images):
+            small = Image.fromarray(rng.integers(0, 255, (47, 63, 3), dtype=np.uint8))
+            place = folder / name / (f"thing {i % 10}" if name in ("id", "train") else "")
+            place.mkdir(parents=True, exist_ok=True)
+            small.resize((500, 375), Image.Resampling.BICUBIC).save(place / f"{i:04}.jpg", quality=90)
+
+
+def trained(folder: Path, encoder: str) -> list[str]:
+    """Files of weights for CLIPN and ZOC: one step of training on eight pairs, for speed depends on no value."""
+    lines = [f"id/thing {i}/{i:04}.jpg,a photo of a red thing number {i} on a table" for i in range(8)]
+    (folder / "captions.csv").write_text("\n".join(["filepath,caption", *lines]) + "\n")
+    files = []
+    for name in ("clipn", "zoc"):
+        out = folder / f"{name}.safetensors"
+        options = ("--batch", "8", "--steps", "1", "--captions", str(folder / "captions.csv"), "--tracking-uri", "none")
+        code = "from oodbench.cli import main; main()"
+        call = [sys.executable, "-c", code, "train", name, "--encoder", encoder, "--out", str(out), *options]
+        done = subprocess.run(call, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        files.append(f"{name}={out}")
+    return files
+
+
+def request(folder: Path, encoder: str, methods: tuple[str, ...], weights: list[str]) -> Any:
+    """One ID and four OOD sets; `folder:` names no calibration split, so ReAct's threshold is given."""
+    words = folder / "words"
+    if not words.is_dir():
+        words.mkdir()
+        lines = [f"{kind} {i}" for i in range(700) for kind in ("noun", "other")]
+        (words / "selected.txt").write_text("\n".join(f"the nice {line}" for line in lines) + "\n")
+    settings = ("react.threshold=1.0", f"neglabel.words={words / 'selected.txt'}")
+    return request_from(
+        methods=",".join(methods),
+        id=f"folder:{folder / 'id'}",
+        ood=[f"folder:{folder / name}" for name in ("near", "far", "other", "last")],
+        encoder=encoder,
+        weights=[one for one in weights if any(m.startswith(one.partition("=")[0]) for m in methods)],
+        settings=[one for one in settings if one.partition(".")[0] in methods],
+        out=folder / "out",
+        store=folder / "store",
+        batch_size=BATCH,
+        bootstrap=0,
+    )
+
+
+def forget(store: Path, *kinds: str) -> None:
+    for kind in kinds:
+        shutil.rmtree(store / kind, ignore_errors=True)
+
+
+def preloaded(plan: Plan) -> list[torch.Tensor]:
+    """All images of the plan as batches of pixels, normalised for the model."""
+    pixels = transform(plan.card)
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (plan.card.mean, plan.card.std))
+    batches = []
+    for listing in plan.listings:
+        images = [(pixels(listing.read(i)).float() / 255 - mean) / std for i in range(len(listing))]
+        batches += [torch.stack(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
+    return batches
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=16, help="of each set")
+    parser.add_argument("--rounds", type=int, default=2)
+    asked = parser.parse_args()
+    torch.manual_seed(0)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["OODBENCH_STORE"] = str(folder / "store")
+        pictures(folder, asked.images)
+        model = open_clip.create_model(ARCHITECTURE).eval()
+        torch.save(model.state_dict(), folder / "random.pt")
+        encoder = f"{ARCHITECTURE}@{folder / 'random.pt'}"
+        weights = trained(folder, encoder)
+        rows = measured(folder, encoder, weights, model, asked.images, asked.rounds)
+    method = "wall clock, all cores; text encoded before"
+    write("encoding", rows, method, architecture=ARCHITECTURE, batch=BATCH, images=5 * asked.images)
+
+
+def measured(folder: Path, encoder: str, weights: list[str], model: Any, images: int, rounds: int) -> list[Row]:
+    store = folder / "store"
+    eight = make_plan(request(folder, encoder, EIGHT, weights))
+    odin = make_plan(request(folder, encoder, ("odin",), []))
+    loaded = OpenClip(eight.encoder, "cpu", "fp32")
+    runner.loader = lambda plan, device: lambda: loaded  # the model is loaded once, before the clocks start
+    batches = preloaded(eight)
+
+    def bare() -> None:
+        with torch.no_grad():
+            for batch in batches:
+                model.encode_image(batch)
+
+    def run(plan: Plan) -> Callable[[], None]:
+        def whole() -> None:
+            forget(store, "embeddings", "scores", "intervals")
+            shutil.rmtree(folder / "out", ignore_errors=True)
+            results = runner.run(plan).results
+            failed = [one.error for one in results if one.status != "ok"]
+            assert not failed, failed
+
+        return whole
+
+    def extraction() -> None:
+        forget(store, "embeddings")
+        for listing in eight.listings:
+            extract(eight.work(listing), lambda: loaded)
+
+    def kept() -> None:
+        """Loading of trained weights, fits, scores, rows."""
+        forget(store, "scores", "intervals")
+        assert all(one.status == "ok" for one in runner.run(eight).results)
+
+    parts = {"bare": bare, "extraction": extraction, "eight methods": run(eight), "kept": kept}
+    found = side_by_side(parts, "bare", rounds, time.perf_counter)
+    began = time.perf_counter()
+    bare()
+    middle = time.perf_counter()
+    assert all(one.status == "ok" for one in runner.run(odin).results)
+    times = (time.perf_counter() - middle) / (middle - began)
+    own = Ratio(times, times, times, time.perf_counter() - middle)
+    n = f"{5 * images} images in 5 sets"
+    scaled = "scaled down: few images; 1,000 negative words, one CLIPN prompt; calibration given, not counted"
+    return [
+        row(
+            f"images/s of extraction, {n}",
+            "bare encode_image",
+            found["extraction"].inverse(),
+            ">= 0.95",
+            "JPEG 500x375",
+        ),
+        row(f"eight methods from JPEG files to rows, {n}", "one bare pass", found["eight methods"], "<= 1.10", scaled),
+        row(f"the same, embeddings stored: weights loaded, fits, scores, rows, {n}", "one bare pass", found["kept"]),
+        row(f"ODIN's own passes, {n}", "one bare pass", own, "", "forward, backward, forward; once"),
+    ]
+
+
+if __name__ == "__main__":
+    main()
