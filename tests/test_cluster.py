@@ -300,7 +300,7 @@ def heed() -> None:
 
 def await_line(path: Path, *words: str) -> None:
     """Wait until a line of the log of events has all of these words."""
-    for _ in range(600):
+    for _ in range(2400):  # two minutes: a worker takes its time on a busy machine
         if path.is_file() and any(all(word in line for word in words) for line in path.read_text().splitlines()):
             return
         time.sleep(0.05)
