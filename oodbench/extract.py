@@ -182,39 +182,21 @@ def batches(work: Work, bounds: tuple[int, int], transform: Callable[[Any], Tens
 def _encode(work: Work, bounds: tuple[int, int], encoder: OpenClip, done: Callable[[int], None]) -> Entry:
     import time
 
-    import torch
-
+    from oodbench.encoder.encoding import encoded
     from oodbench.encoder.openclip import transform
 
     began = time.perf_counter()
-    rows: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = []
-    positions: list[int] = []
-    skipped: list[tuple[str, str]] = []
-    decoded = contextlib.closing(batches(work, bounds, transform(encoder.card)))
-    with torch.no_grad(), decoded as parts:
-        for batch in parts:
-            if batch.images is not None:
-                activations = encoder.activations(batch.images.to(encoder.device).float() / 255)
-                embeddings = encoder.project(activations)
-                rows.append((embeddings.cpu().numpy(), activations.cpu().numpy()))
-            positions += batch.positions
-            skipped += batch.skipped
-            done(len(batch.positions) + len(batch.skipped))
-    card = encoder.card
-    arrays = {
-        "embeddings": np.concatenate([r[0] for r in rows]) if rows else np.zeros((0, card.embed_dim), np.float32),
-        "positions": np.array(positions, np.int64) - bounds[0],
-    }
-    if card.activation != "embedding":  # else they are the embeddings, and are not stored twice
-        arrays["activations"] = np.concatenate([r[1] for r in rows]) if rows else np.zeros((0, card.width), np.float32)
-    bad = np.flatnonzero(~np.isfinite(arrays["embeddings"]).all(1))
+    with contextlib.closing(batches(work, bounds, transform(encoder.card))) as parts:
+        found = encoded(parts, encoder, done)
+    arrays: dict[str, npt.NDArray[Any]] = {"positions": np.array(found.positions, np.int64) - bounds[0]}
+    bad = np.flatnonzero(~np.isfinite(found.arrays["embeddings"]).all(1))
     if len(bad):
-        name = work.listing.names[positions[bad[0]]]
+        name = work.listing.names[found.positions[bad[0]]]
         raise UserError(f"the encoder gave NaN or infinity for {len(bad)} images, '{name}' first; try --precision fp32")
     facts = {
         "dataset": work.listing.dataset.name,
-        "skipped": skipped,
+        "skipped": found.skipped,
         "seconds": round(time.perf_counter() - began, 3),
         "stamp": stamp(str(encoder.device)),
     }
-    return work.store.write("embeddings", work.inputs(*bounds), arrays, facts)
+    return work.store.write("embeddings", work.inputs(*bounds), {**found.arrays, **arrays}, facts)

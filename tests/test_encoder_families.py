@@ -12,8 +12,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from oodbench.decode import Decoded
 from oodbench.encoder import build
 from oodbench.encoder.card import parse_encoder
+from oodbench.encoder.encoding import encoded
 from oodbench.encoder.openclip import OpenClip
 from oodbench.encoder.origin import Origin
 from oodbench.encoder.resolve import resolve
@@ -182,3 +184,20 @@ def test_lower_precision_gives_float32_near_the_full_one(precision: str, tmp_pat
     full, low = (OpenClip(resolved, "cpu", chosen).pixels(images) for chosen in ("fp32", precision))
     assert low.dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(full, low).min() > 0.999
+
+
+def test_a_pass_over_many_batches_casts_weights_once_and_leaves_them_frozen(tmp_path: Path) -> None:
+    """Low precision is that of the towers alone: the last map stays in float32, and no weight learns to be trained."""
+    resolved = resolve(parse_encoder("glyphs"), None, Store(tmp_path))
+    exact, low = (OpenClip(resolved, "cpu", chosen) for chosen in ("fp32", "bf16"))
+    pixels = torch.randint(0, 256, (3, 4, 3, *resolved.card.size), dtype=torch.uint8)
+    batches = [Decoded([4 * i + j for j in range(4)], part, []) for i, part in enumerate(pixels)]
+    full, found = (encoded(batches, one, lambda n: None).arrays for one in (exact, low))
+    plain = torch.cat([exact.pixels(part.float() / 255) for part in pixels]).numpy()
+    assert (full["embeddings"] == plain).all()
+    gap = abs(found["embeddings"] - plain).max() / abs(plain).max()
+    assert 0 < gap < 0.02 and found["embeddings"].dtype == found["activations"].dtype == "float32"
+    again = low.project(torch.from_numpy(found["activations"])).numpy()
+    assert (again == found["embeddings"]).all()
+    assert not any(weight.requires_grad for weight in low._model.parameters())
+    assert not torch.is_autocast_enabled("cpu")

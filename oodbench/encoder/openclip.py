@@ -50,6 +50,22 @@ class OpenClip:
             return nullcontext()
         return torch.autocast(self.device.type, self._dtype)
 
+    @contextmanager
+    def casting_once(self) -> Iterator[None]:
+        """For many batches without gradients: weights are cast to the precision once, not in every batch.
+
+        Autocast keeps the casts only of weights that could be trained, and only while it is on.
+        """
+        if self._dtype == torch.float32 or torch.is_grad_enabled():
+            yield
+            return
+        self._model.requires_grad_(True)
+        try:
+            with self._autocast():
+                yield
+        finally:
+            self._model.requires_grad_(False)
+
     def _normalised(self, images: Tensor) -> Tensor:
         return (images.to(self.device) - self._mean) / self.std
 
@@ -60,7 +76,8 @@ class OpenClip:
 
     def project(self, activations: Float[Tensor, "b w"]) -> Float[Tensor, "b d"]:
         """The last linear map, always in float32."""
-        return self._tower.project(activations.to(self.device))
+        with torch.autocast(self.device.type, enabled=False):
+            return self._tower.project(activations.to(self.device))
 
     def pixels(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b d"]:
         """Embed images in [0, 1]; differentiable."""
@@ -69,10 +86,11 @@ class OpenClip:
     def text(self, prompts: Sequence[str]) -> Float[Tensor, "k d"]:
         """Embed prompts, 256 at a time."""
         parts = []
-        for start in range(0, len(prompts), 256):
-            tokens = self.tokenize(prompts[start : start + 256])
-            with self._autocast(), _shortened(self._model, tokens) as length:
-                parts.append(self._model.encode_text(tokens[:, :length], normalize=False).float())
+        with self.casting_once():
+            for start in range(0, len(prompts), 256):
+                tokens = self.tokenize(prompts[start : start + 256])
+                with self._autocast(), _shortened(self._model, tokens) as length:
+                    parts.append(self._model.encode_text(tokens[:, :length], normalize=False).float())
         return torch.cat(parts)
 
     def tokenize(self, prompts: Sequence[str]) -> Int64[Tensor, "k n"]:
