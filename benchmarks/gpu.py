@@ -21,11 +21,10 @@ from measure import Ratio, Row, row, side_by_side, write
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from oodbench import decode
 from oodbench.decode import Decoded
 from oodbench.encoder.encoding import encoded
 from oodbench.encoder.openclip import OpenClip, transform
-from oodbench.extract import Work, batches
+from oodbench.extract import batches
 from oodbench.plan import make_plan
 from oodbench.session import request_from
 
@@ -88,7 +87,7 @@ def measured(folder: Path, architecture: str, asked: argparse.Namespace) -> list
     threads = work.reading.workers
 
     def from_files() -> Any:
-        return encoded(decode.batches(*_read(work, n), transform(plan.card)), ours, lambda n: None)
+        return encoded(batches(work, (0, n), transform(plan.card)), ours, lambda n: None)
 
     def eager() -> None:
         pin = asked.device == "cuda"
@@ -110,10 +109,6 @@ def measured(folder: Path, architecture: str, asked: argparse.Namespace) -> list
         row(f"preloaded, {architecture} bf16", "measured bf16 product", Ratio(share, share, share, 0.0), ">= 0.5"),
         row(f"bf16 embeddings, {architecture}", "fp32, relative to the largest", Ratio(gap, gap, gap, 0.0), "<= 0.01"),
     ]
-
-
-def _read(work: Work, n: int) -> tuple[Any, Any, int, tuple[int, int]]:
-    return work.listing, work.reading, work.recipe.batch_size, (0, n)
 
 
 def _size(size: Any) -> tuple[int, int]:

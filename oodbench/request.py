@@ -79,12 +79,12 @@ def check_options(request: RunRequest) -> None:
         ("results folder", request.out, "--out"),
         ("store", request.store or default_root(), "--store or $OODBENCH_STORE"),
     ):
-        if not _writable(expand(folder)):
+        if not writable(expand(folder)):
             problems.append(f"the {what} {folder} cannot be written; name another with {flag}")
     raise_all(problems)
 
 
-def _writable(folder: Path) -> bool:
+def writable(folder: Path) -> bool:
     """Whether a folder, or the nearest one above that exists, takes a file."""
     import tempfile
 

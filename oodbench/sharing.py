@@ -8,6 +8,7 @@ folder, verifies it, and maps it from disk.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -77,7 +78,7 @@ class Shared(Store):
         """The entry for these inputs, here or fetched, verified; None when it is in neither place."""
         found = super().find(kind, inputs)
         if found is None:
-            return super().find(kind, inputs) if self._fetch(kind, self.key(kind, inputs)) else None
+            return self._fetch(kind, self.key(kind, inputs))
         if not self._mark(found.path).exists():  # made before it was shared, or its maker was killed
             self._send(kind, found)
         return found
@@ -136,13 +137,13 @@ class Shared(Store):
         with contextlib.suppress(OSError):  # a store that this user may only read
             self._mark(entry.path).touch()
 
-    def _fetch(self, kind: str, key: str) -> bool:
-        """Bring an entry here; False when there is none, or none that is whole."""
+    def _fetch(self, kind: str, key: str) -> Entry | None:
+        """Bring an entry here, verified; None when there is none, or none that is whole."""
         there, path = self._there(kind, key), self.path(kind, key)
         try:
             text = self._ask(lambda: self._system.cat_file(f"{there}/entry.json"))
         except FileNotFoundError:
-            return False
+            return None
         temporary = beside(path)
         try:
             temporary.mkdir(parents=True)
@@ -156,12 +157,11 @@ class Shared(Store):
                 self._ask(functools.partial(self._system.get_file, source, str(file)))
             (temporary / "entry.json").write_bytes(text)
             self._mark(temporary).touch()
-            verified(temporary, key)
-            place(temporary, path)
-            return True
+            found = verified(temporary, key)
+            return place(temporary, path) or dataclasses.replace(found, key=key, path=path)
         except DAMAGE as error:
             log.warning("shared entry %s/%s is damaged (%s) and will be made again", kind, key[:12], error)
-            return False
+            return None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

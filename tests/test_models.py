@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
 import oodbench
 from oodbench.attachments import Attachments
 from oodbench.detector import pyfunc
 from oodbench.detector.registration import model_of
 from oodbench.errors import UserError
-from oodbench.glyphs import render, world
+from oodbench.glyphs import world
 from oodbench.store import file_digest
 from oodbench.tracking import Tracker, send
 from oodbench.weights import SHIPPED, recipe_of
 from tests.conftest import Cli
+from tests.photos import lay
 from tests.servers import serving, unused_port
 from tests.test_tracking import Store, row
 
@@ -36,12 +36,7 @@ CHROMIUM = "/usr/bin/chromium"
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photos of known classes, new images, names, and a detector that was fitted on them."""
-    folder = tmp_path_factory.mktemp("place")
-    for name, split, n in (("photos", "id-train", 30), ("new", "id-test", 8), ("new", "letters", 8)):
-        (folder / name).mkdir(exist_ok=True)
-        for i in range(n):
-            Image.fromarray(render.image(split, i)).save(folder / name / f"{split}-{i:03d}.png")
-    (folder / "names.txt").write_text("\n".join(world.CLASSES) + "\n")
+    folder = lay(tmp_path_factory.mktemp("place"), known=30, new=8)
     oodbench.Detector("clipn", classes=str(folder / "names.txt")).fit(folder / "photos").save(folder / "detector")
     return folder
 

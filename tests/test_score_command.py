@@ -16,14 +16,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
-from PIL import Image
 
 import oodbench
 from oodbench.cli import main
 from oodbench.detector import explanation
-from oodbench.glyphs import render, world
+from oodbench.glyphs import world
 from oodbench.session import request_from
 from oodbench.store import Store
+from tests.photos import lay
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,13 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as the page assumes it: photos of known classes, new images, and the names."""
-    folder = tmp_path_factory.mktemp("place")
-    for name, split, n in (("photos", "id-train", 60), ("new", "id-test", 20), ("new", "letters", 20)):
-        (folder / name).mkdir(exist_ok=True)
-        for i in range(n):
-            Image.fromarray(render.image(split, i)).save(folder / name / f"{split}-{i:03d}.png")
-    (folder / "names.txt").write_text("\n".join(world.CLASSES) + "\n")
-    return folder
+    return lay(tmp_path_factory.mktemp("place"), known=60, new=20)
 
 
 def call(place: Path, *arguments: str) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -38,5 +39,6 @@ def print_of_copy(place: Path) -> str:
     known = note.read_text(encoding="utf-8").split("\n") if note.is_file() else []
     if known[:1] != [state]:
         known = [state, file_digest(place)]
-        write_text(note, "\n".join(known))
+        with contextlib.suppress(OSError):  # a cache that this user may only read
+            write_text(note, "\n".join(known))
     return known[1]

@@ -21,7 +21,7 @@ from oodbench.paths import expand
 from oodbench.request import RunRequest
 from oodbench.result import IdRow, Result, SetRow
 from oodbench.store import Store, default_root
-from oodbench.urls import is_url
+from oodbench.urls import is_url, shown
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class Gallery:
         store = Store(expand(default_root()))
         behind = [url for url in _urls(catalogue.dataset(of.dataset)) if not copy_of(url).is_file()]
         if behind:  # a picture is no reason to fetch gigabytes
-            raise UserError(f"{behind[0]} was not fetched on this machine")
+            raise UserError(f"{shown(behind[0])} was not fetched on this machine")
         found = sets.listed(catalogue.dataset(of.dataset), request, isinstance(of, IdRow), store)
         if found.digest != of.list_digest:
             raise UserError(

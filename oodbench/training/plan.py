@@ -13,7 +13,7 @@ from oodbench.encoder.resolve import Resolved, resolve
 from oodbench.errors import Collected, UserError, raise_all
 from oodbench.jobs import Job, make_jobs
 from oodbench.paths import expand
-from oodbench.request import RunRequest
+from oodbench.request import RunRequest, writable
 from oodbench.sharing import opened
 from oodbench.store import Store
 from oodbench.training.request import GLYPHS, TrainRequest, check_options
@@ -126,12 +126,6 @@ def _check_captions(request: TrainRequest) -> None:
 
 def _check_folder(request: TrainRequest) -> None:
     """Whether the file of weights can be written, known before hours of work."""
-    import tempfile
-
     folder = place(request)
-    nearest = next(path for path in (folder, *folder.parents) if path.exists())
-    try:
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
-    except OSError as error:
-        raise UserError(f"the folder {folder} cannot be written; name another file with --out") from error
+    if not writable(folder):
+        raise UserError(f"the folder {folder} cannot be written; name another file with --out")
