@@ -85,7 +85,7 @@ class CLIPN(TrainedMethod[Tensor]):
     def score(self, batch: Batch, task: Task, state: Tensor) -> Float[Tensor, " b"]:
         yes, gap = self._logits(batch, task, state)
         if self.rule == "ctw":
-            odds = gap.gather(-1, yes.argmax(-1, keepdim=True)).squeeze(-1).double()
+            odds = gap.gather(-1, task.best(batch.features, self.templates)[:, None]).squeeze(-1).double()
         else:
             odds = logsumexp(yes + logsigmoid(gap)) - logsumexp(yes + logsigmoid(-gap))
         return odds if self.form == "log-odds" else odds.sigmoid().float()
@@ -94,7 +94,7 @@ class CLIPN(TrainedMethod[Tensor]):
         """The paper's threshold-free rules, equations 7 (CTW) and 9 (ATD)."""
         yes, gap = self._logits(batch, task, state)
         if self.rule == "ctw":
-            return gap.gather(-1, yes.argmax(-1, keepdim=True)).squeeze(-1) > 0
+            return gap.gather(-1, task.best(batch.features, self.templates)[:, None]).squeeze(-1) > 0
         known = yes if self.decision == "raw" else yes + logsigmoid(gap)
         return known.amax(-1).double() >= logsumexp(yes + logsigmoid(-gap))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from oodbench.method import Batch, Method, Task, logsumexp
+from oodbench.method import Batch, Method, Task
 
 
 @dataclass(frozen=True)
@@ -29,5 +29,5 @@ class MCM(Method[None]):
             raise ValueError(f"temperature must be above 0, not {self.temperature}")
 
     def score(self, batch: Batch, task: Task, state: None) -> Float[Tensor, " b"]:
-        logits = task.logits(batch.features, self.templates, 1 / self.temperature)
-        return logits.amax(-1) - logsumexp(logits)
+        of = batch.features, self.templates, 1 / self.temperature
+        return task.largest(*of) - task.logsumexp(*of)

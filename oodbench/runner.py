@@ -18,9 +18,10 @@ from oodbench.errors import UserError, raise_all
 from oodbench.events import Event
 from oodbench.images import Listing
 from oodbench.jobs import Job
+from oodbench.passes import Running
 from oodbench.plan import Plan
 from oodbench.result import Result, from_json
-from oodbench.score import Running, Scorer, feature_batches, find_scores
+from oodbench.score import Scorer, feature_batches, find_scores
 from oodbench.store import Entry
 from oodbench.textbank import text_bank, word_bank
 

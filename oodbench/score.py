@@ -15,16 +15,17 @@ from oodbench.errors import UserError
 from oodbench.extract import Embedded, batches
 from oodbench.images import Listing
 from oodbench.jobs import Job
+from oodbench.passes import Changed, Given, Running, over
 from oodbench.plan import Plan
 from oodbench.provenance import stamp
 from oodbench.store import Entry
 
 if TYPE_CHECKING:
-    from oodbench.method import Batch, Method, Own, Task
+    from oodbench.method import Batch, Task
 
 log = logging.getLogger(__name__)
 
-ENGINE = 1  # raise when scoring gives other numbers than before
+ENGINE = 2  # raise when scoring gives other numbers than before
 CHUNK = 1024  # images scored at once: with 1000 classes 4 MB of cosines, which stay in the processor's cache
 
 
@@ -49,19 +50,6 @@ def find_scores(plan: Plan, job: Job, listing: Listing) -> Entry | None:
     """Stored scores, unless images were skipped for them and this run is to stop at such."""
     entry = plan.store.find("scores", score_inputs(plan, job, listing))
     return None if entry and entry.facts["skipped"] and plan.request.on_error == "stop" else entry
-
-
-@dataclass
-class Running:
-    """A job under way: its method, what it learnt, and why it failed if it did."""
-
-    job: Job
-    method: Method[Any]
-    own: Own | None = None
-    state: Any = None
-    fitted: bool = False
-    fit_seconds: float = 0.0
-    error: str = ""
 
 
 class Scorer:
@@ -92,34 +80,33 @@ class Scorer:
         """Scores and predictions of one method on a set that is not empty, not stored. UserError when it fails."""
         from oodbench.method import Needs
 
-        parts = self._parts([one], embedded, Needs.PIXELS in one.method.needs) if self._fit(one) else None
-        if parts and not one.error and not _has_nan(one, embedded, parts[0][1]):
-            part = parts[0][1]
-            return Values(np.concatenate(part.scores), np.concatenate(part.predictions) if part.predictions else None)
+        if self._fit(one):
+            (given,) = self._given([one], embedded, Needs.PIXELS in one.method.needs)
+            if given.error is None and not _has_nan(one, embedded, given):
+                predictions = np.concatenate(given.predictions) if given.predictions else None
+                return Values(np.concatenate(given.scores), predictions)
+            if given.error:
+                _failed(one, given.error)
         why, one.error = one.error, ""  # the next images may fare better
         raise UserError(f"{one.job.label}: {why}")
 
     def _pass(self, group: Sequence[Running], embedded: Embedded, pixels: bool) -> bool:
         """Score a set with methods that read the same batches; False when one changed them, and the rest start anew."""
-        parts = self._parts(group, embedded, pixels)
-        for one, part in parts or ():
-            if not one.error:
-                self._write(one, embedded, part)
-        return parts is not None
+        found = self._given(group, embedded, pixels)
+        changed = any(isinstance(given.error, Changed) for given in found)
+        for one, given in zip(group, found, strict=True):
+            if given.error and (not changed or isinstance(given.error, Changed)):
+                _failed(one, given.error)
+            elif not changed:
+                self._write(one, embedded, given)
+        return not changed
 
-    def _parts(self, group: Sequence[Running], embedded: Embedded, pixels: bool) -> list[tuple[Running, _Parts]] | None:
-        """What each method gives for the batches of a set; None when one changed in place what it was given."""
-        parts = [(one, _Parts()) for one in group]
-        for batch in self.batches(embedded, pixels):
-            before = batch.versions()
-            for one, part in parts:
-                if one.error:
-                    continue
-                self._score_batch(one, batch, part)
-                if not self.task.intact() or batch.versions() != before:
-                    _failed(one, UserError("it changes in place what it was given; clone it first"))
-                    return None
-        return parts
+    def _given(self, group: Sequence[Running], embedded: Embedded, pixels: bool) -> list[Given]:
+        """On CPUs a chunk of embeddings is one core's; the model, and a GPU, are worth all of them at once."""
+        import torch
+
+        threads = torch.get_num_threads() if self.device == "cpu" and not pixels else None
+        return over(lambda: self.batches(embedded, pixels), group, self.task, threads)
 
     def _fit(self, one: Running) -> bool:
         import torch
@@ -141,28 +128,6 @@ class Scorer:
             one.fitted, one.fit_seconds = True, time.perf_counter() - began
         return True
 
-    def _score_batch(self, one: Running, batch: Batch, part: _Parts) -> None:
-        import torch
-
-        from oodbench.method import Needs, check_predictions
-
-        began = time.perf_counter()
-        try:
-            # Not inference_mode: a method may need gradients with respect to the pixels.
-            with torch.no_grad():
-                needs, task = one.method.needs, self.task.seen_by(one.method.needs, one.own)
-                scores = one.method.score(batch.seen_by(needs), task, one.state)
-                predictions = one.method.predict(batch.seen_by(needs | Needs.FEATURES), task, one.state)
-            if scores.shape != (batch.size,):
-                raise UserError(f"score() must return one score per image, [{batch.size}], not {list(scores.shape)}")
-            part.scores.append(scores.detach().double().cpu().numpy())
-            if predictions is not None:
-                check_predictions(predictions, batch.size, len(self.plan.classes.lines))
-                part.predictions.append(predictions.cpu().numpy().astype(np.int32))
-        except Exception as error:
-            _failed(one, error)
-        part.seconds += time.perf_counter() - began
-
     def batches(self, embedded: Embedded, pixels: bool) -> Iterator[Batch]:
         """The set's images as methods read them; with pixels, decoded again in the batches of the extraction."""
         from oodbench.encoder.openclip import transform
@@ -179,18 +144,18 @@ class Scorer:
                     row += len(batch.positions)
                     yield _batch(shard, rows, self.device, batch.images.to(self.device).float() / 255)
 
-    def _write(self, one: Running, embedded: Embedded, part: _Parts) -> None:
-        if _has_nan(one, embedded, part):
+    def _write(self, one: Running, embedded: Embedded, given: Given) -> None:
+        if _has_nan(one, embedded, given):
             return
-        scores, positions = np.concatenate(part.scores), embedded.positions
+        scores, positions = np.concatenate(given.scores), embedded.positions
         arrays: dict[str, npt.NDArray[Any]] = {"scores": scores, "positions": positions}
-        if part.predictions:
-            arrays["predictions"] = np.concatenate(part.predictions)
+        if given.predictions:
+            arrays["predictions"] = np.concatenate(given.predictions)
         facts = {
             **stamp(self.device),
             "dataset": embedded.listing.dataset.name,
             "skipped": list(embedded.skipped),
-            "seconds": round(part.seconds, 6),
+            "seconds": round(given.seconds, 6),
             "fit_seconds": round(one.fit_seconds, 6),
             "extract_seconds": embedded.seconds,
             "extracted": embedded.stamps,
@@ -206,18 +171,9 @@ class Values:
     predictions: npt.NDArray[np.int32] | None
 
 
-class _Parts:
-    """What one method gave for the batches of one set."""
-
-    def __init__(self) -> None:
-        self.scores: list[npt.NDArray[np.float64]] = []
-        self.predictions: list[npt.NDArray[np.int32]] = []
-        self.seconds = 0.0
-
-
-def _has_nan(one: Running, embedded: Embedded, part: _Parts) -> bool:
+def _has_nan(one: Running, embedded: Embedded, given: Given) -> bool:
     """Whether a score is NaN, which is the method's failure."""
-    scores, listing = np.concatenate(part.scores), embedded.listing
+    scores, listing = np.concatenate(given.scores), embedded.listing
     bad = np.flatnonzero(np.isnan(scores))
     if not len(bad):
         return False

@@ -13,9 +13,10 @@ from oodbench.cluster.pool import Pool, Task
 from oodbench.cluster.worker import Done, leaves, parts
 from oodbench.errors import UserError, raise_all
 from oodbench.images import Listing
+from oodbench.passes import Running
 from oodbench.plan import Plan
 from oodbench.runner import Watch
-from oodbench.score import Running, find_scores
+from oodbench.score import find_scores
 from oodbench.store import Entry
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from oodbench.extract import Work, extract, shard
 
 if TYPE_CHECKING:
     from oodbench.cluster.connection import Layout
+    from oodbench.passes import Running
     from oodbench.plan import Plan
-    from oodbench.score import Running
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Worker:
         from oodbench.score import Scorer
 
         cores = max(1, min((os.cpu_count() or 1) // self._layout.share, 16))
-        # Ray gives every worker one thread. On CPUs the last digits follow the number of threads: that of the driver.
+        # Ray gives every worker one thread. On CPUs the digits of embeddings follow the number of threads: that of the driver.
         torch.set_num_threads(self._layout.threads if self._layout.device == "cpu" else cores)
         plan = unpack(self._parcel)
         request = dataclasses.replace(plan.request, workers=plan.request.workers or cores)
@@ -126,8 +126,8 @@ class Worker:
 
     def _fresh(self, labels: tuple[str, ...]) -> list[Running]:
         """The methods, kept from task to task with what they learnt; one that failed begins anew."""
+        from oodbench.passes import Running
         from oodbench.runner import own
-        from oodbench.score import Running
 
         for label in labels:
             if label not in self._running or self._running[label].error:

@@ -20,11 +20,12 @@ from oodbench.errors import UserError
 from oodbench.extract import Embedded
 from oodbench.images import Listing
 from oodbench.jobs import Job, make_jobs
+from oodbench.passes import Running
 from oodbench.plan import Plan
 from oodbench.prompts import Lines, class_names
 from oodbench.request import RunRequest, check_options
 from oodbench.runner import Watch, loader, own, pick_device, task_of
-from oodbench.score import Running, Scorer
+from oodbench.score import Scorer
 
 if TYPE_CHECKING:
     from oodbench.method import Method

@@ -17,10 +17,11 @@ from oodbench.detector.keeping import Keeping
 from oodbench.errors import UserError
 from oodbench.extract import Embedded
 from oodbench.jobs import Job
+from oodbench.passes import Running
 from oodbench.plan import Plan, make_plan
 from oodbench.request import RunRequest
 from oodbench.runner import Watch, loader, own, pick_device, task_of
-from oodbench.score import Running, Scorer
+from oodbench.score import Scorer
 
 USUAL = "simple"  # the prompts of the nearest class names, unless others are given
 

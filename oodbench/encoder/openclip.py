@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -24,6 +25,9 @@ from oodbench.encoder.tower import Tower
 from oodbench.errors import UserError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+_ALONE = threading.Lock()  # methods score in several threads, and the context is cut in the model itself
 
 
 class OpenClip:
@@ -89,7 +93,7 @@ class OpenClip:
         with self.casting_once():
             for start in range(0, len(prompts), 256):
                 tokens = self.tokenize(prompts[start : start + 256])
-                with self._autocast(), _shortened(self._model, tokens) as length:
+                with _ALONE, self._autocast(), _shortened(self._model, tokens) as length:
                     parts.append(self._model.encode_text(tokens[:, :length], normalize=False).float())
         return torch.cat(parts)
 

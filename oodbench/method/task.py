@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from oodbench.method.batch import Batch, Needs, Undeclared
 from oodbench.method.encoder import Encoder
-from oodbench.method.reduction import scaled_logsumexp
+from oodbench.method.reduction import first_largest, scaled_logsumexp
 
 if TYPE_CHECKING:
     from oodbench.method.trained import Weights
@@ -54,6 +55,7 @@ class Task:
         self._banks: dict[str, tuple[Tensor, int]] = {}  # templates -> class vectors, count of in-place changes
         self._last: dict[str, tuple[Tensor, Tensor, int]] = {}  # the same of cosines, and the features they are of
         self._passes: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}  # what -> cosines, what a pass over them gave
+        self._one = threading.RLock()  # the encoder is asked by one thread at a time, and once
 
     def seen_by(self, needs: Needs, own: Own | None = None) -> Task:
         """The same task for a method with other needs; what is remembered is shared."""
@@ -62,9 +64,15 @@ class Task:
         view._own = own
         return view
 
+    def apart(self) -> Task:
+        """The same task for another thread: text is shared, what is remembered of the last batch is its own."""
+        view = copy.copy(self)
+        view._last, view._passes = {}, {}
+        return view
+
     def intact(self) -> bool:
         """Whether nothing that is remembered was changed in place; if something was, all of it is forgotten."""
-        sound = all(bank._version == before for bank, before in self._banks.values())
+        sound = all(bank._version == before for bank, before in [*self._banks.values()])
         sound = sound and all(cosines._version == before for _, cosines, before in self._last.values())
         if not sound:
             for kept in (self._banks, self._last, self._passes):
@@ -74,7 +82,8 @@ class Task:
     @property
     def encoder(self) -> Encoder:
         """The model itself, loaded when first asked for. Declare Needs.ENCODER to run it in score()."""
-        return self._sources.encoder()
+        with self._one:
+            return self._sources.encoder()
 
     @property
     def weights(self) -> Weights:
@@ -101,17 +110,19 @@ class Task:
 
     def words(self, prompts: Sequence[str]) -> Float[Tensor, "n d"]:
         """One unit vector per prompt, of any number of prompts; encoded once per encoder and kept in the store."""
-        return self._sources.words(tuple(prompts))
+        with self._one:
+            return self._sources.words(tuple(prompts))
 
     def text(self, templates: str) -> Float[Tensor, "k d"]:
         """One unit vector per class: prompts normalised, averaged over the templates, normalised again.
 
         `templates` is a prompt set's name, a file with one template a line, or a single template with `{}` in it.
         """
-        if templates not in self._banks:
-            bank = self._sources.text(templates)
-            self._banks[templates] = (bank, bank._version)
-        return self._banks[templates][0]
+        with self._one:
+            if templates not in self._banks:
+                bank = self._sources.text(templates)
+                self._banks[templates] = (bank, bank._version)
+            return self._banks[templates][0]
 
     def logits(self, features: Float[Tensor, "b d"], templates: str, scale: float | None) -> Float[Tensor, "b k"]:
         """`scale` times the cosine of every image with every class; scale None is the encoder's own (mostly 100).
@@ -128,8 +139,8 @@ class Task:
         factor = self.scale if scale is None else scale
         if factor <= 0:
             return self.logits(features, templates, scale).amax(-1)
-        top = self._once(features, (templates, "largest"), lambda cosines: cosines.amax(-1))
-        return top * factor  # rounds as the logits do
+        where = self.best(features, templates)[:, None]
+        return self._cosines(features, templates).gather(-1, where).squeeze(-1) * factor  # rounds as the logits do
 
     def logsumexp(self, features: Float[Tensor, "b d"], templates: str, scale: float | None) -> Float64[Tensor, " b"]:
         """logsumexp(logits(...)), in a pass over the cosines that all methods with the same prompts and scale share."""
@@ -139,8 +150,8 @@ class Task:
         return self._once(features, what, lambda cosines: scaled_logsumexp(cosines, factor, top))
 
     def best(self, features: Float[Tensor, "b d"], templates: str) -> Int64[Tensor, " b"]:
-        """The nearest class of every image: logits(...).argmax(-1), shared as well."""
-        return self._once(features, (templates, "best"), lambda cosines: (cosines * self.scale).argmax(-1))
+        """The nearest class of every image, the first of several as near; shared as well."""
+        return self._once(features, (templates, "best"), first_largest)
 
     def _once(self, features: Tensor, what: tuple[str, ...], make: Callable[[Tensor], Tensor]) -> Tensor:
         """What make() gives of the cosines with the templates what[0], made once for all methods; each gets its own."""
@@ -152,6 +163,10 @@ class Task:
     def _cosines(self, features: Tensor, templates: str) -> Tensor:
         last = self._last.get(templates)
         if last is None or last[0] is not features:
+            del last  # its memory first, which is still in the processor's cache
+            self._last.pop(templates, None)
+            for what in [what for what in self._passes if what[0] == templates]:
+                del self._passes[what]
             cosines = features @ self.text(templates).T
             last = self._last[templates] = (features, cosines, cosines._version)
         return last[1]

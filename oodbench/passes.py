@@ -1,0 +1,129 @@
+"""One pass over the batches of a set with several methods, on one thread or several."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from oodbench.errors import UserError
+from oodbench.threads import in_order
+
+if TYPE_CHECKING:
+    from oodbench.jobs import Job
+    from oodbench.method import Batch, Method, Own, Task
+
+
+@dataclass
+class Running:
+    """A job under way: its method, what it learnt, and why it failed if it did."""
+
+    job: Job
+    method: Method[Any]
+    own: Own | None = None
+    state: Any = None
+    fitted: bool = False
+    fit_seconds: float = 0.0
+    error: str = ""
+
+
+@dataclass
+class Given:
+    """What a method gave, batch by batch; nothing more after its first error."""
+
+    scores: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    predictions: list[npt.NDArray[np.int32]] = field(default_factory=list)
+    seconds: float = 0.0
+    error: Exception | None = None
+
+    def add(self, other: Given) -> None:
+        """Append the next batch."""
+        self.scores += other.scores
+        self.predictions += other.predictions
+        self.seconds += other.seconds
+        self.error = other.error
+
+
+class Changed(UserError):
+    """A method changed in place what others read, too."""
+
+
+def over(
+    batches: Callable[[], Iterable[Batch]], group: Sequence[Running], task: Task, threads: int | None
+) -> list[Given]:
+    """What each method gives for all batches. `threads`: by so many, each on one core; None: in this one, on all.
+
+    Changed stands as the error of the method that did it, when one did; what the others gave is then worthless.
+    """
+    if threads is None:
+        found = [Given() for _ in group]
+        return _joined(found, (_batch(group, batch, task, found) for batch in batches()), 1)
+    found = _in_threads(batches(), group, task, threads)
+    if threads > 1 and any(isinstance(one.error, Changed) for one in found):
+        return _in_threads(batches(), group, task, 1)  # whoever noticed it need not be who did it
+    return found
+
+
+def _in_threads(batches: Iterable[Batch], group: Sequence[Running], task: Task, threads: int) -> list[Given]:
+    mine = threading.local()
+    found = [Given() for _ in group]
+
+    def made(batch: Batch) -> list[Given]:
+        if not hasattr(mine, "task"):
+            mine.task = task.apart()
+        return _batch(group, batch, mine.task, found)
+
+    return _joined(found, in_order(made, batches, threads), threads)
+
+
+def _joined(found: list[Given], made: Iterable[list[Given]], threads: int) -> list[Given]:
+    """Batches added in their order, up to the one in which a method changed something."""
+    for parts in made:
+        for one, part in zip(found, parts, strict=False):
+            if one.error is None:
+                part.seconds /= threads
+                one.add(part)
+        if any(isinstance(one.error, Changed) for one in found):
+            break
+    return found
+
+
+def _batch(group: Sequence[Running], batch: Batch, task: Task, earlier: Sequence[Given]) -> list[Given]:
+    """One batch by every method that did not fail, up to the one that changes something."""
+    before = batch.versions()
+    found: list[Given] = []
+    for one, known in zip(group, earlier, strict=True):
+        found.append(_scored(one, batch, task) if known.error is None else Given())
+        if not task.intact() or batch.versions() != before:
+            found[-1].error = Changed("it changes in place what it was given; clone it first")
+            break
+    return found
+
+
+def _scored(one: Running, batch: Batch, task: Task) -> Given:
+    import torch
+
+    from oodbench.method import Needs, check_predictions
+
+    began, found = time.perf_counter(), Given()
+    try:
+        # Not inference_mode: a method may need gradients with respect to the pixels.
+        with torch.no_grad():
+            needs, task = one.method.needs, task.seen_by(one.method.needs, one.own)
+            scores = one.method.score(batch.seen_by(needs), task, one.state)
+            predictions = one.method.predict(batch.seen_by(needs | Needs.FEATURES), task, one.state)
+        if scores.shape != (batch.size,):
+            raise UserError(f"score() must return one score per image, [{batch.size}], not {list(scores.shape)}")
+        found.scores.append(scores.detach().double().cpu().numpy())
+        if predictions is not None:
+            check_predictions(predictions, batch.size, len(task.classes))
+            found.predictions.append(predictions.cpu().numpy().astype(np.int32))
+    except Exception as error:
+        found.error = error
+    found.seconds = time.perf_counter() - began
+    return found
