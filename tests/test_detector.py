@@ -214,6 +214,26 @@ def test_a_saved_detector_is_one_folder(saved: Path, tmp_path: Path) -> None:
         Detector.load(saved, method="mcm")
 
 
+def test_a_restored_one_is_not_fitted_with_other_weights(saved: Path, tmp_path: Path) -> None:
+    """The folder keeps what the weights gave, not the weights: those that ship for the encoder may be others."""
+    one = Detector.load(saved)
+    again = Detector.load(one.save(tmp_path / "again"))
+    for unfit in (one, clone(one), again, clone(again)):
+        with pytest.raises(UserError, match=r"set_params\(weights=FILE\)"):
+            unfit.fit(images_of("glyphs", 3))
+    images = images_of("glyphs", 5)
+    assert again.score_samples(images).tolist() == one.score_samples(images).tolist()
+    clone(one).set_params(weights="").fit(images)
+
+
+@pytest.mark.parametrize("template", ["# {}", "  a {} ", "a\n{}"])
+def test_a_template_is_saved_as_it_is(template: str, tmp_path: Path) -> None:
+    one = Detector("mcm", classes=NAMES, settings={"templates": template}).fit()
+    two = Detector.load(one.save(tmp_path / "saved"))
+    images = images_of("glyphs", 5)
+    assert two.score_samples(images).tolist() == one.score_samples(images).tolist()
+
+
 def test_a_changed_or_missing_file_is_named(saved: Path) -> None:
     for path in [path for path in saved.rglob("*") if path.is_file()]:
         content = path.read_bytes()

@@ -99,7 +99,7 @@ class Worker:
         from oodbench.score import Scorer
 
         cores = max(1, min((os.cpu_count() or 1) // self._layout.share, 16))
-        # Ray gives every worker one thread. On CPUs the digits of embeddings follow the number of threads: that of the driver.
+        # Ray gives every worker one thread. On CPUs the digits of embeddings follow their number: that of the driver.
         torch.set_num_threads(self._layout.threads if self._layout.device == "cpu" else cores)
         plan = unpack(self._parcel)
         request = dataclasses.replace(plan.request, workers=plan.request.workers or cores)

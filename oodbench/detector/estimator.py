@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oodbench import metrics
+from oodbench.detector import restoring
 from oodbench.detector.conventions import OutlierEstimator
 from oodbench.detector.engine import Engine, Scored, job_of, joined, lines
 from oodbench.detector.images import in_memory, listed
@@ -37,8 +38,6 @@ class Detector(OutlierEstimator):
 
     After fit(): threshold_ (None without images), classes_. Scores are those of `oodbench run` on the same list.
     """
-
-    _trained = False  # whether a saved one had weights, which it does not name
 
     def __init__(  # noqa: PLR0913
         self,
@@ -86,7 +85,7 @@ class Detector(OutlierEstimator):
 
         A method that calibrates reads the same images. `y` is ignored. UserError for bad input.
         """
-        if self._trained and not self.weights:
+        if self.weights == restoring.SAVED:
             raise UserError(
                 "a saved detector of a trained method is fitted anew with weights: set_params(weights=FILE)"
             )
@@ -172,13 +171,11 @@ class Detector(OutlierEstimator):
         UserError naming a file that is missing or changed.
         """
         from oodbench.detector import folder as saved
-        from oodbench.detector import restoring
 
         found = saved.read(expand(Path(folder)))
         one = cls(**restoring.parameters(found, changes))
         store = Keeping(one._root(), restoring.store(found), one.keep)
         one._begin(restoring.engine(found, one._request(), store), found.recipe["threshold"])
-        one._trained = bool(found.recipe["weights"])
         return one
 
     def _begin(self, engine: Engine, threshold: float | None) -> None:
@@ -194,4 +191,5 @@ class Detector(OutlierEstimator):
         return self.keep and not (images is not None and in_memory(images))
 
     def _request(self) -> RunRequest:
-        return request_of({**self.get_params(), "store": self._root()})
+        weights = "" if self.weights == restoring.SAVED else self.weights
+        return request_of({**self.get_params(), "weights": weights, "store": self._root()})

@@ -107,7 +107,7 @@ def _recipe(fitted: Fitted, folder: Path, with_encoder: bool) -> dict[str, Any]:
     texts = {
         name: value
         for name, value in job.parameters.items()
-        if isinstance(value, str) and (name == "templates" or name.endswith("_templates"))
+        if isinstance(value, str) and (name == "templates" or name.endswith("_templates")) and "{}" not in value
     }
     for name, value in texts.items():
         write_text(folder / "prompts" / f"{name}.txt", "\n".join(prompts.templates(value).lines) + "\n")

@@ -22,6 +22,7 @@ from oodbench.weights import WeightsFile
 
 log = logging.getLogger(__name__)
 
+SAVED = "(saved)"  # weights of which the folder keeps what fit() made of them, not the file
 _CHANGEABLE = ("device", "workers", "store", "keep", "on_error", "plugins", "encoder")
 
 
@@ -30,7 +31,7 @@ def parameters(saved: Saved, changes: Mapping[str, Any]) -> dict[str, Any]:
     for name in changes:
         if name not in _CHANGEABLE:
             raise UserError(f"'{name}' of a saved detector cannot be changed{did_you_mean(name, _CHANGEABLE)}")
-    return {**saved.params, **changes}
+    return {**saved.params, **({"weights": SAVED} if saved.recipe["weights"] else {}), **changes}
 
 
 def store(saved: Saved) -> Store:

@@ -21,7 +21,7 @@ class Method(ABC, Generic[State]):
     """One OOD detection method. A subclass is a frozen dataclass; its fields are the hyper-parameters.
 
     Every field has a literal default, the paper's released value; `templates: str` names the prompts.
-    What is learnt is returned by fit() and handed to score(): nothing is kept on self, for several threads score at once.
+    What is learnt is returned by fit() and handed to score(). Nothing is kept on self: several threads score at once.
     """
 
     needs: ClassVar[Needs] = Needs.FEATURES
