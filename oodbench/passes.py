@@ -83,13 +83,16 @@ def _in_threads(batches: Iterable[Batch], group: Sequence[Running], task: Task, 
 
 def _joined(found: list[Given], made: Iterable[list[Given]], threads: int) -> list[Given]:
     """Batches added in their order, up to the one in which a method changed something."""
+    batches = 0
     for parts in made:
+        batches += 1
         for one, part in zip(found, parts, strict=False):
             if one.error is None:
-                part.seconds /= threads
                 one.add(part)
         if any(isinstance(one.error, Changed) for one in found):
             break
+    for one in found:
+        one.seconds /= max(1, min(threads, batches))  # side by side
     return found
 
 
