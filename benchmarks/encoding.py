@@ -1,4 +1,4 @@
-"""Extraction and a whole run beside bare passes of the same encoder: python benchmarks/encoding.py [--images 16].
+"""Extraction and a whole run beside bare passes of the same encoder: python benchmarks/encoding.py [--images 40].
 
 ViT-B-32 with random weights, in this process, on all cores; the wall clock, for decoding and the model share them.
 Text is encoded before the clocks start: it is made once per encoder and kept. Scaled down: few images a set, 1,000
@@ -103,7 +103,7 @@ def preloaded(plan: Plan) -> list[torch.Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=16, help="of each set")
+    parser.add_argument("--images", type=int, default=40, help="of each set")
     parser.add_argument("--rounds", type=int, default=2)
     asked = parser.parse_args()
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -44,7 +45,8 @@ class ODIN(Method[None]):
         # What one more image adds; the weights, which autograd keeps too, are in both counts.
         one_more = self._kept_bytes(batch.pixels[:2], task) - self._kept_bytes(batch.pixels[:1], task)
         at_once = max(1, int(self.memory * 1e9 / max(one_more, 1)))
-        return torch.cat([self._score(pixels, task) for pixels in torch.split(batch.pixels, at_once)])
+        parts = batch.pixels.tensor_split(math.ceil(batch.size / at_once))
+        return torch.cat([self._score(pixels, task) for pixels in parts])
 
     def _score(self, pixels: Tensor, task: Task) -> Tensor:
         with torch.enable_grad():
@@ -60,13 +62,12 @@ class ODIN(Method[None]):
         return logits.amax(-1) - logsumexp(logits)
 
     def _kept_bytes(self, pixels: Tensor, task: Task) -> int:
-        """What autograd keeps for the way back."""
-        kept = 0
+        """What autograd keeps for the way back, each piece of memory once: weights are seen from many sides."""
+        kept: dict[int, torch.UntypedStorage] = {}
 
         def count(tensor: Tensor) -> None:  # returned tensors would hold each other in a ring and never be freed
-            nonlocal kept
-            kept += tensor.nbytes
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
 
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda nothing: nothing):
             self._log_probability(pixels.detach().clone().requires_grad_(True), task)
-        return kept
+        return sum(storage.nbytes() for storage in kept.values())

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Decoded", "Embedded", "Reading", "Recipe", "Work", "batches", "extract", "shard"]
 
-ENGINE = 1  # raise when extraction gives other numbers than before
+ENGINE = 2  # raise when extraction gives other numbers than before
 SHARD = 2048  # images, rounded up to whole batches
 
 

@@ -181,6 +181,29 @@ def test_odin_keeps_to_its_memory(world: World) -> None:
     torch.testing.assert_close(scores[2.0], scores[2e-6])
 
 
+def test_odin_does_not_count_a_weight_for_every_image(world: World) -> None:
+    """A weight that is seen once per image or token is one piece of memory all the same."""
+    sizes = []
+
+    class Spread(ToyEncoder):
+        def pixels(self, images: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(images))
+            flat = images.flatten(1)[:, None]
+            weight = torch.zeros(1, flat.shape[2], 4000).expand(len(images), -1, -1)
+            return super().pixels(images) + torch.bmm(flat, weight).sum((1, 2))[:, None]
+
+    def nothing(_: object) -> torch.Tensor:
+        raise AssertionError
+
+    task = Task(("a", "b"), 100.0, Sources(lambda templates: torch.eye(2, 16), nothing, Spread, list))
+    batch = world.batch(world.id, Needs.FEATURES | Needs.PIXELS | Needs.ENCODER)
+    weight = batch.pixels[0].nbytes * 4000
+    method = registry.make(registry.methods()["odin"], {"memory": 5 * weight / 1e9})
+    with torch.no_grad():
+        method.score(batch, task, None)
+    assert sizes == [2, 1, batch.size, batch.size]
+
+
 def test_every_method_has_a_formula() -> None:
     built_in = {name for name, info in registry.methods().items() if info.origin == "built-in"}
     assert built_in == set(FORMULAS) | set(DEEPER) | set(ELSEWHERE)
