@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ENGINE = 2  # raise when scoring gives other numbers than before
+THREADS = 16  # at most: each holds a chunk, and Python itself runs in one at a time
 CHUNK = 1024  # images scored at once: with 1000 classes 4 MB of cosines, which stay in the processor's cache
 
 
@@ -105,7 +106,7 @@ class Scorer:
         """On CPUs a chunk of embeddings is one core's; the model, and a GPU, are worth all of them at once."""
         import torch
 
-        threads = torch.get_num_threads() if self.device == "cpu" and not pixels else None
+        threads = min(torch.get_num_threads(), THREADS) if self.device == "cpu" and not pixels else None
         return over(lambda: self.batches(embedded, pixels), group, self.task, threads)
 
     def _fit(self, one: Running) -> bool:

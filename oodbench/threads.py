@@ -12,7 +12,7 @@ Made = TypeVar("Made")
 
 
 def in_order(call: Callable[[Item], Made], items: Iterable[Item], count: int) -> Iterator[Made]:
-    """call(item) for all items, in their order, by `count` threads; twice as many items are held at once.
+    """call(item) for all items, in their order, by `count` threads; one item more is held at once.
 
     torch uses one core in each of them: small operations do not wait for all cores, and digits do not depend on how
     many there are.
@@ -25,7 +25,7 @@ def in_order(call: Callable[[Item], Made], items: Iterable[Item], count: int) ->
     try:
         for item in items:
             under_way.append(pool.submit(call, item))
-            if len(under_way) >= 2 * count:
+            if len(under_way) > count:
                 yield under_way.popleft().result()
         while under_way:
             yield under_way.popleft().result()

@@ -107,7 +107,7 @@ def test_results_come_in_order_and_few_items_are_held() -> None:
     for i, made in enumerate(in_order(late, items(), 3)):
         assert made == i
         taken += 1
-        assert out - taken <= 6
+        assert out - taken <= 3
 
 
 def test_an_error_ends_the_work() -> None:
@@ -138,7 +138,7 @@ def test_the_first_error_is_kept_and_the_others_go_on(threads: int | None) -> No
     failed, good = over(batches, [running(Probe(fails)), shipped()[0]], task(), threads)
     assert str(failed.error) == f"at {first:.6f}"
     assert good.error is None and len(good.scores) == 23
-    ahead = 0 if threads is None else 2 * threads
+    ahead = 0 if threads is None else threads + 1
     assert len(calls) <= which + 1 + ahead < 23  # not asked again, but threads are ahead of what is known
 
 
