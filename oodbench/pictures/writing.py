@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from oodbench.paths import expand
 from oodbench.pictures import Heading, Picture, pictures
 from oodbench.pictures.picture import stem, unique
 from oodbench.report.table import Table
+from oodbench.whole import whole
 
 CAPTIONS = "captions.txt"
 
@@ -58,19 +58,9 @@ def _write(folder: Path, picture: Picture) -> None:
 
 
 def _whole(folder: Path, files: Mapping[str, bytes]) -> None:
-    mark = secrets.token_hex(8)
-    temporary = {name: folder / f".{name[:40]}.{mark}.{i}.tmp" for i, name in enumerate(files)}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            temporary[name].write_bytes(content)
-        for name, path in temporary.items():
-            path.replace(folder / name)
+            with whole(folder / name) as partial:
+                partial.write_bytes(content)
     except OSError as error:
         raise UserError(f"cannot write pictures to {folder}: {error.strerror or error}; name another folder") from error
-    finally:
-        for path in temporary.values():
-            try:
-                path.unlink(missing_ok=True)
-            except OSError:
-                pass  # the folder is not there, or is none

@@ -25,6 +25,7 @@ from oodbench.tracking.experiment import TRAINING, experiment_id
 from oodbench.tracking.hush import quiet
 from oodbench.tracking.probe import silence
 from oodbench.tracking.tracker import Tracker
+from oodbench.whole import write_text
 
 EVERY = 3.0  # seconds between deliveries
 PATIENCE = 60.0  # seconds between attempts when nothing answered
@@ -154,9 +155,7 @@ class Follower:
 
     def _note(self) -> None:
         text = json.dumps({"place": self.tracker.place, "run": self.run, "sent": self.sent})
-        partial = self.folder / f".{NOTE}.tmp"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(self.folder / NOTE)
+        write_text(self.folder / NOTE, text)
 
 
 def _sha256(path: Path) -> str:
