@@ -54,7 +54,7 @@ class Task:
         self._own: Own | None = None
         self._banks: dict[str, tuple[Tensor, int]] = {}  # templates -> class vectors, count of in-place changes
         self._last: dict[str, tuple[Tensor, Tensor, int]] = {}  # the same of cosines, and the features they are of
-        self._passes: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}  # what -> cosines, what a pass over them gave
+        self._passes: dict[tuple[str, ...], Tensor] = {}  # what a pass over the last cosines gave, templates first
         self._one = threading.RLock()  # the encoder is asked by one thread at a time, and once
 
     def seen_by(self, needs: Needs, own: Own | None = None) -> Task:
@@ -156,9 +156,9 @@ class Task:
     def _once(self, features: Tensor, what: tuple[str, ...], make: Callable[[Tensor], Tensor]) -> Tensor:
         """What make() gives of the cosines with the templates what[0], made once for all methods; each gets its own."""
         cosines = self._cosines(features, what[0])
-        if what not in self._passes or self._passes[what][0] is not cosines:
-            self._passes[what] = cosines, make(cosines)
-        return self._passes[what][1].clone()
+        if what not in self._passes:
+            self._passes[what] = make(cosines)
+        return self._passes[what].clone()
 
     def _cosines(self, features: Tensor, templates: str) -> Tensor:
         last = self._last.get(templates)
