@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oodbench import metrics
+from oodbench.detector import folder as saved
 from oodbench.detector import restoring
 from oodbench.detector.conventions import OutlierEstimator
 from oodbench.detector.engine import Engine, Scored, job_of, joined, lines
@@ -156,8 +157,6 @@ class Detector(OutlierEstimator):
 
         An older detector there is replaced; any other folder that is not empty is a UserError.
         """
-        from oodbench.detector import folder as saved
-
         engine = self._fitted()
         learnt = saved.Fitted(engine, self.get_params(), self.threshold_)
         return saved.save(learnt, expand(Path(folder)), with_encoder=with_encoder)
@@ -170,8 +169,6 @@ class Detector(OutlierEstimator):
                  and `encoder` when the file of its weights lies elsewhere
         UserError naming a file that is missing or changed.
         """
-        from oodbench.detector import folder as saved
-
         found = saved.read(expand(Path(folder)))
         one = cls(**restoring.parameters(found, changes))
         store = Keeping(one._root(), restoring.store(found), one.keep)
