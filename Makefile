@@ -52,6 +52,6 @@ glyphs-weights:
 ablation:
 	python benchmarks/clipn_ablation.py build/ablation
 
-# Speed, as ratios measured side by side, one table; writes results/speed/ (a few minutes; docs/performance.md).
+# Speed, as ratios measured side by side, one table; writes results/speed/ (some twenty minutes; docs/performance.md).
 bench:
 	python benchmarks/all.py

@@ -145,8 +145,6 @@ def test_the_first_error_is_kept_and_the_others_go_on(threads: int | None) -> No
 @pytest.mark.parametrize("threads", [None, 1, 4])
 @pytest.mark.parametrize("what", ["text", "logits", "features"])
 def test_who_changes_something_is_found_and_nobody_else(threads: int | None, what: str) -> None:
-    marked = next(iter(batches())).features[0, 0]
-
     def changes(batch: Batch, task: Task) -> Tensor:
         if what == "text":
             task.text("simple").mul_(0.5)
@@ -170,7 +168,6 @@ def test_who_changes_something_is_found_and_nobody_else(threads: int | None, wha
     again, fresh = over(batches, rest, given_task, threads), over(batches, rest, task(), threads)
     for one, other in zip(again, fresh, strict=True):
         assert np.array_equal(np.concatenate(one.scores), np.concatenate(other.scores))
-    assert next(iter(batches())).features[0, 0] == marked
 
 
 def test_text_is_asked_for_once_by_all_threads() -> None:
