@@ -14,7 +14,7 @@ from oodbench.method import Batch, Method, Needs, Task, logsumexp
 
 
 @dataclass(frozen=True)
-class ODIN(Method[None]):
+class ODIN(Method[int]):
     """The largest softmax probability at a high temperature, after a small step that makes CLIP surer; its logarithm.
 
     Each pixel moves by epsilon, in units of the model's normalised pixels, along the sign of the gradient of the log of
@@ -41,11 +41,14 @@ class ODIN(Method[None]):
         if self.temperature <= 0 or self.memory <= 0:
             raise ValueError(f"temperature ({self.temperature}) and memory ({self.memory}) must be above 0")
 
-    def score(self, batch: Batch, task: Task, state: None) -> Float[Tensor, " b"]:
+    def fit(self, task: Task) -> int:
+        """How many images go through the model at once."""
         # What one more image adds; the weights, which autograd keeps too, are in both counts.
-        one_more = self._kept_bytes(batch.pixels[:2], task) - self._kept_bytes(batch.pixels[:1], task)
-        at_once = max(1, int(self.memory * 1e9 / max(one_more, 1)))
-        parts = batch.pixels.tensor_split(math.ceil(batch.size / at_once))
+        one_more = self._kept_bytes(2, task) - self._kept_bytes(1, task)
+        return max(1, int(self.memory * 1e9 / max(one_more, 1)))
+
+    def score(self, batch: Batch, task: Task, state: int) -> Float[Tensor, " b"]:
+        parts = batch.pixels.tensor_split(math.ceil(batch.size / state))
         return torch.cat([self._score(pixels, task) for pixels in parts])
 
     def _score(self, pixels: Tensor, task: Task) -> Tensor:
@@ -61,13 +64,14 @@ class ODIN(Method[None]):
         logits = task.logits(features, self.templates, self.scale) / self.temperature
         return logits.amax(-1) - logsumexp(logits)
 
-    def _kept_bytes(self, pixels: Tensor, task: Task) -> int:
+    def _kept_bytes(self, images: int, task: Task) -> int:
         """What autograd keeps for the way back, each piece of memory once: weights are seen from many sides."""
         kept: dict[int, torch.UntypedStorage] = {}
+        blank = torch.zeros(images, 3, *task.encoder.size, device=task.encoder.std.device)
 
         def count(tensor: Tensor) -> None:  # returned tensors would hold each other in a ring and never be freed
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
 
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda nothing: nothing):
-            self._log_probability(pixels.detach().clone().requires_grad_(True), task)
+            self._log_probability(blank.requires_grad_(True), task)
         return sum(storage.nbytes() for storage in kept.values())

@@ -25,6 +25,7 @@ class ToyEncoder:
     """A linear CLIP whose classes are known: an image of class i is one that embeds near the text of class i."""
 
     scale = 100.0
+    size = (SIDE, SIDE)
     std = torch.ones(3, 1, 1)
 
     def __init__(self) -> None:

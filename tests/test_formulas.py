@@ -149,7 +149,8 @@ def test_odin_moves_where_the_gradient_is_zero_as_asked(zero: str, moved: float,
     sources = Sources(lambda templates: torch.ones(1, 16) / 4, nothing, Recording, list)
     method = registry.make(registry.methods()["odin"], {"zero": zero, "epsilon": 0.01})
     with torch.no_grad():
-        method.score(world.batch(world.id, method.needs), Task(("one",), 100.0, sources), None)
+        task = Task(("one",), 100.0, sources)
+        method.score(world.batch(world.id, method.needs), task, method.fit(task))
     before, after = seen[-2:]  # earlier ones measure memory
     assert len(before) == len(world.id)
     torch.testing.assert_close(after - before, torch.full_like(before, moved))
@@ -173,7 +174,7 @@ def test_odin_keeps_to_its_memory(world: World) -> None:
         method = registry.make(registry.methods()["odin"], {"memory": memory})
         sizes.clear()
         with torch.no_grad():
-            scores[memory] = method.score(world.batch(world.id, method.needs), task, None)
+            scores[memory] = method.score(world.batch(world.id, method.needs), task, method.fit(task))
         parts = sizes[2:]
         assert sum(parts) == 2 * len(world.id)
         assert max(parts) == (len(world.id) if memory == 2.0 else parts[0])
@@ -200,7 +201,7 @@ def test_odin_does_not_count_a_weight_for_every_image(world: World) -> None:
     weight = batch.pixels[0].nbytes * 4000
     method = registry.make(registry.methods()["odin"], {"memory": 5 * weight / 1e9})
     with torch.no_grad():
-        method.score(batch, task, None)
+        method.score(batch, task, method.fit(task))
     assert sizes == [2, 1, batch.size, batch.size]
 
 

@@ -35,7 +35,7 @@ class Captioner:
     def look(self, images): return images.flatten(2)
     def follow(self, looked, tokens): return looked.mean(1) @ torch.randn(looked.shape[2], 512)
 class Encoder:
-    scale, std = 100.0, torch.ones(3, 1, 1)
+    scale, size, std = 100.0, (SIDE, SIDE), torch.ones(3, 1, 1)
     def __init__(self):
         self.matrix = torch.randn(WIDTH, DEPTH) / WIDTH ** 0.5
         self.tower = Tower().eval().requires_grad_(False)

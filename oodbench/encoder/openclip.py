@@ -36,7 +36,7 @@ class OpenClip:
     def __init__(self, resolved: Resolved, device: str, precision: str) -> None:
         self.card = resolved.card
         self.device = torch.device(device)
-        self.scale = resolved.card.scale
+        self.scale, self.size = resolved.card.scale, resolved.card.size
         self._dtype = PRECISIONS[precision]
         model = build.model(resolved.card, torch.device("cpu"))
         state = checkpoint.weights(resolved.card.name, resolved.path)

@@ -42,6 +42,7 @@ class Encoder(Protocol):
     """A frozen CLIP, differentiable in its input. Embeddings are as the towers give them, not normalised."""
 
     scale: float  # exp(logit_scale), 100 for most CLIPs
+    size: tuple[int, int]  # height and width of the images that it reads
     std: Tensor  # [3 1 1]: what normalised pixels were divided by, for steps in normalised units
 
     def pixels(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b d"]:
