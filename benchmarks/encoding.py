@@ -144,8 +144,12 @@ def larger(folder: Path, images: int, rounds: int) -> Row:
     loaded, batches = OpenClip(plan.encoder, "cpu", "fp32"), preloaded(plan)
     parts = {"bare": lambda: bare_pass(model, batches), "extraction": lambda: extracted(plan, loaded)}
     found = side_by_side(parts, "bare", rounds, time.perf_counter)
-    what = f"images/s of extraction, {LARGER}, {5 * images} images in 5 sets"
-    return row(what, "bare encode_image", found["extraction"].inverse(), ">= 0.95", "JPEG 500x375")
+    return extraction_row(LARGER, images, found["extraction"])
+
+
+def extraction_row(architecture: str, images: int, found: Ratio) -> Row:
+    what = f"images/s of extraction, {architecture}, {5 * images} images in 5 sets"
+    return row(what, "bare encode_image", found.inverse(), ">= 0.95", "JPEG 500x375")
 
 
 def measured(folder: Path, images: int, rounds: int) -> list[Row]:
@@ -156,9 +160,6 @@ def measured(folder: Path, images: int, rounds: int) -> list[Row]:
     loaded = OpenClip(eight.encoder, "cpu", "fp32")
     runner.loader = lambda plan, device: lambda: loaded  # the model is loaded once, before the clocks start
     batches = preloaded(eight)
-
-    def bare() -> None:
-        bare_pass(model, batches)
 
     def run(plan: Plan) -> Callable[[], None]:
         def whole() -> None:
@@ -175,7 +176,12 @@ def measured(folder: Path, images: int, rounds: int) -> list[Row]:
         forget(store, "scores", "intervals")
         assert all(one.status == "ok" for one in runner.run(eight).results)
 
-    parts = {"bare": bare, "extraction": lambda: extracted(eight, loaded), "eight methods": run(eight), "kept": kept}
+    parts = {
+        "bare": lambda: bare_pass(model, batches),
+        "extraction": lambda: extracted(eight, loaded),
+        "eight methods": run(eight),
+        "kept": kept,
+    }
     found = side_by_side(parts, "bare", rounds, time.perf_counter)
     of_odin = preloaded(odin)
     extracted(odin, loaded)  # what its predictions are made of
@@ -188,13 +194,7 @@ def measured(folder: Path, images: int, rounds: int) -> list[Row]:
     n = f"{5 * images} images in 5 sets"
     scaled = "scaled down: few images; 1,000 negative words, one CLIPN prompt; calibration given, not counted"
     return [
-        row(
-            f"images/s of extraction, {ARCHITECTURE}, {n}",
-            "bare encode_image",
-            found["extraction"].inverse(),
-            ">= 0.95",
-            "JPEG 500x375",
-        ),
+        extraction_row(ARCHITECTURE, images, found["extraction"]),
         row(f"eight methods from JPEG files to rows, {n}", "one bare pass", found["eight methods"], "<= 1.10", scaled),
         row(f"the same, embeddings stored: weights loaded, fits, scores, rows, {n}", "one bare pass", found["kept"]),
         row(
