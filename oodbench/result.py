@@ -24,7 +24,12 @@ SCHEMA = 1
 METRICS = ("auroc", "fpr95", "fpr95_ood", "aupr_in", "aupr_out")
 # Left out of the digest: they differ between two runs that computed the same thing.
 _VOLATILE = ("created", "seconds", "digest")
-_LATER = ("weights", "mean_intervals", "uncertainty")  # absent from older rows; left out of the digest when empty
+_LATER = (
+    "weights",
+    "mean_intervals",
+    "uncertainty",
+    "warnings",
+)  # absent from older rows; left out of the digest when empty
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,7 @@ class Result:
     weights: dict[str, Any] = field(default_factory=dict)  # of a trained method: file name, digest, recipe
     mean_intervals: dict[str, dict[str, Interval]] = field(default_factory=dict)  # group ("": all sets) -> metric -> it
     uncertainty: dict[str, Any] = field(default_factory=dict)  # level, replicates, seed, method per metric
+    warnings: tuple[str, ...] = ()  # why numbers of this row may mislead; printed below its tables
     created: str = ""  # ISO 8601, UTC
     schema: int = SCHEMA
 
@@ -146,6 +152,7 @@ def from_json(text: str, where: str = "row") -> Result:
         raw["ood"] = tuple(SetRow(**{**s, "intervals": _intervals(s.get("intervals", {}))}) for s in raw["ood"])
         means = raw.get("mean_intervals", {})
         raw["mean_intervals"] = {group: _intervals(found) for group, found in means.items()}
+        raw["warnings"] = tuple(raw.get("warnings", ()))
         result = Result(**raw)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{where} is not a complete row: {error}") from error

@@ -62,6 +62,9 @@ def carry_out(request: RunRequest, *, tracking_uri: str | None = None) -> Outcom
     outcome = run(make_plan(request))
     for name, reason in outcome.left_out:
         log.warning("left out: %s: %s", name, reason)
+    for result in outcome.results:
+        for warning in result.warnings:
+            log.warning("%s: %s", result.label, warning)
     why = record(tracker, outcome)
     if why:
         log.warning("%s", why)
