@@ -25,6 +25,13 @@ def published() -> Path:
     raise FileNotFoundError(f"oodbench was installed without its published numbers, looked for beside {here}")
 
 
+def reference() -> Path | None:
+    """The folder of the project's own rows on glyphs, found in the same way; None where it is left out."""
+    here = Path(__file__).resolve().parent
+    folders = (here / "rows_of_glyphs", here.parent / "results" / "reference" / "glyphs")
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
 def expand(path: Path | str) -> Path:
     """A path of the user's with `~` read as the home folder; UserError when there is no such home."""
     try:

@@ -89,6 +89,7 @@ def run(
     dry_run, verbose = options.pop("dry_run"), options.pop("verbose")
     log(verbose)
     from oodbench import session, sweep
+    from oodbench.glyphs.deviation import deviation
     from oodbench.plan import make_plan
 
     tracker = session.tracker_of(options["out"], tracking_uri)
@@ -105,6 +106,8 @@ def run(
         outcomes = _carry_out(plans, events)
     results = [result for outcome in outcomes for result in outcome.results]
     print_tables(results)
+    if apart := deviation(results):
+        click.echo(f"note: {apart}", err=True)
     for name, reason in dict.fromkeys(one for outcome in outcomes for one in outcome.left_out):
         click.echo(f"left out: {name}: {reason}", err=True)
     for why in dict.fromkeys(session.record(tracker, outcome) for outcome in outcomes):
