@@ -46,7 +46,6 @@ def batches(
     Threads decode ahead of the model (Pillow works outside the interpreter lock), a bounded number of images. UserError
     when the system does not hand over a file, even with "skip": which images are left out must not depend on the day.
     """
-    import torch
 
     def read(index: int) -> Tensor | Exception:
         try:
@@ -79,9 +78,17 @@ def batches(
                         raise unreadable(listing, listing.names[index], reason(image)) from image
                     else:
                         skipped.append((listing.names[index], reason(image)))
-                yield Decoded(positions, torch.stack(images) if images else None, skipped)
+                yield Decoded(positions, _stacked(images) if images else None, skipped)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _stacked(images: list[Tensor]) -> Tensor:
+    """One tensor [b 3 h w] in channels-last memory, which is how Pillow gives images and how towers read them."""
+    import torch
+
+    # Stacking them as [3 h w] would transpose each of them in this one thread, at 1.5 ms an image of 224 x 224.
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from oodbench import catalogue
 from oodbench.encoder.card import parse_encoder
-from oodbench.encoder.openclip import OpenClip
+from oodbench.encoder.openclip import OpenClip, transform
 from oodbench.encoder.resolve import resolve
 from oodbench.errors import UserError
 from oodbench.extract import Embedded, Reading, Recipe, Work, batches, extract
@@ -209,6 +209,14 @@ def test_few_images_are_decoded_ahead(tiny: Tiny, tmp_path: Path, monkeypatch: p
     assert len(read) < 20
 
 
+def test_batches_lie_in_channels_last_memory(tiny: Tiny, tmp_path: Path) -> None:
+    task = work(fill(tmp_path / "photos", 5, 1), tmp_path / "store", tiny, batch=5)
+    (batch,) = batches(task, (0, 5), transform(tiny.encoder.card))
+    assert batch.images is not None and batch.images.is_contiguous(memory_format=torch.channels_last)
+    one_by_one = [transform(tiny.encoder.card)(task.listing.read(index)) for index in range(5)]
+    assert torch.equal(batch.images, torch.stack(one_by_one))
+
+
 # ---------------------------------------------------------------- whole runs, as processes
 
 Run = Callable[..., "subprocess.Popen[str]"]
@@ -353,7 +361,7 @@ import resource, sys
 from pathlib import Path
 from oodbench import catalogue
 from oodbench.encoder.card import parse_encoder
-from oodbench.encoder.openclip import OpenClip
+from oodbench.encoder.openclip import OpenClip, transform
 from oodbench.encoder.resolve import resolve
 from oodbench.extract import Reading, Recipe, Work, extract
 from oodbench.images import listing
