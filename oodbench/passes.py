@@ -15,13 +15,21 @@ from oodbench.errors import UserError
 from oodbench.threads import in_order
 
 if TYPE_CHECKING:
+    from oodbench.guards import Sample
     from oodbench.jobs import Job
     from oodbench.method import Batch, Method, Own, Task
 
 
 @dataclass
 class Running:
-    """A job under way: its method, what it learnt, and why it failed if it did."""
+    """A job under way: its method, what it learnt, and why it failed if it did.
+
+    held      what it has learnt and is set to, by place, when it had learnt it
+    sample    a few images that it scores before its first set and after every set
+    first     what it gave of them at first
+    seen      images scored, and `looked` how many of them when it was last looked at whether it keeps anything of them
+    stateful  whether it failed because it does
+    """
 
     job: Job
     method: Method[Any]
@@ -30,6 +38,12 @@ class Running:
     fitted: bool = False
     fit_seconds: float = 0.0
     error: str = ""
+    held: dict[str, object] = field(default_factory=dict)
+    sample: Sample | None = None
+    first: Given | None = None
+    seen: int = 0
+    looked: int = 0
+    stateful: bool = False
 
 
 @dataclass

@@ -70,6 +70,11 @@ class Batch:
         """Whether no method wrote into what it read: what one method reads, the next one reads, too."""
         return self._lent.intact()
 
+    def copy(self) -> Batch:
+        """The same images in memory of their own."""
+        parts = (self._features, self._embeddings, self._activations, self._pixels)
+        return Batch(self.needs, self.size, *(None if part is None else part.clone() for part in parts))
+
     def seen_by(self, needs: Needs) -> Batch:
         """The same images for a method with other needs."""
         return Batch(needs, self.size, self._features, self._embeddings, self._activations, self._pixels, self._lent)

@@ -95,6 +95,10 @@ class Task:
             raise Undeclared("trained weights were read but not declared: add Needs.WEIGHTS to the method's `needs`")
         return self._own.weights()
 
+    def prepare(self, templates: str) -> None:
+        """Have class vectors encoded that will be asked for."""
+        self._bank(templates)
+
     def keep(self, make: Callable[[], Tensor], **depends: object) -> Tensor:
         """What make() gives, made once and kept in the store.
 
