@@ -77,6 +77,7 @@ def over(
     found = _passed(batches(), group, task, threads, each=False)
     if any(isinstance(one.error, Changed) for one in found):
         # Something was changed: again, in one thread, looking after every method, to find out by whom.
+        task.intact()  # puts right what another thread wrote last
         found = _passed(batches(), group, task, threads and 1, each=True)
     return found
 

@@ -61,7 +61,6 @@ class Scorer:
         self.plan = plan
         self.task = task
         self.device = device
-        self._learnt: dict[int, Running] = {}
 
     def score(self, running: Sequence[Running], embedded: Embedded) -> None:
         """Score one set with several methods and store what comes out; a method that fails keeps its error."""
@@ -166,15 +165,7 @@ class Scorer:
         for one, given in zip(group, found, strict=True):
             if given.error and (not changed or isinstance(given.error, Changed)):
                 _failed(one, given.error)
-        if changed:
-            self._mend()
         return not changed
-
-    def _mend(self) -> None:
-        """Methods learn anew whose state lies in memory that another one changed, as class vectors do."""
-        for one in self._learnt.values():
-            if one.fitted and guards.difference(one.held, guards.held(one)):
-                one.fitted, one.seen, one.looked = False, 0, 0
 
     def _sample(self, embedded: Embedded, pixels: bool) -> guards.Sample:
         """A set's first and last images, as two small batches."""
@@ -218,15 +209,12 @@ class Scorer:
                 with torch.no_grad():
                     one.state = one.method.fit(self.task.seen_by(one.method.needs, one.own))
                 if not self.task.intact():
-                    self._mend()
                     raise UserError("fit() changes in place what it was given; clone it first")
             except Exception as error:
                 return _failed(one, error)
             one.fitted, one.fit_seconds = True, time.perf_counter() - began
-            one.held = {}
         if not one.held:
             one.held = guards.held(one)
-            self._learnt[id(one)] = one
         return True
 
     def batches(self, embedded: Embedded, pixels: bool) -> Iterator[Batch]:

@@ -182,3 +182,84 @@ def test_a_method_that_counts_is_refused_and_nothing_of_it_is_kept(where: str, i
     assert scored == ["mcm", "mcm"]
     (alone,) = results(request(images, tmp_path / "alone", methods="mcm", store=tmp_path / "other"))
     assert mcm.digest == alone.digest
+
+
+WRITES = {
+    "features": ("", "f = batch.features.numpy(); f += .5"),
+    "a scaler that copies nothing": (
+        "",
+        "from sklearn.preprocessing import StandardScaler\n"
+        "        StandardScaler(copy=False).fit_transform(batch.features.numpy())",
+    ),
+    "class vectors": ("", "bank = task.text('simple').numpy(); bank *= -1"),
+    "class vectors kept from fit()": ("return task.text('simple').numpy()[1:]", "state *= -1"),
+    "logits": ("", "task.logits(batch.features, 'simple', 1.0).numpy()[:] = 0"),
+    "class vectors in fit()": ("bank = task.text('simple').numpy(); bank *= -1", "pass"),
+}
+
+
+@pytest.mark.parametrize("what", WRITES)
+def test_a_write_past_torch_harms_no_other_method(what: str, images: Path, tmp_path: Path) -> None:
+    """Nor one whose state lies in the memory that is written, however the methods are ordered."""
+    learn, write = WRITES[what]
+    for name, fit, score in (("probe", learn or "pass", write), ("keeps", "return task.text('simple')", "pass")):
+        (tmp_path / f"{name}.py").write_text(
+            HEAD + f"    def fit(self, task):\n        {fit}\n"
+            f"    def score(self, batch, task, state):\n        {score}\n"
+            "        return (batch.features @ task.text('simple').T if state is None or not torch.is_tensor(state)\n"
+            "                else batch.features @ state.T).amax(-1)\n"
+        )
+    plugins = [tmp_path / "probe.py", tmp_path / "keeps.py"]
+    found = results(request(images, tmp_path / "r", methods="keeps,mcm,probe,msp", store=tmp_path / "s", plugins=plugins))
+    assert [row.label for row in found if row.status == "failed"] == ["probe"]
+    assert "changes in place what it was given" in (found[2].error or "")
+    others = request(images, tmp_path / "alone", methods="keeps,mcm,msp", store=tmp_path / "t", plugins=plugins[1:])
+    assert [row.digest for row in results(others)] == [row.digest for row in found if row.status == "ok"]
+
+
+def test_what_a_method_alone_is_given_is_its_own(tmp_path: Path) -> None:
+    """Word vectors and calibration images are made for each that asks: a write into them reaches no other method."""
+    for name, write in (("probe", "x *= -1"), ("reads", "pass")):
+        (tmp_path / f"{name}.py").write_text(
+            HEAD + "    needs = Needs.FEATURES | Needs.CALIBRATION\n    def fit(self, task):\n"
+            "        parts = [task.words(['a', 'b']), *(batch.features for batch in task.calibration())]\n"
+            f"        for part in parts:\n            x = part.numpy()\n            {write}\n"
+            "        return torch.cat(parts)\n"
+            "    def score(self, batch, task, state):\n        return (batch.features @ state.T).amax(-1)\n"
+        )
+    plugins = [tmp_path / "probe.py", tmp_path / "reads.py"]
+    options: dict[str, Any] = {"id": "glyphs", "ood": [], "limit": 40, "store": tmp_path / "s"}
+    together = request(Path(), tmp_path / "r", methods="probe,reads", plugins=plugins, **options)
+    alone = request(Path(), tmp_path / "t", methods="reads", plugins=plugins[1:], **{**options, "store": tmp_path / "u"})
+    assert results(together)[1].digest == results(alone)[0].digest
+
+
+@pytest.mark.parametrize(
+    ("score", "said"),
+    [
+        ("batch.features[:, 0] - batch.features[:, 0].mean()", "score.. depends on the other images of the batch"),
+        ("batch.features[:, 0].argsort().argsort().double()", "score.. depends on the other images of the batch"),
+        ("torch.rand(batch.size, generator=torch.Generator().manual_seed(task.seed))", "depends on the other images"),
+    ],
+)
+def test_an_image_is_scored_on_its_own(score: str, said: str, images: Path, tmp_path: Path) -> None:
+    (row,) = results(
+        request(images, tmp_path, f"    def score(self, batch, task, state):\n        return {score}\n", methods="probe")
+    )
+    assert re.search(said, row.error or "")
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        "(batch.features @ torch.randn(batch.features.shape[1], generator=torch.Generator().manual_seed(task.seed)))",
+        "(100 * batch.features[:, 0]).round()",
+        "(batch.features @ task.text('simple').T).softmax(-1).amax(-1)",
+        "torch.ones(batch.size)",
+    ],
+)
+def test_methods_that_draw_round_and_tie_are_left_in_peace(score: str, images: Path, tmp_path: Path) -> None:
+    (row,) = results(
+        request(images, tmp_path, f"    def score(self, batch, task, state):\n        return {score}\n", methods="probe")
+    )
+    assert row.status == "ok", row.error

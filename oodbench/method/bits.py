@@ -34,21 +34,36 @@ def checksum(tensor: Tensor) -> bytes:
 
 
 class Lent:
-    """Tensors that several methods read, each with its checksum from before any of them had it."""
+    """Tensors that several methods read, each with its checksum from before any of them had it.
 
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[Tensor, int, bytes]] = {}
+    `copies`: a copy of each is kept, too, from which restore() puts right what was written into.
+    """
+
+    def __init__(self, *, copies: bool = False) -> None:
+        self._copies = copies
+        self._known: dict[int, tuple[Tensor, int, bytes, Tensor | None]] = {}
 
     def out(self, tensor: Tensor) -> Tensor:
         """The tensor itself, known from now on."""
         if id(tensor) not in self._known:
-            self._known[id(tensor)] = (tensor, _writes(tensor), checksum(tensor))
+            whole = tensor.detach().clone() if self._copies else None
+            self._known[id(tensor)] = (tensor, _writes(tensor), checksum(tensor), whole)
         return tensor
 
     def intact(self) -> bool:
         """Whether no tensor was written into, by torch or past it."""
         known = list(self._known.values())
-        return all(_writes(tensor) == count and checksum(tensor) == bits for tensor, count, bits in known)
+        return all(_writes(tensor) == count and checksum(tensor) == bits for tensor, count, bits, _ in known)
+
+    def restore(self) -> None:
+        """Write the copies back, into the same memory: what was learnt may lie there, too."""
+        for tensor, _, bits, whole in list(self._known.values()):
+            if whole is not None:
+                if tensor.shape == whole.shape:
+                    tensor.data.copy_(whole)
+                else:
+                    tensor.data = whole.clone()
+                self._known[id(tensor)] = (tensor, _writes(tensor), bits, whole)
 
     def forget(self, *tensors: Tensor) -> None:
         """These are handed out no more; without any, all."""

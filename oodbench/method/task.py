@@ -56,7 +56,7 @@ class Task:
         self._banks: dict[str, Tensor] = {}  # templates -> class vectors
         self._last: dict[str, tuple[Tensor, Tensor]] = {}  # templates -> features, their cosines
         self._passes: dict[tuple[str, ...], Tensor] = {}  # what a pass over the last cosines gave, templates first
-        self._lent, self._lent_last = Lent(), Lent()  # of class vectors and cosines, what methods were given
+        self._lent, self._lent_last = Lent(copies=True), Lent()  # of class vectors and cosines, what methods were given
         self._one = threading.RLock()  # the encoder is asked by one thread at a time, and once
 
     def seen_by(self, needs: Needs, own: Own | None = None) -> Task:
@@ -73,13 +73,13 @@ class Task:
         return view
 
     def intact(self) -> bool:
-        """Whether no method wrote into what it was given; if one did, all that is remembered is forgotten."""
+        """Whether no method wrote into what it was given; if one did, class vectors are put right again."""
         sound = self._lent.intact() and self._lent_last.intact()
         if not sound:
-            for kept in (self._banks, self._last, self._passes):
-                kept.clear()
-            self._lent.forget()
+            self._last.clear()
+            self._passes.clear()
             self._lent_last.forget()
+            self._lent.restore()
         return sound
 
     @property
