@@ -41,6 +41,18 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_stamp(path: Path) -> dict[str, Any]:
+    """What tells on this machine that a file is the one whose digest is remembered; links are followed."""
+    stat = path.stat()
+    return {
+        "file": str(path.resolve()),
+        "bytes": stat.st_size,
+        "modified": stat.st_mtime_ns,
+        "changed": stat.st_ctime_ns,
+        "inode": stat.st_ino,
+    }
+
+
 def content_digest(path: Path) -> str:
     """sha256 of a file, or of the names and contents of the files in a folder."""
     if path.is_file():

@@ -192,7 +192,7 @@ def _encode(work: Work, bounds: tuple[int, int], encoder: OpenClip, done: Callab
     bad = np.flatnonzero(~np.isfinite(found.arrays["embeddings"]).all(1))
     if len(bad):
         name = work.listing.names[found.positions[bad[0]]]
-        raise UserError(f"the encoder gave NaN or infinity for {len(bad)} images, '{name}' first; try --precision fp32")
+        raise encoder.not_finite(f"{len(bad)} images, '{name}' first")
     facts = {
         "dataset": work.listing.dataset.name,
         "skipped": found.skipped,
