@@ -48,7 +48,7 @@ def inspect(listing: Listing, store: Store, workers: int = 0, done: Done = lambd
         looks[bounds[0]] = [one for one, _ in found]
         if all(lasting for _, lasting in found):
             facts = {"looks": [one.row() for one in looks[bounds[0]]]}
-            store.write("looks", _inputs(listing, bounds), {}, facts)
+            store.remember("looks", _inputs(listing, bounds), facts)
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="look")
     try:

@@ -47,14 +47,15 @@ def items(dataset: Dataset, store: Store) -> Items:
     n = world.length(split)
     inputs: dict[str, Any] = {"split": split, "n": n, **render.recipe()}
     entry = store.find("glyphs", inputs)
-    if entry is None:
+    facts = entry.facts if entry else {}
+    if not facts:
         facts = {
             "names": [world.name(split, i) for i in range(n)],
             "prints": [hashlib.sha256(render.image(split, i).tobytes()).hexdigest() for i in range(n)],
             "labels": [world.label(split, i) for i in range(n)],
         }
-        entry = store.write("glyphs", inputs, {}, facts)
-    labels = np.array(entry.facts["labels"])
+        store.remember("glyphs", inputs, facts)
+    labels = np.array(facts["labels"])
     folders = tuple(world.CLASSES) if labels.max() >= 0 else ()
-    names, prints = tuple(entry.facts["names"]), tuple(entry.facts["prints"])
+    names, prints = tuple(facts["names"]), tuple(facts["prints"])
     return Items(Path(), names, prints, labels, Rendered(), folders, content=True)
