@@ -44,7 +44,8 @@ def batches(
     """The images of a part of the list, decoded.
 
     Threads decode ahead of the model (Pillow works outside the interpreter lock), a bounded number of images. UserError
-    when the system does not hand over a file, even with "skip": which images are left out must not depend on the day.
+    when an image is not the one that was listed, and when the system does not hand over a file, even with "skip": which
+    images are left out must not depend on the day.
     """
 
     def read(index: int) -> Tensor | Exception:
@@ -59,6 +60,7 @@ def batches(
     waiting: collections.deque[Future[Tensor | Exception]] = collections.deque()
     submitted = start
     try:
+        listing.check_tree()
         with decoding():
             for begin in range(start, stop, batch):
                 positions, images, skipped = [], [], []
@@ -78,6 +80,8 @@ def batches(
                         raise unreadable(listing, listing.names[index], reason(image)) from image
                     else:
                         skipped.append((listing.names[index], reason(image)))
+                if begin + batch >= stop:
+                    listing.check_tree()
                 yield Decoded(positions, _stacked(images) if images else None, skipped)
     finally:
         pool.shutdown(cancel_futures=True)

@@ -112,9 +112,9 @@ def make_plan(request: RunRequest) -> Plan:
             calibration, jobs = attempt(_calibration, benchmark, id_set, reading, store, jobs) or (None, jobs)
     raise_all(collected.problems)  # before the encoder: reading a checkpoint takes seconds
     assert jobs and files is not None and benchmark and spec and id_set and classes
-    resolved = resolve(spec, request.resize, store)
+    resolved = resolve(spec, request.resize, store, strict=request.strict)
     jobs, beyond = _served(jobs, resolved.card, request)
-    jobs = assignment.attach(jobs, files, resolved, spec, store)
+    jobs = assignment.attach(jobs, files, resolved, spec, store, strict=request.strict)
     return Plan(
         request=request,
         benchmark=benchmark,

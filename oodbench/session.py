@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from oodbench import provenance
 from oodbench.errors import did_you_mean, raise_all
 from oodbench.plan import make_plan
 from oodbench.request import RunRequest
@@ -62,9 +63,9 @@ def carry_out(request: RunRequest, *, tracking_uri: str | None = None) -> Outcom
     outcome = run(make_plan(request))
     for name, reason in outcome.left_out:
         log.warning("left out: %s: %s", name, reason)
-    why = record(tracker, outcome)
-    if why:
-        log.warning("%s", why)
+    for why in (provenance.elsewhere(request.device, outcome.results), record(tracker, outcome)):
+        if why:
+            log.warning("%s", why)
     return outcome
 
 

@@ -383,3 +383,23 @@ def test_memory_stays_flat_as_images_grow(tiny: Tiny, sets: Path, tmp_path: Path
         done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=True)
         peaks.append(int(done.stdout) / 1024)
     assert peaks[1] - peaks[0] < 60  # MB
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_embeddings_of_other_images_are_never_stored(tiny: Tiny, tmp_path: Path, strict: bool) -> None:
+    """The set is exchanged between listing and decoding, and put back: the next run must see its own images."""
+    right, other = fill(tmp_path / "photos", 20, 2), fill(tmp_path / "other", 20, 2, size=9)
+    task = work(right, tmp_path / "store", tiny)
+    task = replace(task, listing=task.listing.by_content() if strict else task.listing)
+    (other / "class 0/00000.ppm").write_bytes((right / "class 0/00000.ppm").read_bytes())
+    right.rename(tmp_path / "aside")
+    other.rename(right)
+    with pytest.raises(UserError, match=r"photos/class 0/\d+\.ppm changed after it was listed; run again"):
+        extract(task, lambda: tiny.encoder)
+    assert not [one for one in task.store.entries() if one.kind == "embeddings"]
+    right.rename(other)
+    (tmp_path / "aside").rename(right)
+    np.testing.assert_array_equal(
+        embeddings(extract(task, lambda: tiny.encoder)),
+        embeddings(extract(replace(task, store=Store(tmp_path / "fresh")), lambda: tiny.encoder)),
+    )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -14,30 +12,35 @@ import numpy.typing as npt
 from oodbench.catalogue import Dataset
 from oodbench.errors import UserError
 from oodbench.loaders.folder import ordered
-from oodbench.loaders.items import Items, decoded, empty, is_image, missing, numbered, print_of, unlabelled
+from oodbench.loaders.items import Items, empty, is_image, missing, numbered, unlabelled
+from oodbench.loaders.prints import Taken, encoded, inside, print_of
 from oodbench.loaders.remote import fetched, print_of_copy
 from oodbench.loaders.tars import Member, expand, members, read_member
 from oodbench.urls import is_url
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 _LABELS = (".cls", ".txt")
 
 
 @dataclass(frozen=True)
 class Archives:
-    """Images in archives: where each one lies, none of their bytes."""
+    """Images in archives: where each one lies, none of their bytes.
+
+    copies   per archive that was fetched: its print on this disk, and the print that its images were listed with
+    """
 
     where: Mapping[str, tuple[Path, Member]]
+    copies: Mapping[Path, tuple[str, str]] = field(default_factory=dict)
 
-    def read(self, name: str) -> Image:
-        """Decode a member."""
-        return decoded(read_member(*self.where[name]))
+    def take(self, name: str) -> Taken:
+        """Read a member."""
+        path, member = self.where[name]
+        raw, now = read_member(path, member)
+        here, known = self.copies.get(path, ("", ""))
+        return encoded(inside(known if now == here else now, member.offset, member.size), raw)
 
     def content(self, name: str) -> str:
         """sha256 of a member."""
-        return hashlib.sha256(read_member(*self.where[name])).hexdigest()
+        return self.take(name).content()
 
     def place(self, name: str) -> str:
         """The archive, and the member in it."""
@@ -56,10 +59,14 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     where: dict[str, tuple[Path, Member]] = {}
     beside: dict[str, tuple[Path, Member]] = {}
     prints: list[str] = []
+    copies: dict[Path, tuple[str, str]] = {}
     for path in paths:
         if not path.is_file():
             raise missing(dataset, path)
-        stamp = print_of_copy(path) if is_url(_pattern(dataset, data)) else print_of(path)
+        whole = print_of(path)
+        if is_url(_pattern(dataset, data)):
+            copies[path] = (whole, print_of_copy(path))
+            whole = copies[path][1]
         prefix = "" if len(paths) == 1 else f"{_beneath(path, home)}/"
         for member in members(path):
             name = prefix + member.name.removeprefix("./")
@@ -67,7 +74,7 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
                 if name in where:
                     raise UserError(f"dataset '{dataset.name}': {path} holds two members named {member.name}")
                 where[name] = (path, member)
-                prints.append(f"{stamp}:{member.offset}:{member.size}")
+                prints.append(inside(whole, member.offset, member.size))
             elif labelled and PurePosixPath(name).suffix in _LABELS:
                 beside[name] = (path, member)
     if not where:
@@ -77,7 +84,7 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     folders: tuple[str, ...] = ()
     if labelled:
         labels, folders = _labels(dataset, home, names, beside) if beside else _classes(dataset, home, names)
-    return Items(home, names, tuple(prints), labels, Archives(where), folders)
+    return Items(home, names, tuple(prints), labels, Archives(where, copies), folders)
 
 
 def _pattern(dataset: Dataset, data: Path) -> str:
@@ -105,7 +112,7 @@ def _labels(
         found = next((beside[key + suffix] for suffix in _LABELS if key + suffix in beside), None)
         if not found:
             raise unlabelled(dataset, home, name)
-        text = read_member(*found).decode("utf-8", "replace").strip()
+        text = read_member(*found)[0].decode("utf-8", "replace").strip()
         if not text.isdecimal():
             raise UserError(
                 f"dataset '{dataset.name}': member {found[1].name} of {found[0]} is no label: {text[:40]!r}"

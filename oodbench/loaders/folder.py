@@ -10,6 +10,7 @@ import numpy as np
 from oodbench.catalogue import Dataset
 from oodbench.errors import UserError
 from oodbench.loaders.items import EXTENSIONS, Files, Items, empty, missing
+from oodbench.loaders.prints import stat_print
 
 
 def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
@@ -50,7 +51,7 @@ def ordered(folders: set[str]) -> tuple[str, ...]:
 
 
 def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> list[tuple[str, str]]:
-    """(name, size and time) of every image. `above`: the folders on the way here, so that a link to one is left out."""
+    """(name, print) of every image. `above`: the folders on the way here, so that a link to one is left out."""
     stat = folder.stat()
     here = (stat.st_dev, stat.st_ino)
     if here in above:
@@ -63,6 +64,5 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> list
             if entry.is_dir():
                 found += _walk(Path(entry.path), f"{prefix}{entry.name}/", (*above, here))
             elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and (entry.is_file() or entry.is_symlink()):
-                stat = entry.stat()  # raises for a link to nothing
-                found.append((prefix + entry.name, f"{stat.st_size}:{stat.st_mtime_ns}"))
+                found.append((prefix + entry.name, stat_print(entry.stat())))  # raises for a link to nothing
     return found

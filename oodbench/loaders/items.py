@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from oodbench.errors import Missing, UserError
+from oodbench.loaders.prints import Taken, encoded, print_of, stat_print
 from oodbench.store import file_digest
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from oodbench.catalogue import Dataset
+
+__all__ = ["EXTENSIONS", "Files", "Items", "Placed", "Source", "Tree", "print_of"]
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
 
@@ -24,8 +25,8 @@ EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff
 class Source(Protocol):
     """Reads images by name. Threads share it; it holds no image."""
 
-    def read(self, name: str) -> Image:
-        """Decode one image, in its own mode. Raises OSError (or what Pillow raises) when it cannot be read."""
+    def take(self, name: str) -> Taken:
+        """Read one image, which is decoded in its own mode. Raises OSError, or what Pillow raises, when that fails."""
 
     def content(self, name: str) -> str:
         """sha256 of what is stored for an image."""
@@ -39,12 +40,24 @@ class Placed(Protocol):
         """Where an image lies: the same text for the same image, whichever set it is in."""
 
 
+@runtime_checkable
+class Tree(Protocol):
+    """A source whose prints are of many files at once, too many to look at again for every image."""
+
+    def tree_print(self) -> str:
+        """The print of all its files now."""
+
+    @property
+    def listed_print(self) -> str:
+        """The print of all its files before they were opened."""
+
+
 @dataclass(frozen=True)
 class Items:
     """The images of a place, in order.
 
     folder   where they lie: a folder, or the file that holds them
-    prints   one text per image that changes when the image does: size and time, or content
+    prints   one text per image that changes when the image does, as the loaders' prints.py makes them
     labels   class index per image [n], -1 where it is not known
     folders  one key per class in label order: class folders, or numbers; () without labels
     named    class names in label order where the source knows them
@@ -69,27 +82,15 @@ class Files:
 
     folder: Path
 
-    def read(self, name: str) -> Image:
-        """Decode a file."""
-        from PIL import Image
-
+    def take(self, name: str) -> Taken:
+        """Read a file."""
         with (self.folder / name).open("rb") as file:
-            image = Image.open(file)
-            image.load()
-        return image
+            raw = file.read()
+            return encoded(stat_print(os.fstat(file.fileno())), raw)
 
     def content(self, name: str) -> str:
         """sha256 of the file."""
         return file_digest(self.folder / name)
-
-
-def decoded(content: bytes) -> Image:
-    """An image from the bytes of a file."""
-    from PIL import Image
-
-    image = Image.open(io.BytesIO(content))
-    image.load()
-    return image
 
 
 def is_image(name: str) -> bool:
@@ -119,9 +120,3 @@ def unlabelled(dataset: Dataset, place: Path | str, what: str) -> UserError:
 def numbered(labels: npt.NDArray[np.int64]) -> tuple[str, ...]:
     """Class keys for labels that are bare numbers: "0" up to the largest."""
     return tuple(str(i) for i in range(int(labels.max()) + 1)) if len(labels) else ()
-
-
-def print_of(path: Path) -> str:
-    """Size and modification time of a file."""
-    stat = path.stat()
-    return f"{stat.st_size}:{stat.st_mtime_ns}"
