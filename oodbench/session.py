@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from oodbench import provenance
 from oodbench.errors import did_you_mean, raise_all
+from oodbench.paths import expand
 from oodbench.plan import make_plan
 from oodbench.request import RunRequest
 from oodbench.runner import Outcome, run
@@ -75,8 +76,8 @@ def tracker_of(results: Path, tracking_uri: str | None) -> Tracker | None:
         return None
     from oodbench import tracking
 
-    results = results.expanduser()
-    return tracking.Tracker(tracking_uri or tracking.default_uri(results), results)
+    results = expand(results)
+    return tracking.tracker_of(results, tracking_uri)
 
 
 def record(tracker: Tracker | None, outcome: Outcome) -> str:
