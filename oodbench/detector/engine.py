@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from oodbench import assignment, extract, metrics
+from oodbench import assignment, extract
 from oodbench.catalogue import Benchmark, Dataset
 from oodbench.detector.keeping import Keeping
+from oodbench.detector.threshold import threshold
 from oodbench.encoder.card import EMBEDDED, parse_encoder
 from oodbench.encoder.resolve import Resolved, resolve
 from oodbench.errors import UserError
@@ -76,7 +77,10 @@ def lines(classes: Any) -> Lines:
 
 
 class Engine:
-    """A method, fitted when it is first needed, and all that it reads."""
+    """A method, fitted when it is first needed, and all that it reads.
+
+    facts   which images it learnt from and which set the threshold; None for either where there were none
+    """
 
     def __init__(self, request: RunRequest, job: Job, encoder: Resolved, classes: Lines, store: Keeping) -> None:
         self.store = store
@@ -97,6 +101,12 @@ class Engine:
         self.method: Method[Any] = job.made()
         self.running = Running(job, self.method)
         self.scorer = self._scorer()
+        self.facts: dict[str, dict[str, Any] | None] = {"calibration": None, "threshold": None}
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the method learns from ID images."""
+        return self.plan.jobs[0].calibrates
 
     def fit(self, calibration: Listing | None) -> None:
         """Let the method learn; images calibrate a method that asks for them. UserError when it cannot."""
@@ -105,6 +115,7 @@ class Engine:
             hint = f", or set {job.info.calibrated} by hand" if job.info.calibrated else ""
             raise UserError(f"{job.label} calibrates on ID images: fit it with some (--threshold-from DIR){hint}")
         self.plan = dataclasses.replace(self.plan, calibration=calibration if job.calibrates else None)
+        self.facts["calibration"] = _facts(calibration) if calibration and job.calibrates else None
         self.running = Running(job, self.method)
         self.scorer = self._scorer()
         self.scorer.fit([self.running])
@@ -122,9 +133,16 @@ class Engine:
             done(len(part.listing))
 
     def threshold(self, images: Listing, tpr: float) -> float:
-        """The score that keeps a share of ID images, less those that could not be read."""
-        known = np.concatenate([one.scores for one in self.scored(images)])
-        return metrics.threshold_at_tpr(metrics.sort_scores(known[~np.isnan(known)], "the images to fit"), tpr)
+        """The score that keeps a share of new ID images, set on some that the method has not learnt from."""
+        if images.origins:  # embedded with the images to learn from, as one list
+            scores = self._scored(extract.extract(self.plan.work(images), self.encoder)).scores
+        else:
+            scores = np.concatenate([one.scores for one in self.scored(images)])
+        read = scores[~np.isnan(scores)]
+        if not len(read):
+            raise UserError(f"not one of the {len(images)} images that are to set the threshold can be read")
+        self.facts["threshold"] = {**_facts(images), "read": len(read), "tpr": tpr}
+        return threshold(read, tpr)
 
     def parts(self, images: Listing) -> Iterator[Embedded]:
         """Embeddings of the shards of a list, each as a list of its own: never more than one is held."""
@@ -151,6 +169,10 @@ class Engine:
     def _scorer(self) -> Scorer:
         self.running.own = own(self.plan, self.running.job, self.device)
         return Scorer(self.plan, task_of(self.plan, self.encoder, self.device, Watch()), self.device)
+
+
+def _facts(images: Listing) -> dict[str, Any]:
+    return {"n": len(images), "digest": images.digest}
 
 
 def joined(parts: Sequence[Scored]) -> Scored:

@@ -69,7 +69,7 @@ class Explanation:
 def explain(request: RunRequest, images: Any, top: int = 5) -> list[Explanation]:
     """Explain images one by one; `top` names of each list. UserError as a run of the same request raises it."""
     plan = make_plan(request)
-    store = Keeping(plan.store.root)
+    store = Keeping(plan.store)
     plan = dataclasses.replace(plan, store=store)
     device = pick_device(request.device)
     encoder = loader(plan, device)

@@ -29,7 +29,7 @@ from oodbench.whole import write_text
 FORMAT = 1
 RECIPE = "detector.json"
 LEARNT = "learnt.safetensors"
-_PLACES = ("device", "workers", "store", "keep", "plugins", "weights")  # of one machine, not of the detector
+_PLACES = ("device", "workers", "store", "shared", "keep", "plugins", "weights")  # of one machine, not of the detector
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,8 @@ def _recipe(fitted: Fitted, folder: Path, with_encoder: bool) -> dict[str, Any]:
         "source": job.info.source,
         "files": job.files,
         "weights": {**job.weights.card(), "recipe": job.weights.recipe} if job.weights else None,
-        "calibration": {"n": len(plan.calibration), "digest": plan.calibration.digest} if plan.calibration else None,
+        "calibration": fitted.engine.facts["calibration"],
+        "threshold_images": fitted.engine.facts["threshold"],
         "versions": versions(),
         "commit": commit(),
         "params": _plain_params(plain),
