@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -19,7 +20,8 @@ from click.testing import CliRunner, Result
 
 import oodbench
 from oodbench.cli import main
-from oodbench.detector import explanation
+from oodbench.detector import explanation, writing
+from oodbench.detector.engine import Scored
 from oodbench.glyphs import world
 from oodbench.session import request_from
 from oodbench.store import Store
@@ -76,21 +78,55 @@ def test_a_saved_detector_needs_no_more_words(place: Path, tmp_path: Path) -> No
     assert not [e for e in Store(tmp_path / "s").entries() if e.kind == "embeddings"]
     one = call(place, "score", "--detector", kept, "new/letters-003.png", "photos/id-train-001.png")
     assert [len(table(one.stdout)), Path(table(one.stdout)["image"][0]).name] == [2, "letters-003.png"]
-    fixed = call(place, "score", "--detector", kept, "new", "--method", "mcm", "--tpr", "0.9")
-    assert fixed.exit_code == 2 and "--detector fixes --method, --tpr" in fixed.stderr
+    fixed = call(place, "score", "--detector", kept, "new", "--method", "mcm", "--tpr", "0.9", "--set", "a.b=1")
+    assert fixed.exit_code == 2 and "--detector fixes --method, --tpr, --set" in fixed.stderr
+
+
+def test_no_name_breaks_a_row_or_starts_a_formula(place: Path, tmp_path: Path) -> None:
+    """A spreadsheet, a reader of lines and a terminal each see one plain text per image."""
+    hostile = ["=1+1.png", "+a.png", "-1.png", "@SUM(A1).png", "a\rb.png", "a\nb.png", "a\u2028b.png", 'a"b,c.png']
+    hostile += ["\t=1.png", "\r=1.png", "\x1b[31mred.png", "\u202eb.png", "b\udcff.png"]  # bytes that are not UTF-8
+    shown = ["'=1+1.png", "'+a.png", "'-1.png", "'@SUM(A1).png", r"a\rb.png", r"a\nb.png", r"a\u2028b.png", 'a"b,c.png']
+    shown += [r"'\t=1.png", r"'\r=1.png", r"\x1b[31mred.png", r"\u202eb.png", r"b\udcff.png"]
+    n = len(hostile)
+    scored = Scored(tuple(hostile), np.arange(float(n)), np.zeros(n, np.int64))
+    for name in ("x.csv", "x.parquet"):
+        assert writing.write([scored], ["=a\rb"], 3.0, tmp_path / name).accepted == n - 3
+    raw = (tmp_path / "x.csv").read_bytes().decode()
+    rows = list(csv.DictReader(io.StringIO(raw, newline="")))
+    assert [row["image"] for row in rows] == shown and len(raw.splitlines()) == n + 1
+    assert {row["class"] for row in rows} == {r"'=a\rb"} and [float(row["score"]) for row in rows] == list(range(n))
+    table = pd.read_parquet(tmp_path / "x.parquet")
+    assert table["image"].tolist() == [*hostile[:-1], r"b\udcff.png"] and set(table["class"]) == {"=a\rb"}
+    folder = tmp_path / "=1\r"
+    folder.mkdir()
+    shutil.copy(place / "new/letters-000.png", folder / "=1\r+1\x1b.png")
+    (folder / "\x1bz.png").write_text("nothing")
+    done = call(
+        place, "score", "--method", "mcm", "--classes", "names.txt", str(folder), "--no-store", "--on-error", "skip"
+    )
+    assert r"'=1\r+1\x1b.png," in done.stdout and r"skipped: \x1bz.png" in done.stderr
+    assert "\x1b" not in done.output and "\r" not in done.output
+    one = explanation.Explanation("a\x1b\n", "e", "i\u202e", "p", (), (explanation.Verdict("m", 1, "c\r", 1, True, {}),))
+    said = explanation.text(one)
+    assert r"a\x1b\n" in said and r"c\r" in said and r"i\u202e" in said and "\r" not in said
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("--method", "mcm"), "name --method and --classes"),
-        (("--method", "react", "--classes", "names.txt"), "--threshold-from DIR), or set threshold by hand"),
+        (("--method", "react", "--classes", "names.txt"), "(--threshold-from or --calibration), or set threshold by hand"),
         (("--method", "mcm,msp", "--classes", "names.txt"), "a detector is one method, not mcm,msp"),
         (("--method", "mcm", "--classes", "names.txt", "--out", "x.txt"), "must end in .csv or .parquet"),
         (("--method", "mcm", "--classes", "names.txt", "--out", "no/x.csv"), "there is no folder"),
         (("--method", "mcm", "--classes", "names.txt", "--set", "msp.scale=1"), "--set msp.scale: the method is mcm"),
         (("--method", "mcm", "--classes", "names.txt", "--threshold", "1", "--threshold-from", "new"), "give one"),
         (("--method", "mcm", "--classes", "names.txt", "--threshold-from", "nowhere"), "nowhere cannot be read"),
+        (("--method", "mcm", "--classes", "names.txt", "--threshold", "nan"), "--threshold nan: a finite number"),
+        (("--method", "mcm", "--classes", "names.txt", "--tpr", "0.9"), "give that, too"),
+        (("--method", "mcm", "--classes", "names.txt", "--threshold-from", "new", "--tpr", "95"), "tpr takes a share"),
+        (("--method", "mcm", "--classes", "names.txt", "--save", "new"), "new is there and holds no detector"),
         (("--detector", "new"), "new holds no detector"),
     ],
 )

@@ -188,7 +188,7 @@ def test_validation_images_set_the_threshold(learners: list[Path]) -> None:
     assert rank.threshold_ is None and (rank.score_samples(new) == one.score_samples(new)).all()
     plain = Detector("mcm", classes=NAMES).fit(train, validation=other)
     assert plain.threshold_ == Detector("mcm", classes=NAMES).fit(other).threshold_
-    with pytest.raises(UserError, match="knn learns from 128 of the 128 images for validation"):
+    with pytest.raises(UserError, match="knn learns from 128 of the 128 images that are to set"):
         Detector("knn", classes=NAMES, plugins=learners).fit(train, validation=train)
     with pytest.raises(UserError, match="calibrates on ID images"):
         Detector("knn", classes=NAMES, plugins=learners).fit(validation=other)

@@ -113,7 +113,7 @@ class Engine:
         job = self.plan.jobs[0]
         if job.calibrates and calibration is None:
             hint = f", or set {job.info.calibrated} by hand" if job.info.calibrated else ""
-            raise UserError(f"{job.label} calibrates on ID images: fit it with some (--threshold-from DIR){hint}")
+            raise UserError(f"{job.label} calibrates on ID images: fit it with some (--threshold-from or --calibration){hint}")
         self.plan = dataclasses.replace(self.plan, calibration=calibration if job.calibrates else None)
         self.facts["calibration"] = _facts(calibration) if calibration and job.calibrates else None
         self.running = Running(job, self.method)
@@ -141,8 +141,9 @@ class Engine:
         read = scores[~np.isnan(scores)]
         if not len(read):
             raise UserError(f"not one of the {len(images)} images that are to set the threshold can be read")
-        self.facts["threshold"] = {**_facts(images), "read": len(read), "tpr": tpr}
-        return threshold(read, tpr)
+        found = threshold(read, tpr)
+        self.facts["threshold"] = {**_facts(images), "read": len(read), "tpr": tpr, "value": found}
+        return found
 
     def parts(self, images: Listing) -> Iterator[Embedded]:
         """Embeddings of the shards of a list, each as a list of its own: never more than one is held."""

@@ -54,10 +54,15 @@ class Saved:
         return dict(self.recipe["params"])
 
 
-def save(fitted: Fitted, folder: Path, *, with_encoder: bool) -> Path:
-    """Write the folder, whole or not at all."""
+def check(folder: Path) -> None:
+    """UserError for a folder that holds something else than a detector."""
     if folder.exists() and not (folder / RECIPE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there and holds no detector; name another folder")
+
+
+def save(fitted: Fitted, folder: Path, *, with_encoder: bool) -> Path:
+    """Write the folder, whole or not at all."""
+    check(folder)
     temporary = folder.with_name(f".{folder.name}.{digest(str(folder))[:8]}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -118,6 +123,7 @@ def _recipe(fitted: Fitted, folder: Path, with_encoder: bool) -> dict[str, Any]:
     plain = {name: value for name, value in fitted.params.items() if name not in _PLACES}
     plain |= {"classes": list(plan.classes.lines), "settings": dict(fitted.params["settings"] or {}) or None}
     parameters = {name: value for name, value in job.parameters.items() if name not in texts}
+    judged = fitted.engine.facts["threshold"]  # unless another threshold was given since
     return {
         "format": FORMAT,
         "method": job.info.name,
@@ -133,7 +139,7 @@ def _recipe(fitted: Fitted, folder: Path, with_encoder: bool) -> dict[str, Any]:
         "files": job.files,
         "weights": {**job.weights.card(), "recipe": job.weights.recipe} if job.weights else None,
         "calibration": fitted.engine.facts["calibration"],
-        "threshold_images": fitted.engine.facts["threshold"],
+        "threshold_images": judged if judged and judged["value"] == fitted.threshold else None,
         "versions": versions(),
         "commit": commit(),
         "params": _plain_params(plain),

@@ -108,8 +108,8 @@ def check_apart(learnt: Listing, validation: Listing, label: str) -> None:
     both = [name for name, content in zip(validation.names, _contents(validation), strict=True) if content in known]
     if both:
         raise UserError(
-            f"{label} learns from {len(both)} of the {len(validation)} images for validation, {both[0]} first, and a "
-            "threshold set on these rejects new ID images; give others, or none: then some are held out"
+            f"{label} learns from {len(both)} of the {len(validation)} images that are to set the threshold, {both[0]} "
+            "first: it would reject new ID images; give others, or none, and some are held out"
         )
 
 
