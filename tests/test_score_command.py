@@ -112,6 +112,39 @@ def test_no_name_breaks_a_row_or_starts_a_formula(place: Path, tmp_path: Path) -
     assert r"a\x1b\n" in said and r"c\r" in said and r"i\u202e" in said and "\r" not in said
 
 
+def test_a_method_calibrates_on_images_of_its_own(place: Path, tmp_path: Path) -> None:
+    usual = ("score", "--method", "react", "--classes", "names.txt", "new")
+    both = call(place, *usual, "--calibration", "photos", "--threshold-from", "new")
+    one = oodbench.Detector("react", classes=list(world.CLASSES))
+    one.fit(place / "photos", validation=place / "new")
+    assert both.exit_code == 0, both.output
+    assert (table(both.stdout)["decision"] == "id").tolist() == (one.predict(place / "new") == 1).tolist()
+    given = call(place, *usual, "--calibration", "photos", "--threshold", str(one.threshold_))
+    assert given.stdout == both.stdout
+    bare = call(place, *usual, "--calibration", "photos")
+    assert list(table(bare.stdout)) == ["image", "score", "class"]
+    assert (table(bare.stdout)["score"] == table(both.stdout)["score"]).all()
+    same = call(place, *usual, "--calibration", "photos", "--threshold-from", "photos")
+    assert same.exit_code == 2 and "react learns from 60 of the 60 images that are to set" in same.stderr
+    few = call(place, *usual, "--threshold-from", "photos/id-train-001.png")
+    assert few.exit_code == 2 and "there is only one (" in few.stderr
+
+
+def test_a_shared_store_is_read_and_written(place: Path, tmp_path: Path) -> None:
+    there = (tmp_path / "there").as_uri()
+    usual = ("score", "--method", "mcm", "--classes", "names.txt", "new", "--shared", there)
+    first = call(place, *usual, "--store", str(tmp_path / "a"))
+    assert first.exit_code == 0 and list((tmp_path / "there/embeddings").glob("*/*/entry.json"))
+    again = call(place, *usual, "--store", str(tmp_path / "b"), "--no-store")
+    assert again.stdout == first.stdout and not (tmp_path / "b/embeddings").exists()
+    assert call(place, *usual, "--store", str(tmp_path / "b")).stdout == first.stdout
+    assert list((tmp_path / "b/embeddings").glob("*/*/.shared-*")), "fetched, not made"
+    image = ("explain", "--methods", "mcm", "--shared", there, "--store", str(tmp_path / "c"), "new/letters-000.png")
+    assert call(place, *image).exit_code == 0 and list((tmp_path / "c/text").glob("*/*/.shared-*"))
+    wrong = call(place, *usual[:-1], "nowhere")
+    assert wrong.exit_code == 2 and "--shared nowhere is no URL" in wrong.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
