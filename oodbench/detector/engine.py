@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,14 +67,18 @@ def job_of(request: RunRequest, store: Keeping) -> tuple[Job, Resolved]:
 
 def lines(classes: Any) -> Lines:
     """Class names: the name of a list, a file with one a line, or the names themselves."""
-    if isinstance(classes, str | Path):
-        return class_names(str(classes))
+    if isinstance(classes, str | os.PathLike):
+        return class_names(os.fspath(classes))
+    how = "give classes=[...], or the name of a class list, or a file with one name a line"
+    if classes is not None and not isinstance(classes, Sequence | np.ndarray) and not hasattr(classes, "to_numpy"):
+        raise UserError(f"classes takes a list of names, not a {type(classes).__name__}; {how}")  # sets have no order
     names = tuple(classes) if classes is not None else ()
-    wrong = next((name for name in names if not isinstance(name, str) or not name.strip()), None)
-    if not names or wrong is not None:
-        what = f"classes holds {wrong!r}, which is no name" if names else "no class names were given"
-        raise UserError(f"{what}; give classes=[...], or the name of a class list, or a file with one name a line")
-    return Lines("given", names)
+    for name in names:
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(f"classes holds {name!r}, which is no name; {how}")
+    if not names:
+        raise UserError(f"no class names were given; {how}")
+    return Lines("given", tuple(map(str, names)))
 
 
 class Engine:

@@ -100,7 +100,9 @@ class Detector(OutlierEstimator):
                 "a saved detector of a trained method is fitted anew with weights: set_params(weights=FILE)"
             )
         request = self._request()
-        if validation is not None and (self.threshold is not None or self.tpr is None):
+        params = checked(self.get_params())
+        limit, tpr = params["threshold"], params["tpr"]
+        if validation is not None and (limit is not None or tpr is None):
             raise InvalidParameter("validation images set the threshold; leave them out, or give tpr and no threshold")
         store = self._store()
         classes = lines(self.classes)
@@ -109,18 +111,17 @@ class Detector(OutlierEstimator):
         labels = None if learnt is None else threshold.label_sequence(y, learnt)
         engine = Engine(request, job, encoder, classes, store)
         with store.keeping(self._kept(learnt) and self._kept(judged)), store.remembering():
-            if self.threshold is None and self.tpr is not None:
+            if limit is None and tpr is not None:
                 if not engine.calibrates or learnt is None:
                     judged = judged or learnt
                 elif judged is None:
-                    parts = threshold.parts(learnt, self.tpr, self.seed, labels)
+                    parts = threshold.parts(learnt, tpr, request.seed, labels)
                     learnt, judged = parts.learnt, parts.held_out
                 else:
                     threshold.check_apart(learnt, judged, job.label)
             engine.fit(learnt)
-            limit = self.threshold
-            if judged is not None and self.tpr is not None:
-                limit = engine.threshold(judged, self.tpr)
+            if judged is not None:
+                limit = engine.threshold(judged, tpr)
         self._begin(engine, limit)
         return self
 
@@ -178,7 +179,7 @@ class Detector(OutlierEstimator):
         An older detector there is replaced; any other folder that is not empty is a UserError.
         """
         engine = self._fitted()
-        learnt = saved.Fitted(engine, self.get_params(), self.threshold_)
+        learnt = saved.Fitted(engine, checked(self.get_params()), self.threshold_)
         return saved.save(learnt, expand(Path(folder)), with_encoder=with_encoder)
 
     @classmethod

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,5 +178,5 @@ def _plain(card: Any) -> dict[str, Any]:
 
 def _plain_params(params: dict[str, Any]) -> dict[str, Any]:
     """Arguments as JSON; paths as text."""
-    plain: dict[str, Any] = json.loads(json.dumps(params, default=str))
+    plain: dict[str, Any] = json.loads(json.dumps(params, default=os.fspath))
     return plain

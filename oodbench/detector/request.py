@@ -34,8 +34,10 @@ class InvalidParameter(UserError, ValueError):
 
 
 def checked(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments with NumPy's scalars as plain ones. InvalidParameter with all that are wrong."""
-    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in params.items()}
+    """The arguments, also of the method, with NumPy's scalars as plain ones. InvalidParameter with all that are wrong."""
+    plain = _plain(params)
+    if isinstance(plain["settings"], Mapping):
+        plain["settings"] = _plain(plain["settings"])
     problems = [
         f"{name} takes {takes}, not {plain[name]!r}" for name, (fits, takes) in _TAKES.items() if not fits(plain[name])
     ]
@@ -62,6 +64,10 @@ def request_of(params: Mapping[str, Any]) -> RunRequest:
         out=params["store"],  # nothing is written there
         **{name: params[name] for name in _SAME},
     )
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
 
 
 def _share(value: object) -> bool:
