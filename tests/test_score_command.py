@@ -226,6 +226,17 @@ def test_explain_ranks_an_image_among_stored_scores(place: Path, tmp_path: Path,
     assert bare.exit_code == 0 and "no stored ID scores below" in bare.stdout
 
 
+@pytest.mark.slow
+def test_scores_after_another_calibration_rank_nothing(place: Path, tmp_path: Path) -> None:
+    """Rows of a run with --limit calibrated on fewer images, so that their scores are of another scale."""
+    oodbench.run("react,mcm", ood="glyphs-letters", limit=20, out=str(tmp_path), bootstrap=0)
+    request = request_from(methods="react,mcm", out=tmp_path)
+    (one,) = explanation.explain(request, [place / "new/letters-000.png"])
+    ranks = {verdict.method: verdict.percentile for verdict in one.verdicts}
+    assert ranks["react"] is None and ranks["mcm"] is not None
+    assert "no stored ID scores" in one.notes[0] and one.notes[0].endswith("for react; to rank the image: oodbench run")
+
+
 def test_a_method_that_fails_does_not_hide_the_others(place: Path, tmp_path: Path) -> None:
     plugin = tmp_path / "unlucky.py"
     plugin.write_text(

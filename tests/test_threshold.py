@@ -131,10 +131,13 @@ def test_too_few_images_and_scores_that_tie_are_told(caplog: pytest.LogCaptureFi
     assert "not the 100 % asked for, which no number of images can promise" in caplog.text
     caplog.clear()
     assert threshold.threshold(np.full(30, 2.5), 0.95) == 2.5
-    assert "all 30 ID images score 2.5; the threshold keeps every image that scores at least that" in caplog.text
+    assert "all 30 ID images score 2.5, which tells nothing; every image that scores so is kept" in caplog.text
     caplog.clear()
-    tied = np.repeat([1.0, 2.0, 3.0], 10)
-    assert threshold.threshold(tied, 0.5) == 2 and (tied >= 2).mean() >= 0.5 and not caplog.text
+    assert threshold.threshold(np.repeat([1.0, 2.0, 3.0], 10), 0.5) == 2
+    assert "20 of 30 ID images" in caplog.text and "66.7 % are kept, not the 50 % asked for" in caplog.text
+    caplog.clear()
+    pair = np.append(np.arange(99.0), 3.0)  # two images score exactly the threshold: 97 rather than 96 are kept
+    assert threshold.threshold(pair, 0.95) == 3 and not caplog.text
 
 
 @pytest.fixture(scope="module")

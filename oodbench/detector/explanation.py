@@ -119,11 +119,18 @@ def id_scores(plan: Plan) -> dict[str, npt.NDArray[np.float64]]:
 
 
 def _same(row: result.Result, job: Job, plan: Plan) -> bool:
-    """Whether a row was made with the weights, prompts, files, seed and precision of a job; --limit may differ."""
+    """Whether a row was made with the weights, prompts, files, calibration images, seed and precision of a job.
+
+    --limit may differ, unless it changed what the method learnt from.
+    """
     weights = job.weights.digest if job.weights else None
     templates = job.templates.digest if job.templates else None
-    made = (row.weights.get("digest"), row.templates.get("digest"), row.files, row.source)
-    wanted = (weights, templates, job.files, job.info.source)
+    stated = row.run.get("calibration")
+    known = (stated["dataset"], stated["n"]) if stated else None
+    images = plan.calibration if job.calibrates else None
+    learnt = (images.dataset.name, len(images)) if images else None
+    made = (row.weights.get("digest"), row.templates.get("digest"), row.files, row.source, known)
+    wanted = (weights, templates, job.files, job.info.source, learnt)
     run = (row.run["seed"], row.run["precision"])
     return made == wanted and run == (plan.request.seed, plan.request.precision)
 

@@ -27,6 +27,7 @@ from oodbench.images import Listing, Origin
 
 log = logging.getLogger(__name__)
 
+SURPLUS = 0.01  # share of the images that a tie at the threshold may keep besides without a warning
 HELD_OUT = 0.25  # share of the images that sets the threshold, unless `tpr` takes more
 
 
@@ -70,9 +71,21 @@ def threshold(scores: npt.NDArray[np.float64], tpr: float) -> float:
             100 * tpr,
             promised,
         )
+    limit = float(known[-min(rank, n)])
+    kept = n - int(np.searchsorted(known, limit))
     if n > 1 and known[0] == known[-1]:
-        log.warning("all %d ID images score %.6g; the threshold keeps every image that scores at least that", n, known[0])
-    return float(known[-min(rank, n)])
+        log.warning("all %d ID images score %.6g, which tells nothing; every image that scores so is kept", n, limit)
+    elif kept - rank > max(SURPLUS * n, 1):
+        log.warning(
+            "%d of %d ID images score at least %.6g, the threshold, for many score exactly that: %.1f %% are kept, "
+            "not the %.6g %% asked for",
+            kept,
+            n,
+            limit,
+            100 * kept / n,
+            100 * tpr,
+        )
+    return limit
 
 
 def parts(images: Listing, tpr: float, seed: int, labels: Sequence[Any] | None = None) -> Parts:
