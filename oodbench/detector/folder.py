@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ FORMAT = 1
 RECIPE = "detector.json"
 LEARNT = "learnt.safetensors"
 TOKENIZER = "encoder/tokenizer"
-_PLACES = ("device", "workers", "store", "keep", "plugins", "weights")  # of one machine, not of the detector
+_PLACES = ("device", "workers", "store", "shared", "keep", "plugins", "weights")  # of one machine, not of the detector
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,15 @@ class Saved:
         return dict(self.recipe["params"])
 
 
-def save(fitted: Fitted, folder: Path, *, with_encoder: bool) -> Path:
-    """Write the folder, whole or not at all."""
+def check(folder: Path) -> None:
+    """UserError for a folder that holds something else than a detector."""
     if folder.exists() and not (folder / RECIPE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there and holds no detector; name another folder")
+
+
+def save(fitted: Fitted, folder: Path, *, with_encoder: bool) -> Path:
+    """Write the folder, whole or not at all."""
+    check(folder)
     temporary = folder.with_name(f".{folder.name}.{digest(str(folder))[:8]}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -124,6 +130,7 @@ def _recipe(fitted: Fitted, folder: Path, with_encoder: bool) -> dict[str, Any]:
     plain = {name: value for name, value in fitted.params.items() if name not in _PLACES}
     plain |= {"classes": list(plan.classes.lines), "settings": dict(fitted.params["settings"] or {}) or None}
     parameters = {name: value for name, value in job.parameters.items() if name not in texts}
+    judged = fitted.engine.facts["threshold"]  # unless another threshold was given since
     return {
         "format": FORMAT,
         "method": job.info.name,
@@ -138,7 +145,8 @@ def _recipe(fitted: Fitted, folder: Path, with_encoder: bool) -> dict[str, Any]:
         "source": job.info.source,
         "files": job.files,
         "weights": {**job.weights.card(), "recipe": job.weights.recipe} if job.weights else None,
-        "calibration": {"n": len(plan.calibration), "digest": plan.calibration.digest} if plan.calibration else None,
+        "calibration": fitted.engine.facts["calibration"],
+        "threshold_images": judged if judged and judged["value"] == fitted.threshold else None,
         "versions": versions(),
         "commit": commit(),
         "params": _plain_params(plain),
@@ -176,5 +184,5 @@ def _plain(card: Any) -> dict[str, Any]:
 
 def _plain_params(params: dict[str, Any]) -> dict[str, Any]:
     """Arguments as JSON; paths as text."""
-    plain: dict[str, Any] = json.loads(json.dumps(params, default=str))
+    plain: dict[str, Any] = json.loads(json.dumps(params, default=os.fspath))
     return plain

@@ -29,6 +29,7 @@ PLACES: dict[str, Any] = {
     "on_error": "stop",
     "encoder": "",
     "store": "",
+    "shared": "",
     "keep": False,
     "plugins": [],
 }
