@@ -24,6 +24,7 @@ class Table:
     stamp   changes when the files do
     place   for messages: the file, the folder of the split, or the name on the hub
     homes   per group: where it lies
+    schemas per group: the columns of its file, whose class names may stand in another order
     """
 
     schema: Any
@@ -31,6 +32,7 @@ class Table:
     stamp: str
     place: Path
     homes: list[str]
+    schemas: list[Any]
 
 
 def on_disk(dataset: Dataset, place: Path) -> Table:
@@ -43,21 +45,34 @@ def on_disk(dataset: Dataset, place: Path) -> Table:
         place, files = _files(dataset, place)
     groups: list[tuple[int, Any]] = []
     homes: list[str] = []
-    schema = None
+    schemas: list[Any] = []
+    prints = [print_of(path) for path in files]  # and all are regular files
+    first = None
     for path in files:
         if path.suffix == ".arrow":  # mapped into memory, not read
             whole = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
-            schema = schema or whole.schema
+            schema = whole.schema
             groups.append((whole.num_rows, whole.column))
             homes.append(f"{path.resolve()}/0")
+            schemas.append(schema)
         else:
             opened = pq.ParquetFile(path)
-            schema = schema or opened.schema_arrow
+            schema = opened.schema_arrow
             for number in range(opened.num_row_groups):
                 rows = opened.metadata.row_group(number).num_rows
                 groups.append((rows, _GroupReader(opened, number)))
                 homes.append(f"{path.resolve()}/{number}")
-    return Table(schema, groups, "+".join(print_of(path) for path in files), place, homes)
+                schemas.append(schema)
+        first = first or schema
+        if {one.name: one.type for one in schema} != {one.name: one.type for one in first}:
+            raise UserError(
+                f"dataset '{dataset.name}': {path} has other columns than {files[0].name}: {_columns(schema)}"
+            )
+    return Table(first, groups, "+".join(prints), place, homes, schemas)
+
+
+def _columns(schema: Any) -> str:
+    return ", ".join(f"{one.name} ({one.type})" for one in schema)
 
 
 @dataclass(frozen=True)
@@ -123,6 +138,11 @@ def _json(dataset: Dataset, path: Path) -> Any:
 
 def on_hub(dataset: Dataset) -> Table:
     """A dataset by its name on the hub, through Hugging Face's own library and cache."""
+    if any(c in dataset.path for c in "*?[{"):
+        raise UserError(
+            f"dataset '{dataset.name}': hf: takes a file, a folder or a name on the hub, no pattern; "
+            "name the folder of the parquet files"
+        )
     try:
         hub: Any = importlib.import_module("datasets")
         hub.load_dataset  # noqa: B018  a folder named datasets is importable, too
@@ -141,4 +161,11 @@ def on_hub(dataset: Dataset) -> Table:
         found = found[split]
     whole = found.data.table
     stamp = str(getattr(found, "_fingerprint", ""))
-    return Table(whole.schema, [(whole.num_rows, whole.column)], stamp, Path(dataset.path), [f"{dataset.path}/{split}"])
+    return Table(
+        whole.schema,
+        [(whole.num_rows, whole.column)],
+        stamp,
+        Path(dataset.path),
+        [f"{dataset.path}/{split}"],
+        [whole.schema],
+    )

@@ -14,7 +14,7 @@ import numpy as np
 
 from oodbench.catalogue import Dataset
 from oodbench.errors import Missing, UserError, did_you_mean
-from oodbench.loaders.items import Items, missing, numbered
+from oodbench.loaders.items import Items, keys_of, missing, unlabelled
 from oodbench.store import digest
 
 if TYPE_CHECKING:
@@ -51,9 +51,17 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     width = len(str(n - 1))
     names = tuple(str(i).zfill(width) for i in range(n))
     stamp = digest([dataset.source, dataset.split, _files(root)])  # splits of one folder number their images alike
-    labels = np.array(_labels(images)) if labelled else np.full(n, -1)
+    try:
+        labels = np.array(_labels(images)) if labelled else np.full(n, -1)
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:  # attributes, boxes, several labels
+        raise unlabelled(
+            dataset, root, f"torchvision's {dataset.source}, whose targets are no class indices:"
+        ) from error
+    if labelled and (labels < 0).any():
+        raise unlabelled(dataset, root, f"image {int((labels < 0).argmax())}")
     classes = tuple(str(one) for one in getattr(images, "classes", ())) if labelled else ()
-    keys = classes or (numbered(labels) if labelled else ())
+    keys = keys_of(dataset, labels, root, classes) if labelled else ()
+    keys = classes or keys
     return Items(root, names, tuple(f"{stamp}:{i}" for i in range(n)), labels, Torchvision(images), keys, classes)
 
 
