@@ -18,7 +18,8 @@ from oodbench import prompts
 from oodbench.catalogue import Dataset
 from oodbench.catalogue import dataset as declared
 from oodbench.errors import UserError
-from oodbench.loaders.items import EXTENSIONS, Files, Items, Source, Tree
+from oodbench.loaders.conventions import EXTENSIONS, Remark, is_hidden, ordered, without_images
+from oodbench.loaders.items import Files, Items, Source, Tree
 from oodbench.loaders.prints import lasting
 from oodbench.store import Store, digest
 
@@ -52,6 +53,7 @@ class Listing:
     source     what reads an image by its name; None: files below `folder`
     named      class names in label order where the source knows them
     absent     what an image list names and the folder does not hold
+    remarks    what was seen while listing and may mislead
     origins    of a derived list: the lists whose embeddings are its own; () once images are selected
     host       the machine that listed it: on others, change times and inodes are not compared
     """
@@ -67,6 +69,7 @@ class Listing:
     source: Source | None = None
     named: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
+    remarks: tuple[Remark, ...] = ()
     origins: tuple[Origin, ...] = ()
     host: str = field(default_factory=socket.gethostname)
 
@@ -160,20 +163,30 @@ def listing(
     strict    prints are sha256 of the content instead of sizes and times of files
     limit     see Listing.limit
     """
+    whole = _whole(dataset, data, labelled, strict, store)
+    if labelled:
+        empty = without_images(whole.labels, whole.named or whole.folders)
+        whole = replace(whole, remarks=(*whole.remarks, *empty))
+    whole = whole.limit(limit)
+    return whole.by_content() if strict else whole
+
+
+def _whole(dataset: Dataset, data: Path, labelled: bool, strict: bool, store: Store) -> Listing:
+    """All images of a set; with `strict` the sets that a derived one is made of are listed by content."""
     if dataset.within:
         from oodbench import derived
 
         inside = dataset.list == "" or labelled  # classes are asked for
         whole = listing(declared(dataset.within), data, labelled=inside, strict=strict, store=store)
-        return derived.part(dataset, whole, data, labelled).limit(limit)
+        return derived.part(dataset, whole, data, labelled)
     if dataset.parts:
         from oodbench import derived
 
         sets = [declared(name) for name in dataset.parts]
         parts = [listing(one, data, labelled=labelled, strict=strict, store=store) for one in sets]
-        return derived.union(dataset, parts).limit(limit)
+        return derived.union(dataset, parts)
     found = _loaded(dataset, data, labelled, store)
-    whole = Listing(
+    return Listing(
         dataset,
         found.folder,
         found.names,
@@ -185,8 +198,8 @@ def listing(
         found.source,
         _named_like(dataset, data, found.folders) if labelled and dataset.like else found.named,
         found.absent,
-    ).limit(limit)
-    return whole.by_content() if strict else whole
+        found.remarks,
+    )
 
 
 def source(dataset: Dataset, data: Path, store: Store) -> Source:
@@ -203,7 +216,7 @@ def _loaded(dataset: Dataset, data: Path, labelled: bool, store: Store) -> Items
     if dataset.loader == "torchvision":  # the split may also lie there as an archive of class folders
         packed = Path(dataset.path, f"{dataset.split}.tar")
         if (data / packed).is_file():
-            dataset = replace(dataset, loader="tar", path=str(packed))
+            dataset = replace(dataset, loader="tar", path=str(packed), split="")
     module = {"list": "imagelist", "tar": "archives", "parquet": "tables", "hf": "tables"}
     known = {"classes": "folder", "images": "folder", "torchvision": "torchvision", "arrays": "arrays", **module}
     loader = importlib.import_module(f"oodbench.loaders.{known[dataset.loader]}")
@@ -213,11 +226,11 @@ def _loaded(dataset: Dataset, data: Path, labelled: bool, store: Store) -> Items
 
 def _named_like(dataset: Dataset, data: Path, folders: tuple[str, ...]) -> tuple[str, ...]:
     """Class names of some of another set's class folders, looked up by folder."""
-    from oodbench.loaders.folder import ordered
-
     other = declared(dataset.like)
     home = other.folder(data)
-    theirs = ordered({one.name for one in home.iterdir() if one.is_dir()}) if home.is_dir() else ()
+    theirs = (
+        ordered(one.name for one in home.iterdir() if one.is_dir() and not is_hidden(one.name)) if home.is_dir() else ()
+    )
     names = prompts.class_names(other.classes).lines
     number = {folder: i for i, folder in enumerate(theirs)}
     if len(theirs) != len(names) or not set(folders) <= set(theirs):

@@ -114,9 +114,7 @@ def _joined(found: list[Given], made: Iterable[list[Given]], threads: int) -> li
     return found
 
 
-def _batch(
-    group: Sequence[Running], batch: Batch, task: Task, earlier: Sequence[Given], *, each: bool
-) -> list[Given]:
+def _batch(group: Sequence[Running], batch: Batch, task: Task, earlier: Sequence[Given], *, each: bool) -> list[Given]:
     """One batch by every method that did not fail; the last one has Changed as its error if any changed something."""
     found: list[Given] = []
     for one, known in zip(group, earlier, strict=True):

@@ -54,6 +54,12 @@ class Plan:
         return self.encoder.card
 
     @property
+    def notes(self) -> list[str]:
+        """What may mislead about the image sets, and the sets that --skip-missing left out."""
+        about = [note for one in self.ood for note in sets.notes(one.listing)]
+        return [*sets.notes(self.id, self.classes), *about, *self.skipped]
+
+    @property
     def recipe(self) -> Recipe:
         return Recipe(self.card.identity, self.request.precision, self.request.batch_size)
 

@@ -61,7 +61,10 @@ def _option(name: str, kind: str, value: Any) -> Any:
 def carry_out(request: RunRequest, *, tracking_uri: str | None = None) -> Outcome:
     """Plan, run and record. `tracking_uri` None: the sqlite file beside the rows; "" or "none": no MLflow."""
     tracker = tracker_of(request.out, tracking_uri)
-    outcome = run(make_plan(request))
+    plan = make_plan(request)
+    for note in plan.notes:
+        log.warning("%s", note)
+    outcome = run(plan)
     for name, reason in outcome.left_out:
         log.warning("left out: %s: %s", name, reason)
     for why in (provenance.elsewhere(request.device, outcome.results), record(tracker, outcome)):

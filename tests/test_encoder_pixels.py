@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -109,7 +110,7 @@ def test_photographs(mode: str, card: EncoderCard) -> None:
 
 
 def test_float32_is_not_rounded_to_tf32_on_gpus() -> None:
-    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [backend.allow_tf32 for backend in backends]
     try:
         for backend in backends:

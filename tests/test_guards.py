@@ -20,10 +20,8 @@ from sklearn.neighbors import BallTree
 from sklearn.preprocessing import StandardScaler
 
 from oodbench.guards import contents, difference
-from oodbench.plan import make_plan
-from oodbench.runner import run
 from oodbench.store import Store
-from tests.test_engine import HEAD, images, request, results, scores_of
+from tests.test_engine import HEAD, images, request, results
 
 __all__ = ["images"]  # the fixture
 
@@ -210,7 +208,9 @@ def test_a_write_past_torch_harms_no_other_method(what: str, images: Path, tmp_p
             "                else batch.features @ state.T).amax(-1)\n"
         )
     plugins = [tmp_path / "probe.py", tmp_path / "keeps.py"]
-    found = results(request(images, tmp_path / "r", methods="keeps,mcm,probe,msp", store=tmp_path / "s", plugins=plugins))
+    found = results(
+        request(images, tmp_path / "r", methods="keeps,mcm,probe,msp", store=tmp_path / "s", plugins=plugins)
+    )
     assert [row.label for row in found if row.status == "failed"] == ["probe"]
     assert "changes in place what it was given" in (found[2].error or "")
     others = request(images, tmp_path / "alone", methods="keeps,mcm,msp", store=tmp_path / "t", plugins=plugins[1:])
@@ -230,7 +230,9 @@ def test_what_a_method_alone_is_given_is_its_own(tmp_path: Path) -> None:
     plugins = [tmp_path / "probe.py", tmp_path / "reads.py"]
     options: dict[str, Any] = {"id": "glyphs", "ood": [], "limit": 40, "store": tmp_path / "s"}
     together = request(Path(), tmp_path / "r", methods="probe,reads", plugins=plugins, **options)
-    alone = request(Path(), tmp_path / "t", methods="reads", plugins=plugins[1:], **{**options, "store": tmp_path / "u"})
+    alone = request(
+        Path(), tmp_path / "t", methods="reads", plugins=plugins[1:], **{**options, "store": tmp_path / "u"}
+    )
     assert results(together)[1].digest == results(alone)[0].digest
 
 
@@ -244,7 +246,9 @@ def test_what_a_method_alone_is_given_is_its_own(tmp_path: Path) -> None:
 )
 def test_an_image_is_scored_on_its_own(score: str, said: str, images: Path, tmp_path: Path) -> None:
     (row,) = results(
-        request(images, tmp_path, f"    def score(self, batch, task, state):\n        return {score}\n", methods="probe")
+        request(
+            images, tmp_path, f"    def score(self, batch, task, state):\n        return {score}\n", methods="probe"
+        )
     )
     assert re.search(said, row.error or "")
 
@@ -260,6 +264,8 @@ def test_an_image_is_scored_on_its_own(score: str, said: str, images: Path, tmp_
 )
 def test_methods_that_draw_round_and_tie_are_left_in_peace(score: str, images: Path, tmp_path: Path) -> None:
     (row,) = results(
-        request(images, tmp_path, f"    def score(self, batch, task, state):\n        return {score}\n", methods="probe")
+        request(
+            images, tmp_path, f"    def score(self, batch, task, state):\n        return {score}\n", methods="probe"
+        )
     )
     assert row.status == "ok", row.error

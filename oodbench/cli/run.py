@@ -94,7 +94,7 @@ def run(
     tracker = session.tracker_of(options["out"], tracking_uri)
     requests = sweep.requests(session.request_from(id=id_, **options), encoder, seed)
     plans = [make_plan(request) for request in requests]
-    for note in dict.fromkeys(note for plan in plans for note in (*plan.card.notes, *plan.skipped)):
+    for note in dict.fromkeys(note for plan in plans for note in (*plan.card.notes, *plan.notes)):
         click.echo(f"note: {note}", err=True)
     if dry_run:
         from oodbench.dryrun import describe

@@ -26,7 +26,8 @@ class Table:
     prints  per group: the print of its file
     place   for messages: the file, the folder of the split, or the name on the hub
     homes   per group: where it lies
-    files   per group: its file; of a dataset of the hub, all files of one group
+    files    per group: its file; of a dataset of the hub, all files of one group
+    schemas  per group: the columns of its file, whose class names may stand in another order
     """
 
     schema: Any
@@ -35,6 +36,7 @@ class Table:
     place: Path
     homes: list[str]
     files: list[Path]
+    schemas: list[Any]
 
 
 def on_disk(dataset: Dataset, place: Path) -> Table:
@@ -49,26 +51,38 @@ def on_disk(dataset: Dataset, place: Path) -> Table:
     homes: list[str] = []
     prints: list[str] = []
     homed: list[Path] = []
-    schema = None
+    schemas: list[Any] = []
+    first = None
     for path in files:
         now = print_of(path)  # before it is opened
         if path.suffix == ".arrow":  # mapped into memory, not read
             whole = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
-            schema = schema or whole.schema
+            schema = whole.schema
             groups.append((whole.num_rows, whole.column))
             homes.append(f"{path.resolve()}/0")
             prints.append(now)
             homed.append(path)
+            schemas.append(schema)
         else:
             opened = pq.ParquetFile(path)
-            schema = schema or opened.schema_arrow
+            schema = opened.schema_arrow
             for number in range(opened.num_row_groups):
                 rows = opened.metadata.row_group(number).num_rows
                 groups.append((rows, _GroupReader(opened, number)))
                 homes.append(f"{path.resolve()}/{number}")
                 prints.append(now)
                 homed.append(path)
-    return Table(schema, groups, prints, place, homes, homed)
+                schemas.append(schema)
+        first = first or schema
+        if {one.name: one.type for one in schema} != {one.name: one.type for one in first}:
+            raise UserError(
+                f"dataset '{dataset.name}': {path} has other columns than {files[0].name}: {_columns(schema)}"
+            )
+    return Table(first, groups, prints, place, homes, homed, schemas)
+
+
+def _columns(schema: Any) -> str:
+    return ", ".join(f"{one.name} ({one.type})" for one in schema)
 
 
 @dataclass(frozen=True)
@@ -134,6 +148,11 @@ def _json(dataset: Dataset, path: Path) -> Any:
 
 def on_hub(dataset: Dataset) -> Table:
     """A dataset by its name on the hub, through Hugging Face's own library and cache."""
+    if any(c in dataset.path for c in "*?[{"):
+        raise UserError(
+            f"dataset '{dataset.name}': hf: takes a file, a folder or a name on the hub, no pattern; "
+            "name the folder of the parquet files"
+        )
     try:
         hub: Any = importlib.import_module("datasets")
         hub.load_dataset  # noqa: B018  a folder named datasets is importable, too
@@ -154,7 +173,8 @@ def on_hub(dataset: Dataset) -> Table:
     files = [Path(one["filename"]) for one in getattr(found, "cache_files", None) or ()]
     now = cached_print(str(getattr(found, "_fingerprint", "")), files)
     home = f"{dataset.path}/{split}"
-    return Table(whole.schema, [(whole.num_rows, whole.column)], [now], Path(dataset.path), [home], files)
+    groups = [(whole.num_rows, whole.column)]
+    return Table(whole.schema, groups, [now], Path(dataset.path), [home], files, [whole.schema])
 
 
 def cached_print(fingerprint: str, files: Sequence[Path]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -10,16 +12,15 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from oodbench.errors import Missing, UserError
-from oodbench.loaders.prints import Taken, encoded, print_of, stat_print
+from oodbench import prompts
+from oodbench.errors import Missing, Unlabelled, UserError
+from oodbench.loaders.conventions import Classes, Remark, by_folder, by_suffix, label_keys
+from oodbench.loaders.prints import Taken, encoded, stat_print
+from oodbench.regular import irregular, regular
 from oodbench.store import file_digest
 
 if TYPE_CHECKING:
     from oodbench.catalogue import Dataset
-
-__all__ = ["EXTENSIONS", "Files", "Items", "Placed", "Source", "Tree", "print_of"]
-
-EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
 
 
 class Source(Protocol):
@@ -63,6 +64,7 @@ class Items:
     named    class names in label order where the source knows them
     absent   what a list names and the folder does not hold
     content  whether prints are contents
+    remarks  what was seen on the way and may mislead
     """
 
     folder: Path
@@ -74,6 +76,7 @@ class Items:
     named: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     content: bool = False
+    remarks: tuple[Remark, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class Files:
 
     def take(self, name: str) -> Taken:
         """Read a file."""
-        with (self.folder / name).open("rb") as file:
+        with regular(self.folder / name) as file:
             raw = file.read()
             return encoded(stat_print(os.fstat(file.fileno())), raw)
 
@@ -93,30 +96,53 @@ class Files:
         return file_digest(self.folder / name)
 
 
-def is_image(name: str) -> bool:
-    """Whether a name ends like that of an image."""
-    return Path(name).suffix.lower() in EXTENSIONS
-
-
 def missing(dataset: Dataset, place: Path | str) -> UserError:
     """The error for a set that is not there, with how to get it."""
     where = f"$OODBENCH_DATA/{dataset.path} ({place})" if not Path(dataset.path).is_absolute() else str(place)
+    try:
+        mode = os.stat(place).st_mode
+        if stat.S_ISDIR(mode) == (dataset.loader in ("tar", "arrays")):
+            where += f": that is {irregular(mode) or 'a file, no folder'}"
+    except (OSError, ValueError):
+        where += ", which does not exist"
     hint = f"\n  {dataset.obtain}; give its parent with --data" if dataset.obtain else ""
     return Missing(f"dataset '{dataset.name}' was not found at {where}{hint}")
 
 
-def empty(dataset: Dataset, place: Path | str) -> UserError:
-    """The error for a place without images."""
-    return UserError(f"dataset '{dataset.name}': {place} holds no images ({', '.join(sorted(EXTENSIONS))})")
+def empty(dataset: Dataset, place: Path | str, others: Sequence[str] = ()) -> UserError:
+    """The error for a place without images; `others` are the files that are there."""
+    there = f"; it has {by_suffix(others)}" if others else ""
+    return UserError(f"dataset '{dataset.name}': {place} holds no images{there}")
+
+
+def classes_of(
+    dataset: Dataset, place: Path, names: Sequence[str], others: Sequence[str], folders: Sequence[str]
+) -> Classes:
+    """The classes of a set of class folders; UserError that names the set."""
+    try:
+        return by_folder(names, others, folders)
+    except UserError as error:
+        raise type(error)(f"dataset '{dataset.name}' at {place}: {error}") from error
+
+
+def keys_of(
+    dataset: Dataset, labels: npt.NDArray[np.int64], place: Path | str, named: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """One key per class for labels that are numbers: as many as there are names, else as the labels reach.
+
+    Names are `named` of the source, else those of the dataset's class list. UserError when a label has no name.
+    """
+    n, what = len(named) or None, "class names"
+    if dataset.classes and not named:
+        n, what = len(prompts.class_names(dataset.classes).lines), f"names in class list '{dataset.classes}'"
+    try:
+        return label_keys(labels, n, str(place), what)
+    except UserError as error:
+        raise UserError(f"dataset '{dataset.name}': {error}") from error
 
 
 def unlabelled(dataset: Dataset, place: Path | str, what: str) -> UserError:
     """The error for an ID set whose images have no classes."""
-    return UserError(
+    return Unlabelled(
         f"dataset '{dataset.name}': an ID set needs a class for every image, but {what} of {place} has none"
     )
-
-
-def numbered(labels: npt.NDArray[np.int64]) -> tuple[str, ...]:
-    """Class keys for labels that are bare numbers: "0" up to the largest."""
-    return tuple(str(i) for i in range(int(labels.max()) + 1)) if len(labels) else ()

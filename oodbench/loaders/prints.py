@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from oodbench.regular import check_regular
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -58,8 +60,10 @@ def pixels(print: str, image: Image) -> Taken:
 
 
 def print_of(path: Path) -> str:
-    """The print of a file, links followed."""
-    return stat_print(path.stat())
+    """The print of a file, links followed. UserError when it is a folder, a FIFO or a device."""
+    state = path.stat()
+    check_regular(path, state.st_mode)
+    return stat_print(state)
 
 
 def stat_print(stat: os.stat_result) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from oodbench.catalogue import Dataset
 from oodbench.errors import Missing, UserError, did_you_mean
-from oodbench.loaders.items import Items, missing, numbered
+from oodbench.loaders.items import Items, keys_of, missing, unlabelled
 from oodbench.loaders.prints import Taken, inside, joined, lasting, pixels, print_of
 from oodbench.store import digest
 
@@ -57,11 +57,18 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     n = len(images)
     width = len(str(n - 1))
     names = tuple(str(i).zfill(width) for i in range(n))
-    labels = np.array(_labels(images)) if labelled else np.full(n, -1)
+    try:
+        labels = np.array(_labels(images)) if labelled else np.full(n, -1)
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:  # attributes, boxes, several labels
+        raise unlabelled(
+            dataset, root, f"torchvision's {dataset.source}, whose targets are no class indices:"
+        ) from error
+    if labelled and (labels < 0).any():
+        raise unlabelled(dataset, root, f"image {int((labels < 0).argmax())}")
     classes = tuple(str(one) for one in getattr(images, "classes", ())) if labelled else ()
-    keys = classes or (numbered(labels) if labelled else ())
+    keys = keys_of(dataset, labels, root, classes) if labelled else ()
     prints = tuple(inside(whole, i) for i in range(n))
-    return Items(root, names, prints, labels, Torchvision(images, dataset, root, whole), keys, classes)
+    return Items(root, names, prints, labels, Torchvision(images, dataset, root, whole), classes or keys, classes)
 
 
 def opened(dataset: Dataset, root: Path, download: bool) -> Any:

@@ -17,8 +17,8 @@ import numpy as np
 
 from oodbench.errors import UserError
 from oodbench.loaders.archives import Archives
-from oodbench.loaders.items import is_image, print_of
-from oodbench.loaders.prints import Taken, inside
+from oodbench.loaders.conventions import is_image
+from oodbench.loaders.prints import Taken, inside, print_of
 from oodbench.loaders.tars import Member, expand, members, read_member
 from oodbench.reaching import fetch, stamp
 from oodbench.store import Store
