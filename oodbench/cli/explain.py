@@ -24,6 +24,7 @@ from oodbench.cli.group import FOLDER, log
 @click.option("--device", default="auto", help="As for run.", show_default=True)
 @click.option("--plugin", "plugins", multiple=True, type=FOLDER, help="As for run.")
 @click.option("--store", type=FOLDER, help="As for run.")
+@click.option("--shared", default="", help="As for run.")
 @click.option("--results", "out", type=FOLDER, default="results", help="Rows to rank the image in.", show_default=True)
 @click.option("--top", default=5, help="Names per list.", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")

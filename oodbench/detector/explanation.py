@@ -19,6 +19,7 @@ from oodbench.extract import Embedded
 from oodbench.jobs import Job
 from oodbench.passes import Running
 from oodbench.plan import Plan, make_plan
+from oodbench.printable import printable
 from oodbench.request import RunRequest
 from oodbench.runner import Watch, loader, own, pick_device, task_of
 from oodbench.score import Scorer
@@ -69,7 +70,7 @@ class Explanation:
 def explain(request: RunRequest, images: Any, top: int = 5) -> list[Explanation]:
     """Explain images one by one; `top` names of each list. UserError as a run of the same request raises it."""
     plan = make_plan(request)
-    store = Keeping(plan.store.root)
+    store = Keeping(plan.store)
     plan = dataclasses.replace(plan, store=store)
     device = pick_device(request.device)
     encoder = loader(plan, device)
@@ -118,11 +119,18 @@ def id_scores(plan: Plan) -> dict[str, npt.NDArray[np.float64]]:
 
 
 def _same(row: result.Result, job: Job, plan: Plan) -> bool:
-    """Whether a row was made with the weights, prompts, files, seed and precision of a job; --limit may differ."""
+    """Whether a row was made with the weights, prompts, files, calibration images, seed and precision of a job.
+
+    --limit may differ, unless it changed what the method learnt from.
+    """
     weights = job.weights.digest if job.weights else None
     templates = job.templates.digest if job.templates else None
-    made = (row.weights.get("digest"), row.templates.get("digest"), row.files, row.source)
-    wanted = (weights, templates, job.files, job.info.source)
+    stated = row.run.get("calibration")
+    known = (stated["dataset"], stated["n"]) if stated else None
+    images = plan.calibration if job.calibrates else None
+    learnt = (images.dataset.name, len(images)) if images else None
+    made = (row.weights.get("digest"), row.templates.get("digest"), row.files, row.source, known)
+    wanted = (weights, templates, job.files, job.info.source, learnt)
     run = (row.run["seed"], row.run["precision"])
     return made == wanted and run == (plan.request.seed, plan.request.precision)
 
@@ -175,20 +183,21 @@ def plain(one: Explanation) -> dict[str, Any]:
 
 
 def text(one: Explanation) -> str:
-    """For a terminal."""
-    lines = [one.image, f"  encoder {one.encoder}, ID {one.id}", "", f"  nearest class names (prompts: {one.prompts})"]
-    lines += [f"    {n.cosine:8.4f} {100 * n.softmax:6.2f} %  {n.name}" for n in one.nearest]
-    width = max(len(v.method) for v in one.verdicts)
+    """For a terminal, names made printable."""
+    head = f"  encoder {printable(one.encoder)}, ID {printable(one.id)}"
+    lines = [printable(one.image), head, "", f"  nearest class names (prompts: {printable(one.prompts)})"]
+    lines += [f"    {n.cosine:8.4f} {100 * n.softmax:6.2f} %  {printable(n.name)}" for n in one.nearest]
+    width = max(len(printable(v.method)) for v in one.verdicts)
     lines += ["", f"  {'method':{width}}  {'score':>11}  {'of ID':>7}  {'decides':7}  class"]
     for v in one.verdicts:
         rank = "" if v.percentile is None else f"{v.percentile:.1f} %"
         decides = "" if v.accepted is None else "id" if v.accepted else "ood"
         said = f"failed: {v.error}" if v.error else f"{v.score:11.5g}  {rank:>7}  {decides:7}  {v.prediction}"
-        lines.append(f"  {v.method:{width}}  {said}".rstrip())
+        lines.append(f"  {printable(v.method):{width}}  {printable(said)}".rstrip())
     lines.append("  of ID: stored ID images that score at most as high")
     for v in one.verdicts:
         for what, pairs in v.details.items():
-            lines += ["", f"  {v.method}: {what}"]
-            lines += [f"    {value:9.4f}  {name}" for name, value in pairs]
-    lines += ["", *(f"  note: {note}" for note in one.notes)] if one.notes else []
+            lines += ["", f"  {printable(v.method)}: {printable(what)}"]
+            lines += [f"    {value:9.4f}  {printable(name)}" for name, value in pairs]
+    lines += ["", *(f"  note: {printable(note)}" for note in one.notes)] if one.notes else []
     return "\n".join(lines)

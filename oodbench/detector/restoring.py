@@ -8,7 +8,7 @@ from typing import Any
 
 from oodbench import prompts, registry
 from oodbench.detector.engine import Engine, lines
-from oodbench.detector.folder import LEARNT, Saved
+from oodbench.detector.folder import LEARNT, TOKENIZER, Saved
 from oodbench.detector.keeping import Keeping
 from oodbench.detector.learnt import Packed, unpack
 from oodbench.encoder.card import card_from, parse_encoder
@@ -23,7 +23,7 @@ from oodbench.weights import WeightsFile
 log = logging.getLogger(__name__)
 
 SAVED = "(saved)"  # weights of which the folder keeps what fit() made of them, not the file
-_CHANGEABLE = ("device", "workers", "store", "keep", "on_error", "plugins", "encoder")
+_CHANGEABLE = ("device", "workers", "store", "shared", "keep", "on_error", "plugins", "encoder")
 
 
 def parameters(saved: Saved, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,6 +55,7 @@ def engine(saved: Saved, request: RunRequest, kept: Keeping) -> Engine:
     templates = prompts.templates(named) if isinstance(named, str) else None
     job = Job(info, parameters, templates, _weights(saved))
     made = Engine(request, job, _encoder(saved, request, kept), lines(recipe["classes"]), kept)
+    facts = {"calibration": recipe["calibration"], "threshold": recipe.get("threshold_images")}  # older: none
     if recipe["learnt"] is None:
         made.fit(None)
     else:
@@ -69,6 +70,7 @@ def engine(saved: Saved, request: RunRequest, kept: Keeping) -> Engine:
                 f"what the detector in {saved.folder} learnt does not fit this version of {info.name}: {error}; "
                 "fit and save it anew"
             ) from error
+    made.facts = facts
     return made
 
 
@@ -85,7 +87,9 @@ def _encoder(saved: Saved, request: RunRequest, kept: Keeping) -> Resolved:
     spec, identity = stated.pop("spec"), stated.pop("identity")
     card = card_from(stated)
     if saved.recipe["encoder_file"]:
-        return Resolved(card, saved.folder / saved.recipe["encoder_file"])
+        tokenizer = saved.folder / TOKENIZER
+        file = saved.folder / saved.recipe["encoder_file"]
+        return Resolved(card, file, tokenizer if tokenizer.is_dir() else None)
     found = resolve(parse_encoder(request.encoder or spec), request.resize, kept)
     if found.card.identity != identity:
         raise UserError(
