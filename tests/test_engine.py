@@ -97,13 +97,16 @@ def test_a_method_that_scores_all_images_alike_is_told(
 
 
 def test_one_score_for_a_whole_set_is_told(images: Path, tmp_path: Path) -> None:
-    plugin = """    needs = Needs.FEATURES
+    plugin = """    needs = Needs.FEATURES | Needs.PIXELS
     def score(self, batch, task, state):
-        scores = batch.features[:, 0]
-        return scores if len(scores) == 60 else torch.ones_like(scores)
+        white = batch.pixels.amin((1, 2, 3)) == 1
+        return torch.where(white, 1.0, batch.features[:, 0])
 """
-    (row,) = results(request(images, tmp_path, plugin, methods="probe"))
-    assert row.warnings == ("all images of a set have the same score, in ood (n = 30)",)
+    (tmp_path / "white").mkdir()
+    for i in range(3):
+        Image.new("RGB", (40 + i, 40), "white").save(tmp_path / f"white/{i}.png")
+    (row,) = results(request(images, tmp_path, plugin, methods="probe", ood=[f"folder:{tmp_path}/white"]))
+    assert row.warnings == ("all images of a set have the same score, in white (n = 3)",)
 
 
 def test_activations_project_to_the_embeddings(images: Path, tmp_path: Path) -> None:
