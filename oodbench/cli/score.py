@@ -47,12 +47,15 @@ def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
     """Score IMAGES (a folder, files, or the name of a data set) with one method, and decide."""
     log(verbose)
     from oodbench.detector import folder, writing
+    from oodbench.detector.images import listed
+    from oodbench.store import Store, default_root
 
     out, threshold, save = options["out"], options["threshold"], options["save"]
     writing.check(out)
     _check_thresholds(options)
     if save:
         folder.check(expand(save))
+    given = listed(images[0] if len(images) == 1 else list(images), Store(expand(options["store"] or default_root())))
     with stoppable():
         if options["detector"]:
             detector = _loaded(options)
@@ -63,7 +66,6 @@ def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
         if save:
             detector.save(save)
         limit = detector.threshold_ if threshold is None else threshold
-        given = detector.listed(images[0] if len(images) == 1 else list(images))
         found = writing.write(_parts(detector, given), list(detector.classes_), limit, out)
     for reason in found.skipped:
         click.echo(f"skipped: {printable(reason)}", err=True)

@@ -156,7 +156,8 @@ class Detector(OutlierEstimator):
 
     def fit_predict(self, images: Images, y: object = None) -> npt.NDArray[np.int64]:
         """fit(), then predict() of the same images, of which those that the method learnt from score too high."""
-        return self.fit(images).predict(images)
+        images = list(images) if isinstance(images, Iterator) else images  # which is read twice
+        return self.fit(images, y).predict(images)
 
     def classify(self, images: Images) -> npt.NDArray[np.object_]:
         """[n] class names that the method predicts, whether in-distribution or not; None where there is none."""

@@ -35,6 +35,8 @@ def check(out: Path | None) -> None:
         return
     if out.suffix.lower() not in SUFFIXES:
         raise UserError(f"--out {out}: the name must end in .csv or .parquet")
+    if out.is_dir():
+        raise UserError(f"--out {out}: that is a folder; name a file")
     if not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.absolute().parent}")
 
