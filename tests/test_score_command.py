@@ -109,7 +109,9 @@ def test_no_name_breaks_a_row_or_starts_a_formula(place: Path, tmp_path: Path) -
     )
     assert r"'=1\r+1\x1b.png," in done.stdout and r"skipped: \x1bz.png" in done.stderr
     assert "\x1b" not in done.output and "\r" not in done.output
-    one = explanation.Explanation("a\x1b\n", "e", "i\u202e", "p", (), (explanation.Verdict("m", 1, "c\r", 1, True, {}),))
+    one = explanation.Explanation(
+        "a\x1b\n", "e", "i\u202e", "p", (), (explanation.Verdict("m", 1, "c\r", 1, True, {}),)
+    )
     said = explanation.text(one)
     assert r"a\x1b\n" in said and r"c\r" in said and r"i\u202e" in said and "\r" not in said
 
@@ -151,7 +153,10 @@ def test_a_shared_store_is_read_and_written(place: Path, tmp_path: Path) -> None
     ("arguments", "said"),
     [
         (("--method", "mcm"), "name --method and --classes"),
-        (("--method", "react", "--classes", "names.txt"), "(--threshold-from or --calibration), or set threshold by hand"),
+        (
+            ("--method", "react", "--classes", "names.txt"),
+            "(--threshold-from or --calibration), or set threshold by hand",
+        ),
         (("--method", "mcm,msp", "--classes", "names.txt"), "a detector is one method, not mcm,msp"),
         (("--method", "mcm", "--classes", "names.txt", "--out", "x.txt"), "must end in .csv or .parquet"),
         (("--method", "mcm", "--classes", "names.txt", "--out", "no/x.csv"), "there is no folder"),

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @click.option("--batch-size", default=128, show_default=True)
 @click.option("--workers", default=0, help="Threads that decode images. Default: one per core, at most 16.")
 @click.option("--on-error", default="stop", help="A broken image: stop or skip.", show_default=True)
-@click.option("--no-store", is_flag=True, help="Do not keep embeddings: nothing but the scores is written.")
+@click.option("--no-store", is_flag=True, help="Do not keep embeddings of images.")
 @click.option("--store", type=FOLDER, help="Folder of embeddings. Default: $OODBENCH_STORE, else user cache.")
 @click.option("--shared", default="", help="URL of a store behind it that all machines reach. $OODBENCH_SHARED.")
 @click.option("--plugin", "plugins", multiple=True, type=FOLDER, help="File with a method of your own. Repeatable.")

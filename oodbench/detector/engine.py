@@ -118,7 +118,9 @@ class Engine:
         job = self.plan.jobs[0]
         if job.calibrates and calibration is None:
             hint = f", or set {job.info.calibrated} by hand" if job.info.calibrated else ""
-            raise UserError(f"{job.label} calibrates on ID images: fit it with some (--threshold-from or --calibration){hint}")
+            raise UserError(
+                f"{job.label} calibrates on ID images: fit it with some (--threshold-from or --calibration){hint}"
+            )
         self.plan = dataclasses.replace(self.plan, calibration=calibration if job.calibrates else None)
         self.facts["calibration"] = _facts(calibration) if calibration and job.calibrates else None
         self.running = Running(job, self.method)

@@ -42,7 +42,13 @@ def store(saved: Saved) -> Store:
 def engine(saved: Saved, request: RunRequest, kept: Keeping) -> Engine:
     """The fitted engine of a saved detector."""
     recipe = saved.recipe
-    info = registry.method_info(recipe["method"], registry.methods(request.plugins))
+    known = registry.methods(request.plugins)
+    if recipe["method"] not in known:
+        raise UserError(
+            f"the detector in {saved.folder} is of the method '{recipe['method']}', which is not known here; install "
+            "its package, or name its file: --plugin FILE, plugins=[FILE]"
+        )
+    info = known[recipe["method"]]
     if info.problem:
         raise UserError(f"method '{info.name}' ({info.path}): {info.problem}")
     now = {"source": info.source, "versions": versions()}
