@@ -35,7 +35,7 @@ class InvalidParameter(UserError, ValueError):
 
 
 def checked(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments, NumPy's scalars among them and in `settings` as plain ones. InvalidParameter for all wrong ones."""
+    """The arguments, NumPy scalars among them and in `settings` as plain ones. InvalidParameter for all wrong ones."""
     plain = _plain(params)
     if isinstance(plain["settings"], Mapping):
         plain["settings"] = _plain(plain["settings"])
