@@ -364,12 +364,16 @@ def test_a_recipe_that_is_no_recipe_is_an_error(saved: Path) -> None:
     recipe = json.loads(path.read_text())
     del recipe["digest"]
     outside = {**recipe, "contents": {**recipe["contents"], "../x.txt": "0"}}
+    later = {**recipe, "params": {**recipe["params"], "new": 1}}
+    card = {**recipe, "encoder": {**recipe["encoder"], "new": 1}}
     other = {**recipe, "prompts": {"templates": "../x.txt"}}
     for text, said in (
         ("[" * 100_000, "cannot be read"),
         ("[1]", "cannot be read"),
         ('"x"', "cannot be read"),
         (signed(outside), r"outside of its folder: \.\./x\.txt"),
+        (signed(later), "names parameters new that this oodbench"),
+        (signed(card), "names an encoder that this oodbench"),
         (signed(other), "not part of the detector"),
     ):
         path.write_text(text)

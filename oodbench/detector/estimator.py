@@ -193,7 +193,7 @@ class Detector(OutlierEstimator):
         UserError naming a file that is missing or changed.
         """
         found = saved.read(expand(Path(folder)))
-        one = cls(**restoring.parameters(found, changes))
+        one = cls(**restoring.parameters(found, changes, cls._defaults()))
         request = one._request()
         one._begin(restoring.engine(found, request, one._store(restoring.store(found))), found.recipe["threshold"])
         return one
