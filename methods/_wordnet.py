@@ -97,7 +97,7 @@ def from_database(folder: Path) -> dict[str, list[str]]:
 def read_lines(path: Path) -> list[str]:
     """The stripped lines of a text file, without empty ones; ValueError when it is no text or holds none."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"words: cannot read {path}: {error}") from error
     if not any(lines):

@@ -16,7 +16,7 @@ from oodbench.jobs import Job, Jobs
 from oodbench.paths import expand
 from oodbench.prompts import templates
 from oodbench.request import RunRequest
-from oodbench.store import Store, digest, file_digest
+from oodbench.store import Store, digest
 from oodbench.weights import SHIPPED, WeightsFile, examine, in_float32, read
 
 if TYPE_CHECKING:
@@ -56,8 +56,10 @@ def check(jobs: Jobs, request: RunRequest, files: Mapping[str, Path], spec: Enco
     return Jobs(tuple(job for job in jobs.jobs if job.label not in lacking), (*jobs.left_out, *reasons))
 
 
-def attach(jobs: Jobs, files: Mapping[str, Path], encoder: Resolved, spec: EncoderSpec, store: Store) -> Jobs:
-    """The jobs with their weights, checked against encoder and hyper-parameters."""
+def attach(
+    jobs: Jobs, files: Mapping[str, Path], encoder: Resolved, spec: EncoderSpec, store: Store, *, strict: bool = False
+) -> Jobs:
+    """The jobs with their weights, checked against encoder and hyper-parameters. `strict`: see weights.examine."""
     out: list[Job] = []
     problems: list[str] = []
     for job in jobs.jobs:
@@ -66,7 +68,7 @@ def attach(jobs: Jobs, files: Mapping[str, Path], encoder: Resolved, spec: Encod
             out.append(job)
             continue
         try:
-            file = examine(path, store)
+            file = examine(path, store, strict)
             fitted = _adopted(job, file, encoder.card)
             if not file.recipe:
                 release.translated(fitted, file, encoder, store)
@@ -89,8 +91,7 @@ def load(job: Job, encoder: Resolved, store: Store, device: str) -> Weights:
     file = job.weights
     assert file is not None  # a plan gives weights to every method that declares them
     if file.recipe:
-        if file_digest(file.path) != file.digest:
-            raise UserError(f"weights {file.path} changed while they were in use; run again")
+        file.check()
         tensors = read(file.path)
     else:
         arrays = release.translated(job, file, encoder, store)

@@ -16,12 +16,12 @@ import numpy as np
 from oodbench import prompts, selection
 from oodbench.errors import UserError
 from oodbench.images import Listing, Origin
-from oodbench.loaders.imagelist import ImageList, class_keys, declared_list
-from oodbench.loaders.items import empty, unlabelled
+from oodbench.loaders.conventions import Remark
+from oodbench.loaders.imagelist import ImageList, declared_list
+from oodbench.loaders.items import empty, keys_of, unlabelled
+from oodbench.loaders.prints import Taken
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from oodbench.catalogue import Dataset
 
 
@@ -47,6 +47,7 @@ def part(dataset: Dataset, whole: Listing, data: Path, labelled: bool) -> Listin
         folders=tuple(whole.folders[i] for i in chosen) if labelled else (),
         named=named if labelled else (),
         total=len(positions),
+        remarks=_of_images(whole),
         origins=(Origin(whole, np.arange(len(positions)), positions),),
     )
 
@@ -71,6 +72,7 @@ def union(dataset: Dataset, parts: Sequence[Listing]) -> Listing:
         source=Several({one.dataset.name: one for one in parts}),
         named=parts[0].named,
         absent=tuple(f"{one.dataset.name}/{name}" for one in parts for name in one.absent),
+        remarks=tuple(remark for one in parts for remark in one.remarks),
         origins=tuple(
             Origin(one, np.arange(start, start + len(one)), np.arange(len(one)))
             for one, start in zip(parts, starts, strict=False)
@@ -88,10 +90,10 @@ class Several:
         first = next(one for one in self.parts if name.startswith(f"{one}/"))
         return self.parts[first], name[len(first) + 1 :]
 
-    def read(self, name: str) -> Image:
-        """Decode an image of one of the sets."""
+    def take(self, name: str) -> Taken:
+        """Read an image of one of the sets."""
         listing, inner = self._found(name)
-        return listing.reader.read(inner)
+        return listing.reader.take(inner)
 
     def content(self, name: str) -> str:
         """sha256 of an image of one of the sets."""
@@ -128,9 +130,15 @@ def _by_list(dataset: Dataset, whole: Listing, wanted: ImageList, labelled: bool
         whole.select(positions),
         dataset=dataset,
         labels=labels if labelled else np.full(len(kept), -1),
-        folders=class_keys(dataset, wanted) if own else whole.folders,
+        folders=keys_of(dataset, wanted.labels, wanted.path) if own else whole.folders,
         named=() if own else whole.named,
         total=len(kept),
         absent=absent,
+        remarks=_of_images(whole),
         origins=(Origin(whole, np.arange(len(kept)), positions),),
     )
+
+
+def _of_images(whole: Listing) -> tuple[Remark, ...]:
+    """The remarks that hold for a part, too: which of the classes have no image is asked anew."""
+    return tuple(remark for remark in whole.remarks if remark.kind != "empty-class")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_SHOWN = 24  # names that an error lists
 
 
 class UserError(Exception):
@@ -23,7 +24,12 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
         return f"; did you mean '{close[0]}'?"
-    return f"; known: {', '.join(known)}" if known else ""
+    more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+    return f"; known: {', '.join(known[:_SHOWN])}{more}" if known else ""
+
+
+class Unlabelled(UserError):
+    """A set whose images have no classes: good enough for an OOD set, and nothing is wrong with it."""
 
 
 class Collected:

@@ -31,6 +31,7 @@ def evaluate(plan: Plan, job: Job, entries: Mapping[str, Entry]) -> Result:
         "fit": max(e.facts["fit_seconds"] for e in found),
         "score": sum(e.facts["seconds"] for e in found),
     }
+    devices = dict.fromkeys(e.facts["device"] for e in found)
     extracted = distinct(stamp for e in found for stamp in e.facts["extracted"])
     result = dataclasses.replace(
         _head(plan, job),
@@ -41,7 +42,7 @@ def evaluate(plan: Plan, job: Job, entries: Mapping[str, Entry]) -> Result:
             accuracy=_accuracy(plan, id_entry),
         ),
         ood=rows,
-        run={**_run(plan, job), "device": id_entry.facts["device"], "extracted": extracted},
+        run={**_run(plan, job), "device": ", ".join(devices), "extracted": extracted},
         versions=id_entry.facts["versions"],
         commit=id_entry.facts["commit"],
         scores={listing.dataset.name: entries[listing.dataset.name].key for listing in plan.listings},

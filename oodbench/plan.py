@@ -54,6 +54,12 @@ class Plan:
         return self.encoder.card
 
     @property
+    def notes(self) -> list[str]:
+        """What may mislead about the image sets, and the sets that --skip-missing left out."""
+        about = [note for one in self.ood for note in sets.notes(one.listing)]
+        return [*sets.notes(self.id, self.classes), *about, *self.skipped]
+
+    @property
     def recipe(self) -> Recipe:
         return Recipe(self.card.identity, self.request.precision, self.request.batch_size)
 
@@ -112,9 +118,9 @@ def make_plan(request: RunRequest) -> Plan:
             calibration, jobs = attempt(_calibration, benchmark, id_set, reading, store, jobs) or (None, jobs)
     raise_all(collected.problems)  # before the encoder: reading a checkpoint takes seconds
     assert jobs and files is not None and benchmark and spec and id_set and classes
-    resolved = resolve(spec, request.resize, store)
+    resolved = resolve(spec, request.resize, store, strict=request.strict)
     jobs, beyond = _served(jobs, resolved.card, request)
-    jobs = assignment.attach(jobs, files, resolved, spec, store)
+    jobs = assignment.attach(jobs, files, resolved, spec, store, strict=request.strict)
     return Plan(
         request=request,
         benchmark=benchmark,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass
 
 from oodbench.errors import UserError, did_you_mean
+from oodbench.lines import lines
 from oodbench.paths import declarations, expand
 from oodbench.store import digest
 
@@ -56,7 +58,10 @@ def names(kind: str) -> list[str]:
 
 
 def _lines(name: str, kind: str, what: str, alternative: str) -> Lines:
-    """The lines of a shipped list or of a file, stripped, without empty ones and those that begin with #."""
+    """The lines of a shipped list or of a file, stripped, without empty ones and comments.
+
+    A comment is a line that begins with # and a space: `#1 fan` is a name.
+    """
     path = declarations() / kind / f"{name}.txt" if name in names(kind) else expand(name)
     if not os.path.isfile(path):  # pathlib's raises when the name is too long for one
         raise UserError(f"no {what} '{name}', neither shipped nor a file{alternative}{did_you_mean(name, names(kind))}")
@@ -64,7 +69,7 @@ def _lines(name: str, kind: str, what: str, alternative: str) -> Lines:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {what} {path}: {error}") from error
-    lines = tuple(line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#"))
-    if not lines:
+    kept = tuple(line.strip() for line in lines(text) if line.strip() and not re.match(r"#(\s|$)", line))
+    if not kept:
         raise UserError(f"{what} {path} is empty")
-    return Lines(name if name in names(kind) else path.name, lines)
+    return Lines(name if name in names(kind) else path.name, kept)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from oodbench import metrics
 from oodbench.encoder.card import RESIZE_FILTERS
-from oodbench.errors import did_you_mean, raise_all
+from oodbench.errors import UserError, did_you_mean, raise_all
 from oodbench.paths import expand
 from oodbench.store import default_root
 
@@ -75,13 +75,22 @@ def check_options(request: RunRequest) -> None:
             problems.append(f"{name} must be at least {least}, not {number}")
     if not request.gpus_per_actor > 0:
         problems.append(f"--gpus-per-actor must be above 0, not {request.gpus_per_actor}")
-    for what, folder, flag in (
-        ("results folder", request.out, "--out"),
-        ("store", request.store or default_root(), "--store or $OODBENCH_STORE"),
-    ):
-        if not writable(expand(folder)):
-            problems.append(f"the {what} {folder} cannot be written; name another with {flag}")
+    if not writable(expand(request.out)):
+        problems.append(f"the results folder {request.out} cannot be written; name another with --out")
+    store = expand(request.store or default_root())
+    if not store.is_dir() and not writable(store):  # one that may only be read does where all is stored: see the runner
+        problems.append(_unwritable(store))
     raise_all(problems)
+
+
+def check_store(store: Path) -> None:
+    """UserError when a store cannot be written: to be known before hours of work, not after."""
+    if not writable(store):
+        raise UserError(_unwritable(store))
+
+
+def _unwritable(store: Path) -> str:
+    return f"the store {store} cannot be written; name another with --store or $OODBENCH_STORE"
 
 
 def writable(folder: Path) -> bool:

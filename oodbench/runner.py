@@ -20,6 +20,7 @@ from oodbench.images import Listing
 from oodbench.jobs import Job
 from oodbench.passes import Running
 from oodbench.plan import Plan
+from oodbench.request import check_store
 from oodbench.result import Result, from_json
 from oodbench.score import Scorer, feature_batches, find_scores
 from oodbench.store import Entry
@@ -80,6 +81,7 @@ def run(plan: Plan, watch: Watch | None = None) -> Outcome:
         else:
             unfinished.append(job)
     if unfinished:
+        check_store(plan.store.root)
         running, broken = methods_of(plan, unfinished)
         left_out += broken
         where = chosen(plan.request.ray, plan.request.device)

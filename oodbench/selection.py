@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from oodbench.errors import Missing, UserError, did_you_mean
 from oodbench.images import Listing
+from oodbench.lines import lines
 from oodbench.loaders.imagelist import ImageList
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def classes(dataset: Dataset, whole: Listing, data: Path) -> list[int]:
         path = data / dataset.keep_file
         if not path.is_file():
             raise Missing(f"dataset '{dataset.name}': its class file {path} is not there\n  {dataset.obtain}")
-        wanted += [line.split()[0] for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        wanted += [line.split()[0] for line in lines(path.read_text(encoding="utf-8-sig")) if line.strip()]
     others = wanted[:1] == ["!"]
     numbers: list[int] = []
     for one in wanted[1:] if others else wanted:

@@ -7,7 +7,9 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from oodbench import provenance
 from oodbench.errors import did_you_mean, raise_all
+from oodbench.paths import expand
 from oodbench.plan import make_plan
 from oodbench.request import RunRequest
 from oodbench.runner import Outcome, run
@@ -59,12 +61,15 @@ def _option(name: str, kind: str, value: Any) -> Any:
 def carry_out(request: RunRequest, *, tracking_uri: str | None = None) -> Outcome:
     """Plan, run and record. `tracking_uri` None: the sqlite file beside the rows; "" or "none": no MLflow."""
     tracker = tracker_of(request.out, tracking_uri)
-    outcome = run(make_plan(request))
+    plan = make_plan(request)
+    for note in plan.notes:
+        log.warning("%s", note)
+    outcome = run(plan)
     for name, reason in outcome.left_out:
         log.warning("left out: %s: %s", name, reason)
-    why = record(tracker, outcome)
-    if why:
-        log.warning("%s", why)
+    for why in (provenance.elsewhere(request.device, outcome.results), record(tracker, outcome)):
+        if why:
+            log.warning("%s", why)
     return outcome
 
 
@@ -74,8 +79,8 @@ def tracker_of(results: Path, tracking_uri: str | None) -> Tracker | None:
         return None
     from oodbench import tracking
 
-    results = results.expanduser()
-    return tracking.Tracker(tracking_uri or tracking.default_uri(results), results)
+    results = expand(results)
+    return tracking.tracker_of(results, tracking_uri)
 
 
 def record(tracker: Tracker | None, outcome: Outcome) -> str:

@@ -6,11 +6,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from oodbench import catalogue, prompts
+from oodbench import catalogue, decode, prompts
 from oodbench.catalogue import Benchmark, Dataset
 from oodbench.errors import UserError, raise_all
 from oodbench.images import CALIBRATION_LIMIT, Listing, listing
 from oodbench.loaders.archives import Archives
+from oodbench.loaders.conventions import same_prompts
 from oodbench.loaders.items import Placed
 from oodbench.prompts import Lines
 from oodbench.request import RunRequest
@@ -92,8 +93,22 @@ def class_names(id_set: Listing) -> Lines:
             f"dataset '{id_set.dataset.name}': class list '{named}' has {len(lines.lines)} names, "
             f"{id_set.folder if id_set.folder.name else 'it'} has {len(id_set.folders)} classes; "
             "name them in that order with --classes FILE, one name a line"
+            + "".join(f"; {one.message}" for one in id_set.remarks if one.kind == "empty-class")
         )
     return lines
+
+
+def notes(found: Listing, classes: Lines | None = None) -> list[str]:
+    """What may mislead about a set, one sentence each; with `classes` that of an ID set's class names, too.
+
+    Looks at the first few images. The names of shipped class lists are those of their protocols.
+    """
+    seen = list(found.remarks)
+    if found.dataset.loader != "glyphs":
+        seen += decode.glance(found)
+    if classes and classes.name not in prompts.names("classes"):
+        seen += same_prompts(classes.lines)
+    return [f"{found.dataset.name}: {one.message}" for one in seen]
 
 
 def check_folders(id_set: Listing, ood: Sequence[Listing]) -> None:

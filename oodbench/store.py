@@ -8,7 +8,7 @@ sha256 of every array and its own digest, so a truncated or changed file is foun
 from __future__ import annotations
 
 import contextlib
-import json
+import errno
 import logging
 import os
 import shutil
@@ -27,7 +27,9 @@ from oodbench.entry import (
     digest,
     entry,
     file_digest,
+    file_stamp,
     fill,
+    head_of,
     is_entry,
     is_leftover,
     last_use,
@@ -37,7 +39,7 @@ from oodbench.entry import (
 )
 from oodbench.errors import UserError
 
-__all__ = ["Array", "Entry", "Listed", "Store", "content_digest", "default_root", "digest", "file_digest"]
+__all__ = ["Array", "Entry", "Listed", "Store", "content_digest", "default_root", "digest", "file_digest", "file_stamp"]
 
 log = logging.getLogger(__name__)
 _DAY = 86_400.0  # seconds
@@ -114,15 +116,32 @@ class Store:
             head = fill(temporary, {"kind": kind, "inputs": dict(inputs), "facts": dict(facts)}, arrays)
             return place(temporary, path) or entry(path, head)
         except OSError as error:
-            # numpy tells a full disk as "n requested and m written"
-            short = error.strerror is None and "requested" in str(error)
-            why = "No space left on device" if short else error.strerror or error
-            raise UserError(
-                f"the store {self.root} cannot be written ({why}); "
-                "make room with oodbench store gc, or name another folder with --store"
-            ) from error
+            raise self.unwritable(error) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+    def unwritable(self, error: OSError) -> UserError:
+        """The error for a write that failed: what to do about a full disk, and what about a file in the way."""
+        # numpy tells a full disk as "n requested and m written"
+        short = error.strerror is None and "requested" in str(error)
+        why = "No space left on device" if short else error.strerror or error
+        todo = f"see to the rights of {error.filename or self.root}"
+        if short or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            todo = "make room with oodbench store gc"
+        return UserError(
+            f"the store {self.root} cannot be written ({why}); {todo}, or name another folder with --store"
+        )
+
+    def remember(self, kind: str, inputs: Mapping[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+        """Write an entry that only saves time, and give its facts back.
+
+        Where the store cannot be written, the next run finds them out again.
+        """
+        try:
+            self.write(kind, inputs, {}, facts)
+        except UserError as error:
+            log.debug("not remembered: %s", error)
+        return facts
 
     def forget(self, kind: str, inputs: Mapping[str, Any]) -> None:
         """Remove an entry whose content no longer holds."""
@@ -134,7 +153,7 @@ class Store:
             if not is_entry(folder):
                 continue
             try:
-                head = json.loads((folder / "entry.json").read_text(encoding="utf-8"))
+                head = head_of(folder)
                 size = sum(file.stat().st_size for file in folder.iterdir())
                 used = (folder / "entry.json").stat().st_mtime
                 listed = Listed(head["kind"], folder.name, folder, size, used, head["inputs"])

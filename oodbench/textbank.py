@@ -53,6 +53,9 @@ def text_bank(plan: Plan, templates: str, encoder: Callable[[], OpenClip]) -> np
                 what = f"{len(cut)} of {every:,} prompts are"
                 log.warning('%s cut to the context of %s, "%s" first', what, plan.card.name, cut[0])
             bank = torch.nn.functional.normalize(total, dim=-1).cpu().numpy()
+            bad = np.flatnonzero(~np.isfinite(bank).all(1))
+            if len(bad):
+                raise encoder().not_finite(f"{len(bad)} class names, '{plan.classes.lines[bad[0]]}' first")
         entry = plan.store.write(
             "text", inputs, {"text": bank}, {"templates": lines.name, "classes": plan.classes.name}
         )
@@ -98,6 +101,9 @@ class WordParts:
             if entry is None:
                 with torch.no_grad():
                     unit = torch.nn.functional.normalize(encoder().text(part), dim=-1).cpu().numpy()
+                bad = np.flatnonzero(~np.isfinite(unit).all(1))
+                if len(bad):
+                    raise encoder().not_finite(f"{len(bad)} prompts, '{part[bad[0]]}' first")
                 entry = self.store.write("words", inputs, {"words": unit}, {"first": part[0], "count": len(part)})
             yield entry
 

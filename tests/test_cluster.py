@@ -176,10 +176,10 @@ def test_a_worker_that_is_killed_is_replaced(cluster: str, images: Path, tmp_pat
 class Deadly(Files):
     """Kills whoever reads one of the images."""
 
-    def read(self, name: str) -> Any:
+    def take(self, name: str) -> Any:
         if name == "2100.png":
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().read(name)
+        return super().take(name)
 
 
 def test_a_poisoned_shard_fails_alone_by_name(cluster: str, images: Path, tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def _gather(results: Path, uri: str, experiment: str) -> Gathered:
     from oodbench.tracking import Tracker
     from oodbench.tracking.collection import collect
 
-    return Gathered(ordered(collect(Tracker(uri, results), experiment)), {})
+    return Gathered(ordered(collect(Tracker(uri, results, "--mlflow"), experiment)), {})
 
 
 def _show(tables: Sequence[Table]) -> None:

@@ -88,13 +88,13 @@ def run(
     """Encode the images once, score them with every method, print the table."""
     dry_run, verbose = options.pop("dry_run"), options.pop("verbose")
     log(verbose)
-    from oodbench import session, sweep
+    from oodbench import provenance, session, sweep
     from oodbench.plan import make_plan
 
     tracker = session.tracker_of(options["out"], tracking_uri)
     requests = sweep.requests(session.request_from(id=id_, **options), encoder, seed)
     plans = [make_plan(request) for request in requests]
-    for note in dict.fromkeys(note for plan in plans for note in (*plan.card.notes, *plan.skipped)):
+    for note in dict.fromkeys(note for plan in plans for note in (*plan.card.notes, *plan.notes)):
         click.echo(f"note: {note}", err=True)
     if dry_run:
         from oodbench.dryrun import describe
@@ -107,7 +107,8 @@ def run(
     print_tables(results)
     for name, reason in dict.fromkeys(one for outcome in outcomes for one in outcome.left_out):
         click.echo(f"left out: {name}: {reason}", err=True)
-    for why in dict.fromkeys(session.record(tracker, outcome) for outcome in outcomes):
+    devices = provenance.elsewhere(requests[0].device, results)
+    for why in dict.fromkeys([devices, *(session.record(tracker, outcome) for outcome in outcomes)]):
         if why:
             click.echo(f"note: {why}", err=True)
     click.echo(f"rows: {plans[0].request.out / 'runs'}", err=True)

@@ -21,7 +21,7 @@ def sync(results: Path, tracking_uri: str | None) -> None:
 
     if not results.is_dir():
         raise UserError(f"no results folder {results}")
-    tracker = tracking.Tracker(tracking_uri or tracking.default_uri(results), results)
+    tracker = tracking.tracker_of(results, tracking_uri)
     sent = tracking.sync(tracker, Attachments(results))
     click.echo(f"{sent.arrived} rows sent, {sent.known} were there, {sent.waiting} wait")
     if sent.waiting:

@@ -157,13 +157,13 @@ def _encoder(plan: Plan) -> Resolved:
     spec = parse_encoder(plan.request.encoder or plan.benchmark.encoder or EMBEDDED)
     if spec.text == EMBEDDED:
         return Resolved(card, GLYPHS / "encoder.safetensors")
-    if plan.encoder.path.is_file():
+    if plan.encoder.path.is_file() and not card.text_files:  # its digest is looked at when it is loaded
         return plan.encoder
     found = resolve(spec, plan.request.resize, plan.store)
     if found.card.identity != card.identity:
         raise UserError(
             f"encoder {card.name} is another on {socket.gethostname()}: weights {found.card.weights[:12]}, "
-            f"the driver's {card.weights[:12]}"
+            f"the driver's {card.weights[:12]}; or its tokenizer is"
         )
     return found
 

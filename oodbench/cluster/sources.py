@@ -19,9 +19,8 @@ from oodbench.store import Store
 from oodbench.urls import is_url
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from oodbench.loaders.items import Source
+    from oodbench.loaders.prints import Taken
 
 _OPENING = threading.Lock()
 
@@ -34,9 +33,9 @@ class Again:
     data: Path
     root: Path
 
-    def read(self, name: str) -> Image:
-        """Decode one image."""
-        return self._found().read(name)
+    def take(self, name: str) -> Taken:
+        """Read one image."""
+        return self._found().take(name)
 
     def content(self, name: str) -> str:
         """sha256 of what is stored for an image."""
@@ -57,7 +56,7 @@ def portable(listing: Listing, data: Path, store: Store) -> Listing:
     origins = tuple(dataclasses.replace(one, listing=portable(one.listing, data, store)) for one in listing.origins)
     source = listing.source if _travels(listing) else _anew(listing, data, store)
     made = dataclasses.replace(listing, source=source, origins=origins)
-    made.__dict__["digest"] = listing.digest  # known already
+    made.__dict__.update(digest=listing.digest, stamp=listing.stamp)  # known already
     return made
 
 

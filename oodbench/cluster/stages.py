@@ -62,11 +62,11 @@ class Stages:
         listings = [self.plan.listings[i] for i in sets]
         if self.plan.calibration and any(one.job.calibrates for one in self.running.values()):
             listings.append(self.plan.calibration)
-        needed = {leaf.listing.digest for listing in listings for leaf in leaves(self.plan.work(listing))}
+        needed = {leaf.listing.stamp for listing in listings for leaf in leaves(self.plan.work(listing))}
         for group in _groups(list(self.running.values())):
             self._await_fit(group)
         for number, work in enumerate(parts(self.plan)):
-            if work.listing.digest in needed:
+            if work.listing.stamp in needed:
                 self._extract(number, work)
         self.pool.run()
         raise_all(self.failed)
@@ -79,7 +79,7 @@ class Stages:
         shards = work.shards()
         listing = work.listing
         missing = [(i, s) for i, s in enumerate(shards) if not work.store.has("embeddings", work.inputs(*s))]
-        gate = Gate(len(missing) + 1, lambda: self._complete(listing.digest))
+        gate = Gate(len(missing) + 1, lambda: self._complete(listing.stamp))
         if missing:
             done = self.watch.extracting(listing.dataset.name, len(listing))
             done(len(listing) - sum(b - a for _, (a, b) in missing))
@@ -105,7 +105,7 @@ class Stages:
     def _when_encoded(self, listing: Listing | None, opened: Callable[[], None]) -> None:
         """Call when every list that this one is made of is encoded."""
         found = leaves(self.plan.work(listing)) if listing else iter(())
-        awaited = {leaf.listing.digest for leaf in found} - self._ready
+        awaited = {leaf.listing.stamp for leaf in found} - self._ready
         gate = Gate(len(awaited) + 1, opened)
         for digest in awaited:
             self._gates[digest].append(gate)

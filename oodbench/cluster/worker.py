@@ -42,7 +42,7 @@ def parts(plan: Plan) -> list[Work]:
     found: dict[str, Work] = {}
     for listing in lists:
         for work in leaves(plan.work(listing)):
-            found.setdefault(work.listing.digest, work)
+            found.setdefault(work.listing.stamp, work)
     return list(found.values())
 
 

@@ -5,7 +5,7 @@ learnt.safetensors what fit() returned, if it is tensors and plain values; other
                    reads, and it is called again
 prompts/           the templates
 store/             class vectors (and other stored parts), as entries of the store
-encoder/           the encoder's weights, when asked for
+encoder/           the encoder's weights, when asked for, and its tokenizer if it lay in a folder
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from oodbench import prompts
 from oodbench.detector.engine import Engine
 from oodbench.detector.learnt import Unpackable, pack
 from oodbench.encoder.card import EMBEDDED
+from oodbench.encoder.textfiles import TextFiles
 from oodbench.errors import UserError
 from oodbench.provenance import commit, versions
 from oodbench.store import digest, file_digest
@@ -30,6 +31,7 @@ from oodbench.whole import write_text
 FORMAT = 1
 RECIPE = "detector.json"
 LEARNT = "learnt.safetensors"
+TOKENIZER = "encoder/tokenizer"
 _PLACES = ("device", "workers", "store", "shared", "keep", "plugins", "weights")  # of one machine, not of the detector
 
 
@@ -131,6 +133,10 @@ def _recipe(fitted: Fitted, folder: Path, with_encoder: bool) -> dict[str, Any]:
     if with_encoder and plan.card.name != EMBEDDED:
         (folder / "encoder").mkdir()
         shutil.copyfile(plan.encoder.path, folder / "encoder" / plan.encoder.path.name)
+        if plan.encoder.tokenizer:
+            (folder / TOKENIZER).mkdir()
+            for path in TextFiles(plan.encoder.tokenizer).files():
+                shutil.copyfile(path, folder / TOKENIZER / path.name)
     plain = {name: value for name, value in fitted.params.items() if name not in _PLACES}
     plain |= {"classes": list(plan.classes.lines), "settings": dict(fitted.params["settings"] or {}) or None}
     parameters = {name: value for name, value in job.parameters.items() if name not in texts}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from oodbench.catalogue import Dataset
 from oodbench.decode import reason
 from oodbench.errors import UserError
 from oodbench.images import Listing, listing
-from oodbench.loaders.items import Files, print_of
+from oodbench.loaders.items import Files
+from oodbench.loaders.prints import Taken, pixels, print_of
 from oodbench.paths import expand
 from oodbench.reference import OWN
 from oodbench.store import Store
@@ -34,16 +34,17 @@ class Given:
 
     held: Mapping[str, Image]
 
-    def read(self, name: str) -> Image:
-        """The image itself, or the file decoded."""
-        return self.held[name] if name in self.held else Files(Path()).read(name)
+    def take(self, name: str) -> Taken:
+        """The image itself, whose print is its sha256, or the file."""
+        if name not in self.held:
+            return Files(Path()).take(name)
+        return pixels(self.content(name), self.held[name])
 
     def content(self, name: str) -> str:
         """sha256 of mode, size and pixels, or of the file."""
         if name not in self.held:
             return Files(Path()).content(name)
-        image = self.held[name]
-        return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
+        return pixels("", self.held[name]).content()
 
 
 def listed(images: Any, store: Store, data: Path | None = None) -> Listing:

@@ -8,7 +8,7 @@ from typing import Any
 
 from oodbench import prompts, registry
 from oodbench.detector.engine import Engine, lines
-from oodbench.detector.folder import LEARNT, Saved
+from oodbench.detector.folder import LEARNT, TOKENIZER, Saved
 from oodbench.detector.keeping import Keeping
 from oodbench.detector.learnt import Packed, unpack
 from oodbench.encoder.card import card_from, parse_encoder
@@ -106,7 +106,9 @@ def _encoder(saved: Saved, request: RunRequest, kept: Keeping) -> Resolved:
     except TypeError as error:
         raise _newer(saved, "an encoder") from error
     if saved.recipe["encoder_file"]:
-        return Resolved(card, saved.folder / saved.recipe["encoder_file"])
+        tokenizer = saved.folder / TOKENIZER
+        file = saved.folder / saved.recipe["encoder_file"]
+        return Resolved(card, file, tokenizer if tokenizer.is_dir() else None)
     found = resolve(parse_encoder(request.encoder or spec), request.resize, kept)
     if found.card.identity != identity:
         raise UserError(

@@ -14,7 +14,7 @@ from oodbench.doctor.findings import Finding, Report
 from oodbench.doctor.inspection import Done, inspect
 from oodbench.doctor.pairs import Side
 from oodbench.doctor.scope import Scope
-from oodbench.errors import Missing, UserError
+from oodbench.errors import Missing, Unlabelled, UserError
 from oodbench.images import Listing, listing
 from oodbench.store import Store
 
@@ -68,10 +68,14 @@ def examine(scope: Scope, settings: Settings, watch: Watch = lambda what, n: lam
 
 
 def _list(dataset: Dataset, role: str, settings: Settings, report: Report, scope: Scope) -> Listing | None:
-    """The images of a set, labelled where it is an ID set; None and a finding when they cannot be listed."""
+    """The images of a set, labelled where it is an ID set; None and a finding when they cannot be listed.
+
+    A set that has no role may be meant for either: what is wrong with its classes is a warning.
+    """
     must = role == "ID" or (role != "OOD" and bool(dataset.train or dataset.benchmark))
     try:
-        return _listing(dataset, must or bool(dataset.classes), settings)
+        listed = _listing(dataset, must or bool(dataset.classes), settings)
+        return listed if must or role else _with_classes(listed, settings, report)
     except UserError as problem:
         error = problem
     with contextlib.suppress(UserError):
@@ -85,6 +89,19 @@ def _list(dataset: Dataset, role: str, settings: Settings, report: Report, scope
     else:
         report.findings.append(Finding("error", "not-listed", (dataset.name,), str(error)))
     return None
+
+
+def _with_classes(listed: Listing, settings: Settings, report: Report) -> Listing:
+    """The same list with the remarks on its classes, where it has some."""
+    try:
+        labelled = _listing(listed.dataset, True, settings)
+    except Unlabelled:
+        return listed
+    except UserError as error:
+        report.findings.append(Finding("warning", "classes", (listed.dataset.name,), str(error)))
+        return listed
+    report.findings += single.of_names(labelled)
+    return dataclasses.replace(listed, remarks=labelled.remarks)
 
 
 def _listing(dataset: Dataset, labelled: bool, settings: Settings) -> Listing:

@@ -14,10 +14,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from oodbench import decode
 from oodbench.doctor.look import Look, look
+from oodbench.errors import UserError
 from oodbench.images import Listing
 from oodbench.store import Store
 
-ENGINE = 1  # raise when a look gives something else than before
+ENGINE = 2  # raise when a look gives something else than before
 PART = 64  # images, on average
 
 Done = Callable[[int], None]
@@ -47,7 +48,7 @@ def inspect(listing: Listing, store: Store, workers: int = 0, done: Done = lambd
         looks[bounds[0]] = [one for one, _ in found]
         if all(lasting for _, lasting in found):
             facts = {"looks": [one.row() for one in looks[bounds[0]]]}
-            store.write("looks", _inputs(listing, bounds), {}, facts)
+            store.remember("looks", _inputs(listing, bounds), facts)
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="look")
     try:
@@ -82,7 +83,7 @@ def _inputs(listing: Listing, bounds: tuple[int, int]) -> dict[str, object]:
     one = listing.dataset  # splits of one torchvision folder have the same names, sizes and times
     return {
         "engine": ENGINE,
-        "items": listing.items_digest(*bounds),
+        "items": listing.part_stamp(*bounds),
         "of": [one.loader, one.source, one.split, one.within],
     }
 
@@ -91,5 +92,7 @@ def _look(listing: Listing, index: int) -> tuple[Look, bool]:
     """The look, and whether it will be the same next time."""
     try:
         return look(listing.read(index)), True
+    except UserError:  # not the image that was listed
+        raise
     except Exception as error:
         return Look(decode.reason(error)), decode.broken(error)

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from oodbench.decode import DEEP, flattened
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_DEEP = frozenset(("I", "F", "I;16", "I;16L", "I;16B", "I;16N"))  # more than 8 bits: turning them to RGB cuts them off
-_GREY = frozenset(("L", "1", "LA", "La")) | _DEEP
+_GREY = frozenset(("L", "1", "LA", "La")) | DEEP
+_ORIENTATION = 0x0112  # EXIF's tag
 _SIDE = 32  # pixels of the thumbnail that is hashed
 _COSINES = np.cos(np.pi * np.outer(np.arange(8), 2 * np.arange(_SIDE) + 1) / (2 * _SIDE))
 _FLAT = 2.0  # standard deviation in grey levels below which an image has no structure to hash
@@ -27,6 +29,8 @@ class Look:
     grey      whether it has no colour, whatever its mode
     pixels    digest of size and pixels as RGB, so that metadata and lossless containers do not count
     mark      64-bit perceptual hash as hex, "" for an image without structure
+    flat      whether it has more than 8 bits and becomes nearly constant as RGB
+    turned    whether its EXIF orientation would turn or mirror it
     """
 
     problem: str
@@ -36,6 +40,8 @@ class Look:
     grey: bool = False
     pixels: str = ""
     mark: str = ""
+    flat: bool = False
+    turned: bool = False
 
     def row(self) -> tuple[Any, ...]:
         """As it is stored: Look(*row)."""
@@ -44,14 +50,22 @@ class Look:
 
 def look(image: Image) -> Look:
     """What a decoded image is."""
-    deep = image.mode in _DEEP
+    deep = image.mode in DEEP
     colour = _eight_bits(image) if deep else image if image.mode == "RGB" else image.convert("RGB")
     exact = hashlib.sha256(f"{image.mode if deep else 'RGB'} {image.size}".encode())
     exact.update((image if deep else colour).tobytes())
     small = np.asarray(colour.resize((_SIDE, _SIDE), 2, reducing_gap=2.0), np.float64)  # 2: bilinear, antialiased
     grey = image.mode in _GREY or bool(np.ptp(small, 2).max() <= 8)  # JPEG keeps channels equal up to rounding
     mark = perceptual(small @ (0.299, 0.587, 0.114))
-    return Look("", image.mode, image.width, image.height, grey, exact.hexdigest()[:32], mark)
+    digest = exact.hexdigest()[:32]
+    return Look("", image.mode, image.width, image.height, grey, digest, mark, flattened(image), _turned(image))
+
+
+def _turned(image: Image) -> bool:
+    try:
+        return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+    except Exception:  # damaged metadata, of whatever kind
+        return False
 
 
 def perceptual(grey: npt.NDArray[np.float64]) -> str:

@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from oodbench import prompts
+from oodbench.decode import flat_remark
 from oodbench.doctor import duplicates
 from oodbench.doctor.findings import Card, Finding, some
 from oodbench.doctor.look import Look
 from oodbench.errors import UserError
 from oodbench.images import Listing
+from oodbench.loaders.conventions import same_prompts
 from oodbench.store import digest
 
 _PLAIN = ("RGB", "L")  # modes that nobody needs to think about
@@ -56,8 +58,11 @@ def of_list(seen: Card, listing: Listing) -> Iterator[Finding]:
     if listing.absent:
         message = f"{len(listing.absent):,} images that the list names are not there"
         yield Finding("error", "absent", name, message, len(listing.absent), some(list(listing.absent)))
+    for one in listing.remarks:
+        yield Finding("warning", one.kind, name, one.message, one.count, one.examples)
     if listing.folders or listing.dataset.classes:
         yield from _classes(listing)
+        yield from of_names(listing)
 
 
 def of_images(listing: Listing, looks: Sequence[Look]) -> Iterator[Finding]:
@@ -72,11 +77,33 @@ def of_images(listing: Listing, looks: Sequence[Look]) -> Iterator[Finding]:
         modes = Counter(one.mode for one in looks if one.mode not in ("", *_PLAIN))
         told = ", ".join(f"{n:,} {mode}" for mode, n in modes.most_common())
         yield Finding("warning", "modes", name, f"images that become RGB with a loss: {told}", len(odd), some(odd))
+    flat = [n for n, one in zip(listing.names, looks, strict=True) if one.flat]
+    if flat:
+        told_flat = flat_remark(flat)
+        yield Finding("error", told_flat.kind, name, told_flat.message, told_flat.count, told_flat.examples)
+    turned = [n for n, one in zip(listing.names, looks, strict=True) if one.turned]
+    if turned:
+        message = (
+            f"{len(turned):,} images have an EXIF orientation, which is not applied (as in open_clip): "
+            "they are encoded as their pixels lie, turned or mirrored"
+        )
+        yield Finding("warning", "orientation", name, message, len(turned), some(turned))
     again = duplicates.repeated(looks)
     if again:
         message = f"{len(again):,} images have the pixels of another of the set"
         told_pairs = [f"{listing.names[p.first]} = {listing.names[p.second]}" for p in again]
         yield Finding("warning", "repeated", name, message, len(again), some(told_pairs))
+
+
+def of_names(listing: Listing) -> Iterator[Finding]:
+    """The finding about class names that the tokenizer does not tell apart, unless the list is a shipped one."""
+    classes, names = listing.dataset.classes, listing.named or listing.folders
+    try:
+        names = prompts.class_names(classes).lines if classes else tuple(name.replace("_", " ") for name in names)
+    except UserError:  # told elsewhere
+        return
+    for one in same_prompts(names) if classes not in prompts.names("classes") else ():
+        yield Finding("note", one.kind, (listing.dataset.name,), one.message, one.count, one.examples)
 
 
 def _classes(listing: Listing) -> Iterator[Finding]:

@@ -2,82 +2,170 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+import posixpath
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from oodbench.catalogue import Dataset
 from oodbench.errors import UserError
-from oodbench.loaders.folder import ordered
-from oodbench.loaders.items import Items, decoded, empty, is_image, missing, numbered, print_of, unlabelled
+from oodbench.loaders.conventions import Classes, is_hidden, is_image, left_out, some
+from oodbench.loaders.items import Items, classes_of, empty, keys_of, missing, unlabelled
+from oodbench.loaders.prints import Taken, encoded, inside, print_of
 from oodbench.loaders.remote import fetched, print_of_copy
-from oodbench.loaders.tars import Member, expand, members, read_member
+from oodbench.loaders.tars import Member, contents, expand, read_member
 from oodbench.urls import is_url
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-_LABELS = (".cls", ".txt")
+_BESIDE = ("cls", "txt", "json")  # endings that webdataset puts beside an image
+_NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
 class Archives:
-    """Images in archives: where each one lies, none of their bytes."""
+    """Images in archives: where each one lies, none of their bytes.
+
+    copies   per archive that was fetched: its print on this disk, and the print that its images were listed with
+    """
 
     where: Mapping[str, tuple[Path, Member]]
+    copies: Mapping[Path, tuple[str, str]] = field(default_factory=dict)
 
-    def read(self, name: str) -> Image:
-        """Decode a member."""
-        return decoded(read_member(*self.where[name]))
+    def take(self, name: str) -> Taken:
+        """Read a member."""
+        path, member = self.where[name]
+        raw, now = read_member(path, member)
+        here, known = self.copies.get(path, ("", ""))
+        return encoded(inside(known if now == here else now, member.offset, member.size), raw)
 
     def content(self, name: str) -> str:
         """sha256 of a member."""
-        return hashlib.sha256(read_member(*self.where[name])).hexdigest()
+        return self.take(name).content()
 
     def place(self, name: str) -> str:
         """The archive, and the member in it."""
         path, member = self.where[name]
-        return f"{path.resolve()}/{member.name}"
+        return f"{path.resolve()}/{member.offset}"  # links have other names
 
 
 def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     """The images of one archive or of a series, in archive order.
 
-    Labels are those of `key.cls` (or numbers in `key.txt`), else the members' top folders. UserError when an archive is
-    missing, damaged or without images, when two members have one name, or (labelled) when there are no classes.
+    Labels are those of `key.cls` (or numbers in `key.txt`), else class folders. UserError when an archive is missing,
+    damaged or without images, when two members have one name, when several images have one key of webdataset's, or
+    (labelled) when there are no classes.
     """
-    paths = [_local(dataset, one) for one in expand(_pattern(dataset, data))]
+    pattern = _pattern(dataset, data)
+    paths = [_local(dataset, one) for one in expand(pattern)]
     home = paths[0] if len(paths) == 1 else paths[0].parent
-    where: dict[str, tuple[Path, Member]] = {}
-    beside: dict[str, tuple[Path, Member]] = {}
-    prints: list[str] = []
+    index = _Index()
+    copies: dict[Path, tuple[str, str]] = {}
     for path in paths:
         if not path.is_file():
             raise missing(dataset, path)
-        stamp = print_of_copy(path) if is_url(_pattern(dataset, data)) else print_of(path)
-        prefix = "" if len(paths) == 1 else f"{_beneath(path, home)}/"
-        for member in members(path):
-            name = prefix + member.name.removeprefix("./")
-            if is_image(name) and not PurePosixPath(name).name.startswith("."):
-                if name in where:
-                    raise UserError(f"dataset '{dataset.name}': {path} holds two members named {member.name}")
-                where[name] = (path, member)
-                prints.append(f"{stamp}:{member.offset}:{member.size}")
-            elif labelled and PurePosixPath(name).suffix in _LABELS:
-                beside[name] = (path, member)
-    if not where:
-        raise empty(dataset, home)
-    names = tuple(where)
-    labels = np.full(len(names), -1)
-    folders: tuple[str, ...] = ()
+        whole = print_of(path)
+        if is_url(pattern):
+            copies[path] = (whole, print_of_copy(path))
+            whole = copies[path][1]
+        _read(dataset, index, path, whole, "" if len(paths) == 1 else f"{_beneath(path, home)}/")
+    if not index.images:
+        raise empty(dataset, home, index.others)
+    chosen = _one_per_key(dataset, home, index)
+    names = tuple(chosen)
+    inner = [chosen[name].inner for name in names]
+    classes = Classes(np.full(len(names), -1), ())
     if labelled:
-        labels, folders = _labels(dataset, home, names, beside) if beside else _classes(dataset, home, names)
-    return Items(home, names, tuple(prints), labels, Archives(where), folders)
+        labels = _labels(dataset, home, chosen, index)
+        if labels is None:
+            classes = classes_of(dataset, home, inner, index.others, index.folders)
+        else:
+            classes = Classes(labels, keys_of(dataset, labels, home))
+    remarks = (*left_out(index.others, index.irregular), *classes.remarks)
+    where = {name: (one.path, one.member) for name, one in chosen.items()}
+    prints = tuple(one.print for one in chosen.values())
+    return Items(home, names, prints, classes.labels, Archives(where, copies), classes.folders, remarks=remarks)
+
+
+@dataclass(frozen=True)
+class _Image:
+    """A member that is an image; `inner` is its path in its archive, and `key` and `ending` are webdataset's."""
+
+    path: Path
+    member: Member
+    print: str
+    inner: str
+    key: str
+    ending: str
+
+
+@dataclass
+class _Index:
+    """What archives hold: images by name; by key the files that webdataset puts beside them; the rest by path."""
+
+    images: dict[str, _Image] = field(default_factory=dict)
+    beside: dict[str, dict[str, tuple[Path, Member]]] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
+    irregular: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+
+
+def _read(dataset: Dataset, index: _Index, path: Path, whole: str, prefix: str) -> None:
+    """Add an archive, whose print is `whole`, to an index, with a prefix to its names that tells it from others."""
+    held = contents(path)
+    for member in held.files:
+        inner = posixpath.normpath(member.name).lstrip("/")
+        if ".." in inner.split("/"):
+            raise UserError(f"dataset '{dataset.name}': member {member.name} of {path} leads out of the archive")
+        if is_hidden(inner):
+            continue
+        stem, ending = _key(inner)
+        if is_image(inner):
+            name = prefix + inner
+            if name in index.images:
+                raise UserError(f"dataset '{dataset.name}': {path} holds two members named {member.name}")
+            now = inside(whole, member.offset, member.size)
+            index.images[name] = _Image(path, member, now, inner, prefix + stem, ending)
+        else:
+            index.others.append(inner)
+            if ending in _BESIDE:
+                index.beside.setdefault(prefix + stem, {}).setdefault(ending, (path, member))
+    index.irregular += [name for name in held.irregular if is_image(name) and not is_hidden(name)]
+    index.folders += [
+        inner for one in held.folders if (inner := posixpath.normpath(one).lstrip("/")) != "." and not is_hidden(inner)
+    ]
+
+
+def _key(name: str) -> tuple[str, str]:
+    """webdataset's rule: the key is a path up to the first dot of the file's name, the rest is its ending."""
+    folder, slash, file = name.rpartition("/")
+    stem, _, ending = file.partition(".")
+    return f"{folder}{slash}{stem}", ending.lower()
+
+
+def _one_per_key(dataset: Dataset, home: Path, index: _Index) -> dict[str, _Image]:
+    """The images, or those with the ending `split`; UserError when webdataset would take several for one."""
+    chosen = index.images
+    if dataset.split:
+        chosen = {name: one for name, one in chosen.items() if one.ending == dataset.split.lower()}
+        if not chosen:
+            endings = some(sorted({one.ending for one in index.images.values()}))
+            raise UserError(
+                f"dataset '{dataset.name}': no image of {home} ends in .{dataset.split}; they end in {endings}"
+            )
+    keys: dict[str, _Image] = {}
+    for one in chosen.values():
+        other = keys.setdefault(one.key, one)
+        if other is not one and one.key in index.beside:
+            sidecar = f"{one.key}.{next(iter(index.beside[one.key]))}"
+            raise UserError(
+                f"dataset '{dataset.name}': {home} has several images beside {sidecar}: {other.inner} and {one.inner} "
+                f"(a key ends at the first dot); choose one by its ending: oodbench datasets add NAME --loader tar "
+                f"--path {dataset.path} --split {other.ending}"
+            )
+    return chosen
 
 
 def _pattern(dataset: Dataset, data: Path) -> str:
@@ -95,32 +183,24 @@ def _beneath(path: Path, home: Path) -> str:
     return path.relative_to(home).as_posix() if path.is_relative_to(home) else path.as_posix().lstrip("/")
 
 
-def _labels(
-    dataset: Dataset, home: Path, names: Sequence[str], beside: Mapping[str, tuple[Path, Member]]
-) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
-    """Numbers from the members beside the images."""
-    labels = []
-    for name in names:
-        key = name[: len(name) - len(PurePosixPath(name).name)] + PurePosixPath(name).name.partition(".")[0]
-        found = next((beside[key + suffix] for suffix in _LABELS if key + suffix in beside), None)
-        if not found:
-            raise unlabelled(dataset, home, name)
-        text = read_member(*found).decode("utf-8", "replace").strip()
-        if not text.isdecimal():
-            raise UserError(
-                f"dataset '{dataset.name}': member {found[1].name} of {found[0]} is no label: {text[:40]!r}"
+def _labels(dataset: Dataset, home: Path, images: Mapping[str, _Image], index: _Index) -> npt.NDArray[np.int64] | None:
+    """Numbers from `key.cls`, or from `key.txt` where every image has one with a number; None: class folders count."""
+    for ending in ("cls", "txt"):
+        found = {name: index.beside.get(one.key, {}).get(ending) for name, one in images.items()}
+        lacking = next((name for name, one in found.items() if one is None), None)
+        if lacking is not None and ending == "cls" and any(found.values()):
+            raise unlabelled(
+                dataset, home, f"{lacking} (webdataset's key ends at the first dot: {images[lacking].key})"
             )
-        labels.append(int(text))
-    array = np.array(labels, np.int64)
-    return array, numbered(array)
-
-
-def _classes(dataset: Dataset, home: Path, names: Sequence[str]) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
-    """Class folders: the folder that a member lies in."""
-    tops = [PurePosixPath(name).parent.name for name in names]
-    loose = next((name for name, top in zip(names, tops, strict=True) if not top or top.endswith(".tar")), None)
-    if loose:
-        raise unlabelled(dataset, home, loose)
-    folders = ordered(set(tops))
-    index = {folder: i for i, folder in enumerate(folders)}
-    return np.array([index[top] for top in tops]), folders
+        if lacking is not None:
+            continue
+        texts = {name: read_member(*one)[0].decode("utf-8", "replace").strip() for name, one in found.items() if one}
+        wrong = next((name for name, text in texts.items() if not _NUMBER.fullmatch(text)), None)
+        if wrong is None:
+            return np.array([int(text) for text in texts.values()], np.int64)
+        if ending == "cls" or any("/" not in one.inner for one in images.values()):
+            path, member = found[wrong] or (home, Member("", 0, 0))
+            raise UserError(
+                f"dataset '{dataset.name}': member {member.name} of {path} is no label: {texts[wrong][:40]!r}"
+            )
+    return None

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from oodbench.catalogue import Dataset
 from oodbench.errors import UserError
-from oodbench.loaders.items import print_of
+from oodbench.loaders.prints import joined, print_of
+from oodbench.store import digest
 
 _SPLITS = ("test", "validation", "val", "train")
 
@@ -21,16 +23,20 @@ class Table:
 
     schema  names and types of the columns, with Hugging Face's own facts
     groups  rows, and a function that gives a column by its name
-    stamp   changes when the files do
+    prints  per group: the print of its file
     place   for messages: the file, the folder of the split, or the name on the hub
     homes   per group: where it lies
+    files    per group: its file; of a dataset of the hub, all files of one group
+    schemas  per group: the columns of its file, whose class names may stand in another order
     """
 
     schema: Any
     groups: list[tuple[int, Any]]
-    stamp: str
+    prints: list[str]
     place: Path
     homes: list[str]
+    files: list[Path]
+    schemas: list[Any]
 
 
 def on_disk(dataset: Dataset, place: Path) -> Table:
@@ -43,21 +49,40 @@ def on_disk(dataset: Dataset, place: Path) -> Table:
         place, files = _files(dataset, place)
     groups: list[tuple[int, Any]] = []
     homes: list[str] = []
-    schema = None
+    prints: list[str] = []
+    homed: list[Path] = []
+    schemas: list[Any] = []
+    first = None
     for path in files:
+        now = print_of(path)  # before it is opened
         if path.suffix == ".arrow":  # mapped into memory, not read
             whole = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
-            schema = schema or whole.schema
+            schema = whole.schema
             groups.append((whole.num_rows, whole.column))
             homes.append(f"{path.resolve()}/0")
+            prints.append(now)
+            homed.append(path)
+            schemas.append(schema)
         else:
             opened = pq.ParquetFile(path)
-            schema = schema or opened.schema_arrow
+            schema = opened.schema_arrow
             for number in range(opened.num_row_groups):
                 rows = opened.metadata.row_group(number).num_rows
                 groups.append((rows, _GroupReader(opened, number)))
                 homes.append(f"{path.resolve()}/{number}")
-    return Table(schema, groups, "+".join(print_of(path) for path in files), place, homes)
+                prints.append(now)
+                homed.append(path)
+                schemas.append(schema)
+        first = first or schema
+        if {one.name: one.type for one in schema} != {one.name: one.type for one in first}:
+            raise UserError(
+                f"dataset '{dataset.name}': {path} has other columns than {files[0].name}: {_columns(schema)}"
+            )
+    return Table(first, groups, prints, place, homes, homed, schemas)
+
+
+def _columns(schema: Any) -> str:
+    return ", ".join(f"{one.name} ({one.type})" for one in schema)
 
 
 @dataclass(frozen=True)
@@ -123,6 +148,11 @@ def _json(dataset: Dataset, path: Path) -> Any:
 
 def on_hub(dataset: Dataset) -> Table:
     """A dataset by its name on the hub, through Hugging Face's own library and cache."""
+    if any(c in dataset.path for c in "*?[{"):
+        raise UserError(
+            f"dataset '{dataset.name}': hf: takes a file, a folder or a name on the hub, no pattern; "
+            "name the folder of the parquet files"
+        )
     try:
         hub: Any = importlib.import_module("datasets")
         hub.load_dataset  # noqa: B018  a folder named datasets is importable, too
@@ -140,5 +170,13 @@ def on_hub(dataset: Dataset) -> Table:
         split = next((s for s in _SPLITS if s in found), next(iter(found)))
         found = found[split]
     whole = found.data.table
-    stamp = str(getattr(found, "_fingerprint", ""))
-    return Table(whole.schema, [(whole.num_rows, whole.column)], stamp, Path(dataset.path), [f"{dataset.path}/{split}"])
+    files = [Path(one["filename"]) for one in getattr(found, "cache_files", None) or ()]
+    now = cached_print(str(getattr(found, "_fingerprint", "")), files)
+    home = f"{dataset.path}/{split}"
+    groups = [(whole.num_rows, whole.column)]
+    return Table(whole.schema, groups, [now], Path(dataset.path), [home], files, [whole.schema])
+
+
+def cached_print(fingerprint: str, files: Sequence[Path]) -> str:
+    """The print of a dataset of the hub: its fingerprint, and the files of the cache that hold it."""
+    return joined(fingerprint, digest([print_of(path) for path in files]))

@@ -3,66 +3,75 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from oodbench.catalogue import Dataset
 from oodbench.errors import UserError
-from oodbench.loaders.items import EXTENSIONS, Files, Items, empty, missing
+from oodbench.loaders.conventions import Classes, is_beside, is_hidden, is_image, left_out
+from oodbench.loaders.items import Files, Items, classes_of, empty, missing
+from oodbench.loaders.prints import stat_print
+from oodbench.regular import irregular
+
+
+@dataclass
+class _Found:
+    """What lies below a folder: images as (name, print), other files, what is no file, and folders."""
+
+    images: list[tuple[str, str]] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    irregular: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
 
 
 def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
-    """Every image below the folder, sorted by path; labelled, the sorted top folders are the classes.
+    """Every image below the folder, sorted by path; labelled, with the classes of `conventions.by_folder`.
 
     UserError when the folder is missing, empty or cannot be read, or (labelled) an image lies in no class folder.
     """
     folder = dataset.folder(data)
     if not folder.is_dir():
         raise missing(dataset, folder)
+    found = _Found()
     try:
-        files = sorted(_walk(folder, "", ()))
+        _walk(folder, "", (), found)
     except OSError as error:
         raise UserError(
             f"dataset '{dataset.name}': {error.filename or folder} cannot be read: {error.strerror}"
         ) from error
-    if not files:
-        raise empty(dataset, folder)
-    labels = np.full(len(files), -1)
-    folders: tuple[str, ...] = ()
+    if not found.images:
+        raise empty(dataset, folder, found.others)
+    names, prints = (tuple(column) for column in zip(*sorted(found.images), strict=True))
+    classes = Classes(np.full(len(names), -1), ())
     if labelled:
-        tops = [name.partition("/")[0] if "/" in name else "" for name, _ in files]
-        if "" in tops:
-            raise UserError(
-                f"dataset '{dataset.name}': an ID set needs one folder per class, "
-                f"but {folder / files[tops.index('')][0]} lies in none"
-            )
-        folders = ordered(set(tops))
-        index = {name: i for i, name in enumerate(folders)}
-        labels = np.array([index[top] for top in tops])
-    names, prints = (tuple(column) for column in zip(*files, strict=True))
-    return Items(folder, names, prints, labels, Files(folder), folders)
+        classes = classes_of(dataset, folder, names, found.others, found.folders)
+    remarks = (*left_out(found.others, found.irregular), *classes.remarks)
+    return Items(folder, names, prints, classes.labels, Files(folder), classes.folders, remarks=remarks)
 
 
-def ordered(folders: set[str]) -> tuple[str, ...]:
-    """Class folders in label order: sorted, by value when all are numbers (ImageNet-V2's are 0 to 999)."""
-    return tuple(sorted(folders, key=int if all(f.isdecimal() for f in folders) else None))
-
-
-def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> list[tuple[str, str]]:
-    """(name, size and time) of every image. `above`: the folders on the way here, so that a link to one is left out."""
+def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], found: _Found) -> None:
+    """Add what lies below a folder. `above`: the folders on the way here, so that a link to one is left out."""
     stat = folder.stat()
     here = (stat.st_dev, stat.st_ino)
     if here in above:
-        return []
-    found: list[tuple[str, str]] = []
+        return
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
+            name = prefix + entry.name
+            if is_hidden(entry.name):
                 continue
             if entry.is_dir():
-                found += _walk(Path(entry.path), f"{prefix}{entry.name}/", (*above, here))
-            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and (entry.is_file() or entry.is_symlink()):
+                found.folders.append(name)
+                _walk(Path(entry.path), f"{name}/", (*above, here), found)
+            elif is_image(name):
                 stat = entry.stat()  # raises for a link to nothing
-                found.append((prefix + entry.name, f"{stat.st_size}:{stat.st_mtime_ns}"))
-    return found
+                if irregular(stat.st_mode):
+                    found.irregular.append(name)
+                else:
+                    found.images.append((name, stat_print(stat)))
+            else:
+                if entry.is_symlink() and not is_beside(name):
+                    entry.stat()  # the same: it may have been a class folder
+                found.others.append(name)

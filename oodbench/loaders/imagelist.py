@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import posixpath
 import re
 import zlib
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from oodbench import prompts
 from oodbench.catalogue import UNKNOWN, Dataset
 from oodbench.errors import Missing, UserError
-from oodbench.loaders.items import Files, Items, empty, missing, numbered, print_of, unlabelled
+from oodbench.lines import lines
+from oodbench.loaders.conventions import Remark, is_image
+from oodbench.loaders.items import Files, Items, keys_of, missing, unlabelled
+from oodbench.loaders.prints import print_of
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,11 @@ def read_list(path: Path) -> ImageList:
     """Parse a list file, gzipped when its name ends in .gz. UserError naming the line that is no `path label`."""
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        lines = [line.strip() for line in raw.decode("utf-8-sig").splitlines()]
+        text = [line.strip() for line in lines(raw.decode("utf-8-sig"))]
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"image list {path} cannot be read: {error}") from error
     names, labels = [], []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text, 1):
         if not line:
             continue
         name, _, label = line.rpartition(" ")  # a path may hold spaces
@@ -45,16 +48,20 @@ def read_list(path: Path) -> ImageList:
                 raise UserError(f"image list {path}, line {number}: the label of {line!r} is no whole number")
             name, label = line, "-1"
         name = name.strip()
-        if name.startswith("/") or ".." in name.split("/"):
-            raise UserError(f"image list {path}, line {number}: {name!r} leads out of the list's root")
+        if name.startswith("/"):
+            raise UserError(
+                f"image list {path}, line {number}: {name!r} is an absolute path; paths start from the list's root: "
+                "take the root away from them, and name it as list:FILE@ROOT"
+            )
+        if ".." in name.split("/"):
+            raise UserError(f"image list {path}, line {number}: {name!r} leads out of the list's root by '..'")
         if "\0" in name:
             raise UserError(f"image list {path}, line {number}: {name!r} is no path")
         names.append(name)
         labels.append(max(int(label), -1))
     if not names:
         raise UserError(f"image list {path} is empty")
-    text = "\n".join(line for line in lines if line) + "\n"
-    digest = hashlib.sha256(text.encode()).hexdigest()
+    digest = hashlib.sha256("".join(f"{line}\n" for line in text if line).encode()).hexdigest()
     return ImageList(path, tuple(names), np.array(labels, np.int64), digest)
 
 
@@ -70,7 +77,8 @@ def declared_list(dataset: Dataset, data: Path) -> ImageList:
     if dataset.digest not in (UNKNOWN, found.digest):
         raise UserError(
             f"dataset '{dataset.name}': {path} ({len(found.names)} lines, sha256 {found.digest[:12]}) is not the list "
-            f"of the protocol (sha256 {dataset.digest[:12]}); fetch it again, or run on it as list:{path}"
+            f"of the protocol (sha256 {dataset.digest[:12]}); fetch it again"
+            + ("" if dataset.within else f", or run on it as list:{path}@{dataset.folder(data)}")
         )
     return found
 
@@ -93,40 +101,69 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
             prints.append(None)
         except OSError as error:
             raise UserError(f"dataset '{dataset.name}': {folder / name} cannot be read: {error.strerror}") from error
+        except UserError as error:
+            raise UserError(f"dataset '{dataset.name}': {error}") from error
     there = [i for i, one in enumerate(prints) if one is not None]
     absent = tuple(name for name, one in zip(wanted.names, prints, strict=True) if one is None)
     if not there:
-        raise empty(dataset, f"{folder} with the names of {wanted.path}, such as {absent[0]}:")
+        raise UserError(
+            f"dataset '{dataset.name}': not one of the {len(prints):,} images that {wanted.path} names is there: "
+            f"no {folder / absent[0]}{_written_as(absent[0])}"
+        )
     if absent and dataset.count is None:
         raise UserError(
             f"dataset '{dataset.name}': {folder / absent[0]} is not there ({len(absent)} of {len(prints)} images "
             f"that {wanted.path} names); complete it, or name the folder that its paths start from: list:FILE@ROOT"
+            f"{_written_as(absent[0])}"
         )
     labels = wanted.labels[there]
     if labelled and (labels < 0).any():
         raise unlabelled(dataset, wanted.path, wanted.names[there[int((labels < 0).argmax())]])
+    keys = keys_of(dataset, wanted.labels, wanted.path) if labelled else ()
     return Items(
         folder,
         tuple(wanted.names[i] for i in there),
         tuple(prints[i] or "" for i in there),
         labels if labelled else np.full(len(there), -1),
         Files(folder),
-        class_keys(dataset, wanted) if labelled else (),
+        keys,
         absent=absent,
+        remarks=_repeated(dataset, wanted, labelled),
     )
 
 
-def class_keys(dataset: Dataset, wanted: ImageList) -> tuple[str, ...]:
-    """One number per class: as many as the dataset's class list has, else as the labels reach."""
-    if not dataset.classes:
-        return numbered(wanted.labels)
-    n = len(prompts.class_names(dataset.classes).lines)
-    if wanted.labels.max() >= n:
-        raise UserError(
-            f"dataset '{dataset.name}': {wanted.path} has the label {wanted.labels.max()}, "
-            f"class list '{dataset.classes}' has {n} names"
-        )
-    return tuple(str(i) for i in range(n))
+def _repeated(dataset: Dataset, wanted: ImageList, labelled: bool) -> tuple[Remark, ...]:
+    """The remark on images that a list names again; UserError (labelled) when one has two labels."""
+    first: dict[str, int] = {}
+    again = []
+    for i, name in enumerate(wanted.names):
+        before = first.setdefault(posixpath.normpath(name), i)
+        if before == i:
+            continue
+        again.append(name)
+        if labelled and wanted.labels[before] != wanted.labels[i]:
+            raise UserError(
+                f"dataset '{dataset.name}': {wanted.path} gives {name} two labels, {wanted.labels[before]} and "
+                f"{wanted.labels[i]}"
+            )
+    if not again:
+        return ()
+    message = f"{len(again):,} lines of {wanted.path.name} name an image that the list has already; each counts"
+    return (Remark("listed-twice", message, len(again), tuple(again[:10])),)
+
+
+def _written_as(line: str) -> str:
+    """How a line is written that names no image, where it looks like another format than `path label`."""
+    seen = ""
+    if "\t" in line:
+        seen = "has a tab"
+    elif line[:1] in "\"'" or line[-1:] in "\"'":
+        seen = "has quotes"
+    elif re.search(r"[,;]\s*[^,;/]*$", line):
+        seen = "has commas or semicolons"
+    elif re.search(r"\.\w+\s+\S+$", line) and not is_image(line):
+        seen = "has more than two columns"
+    return f"; the line {line!r} {seen}: a list has one `path label` per line, with a space between" if seen else ""
 
 
 def _is_number(text: str) -> bool:

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from oodbench.catalogue import Dataset
-from oodbench.errors import UserError
-from oodbench.loaders.arrow import Table, on_disk, on_hub
-from oodbench.loaders.items import Items, decoded, empty, missing, numbered, unlabelled
+from oodbench.errors import Unlabelled, UserError
+from oodbench.loaders.arrow import Table, cached_print, on_disk, on_hub
+from oodbench.loaders.conventions import some
+from oodbench.loaders.items import Items, empty, keys_of, missing, unlabelled
+from oodbench.loaders.prints import Taken, encoded, inside, lasting, print_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,10 +35,12 @@ class Column:
 
     groups  per group: rows, and a function that reads its cells
     homes   per group: the file, and the number of the group in it
+    files   per group: the file
     """
 
     groups: Sequence[tuple[int, Any]]
     homes: Sequence[str] = ()
+    files: Sequence[Path] = ()
     _held: tuple[int, Any] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -50,34 +55,63 @@ class Column:
                 self._held = (group, self.groups[group][1]())
             return self._held[1][index].as_py()
 
-    def read(self, name: str) -> Image:
-        """The image of a row."""
+    def stored(self, name: str) -> bytes | npt.NDArray[np.uint8]:
+        """What a row holds: the bytes of an image file, or pixels. ValueError when it is neither."""
         cell = self.cell(int(name))
         if isinstance(cell, dict):
-            cell = cell.get("bytes")
-        if isinstance(cell, bytes):
-            return decoded(cell)
+            path, cell = cell.get("path"), cell.get("bytes")
+            if cell is None and path:
+                raise ValueError(
+                    f"row {name} names the file {path} and does not hold it; write the table with its bytes"
+                )
         if cell is None:
-            raise ValueError("the row holds no image")
-        from PIL import Image
+            raise ValueError(f"row {name} holds no image")
+        return cell if isinstance(cell, bytes) else np.array(cell, np.uint8)
 
-        return Image.fromarray(np.array(cell, np.uint8))
+    def take(self, name: str) -> Taken:
+        """The image of a row."""
+        cell = self.stored(name)
+        now = self._print(int(name))  # after the cell is read
+        if isinstance(cell, bytes):
+            return encoded(now, cell)
+
+        def image() -> Image:
+            from PIL import Image
+
+            return Image.fromarray(cell)
+
+        return Taken(now, image, lambda: hashlib.sha256(cell.tobytes()).hexdigest())
+
+    def _print(self, index: int) -> str:
+        return inside(print_of(self.files[self._group(index)]), index)
+
+    def _group(self, index: int) -> int:
+        ends = list(accumulate(rows for rows, _ in self.groups))
+        return bisect.bisect_right(ends, index)
 
     def content(self, name: str) -> str:
         """sha256 of the encoded image, or of its pixels."""
-        cell = self.cell(int(name))
-        if isinstance(cell, dict):
-            cell = cell.get("bytes")
-        if cell is None:
-            raise ValueError(f"row {name} holds no image")
-        raw = cell if isinstance(cell, bytes) else np.array(cell, np.uint8).tobytes()
-        return hashlib.sha256(raw).hexdigest()
+        return self.take(name).content()
 
     def place(self, name: str) -> str:
         """The file, the group of rows in it, and the row."""
-        ends = list(accumulate(rows for rows, _ in self.groups))
-        group = bisect.bisect_right(ends, int(name))
-        return f"{self.homes[group]}/{int(name) - ends[group] + self.groups[group][0]}"
+        group = self._group(int(name))
+        before = sum(rows for rows, _ in self.groups[:group])
+        return f"{self.homes[group]}/{int(name) - before}"
+
+
+@dataclass
+class Cached(Column):
+    """Image cells of a dataset of the hub, whose library says which files hold them, not which of them holds which."""
+
+    listed_print: str = ""
+
+    def tree_print(self) -> str:
+        """The print of all its files."""
+        return cached_print(lasting(self.listed_print), self.files)
+
+    def _print(self, index: int) -> str:
+        return inside(self.listed_print, index)
 
 
 def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
@@ -94,21 +128,27 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     try:
         table = on_disk(dataset, place) if place.exists() else on_hub(dataset)
         image, label = _columns(dataset, table, labelled)
-        column = Column([(rows, _reader(read, image)) for rows, read in table.groups], table.homes)
-        labels, classes = _labels(table, label) if labelled and label else (None, ())
-    except (OSError, pa.ArrowException) as error:
+        groups = [(rows, _reader(read, image)) for rows, read in table.groups]
+        column = (
+            Column(groups, table.homes, table.files)
+            if place.exists()
+            else Cached(groups, table.homes, table.files, listed_print=table.prints[0])
+        )
+        labels, classes = _labels(dataset, table, label) if labelled and label else (None, ())
+    except (OSError, OverflowError, pa.ArrowException) as error:
         raise UserError(f"dataset '{dataset.name}': {place} cannot be read: {error}") from error
     n = sum(rows for rows, _ in table.groups)
     if not n:
         raise empty(dataset, table.place)
     width = len(str(n - 1))
     names = tuple(str(i).zfill(width) for i in range(n))
-    prints = tuple(f"{table.stamp}:{i}" for i in range(n))
+    files = np.repeat(np.arange(len(table.groups)), [rows for rows, _ in table.groups]).tolist()
+    prints = tuple(inside(table.prints[file], i) for i, file in enumerate(files))
     known = labels if labels is not None else np.full(n, -1)
     if labelled and (known < 0).any():
         raise unlabelled(dataset, table.place, f"row {int((known < 0).argmax())}")
-    keys = (classes or numbered(known)) if labelled else ()
-    return Items(table.place, names, prints, known, column, keys, classes)
+    keys = keys_of(dataset, known, table.place, classes) if labelled else ()
+    return Items(table.place, names, prints, known, column, classes or keys, classes)
 
 
 def _columns(dataset: Dataset, table: Table, labelled: bool) -> tuple[str, str]:
@@ -120,7 +160,11 @@ def _columns(dataset: Dataset, table: Table, labelled: bool) -> tuple[str, str]:
     def holds_image(kind: Any) -> bool:
         if pa.types.is_struct(kind):
             return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
-        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_list(kind))
+        if pa.types.is_list(kind) and pa.types.is_list(kind.value_type):  # rows of pixels
+            inner = kind.value_type.value_type
+            inner = inner.value_type if pa.types.is_list(inner) else inner
+            return bool(pa.types.is_integer(inner))
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
     def chosen(known: Sequence[str], fits: Any) -> str:
         able = [name for name, kind in types.items() if fits(kind)]
@@ -129,19 +173,40 @@ def _columns(dataset: Dataset, table: Table, labelled: bool) -> tuple[str, str]:
     image = chosen(_IMAGES, holds_image)
     label = chosen(_LABELS, pa.types.is_integer) if labelled else ""
     if not image or (labelled and not label):
-        lacking = "images" if not image else "labels (whole numbers)"
+        lacking = "labels (whole numbers)" if image else "images (one a row: encoded, or pixels 0 to 255)"
         columns = ", ".join(f"{name} ({kind})" for name, kind in types.items())
-        raise UserError(f"dataset '{dataset.name}': no column of {table.place} holds {lacking}; it has {columns}")
+        problem = Unlabelled if image else UserError
+        raise problem(f"dataset '{dataset.name}': no column of {table.place} holds {lacking}; it has {columns}")
     return image, label
 
 
-def _labels(table: Table, label: str) -> tuple[Any, tuple[str, ...]]:
-    """Class indices [n], -1 for null; and the class names that Hugging Face keeps beside them."""
-    cells = [-1 if one is None else one for _, read in table.groups for one in read(label).to_pylist()]
-    values = np.array(cells, np.int64)
-    about = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+def _labels(dataset: Dataset, table: Table, label: str) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+    """Class indices [n], -1 for null; and the class names that Hugging Face keeps beside them.
+
+    Names are in the order of the first file, to which labels of others are changed. UserError when files name others.
+    """
+    classes = _class_names(table.schema, label)
+    parts = []
+    for (_, read), schema, home in zip(table.groups, table.schemas, table.homes, strict=True):
+        values = np.array([-1 if one is None else one for one in read(label).to_pylist()], np.int64)
+        own = _class_names(schema, label)
+        if set(own) != set(classes) or len(own) != len(classes):
+            raise UserError(
+                f"dataset '{dataset.name}': {Path(home).parent} names other classes than the first file of "
+                f"{table.place}: {some(sorted(set(own) ^ set(classes))) or 'some twice'}"
+            )
+        if own != classes:
+            keys_of(dataset, values, Path(home).parent, own)
+            order = np.array([classes.index(one) for one in own])
+            values = np.where(values < 0, -1, order[values])
+        parts.append(values)
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64), classes
+
+
+def _class_names(schema: Any, label: str) -> tuple[str, ...]:
+    about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     names = about.get("info", {}).get("features", {}).get(label, {}).get("names", ())
-    return values, tuple(str(name) for name in names)
+    return tuple(str(name) for name in names or ())
 
 
 def _reader(read: Any, column: str) -> Any:

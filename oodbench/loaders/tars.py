@@ -11,7 +11,10 @@ from glob import glob
 from pathlib import Path
 
 from oodbench.errors import Missing, UserError
+from oodbench.loaders.links import files
+from oodbench.loaders.prints import stat_print
 from oodbench.paths import expand as expand_home
+from oodbench.regular import regular
 from oodbench.urls import is_url
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -48,42 +51,70 @@ def expand(pattern: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def members(path: Path) -> list[Member]:
-    """The regular files of an archive in archive order, without reading them.
+@dataclass(frozen=True)
+class Contents:
+    """What an archive holds, in its order: files, and the names of FIFOs and devices and of folders."""
 
-    UserError naming the archive, and the last good member, when it is missing, compressed, truncated or corrupt.
+    files: tuple[Member, ...]
+    irregular: tuple[str, ...]
+    folders: tuple[str, ...]
+
+
+def members(path: Path) -> list[Member]:
+    """The files of an archive in archive order, without reading them; see `contents`."""
+    return list(contents(path).files)
+
+
+def contents(path: Path) -> Contents:
+    """The files and folders of an archive in archive order, without reading them; links are followed inside it.
+
+    UserError naming the archive, and the last good member, when it is missing, compressed, truncated or corrupt; or the
+    member that is a link out of the archive.
     """
     found: list[Member] = []
+    inside: list[tarfile.TarInfo] = []
     try:
-        size = path.stat().st_size
-        with tarfile.open(path, "r:") as archive:
+        with regular(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+            size = os.fstat(file.fileno()).st_size
             for one in archive:
                 if one.issparse():
                     raise UserError(f"{path}: member {one.name} is sparse; make the archive anew without --sparse")
-                if one.isreg():
-                    found.append(Member(one.name, one.offset_data, one.size))
+                inside.append(one)
+                found += [Member(one.name, one.offset_data, one.size)] if one.isreg() else []
             end = archive.offset
         _check_end(path, end, size, found)
     except (tarfile.TarError, EOFError) as error:
         raise UserError(_broken(path, found, str(error) or type(error).__name__)) from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    return found
+    try:
+        followed = list(files(inside))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return Contents(
+        tuple(Member(name, one.offset_data, one.size) for name, one in followed if one.isreg()),
+        tuple(name for name, one in followed if not (one.isreg() or one.isdir())),
+        tuple(one.name for one in inside if one.isdir()),
+    )
 
 
-def read_member(path: Path, member: Member) -> bytes:
-    """The bytes of a member; any number of threads may read one archive. UserError when it ends before the member."""
+def read_member(path: Path, member: Member) -> tuple[bytes, str]:
+    """The bytes of a member, and the print of the archive that they were read from.
+
+    Any number of threads may read one archive. UserError when it ends before the member.
+    """
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(member.offset)
             content = file.read(member.size)
             while 0 < len(content) < member.size and (more := file.read(member.size - len(content))):
                 content += more
+            now = stat_print(os.fstat(file.fileno()))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     if len(content) != member.size:
         raise UserError(f"{path} ends within member {member.name}; it is truncated, fetch it again")
-    return content
+    return content, now
 
 
 def _check_end(path: Path, end: int, size: int, found: list[Member]) -> None:

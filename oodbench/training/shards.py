@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Any
@@ -17,7 +17,8 @@ import numpy as np
 
 from oodbench.errors import UserError
 from oodbench.loaders.archives import Archives
-from oodbench.loaders.items import is_image, print_of
+from oodbench.loaders.conventions import is_image
+from oodbench.loaders.prints import Taken, inside, print_of
 from oodbench.loaders.tars import Member, expand, members, read_member
 from oodbench.reaching import fetch, stamp
 from oodbench.store import Store
@@ -46,18 +47,21 @@ def check(pattern: str) -> None:
 
 @dataclass
 class Copy:
-    """A shard as a local file, fetched when it is first read."""
+    """A shard as a local file, fetched when it is first read. `state` is its stamp when it was found."""
 
     place: str
     path: Path
     missing: bool = False
+    state: str = ""
     lock: Lock = field(default_factory=Lock)
 
     def fetched(self) -> Path:
-        """The local file."""
+        """The local file. UserError when the shard has changed since it was found."""
         with self.lock:
             if self.missing:
                 fetch(self.place, self.path)
+                if self.stamp() != self.state:
+                    raise UserError(f"captions {self.place} changed after they were listed; run again")
                 self.missing = False
         return self.path
 
@@ -73,15 +77,17 @@ class Remote:
     copy: Copy
     inside: Archives
 
-    def read(self, name: str) -> Any:
-        """Decode a member."""
+    def take(self, name: str) -> Taken:
+        """Read a member; the print of a copy of our own is that of the shard."""
         self.copy.fetched()
-        return self.inside.read(name)
+        taken = self.inside.take(name)
+        member = self.inside.where[name][1]
+        own = is_url(self.copy.place)
+        return replace(taken, print=inside(self.copy.state, member.offset, member.size)) if own else taken
 
     def content(self, name: str) -> str:
         """sha256 of a member."""
-        self.copy.fetched()
-        return self.inside.content(name)
+        return self.take(name).content()
 
 
 @contextlib.contextmanager
@@ -93,18 +99,17 @@ def _copy(url: str) -> Iterator[Copy]:
 def _part(copy: Copy, store: Store) -> Part:
     name = PurePosixPath(copy.place).name
     try:
-        state = copy.stamp()
+        copy.state = copy.stamp()
     except OSError as error:
         raise UserError(f"captions {copy.place} cannot be read: {error.strerror or error}") from error
-    known = {"engine": ENGINE, "shard": copy.place, "stamp": state}
+    known = {"engine": ENGINE, "shard": copy.place, "stamp": copy.state}
     entry = store.find("shard", known)
     facts = entry.facts if entry else _index(copy)
     if entry is None:
         store.write("shard", known, {}, facts)
-    inside = {one[0]: (copy.path, Member(*one)) for one in facts["images"]}
-    prints = [f"{state}:{one[1]}:{one[2]}" for one in facts["images"]]
-    source = Remote(copy, Archives(inside))
-    found = listed(name, Path(copy.place), tuple(inside), prints, source)
+    where = {one[0]: (copy.path, Member(*one)) for one in facts["images"]}
+    prints = [inside(copy.state, one[1], one[2]) for one in facts["images"]]
+    found = listed(name, Path(copy.place), tuple(where), prints, Remote(copy, Archives(where)))
     return Part(found, np.arange(len(found)), tuple(facts["captions"]), tuple(facts["skipped"]))
 
 
@@ -133,7 +138,7 @@ def _index(copy: Copy) -> dict[str, Any]:
         caption = ""
         if not problem:
             try:
-                caption = read_member(path, texts[key]).decode().strip()
+                caption = read_member(path, texts[key])[0].decode().strip()
             except UnicodeDecodeError:
                 problem = "its caption is no UTF-8"
             problem = problem or ("" if caption else "its caption is empty")
