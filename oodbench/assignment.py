@@ -128,7 +128,11 @@ def _lacks(name: str, spec: EncoderSpec) -> str:
 
 
 def _adopted(job: Job, file: WeightsFile, card: EncoderCard) -> Job:
-    """The job with the hyper-parameters that its weights were trained with; UserError when they do not fit."""
+    """The job with the hyper-parameters that its weights were trained with; UserError when they do not fit.
+
+    Prompts of the training are the default of the scores, for they may be what the weights have learnt to read; unlike
+    the others they can be set.
+    """
     recipe = file.recipe
     if not recipe:
         return job
@@ -145,4 +149,8 @@ def _adopted(job: Job, file: WeightsFile, card: EncoderCard) -> Job:
             problems.append(f"{file.path} was trained with {name}={stated}, not with {name}={values[name]}")
         values[name] = stated
     raise_all(problems)
-    return dataclasses.replace(job, parameters=values)
+    for name in [name for name in values if name.endswith("templates")]:
+        if name not in job.given and values[name] == defaults[name]:
+            values[name] = recipe["parameters"].get(name, values[name])
+    named = values.get("templates")
+    return dataclasses.replace(job, parameters=values, templates=templates(named) if named else job.templates)

@@ -82,7 +82,7 @@ def run(plan: Plan, watch: Watch | None = None) -> Outcome:
             unfinished.append(job)
     if unfinished:
         check_store(plan.store.root)
-        running, broken = _methods(plan, unfinished)
+        running, broken = methods_of(plan, unfinished)
         left_out += broken
         where = chosen(plan.request.ray, plan.request.device)
         if where:
@@ -96,7 +96,7 @@ def run(plan: Plan, watch: Watch | None = None) -> Outcome:
     return Outcome(tuple(ordered), tuple(left_out))
 
 
-def _methods(plan: Plan, jobs: Sequence[Job]) -> tuple[list[Running], list[tuple[str, str]]]:
+def methods_of(plan: Plan, jobs: Sequence[Job]) -> tuple[list[Running], list[tuple[str, str]]]:
     """Import the methods that have work to do. One that does not import is an error if named, else left out."""
     running, broken = [], []
     for job in jobs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -24,7 +25,7 @@ from oodbench.detector.images import listed
 from oodbench.detector.learnt import Unpackable, pack, unpack
 from oodbench.glyphs import render, world
 from oodbench.images import Listing, listing
-from oodbench.store import Store, default_root
+from oodbench.store import Store, default_root, digest
 
 N = 150  # images of a set: more than one batch
 NAMES = list(world.CLASSES)
@@ -352,6 +353,56 @@ def test_a_changed_or_missing_file_is_named(saved: Path) -> None:
             Detector.load(saved)
         path.write_bytes(content)
     Detector.load(saved)
+
+
+def signed(recipe: dict[str, Any]) -> str:
+    return json.dumps({**recipe, "digest": digest(recipe)})
+
+
+def test_a_recipe_that_is_no_recipe_is_an_error(saved: Path) -> None:
+    path = saved / "detector.json"
+    recipe = json.loads(path.read_text())
+    del recipe["digest"]
+    outside = {**recipe, "contents": {**recipe["contents"], "../x.txt": "0"}}
+    later = {**recipe, "params": {**recipe["params"], "new": 1}}
+    card = {**recipe, "encoder": {**recipe["encoder"], "new": 1}}
+    other = {**recipe, "prompts": {"templates": "../x.txt"}}
+    for text, said in (
+        ("[" * 100_000, "cannot be read"),
+        ("[1]", "cannot be read"),
+        ('"x"', "cannot be read"),
+        (signed(outside), r"outside of its folder: \.\./x\.txt"),
+        (signed(later), "names parameters new that this oodbench"),
+        (signed(card), "names an encoder that this oodbench"),
+        (signed(other), "not part of the detector"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=said):
+            Detector.load(saved)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="no regular file"):
+        Detector.load(saved)
+
+
+def test_what_cannot_be_packed_is_not_packed() -> None:
+    import torch
+
+    method = registry.load(registry.methods()["mcm"])
+    masked = np.ma.array([1.0, 2.0], mask=[True, False])
+    for value in (np.array(["a"]), np.array([{}]), np.str_("a"), masked, torch.eye(2).to_sparse(), {1: 2}, {1, 2}):
+        with pytest.raises(Unpackable):
+            pack(value, method)
+    for value in (np.array([True, False]), np.int16(3), np.arange(6)[::-2], float("inf"), 2**70):
+        packed = pack(value, method)
+        again = unpack(dataclasses.replace(packed, tree=json.loads(json.dumps(packed.tree))), method, "cpu")
+        assert type(again) is type(value) and np.all(again == value)
+
+
+def test_an_iterator_is_fitted_and_predicted() -> None:
+    images = images_of("glyphs", 30)
+    given = (images.read(i) for i in range(30))
+    assert len(Detector(classes=NAMES).fit_predict(given)) == 30
 
 
 @pytest.mark.slow

@@ -33,7 +33,9 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as the page assumes it: photos of known classes, new images, and the names."""
-    return lay(tmp_path_factory.mktemp("place"), known=60, new=20)
+    folder = lay(tmp_path_factory.mktemp("place"), known=60, new=20)
+    (folder / "folder.csv").mkdir()
+    return folder
 
 
 def call(place: Path, *arguments: str) -> Result:
@@ -166,11 +168,19 @@ def test_a_shared_store_is_read_and_written(place: Path, tmp_path: Path) -> None
         (("--method", "mcm", "--classes", "names.txt", "--threshold-from", "new", "--tpr", "95"), "tpr takes a share"),
         (("--method", "mcm", "--classes", "names.txt", "--save", "new"), "new is there and holds no detector"),
         (("--detector", "new"), "new holds no detector"),
+        (("--method", "mcm", "--classes", "names.txt", "--out", "folder.csv"), "--out folder.csv: that is a folder"),
     ],
 )
 def test_what_cannot_be_done_says_why(arguments: tuple[str, ...], said: str, place: Path) -> None:
     done = call(place, "score", "new", *arguments)
     assert (done.exit_code, done.stdout) == (2, "") and said in done.stderr and "Traceback" not in done.output
+
+
+def test_images_that_are_not_there_are_told_before_anything_is_fitted(place: Path, tmp_path: Path) -> None:
+    store = str(tmp_path / "store")
+    usual = ("score", "--method", "react", "--classes", "names.txt", "--threshold-from", "photos", "--store", store)
+    done = call(place, *usual, "nowhere.png")
+    assert done.exit_code == 2 and "nowhere.png cannot be read" in done.stderr and not (tmp_path / "store").exists()
 
 
 def test_broken_images_stop_or_are_skipped(place: Path, tmp_path: Path) -> None:
@@ -256,6 +266,28 @@ def test_a_method_that_fails_does_not_hide_the_others(place: Path, tmp_path: Pat
     assert [bool(v.error) for v in one.verdicts] == [False, True]
     assert "ValueError: no luck" in explanation.text(one)
     assert json.loads(json.dumps(explanation.plain(one), allow_nan=False))
+
+
+def test_an_explanation_that_fails_or_is_not_finite_leaves_the_score(place: Path, tmp_path: Path) -> None:
+    head = (
+        '"""{0}: one number (Doe et al., ICML 2020, arXiv:2001.00001)."""\n'
+        "from dataclasses import dataclass\nfrom oodbench.method import Method\n\n"
+        "@dataclass(frozen=True)\nclass {0}(Method):\n    '''{0}.'''\n\n"
+        "    def score(self, batch, task, state):\n        return batch.features[:, 0]\n\n"
+        "    def explain(self, batch, task, state):\n        {1}\n"
+    )
+    (tmp_path / "mute.py").write_text(head.format("Mute", "raise KeyError('words')"))
+    (tmp_path / "odd.py").write_text(head.format("Odd", "return {'a\\x1b': [('b', float('nan')), ('c', 1)]}"))
+    plugins = [tmp_path / "mute.py", tmp_path / "odd.py"]
+    request = request_from(methods="mute,odd", out=tmp_path / "none", plugins=plugins)
+    (one,) = explanation.explain(request, [place / "new/letters-000.png"], top=1)
+    mute, odd = one.verdicts
+    assert mute.score == odd.score and "KeyError: 'words'" in mute.error and not mute.details
+    assert f"{mute.score:.5g}" in explanation.text(one) and r"odd: a\x1b" in explanation.text(one)
+    found = json.loads(json.dumps(explanation.plain(one), allow_nan=False))
+    assert found["verdicts"][1]["details"] == {"a\x1b": [["b", "nan"]]}
+    done = call(place, "explain", "--methods", "mcm", "--top", "0", "new/letters-000.png")
+    assert done.exit_code == 2 and "0 is not in the range" in done.output
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from oodbench.cli.group import FOLDER, log
 @click.option("--store", type=FOLDER, help="As for run.")
 @click.option("--shared", default="", help="As for run.")
 @click.option("--results", "out", type=FOLDER, default="results", help="Rows to rank the image in.", show_default=True)
-@click.option("--top", default=5, help="Names per list.", show_default=True)
+@click.option("--top", default=5, type=click.IntRange(min=1), help="Names per list.", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 @click.option("-v", "--verbose", is_flag=True, help="Log what is done; tracebacks of errors.")
 def explain(images: tuple[Path, ...], id_: str, top: int, as_json: bool, verbose: bool, **options: Any) -> None:
@@ -38,6 +38,6 @@ def explain(images: tuple[Path, ...], id_: str, top: int, as_json: bool, verbose
     request = session.request_from(id=id_, allow_partial=True, skip_missing=True, **options)
     found = explanation.explain(request, images, top)
     if as_json:
-        click.echo(json.dumps([explanation.plain(one) for one in found], indent=1, ensure_ascii=False))
+        click.echo(json.dumps([explanation.plain(one) for one in found], indent=1, allow_nan=False))
     else:
         click.echo("\n\n".join(explanation.text(one) for one in found))

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @click.option("--batch-size", default=128, show_default=True)
 @click.option("--workers", default=0, help="Threads that decode images. Default: one per core, at most 16.")
 @click.option("--on-error", default="stop", help="A broken image: stop or skip.", show_default=True)
-@click.option("--no-store", is_flag=True, help="Do not keep embeddings: nothing but the scores is written.")
+@click.option("--no-store", is_flag=True, help="Do not keep embeddings of images.")
 @click.option("--store", type=FOLDER, help="Folder of embeddings. Default: $OODBENCH_STORE, else user cache.")
 @click.option("--shared", default="", help="URL of a store behind it that all machines reach. $OODBENCH_SHARED.")
 @click.option("--plugin", "plugins", multiple=True, type=FOLDER, help="File with a method of your own. Repeatable.")
@@ -47,12 +47,15 @@ def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
     """Score IMAGES (a folder, files, or the name of a data set) with one method, and decide."""
     log(verbose)
     from oodbench.detector import folder, writing
+    from oodbench.detector.images import listed
+    from oodbench.store import Store, default_root
 
     out, threshold, save = options["out"], options["threshold"], options["save"]
     writing.check(out)
     _check_thresholds(options)
     if save:
         folder.check(expand(save))
+    given = listed(images[0] if len(images) == 1 else list(images), Store(expand(options["store"] or default_root())))
     with stoppable():
         if options["detector"]:
             detector = _loaded(options)
@@ -63,7 +66,6 @@ def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
         if save:
             detector.save(save)
         limit = detector.threshold_ if threshold is None else threshold
-        given = detector.listed(images[0] if len(images) == 1 else list(images))
         found = writing.write(_parts(detector, given), list(detector.classes_), limit, out)
     for reason in found.skipped:
         click.echo(f"skipped: {printable(reason)}", err=True)

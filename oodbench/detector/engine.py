@@ -118,7 +118,9 @@ class Engine:
         job = self.plan.jobs[0]
         if job.calibrates and calibration is None:
             hint = f", or set {job.info.calibrated} by hand" if job.info.calibrated else ""
-            raise UserError(f"{job.label} calibrates on ID images: fit it with some (--threshold-from or --calibration){hint}")
+            raise UserError(
+                f"{job.label} calibrates on ID images: fit it with some (--threshold-from or --calibration){hint}"
+            )
         self.plan = dataclasses.replace(self.plan, calibration=calibration if job.calibrates else None)
         self.facts["calibration"] = _facts(calibration) if calibration and job.calibrates else None
         self.running = Running(job, self.method)
@@ -139,7 +141,7 @@ class Engine:
 
     def threshold(self, images: Listing, tpr: float) -> float:
         """The score that keeps a share of new ID images, set on some that the method has not learnt from."""
-        if images.origins:  # embedded with the images to learn from, as one list
+        if self._is_held_out(images):  # embedded with the images to learn from, as one list
             scores = self._scored(extract.extract(self.plan.work(images), self.encoder)).scores
         else:
             scores = np.concatenate([one.scores for one in self.scored(images)])
@@ -149,6 +151,12 @@ class Engine:
         found = threshold(read, tpr)
         self.facts["threshold"] = {**_facts(images), "read": len(read), "tpr": tpr, "value": found}
         return found
+
+    def _is_held_out(self, images: Listing) -> bool:
+        """Whether the images are the rest of those that the method learnt from."""
+        learnt = self.plan.calibration
+        both = learnt.origins and images.origins if learnt else ()
+        return bool(both) and learnt is not None and images.origins[0].listing is learnt.origins[0].listing
 
     def parts(self, images: Listing) -> Iterator[Embedded]:
         """Embeddings of the shards of a list, each as a list of its own: never more than one is held."""

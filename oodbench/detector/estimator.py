@@ -38,7 +38,8 @@ class Detector(OutlierEstimator):
     keep        whether embeddings of files are kept in the store, so that they are encoded once
     on_error    "skip" gives an image that cannot be read the score NaN and the decision -1
 
-    After fit(): threshold_ (None without images), classes_. Scores are those of `oodbench run` on the same list.
+    After fit(): threshold_ (None without images), classes_. Scores are those of `oodbench run` on the same list, those
+    of a method that calibrates if it learnt from the same images (see fit).
     """
 
     def __init__(  # noqa: PLR0913
@@ -88,9 +89,9 @@ class Detector(OutlierEstimator):
         """Learn what the method learns, and set the threshold that keeps `tpr` of new ID images; without images, none.
 
         A method that calibrates learns from `images`, but for a part that is held out to set the threshold: a quarter,
-        drawn with the seed, or as many as `tpr` takes (19 for 0.95), at most half. `validation`, ID images that are not
-        among `images`, sets the threshold instead; the method then learns from all of `images`, and scores as in
-        `oodbench run`. For all other methods, `validation` or else `images` sets the threshold.
+        drawn with the seed, or as many as `tpr` takes at least (19 for 0.95), but at most half. `validation`, ID images
+        that are not among `images`, sets the threshold instead; the method then learns from all of `images`, and scores
+        as in `oodbench run`. For all other methods, `validation` or else `images` sets the threshold.
 
         `y` [n], the class of each image, gives every class its share of the held-out part; nothing is learnt from it.
         Too few images for `tpr` are a logged warning. UserError for bad input.
@@ -156,7 +157,8 @@ class Detector(OutlierEstimator):
 
     def fit_predict(self, images: Images, y: object = None) -> npt.NDArray[np.int64]:
         """fit(), then predict() of the same images, of which those that the method learnt from score too high."""
-        return self.fit(images).predict(images)
+        images = list(images) if isinstance(images, Iterator) else images  # which is read twice
+        return self.fit(images, y).predict(images)
 
     def classify(self, images: Images) -> npt.NDArray[np.object_]:
         """[n] class names that the method predicts, whether in-distribution or not; None where there is none."""
@@ -191,7 +193,7 @@ class Detector(OutlierEstimator):
         UserError naming a file that is missing or changed.
         """
         found = saved.read(expand(Path(folder)))
-        one = cls(**restoring.parameters(found, changes))
+        one = cls(**restoring.parameters(found, changes, cls._defaults()))
         request = one._request()
         one._begin(restoring.engine(found, request, one._store(restoring.store(found))), found.recipe["threshold"])
         return one

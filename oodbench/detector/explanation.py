@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from oodbench.passes import Running
 from oodbench.plan import Plan, make_plan
 from oodbench.printable import printable
 from oodbench.request import RunRequest
-from oodbench.runner import Watch, loader, own, pick_device, task_of
+from oodbench.runner import Watch, loader, methods_of, own, pick_device, task_of
 from oodbench.score import Scorer
 
 USUAL = "simple"  # the prompts of the nearest class names, unless others are given
@@ -75,12 +74,12 @@ def explain(request: RunRequest, images: Any, top: int = 5) -> list[Explanation]
     device = pick_device(request.device)
     encoder = loader(plan, device)
     scorer = Scorer(plan, task_of(plan, encoder, device, Watch()), device)
-    running = [Running(job, job.made(), own(plan, job, device)) for job in plan.jobs]
+    methods, broken = methods_of(plan, plan.jobs)
+    running = [dataclasses.replace(one, own=own(plan, one.job, device)) for one in methods]
     scorer.fit(running)  # calibration images may be stored, those to explain are not
     known = id_scores(plan)
-    notes = [f"left out: {name}: {reason}" for name, reason in plan.left_out]
-    if len(known) < len(plan.jobs):
-        absent = ", ".join(job.label for job in plan.jobs if job.label not in known)
+    notes = [f"left out: {name}: {reason}" for name, reason in (*plan.left_out, *broken)]
+    if absent := ", ".join(one.job.label for one in running if one.job.label not in known):
         notes.append(f"no stored ID scores below {request.out} for {absent}; to rank the image: oodbench run")
     store.keep = False
     whole, found = listed(images, store), []
@@ -142,26 +141,30 @@ def _verdict(scorer: Scorer, one: Running, part: Embedded, known: npt.NDArray[np
         return Verdict(one.job.label, math.nan, "", None, None, {}, one.error)
     try:
         values = scorer.values(one, part)
-        details, accepted = _said(scorer, one, next(scorer.batches(part, Needs.PIXELS in one.method.needs)))
     except UserError as error:
         return Verdict(one.job.label, math.nan, "", None, None, {}, str(error))
+    details, accepted, why = _said(scorer, one, next(scorer.batches(part, Needs.PIXELS in one.method.needs)))
     score = float(values.scores[0])
     rank = None if known is None else 100 * float(np.searchsorted(known, score, "right")) / len(known)
     names = scorer.plan.classes.lines
     prediction = "" if values.predictions is None else names[int(values.predictions[0])]
-    short = {what: [(name, float(value)) for name, value in pairs[:top]] for what, pairs in details.items()}
-    return Verdict(one.job.label, score, prediction, rank, accepted, short)
+    short = {what: pairs[:top] for what, pairs in details.items()}
+    return Verdict(one.job.label, score, prediction, rank, accepted, short, why)
 
 
-def _said(scorer: Scorer, one: Running, batch: Any) -> tuple[Mapping[str, Any], bool | None]:
-    """The method's own explanation and decision."""
+def _said(scorer: Scorer, one: Running, batch: Any) -> tuple[dict[str, list[tuple[str, float]]], bool | None, str]:
+    """The method's own explanation and decision; nothing and why when it fails, which leaves the score as it is."""
     import torch
 
     needs, task = one.method.needs, scorer.task.seen_by(one.method.needs, one.own)
-    with torch.no_grad():
-        details = one.method.explain(batch.seen_by(needs), task, one.state)
-        accepted = one.method.decide(batch.seen_by(needs), task, one.state)
-    return details, None if accepted is None else bool(accepted[0])
+    try:
+        with torch.no_grad():
+            details = one.method.explain(batch.seen_by(needs), task, one.state)
+            accepted = one.method.decide(batch.seen_by(needs), task, one.state)
+        told = {str(what): [(str(name), float(value)) for name, value in pairs] for what, pairs in details.items()}
+        return told, None if accepted is None else bool(accepted[0]), ""
+    except Exception as error:  # of a method of the user's own
+        return {}, None, f"explain() or decide() raised {type(error).__name__}: {error}"
 
 
 def _nearest(scorer: Scorer, part: Embedded, templates: str, top: int) -> tuple[Nearest, ...]:
@@ -174,12 +177,17 @@ def _nearest(scorer: Scorer, part: Embedded, templates: str, top: int) -> tuple[
 
 
 def plain(one: Explanation) -> dict[str, Any]:
-    """As JSON; a score that is no finite number is text."""
-    found = dataclasses.asdict(one)
-    for verdict in found["verdicts"]:
-        if not math.isfinite(verdict["score"]):
-            verdict["score"] = str(verdict["score"])
+    """As JSON; a number that is not finite is text."""
+    found: dict[str, Any] = _finite(dataclasses.asdict(one))
     return found
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def text(one: Explanation) -> str:
@@ -192,7 +200,9 @@ def text(one: Explanation) -> str:
     for v in one.verdicts:
         rank = "" if v.percentile is None else f"{v.percentile:.1f} %"
         decides = "" if v.accepted is None else "id" if v.accepted else "ood"
-        said = f"failed: {v.error}" if v.error else f"{v.score:11.5g}  {rank:>7}  {decides:7}  {v.prediction}"
+        said = f"{v.score:11.5g}  {rank:>7}  {decides:7}  {v.prediction}"
+        if v.error:
+            said = f"failed: {v.error}" if math.isnan(v.score) else f"{said}  ({v.error})"
         lines.append(f"  {printable(v.method):{width}}  {printable(said)}".rstrip())
     lines.append("  of ID: stored ID images that score at most as high")
     for v in one.verdicts:

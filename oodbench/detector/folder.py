@@ -65,6 +65,8 @@ def check(folder: Path) -> None:
 
 def save(fitted: Fitted, folder: Path, *, with_encoder: bool) -> Path:
     """Write the folder, whole or not at all."""
+    from safetensors import SafetensorError
+
     check(folder)
     temporary = folder.with_name(f".{folder.name}.{digest(str(folder))[:8]}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -77,8 +79,9 @@ def save(fitted: Fitted, folder: Path, *, with_encoder: bool) -> Path:
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
-    except OSError as error:
-        raise UserError(f"the detector cannot be written to {folder}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:  # the latter is what a full disk is to safetensors
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"the detector cannot be written to {folder}: {why}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -88,12 +91,14 @@ def read(folder: Path) -> Saved:
     """The recipe of a folder. UserError naming what is missing, changed, or of another format."""
     path = folder / RECIPE
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no regular file")
         recipe = json.loads(path.read_text(encoding="utf-8"))
         stated = recipe.pop("digest")
         sound = stated == digest(recipe)
     except FileNotFoundError as error:
         raise UserError(f"{folder} holds no detector: {path} is not there") from error
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as a detector's recipe: {error}") from error
     if not sound:
         raise UserError(f"{path} was changed after it was written; save the detector anew")
@@ -101,10 +106,15 @@ def read(folder: Path) -> Saved:
         raise UserError(f"{path} is of format {recipe['format']!r}; this oodbench reads {FORMAT}")
     for name, expected in recipe["contents"].items():
         file = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(f"{path} names a file outside of its folder: {name}")
         if not file.is_file():
             raise UserError(f"the detector in {folder} is not complete: {file} is missing; copy the folder anew")
         if file_digest(file) != expected:
             raise UserError(f"{file} is not what was saved (sha256 {expected[:12]}); copy the folder anew")
+    used = [*recipe["prompts"].values(), *filter(None, [recipe["encoder_file"]])]
+    if not set(used) <= set(recipe["contents"]):
+        raise UserError(f"{path} names files that are not part of the detector: {', '.join(used)}")
     return Saved(folder, recipe)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,7 +35,7 @@ class InvalidParameter(UserError, ValueError):
 
 
 def checked(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments, also of the method, with NumPy's scalars as plain ones. InvalidParameter with all that are wrong."""
+    """The arguments, NumPy scalars among them and in `settings` as plain ones. InvalidParameter for all wrong ones."""
     plain = _plain(params)
     if isinstance(plain["settings"], Mapping):
         plain["settings"] = _plain(plain["settings"])
@@ -61,7 +62,7 @@ def request_of(params: Mapping[str, Any]) -> RunRequest:
         settings=[f"{name}.{key}={written(value)}" for key, value in (params["settings"] or {}).items()],
         weights=[f"{name}={params['weights']}"] if params["weights"] else [],
         store=params["store"],
-        out=params["store"],  # nothing is written there
+        out=tempfile.gettempdir(),  # nothing is written there
         **{name: params[name] for name in _SAME},
     )
 

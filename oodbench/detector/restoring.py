@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from oodbench import prompts, registry
@@ -26,11 +26,13 @@ SAVED = "(saved)"  # weights of which the folder keeps what fit() made of them, 
 _CHANGEABLE = ("device", "workers", "store", "shared", "keep", "on_error", "plugins", "encoder")
 
 
-def parameters(saved: Saved, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor's arguments, those of this place changed. UserError for any other change."""
+def parameters(saved: Saved, changes: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """The constructor's arguments, those of this place changed. UserError for any other change, and unknown ones."""
     for name in changes:
         if name not in _CHANGEABLE:
             raise UserError(f"'{name}' of a saved detector cannot be changed{did_you_mean(name, _CHANGEABLE)}")
+    if unknown := sorted(set(saved.params) - set(known)):
+        raise _newer(saved, f"parameters {', '.join(unknown)}")
     return {**saved.params, **({"weights": SAVED} if saved.recipe["weights"] else {}), **changes}
 
 
@@ -42,7 +44,13 @@ def store(saved: Saved) -> Store:
 def engine(saved: Saved, request: RunRequest, kept: Keeping) -> Engine:
     """The fitted engine of a saved detector."""
     recipe = saved.recipe
-    info = registry.method_info(recipe["method"], registry.methods(request.plugins))
+    known = registry.methods(request.plugins)
+    if recipe["method"] not in known:
+        raise UserError(
+            f"the detector in {saved.folder} is of the method '{recipe['method']}', which is not known here; install "
+            "its package, or name its file: --plugin FILE, plugins=[FILE]"
+        )
+    info = known[recipe["method"]]
     if info.problem:
         raise UserError(f"method '{info.name}' ({info.path}): {info.problem}")
     now = {"source": info.source, "versions": versions()}
@@ -74,6 +82,14 @@ def engine(saved: Saved, request: RunRequest, kept: Keeping) -> Engine:
     return made
 
 
+def _newer(saved: Saved, what: str) -> UserError:
+    made, here = saved.recipe["versions"].get("oodbench", "unknown"), versions()["oodbench"]
+    return UserError(
+        f"the detector in {saved.folder} names {what} that this oodbench ({here}) does not know; it was saved by "
+        f"{made}: use that, or fit and save it anew"
+    )
+
+
 def _weights(saved: Saved) -> WeightsFile | None:
     card = saved.recipe["weights"]
     if not card:
@@ -85,7 +101,10 @@ def _encoder(saved: Saved, request: RunRequest, kept: Keeping) -> Resolved:
     """The encoder that was saved, or one with the same identity."""
     stated = dict(saved.recipe["encoder"])
     spec, identity = stated.pop("spec"), stated.pop("identity")
-    card = card_from(stated)
+    try:
+        card = card_from(stated)
+    except TypeError as error:
+        raise _newer(saved, "an encoder") from error
     if saved.recipe["encoder_file"]:
         tokenizer = saved.folder / TOKENIZER
         file = saved.folder / saved.recipe["encoder_file"]

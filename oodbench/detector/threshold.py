@@ -1,9 +1,9 @@
 """The threshold of a detector: which ID images set it, and what it promises of new ones.
 
 Images that a method has learnt from score higher than new ones do (the nearest neighbour of a stored image is that
-image), so a threshold set on them rejects most new ID images. A method that calibrates therefore learns from one part of
-the images, and the other part sets the threshold: split conformal prediction (Papadopoulos et al., ECML 2002; Vovk et
-al., 2005). If new images come from where the held-out ones do, the share of them that is kept is at least `tpr` on
+image), so a threshold set on them rejects most new ID images. A method that calibrates therefore learns from one part
+of the images, and the other part sets the threshold: split conformal prediction (Papadopoulos et al., ECML 2002; Vovk
+et al., 2005). If new images come from where the held-out ones do, the share of them that is kept is at least `tpr` on
 average, whatever the method. Folds whose scores are pooled promise no such thing of the method fitted on all images:
 Mahalanobis distances, for one, grow with the number of images as long as it is below the number of dimensions.
 """

@@ -35,6 +35,8 @@ def check(out: Path | None) -> None:
         return
     if out.suffix.lower() not in SUFFIXES:
         raise UserError(f"--out {out}: the name must end in .csv or .parquet")
+    if out.is_dir():
+        raise UserError(f"--out {out}: that is a folder; name a file")
     if not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.absolute().parent}")
 
@@ -69,8 +71,13 @@ def write(parts: Iterable[Scored], classes: Sequence[str], threshold: float | No
 def _writer(out: Path | None, names: list[str]) -> Iterator[Any]:
     """Takes columns, as often as there are some."""
     if out is None:
-        yield _rows(sys.stdout, names)
-        sys.stdout.flush()
+        try:
+            yield _rows(sys.stdout, names)
+            sys.stdout.flush()
+        except BrokenPipeError:  # of `| head`, which click ends quietly
+            raise
+        except OSError as error:
+            raise UserError(f"the table cannot be written to standard output: {error.strerror or error}") from error
         return
     try:
         with whole(out) as partial:
