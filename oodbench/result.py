@@ -147,7 +147,7 @@ def from_json(text: str, where: str = "row") -> Result:
         stated = _digest(raw)
         raw["id"] = IdRow(**_typed(IdRow, raw["id"]))
         raw["ood"] = tuple(
-            SetRow(**{**_typed(SetRow, s), "intervals": _intervals(s.get("intervals", {}))}) for s in raw["ood"]
+            SetRow(**_typed(SetRow, {**s, "intervals": _intervals(s.get("intervals", {}))})) for s in raw["ood"]
         )
         means = raw.get("mean_intervals", {})
         raw["mean_intervals"] = {group: _intervals(found) for group, found in means.items()}
