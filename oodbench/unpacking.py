@@ -93,11 +93,11 @@ def _write(archive: Path, folder: Path, bounds: Bounds) -> None:
         count += 1
         if count > bounds.members:
             raise UserError(f"{archive} holds more than {bounds.members:,} members; it was not unpacked")
-        long = max((len(text.encode("utf-8", "surrogateescape")) for text in (member.name, member.target)))
+        long = max(len(text.encode("utf-8", "surrogateescape")) for text in (member.name, member.target))
         if long > _PATH:
             raise UserError(
-                f"{archive}: the name or link of member '{member.name[:40]}...' has {long:,} bytes, more than {_PATH:,}; "
-                "the archive was not unpacked"
+                f"{archive}: the name or link of member '{member.name[:40]}...' has "
+                f"{long:,} bytes, more than {_PATH:,}; it was not unpacked"
             )
         place = _inside(archive, root, member.name)
         if member.kind in ("link", "same"):
