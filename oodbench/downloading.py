@@ -198,8 +198,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         if not newurl.lower().startswith(("http://", "https://")) or has_user(newurl):
             fp.close()
             raise UserError(
-                f"cannot fetch {shown(req.full_url)}: it is redirected to {shown(newurl)}, and only http:// and https:// "
-                "addresses without a user are followed"
+                f"cannot fetch {shown(req.full_url)}: it is redirected to {shown(newurl)}, and only http:// and "
+                "https:// addresses without a user are followed"
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, cast
 
 from oodbench.errors import UserError
 
@@ -210,7 +210,7 @@ def _unpacked(archive: Path) -> IO[bytes]:
     with archive.open("rb") as file:
         start = file.read(1 << 16)
     if start.startswith(b"\x1f\x8b"):
-        return gzip.open(archive)
+        return cast(IO[bytes], gzip.open(archive))
     if start.startswith(b"BZh"):
         return bz2.open(archive)
     if start.startswith((b"\xfd7zXZ", b"]\x00\x00")):
