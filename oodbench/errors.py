@@ -6,12 +6,20 @@ import difflib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+from oodbench.urls import hidden
+
 T = TypeVar("T")
 _SHOWN = 24  # names that an error lists
 
 
 class UserError(Exception):
-    """Bad input: what was given, what exists, what to do. The CLI prints it without a traceback and exits 2."""
+    """Bad input: what was given, what exists, what to do. The CLI prints it without a traceback and exits 2.
+
+    Passwords, tokens and signatures of URLs are left out of the message.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(hidden(message))
 
 
 class Missing(UserError):

@@ -18,6 +18,7 @@ from oodbench.provenance import commit, distinct, versions
 from oodbench.result import IdRow, Result, SetRow
 from oodbench.store import Entry
 from oodbench.uncertainty import with_intervals
+from oodbench.urls import hidden
 
 
 def evaluate(plan: Plan, job: Job, entries: Mapping[str, Entry]) -> Result:
@@ -68,7 +69,7 @@ def _warnings(plan: Plan, entries: Mapping[str, Entry]) -> tuple[str, ...]:
 
 def failed(plan: Plan, job: Job, error: str) -> Result:
     """The row of a job that could not be finished."""
-    return dataclasses.replace(_head(plan, job), status="failed", error=error)
+    return dataclasses.replace(_head(plan, job), status="failed", error=hidden(error))
 
 
 def _head(plan: Plan, job: Job) -> Result:

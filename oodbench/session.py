@@ -13,6 +13,7 @@ from oodbench.paths import expand
 from oodbench.plan import make_plan
 from oodbench.request import RunRequest
 from oodbench.runner import Outcome, run
+from oodbench.urls import hidden
 from oodbench.values import conform, parse_names, written
 
 if TYPE_CHECKING:
@@ -93,4 +94,4 @@ def record(tracker: Tracker | None, outcome: Outcome) -> str:
     from oodbench import tracking
     from oodbench.attachments import Attachments
 
-    return tracking.send(tracker, outcome.results, Attachments(tracker.results)).reason
+    return hidden(tracking.send(tracker, outcome.results, Attachments(tracker.results)).reason)

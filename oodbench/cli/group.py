@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from oodbench.errors import UserError, did_you_mean
+from oodbench.urls import hidden
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,7 +75,8 @@ class Group(click.Group):
             return super().invoke(ctx)
         except UserError as error:
             if logging.getLogger("oodbench").isEnabledFor(logging.DEBUG):
-                raise
+                click.echo(hidden(traceback.format_exc()), err=True, nl=False)
+                ctx.exit(2)
             for problem in str(error).splitlines():
                 click.echo(problem if problem.startswith("  ") else f"error: {problem}", err=True)
             ctx.exit(2)
@@ -136,8 +139,17 @@ def print_tables(results: Sequence[Result]) -> None:
         console.print(tables_of.console(table))
 
 
+class _Hiding(logging.Formatter):
+    """Log lines, and the tracebacks in them, without passwords and signatures of URLs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return hidden(super().format(record))
+
+
 def log(verbose: bool) -> None:
     level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=level, stream=sys.stderr)
+    logging.basicConfig(level=level, stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Hiding("%(levelname)s %(name)s: %(message)s"))
     if verbose:
         logging.getLogger("oodbench").setLevel(logging.DEBUG)
