@@ -10,7 +10,18 @@ T = TypeVar("T")
 
 
 class UserError(Exception):
-    """Bad input: what was given, what exists, what to do. The CLI prints it without a traceback and exits 2."""
+    """Bad input: what was given, what exists, what to do. The CLI prints it without a traceback and exits 2.
+
+    Several arguments are several problems, a line each; a line of one that begins with two blanks goes on with it.
+    """
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong, one by one."""
+        return tuple(map(str, self.args))
+
+    def __str__(self) -> str:
+        return "\n".join(self.problems)
 
 
 class Missing(UserError):
@@ -37,11 +48,11 @@ class Collected:
         try:
             return step(*arguments)
         except UserError as error:
-            self.problems.append(str(error))
+            self.problems += error.problems
             return None
 
 
 def raise_all(problems: Sequence[str]) -> None:
     """Raise every problem of one request at once, so that a user mends them in one go."""
     if problems:
-        raise UserError("\n".join(dict.fromkeys(problems)))
+        raise UserError(*dict.fromkeys(problems))

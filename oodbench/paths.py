@@ -25,9 +25,12 @@ def published() -> Path:
     raise FileNotFoundError(f"oodbench was installed without its published numbers, looked for beside {here}")
 
 
-def expand(path: Path | str) -> Path:
-    """A path of the user's with `~` read as the home folder; UserError when there is no such home."""
+def expand(path: Path | str, given: str = "the path") -> Path:
+    """A path of the user's with `~` read as the home folder; UserError when there is no such home.
+
+    given  the flag or the variable that the path comes from, for the message
+    """
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise UserError(f"cannot read the path {path}: {error}") from error
+        raise UserError(f"{given} {path} cannot be read: {error}") from error

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from oodbench.cli.group import FOLDER, log, stoppable
+from oodbench.cli.group import FOLDER, log, note, stoppable
 
 if TYPE_CHECKING:
     from oodbench.detector.engine import Scored
@@ -59,9 +59,9 @@ def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
         given = detector.listed(images[0] if len(images) == 1 else list(images))
         found = writing.write(_parts(detector, given), list(detector.classes_), limit, out)
     for reason in found.skipped:
-        click.echo(f"skipped: {reason}", err=True)
+        note(f"skipped: {reason}")
     decided = f", {found.accepted:,} of them ID at threshold {limit:.6g}" if limit is not None else ""
-    click.echo(f"{found.images:,} images{decided}" + (f": {out}" if out else ""), err=True)
+    note(f"{found.images:,} images{decided}" + (f": {out}" if out else ""))
 
 
 def _fitted(options: dict[str, Any]) -> Any:
