@@ -103,7 +103,7 @@ def make_jobs(request: RunRequest) -> Jobs:
                     job = _job(info, overrides, request.templates)
                     jobs.setdefault(job.label, job)  # the same variant twice is one row
             except UserError as error:
-                problems.append(str(error))
+                problems += error.problems
     if not jobs and not problems:
         problems.append("no method can run: " + "; ".join(f"{name}: {reason}" for name, reason in left_out))
     raise_all(problems)
@@ -119,7 +119,7 @@ def _settings(
         try:
             setting = parse_setting(text)
         except UserError as error:
-            problems.append(str(error))
+            problems += error.problems
             continue
         if setting.method not in known:
             problems.append(f"--set {text}: no method '{setting.method}'{did_you_mean(setting.method, known)}")

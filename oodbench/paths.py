@@ -32,9 +32,12 @@ def reference() -> Path | None:
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
-def expand(path: Path | str) -> Path:
-    """A path of the user's with `~` read as the home folder; UserError when there is no such home."""
+def expand(path: Path | str, given: str = "the path") -> Path:
+    """A path of the user's with `~` read as the home folder; UserError when there is no such home.
+
+    given  the flag or the variable that the path comes from, for the message
+    """
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise UserError(f"cannot read the path {path}: {error}") from error
+        raise UserError(f"{given} {path} cannot be read: {error}") from error

@@ -108,7 +108,7 @@ def make_plan(request: RunRequest) -> Plan:
                 if request.skip_missing and dataset and isinstance(error, Missing):
                     absent[dataset.name] = f"skipped: {error}"
                 else:
-                    collected.problems.append(str(error))
+                    collected.problems += error.problems
             else:
                 ood += [OodSet(listed, group)] if listed else []
         benchmark = attempt(sets.without, benchmark, absent) if absent else benchmark
@@ -172,7 +172,7 @@ def _calibration(
     except UserError as error:
         reason = f"calibrates on ID training images: {error}"
     if request.methods.strip() != "all":
-        raise UserError("\n".join(f"{job.label} {reason}{_instead(job)}" for job in asking))
+        raise UserError(*(f"{job.label} {reason}{_instead(job)}" for job in asking))
     rest = tuple(job for job in jobs.jobs if job not in asking)
     if not rest:
         raise UserError(f"no method can run: {'; '.join(job.label for job in asking)} {reason}")

@@ -176,7 +176,9 @@ def plugin_files(path: Path) -> Files:
 
 def _config() -> Files:
     """The user's own declarations."""
-    root = catalogue.config_folder()
+    root = catalogue.own_folder()
+    if root is None:
+        return Files(())
     files = [one for one in sorted(root.rglob("*")) if one.is_file() and one.stat().st_size <= _LARGEST]
     kept = [one for one in files if one.suffix in (".toml", ".txt")]
     return Files(tuple((one.relative_to(root).as_posix(), one.read_bytes()) for one in kept))
