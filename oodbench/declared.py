@@ -118,8 +118,12 @@ T = TypeVar("T", Dataset, Benchmark)
 
 
 def _read(path: Path, kind: type[T]) -> T:
+    if path.exists() and not path.is_file():  # a FIFO would be waited for
+        raise UserError(f"{path} is no file; take it away")
     try:
         raw: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {error}") from error
     fields = {f.name: f for f in dataclasses.fields(kind)}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-_SHOWN = 24  # names that an error lists
+_SHOWN = 12  # names that an error lists
 
 
 class UserError(Exception):

@@ -173,8 +173,10 @@ def rows(results: Path) -> Iterator[tuple[Path, Result]]:
             continue
         try:
             yield path, from_json(path.read_text(encoding="utf-8"), str(path))
-        except (UserError, UnicodeDecodeError) as error:
+        except UserError as error:
             log.warning("left out: %s", error)
+        except UnicodeDecodeError as error:
+            log.warning("left out: %s: %s", path, error)
 
 
 def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

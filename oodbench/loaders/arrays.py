@@ -60,7 +60,7 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     if not n:
         raise empty(dataset, path)
     if labelled and labels is None:
-        raise unlabelled(dataset, path, "the array")
+        raise unlabelled(dataset, path, "the array (labels are one array [n] of whole numbers in the same .npz file)")
     width = len(str(n - 1))
     names = tuple(str(i).zfill(width) for i in range(n))
     stamp = ":".join(filter(None, (print_of(path), key)))  # arrays of one file number their images alike

@@ -111,6 +111,15 @@ def some(texts: Sequence[str]) -> str:
     return ", ".join(texts[:_SHOWN]) + more
 
 
+def twice(pairs: Sequence[tuple[str, str]]) -> tuple[Remark, ...]:
+    """The remark on images that a set has more than once, as (link or repeated line, the image): each counts."""
+    if not pairs:
+        return ()
+    name, other = pairs[0]
+    message = f"{len(pairs):,} images are there more than once, and count each time: {name} = {other}"
+    return (Remark("listed-twice", message, len(pairs), tuple(f"{a} = {b}" for a, b in pairs[:_EXAMPLES])),)
+
+
 def ordered(classes: Iterable[str]) -> tuple[str, ...]:
     """Classes in label order: by code points, or by value when all are numbers; equal numbers (`1`, `01`) by text."""
     known = set(classes)
@@ -177,7 +186,7 @@ def _imageless(
     if not held:
         return ()
     told = [f"{folder} ({by_suffix(inside) if inside else 'empty'})" for folder, inside in sorted(held.items())]
-    message = f"no image lies in {len(held):,} folders, which are no classes then: {some(told)}"
+    message = f"folders without an image, which are no classes then: {some(told)}"
     return (Remark("empty-class", message, len(held), tuple(told[:_EXAMPLES])),)
 
 
@@ -224,5 +233,5 @@ def same_prompts(names: Sequence[str]) -> tuple[Remark, ...]:
     if not alike:
         return ()
     shown = [" = ".join(repr(one) if one.isascii() else ascii(one) for one in group) for group in alike]
-    message = f"{len(alike):,} groups of class names give one prompt each, which no method tells apart: {some(shown)}"
+    message = f"class names that give one prompt, which no method can tell apart: {some(shown)}"
     return (Remark("one-prompt", message, len(alike), tuple(shown[:_EXAMPLES])),)

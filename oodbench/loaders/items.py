@@ -90,6 +90,7 @@ class Files:
 
 def regular(path: Path) -> BinaryIO:
     """A regular file opened for reading; UserError when it is none, without waiting for a FIFO's writer."""
+    check_regular(path, os.stat(path).st_mode)  # a socket cannot be opened at all
     number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         check_regular(path, os.fstat(number).st_mode)
@@ -113,7 +114,7 @@ def missing(dataset: Dataset, place: Path | str) -> UserError:
     where = f"$OODBENCH_DATA/{dataset.path} ({place})" if not Path(dataset.path).is_absolute() else str(place)
     try:
         mode = os.stat(place).st_mode
-        if stat.S_ISDIR(mode) == (dataset.loader in ("tar", "arrays")):
+        if not (stat.S_ISREG if dataset.loader in ("tar", "arrays") else stat.S_ISDIR)(mode):
             where += f": that is {irregular(mode) or 'a file, no folder'}"
     except (OSError, ValueError):
         where += ", which does not exist"
