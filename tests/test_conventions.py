@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oodbench import catalogue, prompts, sets
+from oodbench import catalogue, decode, prompts, sets
 from oodbench.catalogue import Dataset
+from oodbench.declaration import declare
 from oodbench.errors import UserError
 from oodbench.images import Listing, listing
 from oodbench.loaders import conventions
@@ -330,7 +331,7 @@ def test_links_to_folders_cannot_multiply_without_end(tmp_path: Path, monkeypatc
         listed(packed(tmp_path / "x.tar", members))
 
 
-def test_a_key_of_webdataset_has_one_image(tmp_path: Path) -> None:
+def test_a_key_of_webdataset_has_one_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = [(f"{i}.{end}", colour(i)) for i in range(3) for end in ("main.png", "seg.PNG")]
     members = [*parts, *((f"{i}.cls", b"0") for i in range(3))]
     reference = packed(tmp_path / "x.tar", members)
@@ -339,8 +340,11 @@ def test_a_key_of_webdataset_has_one_image(tmp_path: Path) -> None:
             UserError, match=r"several images beside 0\.cls: 0\.main\.png and 0\.seg\.PNG .*--split main\.png"
         ):
             listed(reference, labelled)
-    chosen = Dataset("mine", "Mine", "tar", str(tmp_path / "x.tar"), split="seg.png")
-    assert listed(chosen).names == ("0.seg.PNG", "1.seg.PNG", "2.seg.PNG")
+    monkeypatch.setenv("OODBENCH_CONFIG", str(tmp_path / "config"))
+    fields = {"loader": "tar", "path": str(tmp_path / "x.tar"), "split": "seg.png"}
+    declared = declare("mine", fields, Store(tmp_path / "store"))
+    chosen = catalogue.read_dataset(declared.file)
+    assert declared.listing.names == listed(chosen).names == ("0.seg.PNG", "1.seg.PNG", "2.seg.PNG")
     with pytest.raises(UserError, match=r"no image of .* ends in \.x; they end in main\.png, seg\.png"):
         listed(dataclasses.replace(chosen, split="x"))
     assert len(listed(packed(tmp_path / "plain.tar", parts), labelled=False)) == 6  # nothing says that these are keys
@@ -537,20 +541,33 @@ def test_only_regular_files_are_opened(kind: str, tmp_path: Path) -> None:
 def test_the_first_images_are_looked_at_for_more_than_8_bits(tmp_path: Path) -> None:
     """open_clip makes 16-bit images white and floats from 0 to 1 black: nothing of them is left."""
     ramp = np.arange(64).reshape(8, 8)
-    for number, (pixels, flat) in enumerate(
-        [
-            (ramp.astype(np.uint16) * 1000, True),
-            ((ramp / 64).astype(np.float32), True),
-            ((ramp * 3).astype(np.uint16), False),
-        ]
+    for number, (factor, kind, flat) in enumerate(
+        [(1000, np.uint16, True), (1 / 64, np.float32, True), (3, np.uint16, False)]
     ):
         place = tmp_path / str(number)
         place.mkdir()
-        Image.fromarray(pixels).save(place / "1.tif")
+        Image.fromarray((ramp * factor).astype(kind)).save(place / "1.tif")
         notes = sets.notes(listed(f"folder:{place}", labelled=False))
         assert ["1 of the first 1 images of more than 8 bits become white or black" in one for one in notes] == [
             True
         ] * flat
+
+
+def test_images_that_become_constant_are_logged_when_they_are_decoded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those beyond the first few, too, which a plan does not look at."""
+    import torch
+
+    (tmp_path / "x").mkdir()
+    for i in range(6):
+        pixels = np.arange(64).reshape(8, 8) * (1 if i < 5 else 1000)
+        Image.fromarray(pixels.astype(np.uint16)).save(tmp_path / f"x/{i}.png")
+    found = listed(f"folder:{tmp_path / 'x'}", labelled=False)
+    assert sets.notes(found) == []
+    reading = decode.Reading(2, "stop")
+    assert len(list(decode.batches(found, reading, 4, (0, 6), lambda image: torch.zeros(3, 2, 2)))) == 2
+    assert "1 images of more than 8 bits become white or black as RGB, or nearly so (5.png first)" in caplog.text
 
 
 def test_a_benchmark_of_another_set_runs_the_set_that_was_named(
