@@ -39,6 +39,8 @@ def datasets() -> dict[str, Dataset]:
     found: dict[str, Dataset] = {}
     places: dict[str, Path] = {}
     for path in (*sorted(declarations().glob("*.toml")), *sorted((config_folder() / "datasets").glob("*.toml"))):
+        if path.name.startswith("."):  # what an editor or another system put beside a declaration
+            continue
         one = read_dataset(path)
         for name in (one.name, *one.aliases):
             if name in places:

@@ -68,6 +68,8 @@ def add(name: str, list_: str, **fields: str) -> None:
 
     made = declare(name, {**fields, "list": list_}, Store(default_root()))
     click.echo(f"{name}: {len(made.listing):,} images at {made.listing.folder}, declared in {made.file}")
+    for remark in made.listing.remarks:
+        click.echo(f"note: {remark.message}", err=True)
     if made.only_ood:
         click.echo(f"note: as an OOD set only: {made.only_ood}", err=True)
 
