@@ -41,6 +41,8 @@ def datasets() -> dict[str, Dataset]:
     places: dict[str, Path] = {}
     own = own_folder()
     for path in (*sorted(declarations().glob("*.toml")), *(sorted((own / "datasets").glob("*.toml")) if own else ())):
+        if path.name.startswith("."):  # what an editor or another system put beside a declaration
+            continue
         one = read_dataset(path)
         for name in (one.name, *one.aliases):
             if name in places:
@@ -133,7 +135,7 @@ def benchmark(id_reference: str, ood_references: Sequence[str]) -> Benchmark:
     found = [_dataset_or(problems, reference) for reference in (id_reference, *ood_references)]
     raise_all(problems)
     chosen, *sets = [d for d in found if d]
-    declared = benchmarks().get(chosen.benchmark)
+    declared = _protocol(chosen)
     if not sets:
         if declared is None:
             raise UserError(f"'{id_reference}' has no benchmark of its own; name its OOD sets with --ood")
@@ -154,6 +156,27 @@ def benchmark(id_reference: str, ood_references: Sequence[str]) -> Benchmark:
         ood=tuple(d.name for d in sets),
         calibration=declared.calibration if declared else "",
         encoder=declared.encoder if declared else "",
+    )
+
+
+def _protocol(id_set: Dataset) -> Benchmark | None:
+    """The benchmark that an ID set declares, with that set as its ID set: a protocol may be declared for another."""
+    if not id_set.benchmark:
+        return None
+    found = benchmarks().get(id_set.benchmark)
+    if found is None:
+        raise UserError(
+            f"dataset '{id_set.name}' declares the benchmark '{id_set.benchmark}'"
+            f"{did_you_mean(id_set.benchmark, benchmarks())}"
+        )
+    if found.id == id_set.name:
+        return found
+    return dataclasses.replace(
+        found,
+        name=f"{id_set.name}-vs-{found.name}",
+        title=f"{id_set.title} against the OOD sets of {found.title}",
+        id=id_set.name,
+        calibration="",  # that of the other ID set; this one's is its own `train`
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from oodbench.urls import hidden
 
 T = TypeVar("T")
-_SHOWN = 24  # names that an error lists
+_SHOWN = 12  # names that an error lists
 
 
 class UserError(Exception):

@@ -56,7 +56,8 @@ class Plan:
     @property
     def notes(self) -> list[str]:
         """What may mislead about the image sets, and the sets that --skip-missing left out."""
-        about = [note for one in self.ood for note in sets.notes(one.listing)]
+        others = [*(one.listing for one in self.ood), *([self.calibration] if self.calibration else [])]
+        about = [note for one in others for note in sets.notes(one)]
         return [*sets.notes(self.id, self.classes), *about, *self.skipped]
 
     @property

@@ -55,7 +55,7 @@ def show(outer: Path | None, name: str, data: Path | None) -> None:
 @click.option("--path", required=True, help="Folder, file, pattern, URL or hub name of the images.")
 @click.option("--list", "list_", default="", help="Loader list: the file of `path label` lines; --path is their root.")
 @click.option("--source", default="", help="Loader torchvision: its class, such as CIFAR10.")
-@click.option("--split", default="", help="Split of a torchvision or Hugging Face set, or of an array file.")
+@click.option("--split", default="", help="Split of a set or an array file; tar: ending of its images (main.png).")
 @click.option("--classes", default="", help="Class names: a list's name, or a file with one a line.")
 @click.option("--title", default="", help="The name in tables.")
 @click.option("--licence", default="")
@@ -68,6 +68,8 @@ def add(name: str, list_: str, **fields: str) -> None:
 
     made = declare(name, {**fields, "list": list_}, Store(default_root()))
     say(f"{name}: {len(made.listing):,} images at {made.listing.folder}, declared in {made.file}")
+    for remark in made.listing.remarks:
+        note(f"note: {remark.message}")
     if made.only_ood:
         note(f"note: as an OOD set only: {made.only_ood}")
 
