@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet
@@ -79,7 +80,7 @@ def test_a_method_that_scores_all_images_alike_is_told(
     """With one class a softmax is 1: MSP and MCM cannot rank, Energy can."""
     (tmp_path / "one").mkdir()
     (tmp_path / "one/red").symlink_to(images / "id/red")
-    sets = {"id": f"folder:{tmp_path}/one", "ood": [f"folder:{images}/ood"]}
+    sets: dict[str, Any] = {"id": f"folder:{tmp_path}/one", "ood": [f"folder:{images}/ood"]}
     oodbench.run("mcm,msp,energy", **sets, encoder="glyphs", out=tmp_path, tracking_uri="none")
     said = (
         "all images of a set have the same score, in one (n = 20), ood (n = 30); "
