@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
     """Score IMAGES (a folder, files, or the name of a data set) with one method, and decide."""
     log(verbose)
+    from oodbench import sets
     from oodbench.detector import folder, writing
     from oodbench.detector.images import listed
     from oodbench.store import Store, default_root
@@ -56,6 +57,8 @@ def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
     if save:
         folder.check(expand(save))
     given = listed(images[0] if len(images) == 1 else list(images), Store(expand(options["store"] or default_root())))
+    for note in sets.notes(given):
+        click.echo(f"note: {printable(note)}", err=True)
     with stoppable():
         if options["detector"]:
             detector = _loaded(options)
