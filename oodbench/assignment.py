@@ -12,7 +12,7 @@ from oodbench import registry, release
 from oodbench.encoder.card import EMBEDDED, EncoderCard, EncoderSpec
 from oodbench.encoder.resolve import Resolved
 from oodbench.errors import UserError, did_you_mean, raise_all
-from oodbench.jobs import Job, Jobs
+from oodbench.jobs import Job, Jobs, files_of
 from oodbench.paths import expand
 from oodbench.prompts import templates
 from oodbench.request import RunRequest
@@ -100,14 +100,15 @@ def load(job: Job, encoder: Resolved, store: Store, device: str) -> Weights:
 
 
 def kept_inputs(job: Job, classes: str, depends: Mapping[str, Any]) -> dict[str, Any]:
-    """What an array depends on that a method makes of its weights (Task.keep)."""
+    """What an array depends on that a method keeps (Task.keep): of its job, and of what it names itself."""
     sets = {name: templates(v).digest for name, v in depends.items() if name.endswith("templates")}
     return {
         "method": job.info.name,
         "source": job.info.source,
         "weights": job.weights.digest if job.weights else None,
+        "files": job.files,
         "classes": classes,
-        "depends": digest({**depends, **sets}),
+        "depends": digest({**depends, **sets, "files": files_of(depends)}),
     }
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "data_root",
     "dataset",
     "datasets",
+    "own_folder",
     "read_dataset",
     "titled",
 ]
@@ -38,7 +39,10 @@ def datasets() -> dict[str, Dataset]:
     """Every declared dataset by name, sorted. UserError when two files declare one name."""
     found: dict[str, Dataset] = {}
     places: dict[str, Path] = {}
-    for path in (*sorted(declarations().glob("*.toml")), *sorted((config_folder() / "datasets").glob("*.toml"))):
+    own = own_folder()
+    for path in (*sorted(declarations().glob("*.toml")), *(sorted((own / "datasets").glob("*.toml")) if own else ())):
+        if path.name.startswith("."):  # what an editor or another system put beside a declaration
+            continue
         one = read_dataset(path)
         for name in (one.name, *one.aliases):
             if name in places:
@@ -49,8 +53,23 @@ def datasets() -> dict[str, Dataset]:
 
 
 def config_folder() -> Path:
-    """$OODBENCH_CONFIG, else ~/.config/oodbench: where a user's own declarations lie."""
-    return expand(os.environ.get("OODBENCH_CONFIG") or "~/.config/oodbench")
+    """$OODBENCH_CONFIG, else ~/.config/oodbench: where a user's own declarations lie. UserError without a home."""
+    if chosen := os.environ.get("OODBENCH_CONFIG"):
+        return expand(chosen, "$OODBENCH_CONFIG")
+    try:
+        return Path.home() / ".config" / "oodbench"
+    except RuntimeError as error:
+        raise UserError("this user has no home folder for declarations; name a folder by $OODBENCH_CONFIG") from error
+
+
+def own_folder() -> Path | None:
+    """`config_folder()`; None for a user without a home folder, who has no declarations."""
+    try:
+        return config_folder()
+    except UserError:
+        if os.environ.get("OODBENCH_CONFIG"):
+            raise
+        return None
 
 
 @functools.cache
@@ -116,7 +135,7 @@ def benchmark(id_reference: str, ood_references: Sequence[str]) -> Benchmark:
     found = [_dataset_or(problems, reference) for reference in (id_reference, *ood_references)]
     raise_all(problems)
     chosen, *sets = [d for d in found if d]
-    declared = benchmarks().get(chosen.benchmark)
+    declared = _protocol(chosen)
     if not sets:
         if declared is None:
             raise UserError(f"'{id_reference}' has no benchmark of its own; name its OOD sets with --ood")
@@ -140,6 +159,27 @@ def benchmark(id_reference: str, ood_references: Sequence[str]) -> Benchmark:
     )
 
 
+def _protocol(id_set: Dataset) -> Benchmark | None:
+    """The benchmark that an ID set declares, with that set as its ID set: a protocol may be declared for another."""
+    if not id_set.benchmark:
+        return None
+    found = benchmarks().get(id_set.benchmark)
+    if found is None:
+        raise UserError(
+            f"dataset '{id_set.name}' declares the benchmark '{id_set.benchmark}'"
+            f"{did_you_mean(id_set.benchmark, benchmarks())}"
+        )
+    if found.id == id_set.name:
+        return found
+    return dataclasses.replace(
+        found,
+        name=f"{id_set.name}-vs-{found.name}",
+        title=f"{id_set.title} against the OOD sets of {found.title}",
+        id=id_set.name,
+        calibration="",  # that of the other ID set; this one's is its own `train`
+    )
+
+
 def titled(sets: Sequence[Dataset]) -> list[Dataset]:
     """The same sets under titles that differ: folders of one name are called by as much of their paths as it takes."""
     out = list(sets)
@@ -153,12 +193,13 @@ def titled(sets: Sequence[Dataset]) -> list[Dataset]:
 
 def data_root(given: Path | None) -> Path:
     """--data, else $OODBENCH_DATA, else ./data."""
-    return expand(given or os.environ.get("OODBENCH_DATA") or "data")
+    chosen = os.environ.get("OODBENCH_DATA")
+    return expand(given or "data") if given or not chosen else expand(chosen, "$OODBENCH_DATA")
 
 
 def _dataset_or(problems: list[str], reference: str) -> Dataset | None:
     try:
         return dataset(reference)
     except UserError as error:
-        problems.append(str(error))
+        problems += error.problems
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping
@@ -22,7 +23,10 @@ ADDABLE = tuple(loader for loader in LOADERS if loader not in ("part", "union", 
 
 @dataclass(frozen=True)
 class Declared:
-    """A file that was written: the listing that it gives, and why the set cannot be an ID set ("" if it can)."""
+    """A file that was written: the listing that it gives, and why the set cannot be an ID set ("" if it can).
+
+    The listing has the remarks on its classes, too.
+    """
 
     file: Path
     listing: Listing
@@ -36,6 +40,7 @@ def declare(name: str, fields: Mapping[str, str], store: Store) -> Declared:
     only_ood = ""
     try:
         labelled = listing(one, Path(), labelled=True, strict=False, store=store)
+        found = dataclasses.replace(found, remarks=labelled.remarks)
         sets.class_names(labelled)
     except UserError as error:
         only_ood = str(error)

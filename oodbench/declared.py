@@ -19,7 +19,7 @@ UNKNOWN = "unknown"
 class Dataset:
     """Where images lie and what they are.
 
-    loader     "classes": one folder per class, sorted folder = label; "images": every image below path, no labels;
+    loader     "classes": one folder per class (loaders/conventions.py); "images": every image below path, no labels;
                "list": the lines of `list`; "tar": archives (path is a pattern); "torchvision", "hf", "parquet";
                "arrays": .npz or .npy; "part": some images of the set `within`; "union": the sets `parts`, one after the
                other; "glyphs": the embedded benchmark, path is a split
@@ -27,7 +27,7 @@ class Dataset:
     list       the list file below the data root: `path label` per line, paths from `path` (or found in `within`)
     digest     sha256 of the list file; "unknown": not known
     source     the torchvision class that reads it
-    split      the split of it, or of a Hugging Face set or array file
+    split      the split of it, or of a Hugging Face set or array file; of archives the ending of images (`main.png`)
     within     the set that a part is taken from; its stored embeddings are used
     keep       class folders or class numbers (`3`, `20-99`) of `within` that a part keeps, in label order; with `!`
                first, all others
@@ -118,8 +118,12 @@ T = TypeVar("T", Dataset, Benchmark)
 
 
 def _read(path: Path, kind: type[T]) -> T:
+    if path.exists() and not path.is_file():  # a FIFO would be waited for
+        raise UserError(f"{path} is no file; take it away")
     try:
         raw: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {error}") from error
     fields = {f.name: f for f in dataclasses.fields(kind)}

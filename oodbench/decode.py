@@ -104,11 +104,11 @@ def batches(
         log.warning("dataset '%s': %s", listing.dataset.name, flat_remark(sorted(flat)).message)
 
 
-def flat_remark(names: Sequence[str]) -> Remark:
+def flat_remark(names: Sequence[str], how_many: str = "") -> Remark:
     """The remark on images that become constant."""
     message = (
-        f"{len(names):,} images of more than 8 bits become (nearly) white or black as RGB, {names[0]} first; "
-        "scale them to 8 bits"
+        f"{how_many or f'{len(names):,}'} images of more than 8 bits become white or black as RGB, or nearly so "
+        f"({names[0]} first); scale them to 8 bits"
     )
     return Remark("flat", message, len(names), tuple(names[:10]))
 
@@ -123,7 +123,7 @@ def glance(listing: Listing) -> tuple[Remark, ...]:
             except Exception:
                 continue
             flat += [listing.names[index]] if found else []
-    return (flat_remark(flat),) if flat else ()
+    return (flat_remark(flat, f"{len(flat)} of the first {min(_GLANCE, len(listing))}"),) if flat else ()
 
 
 def flattened(image: Image) -> bool:

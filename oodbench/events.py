@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from oodbench.errors import UserError
+from oodbench.urls import hidden
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def log_to(path: Path | None) -> Iterator[Tell]:
         told: dict[str, Any] = {"time": now}
         told |= {name: value for name, value in dataclasses.asdict(event).items() if value not in ("", 0)}
         with lock:
-            file.write(json.dumps(told) + "\n")
+            file.write(hidden(json.dumps(told)) + "\n")
 
     with file:
         yield write

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from decimal import Decimal
 from pathlib import Path
 
 from oodbench import catalogue
@@ -120,10 +121,10 @@ def bytes_text(n: int) -> str:
 def parse_bytes(text: str) -> int:
     """`20GB` -> 20,000,000,000."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?B?)\s*", text, re.IGNORECASE)
-    if not found:
-        raise UserError(f"cannot read the size '{text}'; write 500MB or 20GB")
+    if not found or len(found[1]) > 300:  # no float is as long
+        raise UserError(f"cannot read the size '{text[:40]}'; write 500MB or 20GB")
     unit = found[2].upper()
-    return int(float(found[1]) * _UNITS[unit if unit.endswith("B") else f"{unit}B"])
+    return int(Decimal(found[1]) * _UNITS[unit if unit.endswith("B") else f"{unit}B"])
 
 
 def _place(one: Dataset) -> str:

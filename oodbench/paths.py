@@ -25,9 +25,19 @@ def published() -> Path:
     raise FileNotFoundError(f"oodbench was installed without its published numbers, looked for beside {here}")
 
 
-def expand(path: Path | str) -> Path:
-    """A path of the user's with `~` read as the home folder; UserError when there is no such home."""
+def reference() -> Path | None:
+    """The folder of the project's own rows on glyphs, found in the same way; None where it is left out."""
+    here = Path(__file__).resolve().parent
+    folders = (here / "rows_of_glyphs", here.parent / "results" / "reference" / "glyphs")
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def expand(path: Path | str, given: str = "the path") -> Path:
+    """A path of the user's with `~` read as the home folder; UserError when there is no such home.
+
+    given  the flag or the variable that the path comes from, for the message
+    """
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise UserError(f"cannot read the path {path}: {error}") from error
+        raise UserError(f"{given} {path} cannot be read: {error}") from error

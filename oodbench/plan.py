@@ -56,7 +56,8 @@ class Plan:
     @property
     def notes(self) -> list[str]:
         """What may mislead about the image sets, and the sets that --skip-missing left out."""
-        about = [note for one in self.ood for note in sets.notes(one.listing)]
+        others = [*(one.listing for one in self.ood), *([self.calibration] if self.calibration else [])]
+        about = [note for one in others for note in sets.notes(one)]
         return [*sets.notes(self.id, self.classes), *about, *self.skipped]
 
     @property
@@ -108,7 +109,7 @@ def make_plan(request: RunRequest) -> Plan:
                 if request.skip_missing and dataset and isinstance(error, Missing):
                     absent[dataset.name] = f"skipped: {error}"
                 else:
-                    collected.problems.append(str(error))
+                    collected.problems += error.problems
             else:
                 ood += [OodSet(listed, group)] if listed else []
         benchmark = attempt(sets.without, benchmark, absent) if absent else benchmark
@@ -172,7 +173,7 @@ def _calibration(
     except UserError as error:
         reason = f"calibrates on ID training images: {error}"
     if request.methods.strip() != "all":
-        raise UserError("\n".join(f"{job.label} {reason}{_instead(job)}" for job in asking))
+        raise UserError(*(f"{job.label} {reason}{_instead(job)}" for job in asking))
     rest = tuple(job for job in jobs.jobs if job not in asking)
     if not rest:
         raise UserError(f"no method can run: {'; '.join(job.label for job in asking)} {reason}")

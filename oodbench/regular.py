@@ -12,6 +12,7 @@ from oodbench.errors import UserError
 
 def regular(path: Path) -> BinaryIO:
     """A regular file opened for reading; UserError when it is none, without waiting for a FIFO's writer."""
+    check_regular(path, os.stat(path).st_mode)  # a socket cannot be opened at all
     number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         check_regular(path, os.fstat(number).st_mode)

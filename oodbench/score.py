@@ -54,6 +54,12 @@ def find_scores(plan: Plan, job: Job, listing: Listing) -> Entry | None:
     return None if entry and entry.facts["skipped"] and plan.request.on_error == "stop" else entry
 
 
+def forget_scores(plan: Plan, job: Job) -> None:
+    """Remove a method's scores of all sets of a plan."""
+    for listing in plan.listings:
+        plan.store.forget("scores", score_inputs(plan, job, listing))
+
+
 class Scorer:
     """Scores methods on sets with one task: class names, text and encoder are shared by all of them."""
 
@@ -156,8 +162,7 @@ class Scorer:
         """Refuse a method that does not score each image on its own, if there is a reason; nothing of it stays."""
         if why:
             one.stateful = not _failed(one, UserError(why))
-            for listing in self.plan.listings:
-                self.plan.store.forget("scores", score_inputs(self.plan, one.job, listing))
+            forget_scores(self.plan, one.job)
 
     def _settled(self, group: Sequence[Running], found: Sequence[Given]) -> bool:
         """Let methods fail that raised; False when one changed what others read: nothing of it holds then."""

@@ -52,7 +52,10 @@ def classes(dataset: Dataset, whole: Listing, data: Path) -> list[int]:
         path = data / dataset.keep_file
         if not path.is_file():
             raise Missing(f"dataset '{dataset.name}': its class file {path} is not there\n  {dataset.obtain}")
-        wanted += [line.split()[0] for line in lines(path.read_text(encoding="utf-8-sig")) if line.strip()]
+        try:
+            wanted += [line.split()[0] for line in lines(path.read_text(encoding="utf-8-sig")) if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"dataset '{dataset.name}': its class file {path} cannot be read: {error}") from error
     others = wanted[:1] == ["!"]
     numbers: list[int] = []
     for one in wanted[1:] if others else wanted:

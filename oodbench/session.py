@@ -13,6 +13,7 @@ from oodbench.paths import expand
 from oodbench.plan import make_plan
 from oodbench.request import RunRequest
 from oodbench.runner import Outcome, run
+from oodbench.urls import hidden
 from oodbench.values import conform, parse_names, written
 
 if TYPE_CHECKING:
@@ -67,6 +68,9 @@ def carry_out(request: RunRequest, *, tracking_uri: str | None = None) -> Outcom
     outcome = run(plan)
     for name, reason in outcome.left_out:
         log.warning("left out: %s: %s", name, reason)
+    for result in outcome.results:
+        for warning in result.warnings:
+            log.warning("%s: %s", result.label, warning)
     for why in (provenance.elsewhere(request.device, outcome.results), record(tracker, outcome)):
         if why:
             log.warning("%s", why)
@@ -90,4 +94,4 @@ def record(tracker: Tracker | None, outcome: Outcome) -> str:
     from oodbench import tracking
     from oodbench.attachments import Attachments
 
-    return tracking.send(tracker, outcome.results, Attachments(tracker.results)).reason
+    return hidden(tracking.send(tracker, outcome.results, Attachments(tracker.results)).reason)

@@ -148,9 +148,7 @@ class Shared(Store):
         try:
             temporary.mkdir(parents=True)
         except OSError as error:
-            raise UserError(
-                f"the store {self.root} cannot be written ({error.strerror}); name another by --store"
-            ) from error
+            raise self.unwritable(error) from error
         try:
             for name, facts in json.loads(text)["arrays"].items():
                 source, file = f"{there}/{_named(name, facts)}", temporary / f"{name}.npy"
@@ -160,6 +158,8 @@ class Shared(Store):
             found = verified(temporary, key)
             return place(temporary, path) or dataclasses.replace(found, key=key, path=path)
         except DAMAGE as error:
+            if isinstance(error, OSError) and error.errno in reaching.FULL:
+                raise self.unwritable(error) from error
             log.warning("shared entry %s/%s is damaged (%s) and will be made again", kind, key[:12], error)
             return None
         finally:

@@ -38,6 +38,7 @@ from oodbench.entry import (
     verified,
 )
 from oodbench.errors import UserError
+from oodbench.paths import expand
 
 __all__ = ["Array", "Entry", "Listed", "Store", "content_digest", "default_root", "digest", "file_digest", "file_stamp"]
 
@@ -46,11 +47,15 @@ _DAY = 86_400.0  # seconds
 
 
 def default_root() -> Path:
-    """$OODBENCH_STORE, or `oodbench` in the user's cache folder."""
-    if chosen := os.environ.get("OODBENCH_STORE"):
-        return Path(chosen).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "oodbench"
+    """$OODBENCH_STORE, or `oodbench` in the user's cache folder. UserError for a user without a home folder."""
+    try:
+        if chosen := os.environ.get("OODBENCH_STORE"):
+            return Path(chosen).expanduser()
+        cache = os.environ.get("XDG_CACHE_HOME")
+        return (Path(cache) if cache else Path.home() / ".cache") / "oodbench"
+    except RuntimeError as error:
+        why = f"$OODBENCH_STORE {chosen}: {error}" if chosen else "this user has no home folder for the store"
+        raise UserError(f"{why}; set $OODBENCH_STORE, or give --store, a folder that can be written") from error
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class Store:
     url = ""  # of a shared store behind it: see sharing.py
 
     def __init__(self, root: Path) -> None:
-        self.root = root.expanduser()
+        self.root = expand(root)
 
     def at(self, root: Path) -> Store:
         """The same store at another path."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,8 +17,6 @@ from oodbench.plan import Plan
 from oodbench.store import Entry, Store, digest
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from oodbench.encoder.openclip import OpenClip
 
 log = logging.getLogger(__name__)
@@ -45,7 +44,7 @@ def text_bank(plan: Plan, templates: str, encoder: Callable[[], OpenClip]) -> np
             for template in lines.lines:
                 prompts_of = [template.replace("{}", name) for name in plan.classes.lines]
                 unit = torch.nn.functional.normalize(encoder().text(prompts_of), dim=-1)
-                cut += _cut(plan, encoder().cut(prompts_of), set(prompts_of), unit)
+                cut += _cut(plan, encoder(), prompts_of)
                 total = unit if total is None else total + unit
             assert total is not None
             if cut:
@@ -108,11 +107,17 @@ class WordParts:
             yield entry
 
 
-def _cut(plan: Plan, cut: list[str], distinct: set[str], vectors: Tensor) -> list[str]:
-    """The prompts that do not fit into the encoder's context; UserError when class names get lost by it."""
-    if cut and len({row.tobytes() for row in vectors.cpu().numpy()}) < len(distinct):
-        raise UserError(
-            f"{len(cut)} of {len(distinct)} prompts are longer than the context of {plan.card.name}, and class names "
-            f"get lost, as in '{cut[0]}'; use shorter templates"
-        )
+def _cut(plan: Plan, encoder: OpenClip, prompts_of: Sequence[str]) -> list[str]:
+    """The prompts that do not fit into the encoder's context; UserError when one then reads as another does."""
+    cut = encoder.cut(prompts_of)
+    if cut:
+        distinct = tuple(dict.fromkeys(prompts_of))
+        read = [tuple(tokens) for tokens in encoder.tokenize(distinct).tolist()]
+        times = Counter(read)
+        lost = [prompt for prompt, tokens in zip(distinct, read, strict=True) if prompt in cut and times[tokens] > 1]
+        if lost:
+            raise UserError(
+                f"{len(cut)} of {len(distinct)} prompts are longer than the context of {plan.card.name}, and class "
+                f"names get lost, as in '{lost[0]}'; use shorter templates"
+            )
     return cut

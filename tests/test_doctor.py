@@ -462,3 +462,49 @@ def test_an_image_that_cifar10_and_cifar100_share(shared: Path, tmp_path: Path) 
         for one, name in zip(lists, ("bus/bus_s_000146.png", "automobile/0932.jpg"), strict=True)
     )
     assert np.abs(first - second).mean() < 8
+
+
+def test_what_a_listing_saw_is_a_finding(data: Path) -> None:
+    """Of a set that has no role, too: it may be meant for an ID set."""
+    picture(7).save(data / "ood/kelp/0.jpg")
+    (data / "ood/kelp/0.jpg").rename(data / "ood/kelp/0.heic")
+    (data / "ood/Kelp/deep").mkdir(parents=True)
+    picture(999).save(data / "ood/Kelp/deep/0.png")
+    (data / "ood/moss").mkdir()
+    report = checked(data, scope([f"folder:{data / 'ood'}"]))
+    assert found(report, "left-out", "warning").examples == ("kelp/0.heic",)
+    assert found(report, "nested", "warning").examples == ("Kelp/deep/0.png",)
+    assert found(report, "empty-class", "warning").examples == ("moss (empty)",)
+    assert found(report, "one-prompt", "note").examples == ("'Kelp' = 'kelp'",)
+    assert report.cards[0].looked == 21
+    report = checked(data)  # as an OOD set it has no classes
+    assert {"left-out"} == set(report.kinds()) - {"no-wordnet"}, text(report)
+    shutil.move(data / "ood/kelp", data / "ood/train")
+    shutil.rmtree(data / "ood/Kelp")
+    shutil.move(data / "ood/lamp", data / "ood/val")
+    assert (
+        "are splits of a set" in found(checked(data, scope([f"folder:{data / 'ood'}"])), "classes", "warning").message
+    )
+
+
+def test_images_that_become_constant_are_an_error(data: Path) -> None:
+    grey = np.asarray(picture(7).convert("L"))
+    (data / "id/cab/3.png").unlink()
+    Image.fromarray(grey.astype(np.uint16) * 257 + 300).save(data / "id/cab/3.png")
+    assert found(checked(data), "flat", "error").examples == ("cab/3.png",)
+    Image.fromarray(grey.astype(np.uint16)).save(data / "id/cab/3.png")  # 16 bits of which RGB keeps all
+    assert "flat" not in checked(data).kinds()
+    Image.fromarray((grey / 255).astype(np.float32)).save(data / "id/cab/3.tif")
+    assert found(checked(data, sets(count=21)), "flat", "error").examples == ("cab/3.tif",)
+
+
+@pytest.mark.parametrize(("orientation", "turned"), [(1, False), (3, True), (6, True), (2, True), (9, False)])
+def test_an_orientation_that_is_not_applied(data: Path, orientation: int, turned: bool) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (data / "id/cab/3.png").unlink()
+    picture(7).save(data / "id/cab/3.jpg", exif=exif)
+    report = checked(data)
+    assert ("orientation" in report.kinds()) == turned
+    if turned:
+        assert found(report, "orientation", "warning").examples == ("cab/3.jpg",)

@@ -269,3 +269,40 @@ def test_methods_that_draw_round_and_tie_are_left_in_peace(score: str, images: P
         )
     )
     assert row.status == "ok", row.error
+
+
+KEEPS = """    needs = Needs.FEATURES | Needs.CALIBRATION
+    words: str = ""
+    def fit(self, task):
+        def bank():
+            sign = pathlib.Path(self.words).read_text() if self.words else "1"
+            return float(sign) * torch.cat([batch.features for batch in task.calibration()])
+        return task.keep(bank)
+    def score(self, batch, task, state):
+        return (batch.features @ state.T).amax(-1)
+"""
+
+
+def test_what_a_method_keeps_is_made_anew_for_other_calibration_images(tmp_path: Path) -> None:
+    """A short run leaves its bank in the store; the next run must not take it."""
+    options: dict[str, Any] = {"methods": "probe", "id": "glyphs", "ood": ["glyphs-digits"]}
+    for limit in (40, 60):
+        wanted = request(Path(), tmp_path / "r", KEEPS, limit=limit, store=tmp_path / "s", **options)
+        (row,) = results(wanted)
+    fresh = request(Path(), tmp_path / "t", KEEPS, limit=60, store=tmp_path / "u", **options)
+    assert row.digest == results(fresh)[0].digest
+    kept = [entry for entry in Store(tmp_path / "s").entries() if entry.kind == "kept"]
+    assert len({entry.key for entry in kept}) == 2
+
+
+def test_what_a_method_keeps_is_made_anew_when_a_file_of_a_hyper_parameter_is_edited(tmp_path: Path) -> None:
+    words = tmp_path / "sign.json"
+    options: dict[str, Any] = {"methods": "probe", "id": "glyphs", "ood": ["glyphs-digits"], "limit": 40}
+    found = []
+    for sign in ("1", "-1"):
+        words.write_text(sign)
+        wanted = request(
+            Path(), tmp_path / "r", KEEPS, settings=[f"probe.words={words}"], store=tmp_path / "s", **options
+        )
+        found.append(results(wanted)[0])
+    assert found[0].ood[0].auroc != found[1].ood[0].auroc

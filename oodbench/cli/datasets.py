@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from oodbench.cli.datasets_check import check, get
-from oodbench.cli.group import FOLDER
+from oodbench.cli.group import FOLDER, note, say
 
 DATA = click.option("--data", type=FOLDER, help="Folder of the datasets. Default: $OODBENCH_DATA, else ./data.")
 
@@ -31,7 +31,7 @@ def datasets(ctx: click.Context, data: Path | None) -> None:
     if ctx.invoked_subcommand is None:
         from oodbench import catalogue, listings
 
-        click.echo(listings.datasets(catalogue.data_root(data)))
+        say(listings.datasets(catalogue.data_root(data)))
 
 
 @datasets.command()
@@ -44,9 +44,9 @@ def show(outer: Path | None, name: str, data: Path | None) -> None:
 
     root = catalogue.data_root(data or outer)
     if name in catalogue.benchmarks() and name not in catalogue.datasets():
-        click.echo(listings.benchmark(catalogue.benchmarks()[name], root))
+        say(listings.benchmark(catalogue.benchmarks()[name], root))
     else:
-        click.echo(listings.dataset(catalogue.dataset(name), root))
+        say(listings.dataset(catalogue.dataset(name), root))
 
 
 @datasets.command()
@@ -55,7 +55,7 @@ def show(outer: Path | None, name: str, data: Path | None) -> None:
 @click.option("--path", required=True, help="Folder, file, pattern, URL or hub name of the images.")
 @click.option("--list", "list_", default="", help="Loader list: the file of `path label` lines; --path is their root.")
 @click.option("--source", default="", help="Loader torchvision: its class, such as CIFAR10.")
-@click.option("--split", default="", help="Split of a torchvision or Hugging Face set, or of an array file.")
+@click.option("--split", default="", help="Split of a set or an array file; tar: ending of its images (main.png).")
 @click.option("--classes", default="", help="Class names: a list's name, or a file with one a line.")
 @click.option("--title", default="", help="The name in tables.")
 @click.option("--licence", default="")
@@ -67,9 +67,11 @@ def add(name: str, list_: str, **fields: str) -> None:
     from oodbench.store import Store, default_root
 
     made = declare(name, {**fields, "list": list_}, Store(default_root()))
-    click.echo(f"{name}: {len(made.listing):,} images at {made.listing.folder}, declared in {made.file}")
+    say(f"{name}: {len(made.listing):,} images at {made.listing.folder}, declared in {made.file}")
+    for remark in made.listing.remarks:
+        note(f"note: {remark.message}")
     if made.only_ood:
-        click.echo(f"note: as an OOD set only: {made.only_ood}", err=True)
+        note(f"note: as an OOD set only: {made.only_ood}")
 
 
 # Further subcommands live in files of their own.

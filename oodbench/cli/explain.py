@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from oodbench.cli.group import FOLDER, log
+from oodbench.cli.group import FOLDER, log, say
 
 
 @click.command()
@@ -38,6 +38,6 @@ def explain(images: tuple[Path, ...], id_: str, top: int, as_json: bool, verbose
     request = session.request_from(id=id_, allow_partial=True, skip_missing=True, **options)
     found = explanation.explain(request, images, top)
     if as_json:
-        click.echo(json.dumps([explanation.plain(one) for one in found], indent=1, allow_nan=False))
+        say(json.dumps([explanation.plain(one) for one in found], indent=1, allow_nan=False))
     else:
-        click.echo("\n\n".join(explanation.text(one) for one in found))
+        say("\n\n".join(explanation.text(one) for one in found))

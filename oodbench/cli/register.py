@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from oodbench.cli.group import FOLDER, log
+from oodbench.cli.group import FOLDER, log, say
 
 
 @click.command()
@@ -28,4 +28,4 @@ def register(
 
     tracker = tracking.tracker_of(results, tracking_uri)
     version = models.register(tracker, name, model_of(path.expanduser(), classes, encoder))
-    click.echo(f"{version.uri} in {tracker.place}")
+    say(f"{version.uri} in {tracker.place}")

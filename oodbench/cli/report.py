@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from oodbench.cli.group import FOLDER
+from oodbench.cli.group import FOLDER, note
 from oodbench.errors import UserError
 from oodbench.report.options import SHOWN, Options
 
@@ -90,7 +90,7 @@ def report(
 
         source = Source(found.paths, None if uri else results, data)
         shape.write(tables, options, request, lambda: render(tables, source, options, request.pictures))
-        click.echo(f"wrote {request.output}", err=True)
+        note(f"wrote {request.output}")
     elif request.form == "terminal" and not request.bib:
         _show(tables)
     else:
@@ -137,7 +137,7 @@ def _draw(found: Gathered, options: Options, folder: Path, data: Path | None) ->
 
     chosen = tables(found.rows, Options(methods=options.methods, sets=options.sets))
     count = write(chosen, found.paths, folder, data=data, sets=options.sets)
-    click.echo(f"wrote {count} pictures to {folder}", err=True)
+    note(f"wrote {count} pictures to {folder}")
 
 
 def _gather(results: Path, uri: str, experiment: str) -> Gathered:

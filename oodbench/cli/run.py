@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from oodbench.cli.group import FOLDER, Integers, configure, log, print_tables, stoppable
+from oodbench.cli.group import FOLDER, Integers, configure, log, note, print_tables, say, stoppable
 
 if TYPE_CHECKING:
     from oodbench.plan import Plan
@@ -89,32 +89,35 @@ def run(
     dry_run, verbose = options.pop("dry_run"), options.pop("verbose")
     log(verbose)
     from oodbench import provenance, session, sweep
+    from oodbench.glyphs.deviation import deviation
     from oodbench.plan import make_plan
 
     tracker = session.tracker_of(options["out"], tracking_uri)
     requests = sweep.requests(session.request_from(id=id_, **options), encoder, seed)
     plans = [make_plan(request) for request in requests]
-    for note in dict.fromkeys(note for plan in plans for note in (*plan.card.notes, *plan.notes)):
-        click.echo(f"note: {note}", err=True)
+    for told in dict.fromkeys(told for plan in plans for told in (*plan.card.notes, *plan.notes)):
+        note(f"note: {told}")
     if dry_run:
         from oodbench.dryrun import describe
 
-        click.echo("\n\n".join(describe(plan) for plan in plans))
+        say("\n\n".join(describe(plan) for plan in plans))
         return
     with stoppable():
         outcomes = _carry_out(plans, events)
     results = [result for outcome in outcomes for result in outcome.results]
     print_tables(results)
+    if apart := deviation(results):
+        note(f"note: {apart}")
     for name, reason in dict.fromkeys(one for outcome in outcomes for one in outcome.left_out):
-        click.echo(f"left out: {name}: {reason}", err=True)
+        note(f"left out: {name}: {reason}")
     devices = provenance.elsewhere(requests[0].device, results)
     for why in dict.fromkeys([devices, *(session.record(tracker, outcome) for outcome in outcomes)]):
         if why:
-            click.echo(f"note: {why}", err=True)
-    click.echo(f"rows: {plans[0].request.out / 'runs'}", err=True)
+            note(f"note: {why}")
+    note(f"rows: {plans[0].request.out / 'runs'}")
     failures = [r for r in results if r.status == "failed"]
     for result in failures:
-        click.echo(f"failed: {result.label}: {result.error}", err=True)
+        note(f"failed: {result.label}: {result.error}")
     if failures:
         sys.exit(1)
 

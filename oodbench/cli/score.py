@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from oodbench.cli.group import FOLDER, log, stoppable
+from oodbench.cli.group import FOLDER, log, note, stoppable
 from oodbench.paths import expand
-from oodbench.printable import printable
 
 if TYPE_CHECKING:
     from oodbench.detector.engine import Scored
@@ -71,9 +70,9 @@ def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
         limit = detector.threshold_ if threshold is None else threshold
         found = writing.write(_parts(detector, given), list(detector.classes_), limit, out)
     for reason in found.skipped:
-        click.echo(f"skipped: {printable(reason)}", err=True)
+        note(f"skipped: {reason}")
     decided = f", {found.accepted:,} of them ID at threshold {limit:.6g}" if limit is not None else ""
-    click.echo(f"{found.images:,} images{decided}" + (f": {out}" if out else ""), err=True)
+    note(f"{found.images:,} images{decided}" + (f": {out}" if out else ""))
 
 
 def _fitted(options: dict[str, Any]) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from oodbench.cli.group import FOLDER
+from oodbench.cli.group import FOLDER, say, tell
 from oodbench.errors import UserError
 
 
@@ -23,7 +23,7 @@ def sync(results: Path, tracking_uri: str | None) -> None:
         raise UserError(f"no results folder {results}")
     tracker = tracking.tracker_of(results, tracking_uri)
     sent = tracking.sync(tracker, Attachments(results))
-    click.echo(f"{sent.arrived} rows sent, {sent.known} were there, {sent.waiting} wait")
+    say(f"{sent.arrived} rows sent, {sent.known} were there, {sent.waiting} wait")
     if sent.waiting:
-        click.echo(f"error: {sent.reason}", err=True)
+        tell(sent.reason)
         sys.exit(1)

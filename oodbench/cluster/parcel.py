@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import oodbench
-from oodbench import catalogue, registry
+from oodbench import catalogue, parts, registry
 from oodbench.cluster.sources import portable
 from oodbench.encoder.card import EMBEDDED, parse_encoder
 from oodbench.encoder.resolve import GLYPHS, Resolved, resolve
@@ -169,14 +169,16 @@ def _encoder(plan: Plan) -> Resolved:
 
 
 def plugin_files(path: Path) -> Files:
-    """A method's file first, and the `_` files beside it."""
-    parts = [one for one in sorted(path.parent.glob("_*")) if one.is_file() and one.stat().st_size <= _LARGEST]
-    return Files(tuple((one.name, one.read_bytes()) for one in (path, *parts)))
+    """A method's file first, and its parts below the same folder."""
+    found = [one for one in parts.files(path) if path.parent in one.parents and one.stat().st_size <= _LARGEST]
+    return Files(tuple((one.relative_to(path.parent).as_posix(), one.read_bytes()) for one in found))
 
 
 def _config() -> Files:
     """The user's own declarations."""
-    root = catalogue.config_folder()
+    root = catalogue.own_folder()
+    if root is None:
+        return Files(())
     files = [one for one in sorted(root.rglob("*")) if one.is_file() and one.stat().st_size <= _LARGEST]
     kept = [one for one in files if one.suffix in (".toml", ".txt")]
     return Files(tuple((one.relative_to(root).as_posix(), one.read_bytes()) for one in kept))

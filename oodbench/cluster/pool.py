@@ -15,6 +15,7 @@ from oodbench.cluster.parcel import Parcel
 from oodbench.cluster.worker import Done, Worker
 from oodbench.errors import UserError
 from oodbench.events import Event, Tell
+from oodbench.printable import printable
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ class Pool:
         actor.task, task.began = task, time.perf_counter()
         method = getattr(actor.handle, task.stage)
         self.tell(Event("started", task.stage, task.name, worker=actor.place))
-        self._flying[method.options(name=task.name).remote(*task.arguments)] = actor
+        self._flying[method.options(name=printable(task.name)).remote(*task.arguments)] = actor
 
     def _settle(self, actor: _Actor, task: Task, done: Done) -> None:
         if done.error and not done.asked:

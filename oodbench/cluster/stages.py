@@ -16,7 +16,7 @@ from oodbench.images import Listing
 from oodbench.passes import Running
 from oodbench.plan import Plan
 from oodbench.runner import Watch
-from oodbench.score import find_scores
+from oodbench.score import find_scores, forget_scores
 from oodbench.store import Entry
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class Stages:
     _gates: dict[str, list[Gate]] = field(default_factory=lambda: defaultdict(list))
     _errors: dict[str, dict[int, str]] = field(default_factory=lambda: defaultdict(dict))  # label -> set -> why
     _left: dict[str, int] = field(default_factory=dict)
+    _stateful: set[str] = field(default_factory=set)
 
     def run(self) -> None:
         """Carry out everything. UserError for bad input at once, at the end for shards that no worker could make."""
@@ -147,6 +148,7 @@ class Stages:
         def then(result: Done) -> None:
             if self._apart(result, labels, lambda some: self._score(number, some)):
                 return
+            self._stateful.update(result.stateful)
             for label in labels:
                 self._take(number, label, (result.errors or {}).get(label, ""))
 
@@ -181,6 +183,8 @@ class Stages:
         self._left[label] -= 1
         if not self._left[label]:
             errors = self._errors[label]
+            if label in self._stateful:  # what other workers stored of it meanwhile goes, too
+                forget_scores(self.plan, job)
             self.finish(job, errors[min(errors)] if errors else "")
 
     def _refuse(self, result: Done) -> None:

@@ -27,6 +27,7 @@ class Done:
     error   why it failed; "" otherwise
     asked   whether the user's input is at fault, so that trying again is of no use
     errors  with fit and score: label -> why that method failed
+    stateful  labels of those that keep something from one image to the next: no score of theirs may stay
     """
 
     seconds: float = 0.0
@@ -34,6 +35,7 @@ class Done:
     asked: bool = False
     errors: dict[str, str] | None = None
     place: str = ""
+    stateful: tuple[str, ...] = ()
 
 
 def parts(plan: Plan) -> list[Work]:
@@ -88,7 +90,8 @@ class Worker:
             where = traceback.extract_tb(error.__traceback__)[-1]
             said = f"{type(error).__name__}: {error} ({os.path.basename(where.filename)}:{where.lineno})"
             return Done(time.perf_counter() - began, said, False, None, place)
-        return Done(time.perf_counter() - began, "", False, errors, place)
+        stateful = tuple(label for label, one in self._running.items() if one.stateful)
+        return Done(time.perf_counter() - began, "", False, errors, place, stateful)
 
     def _begin(self) -> None:
         import dataclasses

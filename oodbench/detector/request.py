@@ -43,7 +43,7 @@ def checked(params: Mapping[str, Any]) -> dict[str, Any]:
         f"{name} takes {takes}, not {plain[name]!r}" for name, (fits, takes) in _TAKES.items() if not fits(plain[name])
     ]
     if problems:
-        raise InvalidParameter("\n".join(problems))
+        raise InvalidParameter(*problems)
     return plain
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from oodbench.catalogue import Dataset
 from oodbench.errors import UserError
-from oodbench.loaders.conventions import Classes, is_hidden, is_image, left_out, some
+from oodbench.loaders.conventions import Classes, is_hidden, is_image, left_out, some, twice
 from oodbench.loaders.items import Items, classes_of, empty, keys_of, missing, unlabelled
 from oodbench.loaders.prints import Taken, encoded, inside, print_of
 from oodbench.loaders.remote import fetched, print_of_copy
@@ -83,7 +83,7 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
             classes = classes_of(dataset, home, inner, index.others, index.folders)
         else:
             classes = Classes(labels, keys_of(dataset, labels, home))
-    remarks = (*left_out(index.others, index.irregular), *classes.remarks)
+    remarks = (*left_out(index.others, index.irregular), *twice(_again(chosen)), *classes.remarks)
     where = {name: (one.path, one.member) for name, one in chosen.items()}
     prints = tuple(one.print for one in chosen.values())
     return Items(home, names, prints, classes.labels, Archives(where, copies), classes.folders, remarks=remarks)
@@ -136,6 +136,13 @@ def _read(dataset: Dataset, index: _Index, path: Path, whole: str, prefix: str) 
     index.folders += [
         inner for one in held.folders if (inner := posixpath.normpath(one).lstrip("/")) != "." and not is_hidden(inner)
     ]
+
+
+def _again(images: Mapping[str, _Image]) -> list[tuple[str, str]]:
+    """Links to images that are there under a name of their own."""
+    first: dict[tuple[Path, int], str] = {}
+    named = [(name, first.setdefault((one.path, one.member.offset), name)) for name, one in images.items()]
+    return [(name, other) for name, other in named if name != other]
 
 
 def _key(name: str) -> tuple[str, str]:
@@ -203,4 +210,9 @@ def _labels(dataset: Dataset, home: Path, images: Mapping[str, _Image], index: _
             raise UserError(
                 f"dataset '{dataset.name}': member {member.name} of {path} is no label: {texts[wrong][:40]!r}"
             )
+    dotted = next((name for name in index.others if name.lower().endswith(".cls")), None)
+    if dotted and any("/" not in one.inner for one in images.values()):
+        raise unlabelled(
+            dataset, home, f"{next(iter(images))} (a key ends at the first dot: {dotted} is beside {_key(dotted)[0]})"
+        )
     return None

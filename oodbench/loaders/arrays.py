@@ -70,7 +70,7 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     if not n:
         raise empty(dataset, path)
     if labelled and labels is None:
-        raise unlabelled(dataset, path, "the array")
+        raise unlabelled(dataset, path, "the array (labels are one array [n] of whole numbers in the same .npz file)")
     width = len(str(n - 1))
     names = tuple(str(i).zfill(width) for i in range(n))
     known = labels.reshape(-1).astype(np.int64) if labelled and labels is not None else np.full(n, -1)

@@ -11,6 +11,7 @@ from typing import Any
 
 from oodbench.catalogue import Dataset
 from oodbench.errors import UserError
+from oodbench.loaders.conventions import is_hidden
 from oodbench.loaders.prints import joined, print_of
 from oodbench.store import digest
 
@@ -108,7 +109,8 @@ def _files(dataset: Dataset, place: Path) -> tuple[Path, list[Path]]:
         except (KeyError, TypeError) as error:
             raise UserError(f"dataset '{dataset.name}': {state} lists no data files") from error
     arrows = sorted(one for one in inner.glob("*.arrow") if not one.name.startswith("cache-"))
-    files = sorted(inner.rglob("*.parquet")) or arrows
+    tables = sorted(one for one in inner.rglob("*.parquet") if not one.is_dir())
+    files = [one for one in tables or arrows if not is_hidden(one.relative_to(inner).as_posix())]
     if not files:
         raise UserError(f"dataset '{dataset.name}': {inner} holds no .parquet or .arrow file")
     if inner != place or dataset.split == inner.name:  # the folder is the split

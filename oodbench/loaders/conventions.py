@@ -6,6 +6,7 @@ Pure functions of names and labels; docs/adding-a-dataset.md has the rules as a 
 from __future__ import annotations
 
 import html
+import posixpath
 import re
 import unicodedata
 from collections import Counter
@@ -70,12 +71,12 @@ class Classes:
 
 def is_image(name: str) -> bool:
     """Whether a name ends like that of an image, in upper or lower case."""
-    return PurePosixPath(name).suffix.lower() in EXTENSIONS
+    return posixpath.splitext(name)[1].lower() in EXTENSIONS
 
 
 def is_hidden(name: str) -> bool:
     """Whether a part of a path below the root is hidden (`.x`) or made by a system (`__MACOSX`, `@eaDir`)."""
-    return any((part.startswith(".") and part != ".") or part.lower() in _OF_SYSTEMS for part in name.split("/"))
+    return name.startswith(".") or "/." in name or not _OF_SYSTEMS.isdisjoint(name.lower().split("/"))
 
 
 def is_beside(name: str) -> bool:
@@ -111,6 +112,15 @@ def some(texts: Sequence[str]) -> str:
     return ", ".join(texts[:_SHOWN]) + more
 
 
+def twice(pairs: Sequence[tuple[str, str]]) -> tuple[Remark, ...]:
+    """The remark on images that a set has more than once, as (link or repeated line, the image): each counts."""
+    if not pairs:
+        return ()
+    name, other = pairs[0]
+    message = f"{len(pairs):,} images are there more than once, and count each time: {name} = {other}"
+    return (Remark("listed-twice", message, len(pairs), tuple(f"{a} = {b}" for a, b in pairs[:_EXAMPLES])),)
+
+
 def ordered(classes: Iterable[str]) -> tuple[str, ...]:
     """Classes in label order: by code points, or by value when all are numbers; equal numbers (`1`, `01`) by text."""
     known = set(classes)
@@ -129,14 +139,15 @@ def by_folder(names: Sequence[str], others: Sequence[str] = (), folders: Sequenc
     others   paths of files that are no images; `folders` of folders, which may be empty: for the remarks
     UserError when an image lies in no folder, or when the folders are splits of a set (train, test).
     """
-    parents = [name.split("/")[:-1] for name in names]
-    loose = next((name for name, above in zip(names, parents, strict=True) if not above), None)
+    loose = next((name for name in names if "/" not in name), None)
     if loose is not None:
         raise Unlabelled(f"an ID set needs one folder per class, but {loose} lies in none")
-    depth = 0
-    while len({above[depth] for above in parents}) == 1 and all(len(above) > depth + 1 for above in parents):
-        depth += 1
-    tops = [above[depth] for above in parents]
+    root: list[str] = []
+    parts = [name.partition("/") for name in names]
+    while len({top for top, _, _ in parts}) == 1 and all("/" in rest for _, _, rest in parts):
+        root.append(parts[0][0])
+        parts = [rest.partition("/") for _, _, rest in parts]
+    tops = [top for top, _, _ in parts]
     found = ordered(tops)
     splits = [one for one in found if re.sub(r"[-_ ]?\d*$", "", one).lower() in _SPLITS]
     if len(splits) == len(found):
@@ -144,21 +155,20 @@ def by_folder(names: Sequence[str], others: Sequence[str] = (), folders: Sequenc
             f"the folders {some(splits)} are splits of a set, not classes; name one of them, such as "
             f"folder:PATH/{splits[-1]}, or pack an archive of one"
         )
-    root = parents[0][:depth]
     remarks = []
-    if depth:
+    if root:
         message = f"all images lie in {'/'.join(root)}: the folders in that ({some(found)}) are the classes"
         remarks.append(Remark("class-folders", message))
     if len(splits) > 1:
         message = f"{some(splits)} are taken for classes, and are named as splits of a set are"
         remarks.append(Remark("class-folders", message, len(splits), tuple(splits)))
-    deep = [name for name, above in zip(names, parents, strict=True) if len(above) > depth + 1]
+    deep = [i for i, (_, _, rest) in enumerate(parts) if "/" in rest]
     if deep:
         message = (
-            f"{len(deep):,} images lie in folders within their class folder: {deep[0]} is of class "
-            f"{deep[0].split('/')[depth]}"
+            f"{len(deep):,} images lie in folders within their class folder: {names[deep[0]]} is of class "
+            f"{tops[deep[0]]}"
         )
-        remarks.append(Remark("nested", message, len(deep), tuple(deep[:_EXAMPLES])))
+        remarks.append(Remark("nested", message, len(deep), tuple(names[i] for i in deep[:_EXAMPLES])))
     index = {folder: i for i, folder in enumerate(found)}
     labels = np.array([index[top] for top in tops])
     return Classes(labels, found, (*remarks, *_imageless(found, root, others, folders)))
@@ -168,16 +178,16 @@ def _imageless(
     found: Sequence[str], root: Sequence[str], others: Sequence[str], folders: Sequence[str]
 ) -> tuple[Remark, ...]:
     """The remark on folders beside the class folders in which no image lies: they are no classes."""
-    depth = len(root)
+    depth, classes = len(root), set(found)
     held: dict[str, list[str]] = {}
     for path, file in [*((one, False) for one in folders), *((one, True) for one in others)]:
         parts = path.split("/")
-        if parts[:depth] == list(root) and len(parts) > depth + file and parts[depth] not in found:
+        if parts[:depth] == list(root) and len(parts) > depth + file and parts[depth] not in classes:
             held.setdefault(parts[depth], []).extend([path] * file)
     if not held:
         return ()
     told = [f"{folder} ({by_suffix(inside) if inside else 'empty'})" for folder, inside in sorted(held.items())]
-    message = f"no image lies in {len(held):,} folders, which are no classes then: {some(told)}"
+    message = f"folders without an image, which are no classes then: {some(told)}"
     return (Remark("empty-class", message, len(held), tuple(told[:_EXAMPLES])),)
 
 
@@ -224,5 +234,5 @@ def same_prompts(names: Sequence[str]) -> tuple[Remark, ...]:
     if not alike:
         return ()
     shown = [" = ".join(repr(one) if one.isascii() else ascii(one) for one in group) for group in alike]
-    message = f"{len(alike):,} groups of class names give one prompt each, which no method tells apart: {some(shown)}"
+    message = f"class names that give one prompt, which no method can tell apart: {some(shown)}"
     return (Remark("one-prompt", message, len(alike), tuple(shown[:_EXAMPLES])),)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from oodbench.catalogue import Dataset
 from oodbench.errors import UserError
-from oodbench.loaders.conventions import Classes, is_beside, is_hidden, is_image, left_out
+from oodbench.loaders.conventions import Classes, is_beside, is_hidden, is_image, left_out, twice
 from oodbench.loaders.items import Files, Items, classes_of, empty, missing
 from oodbench.loaders.prints import stat_print
 from oodbench.regular import irregular
@@ -24,6 +25,15 @@ class _Found:
     others: list[str] = field(default_factory=list)
     irregular: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
+    files: array[int] = field(default_factory=lambda: array("Q"))  # device and inode of every image
+
+    def again(self) -> list[tuple[str, str]]:
+        """(name, other name) of images that are one file: links, or below a folder that is a link."""
+        devices, inodes = np.array(self.files, np.uint64).reshape(-1, 2).T
+        order = np.lexsort((devices, inodes))
+        same = (np.diff(devices[order]) == 0) & (np.diff(inodes[order]) == 0) & (inodes[order][1:] > 0)
+        pairs = (sorted(self.images[order[i + k]][0] for k in (0, 1)) for i in np.flatnonzero(same))
+        return sorted((name, other) for other, name in pairs)
 
 
 def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
@@ -47,7 +57,7 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     classes = Classes(np.full(len(names), -1), ())
     if labelled:
         classes = classes_of(dataset, folder, names, found.others, found.folders)
-    remarks = (*left_out(found.others, found.irregular), *classes.remarks)
+    remarks = (*left_out(found.others, found.irregular), *twice(found.again()), *classes.remarks)
     return Items(folder, names, prints, classes.labels, Files(folder), classes.folders, remarks=remarks)
 
 
@@ -71,6 +81,7 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], found: 
                     found.irregular.append(name)
                 else:
                     found.images.append((name, stat_print(stat)))
+                    found.files.extend((stat.st_dev, stat.st_ino))
             else:
                 if entry.is_symlink() and not is_beside(name):
                     entry.stat()  # the same: it may have been a class folder

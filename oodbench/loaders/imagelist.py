@@ -16,7 +16,7 @@ import numpy.typing as npt
 from oodbench.catalogue import UNKNOWN, Dataset
 from oodbench.errors import Missing, UserError
 from oodbench.lines import lines
-from oodbench.loaders.conventions import Remark, is_image
+from oodbench.loaders.conventions import Remark, is_image, twice
 from oodbench.loaders.items import Files, Items, keys_of, missing, unlabelled
 from oodbench.loaders.prints import print_of
 
@@ -140,16 +140,13 @@ def _repeated(dataset: Dataset, wanted: ImageList, labelled: bool) -> tuple[Rema
         before = first.setdefault(posixpath.normpath(name), i)
         if before == i:
             continue
-        again.append(name)
+        again.append((name, wanted.names[before]))
         if labelled and wanted.labels[before] != wanted.labels[i]:
             raise UserError(
                 f"dataset '{dataset.name}': {wanted.path} gives {name} two labels, {wanted.labels[before]} and "
                 f"{wanted.labels[i]}"
             )
-    if not again:
-        return ()
-    message = f"{len(again):,} lines of {wanted.path.name} name an image that the list has already; each counts"
-    return (Remark("listed-twice", message, len(again), tuple(again[:10])),)
+    return twice(again)
 
 
 def _written_as(line: str) -> str:

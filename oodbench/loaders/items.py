@@ -101,7 +101,7 @@ def missing(dataset: Dataset, place: Path | str) -> UserError:
     where = f"$OODBENCH_DATA/{dataset.path} ({place})" if not Path(dataset.path).is_absolute() else str(place)
     try:
         mode = os.stat(place).st_mode
-        if stat.S_ISDIR(mode) == (dataset.loader in ("tar", "arrays")):
+        if not (stat.S_ISREG if dataset.loader in ("tar", "arrays") else stat.S_ISDIR)(mode):
             where += f": that is {irregular(mode) or 'a file, no folder'}"
     except (OSError, ValueError):
         where += ", which does not exist"

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from oodbench.catalogue import Dataset
 from oodbench.errors import Unlabelled, UserError
 from oodbench.loaders.arrow import Table, cached_print, on_disk, on_hub
-from oodbench.loaders.conventions import some
+from oodbench.loaders.conventions import Remark, some
 from oodbench.loaders.items import Items, empty, keys_of, missing, unlabelled
 from oodbench.loaders.prints import Taken, encoded, inside, lasting, print_of
 
@@ -134,7 +134,7 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
             if place.exists()
             else Cached(groups, table.homes, table.files, listed_print=table.prints[0])
         )
-        labels, classes = _labels(dataset, table, label) if labelled and label else (None, ())
+        labels, classes, remarks = _labels(dataset, table, label) if labelled and label else (None, (), ())
     except (OSError, OverflowError, pa.ArrowException) as error:
         raise UserError(f"dataset '{dataset.name}': {place} cannot be read: {error}") from error
     n = sum(rows for rows, _ in table.groups)
@@ -148,7 +148,7 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     if labelled and (known < 0).any():
         raise unlabelled(dataset, table.place, f"row {int((known < 0).argmax())}")
     keys = keys_of(dataset, known, table.place, classes) if labelled else ()
-    return Items(table.place, names, prints, known, column, classes or keys, classes)
+    return Items(table.place, names, prints, known, column, classes or keys, classes, remarks=remarks)
 
 
 def _columns(dataset: Dataset, table: Table, labelled: bool) -> tuple[str, str]:
@@ -180,13 +180,15 @@ def _columns(dataset: Dataset, table: Table, labelled: bool) -> tuple[str, str]:
     return image, label
 
 
-def _labels(dataset: Dataset, table: Table, label: str) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
-    """Class indices [n], -1 for null; and the class names that Hugging Face keeps beside them.
+def _labels(
+    dataset: Dataset, table: Table, label: str
+) -> tuple[npt.NDArray[np.int64], tuple[str, ...], tuple[Remark, ...]]:
+    """Class indices [n], -1 for null; the class names that Hugging Face keeps beside them; what was seen.
 
     Names are in the order of the first file, to which labels of others are changed. UserError when files name others.
     """
     classes = _class_names(table.schema, label)
-    parts = []
+    parts, moved = [], []
     for (_, read), schema, home in zip(table.groups, table.schemas, table.homes, strict=True):
         values = np.array([-1 if one is None else one for one in read(label).to_pylist()], np.int64)
         own = _class_names(schema, label)
@@ -199,8 +201,12 @@ def _labels(dataset: Dataset, table: Table, label: str) -> tuple[npt.NDArray[np.
             keys_of(dataset, values, Path(home).parent, own)
             order = np.array([classes.index(one) for one in own])
             values = np.where(values < 0, -1, order[values])
+            moved.append(Path(home).parent.name)
         parts.append(values)
-    return np.concatenate(parts) if parts else np.zeros(0, np.int64), classes
+    files = list(dict.fromkeys(moved))
+    message = f"class names stand in another order than in the first file in {some(files)}: labels are matched by name"
+    remarks = (Remark("class-order", message, len(files), tuple(files[:10])),) if files else ()
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64), classes, remarks
 
 
 def _class_names(schema: Any, label: str) -> tuple[str, ...]:

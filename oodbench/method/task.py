@@ -102,8 +102,8 @@ class Task:
     def keep(self, make: Callable[[], Tensor], **depends: object) -> Tensor:
         """What make() gives, made once and kept in the store.
 
-        `depends` names the hyper-parameters it depends on, besides encoder, precision, class names, weights, seed and
-        the method's source, which always count.
+        `depends` names the hyper-parameters it depends on. Encoder, precision, class names, weights, seed, calibration
+        images, the files that hyper-parameters name and the method's source always count.
         """
         return self._own.keep(depends, make) if self._own else make()
 

@@ -103,6 +103,7 @@ class Records:
                     "digest": row.digest,
                     "status": row.status,
                     **({"error": row.error} if row.error else {}),
+                    **({"warnings": "; ".join(row.warnings)} if row.warnings else {}),
                     "created": row.created,
                     "commit": row.commit or "unknown",
                     "method's source": row.source,

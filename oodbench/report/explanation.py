@@ -54,6 +54,7 @@ def _explained(path: Path | None, row: Result, one: SetRow) -> str:
                 "commit": row.commit or "unknown",
                 "method's source": row.source,
                 "status": row.status,
+                **({"warnings": "; ".join(row.warnings)} if row.warnings else {}),
             }
         ),
         "",

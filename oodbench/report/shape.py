@@ -72,7 +72,7 @@ def check_request(request: Request, options: Options, rows: Sequence[Result]) ->
         try:
             job()
         except UserError as error:
-            problems += str(error).splitlines()
+            problems += error.problems
     raise_all(problems)
 
 

@@ -27,7 +27,7 @@ One run per `oodbench run`, with its table and pictures as artifacts; below it, 
 
 
 def experiment_id(client: Any, tracker: Tracker, name: str) -> str:
-    """The id of an experiment, made when there is none, and restored when it was deleted: a deleted one keeps its name."""
+    """The id of an experiment, made when there is none; one that was deleted keeps its name, and is restored."""
     from mlflow.exceptions import MlflowException
 
     about = {**_KIND, _NOTE: _NOTES.get(name, _NOTES[RUNS])}

@@ -23,9 +23,9 @@ from oodbench.loaders.tars import Member, expand, members, read_member
 from oodbench.reaching import fetch, stamp
 from oodbench.store import Store
 from oodbench.training.corpus import Part, listed
-from oodbench.urls import is_url
+from oodbench.urls import is_secret, is_url, shown
 
-ENGINE = 1  # raise when the same shard gives other pairs than before
+ENGINE = 2  # raise when the same shard gives other pairs than before
 
 
 def read_all(pattern: str, store: Store) -> Iterator[Part]:
@@ -39,7 +39,11 @@ def read_all(pattern: str, store: Store) -> Iterator[Part]:
 
 def check(pattern: str) -> None:
     """UserError for a pattern that is none, and for shards that are not there; URLs are not asked."""
-    places = [Path(place) for place in expand(pattern) if not is_url(place)]
+    found = expand(pattern)
+    secret = next((place for place in found if is_url(place) and is_secret(place)), "")
+    if secret:  # it would stand in the header of the weights
+        raise UserError(f"captions {shown(secret)}: captions are named by their URL: leave out password and signature")
+    places = [Path(place) for place in found if not is_url(place)]
     absent = [str(place) for place in places if not place.is_file()]
     if absent:
         raise UserError(f"captions {pattern}: {len(absent)} of {len(places)} shards are not there, {absent[0]} first")
