@@ -195,7 +195,7 @@ def test_what_may_mislead_is_told_as_a_run_tells_it(place: Path, tmp_path: Path,
     done = call(place, *usual, "--threshold-from", str(deep))
     assert done.exit_code == 0, done.output
     assert "note: folder:" in done.stderr and "left out 1 .heic" in done.stderr and "become" in done.stderr
-    for said in ("groups of class names give one prompt", "left out 1 .heic", "all 3 ID images score"):
+    for said in ("'Anchor' = 'anchor'", "left out 1 .heic", "all 3 ID images score"):
         assert said in caplog.text
 
 

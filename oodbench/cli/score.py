@@ -56,8 +56,8 @@ def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
     if save:
         folder.check(expand(save))
     given = listed(images[0] if len(images) == 1 else list(images), Store(expand(options["store"] or default_root())))
-    for note in sets.notes(given):
-        click.echo(f"note: {printable(note)}", err=True)
+    for one in sets.notes(given):
+        note(f"note: {one}")
     with stoppable():
         if options["detector"]:
             detector = _loaded(options)
