@@ -390,10 +390,12 @@ def test_what_cannot_be_packed_is_not_packed() -> None:
 
     method = registry.load(registry.methods()["mcm"])
     masked = np.ma.array([1.0, 2.0], mask=[True, False])
-    for value in (np.array(["a"]), np.array([{}]), np.str_("a"), masked, torch.eye(2).to_sparse(), {1: 2}, {1, 2}):
+    wrong: list[Any] = [np.array(["a"]), np.array([{}]), np.str_("a"), masked, torch.eye(2).to_sparse(), {1: 2}, {1, 2}]
+    for value in wrong:
         with pytest.raises(Unpackable):
             pack(value, method)
-    for value in (np.array([True, False]), np.int16(3), np.arange(6)[::-2], float("inf"), 2**70):
+    right: list[Any] = [np.array([True, False]), np.int16(3), np.arange(6)[::-2], float("inf"), 2**70]
+    for value in right:
         packed = pack(value, method)
         again = unpack(dataclasses.replace(packed, tree=json.loads(json.dumps(packed.tree))), method, "cpu")
         assert type(again) is type(value) and np.all(again == value)
