@@ -202,6 +202,19 @@ def test_validation_images_set_the_threshold(learners: list[Path]) -> None:
             Detector("mcm", classes=NAMES).fit(train, y)
 
 
+def test_the_same_images_in_another_form_are_no_validation_images(files: Path, learners: list[Path]) -> None:
+    arrays = [np.asarray(Image.open(path)) for path in sorted(files.iterdir())[:20]]
+    drawn = listing(
+        catalogue.dataset("glyphs-train"), Path(), labelled=False, strict=False, store=Store(default_root())
+    ).select(range(20))
+    one = Detector("knn", classes=NAMES, plugins=learners)
+    for learnt, validation in ((files, arrays), (arrays, files), (files, drawn), (drawn, arrays)):
+        with pytest.raises(UserError, match="knn learns from 20 of the"):
+            one.fit(learnt, validation=validation)
+    mixed = threshold.parts(listed([*arrays, *sorted(files.iterdir())[:20]], Store(default_root())), 0.95, 0)
+    assert len(mixed.held_out) == 10 and len(mixed.learnt) == 20
+
+
 @pytest.mark.parametrize("keep", [True, False])
 def test_images_are_encoded_once(
     keep: bool, files: Path, learners: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
