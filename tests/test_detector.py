@@ -390,13 +390,35 @@ def test_what_cannot_be_packed_is_not_packed() -> None:
 
     method = registry.load(registry.methods()["mcm"])
     masked = np.ma.array([1.0, 2.0], mask=[True, False])
-    for value in (np.array(["a"]), np.array([{}]), np.str_("a"), masked, torch.eye(2).to_sparse(), {1: 2}, {1, 2}):
+    wrong: list[Any] = [np.array(["a"]), np.array([{}]), np.str_("a"), masked, torch.eye(2).to_sparse(), {1: 2}, {1, 2}]
+    for value in wrong:
         with pytest.raises(Unpackable):
             pack(value, method)
-    for value in (np.array([True, False]), np.int16(3), np.arange(6)[::-2], float("inf"), 2**70):
+    right: list[Any] = [np.array([True, False]), np.int16(3), np.arange(6)[::-2], float("inf"), 2**70]
+    for value in right:
         packed = pack(value, method)
         again = unpack(dataclasses.replace(packed, tree=json.loads(json.dumps(packed.tree))), method, "cpu")
         assert type(again) is type(value) and np.all(again == value)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_score_that_is_no_number_is_an_error(value: str, tmp_path: Path) -> None:
+    """Neither a threshold nor a decision comes of it; the next images may fare better."""
+    (tmp_path / "odd.py").write_text(
+        '"""Odd: a score of one (Doe et al., ICML 2020, arXiv:2001.00001)."""\n'
+        "from dataclasses import dataclass\nimport torch\nfrom oodbench.method import Method, Needs\n\n"
+        "@dataclass(frozen=True)\nclass Odd(Method):\n    '''Odd.'''\n\n"
+        "    needs = Needs.PIXELS | Needs.FEATURES\n\n"
+        "    def score(self, batch, task, state):\n        dark = batch.pixels.amax((1, 2, 3)) == 0\n"
+        f"        return torch.where(dark, float('{value}'), batch.features[:, 0].double())\n"
+    )
+    one = Detector("odd", classes=NAMES, plugins=[tmp_path / "odd.py"], threshold=0.0).fit()
+    bright = np.full((8, 8, 3), 255, np.uint8)
+    with pytest.raises(UserError, match="1 of 2 scores on images are .*, that of 'image 1' first"):
+        one.predict([bright, GREY])
+    assert one.predict([bright]).shape == (1,)
+    with pytest.raises(UserError, match="1 of 2 scores"):
+        one.set_params(threshold=None).fit([bright, GREY])
 
 
 def test_an_iterator_is_fitted_and_predicted() -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 import oodbench
 from oodbench.cli import main
@@ -181,6 +182,21 @@ def test_images_that_are_not_there_are_told_before_anything_is_fitted(place: Pat
     usual = ("score", "--method", "react", "--classes", "names.txt", "--threshold-from", "photos", "--store", store)
     done = call(place, *usual, "nowhere.png")
     assert done.exit_code == 2 and "nowhere.png cannot be read" in done.stderr and not (tmp_path / "store").exists()
+
+
+def test_what_may_mislead_is_told_as_a_run_tells_it(place: Path, tmp_path: Path, caplog: Any) -> None:
+    deep = tmp_path / "deep"
+    deep.mkdir()
+    for i in range(3):
+        Image.fromarray(np.arange(40_000, 40_900, dtype=np.uint16).reshape(30, 30)).save(deep / f"{i}.png")
+    (deep / "photo.heic").write_bytes(b"x")
+    (tmp_path / "names.txt").write_text("Anchor\nanchor\ncloud\n")
+    usual = ("score", "--method", "mcm", "--classes", str(tmp_path / "names.txt"), str(deep), "--no-store")
+    done = call(place, *usual, "--threshold-from", str(deep))
+    assert done.exit_code == 0, done.output
+    assert "note: folder:" in done.stderr and "left out 1 .heic" in done.stderr and "become" in done.stderr
+    for said in ("'Anchor' = 'anchor'", "left out 1 .heic", "all 3 ID images score"):
+        assert said in caplog.text
 
 
 def test_broken_images_stop_or_are_skipped(place: Path, tmp_path: Path) -> None:

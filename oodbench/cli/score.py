@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
     """Score IMAGES (a folder, files, or the name of a data set) with one method, and decide."""
     log(verbose)
+    from oodbench import sets
     from oodbench.detector import folder, writing
     from oodbench.detector.images import listed
     from oodbench.store import Store, default_root
@@ -55,6 +56,8 @@ def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
     if save:
         folder.check(expand(save))
     given = listed(images[0] if len(images) == 1 else list(images), Store(expand(options["store"] or default_root())))
+    for one in sets.notes(given):
+        note(f"note: {one}")
     with stoppable():
         if options["detector"]:
             detector = _loaded(options)

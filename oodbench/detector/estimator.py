@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from oodbench.detector import folder as saved
 from oodbench.detector import restoring, threshold
 from oodbench.detector.conventions import OutlierEstimator
 from oodbench.detector.engine import Engine, Scored, job_of, joined, lines
-from oodbench.detector.images import in_memory, listed
+from oodbench.detector.images import in_memory, listed, notes
 from oodbench.detector.keeping import Keeping
 from oodbench.detector.request import InvalidParameter, checked, request_of
 from oodbench.errors import UserError
@@ -22,6 +23,8 @@ from oodbench.paths import expand
 from oodbench.request import RunRequest
 from oodbench.sharing import opened
 from oodbench.store import Store, default_root
+
+log = logging.getLogger(__name__)
 
 Images = Any  # a folder, paths, PIL images, uint8 arrays: see oodbench.detector.images
 
@@ -110,6 +113,8 @@ class Detector(OutlierEstimator):
         job, encoder = job_of(request, store)
         learnt, judged = (None if given is None else listed(given, store) for given in (images, validation))
         labels = None if learnt is None else threshold.label_sequence(y, learnt)
+        for note in (*encoder.card.notes, *notes(classes, *(one for one in (learnt, judged) if one is not None))):
+            log.warning("%s", note)
         engine = Engine(request, job, encoder, classes, store)
         with store.keeping(self._kept(learnt) and self._kept(judged)), store.remembering():
             if limit is None and tpr is not None:

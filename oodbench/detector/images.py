@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oodbench import catalogue
+from oodbench import catalogue, prompts, sets
 from oodbench.catalogue import Dataset
 from oodbench.decode import reason
 from oodbench.errors import UserError
 from oodbench.images import Listing, listing
+from oodbench.loaders.conventions import same_prompts
 from oodbench.loaders.items import Files
 from oodbench.loaders.prints import Taken, pixels, print_of
 from oodbench.paths import expand
+from oodbench.prompts import Lines
 from oodbench.reference import OWN
 from oodbench.store import Store
 
@@ -69,6 +71,13 @@ def listed(images: Any, store: Store, data: Path | None = None) -> Listing:
     elif isinstance(images, bytes) or not isinstance(images, Iterable) or _is_pil(images):
         images = [images]
     return _several(list(images))
+
+
+def notes(classes: Lines, *images: Listing) -> list[str]:
+    """What may mislead about class names that were given and about images, one sentence each, as a run tells it."""
+    own = classes.name not in prompts.names("classes")
+    told = [one.message for one in same_prompts(classes.lines)] if own else []
+    return list(dict.fromkeys([*told, *(note for one in images for note in sets.notes(one))]))
 
 
 def in_memory(images: Listing) -> bool:

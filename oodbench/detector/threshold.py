@@ -10,6 +10,7 @@ Mahalanobis distances, for one, grow with the number of images as long as it is 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
@@ -22,11 +23,14 @@ import numpy as np
 import numpy.typing as npt
 
 from oodbench import metrics
+from oodbench.decode import decoding
+from oodbench.detector.images import in_memory
 from oodbench.errors import UserError
 from oodbench.images import Listing, Origin
 
 log = logging.getLogger(__name__)
 
+NOISE = 1e-6  # relative: equal images differ by as much, for matrix products in float32 depend on the batch
 SURPLUS = 0.01  # share of the images that a tie at the threshold may keep besides without a warning
 HELD_OUT = 0.25  # share of the images that sets the threshold, unless `tpr` takes more
 
@@ -73,7 +77,7 @@ def threshold(scores: npt.NDArray[np.float64], tpr: float) -> float:
         )
     limit = float(known[-min(rank, n)])
     kept = n - int(np.searchsorted(known, limit))
-    if n > 1 and known[0] == known[-1]:
+    if n > 1 and known[-1] - known[0] <= NOISE * np.abs(known).max():
         log.warning("all %d ID images score %.6g, which tells nothing; every image that scores so is kept", n, limit)
     elif kept - rank > max(SURPLUS * n, 1):
         log.warning(
@@ -95,7 +99,7 @@ def parts(images: Listing, tpr: float, seed: int, labels: Sequence[Any] | None =
     part has every label's share. UserError when there is only one image.
     """
     copies: dict[str, list[int]] = {}
-    for position, content in enumerate(_contents(images)):
+    for position, content in enumerate(_contents(images, pixels=in_memory(images))):
         copies.setdefault(content, []).append(position)
     distinct = list(copies.values())
     if len(distinct) < 2:
@@ -112,13 +116,16 @@ def parts(images: Listing, tpr: float, seed: int, labels: Sequence[Any] | None =
     steps = (np.arange(n) + generator.random()) * len(distinct) / n
     chosen = {order[int(step)] for step in steps}
     learnt = [position for one, those in enumerate(distinct) if one not in chosen for position in those]
+    log.info("of %d images %d are learnt from, and %d are held out to set the threshold", len(images), len(learnt), n)
     return Parts(_part(images, sorted(learnt)), _part(images, sorted(distinct[one][0] for one in chosen)))
 
 
 def check_apart(learnt: Listing, validation: Listing, label: str) -> None:
     """UserError when images for validation are, by content, among those that the method learns from."""
-    known = set(_contents(learnt))
-    both = [name for name, content in zip(validation.names, _contents(validation), strict=True) if content in known]
+    pixels = _kind(learnt) != _kind(validation)
+    known = set(_contents(learnt, pixels))
+    contents = _contents(validation, pixels)
+    both = [name for name, content in zip(validation.names, contents, strict=True) if content in known]
     if both:
         raise UserError(
             f"{label} learns from {len(both)} of the {len(validation)} images that are to set the threshold, {both[0]} "
@@ -146,16 +153,29 @@ def _part(images: Listing, positions: list[int]) -> Listing:
     return replace(images.select(positions), total=len(positions), origins=(Origin(images, here, there),))
 
 
-def _contents(images: Listing) -> list[str]:
-    """What every image holds, as a digest; its name where it cannot be read, which its decoding will tell."""
-    if images.content:
+def _kind(images: Listing) -> str:
+    """What the digests of contents are of: arrays and drawn images have other ones than files."""
+    return "memory" if in_memory(images) else images.dataset.loader if images.content else "files"
+
+
+def _contents(images: Listing, pixels: bool) -> list[str]:
+    """What every image holds, as a digest; its name where it cannot be read, which its decoding will tell.
+
+    pixels  of the decoded image in RGB, which takes decoding all, rather than of what is stored
+    """
+    if images.content and not pixels:
         return list(images.prints)
 
-    def content(name: str) -> str:
+    def content(index: int) -> str:
         try:
-            return images.reader.content(name)
-        except (OSError, TypeError, ValueError):
-            return f"unreadable: {name}"
+            if not pixels:
+                return images.reader.content(images.names[index])
+            image = images.read(index).convert("RGB")
+            return hashlib.sha256(f"{image.size} ".encode() + image.tobytes()).hexdigest()
+        except UserError:
+            raise
+        except Exception:  # Pillow raises many kinds
+            return f"unreadable: {images.names[index]}"
 
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-        return list(pool.map(content, images.names))
+    with decoding(), ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+        return list(pool.map(content, range(len(images))))
