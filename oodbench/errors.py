@@ -18,7 +18,7 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(hidden(message))
+        super().__init__(hidden(str(message)))
 
 
 class Missing(UserError):
