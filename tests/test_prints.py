@@ -259,7 +259,7 @@ def test_a_copy_of_a_url_that_is_replaced_is_noticed(tmp_path: Path, monkeypatch
     from oodbench.loaders.remote import copy_of
 
     monkeypatch.setenv("OODBENCH_STORE", str(tmp_path / "store"))
-    dataset, place = made(as_tar, tmp_path, 10)
+    _, place = made(as_tar, tmp_path, 10)
     url = f"file://{place}/set.tar"
     before = listed(catalogue.dataset(f"tar:{url}"), tmp_path)
     assert decoded(before) == [10] * N and before.stamp == before.digest, "it means the same on other machines"

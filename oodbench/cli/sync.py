@@ -9,6 +9,7 @@ import click
 
 from oodbench.cli.group import FOLDER
 from oodbench.errors import UserError
+from oodbench.urls import hidden
 
 
 @click.command()
@@ -25,5 +26,5 @@ def sync(results: Path, tracking_uri: str | None) -> None:
     sent = tracking.sync(tracker, Attachments(results))
     click.echo(f"{sent.arrived} rows sent, {sent.known} were there, {sent.waiting} wait")
     if sent.waiting:
-        click.echo(f"error: {sent.reason}", err=True)
+        click.echo(f"error: {hidden(sent.reason)}", err=True)
         sys.exit(1)

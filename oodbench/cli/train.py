@@ -86,7 +86,8 @@ def train(
         else:
             outcome = followed(request, tracking_uri, _tell_ready)
     except Diverged as error:
-        click.echo(f"error: {error}; the last good checkpoint stays; try a lower --lr, or --precision fp32", err=True)
+        todo = "a lower --lr" + (", or --precision fp32" if request.compute != "fp32" else "")
+        click.echo(f"error: {error}; the last good checkpoint stays; try {todo}", err=True)
         sys.exit(1)
     if outcome.first:
         _tell(outcome, request)
