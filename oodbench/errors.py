@@ -19,13 +19,13 @@ class UserError(Exception):
     Passwords, tokens and signatures of URLs are left out of the message.
     """
 
-    def __init__(self, *problems: str) -> None:
-        super().__init__(*map(hidden, problems))
+    def __init__(self, *problems: object) -> None:
+        super().__init__(*(hidden(str(one)) for one in problems))
 
     @property
     def problems(self) -> tuple[str, ...]:
         """What is wrong, one by one."""
-        return tuple(map(str, self.args))
+        return self.args
 
     def __str__(self) -> str:
         return "\n".join(self.problems)

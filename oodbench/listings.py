@@ -13,7 +13,7 @@ from oodbench.catalogue import Benchmark, Dataset
 from oodbench.errors import UserError
 from oodbench.source import MethodInfo
 from oodbench.store import Store
-from oodbench.urls import is_url
+from oodbench.urls import hidden, is_url
 from oodbench.values import written
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -84,7 +84,7 @@ def dataset(one: Dataset, data: Path) -> str:
         "to get it": one.obtain,
         "status": _status(one, data),
     }
-    return "\n".join([one.name, *(f"  {name:10}{value}" for name, value in fields.items() if value)])
+    return hidden("\n".join([one.name, *(f"  {name:10}{value}" for name, value in fields.items() if value)]))
 
 
 def benchmark(one: Benchmark, data: Path) -> str:

@@ -28,6 +28,8 @@ PART = 8192  # prompts in one entry of a word bank
 def text_bank(plan: Plan, templates: str, encoder: Callable[[], OpenClip]) -> npt.NDArray[np.float32]:
     """Unit class vectors [k d] under a prompt set: encoded once per encoder, prompts and class names."""
     lines = prompts.templates(templates)
+    if not _planned(plan, templates) <= {lines.digest}:  # scores would be stored under the digest of other prompts
+        raise UserError(f"the templates '{templates}' changed after the run was planned; run again")
     inputs = {
         "engine": ENGINE,
         "encoder": plan.card.identity,
@@ -59,6 +61,15 @@ def text_bank(plan: Plan, templates: str, encoder: Callable[[], OpenClip]) -> np
             "text", inputs, {"text": bank}, {"templates": lines.name, "classes": plan.classes.name}
         )
     return np.array(entry.array("text"))
+
+
+def _planned(plan: Plan, templates: str) -> set[str]:
+    """The digests that the plan's methods have for a prompt set."""
+    found = {job.templates.digest for job in plan.jobs if job.templates and job.parameters["templates"] == templates}
+    for job in plan.jobs:
+        named = [name for name, value in job.parameters.items() if name.endswith("_templates") and value == templates]
+        found |= {job.files[name] for name in named if name in job.files}
+    return found
 
 
 def word_bank(plan: Plan, words: tuple[str, ...], encoder: Callable[[], OpenClip]) -> npt.NDArray[np.float32]:

@@ -57,13 +57,19 @@ class WeightsFile:
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], recipe: Mapping[str, Any]) -> None:
-    """Write weights with their recipe, whole or not at all."""
+    """Write weights with their recipe, whole or not at all. UserError when the disk is full."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     header = {HEADER: json.dumps({"format": FORMAT, **recipe}, sort_keys=True)}
-    with whole(path) as partial:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, header)
-        partial.chmod(0o644)  # safetensors makes files that only their owner can read
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        with whole(path) as partial:
+            save_file(held, partial, header)
+            partial.chmod(0o644)  # safetensors makes files that only their owner can read
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or _first_line(error)
+        raise UserError(f"weights {path} cannot be written: {why}") from error
 
 
 def read(path: Path) -> dict[str, Tensor]:

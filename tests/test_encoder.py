@@ -679,3 +679,22 @@ def test_a_real_size_tag(no_network: None, folder: Path) -> None:
     images = torch.rand(2, 3, 224, 224)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (found.card.mean, found.card.std))
     torch.testing.assert_close(ours.pixels(images), model.encode_image((images - mean) / std), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_remembered_of_a_place_is_what_lies_there_now(no_network: None, state: State, folder: Path) -> None:
+    """A checkpoint that open_clip prefers was added to a folder; a newer revision of a repository was downloaded."""
+    snapshot = put_in_cache(state, folder / "hub", "owner/small")
+    (snapshot / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG}))
+    (snapshot / "open_clip_model.safetensors").rename(snapshot / "model.safetensors")
+    other = {**state, "logit_scale": torch.tensor(1.0)}
+    first = resolved(f"local-dir:{snapshot}", folder).card
+    assert resolved(f"local-dir:{snapshot}", folder).card == first
+    save_file(other, snapshot / "open_clip_model.safetensors")
+    assert resolved(f"local-dir:{snapshot}", folder).card.scale == pytest.approx(2.71828, rel=1e-4) != first.scale
+    assert resolved("hf-hub:owner/small", folder).card.scale == pytest.approx(2.71828, rel=1e-4)
+    newer = snapshot.with_name("1" * 40)
+    newer.mkdir()
+    (newer / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG}))
+    save_file(state, newer / "open_clip_model.safetensors")
+    (newer.parents[1] / "refs" / "main").write_text("1" * 40)
+    assert resolved("hf-hub:owner/small", folder).card.scale == pytest.approx(first.scale)

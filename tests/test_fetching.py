@@ -49,6 +49,7 @@ class Server:
     cut: int | None = None  # bytes of an answer after which the connection is closed
     stall: int | None = None  # or nothing more comes
     length: str = ""  # what it says of the length, if not the truth
+    encoding: str = ""
     away: str = ""  # where it redirects to
     states: list[int] = field(default_factory=list)  # answered first
     asked: list[str] = field(default_factory=list)
@@ -96,6 +97,8 @@ def server() -> Iterator[Server]:
                 self.send_response(200)
             rest = body[start:]
             self.send_header("ETag", control.tag)
+            if control.encoding:
+                self.send_header("Content-Encoding", control.encoding)
             self.send_header("Content-Length", control.length or str(len(rest)))
             self.end_headers()
             if control.stall is not None:
@@ -225,6 +228,14 @@ def test_a_length_that_is_no_number_is_one_line(server: Server, tmp_path: Path, 
         return
     with pytest.raises(UserError, match="gave up on .*Content-Length is no number"):
         fetch(server, tmp_path)
+
+
+def test_an_answer_that_is_packed_is_not_taken_for_the_file(server: Server, tmp_path: Path) -> None:
+    server.encoding = "gzip"
+    with pytest.raises(UserError, match="the server sends it encoded as 'gzip'"):
+        download(Wanted(f"{server.url}/a.bin"), tmp_path / "a.bin", HASTE)
+    server.encoding = "identity"
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
 
 
 def test_a_full_disk_is_told_at_once_and_what_was_received_is_kept(

@@ -223,3 +223,65 @@ def test_rows_of_many_files_have_the_print_of_their_own(tmp_path: Path) -> None:
     again = listed(catalogue.dataset(f"hf:{tmp_path / 'set'}"), tmp_path)
     same = [a == b for a, b in zip(found.prints, again.prints, strict=True)]
     assert same == [True] * N + [False] * N + [True] * N
+
+
+def test_a_dataset_of_the_hub_is_told_by_the_files_of_its_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its library gives a fingerprint, which stays when a file of its cache is replaced."""
+    import sys
+    from types import SimpleNamespace
+
+    import pyarrow as pa
+
+    (tmp_path / "set").mkdir()
+    cache = tmp_path / "cached.arrow"
+    cache.write_bytes(b"x" * 100)
+    os.utime(cache, ns=(10**18, 10**18))
+
+    def load(name: str, split: str | None) -> object:
+        whole = pa.table({"image": cells(10), "label": [i % 2 for i in range(N)]})
+        data = SimpleNamespace(table=whole)
+        return SimpleNamespace(data=data, _fingerprint="abc", cache_files=[{"filename": str(cache)}])
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load))
+    before = listed(catalogue.dataset("hf:owner/none-such"), tmp_path / "set")
+    assert len(decoded(before)) == N
+    cache.write_bytes(b"y" * 100)
+    os.utime(cache, ns=(10**18, 10**18))
+    with pytest.raises(UserError, match="changed after it was listed"):
+        decoded(before)
+    after = listed(catalogue.dataset("hf:owner/none-such"), tmp_path / "set")
+    assert after.digest == before.digest and after.stamp != before.stamp and len(decoded(after)) == N
+
+
+def test_a_copy_of_a_url_that_is_replaced_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from oodbench.loaders.remote import copy_of
+
+    monkeypatch.setenv("OODBENCH_STORE", str(tmp_path / "store"))
+    _, place = made(as_tar, tmp_path, 10)
+    url = f"file://{place}/set.tar"
+    before = listed(catalogue.dataset(f"tar:{url}"), tmp_path)
+    assert decoded(before) == [10] * N and before.stamp == before.digest, "it means the same on other machines"
+    made(as_tar, tmp_path, 90)
+    shutil.copyfile(place / "set.tar", copy_of(url))
+    with pytest.raises(UserError, match="changed after it was listed"):
+        decoded(before)
+    after = listed(catalogue.dataset(f"tar:{url}"), tmp_path)
+    assert after.stamp != before.stamp and decoded(after) == [90] * N
+
+
+def test_sources_found_anew_are_compared_with_what_was_listed(tmp_path: Path) -> None:
+    """A worker on Ray lists a torchvision folder again: it must be the folder that the driver listed."""
+    from oodbench.cluster.sources import Again
+
+    dataset, place = made(as_torchvision, tmp_path, 10)
+    found = listed(dataset, place)
+    again = dataclasses.replace(found, source=Again(dataset, place, tmp_path / "store"))
+    assert decoded(again) == [10] * N
+    later = Again(dataclasses.replace(dataset, title="listed later"), place, tmp_path / "store")
+    made(as_torchvision, tmp_path, 90)
+    with pytest.raises(UserError, match="changed after it was listed"):
+        decoded(again)
+    with pytest.raises(UserError, match="changed after it was listed"):
+        decoded(dataclasses.replace(found, source=later))

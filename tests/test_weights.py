@@ -89,3 +89,26 @@ def test_tensors_that_are_cut_short_are_one_line(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(UserError, match="cannot be read as safetensors"):
         weights.read(path)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    script = (
+        "import resource, signal, sys, torch\n"
+        "from pathlib import Path\n"
+        "from oodbench import weights\n"
+        "from oodbench.errors import UserError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"  # as a full disk: the write stops short
+        "try:\n"
+        "    weights.write(Path(sys.argv[1]), {'x': torch.zeros(1_000_000)}, {})\n"
+        "except UserError as error:\n"
+        "    print(error)\n"
+    )
+    path = tmp_path / "w.safetensors"
+    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, timeout=120)
+    assert done.stdout.startswith(f"weights {path} cannot be written: ") and done.stdout.count("\n") == 1, done.stderr
+    assert not list(tmp_path.iterdir())

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     "--allow-partial", is_flag=True, help="Run on fewer images than the catalogue counts; stamped in the table."
 )
 @click.option("--skip-missing", is_flag=True, help="Go on without OOD sets that are not there; each is named.")
-@click.option("--strict", is_flag=True, help="Identify images by content instead of name, size and time.")
+@click.option("--strict", is_flag=True, help="Identify images and weights by content, not by name, size and times.")
 @click.option("--on-error", default="stop", help="A broken image: stop or skip.", show_default=True)
 @click.option(
     "--at95", default="first", help="FPR95 rule: first, nearest (MCM) or interpolate (CLIPN).", show_default=True

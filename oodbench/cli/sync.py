@@ -9,6 +9,7 @@ import click
 
 from oodbench.cli.group import FOLDER, say, tell
 from oodbench.errors import UserError
+from oodbench.urls import hidden
 
 
 @click.command()
@@ -25,5 +26,5 @@ def sync(results: Path, tracking_uri: str | None) -> None:
     sent = tracking.sync(tracker, Attachments(results))
     say(f"{sent.arrived} rows sent, {sent.known} were there, {sent.waiting} wait")
     if sent.waiting:
-        tell(sent.reason)
+        tell(hidden(sent.reason))
         sys.exit(1)

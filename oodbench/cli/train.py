@@ -86,7 +86,8 @@ def train(
         else:
             outcome = followed(request, tracking_uri, _tell_ready)
     except Diverged as error:
-        tell(f"{error}; the last good checkpoint stays; try a lower --lr, or --precision fp32")
+        todo = "a lower --lr" + (", or --precision fp32" if request.compute != "fp32" else "")
+        tell(f"{error}; the last good checkpoint stays; try {todo}")
         sys.exit(1)
     if outcome.first:
         _tell(outcome, request)

@@ -15,6 +15,7 @@ from oodbench.catalogue import Dataset
 from oodbench.catalogue import dataset as declared
 from oodbench.derived import Several
 from oodbench.images import Listing
+from oodbench.loaders.items import Tree
 from oodbench.store import Store
 from oodbench.urls import is_url
 
@@ -40,6 +41,17 @@ class Again:
     def content(self, name: str) -> str:
         """sha256 of what is stored for an image."""
         return self._found().content(name)
+
+    def tree_print(self) -> str:
+        """The print of all its files now; "" of a source that looks at them image by image."""
+        source = self._found()
+        return source.tree_print() if isinstance(source, Tree) else ""
+
+    @property
+    def listed_print(self) -> str:
+        """The print of all its files before they were opened here."""
+        source = self._found()
+        return source.listed_print if isinstance(source, Tree) else ""
 
     def _found(self) -> Source:
         with _OPENING:  # threads ask for their first image at once

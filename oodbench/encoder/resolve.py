@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from oodbench.encoder.origin import Origin
     from oodbench.encoder.tower import Tower
 
+_CHECKPOINTS = (".safetensors", ".bin", ".pth", ".pt")
 EXAMINATION = 1  # raise when the same files give another card than before
 GLYPHS = Path(__file__).parent.parent / "glyphs"
 
@@ -47,6 +48,7 @@ def resolve(spec: EncoderSpec, resize: str | None, store: Store, *, strict: bool
         "open_clip": version("open_clip_torch"),
         "examination": EXAMINATION,
         "files": {str(file.resolve()): file_digest(file) for file in _declarations(spec) if file.is_file()},
+        **_candidates(spec),
     }
     path = GLYPHS / "encoder.safetensors" if spec.text == EMBEDDED else spec.path or _remembered(store, known)
     if path is not None:
@@ -80,10 +82,26 @@ def _declarations(spec: EncoderSpec) -> list[Path]:
     return [Path(spec.architecture)] if spec.json else []
 
 
+def _candidates(spec: EncoderSpec) -> dict[str, Any]:
+    """The names of the checkpoints in the folder of a `local-dir:` encoder: which is taken depends on all of them."""
+    if not spec.text.startswith(LOCAL_FOLDER):
+        return {}
+    folder = Path(spec.text.removeprefix(LOCAL_FOLDER)).expanduser()
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return {"candidates": sorted(name for name in names if Path(name).suffix in _CHECKPOINTS)}
+
+
+def _is_current(path: Path) -> bool:
+    """Whether a file is still there, and in the Hub's cache still of the revision that `main` means."""
+    main = path.parent.parent.parent / "refs" / "main"
+    inside = path.parent.parent.name == "snapshots" and main.is_file()
+    return path.is_file() and (not inside or main.read_text(encoding="utf-8").strip() == path.parent.name)
+
+
 def _remembered(store: Store, known: dict[str, Any]) -> Path | None:
     entry = store.find("encoder-file", known)
     path = Path(entry.facts["path"]) if entry else None
-    if path is not None and not path.is_file():
+    if path is not None and not _is_current(path):
         store.forget("encoder-file", known)
         return None
     return path

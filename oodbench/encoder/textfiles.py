@@ -42,13 +42,13 @@ def text_files(spec: EncoderSpec, text: dict[str, Any]) -> TextFiles:
     """
     local = Path(spec.text.removeprefix(LOCAL_FOLDER)).expanduser() if spec.text.startswith(LOCAL_FOLDER) else None
     base = local or (Path(spec.architecture).parent if spec.json else None)
+    tower = _folder(spec, str(text.get("hf_model_name") or ""), None, "text tower's config")
     name = str(text.get("hf_tokenizer_name") or "")
     if not name:  # CLIP's own byte pairs, whatever else lies there
-        return TextFiles()
-    found = _folder(spec, name, base, "tokenizer")
-    if local and (found is None or not (local / name).is_dir()) and any((local / one).is_file() for one in _TOKENIZERS):
-        found = local
-    return TextFiles(found, _folder(spec, str(text.get("hf_model_name") or ""), None, "text tower's config"))
+        return TextFiles(None, tower)
+    if local and not (local / name).is_dir() and any((local / one).is_file() for one in _TOKENIZERS):
+        return TextFiles(local, tower)
+    return TextFiles(_folder(spec, name, base, "tokenizer"), tower)
 
 
 def _folder(spec: EncoderSpec, name: str, base: Path | None, what: str) -> Path | None:
