@@ -10,6 +10,7 @@ from csv import DictWriter
 from dataclasses import replace
 from pathlib import Path
 
+from oodbench.printable import printable
 from oodbench.report.options import SHOWN, Options
 from oodbench.report.table import Line, Table
 from oodbench.result import METRICS, Result, flatten
@@ -22,9 +23,11 @@ def csv(tables: Sequence[Table], options: Options | None = None) -> str:
     """All tables under one header; metrics are fractions, and rows of equal `table` number are comparable.
 
     Empty cells: the benchmark of that row lacks the set, the row failed, or the method has no such value. A text that a
-    spreadsheet would take for a formula begins with an apostrophe. Of the options, sets and metrics choose columns.
+    spreadsheet would take for a formula begins with an apostrophe, and a line break is `\\n`: a row is a line. Of the
+    options, sets and metrics choose columns.
     """
-    records = [{k: _literal(v) for k, v in record.items()} for record in _records(tables, options or Options())]
+    found = _records(tables, options or Options())
+    records = [{printable(name): _literal(value) for name, value in record.items()} for record in found]
     text = io.StringIO()
     writer = DictWriter(text, _names(records), restval="", lineterminator="\n")
     writer.writeheader()
@@ -116,7 +119,9 @@ def _bounds(intervals: dict[str, tuple[float, float]]) -> dict[str, float]:
 
 
 def _literal(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    if not isinstance(value, str):
+        return value
+    return f"'{printable(value)}" if value.startswith(_FORMULA) else printable(value)
 
 
 def _null(value: object) -> object:
