@@ -101,7 +101,10 @@ def test_a_csv_row_is_one_line(tmp_path: Path) -> None:
     assert len(text.splitlines()) == 4 == text.count("\n")
     records = list(csv.DictReader(io.StringIO(text)))
     assert all(record["name"].startswith(SEEN) for record in records)
-    assert {record["error"] for record in records} == {SEEN, ""} and {record["prompts"] for record in records} == {SEEN, ""}
+    assert {record["error"] for record in records} == {SEEN, ""} and {record["prompts"] for record in records} == {
+        SEEN,
+        "",
+    }
     assert f"ood.{SEEN} 0.auroc" in records[0]
 
 
