@@ -305,7 +305,7 @@ def test_nasty_names_in_latex() -> None:
 
 
 def test_nasty_names_in_markdown() -> None:
-    assert r"| a\|b \*c\* \_d\_ \<e\> \`f\` \\g |" in report.markdown(only(result("a|b *c* _d_\n<e> `f` \\g")))
+    assert r"| a\|b \*c\* \_d\_\\n\<e\> \`f\` \\g |" in report.markdown(only(result("a|b *c* _d_\n<e> `f` \\g")))
 
 
 def test_csv_gives_back_the_fractions() -> None:
@@ -323,7 +323,7 @@ def test_csv_gives_back_the_fractions() -> None:
     assert rows[0]["row.digest"] == first.digest
     assert (rows[0]["encoder"], rows[0]["weights"]) == ("ViT-B-16/openai", "0123456789abcdef" * 4)
     assert (rows[1]["id.accuracy"], rows[1]["ood.dtd.auroc"]) == ("", "")
-    assert (rows[2]["status"], rows[2]["error"], rows[2]["ood.sun.auroc"]) == ("failed", "a,\nb", "")
+    assert (rows[2]["status"], rows[2]["error"], rows[2]["ood.sun.auroc"]) == ("failed", r"a,\nb", "")
 
 
 def test_no_rows() -> None:

@@ -647,15 +647,29 @@ def test_the_best_and_what_may_be_as_good() -> None:
     assert indistinguishable({}).sets == {}
 
 
-def test_as_good_as_the_best_is_left_out_in_at_most_5_percent() -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("metric", ["auroc", "fpr95"])
+def test_one_as_good_as_the_best_is_left_out_in_at_most_5_percent(metric: str) -> None:
+    """Six equal methods, whose best was chosen on the same images; with Holm's correction alone 9 to 11 %."""
     rng = np.random.default_rng(0)
     left_out = 0
-    for _ in range(400):
+    for seed in range(500):
         id, ood = rng.normal(1, 1, 200), rng.normal(0, 1, 150)
-        methods = {str(i): Scores(id + rng.normal(0, 1, 200), {"x": ood + rng.normal(0, 1, 150)}) for i in range(4)}
-        found = indistinguishable(methods, metrics=("auroc",)).sets["x"]["auroc"]
-        left_out += len(found) < 4
-    assert left_out / 400 < 0.15  # the best of four was chosen on the same images, which the tests do not know
+        methods = {str(i): Scores(id + rng.normal(0, 1, 200), {"x": ood + rng.normal(0, 1, 150)}) for i in range(6)}
+        found = indistinguishable(methods, Settings(replicates=200, seed=seed), (metric,)).sets["x"][metric]
+        left_out += len(found) < 6
+    assert left_out <= stats.binom.ppf(0.999, 500, 0.05)
+
+
+def test_of_two_methods_the_test_is_that_of_the_pair_and_of_more_a_pair_counts_for_all() -> None:
+    rng = np.random.default_rng(1)
+    a, b = two_methods(rng, 0.2, 300, 200)
+    p = compare(a, b).sets["x"].p
+    third = Scores(a.id, {"x": a.ood["x"]})  # as good as the first
+    for chosen, pairs_of in (({"a": a, "b": b}, 1), ({"a": a, "b": b, "c": third}, 3)):
+        for alpha, kept in ((pairs_of * p * 0.99, True), (pairs_of * p * 1.01, False)):
+            found = indistinguishable(chosen, metrics=("auroc",), alpha=alpha).sets["x"]["auroc"]
+            assert ("a" in found and "b" in found) == kept
 
 
 # Refusals

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from oodbench.cli.group import FOLDER, note
 from oodbench.errors import UserError
+from oodbench.printable import printable
 from oodbench.report.options import SHOWN, Options
 
 if TYPE_CHECKING:
@@ -173,9 +174,9 @@ def _verify(results: Path, uri: str) -> int:
     wrong = [one for one in findings if one.problems]
     for one in findings:
         state = "DIFFERS" if one.problems else "failed row, no numbers" if one.failed else f"OK, {one.cells} numbers"
-        click.echo(f"{one.path.relative_to(results)}: {one.label}: {state}")
+        click.echo(printable(f"{one.path.relative_to(results)}: {one.label}: {state}"))
         for problem in one.problems:
-            click.echo(f"  {problem}")
+            click.echo(f"  {printable(problem)}")
     if not findings:
         raise UserError(f"{results} holds no rows; make some with: oodbench run --out {results}")
     click.echo(f"{len(findings) - len(wrong)} of {len(findings)} rows OK")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from oodbench.report.booktabs import latex
 from oodbench.report.comparison import compared
 from oodbench.report.document import document
 from oodbench.report.github import markdown
+from oodbench.report.letters import remark
 from oodbench.report.options import Options, check
 from oodbench.report.published import quote
 from oodbench.report.quoting import quoted
@@ -25,6 +27,8 @@ from oodbench.report.table import Table
 from oodbench.report.transposition import transposed
 from oodbench.result import Result
 from oodbench.whole import whole
+
+log = logging.getLogger(__name__)
 
 FORMATS = ("latex", "markdown", "html", "csv", "parquet", "terminal")
 _FILES = ("html", "parquet")  # no text for a terminal
@@ -101,7 +105,12 @@ def text(tables: Sequence[Table], options: Options, request: Request) -> str:
         return document(tables, options)
     if request.form == "terminal":
         return _plain(tables)
-    return "\n".join((latex if request.form == "latex" else markdown)(table) for table in tables)
+    if request.form == "latex":
+        found = "\n".join(map(latex, tables))
+        if said := remark(found):
+            log.warning("the LaTeX %s: compile it with lualatex or xelatex, and a font that has them", said)
+        return found
+    return "\n".join(map(markdown, tables))
 
 
 def write(tables: Sequence[Table], options: Options, request: Request, page: Callable[[], str] | None = None) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from oodbench.csvtext import csv_text
+from oodbench.printable import printable
 from oodbench.report.options import SHOWN, Options
 from oodbench.report.table import Line, Table
 from oodbench.result import METRICS, Result, flatten
@@ -24,7 +25,8 @@ def csv(tables: Sequence[Table], options: Options | None = None) -> str:
     Empty cells: the benchmark of that row lacks the set, the row failed, or the method has no such value. Texts are
     made safe by `csv_text`. Of the options, sets and metrics choose columns.
     """
-    records = [{k: csv_text(v) for k, v in record.items()} for record in _records(tables, options or Options())]
+    found = _records(tables, options or Options())
+    records = [{printable(name): csv_text(value) for name, value in record.items()} for record in found]
     text = io.StringIO()
     writer = DictWriter(text, _names(records), restval="", lineterminator="\n")
     writer.writeheader()
