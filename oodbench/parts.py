@@ -39,8 +39,8 @@ def files(path: Path, module: str = "", bases: Iterable[Path] = ()) -> list[Path
     while todo:
         one = todo.pop()
         if one.suffix == ".py":
-            fresh = [part for part in _parts(one, path, module) if part not in found]
-            found.update(dict.fromkeys(fresh))
+            fresh = {part: None for part in _parts(one, path, module) if part not in found}
+            found |= fresh
             todo += fresh
     return list(found)
 
@@ -131,24 +131,30 @@ def _parts(path: Path, main: Path, module: str) -> Iterator[Path]:
         tree = tree_of(path)
     except (SyntaxError, ValueError):  # importing it will say so
         return
+    texts = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import | ast.ImportFrom):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            texts.add(node.value)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
             yield from imported(path, node, main, module)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in (
-            "import_module",
-            "__import__",
-        ):
+        elif isinstance(node, ast.Call) and _called(node) in ("import_module", "__import__"):
             for name in strings(node)[:1]:
                 yield from _named(name, path, main, module)
         elif isinstance(node, ast.Call) and (name := loaded(node)):
             yield from filter(None, [built_in_file(name)])
-    yield from _data(path.parent, set(strings(tree)))
+    yield from _data(path.parent, texts)
+
+
+def _called(node: ast.Call) -> str:
+    """The last part of a called function's name."""
+    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
 
 
 def loaded(node: ast.expr) -> str:
     """The built-in method that `registry.load(registry.methods()["mcm"])` gives, "" for another expression."""
-    call = isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "load"
-    named = [text for text in strings(node) if text.isidentifier() and built_in_file(text)] if call else []
+    if not isinstance(node, ast.Call) or _called(node) != "load":
+        return ""
+    named = [text for text in strings(node) if text.isidentifier() and built_in_file(text)]
     return named[0] if len(named) == 1 else ""
 
 

@@ -130,7 +130,7 @@ def _batch(
 def _scored(one: Running, batch: Batch, task: Task) -> Given:
     import torch
 
-    from oodbench.method import Needs, check_predictions
+    from oodbench.method import Needs, check_predictions, check_scores
 
     began, found = time.perf_counter(), Given()
     try:
@@ -139,9 +139,7 @@ def _scored(one: Running, batch: Batch, task: Task) -> Given:
             needs, task = one.method.needs, task.seen_by(one.method.needs, one.own)
             scores = one.method.score(batch.seen_by(needs), task, one.state)
             predictions = one.method.predict(batch.seen_by(needs | Needs.FEATURES), task, one.state)
-        if scores.shape != (batch.size,):
-            raise UserError(f"score() must return one score per image, [{batch.size}], not {list(scores.shape)}")
-        found.scores.append(scores.detach().double().cpu().numpy())
+        found.scores.append(check_scores(scores, batch.size))
         if predictions is not None:
             check_predictions(predictions, batch.size, len(task.classes))
             found.predictions.append(predictions.cpu().numpy().astype(np.int32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def describe(name: str, path: Path, origin: str, module: str, subclass: str = ""
         needs = _inherited_needs(lineage)
         calibrated = _calibrated(lineage, parameters)
         trained = _trained(lineage, parameters)
-    except (OSError, SyntaxError, UnicodeDecodeError) as error:
+    except (OSError, SyntaxError, UnicodeDecodeError, RecursionError) as error:
         return MethodInfo(name, path, origin, module, problem=f"it cannot be read: {error}")
     except ValueError as error:
         return MethodInfo(name, path, origin, module, problem=str(error))
@@ -152,7 +153,7 @@ def _lineage(one: _Class, main: Path, module: str, below: tuple[ast.ClassDef, ..
 
 def _is_method(base: ast.expr, tree: ast.Module) -> bool:
     name = ast.unparse(base).partition("[")[0]
-    for node in ast.walk(tree):
+    for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.module == "oodbench.method":
             name = next((alias.name for alias in node.names if alias.asname == name), name)
     return name.rpartition(".")[2] in ("Method", "TrainedMethod")
@@ -187,7 +188,9 @@ def _base(base: ast.expr, one: _Class, main: Path, module: str) -> _Class | None
 
 
 def _elsewhere(module: str | None) -> list[Path]:
-    file = parts.module_file(module) if module else None
+    """The file of a module of another package; no method is sought in Python's own and in torch, which are large."""
+    top = (module or "").partition(".")[0]
+    file = parts.module_file(module) if module and top not in {*sys.stdlib_module_names, "torch"} else None
     return [file] if file and file.suffix == ".py" else []
 
 
