@@ -20,8 +20,6 @@ from sklearn.neighbors import BallTree
 from sklearn.preprocessing import StandardScaler
 
 from oodbench.guards import contents, difference
-from oodbench.plan import make_plan
-from oodbench.runner import run
 from oodbench.store import Store
 from tests.test_engine import HEAD, images, request, results, scores_of
 
@@ -210,7 +208,9 @@ def test_a_write_past_torch_harms_no_other_method(what: str, images: Path, tmp_p
             "                else batch.features @ state.T).amax(-1)\n"
         )
     plugins = [tmp_path / "probe.py", tmp_path / "keeps.py"]
-    found = results(request(images, tmp_path / "r", methods="keeps,mcm,probe,msp", store=tmp_path / "s", plugins=plugins))
+    found = results(
+        request(images, tmp_path / "r", methods="keeps,mcm,probe,msp", store=tmp_path / "s", plugins=plugins)
+    )
     assert [row.label for row in found if row.status == "failed"] == ["probe"]
     assert "changes in place what it was given" in (found[2].error or "")
     others = request(images, tmp_path / "alone", methods="keeps,mcm,msp", store=tmp_path / "t", plugins=plugins[1:])
@@ -230,7 +230,9 @@ def test_what_a_method_alone_is_given_is_its_own(tmp_path: Path) -> None:
     plugins = [tmp_path / "probe.py", tmp_path / "reads.py"]
     options: dict[str, Any] = {"id": "glyphs", "ood": [], "limit": 40, "store": tmp_path / "s"}
     together = request(Path(), tmp_path / "r", methods="probe,reads", plugins=plugins, **options)
-    alone = request(Path(), tmp_path / "t", methods="reads", plugins=plugins[1:], **{**options, "store": tmp_path / "u"})
+    alone = request(
+        Path(), tmp_path / "t", methods="reads", plugins=plugins[1:], **{**options, "store": tmp_path / "u"}
+    )
     assert results(together)[1].digest == results(alone)[0].digest
 
 
@@ -244,7 +246,9 @@ def test_what_a_method_alone_is_given_is_its_own(tmp_path: Path) -> None:
 )
 def test_an_image_is_scored_on_its_own(score: str, said: str, images: Path, tmp_path: Path) -> None:
     (row,) = results(
-        request(images, tmp_path, f"    def score(self, batch, task, state):\n        return {score}\n", methods="probe")
+        request(
+            images, tmp_path, f"    def score(self, batch, task, state):\n        return {score}\n", methods="probe"
+        )
     )
     assert re.search(said, row.error or "")
 
@@ -260,7 +264,9 @@ def test_an_image_is_scored_on_its_own(score: str, said: str, images: Path, tmp_
 )
 def test_methods_that_draw_round_and_tie_are_left_in_peace(score: str, images: Path, tmp_path: Path) -> None:
     (row,) = results(
-        request(images, tmp_path, f"    def score(self, batch, task, state):\n        return {score}\n", methods="probe")
+        request(
+            images, tmp_path, f"    def score(self, batch, task, state):\n        return {score}\n", methods="probe"
+        )
     )
     assert row.status == "ok", row.error
 
@@ -300,3 +306,35 @@ def test_what_a_method_keeps_is_made_anew_when_a_file_of_a_hyper_parameter_is_ed
         )
         found.append(results(wanted)[0])
     assert found[0].ood[0].auroc != found[1].ood[0].auroc
+
+
+@pytest.mark.parametrize(
+    ("score", "said"),
+    [
+        (
+            "torch.full((batch.size,), float('inf'))",
+            "60 of 60 scores on folder:.*id are infinite, that of 'blue/00.png'",
+        ),
+        ("batch.features[:, 0] - torch.inf", "are infinite"),
+        ("2**60 + torch.arange(batch.size)", "integers beyond 2.53"),
+        ("batch.features[:, 0] > 0", "real numbers, not torch.bool"),
+        ("batch.features[:, 0] * 1j", "real numbers, not torch.complex64"),
+        ("batch.features[:, 0].numpy()", "a tensor .60., not ndarray"),
+    ],
+)
+def test_what_is_no_score_is_refused(score: str, said: str, images: Path, tmp_path: Path) -> None:
+    (row,) = results(
+        request(
+            images, tmp_path, f"    def score(self, batch, task, state):\n        return {score}\n", methods="probe"
+        )
+    )
+    assert row.status == "failed" and re.search(said.replace("60.", r"\d+."), row.error or ""), row.error
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "int64"])
+def test_scores_are_stored_as_they_were_given(dtype: str, images: Path, tmp_path: Path) -> None:
+    body = f"    def score(self, batch, task, state):\n        return (100 * batch.features[:, 0]).to(torch.{dtype})\n"
+    (row,) = results(request(images, tmp_path, body, methods="probe"))
+    assert row.status == "ok", row.error
+    found = torch.from_numpy(scores_of(tmp_path, f"folder:{images}/ood"))
+    assert torch.equal(found, found.to(getattr(torch, dtype)).double())

@@ -68,7 +68,7 @@ def logsumexp(logits: Float[Tensor, "b k"]) -> Float64[Tensor, " b"]:
     return scaled_logsumexp(logits, 1.0, logits.amax(-1))
 
 
-def check_scores(scores: Tensor, images: int) -> npt.NDArray[np.float64]:
+def check_scores(scores: object, images: int) -> npt.NDArray[np.float64]:
     """Scores in float64. UserError unless there is one real number per image, which float64 keeps as it is.
 
     Half precision loses nothing here; images that it made tie before do so still.
