@@ -62,9 +62,7 @@ def kept(one: Running, again: Given, close: float) -> str:
     `again` is what it gives of the sample in the opposite order; `close` 0: scores are compared to the last digit.
     """
     if (place := difference(one.held, held(one))) is not None:
-        return (
-            f"score() changes {place}: it may keep nothing of the images that it sees; what is learnt belongs to fit()"
-        )
+        return f"score() changes {place}: it may keep nothing of the images it sees; what is learnt belongs to fit()"
     if not one.first.scores:
         return ""
     before, after = np.concatenate(one.first.scores), np.concatenate(again.scores[::-1])

@@ -74,6 +74,8 @@ def sort_scores(scores: NDArray[Any] | Sequence[float], what: str, names: Sequen
     UserError for what float64 cannot rank, see `exact`.
     """
     given = exact(np.asarray(scores), what)
+    if not isinstance(scores, np.ndarray) and (whole := [one for one in scores if isinstance(one, int)]):
+        exact(np.array(whole), what)  # beside a float an integer has become one
     if names is not None and len(names) != given.size:
         raise UserError(f"{what}: {given.size} scores for {len(names)} images")
     if not given.size:
@@ -93,7 +95,8 @@ def exact(scores: NDArray[Any], what: str) -> NDArray[Any]:
     if scores.dtype.kind in "iu" and scores.dtype.itemsize == 8 and scores.size:
         rounded = next((n for n in (int(scores.max()), int(scores.min())) if abs(n) > INTEGERS), None)
     else:
-        wide = scores.dtype.itemsize > 8 and (scores != scores.astype(np.float64)) & ~np.isnan(scores)
+        with np.errstate(over="ignore"):
+            wide = scores.dtype.itemsize > 8 and (scores != scores.astype(np.float64)) & ~np.isnan(scores)
         rounded = scores[np.argmax(wide)] if np.any(wide) else None
     if rounded is not None:
         raise UserError(

@@ -6,12 +6,13 @@ a file given on the command line. A plugin that does not import fails only when 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -84,6 +85,19 @@ def _unread(info: MethodInfo, found: type[Method[Any]]) -> str:
             f"its needs are {' | '.join(needs)}, of its source {' | '.join(info.needs)}; write needs = ... in the class"
         )
     return ""
+
+
+@contextlib.contextmanager
+def imported_anew(info: MethodInfo) -> Iterator[None]:
+    """Within it, load() imports a method and its parts once more: nothing that they kept in their modules is there."""
+    own = set(map(str, parts.files(info.path, info.module)))
+    before = {name: module for name, module in sys.modules.items() if getattr(module, "__file__", None) in own}
+    for name in before:
+        del sys.modules[name]
+    try:
+        yield
+    finally:
+        sys.modules.update(before)
 
 
 def make(info: MethodInfo, parameters: dict[str, Any], label: str = "") -> Method[Any]:

@@ -306,3 +306,35 @@ def test_what_a_method_keeps_is_made_anew_when_a_file_of_a_hyper_parameter_is_ed
         )
         found.append(results(wanted)[0])
     assert found[0].ood[0].auroc != found[1].ood[0].auroc
+
+
+@pytest.mark.parametrize(
+    ("score", "said"),
+    [
+        (
+            "torch.full((batch.size,), float('inf'))",
+            "60 of 60 scores on folder:.*id are infinite, that of 'blue/00.png'",
+        ),
+        ("batch.features[:, 0] - torch.inf", "are infinite"),
+        ("2**60 + torch.arange(batch.size)", "integers beyond 2.53"),
+        ("batch.features[:, 0] > 0", "real numbers, not torch.bool"),
+        ("batch.features[:, 0] * 1j", "real numbers, not torch.complex64"),
+        ("batch.features[:, 0].numpy()", "a tensor .60., not ndarray"),
+    ],
+)
+def test_what_is_no_score_is_refused(score: str, said: str, images: Path, tmp_path: Path) -> None:
+    (row,) = results(
+        request(
+            images, tmp_path, f"    def score(self, batch, task, state):\n        return {score}\n", methods="probe"
+        )
+    )
+    assert row.status == "failed" and re.search(said.replace("60.", r"\d+."), row.error or ""), row.error
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "int64"])
+def test_scores_are_stored_as_they_were_given(dtype: str, images: Path, tmp_path: Path) -> None:
+    body = f"    def score(self, batch, task, state):\n        return (100 * batch.features[:, 0]).to(torch.{dtype})\n"
+    (row,) = results(request(images, tmp_path, body, methods="probe"))
+    assert row.status == "ok", row.error
+    found = torch.from_numpy(scores_of(tmp_path, f"folder:{images}/ood"))
+    assert torch.equal(found, found.to(getattr(torch, dtype)).double())

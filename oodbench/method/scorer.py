@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
+from oodbench.errors import UserError
 from oodbench.method.batch import Batch, Needs
 from oodbench.method.reduction import scaled_logsumexp
 from oodbench.method.task import Task
@@ -67,18 +68,18 @@ def logsumexp(logits: Float[Tensor, "b k"]) -> Float64[Tensor, " b"]:
     return scaled_logsumexp(logits, 1.0, logits.amax(-1))
 
 
-def check_scores(scores: Tensor, images: int) -> npt.NDArray[np.float64]:
-    """Scores in float64. ValueError unless there is one real number per image, which float64 keeps as it is.
+def check_scores(scores: object, images: int) -> npt.NDArray[np.float64]:
+    """Scores in float64. UserError unless there is one real number per image, which float64 keeps as it is.
 
     Half precision loses nothing here; images that it made tie before do so still.
     """
     if not isinstance(scores, Tensor) or scores.shape != (images,):
         found = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"score() must return one score per image, a tensor [{images}], not {found}")
+        raise UserError(f"score() must return one score per image, a tensor [{images}], not {found}")
     if scores.dtype == torch.bool or scores.is_complex():
-        raise ValueError(f"score() must return real numbers, not {scores.dtype}")
+        raise UserError(f"score() must return real numbers, not {scores.dtype}")
     if not scores.is_floating_point() and images and max(int(scores.max()), -int(scores.min())) > INTEGERS:
-        raise ValueError("score() returns integers beyond 2^53, which float64 does not tell apart; return float64")
+        raise UserError("score() returns integers beyond 2^53, which float64 does not tell apart; return float64")
     wide: npt.NDArray[np.float64] = scores.detach().double().cpu().numpy()
     return wide
 
