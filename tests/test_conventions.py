@@ -444,6 +444,8 @@ def test_an_image_that_a_list_names_twice_is_told_or_refused(tmp_path: Path) -> 
         ("1.png,0", "has commas or semicolons"),
         ('"1.png" 0', "has quotes"),
         ("1.png 0 7", "has more than two columns"),
+        ("1.png cat", "ends in 'cat', which is no whole number"),
+        ("a\\1.png 0", "has backslashes, where paths have /"),
         ("/x/1.png 0", "'/x/1.png' is an absolute path; paths start from the list's root"),
         ("a/../1.png 0", r"leads out of the list's root by '\.\.'"),
         ("2.png 0", r"not one of the 1 images that .*x\.txt names is there: no .*/2\.png$"),
