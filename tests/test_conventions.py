@@ -155,48 +155,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str] | str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("form", TREES)
-@pytest.mark.parametrize("case", CASES)
-def test_a_tree_has_the_same_classes_in_every_form(
-    case: str, form: Callable[[Tree, Path], str], tmp_path: Path
-) -> None:
-    names, expected = CASES[case]
-    files = tree(list(names))
-    reference = form(files, tmp_path)
-    images = [name for name, label in names.items() if label is not None]
-    numbers = [i for i, label in enumerate(names.values()) if label is not None]
-    assert seen(listed(reference, labelled=False)) == [("", i) for i in numbers]
-    if isinstance(expected, str):
-        with pytest.raises(UserError, match=expected):
-            listed(reference)
-        return
-    found = listed(reference)
-    assert seen(found) == sorted((label, i) for i, label in enumerate(names.values()) if label is not None)
-    labels = {label for label in names.values() if label}
-    assert list(found.folders) == sorted(labels, key=lambda one: (int(one) if one.isdecimal() else 0, one))
-    assert kinds(found) == expected
-    if form in (as_folder, as_tar, as_hard_links, as_symlinks):  # in the order of the paths
-        assert list(found.names) == sorted(images)
-
-
-@pytest.mark.slow
-def test_equal_numbers_have_one_order_whatever_the_hash_seed() -> None:
-    """An order by value alone depends on PYTHONHASHSEED, which is another one in every process."""
-    code = "from oodbench.loaders.conventions import ordered; print(ordered({'0', '1', '01', '001', '10'}))"
-    told = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2", "3")
-    }
-    assert told == {"('0', '001', '01', '1', '10')\n"}
-
-
-# Labels: what a number means
+# Forms without folders: the class is a label
 
 
 def as_list(labels: Sequence[int], names: Sequence[str], out: Path) -> tuple[str, str]:
@@ -241,7 +200,63 @@ def write_parquet(path: Path, labels: Sequence[int], names: Sequence[str], numbe
     pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(about)} if names else {}), path)
 
 
-@pytest.mark.parametrize("form", [as_list, as_webdataset, as_parquet, as_arrays])
+LABELLED = (as_list, as_webdataset, as_parquet, as_arrays)
+PAIRS = [
+    (case, form)
+    for case, (_, expected) in CASES.items()
+    for form in (*TREES, *LABELLED)
+    if form in TREES or not isinstance(expected, str)
+]
+
+
+@pytest.mark.parametrize(("case", "form"), PAIRS)
+def test_the_same_images_are_read_alike_in_every_form(case: str, form: Callable[..., Any], tmp_path: Path) -> None:
+    """Class names, their order, the images and what is told of them."""
+    names, expected = CASES[case]
+    images = {name: label for name, label in names.items() if label is not None}
+    order = sorted(set(images.values()), key=lambda one: (int(one) if one.isdecimal() else 0, one))
+    if form in LABELLED:
+        reference, classes = form([order.index(label) for label in images.values()], order, tmp_path)
+        found = listed(reference, classes=classes)
+        lines = sets.class_names(found).lines
+        assert [lines[label] for label in found.labels] == list(images.values()) and list(lines) == order
+        assert [colour for _, colour in seen(listed(reference, labelled=False))] == list(range(len(images)))
+        return
+    reference = form(tree(list(names)), tmp_path)
+    numbers = [i for i, label in enumerate(names.values()) if label is not None]
+    assert seen(listed(reference, labelled=False)) == [("", i) for i in numbers]
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=expected):
+            listed(reference)
+        return
+    found = listed(reference)
+    assert seen(found) == sorted((label, i) for i, label in enumerate(names.values()) if label is not None)
+    assert list(found.folders) == order and kinds(found) == expected
+    if form in (as_folder, as_tar, as_hard_links, as_symlinks):  # in the order of the paths
+        assert list(found.names) == sorted(images)
+
+
+@pytest.mark.slow
+def test_equal_numbers_have_one_order_whatever_the_hash_seed() -> None:
+    """An order by value alone depends on PYTHONHASHSEED, which is another one in every process."""
+    code = "from oodbench.loaders.conventions import ordered; print(ordered({'0', '1', '01', '001', '10'}))"
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert told == {"('0', '001', '01', '1', '10')\n"}
+
+
+# Labels: what a number means
+
+
+@pytest.mark.parametrize("form", LABELLED)
 @pytest.mark.parametrize(
     ("labels", "names", "expected"),
     [
