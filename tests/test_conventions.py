@@ -631,3 +631,26 @@ def test_what_is_not_there_is_said_in_a_line(
     with pytest.raises(UserError, match=said) as caught:
         listed(reference)
     assert len(str(caught.value).splitlines()[0]) < 400
+
+
+def test_files_of_a_table_need_the_same_two_columns(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    write_parquet(tmp_path / "t/test-0.parquet", [0, 1], [], [0, 1])
+    more = {"image": [{"bytes": colour(2), "path": "x"}], "label": pa.array([1], pa.int32()), "more": [1]}
+    pq.write_table(pa.table(more), tmp_path / "t/test-1.parquet")
+    assert listed(f"hf:{tmp_path / 't'}").labels.tolist() == [0, 1, 1]
+    for lacking in ({**more, "label": ["cat"]}, {"image": more["image"]}, {"label": more["label"]}):
+        pq.write_table(pa.table(lacking), tmp_path / "t/test-1.parquet")
+        with pytest.raises(UserError, match=r"test-1\.parquet has other columns than the first file"):
+            listed(f"hf:{tmp_path / 't'}")
+
+
+def test_a_split_that_nobody_named_is_told(tmp_path: Path) -> None:
+    for name in ("test-0", "train-0", "train-1"):
+        write_parquet(tmp_path / f"t/{name}.parquet", [0, 1], [], [0, 1])
+    found = listed(f"hf:{tmp_path / 't'}")
+    assert len(found) == 2 and "took the split test, 1 of 3 files" in told(found, "split").message
+    named = Dataset("x", "X", "parquet", str(tmp_path / "t"), split="train")
+    assert len(listed(named)) == 4 and not listed(named).remarks
