@@ -43,7 +43,8 @@ def on_disk(dataset: Dataset, place: Path) -> Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    files, remarks = [place], ()
+    files = [place]
+    remarks: tuple[Remark, ...] = ()
     if place.is_dir():
         place, files, remarks = _files(dataset, place)
     groups: list[tuple[int, Any]] = []
