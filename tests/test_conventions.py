@@ -149,8 +149,10 @@ CASES: dict[str, tuple[dict[str, str | None], list[str] | str]] = {
         {"A/1.png": "A", "a/2.png": "a", "caf\u00e9/3.png": "caf\u00e9", "cafe\u0301/4.png": "cafe\u0301"}, [],
     ),
     "some named as splits": ({"test/1.png": "test", "train/1.png": "train", "cat/1.png": "cat"}, ["class-folders"]),
-    "splits": ({"train/1.png": "", "val/2.png": ""}, "the folders train, val are splits of a set, not classes"),
-    "splits with years": ({"Training/a/1.png": "", "test2017/a/2.png": ""}, "are splits of a set, not classes"),
+    "splits": ({"train/1.png": "", "val/2.png": ""}, "the folders train, val are splits or parts of a set"),
+    "splits with years": ({"Training/a/1.png": "", "test2017/a/2.png": ""}, "are splits or parts of a set"),
+    "images and masks": ({"images/a/1.png": "", "masks/a/1.png": ""}, "images, masks are splits or parts of a set"),
+    "no classes": ({"images/1.png": "", "images/2.png": ""}, "the folders images are splits or parts of a set"),
     "a loose image": ({"a/1.png": "", "2.png": ""}, "2.png lies in none"),
 }  # fmt: skip
 
