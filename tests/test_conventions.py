@@ -149,54 +149,15 @@ CASES: dict[str, tuple[dict[str, str | None], list[str] | str]] = {
         {"A/1.png": "A", "a/2.png": "a", "caf\u00e9/3.png": "caf\u00e9", "cafe\u0301/4.png": "cafe\u0301"}, [],
     ),
     "some named as splits": ({"test/1.png": "test", "train/1.png": "train", "cat/1.png": "cat"}, ["class-folders"]),
-    "splits": ({"train/1.png": "", "val/2.png": ""}, "the folders train, val are splits of a set, not classes"),
-    "splits with years": ({"Training/a/1.png": "", "test2017/a/2.png": ""}, "are splits of a set, not classes"),
+    "splits": ({"train/1.png": "", "val/2.png": ""}, "the folders train, val are splits or parts of a set"),
+    "splits with years": ({"Training/a/1.png": "", "test2017/a/2.png": ""}, "are splits or parts of a set"),
+    "images and masks": ({"images/a/1.png": "", "masks/a/1.png": ""}, "images, masks are splits or parts of a set"),
+    "no classes": ({"images/1.png": "", "images/2.png": ""}, "the folders images are splits or parts of a set"),
     "a loose image": ({"a/1.png": "", "2.png": ""}, "2.png lies in none"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("form", TREES)
-@pytest.mark.parametrize("case", CASES)
-def test_a_tree_has_the_same_classes_in_every_form(
-    case: str, form: Callable[[Tree, Path], str], tmp_path: Path
-) -> None:
-    names, expected = CASES[case]
-    files = tree(list(names))
-    reference = form(files, tmp_path)
-    images = [name for name, label in names.items() if label is not None]
-    numbers = [i for i, label in enumerate(names.values()) if label is not None]
-    assert seen(listed(reference, labelled=False)) == [("", i) for i in numbers]
-    if isinstance(expected, str):
-        with pytest.raises(UserError, match=expected):
-            listed(reference)
-        return
-    found = listed(reference)
-    assert seen(found) == sorted((label, i) for i, label in enumerate(names.values()) if label is not None)
-    labels = {label for label in names.values() if label}
-    assert list(found.folders) == sorted(labels, key=lambda one: (int(one) if one.isdecimal() else 0, one))
-    assert kinds(found) == expected
-    if form in (as_folder, as_tar, as_hard_links, as_symlinks):  # in the order of the paths
-        assert list(found.names) == sorted(images)
-
-
-@pytest.mark.slow
-def test_equal_numbers_have_one_order_whatever_the_hash_seed() -> None:
-    """An order by value alone depends on PYTHONHASHSEED, which is another one in every process."""
-    code = "from oodbench.loaders.conventions import ordered; print(ordered({'0', '1', '01', '001', '10'}))"
-    told = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2", "3")
-    }
-    assert told == {"('0', '001', '01', '1', '10')\n"}
-
-
-# Labels: what a number means
+# Forms without folders: the class is a label
 
 
 def as_list(labels: Sequence[int], names: Sequence[str], out: Path) -> tuple[str, str]:
@@ -241,7 +202,63 @@ def write_parquet(path: Path, labels: Sequence[int], names: Sequence[str], numbe
     pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(about)} if names else {}), path)
 
 
-@pytest.mark.parametrize("form", [as_list, as_webdataset, as_parquet, as_arrays])
+LABELLED = (as_list, as_webdataset, as_parquet, as_arrays)
+PAIRS = [
+    (case, form)
+    for case, (_, expected) in CASES.items()
+    for form in (*TREES, *LABELLED)
+    if form in TREES or not isinstance(expected, str)
+]
+
+
+@pytest.mark.parametrize(("case", "form"), PAIRS)
+def test_the_same_images_are_read_alike_in_every_form(case: str, form: Callable[..., Any], tmp_path: Path) -> None:
+    """Class names, their order, the images and what is told of them."""
+    names, expected = CASES[case]
+    images = {name: label for name, label in names.items() if label is not None}
+    order = sorted(set(images.values()), key=lambda one: (int(one) if one.isdecimal() else 0, one))
+    if form in LABELLED:
+        reference, classes = form([order.index(label) for label in images.values()], order, tmp_path)
+        found = listed(reference, classes=classes)
+        lines = sets.class_names(found).lines
+        assert [lines[label] for label in found.labels] == list(images.values()) and list(lines) == order
+        assert [colour for _, colour in seen(listed(reference, labelled=False))] == list(range(len(images)))
+        return
+    reference = form(tree(list(names)), tmp_path)
+    numbers = [i for i, label in enumerate(names.values()) if label is not None]
+    assert seen(listed(reference, labelled=False)) == [("", i) for i in numbers]
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=expected):
+            listed(reference)
+        return
+    found = listed(reference)
+    assert seen(found) == sorted((label, i) for i, label in enumerate(names.values()) if label is not None)
+    assert list(found.folders) == order and kinds(found) == expected
+    if form in (as_folder, as_tar, as_hard_links, as_symlinks):  # in the order of the paths
+        assert list(found.names) == sorted(images)
+
+
+@pytest.mark.slow
+def test_equal_numbers_have_one_order_whatever_the_hash_seed() -> None:
+    """An order by value alone depends on PYTHONHASHSEED, which is another one in every process."""
+    code = "from oodbench.loaders.conventions import ordered; print(ordered({'0', '1', '01', '001', '10'}))"
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert told == {"('0', '001', '01', '1', '10')\n"}
+
+
+# Labels: what a number means
+
+
+@pytest.mark.parametrize("form", LABELLED)
 @pytest.mark.parametrize(
     ("labels", "names", "expected"),
     [
@@ -444,6 +461,8 @@ def test_an_image_that_a_list_names_twice_is_told_or_refused(tmp_path: Path) -> 
         ("1.png,0", "has commas or semicolons"),
         ('"1.png" 0', "has quotes"),
         ("1.png 0 7", "has more than two columns"),
+        ("1.png cat", "ends in 'cat', which is no whole number"),
+        ("a\\1.png 0", "has backslashes, where paths have /"),
         ("/x/1.png 0", "'/x/1.png' is an absolute path; paths start from the list's root"),
         ("a/../1.png 0", r"leads out of the list's root by '\.\.'"),
         ("2.png 0", r"not one of the 1 images that .*x\.txt names is there: no .*/2\.png$"),
@@ -614,3 +633,26 @@ def test_what_is_not_there_is_said_in_a_line(
     with pytest.raises(UserError, match=said) as caught:
         listed(reference)
     assert len(str(caught.value).splitlines()[0]) < 400
+
+
+def test_files_of_a_table_need_the_same_two_columns(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    write_parquet(tmp_path / "t/test-0.parquet", [0, 1], [], [0, 1])
+    more = {"image": [{"bytes": colour(2), "path": "x"}], "label": pa.array([1], pa.int32()), "more": [1]}
+    pq.write_table(pa.table(more), tmp_path / "t/test-1.parquet")
+    assert listed(f"hf:{tmp_path / 't'}").labels.tolist() == [0, 1, 1]
+    for lacking in ({**more, "label": ["cat"]}, {"image": more["image"]}, {"label": more["label"]}):
+        pq.write_table(pa.table(lacking), tmp_path / "t/test-1.parquet")
+        with pytest.raises(UserError, match=r"test-1\.parquet has other columns than the first file"):
+            listed(f"hf:{tmp_path / 't'}")
+
+
+def test_a_split_that_nobody_named_is_told(tmp_path: Path) -> None:
+    for name in ("test-0", "train-0", "train-1"):
+        write_parquet(tmp_path / f"t/{name}.parquet", [0, 1], [], [0, 1])
+    found = listed(f"hf:{tmp_path / 't'}")
+    assert len(found) == 2 and "took the split test, 1 of 3 files" in told(found, "split").message
+    named = Dataset("x", "X", "parquet", str(tmp_path / "t"), split="train")
+    assert len(listed(named)) == 4 and not listed(named).remarks

@@ -483,7 +483,8 @@ def test_what_a_listing_saw_is_a_finding(data: Path) -> None:
     shutil.rmtree(data / "ood/Kelp")
     shutil.move(data / "ood/lamp", data / "ood/val")
     assert (
-        "are splits of a set" in found(checked(data, scope([f"folder:{data / 'ood'}"])), "classes", "warning").message
+        "are splits or parts of a set"
+        in found(checked(data, scope([f"folder:{data / 'ood'}"])), "classes", "warning").message
     )
 
 

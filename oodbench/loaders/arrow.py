@@ -11,7 +11,7 @@ from typing import Any
 
 from oodbench.catalogue import Dataset
 from oodbench.errors import UserError
-from oodbench.loaders.conventions import is_hidden
+from oodbench.loaders.conventions import Remark, is_hidden
 from oodbench.loaders.prints import joined, print_of
 from oodbench.store import digest
 
@@ -22,13 +22,14 @@ _SPLITS = ("test", "validation", "val", "train")
 class Table:
     """Columns of one or several files.
 
-    schema  names and types of the columns, with Hugging Face's own facts
-    groups  rows, and a function that gives a column by its name
-    prints  per group: the print of its file
-    place   for messages: the file, the folder of the split, or the name on the hub
-    homes   per group: where it lies
+    schema   names and types of the columns, with Hugging Face's own facts
+    groups   rows, and a function that gives a column by its name
+    prints   per group: the print of its file
+    place    for messages: the file, the folder of the split, or the name on the hub
+    homes    per group: where it lies
     files    per group: its file; of a dataset of the hub, all files of one group
     schemas  per group: the columns of its file, whose class names may stand in another order
+    remarks  what was taken where several splits are there
     """
 
     schema: Any
@@ -38,6 +39,7 @@ class Table:
     homes: list[str]
     files: list[Path]
     schemas: list[Any]
+    remarks: tuple[Remark, ...] = ()
 
 
 def on_disk(dataset: Dataset, place: Path) -> Table:
@@ -46,8 +48,9 @@ def on_disk(dataset: Dataset, place: Path) -> Table:
     import pyarrow.parquet as pq
 
     files = [place]
+    remarks: tuple[Remark, ...] = ()
     if place.is_dir():
-        place, files = _files(dataset, place)
+        place, files, remarks = _files(dataset, place)
     groups: list[tuple[int, Any]] = []
     homes: list[str] = []
     prints: list[str] = []
@@ -75,15 +78,7 @@ def on_disk(dataset: Dataset, place: Path) -> Table:
                 homed.append(path)
                 schemas.append(schema)
         first = first or schema
-        if {one.name: one.type for one in schema} != {one.name: one.type for one in first}:
-            raise UserError(
-                f"dataset '{dataset.name}': {path} has other columns than {files[0].name}: {_columns(schema)}"
-            )
-    return Table(first, groups, prints, place, homes, homed, schemas)
-
-
-def _columns(schema: Any) -> str:
-    return ", ".join(f"{one.name} ({one.type})" for one in schema)
+    return Table(first, groups, prints, place, homes, homed, schemas, remarks)
 
 
 @dataclass(frozen=True)
@@ -95,9 +90,9 @@ class _GroupReader:
         return self.file.read_row_group(self.number, columns=[column]).column(0)
 
 
-def _files(dataset: Dataset, place: Path) -> tuple[Path, list[Path]]:
+def _files(dataset: Dataset, place: Path) -> tuple[Path, list[Path], tuple[Remark, ...]]:
     """The folder of the split, and its files: what a saved dataset lists, else those found by name."""
-    inner = _split_folder(dataset, place)
+    inner, remarks = _split_folder(dataset, place)
     state = inner / "state.json"
     if state.is_file():
         about = _json(dataset, state)
@@ -105,7 +100,7 @@ def _files(dataset: Dataset, place: Path) -> tuple[Path, list[Path]]:
         if inner == place and dataset.split and split and dataset.split != str(split):
             raise UserError(f"dataset '{dataset.name}': {place} has no split '{dataset.split}'; it has {split}")
         try:
-            return inner, [inner / one["filename"] for one in about["_data_files"]]
+            return inner, [inner / one["filename"] for one in about["_data_files"]], remarks
         except (KeyError, TypeError) as error:
             raise UserError(f"dataset '{dataset.name}': {state} lists no data files") from error
     arrows = sorted(one for one in inner.glob("*.arrow") if not one.name.startswith("cache-"))
@@ -114,7 +109,7 @@ def _files(dataset: Dataset, place: Path) -> tuple[Path, list[Path]]:
     if not files:
         raise UserError(f"dataset '{dataset.name}': {inner} holds no .parquet or .arrow file")
     if inner != place or dataset.split == inner.name:  # the folder is the split
-        return inner, files
+        return inner, files, remarks
 
     def of(split: str) -> list[Path]:
         """Files below a folder of that name, or whose names begin with it."""
@@ -122,14 +117,22 @@ def _files(dataset: Dataset, place: Path) -> tuple[Path, list[Path]]:
 
     if dataset.split and not of(dataset.split):
         raise UserError(f"dataset '{dataset.name}': no file in {inner} is of split '{dataset.split}'")
-    return inner, of(dataset.split or next((s for s in _SPLITS if of(s)), ""))
+    split = dataset.split or next((s for s in _SPLITS if of(s)), "")
+    if not dataset.split and len(of(split)) < len(files):
+        remarks = _took(split, f"{len(of(split)):,} of {len(files):,} files")
+    return inner, of(split), remarks
 
 
-def _split_folder(dataset: Dataset, place: Path) -> Path:
+def _took(split: str, what: str) -> tuple[Remark, ...]:
+    """The remark on a split that nobody named."""
+    return (Remark("split", f"took the split {split}, {what}; name another with --split of: oodbench datasets add"),)
+
+
+def _split_folder(dataset: Dataset, place: Path) -> tuple[Path, tuple[Remark, ...]]:
     """The folder of a split below a dataset saved with several."""
     listed = place / "dataset_dict.json"
     if not listed.is_file():
-        return place
+        return place, ()
     about = _json(dataset, listed)
     splits = about.get("splits") if isinstance(about, dict) else None
     if not splits or not isinstance(splits, list):
@@ -138,7 +141,7 @@ def _split_folder(dataset: Dataset, place: Path) -> Path:
     chosen = dataset.split or next((s for s in _SPLITS if s in splits), splits[0])
     if chosen not in splits:
         raise UserError(f"dataset '{dataset.name}': {place} has no split '{chosen}'; it has {', '.join(splits)}")
-    return place / chosen
+    return place / chosen, () if dataset.split or len(splits) == 1 else _took(chosen, f"of {', '.join(splits)}")
 
 
 def _json(dataset: Dataset, path: Path) -> Any:
@@ -168,15 +171,17 @@ def on_hub(dataset: Dataset) -> Table:
     except Exception as error:  # its errors are of many kinds
         raise UserError(f"dataset '{dataset.name}': Hugging Face cannot load {dataset.path}: {error}") from error
     split = dataset.split.partition("[")[0]  # test[:50] may share images with test
+    remarks: tuple[Remark, ...] = ()
     if isinstance(found, dict):
         split = next((s for s in _SPLITS if s in found), next(iter(found)))
+        remarks = _took(split, f"of {', '.join(found)}") if len(found) > 1 else ()
         found = found[split]
     whole = found.data.table
     files = [Path(one["filename"]) for one in getattr(found, "cache_files", None) or ()]
     now = cached_print(str(getattr(found, "_fingerprint", "")), files)
     home = f"{dataset.path}/{split}"
     groups = [(whole.num_rows, whole.column)]
-    return Table(whole.schema, groups, [now], Path(dataset.path), [home], files, [whole.schema])
+    return Table(whole.schema, groups, [now], Path(dataset.path), [home], files, [whole.schema], remarks)
 
 
 def cached_print(fingerprint: str, files: Sequence[Path]) -> str:

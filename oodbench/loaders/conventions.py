@@ -38,7 +38,11 @@ _OF_SYSTEMS = frozenset(
         "system volume information", "__pycache__", "thumbs.db", "desktop.ini",
     )
 )  # fmt: skip
-_SPLITS = frozenset("train training val valid validation test testing dev eval".split())
+# Folders that split a set or hold parts of it: as the only ones they are no classes. (A train may be one.)
+_SPLITS = frozenset(
+    "train training val valid validation test testing dev eval unlabeled unlabelled "
+    "image images img imgs mask masks label labels annotations segmentation".split()
+)
 _MOST = 1_000_000  # classes; a greater label is an identifier or a mistake
 _SHOWN = 5  # names in a message
 _EXAMPLES = 10  # names that a remark keeps
@@ -151,16 +155,17 @@ def by_folder(names: Sequence[str], others: Sequence[str] = (), folders: Sequenc
     found = ordered(tops)
     splits = [one for one in found if re.sub(r"[-_ ]?\d*$", "", one).lower() in _SPLITS]
     if len(splits) == len(found):
-        raise UserError(
-            f"the folders {some(splits)} are splits of a set, not classes; name one of them, such as "
-            f"folder:PATH/{splits[-1]}, or pack an archive of one"
+        problem = UserError if len(splits) > 1 else Unlabelled
+        raise problem(
+            f"the folders {some(splits)} are splits or parts of a set, not classes; name one that holds class folders, "
+            f"such as folder:PATH/{splits[0]}, or pack an archive of it"
         )
     remarks = []
     if root:
         message = f"all images lie in {'/'.join(root)}: the folders in that ({some(found)}) are the classes"
         remarks.append(Remark("class-folders", message))
     if len(splits) > 1:
-        message = f"{some(splits)} are taken for classes, and are named as splits of a set are"
+        message = f"{some(splits)} are taken for classes, and are named as splits or parts of a set are"
         remarks.append(Remark("class-folders", message, len(splits), tuple(splits)))
     deep = [i for i, (_, _, rest) in enumerate(parts) if "/" in rest]
     if deep:

@@ -158,8 +158,12 @@ def _written_as(line: str) -> str:
         seen = "has quotes"
     elif re.search(r"[,;]\s*[^,;/]*$", line):
         seen = "has commas or semicolons"
-    elif re.search(r"\.\w+\s+\S+$", line) and not is_image(line):
-        seen = "has more than two columns"
+    elif "\\" in line:
+        seen = "has backslashes, where paths have /"
+    elif (found := re.search(r"\.\w+\s+(\S+)$", line)) and not is_image(line):
+        seen = (
+            "has more than two columns" if _is_number(found[1]) else f"ends in {found[1]!r}, which is no whole number"
+        )
     return f"; the line {line!r} {seen}: a list has one `path label` per line, with a space between" if seen else ""
 
 

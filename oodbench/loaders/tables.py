@@ -148,7 +148,9 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     if labelled and (known < 0).any():
         raise unlabelled(dataset, table.place, f"row {int((known < 0).argmax())}")
     keys = keys_of(dataset, known, table.place, classes) if labelled else ()
-    return Items(table.place, names, prints, known, column, classes or keys, classes, remarks=remarks)
+    return Items(
+        table.place, names, prints, known, column, classes or keys, classes, remarks=(*table.remarks, *remarks)
+    )
 
 
 def _columns(dataset: Dataset, table: Table, labelled: bool) -> tuple[str, str]:
@@ -177,6 +179,15 @@ def _columns(dataset: Dataset, table: Table, labelled: bool) -> tuple[str, str]:
         columns = ", ".join(f"{name} ({kind})" for name, kind in types.items())
         problem = Unlabelled if image else UserError
         raise problem(f"dataset '{dataset.name}': no column of {table.place} holds {lacking}; it has {columns}")
+    for schema, home in zip(table.schemas, table.homes, strict=True):
+        own = {one.name: one.type for one in schema}
+        if not (
+            image in own and holds_image(own[image]) and (not label or pa.types.is_integer(own.get(label, pa.null())))
+        ):
+            columns = ", ".join(f"{name} ({kind})" for name, kind in own.items())
+            raise UserError(
+                f"dataset '{dataset.name}': {Path(home).parent} has other columns than the first file: {columns}"
+            )
     return image, label
 
 
