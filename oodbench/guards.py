@@ -81,7 +81,7 @@ def kept(one: Running, again: Given, close: float) -> str:
 
 def mixed(one: Running, whole: Given) -> str:
     """Why the scores of a set's first and last images are not theirs in a small batch, or ""."""
-    if not one.first.scores:
+    if not one.sample or not one.first.scores:
         return ""
     rows = one.sample.rows
     among, alone = np.concatenate(whole.scores)[np.concatenate(rows)], np.concatenate(one.first.scores)
@@ -97,11 +97,12 @@ def mixed(one: Running, whole: Given) -> str:
 
 def _apart(one: Scores, other: Scores, close: float) -> npt.NDArray[np.bool_]:
     if not close:
-        return (one != other) & ~(np.isnan(one) & np.isnan(other))
+        return np.not_equal(one, other) & ~(np.isnan(one) & np.isnan(other))
     both = np.concatenate([one, other])
     both = both[np.isfinite(both)]
     allowed = close * both.std() + DIGIT * np.abs(both).max() if both.size else 0.0
-    return ~np.isclose(one, other, rtol=0, atol=allowed, equal_nan=True)
+    same: npt.NDArray[np.bool_] = np.isclose(one, other, rtol=0, atol=allowed, equal_nan=True)
+    return ~same
 
 
 def contents(value: object, name: str = "") -> dict[str, object]:

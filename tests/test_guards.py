@@ -19,6 +19,7 @@ import torch
 from sklearn.neighbors import BallTree
 from sklearn.preprocessing import StandardScaler
 
+from oodbench.errors import UserError
 from oodbench.guards import contents, difference
 from oodbench.store import Store
 from tests.test_engine import HEAD, images, request, results, scores_of
@@ -338,3 +339,27 @@ def test_scores_are_stored_as_they_were_given(dtype: str, images: Path, tmp_path
     assert row.status == "ok", row.error
     found = torch.from_numpy(scores_of(tmp_path, f"folder:{images}/ood"))
     assert torch.equal(found, found.to(getattr(torch, dtype)).double())
+
+
+def test_a_detector_refuses_a_method_that_counts(images: Path, tmp_path: Path) -> None:
+    """Its images come a few at a time: they are counted, and it is refused for good."""
+    from oodbench import Detector
+
+    path = tmp_path / "probe.py"
+    path.write_text(
+        HEAD.replace("@dataclass", "SEEN = [0]\n@dataclass", 1) + "    def score(self, batch, task, state):\n"
+        "        SEEN[0] += batch.size\n        return batch.features[:, 0] - (SEEN[0] > 100) * .1\n"
+    )
+    made = Detector("probe", classes=["a", "b"], plugins=[path], threshold=0.0, store=str(tmp_path / "s"))
+    made.fit()
+    scored = 0
+    with pytest.raises(UserError, match=r"probe: score\(\) keeps something of the images it has seen"):
+        while scored < 600:
+            made.score_samples(images / "ood")
+            scored += 30
+    assert scored < 300
+    with pytest.raises(UserError, match="keeps something"):
+        made.score_samples(images / "ood")
+    fine = Detector("mcm", classes=["a", "b"], threshold=0.0, store=str(tmp_path / "s")).fit()
+    first = fine.score_samples(images / "ood")
+    assert all(np.array_equal(first, fine.score_samples(images / "ood")) for _ in range(10))
