@@ -7,6 +7,7 @@ scoring a few images again.
 
 from __future__ import annotations
 
+import contextlib
 import types
 import warnings
 from collections import deque
@@ -135,7 +136,8 @@ def contents(value: object, name: str = "") -> dict[str, object]:
             places[id(one)] = place
             alive.append(one)
             found[place] = type(one).__qualname__
-            todo.extend((place + name, part) for name, part in _parts(one))
+            with contextlib.suppress(Exception):  # of its own code: what cannot be read counts by its type
+                todo.extend((place + name, part) for name, part in _parts(one))
     return found
 
 
@@ -148,7 +150,8 @@ def difference(before: Mapping[str, object], after: Mapping[str, object]) -> str
 def _memory(array: npt.NDArray[Any]) -> Any:
     import torch
 
-    return torch.from_numpy(np.array(array, order="C").reshape(-1).view(np.uint8))  # a copy: torch warns of read-only
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return torch.from_numpy(flat if flat.flags.writeable else flat.copy())  # torch warns of what is read-only
 
 
 def _parts(one: object) -> Iterator[tuple[str, object]]:
@@ -184,11 +187,8 @@ def _pickled(one: object) -> Iterator[tuple[str, object]]:
     own = getattr(one, "__dict__", None)
     if isinstance(own, dict):
         yield from ((f".{name}", part) for name, part in list(own.items()))
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of iterators, whose pickling Python gives up
-            reduced = one.__reduce_ex__(4)
-    except Exception:  # whatever its own code raises: it cannot be pickled
-        return
+    with warnings.catch_warnings(action="ignore"):  # of iterators, whose pickling Python gives up
+        reduced = one.__reduce_ex__(4)
     if isinstance(reduced, str):
         return
     _, arguments, state, *rest = (*reduced, None, None)[:5]
