@@ -162,7 +162,12 @@ COUNTING = counting()
 """
 
 
-@pytest.mark.parametrize("where", COUNTS)
+QUICK = ("a dict that fit() returned", "a module")
+
+
+@pytest.mark.parametrize(
+    "where", [where if where in QUICK else pytest.param(where, marks=pytest.mark.slow) for where in COUNTS]
+)
 def test_a_method_that_counts_is_refused_and_nothing_of_it_is_kept(where: str, images: Path, tmp_path: Path) -> None:
     """Later images score less: with OOD after ID everything seems told apart."""
     module, learnt, count, said = COUNTS[where]
@@ -198,6 +203,7 @@ WRITES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", WRITES)
 def test_a_write_past_torch_harms_no_other_method(what: str, images: Path, tmp_path: Path) -> None:
     """Nor one whose state lies in the memory that is written, however the methods are ordered."""
@@ -219,6 +225,7 @@ def test_a_write_past_torch_harms_no_other_method(what: str, images: Path, tmp_p
     assert [row.digest for row in results(others)] == [row.digest for row in found if row.status == "ok"]
 
 
+@pytest.mark.slow
 def test_what_a_method_alone_is_given_is_its_own(tmp_path: Path) -> None:
     """Word vectors and calibration images are made for each that asks: a write into them reaches no other method."""
     for name, write in (("probe", "x *= -1"), ("reads", "pass")):
@@ -285,6 +292,7 @@ KEEPS = """    needs = Needs.FEATURES | Needs.CALIBRATION
 """
 
 
+@pytest.mark.slow
 def test_what_a_method_keeps_is_made_anew_for_other_calibration_images(tmp_path: Path) -> None:
     """A short run leaves its bank in the store; the next run must not take it."""
     options: dict[str, Any] = {"methods": "probe", "id": "glyphs", "ood": ["glyphs-digits"]}
@@ -297,6 +305,7 @@ def test_what_a_method_keeps_is_made_anew_for_other_calibration_images(tmp_path:
     assert len({entry.key for entry in kept}) == 2
 
 
+@pytest.mark.slow
 def test_what_a_method_keeps_is_made_anew_when_a_file_of_a_hyper_parameter_is_edited(tmp_path: Path) -> None:
     words = tmp_path / "sign.json"
     options: dict[str, Any] = {"methods": "probe", "id": "glyphs", "ood": ["glyphs-digits"], "limit": 40}
@@ -342,6 +351,7 @@ def test_scores_are_stored_as_they_were_given(dtype: str, images: Path, tmp_path
     assert torch.equal(found, found.to(getattr(torch, dtype)).double())
 
 
+@pytest.mark.slow
 def test_a_detector_refuses_a_method_that_counts(images: Path, tmp_path: Path) -> None:
     """Its images come a few at a time: they are counted, and it is refused for good."""
     from oodbench import Detector
