@@ -7,6 +7,7 @@ scoring a few images again.
 
 from __future__ import annotations
 
+import contextlib
 import types
 import warnings
 from collections import deque
@@ -81,7 +82,7 @@ def kept(one: Running, again: Given, close: float) -> str:
 
 def mixed(one: Running, whole: Given) -> str:
     """Why the scores of a set's first and last images are not theirs in a small batch, or ""."""
-    if not one.first.scores:
+    if not one.sample or not one.first.scores:
         return ""
     rows = one.sample.rows
     among, alone = np.concatenate(whole.scores)[np.concatenate(rows)], np.concatenate(one.first.scores)
@@ -97,11 +98,12 @@ def mixed(one: Running, whole: Given) -> str:
 
 def _apart(one: Scores, other: Scores, close: float) -> npt.NDArray[np.bool_]:
     if not close:
-        return (one != other) & ~(np.isnan(one) & np.isnan(other))
+        return np.not_equal(one, other) & ~(np.isnan(one) & np.isnan(other))
     both = np.concatenate([one, other])
     both = both[np.isfinite(both)]
     allowed = close * both.std() + DIGIT * np.abs(both).max() if both.size else 0.0
-    return ~np.isclose(one, other, rtol=0, atol=allowed, equal_nan=True)
+    same: npt.NDArray[np.bool_] = np.isclose(one, other, rtol=0, atol=allowed, equal_nan=True)
+    return ~same
 
 
 def contents(value: object, name: str = "") -> dict[str, object]:
@@ -134,7 +136,8 @@ def contents(value: object, name: str = "") -> dict[str, object]:
             places[id(one)] = place
             alive.append(one)
             found[place] = type(one).__qualname__
-            todo.extend((place + name, part) for name, part in _parts(one))
+            with contextlib.suppress(Exception):  # of its own code: what cannot be read counts by its type
+                todo.extend((place + name, part) for name, part in _parts(one))
     return found
 
 
@@ -147,7 +150,8 @@ def difference(before: Mapping[str, object], after: Mapping[str, object]) -> str
 def _memory(array: npt.NDArray[Any]) -> Any:
     import torch
 
-    return torch.from_numpy(np.array(array, order="C").reshape(-1).view(np.uint8))  # a copy: torch warns of read-only
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return torch.from_numpy(flat if flat.flags.writeable else flat.copy())  # torch warns of what is read-only
 
 
 def _parts(one: object) -> Iterator[tuple[str, object]]:
@@ -183,11 +187,8 @@ def _pickled(one: object) -> Iterator[tuple[str, object]]:
     own = getattr(one, "__dict__", None)
     if isinstance(own, dict):
         yield from ((f".{name}", part) for name, part in list(own.items()))
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of iterators, whose pickling Python gives up
-            reduced = one.__reduce_ex__(4)
-    except Exception:  # whatever its own code raises: it cannot be pickled
-        return
+    with warnings.catch_warnings(action="ignore"):  # of iterators, whose pickling Python gives up
+        reduced = one.__reduce_ex__(4)
     if isinstance(reduced, str):
         return
     _, arguments, state, *rest = (*reduced, None, None)[:5]

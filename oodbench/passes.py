@@ -21,6 +21,23 @@ if TYPE_CHECKING:
 
 
 @dataclass
+class Given:
+    """What a method gave, batch by batch; nothing more after its first error."""
+
+    scores: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    predictions: list[npt.NDArray[np.int32]] = field(default_factory=list)
+    seconds: float = 0.0
+    error: Exception | None = None
+
+    def add(self, other: Given) -> None:
+        """Append the next batch."""
+        self.scores += other.scores
+        self.predictions += other.predictions
+        self.seconds += other.seconds
+        self.error = other.error
+
+
+@dataclass
 class Running:
     """A job under way: its method, what it learnt, and why it failed if it did.
 
@@ -40,27 +57,10 @@ class Running:
     error: str = ""
     held: dict[str, object] = field(default_factory=dict)
     sample: Sample | None = None
-    first: Given | None = None
+    first: Given = field(default_factory=Given)
     seen: int = 0
     looked: int = 0
     stateful: bool = False
-
-
-@dataclass
-class Given:
-    """What a method gave, batch by batch; nothing more after its first error."""
-
-    scores: list[npt.NDArray[np.float64]] = field(default_factory=list)
-    predictions: list[npt.NDArray[np.int32]] = field(default_factory=list)
-    seconds: float = 0.0
-    error: Exception | None = None
-
-    def add(self, other: Given) -> None:
-        """Append the next batch."""
-        self.scores += other.scores
-        self.predictions += other.predictions
-        self.seconds += other.seconds
-        self.error = other.error
 
 
 class Changed(UserError):

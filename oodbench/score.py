@@ -161,7 +161,8 @@ class Scorer:
     def _keep_out(self, one: Running, why: str) -> None:
         """Refuse a method that does not score each image on its own, if there is a reason; nothing of it stays."""
         if why:
-            one.stateful = not _failed(one, UserError(why))
+            _failed(one, UserError(why))
+            one.stateful = True
             forget_scores(self.plan, one.job)
 
     def _settled(self, group: Sequence[Running], found: Sequence[Given]) -> bool:
@@ -216,6 +217,7 @@ class Scorer:
                 if not self.task.intact():
                     raise UserError("fit() changes in place what it was given; clone it first")
             except Exception as error:
+                self.task.intact()  # puts right what it may have written before it failed
                 return _failed(one, error)
             one.fitted, one.fit_seconds = True, time.perf_counter() - began
         if not one.held:

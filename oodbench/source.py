@@ -172,17 +172,17 @@ def _base(base: ast.expr, one: _Class, main: Path, module: str) -> _Class | None
         path = parts.built_in_file(built_in)
         return _chosen(path, f"{parts.BUILT_IN}.{built_in}", "")[0] if path else None
     owner, _, name = ast.unparse(expression).rpartition(".")
-    for node in ast.walk(one.tree):
-        if not isinstance(node, ast.Import | ast.ImportFrom):
+    for line in ast.walk(one.tree):
+        if not isinstance(line, ast.Import | ast.ImportFrom):
             continue
-        for alias in node.names:
+        for alias in line.names:
             known = alias.asname or alias.name
-            if isinstance(node, ast.ImportFrom) and not owner and known == name:
-                files = parts.imported(one.path, node, main, module) or _elsewhere(node.module)
+            if isinstance(line, ast.ImportFrom) and not owner and known == name:
+                files = parts.imported(one.path, line, main, module) or _elsewhere(line.module)
                 return _defined(files, alias.name, main, module)
             if known == owner:
-                dotted = alias.name if isinstance(node, ast.Import) else f"{node.module}.{alias.name}"
-                files = parts.imported(one.path, node, main, module) or _elsewhere(dotted)
+                dotted = alias.name if isinstance(line, ast.Import) else f"{line.module}.{alias.name}"
+                files = parts.imported(one.path, line, main, module) or _elsewhere(dotted)
                 return _defined(files, name, main, module)
     return None
 

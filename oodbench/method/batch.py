@@ -72,8 +72,18 @@ class Batch:
 
     def copy(self) -> Batch:
         """The same images in memory of their own."""
-        parts = (self._features, self._embeddings, self._activations, self._pixels)
-        return Batch(self.needs, self.size, *(None if part is None else part.clone() for part in parts))
+
+        def own(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.clone()
+
+        return Batch(
+            self.needs,
+            self.size,
+            own(self._features),
+            own(self._embeddings),
+            own(self._activations),
+            own(self._pixels),
+        )
 
     def seen_by(self, needs: Needs) -> Batch:
         """The same images for a method with other needs."""

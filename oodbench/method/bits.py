@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 WORDS = 256  # 64-bit words in a row of the sums
+BLOCK = 2048  # rows at once: 4 MB
 
 
 def checksum(tensor: Tensor) -> bytes:
@@ -26,11 +27,11 @@ def checksum(tensor: Tensor) -> bytes:
         memory = memory.clone()  # words begin at multiples of 8 bytes
     memory = memory.view(torch.uint8)
     whole = len(memory) // (8 * WORDS) * (8 * WORDS)
-    rows = memory[:whole].view(torch.int64).view(-1, WORDS)
-    rest = memory[whole:].long()
-    return hashlib.blake2b(
-        torch.cat([rows.sum(0), (rows >> 16).sum(1), rest]).cpu().numpy().tobytes(), digest_size=16
-    ).digest()
+    columns, sums = torch.zeros(WORDS, dtype=torch.int64, device=memory.device), [memory[whole:].long()]
+    for rows in memory[:whole].view(torch.int64).view(-1, WORDS).split(BLOCK):
+        columns += rows.sum(0)
+        sums.append((rows >> 16).sum(1))
+    return hashlib.blake2b(torch.cat([columns, *sums]).cpu().numpy().tobytes(), digest_size=16).digest()
 
 
 class Lent:
