@@ -57,6 +57,13 @@ def engine(saved: Saved, request: RunRequest, kept: Keeping) -> Engine:
     if now != {name: recipe[name] for name in now}:
         what = "method" if info.source != recipe["source"] else "libraries"
         log.warning("the %s of the detector in %s changed since it was saved; scores may differ", what, saved.folder)
+    by_hand = saved.params.get("threshold") is not None
+    if recipe["calibration"] and recipe["threshold"] is not None and "threshold_images" not in recipe and not by_hand:
+        log.warning(
+            "the threshold of the detector in %s was set on images that it learnt from, and rejects more new ID images "
+            "than it promises; fit and save it anew",
+            saved.folder,
+        )
     texts = {name: str(saved.folder / file) for name, file in recipe["prompts"].items()}
     parameters = registry.parameters(info, {**recipe["parameters"], **texts})
     named = parameters.get("templates")
