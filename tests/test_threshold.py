@@ -264,5 +264,8 @@ def test_a_folder_of_an_older_version_scores_as_it_did(
     assert "promises" not in caplog.text
     found = Detector.load(path.parent)
     assert "was set on images that it learnt from" in caplog.text and "fit and save it anew" in caplog.text
+    caplog.clear()
+    Detector.load(found.save(tmp_path / "older"))
+    assert "was set on images that it learnt from" in caplog.text, "nor does saving it anew without fitting help"
     assert found.threshold_ == one.threshold_
     assert (found.score_samples(files) == one.score_samples(files)).all()
