@@ -302,6 +302,11 @@ def test_an_explanation_that_fails_or_is_not_finite_leaves_the_score(place: Path
     assert f"{mute.score:.5g}" in explanation.text(one) and r"odd: a\x1b" in explanation.text(one)
     found = json.loads(json.dumps(explanation.plain(one), allow_nan=False))
     assert found["verdicts"][1]["details"] == {"a\x1b": [["b", "nan"]]}
+    (tmp_path / "two").mkdir()
+    for name in ("letters-000.png", "letters-001.png"):
+        shutil.copy(place / "new" / name, tmp_path / "two")
+    whole = call(place, "explain", "--methods", "mcm", "--json", str(tmp_path / "two"))
+    assert [Path(one["image"]).name for one in json.loads(whole.stdout)] == ["letters-000.png", "letters-001.png"]
     done = call(place, "explain", "--methods", "mcm", "--top", "0", "new/letters-000.png")
     assert done.exit_code == 2 and "0 is not in the range" in done.output
 

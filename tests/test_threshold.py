@@ -249,8 +249,10 @@ def test_broken_images_neither_teach_nor_set_the_threshold(files: Path, learners
         Detector("mcm", classes=NAMES, on_error="skip").fit([mixed / f"broken-{i}.png" for i in range(12)])
 
 
-def test_a_folder_of_an_older_version_scores_as_it_did(files: Path, tmp_path: Path) -> None:
-    """It says nothing of the images that set its threshold, and knows no shared store."""
+def test_a_folder_of_an_older_version_scores_as_it_did(
+    files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It says nothing of the images that set its threshold: those that it learnt from."""
     one = Detector("react", classes=NAMES).fit(files)
     path = one.save(tmp_path / "saved") / "detector.json"
     recipe = json.loads(path.read_text())
@@ -259,6 +261,11 @@ def test_a_folder_of_an_older_version_scores_as_it_did(files: Path, tmp_path: Pa
     assert json.loads((again.save(tmp_path / "again") / "detector.json").read_text()) == recipe
     older = {name: value for name, value in recipe.items() if name not in ("threshold_images", "digest")}
     path.write_text(json.dumps({**older, "digest": digest(older)}))
+    assert "promises" not in caplog.text
     found = Detector.load(path.parent)
+    assert "was set on images that it learnt from" in caplog.text and "fit and save it anew" in caplog.text
+    caplog.clear()
+    Detector.load(found.save(tmp_path / "older"))
+    assert "was set on images that it learnt from" in caplog.text, "nor does saving it anew without fitting help"
     assert found.threshold_ == one.threshold_
     assert (found.score_samples(files) == one.score_samples(files)).all()

@@ -36,7 +36,7 @@ def explain(images: tuple[Path, ...], id_: str, top: int, as_json: bool, verbose
     from oodbench.detector import explanation
 
     request = session.request_from(id=id_, allow_partial=True, skip_missing=True, **options)
-    found = explanation.explain(request, images, top)
+    found = explanation.explain(request, images[0] if len(images) == 1 else images, top)
     if as_json:
         say(json.dumps([explanation.plain(one) for one in found], indent=1, allow_nan=False))
     else:

@@ -139,12 +139,9 @@ def _file(path: Path) -> tuple[str, str]:
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder among images; give the folder alone")
     try:
-        mark = print_of(path)
+        return str(path.absolute()), print_of(path)
     except OSError as error:
         raise UserError(f"image {path} cannot be read: {error.strerror}; give {_KINDS}") from error
-    if not os.path.isfile(path):  # a pipe would be waited for
-        raise UserError(f"image {path} is no regular file; give {_KINDS}")
-    return str(path.absolute()), mark
 
 
 def _image(one: Any, number: int) -> Image:

@@ -57,13 +57,19 @@ def engine(saved: Saved, request: RunRequest, kept: Keeping) -> Engine:
     if now != {name: recipe[name] for name in now}:
         what = "method" if info.source != recipe["source"] else "libraries"
         log.warning("the %s of the detector in %s changed since it was saved; scores may differ", what, saved.folder)
+    judged = _judged(saved)
+    if judged and judged.get("learnt_from"):
+        log.warning(
+            "the threshold of the detector in %s was set on images that it learnt from, and rejects more new ID images "
+            "than it promises; fit and save it anew",
+            saved.folder,
+        )
     texts = {name: str(saved.folder / file) for name, file in recipe["prompts"].items()}
     parameters = registry.parameters(info, {**recipe["parameters"], **texts})
     named = parameters.get("templates")
     templates = prompts.templates(named) if isinstance(named, str) else None
     job = Job(info, parameters, templates, _weights(saved))
     made = Engine(request, job, _encoder(saved, request, kept), lines(recipe["classes"]), kept)
-    facts = {"calibration": recipe["calibration"], "threshold": recipe.get("threshold_images")}  # older: none
     if recipe["learnt"] is None:
         made.fit(None)
     else:
@@ -78,8 +84,18 @@ def engine(saved: Saved, request: RunRequest, kept: Keeping) -> Engine:
                 f"what the detector in {saved.folder} learnt does not fit this version of {info.name}: {error}; "
                 "fit and save it anew"
             ) from error
-    made.facts = facts
+    made.facts = {"calibration": recipe["calibration"], "threshold": judged}
     return made
+
+
+def _judged(saved: Saved) -> dict[str, Any] | None:
+    """The images that set the threshold; folders that do not name them were written when they were learnt from, too."""
+    recipe = saved.recipe
+    given = recipe["threshold"] is None or saved.params.get("threshold") is not None
+    if "threshold_images" in recipe or given or not recipe["calibration"]:
+        found: dict[str, Any] | None = recipe.get("threshold_images")
+        return found
+    return {**recipe["calibration"], "learnt_from": True, "value": recipe["threshold"]}
 
 
 def _newer(saved: Saved, what: str) -> UserError:
