@@ -115,7 +115,7 @@ def test_caption_says_what_a_reader_must_know() -> None:
     text = report.markdown(only(result("MCM", ood(skipped=3))))
     assert text.splitlines()[0] == (
         "**Toy, encoder ViT-B-16/openai.** AUROC, FPR95 and ID accuracy in %. FPR95: share of OOD images accepted when"
-        " at least 95 % of ID images are kept (ID positive). ID: Cats (n = 1,000). OOD: SUN (n = 200, 3 skipped)."
+        " at least 95 % of ID images are kept (ID positive). ID: Cats (n = 1,000, 2 classes). OOD: SUN (n = 200, 3 skipped)."
         " Encoder weights: 0123456789ab. Seconds: scoring only."
     )
     nearest = report.markdown(only(result(conventions={"at95": "nearest"})))
@@ -192,7 +192,7 @@ def test_partial_sets_are_stamped() -> None:
     table = only(result("MCM", ood(n=20), ood("DTD", n=7, expected=None), id=id_part))
     assert header(table)[1] == "SUN (partial 20/200) AUROC ↑"
     assert header(table)[7] == "ID (partial 50/1000) Acc. ↑"
-    assert "ID: Cats (partial 50/1000). OOD: SUN (partial 20/200), DTD (n = 7)." in report.markdown(table)
+    assert "ID: Cats (partial 50/1000, 2 classes). OOD: SUN (partial 20/200), DTD (n = 7)." in report.markdown(table)
     assert r" & \multicolumn{2}{c}{\scriptsize partial 20/200} & \multicolumn{2}{c}{} & " in report.latex(table)
     lines = printed(table, 120).splitlines()
     assert any(line.split() == ["20/200", "50/1000"] for line in lines)
@@ -354,3 +354,17 @@ def test_latex_compiles(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "Overfull" not in done.stdout
+
+
+def test_where_scores_tie_a_note_says_so() -> None:
+    """One class: MCM is constant, and 50.00 / 100.00 is no measurement."""
+    rows = [
+        result("MCM", ood("SUN", 0.5, 1.0, tied=1.0), ood("DTD", 0.5, 1.0, tied=0.961)),
+        result("Energy", ood("SUN", tied=0.94), ood("DTD", tied=0.0)),
+    ]
+    table = only(*rows)
+    assert table.notes == ("MCM: scores that tie, on SUN (all), DTD (96 %).",)
+    for text in (report.latex(table), report.markdown(table)):
+        assert "MCM: scores that tie, on SUN (all)" in text
+    chosen = report.tables(rows, report.Options(sets=("dtd",)))[0]
+    assert chosen.notes == ("MCM: scores that tie, on DTD (96 %).",)

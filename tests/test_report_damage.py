@@ -93,14 +93,13 @@ def three(results: Path) -> Path:
     return lay(results, "bad", 1.4)
 
 
-@pytest.mark.parametrize("form", ["terminal", "csv", "latex"])
 @pytest.mark.parametrize("damage", ROW)
 def test_a_damaged_row_is_one_line_and_the_others_are_printed(
-    damage: str, form: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = three(tmp_path)
     ROW[damage](path)
-    done = call("--results", tmp_path, "--format", form)
+    done = call("--results", tmp_path)
     assert done.exit_code == 0, done.output
     assert "MCM" in done.stdout and "NEAR" in done.stdout and "BAD" not in done.stdout
     (said,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
