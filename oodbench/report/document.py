@@ -38,5 +38,5 @@ def document(tables: Sequence[Table], options: Options) -> str:
     said = remark(text)
     if said:
         log.warning("the LaTeX %s, and prints their codes: compile it with lualatex or xelatex", said)
-    text = re.sub(r"^% holds .*\n", "", text, flags=re.MULTILINE)  # of a table by itself
+    text = re.sub(r"^% The table holds .*\n", "", text, flags=re.MULTILINE)  # of a table by itself
     return _HEAD % (_ENGINE.format(remark=said) if said else "", preamble(text)) + as_codes(text)
