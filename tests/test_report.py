@@ -354,17 +354,3 @@ def test_latex_compiles(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "Overfull" not in done.stdout
-
-
-def test_where_scores_tie_a_note_says_so() -> None:
-    """One class: MCM is constant, and 50.00 / 100.00 is no measurement."""
-    rows = [
-        result("MCM", ood("SUN", 0.5, 1.0, tied=1.0), ood("DTD", 0.5, 1.0, tied=0.961)),
-        result("Energy", ood("SUN", tied=0.94), ood("DTD", tied=0.0)),
-    ]
-    table = only(*rows)
-    assert table.notes == ("MCM: scores that tie, on SUN (all), DTD (96 %).",)
-    for text in (report.latex(table), report.markdown(table)):
-        assert "MCM: scores that tie, on SUN (all)" in text
-    chosen = report.tables(rows, report.Options(sets=("dtd",)))[0]
-    assert chosen.notes == ("MCM: scores that tie, on DTD (96 %).",)

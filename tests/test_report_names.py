@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyarrow import parquet
@@ -35,7 +36,7 @@ SCRIPTS = (
 
 def hostile() -> list[Result]:
     sets = [ood(f"{HOSTILE} {i}", title=HOSTILE, group=HOSTILE) for i in range(2)]
-    named = {"title": HOSTILE, "benchmark_title": HOSTILE}
+    named: dict[str, Any] = {"title": HOSTILE, "benchmark_title": HOSTILE}
     templates = {"name": HOSTILE, "count": 1, "digest": "d" * 64}
     return [
         row("mcm", *sets, **named, templates=templates, label=f"mcm[templates={HOSTILE}]"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -18,8 +17,6 @@ from oodbench.report.repeats import repeats, summary
 from oodbench.report.sections import by_training
 from oodbench.report.table import Line, Table
 from oodbench.result import IdRow, Result, SetRow
-
-_TIED = 0.95  # share of scores that tie from which a note says so
 
 Digests = Mapping[str, Mapping[str, frozenset[str]]]
 
@@ -60,7 +57,6 @@ def _table(one: Group, footing: Footing, options: Options, test: Test | None) ->
     lines = _lines(results, plans, options, "templates" if footing.prompts else "")
     said = [footing.title] if footing.title else []
     notes = [_note(line) for line in lines if line.result and line.result.status != "ok"]
-    notes += filter(None, (_tied(line, plans) for line in lines))
     if footing.missing:
         notes.append(f"Not run with these prompts: {', '.join(footing.missing)}.")
     lines = list(marked(lines, blocks))
@@ -134,15 +130,6 @@ def _cites(model: Result, options: Options) -> tuple[tuple[str, tuple[str, ...]]
     images: list[IdRow | SetRow] = [model.id, *kept]
     found = [(s.title, keys_of_dataset(s.dataset)) for s in images]
     return tuple((title, keys) for title, keys in found if keys)
-
-
-def _tied(line: Line, plans: Sequence[Plan]) -> str:
-    """On which of the shown sets nearly all scores of a row tie, so that its numbers are of no ranking."""
-    shown = {p.block.name for p in plans}
-    rows = [row for row in line.rows if row.status == "ok"]
-    sets = [s for row in rows for s in row.ood if s.dataset in shown and s.tied >= _TIED]
-    said = dict.fromkeys(f"{s.title} ({'all' if s.tied == 1 else f'{math.floor(100 * s.tied)} %'})" for s in sets)
-    return f"{line.name}: scores that tie, on {', '.join(said)}." if said else ""
 
 
 def _note(line: Line) -> str:
