@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -92,14 +93,13 @@ def three(results: Path) -> Path:
     return lay(results, "bad", 1.4)
 
 
-@pytest.mark.parametrize("form", ["terminal", "csv", "latex"])
 @pytest.mark.parametrize("damage", ROW)
 def test_a_damaged_row_is_one_line_and_the_others_are_printed(
-    damage: str, form: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = three(tmp_path)
     ROW[damage](path)
-    done = call("--results", tmp_path, "--format", form)
+    done = call("--results", tmp_path)
     assert done.exit_code == 0, done.output
     assert "MCM" in done.stdout and "NEAR" in done.stdout and "BAD" not in done.stdout
     (said,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
@@ -216,3 +216,39 @@ def test_a_run_makes_damaged_rows_and_scores_anew(tmp_path: Path, monkeypatch: p
             assert parquet.read_table(path).equals(sound), name
             assert row.is_file() and call("--results", tmp_path / "out", "--verify").exit_code == 0, name
             path.with_name("pipe").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("form", ["markdown", "csv", "html", "parquet", "latex", "terminal"])
+def test_what_cannot_be_written_to_is_one_line_and_stays(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = lay(tmp_path / "r").parents[3]
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("kept")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    for target in ("folder", "file/below"):
+        done = call("--results", results, "--format", form, "--output", tmp_path / target)
+        assert done.exit_code == 2 and done.stderr.count("\n") == 1 and "cannot write --output" in done.stderr
+    for name in ("write_text", "write_bytes"):
+
+        def full(path: Path, *_: object, **__: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+        monkeypatch.setattr(Path, name, full)
+    for target in ("pipe", "file"):
+        done = call("--results", results, "--format", form, "--output", tmp_path / target)
+        assert done.exit_code == 2 and done.stderr.endswith(f"{target}: No space left on device\n"), done.stderr
+    assert pipe.is_fifo() and (tmp_path / "file").read_text() == "kept"
+    os.close(reader)
+
+
+def test_parquet_goes_into_a_pipe(tmp_path: Path) -> None:
+    results = lay(tmp_path / "r").parents[3]
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    assert call("--results", results, "--format", "parquet", "--output", pipe).exit_code == 0
+    assert os.read(reader, 1 << 20)[:4] == b"PAR1" and pipe.is_fifo()
+    os.close(reader)

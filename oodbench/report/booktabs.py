@@ -64,8 +64,8 @@ def latex(table: Table) -> str:
     for note in table.notes:
         out.append(rf"\par\smallskip\parbox{{\textwidth}}{{\raggedright {escape(note)}}}")
     text = "\n".join([*out, r"\end{table*}"]) + "\n"
-    said = remark(text)
-    return f"% {said}: LuaLaTeX or XeLaTeX with a font that has them.\n{text}" if said else text
+    lacking = remark(text)
+    return f"% The table {lacking}: lualatex or xelatex, and a font that has them.\n{text}" if lacking else text
 
 
 def _remarks(table: Table) -> list[str]:

@@ -35,8 +35,8 @@ def document(tables: Sequence[Table], options: Options) -> str:
             references.append(rf"\bibitem{{{work.key}}} {escape('. '.join(filter(None, said)))}.")
         references.append(r"\end{thebibliography}")
     text = "\n".join([body, *references, r"\end{document}"]) + "\n"
-    said = remark(text)
-    if said:
-        log.warning("the LaTeX %s, and prints their codes: compile it with lualatex or xelatex", said)
-    text = re.sub(r"^% holds .*\n", "", text, flags=re.MULTILINE)  # of a table by itself
-    return _HEAD % (_ENGINE.format(remark=said) if said else "", preamble(text)) + as_codes(text)
+    lacking = remark(text)
+    if lacking:
+        log.warning("the LaTeX %s, and prints their codes: compile it with lualatex or xelatex", lacking)
+    text = re.sub(r"^% The table holds .*\n", "", text, flags=re.MULTILINE)  # of a table by itself
+    return _HEAD % (_ENGINE.format(remark=lacking) if lacking else "", preamble(text)) + as_codes(text)

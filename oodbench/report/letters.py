@@ -1,4 +1,4 @@
-r"""Letters: what LaTeX sets of names in any script, and what it takes for the rest.
+"""Letters: what LaTeX sets of names in any script, and what it takes for the rest.
 
 pdflatex has letters of the Latin alphabet and signs of mathematics, among them Greek letters. Others need LuaLaTeX or
 XeLaTeX and a font that has them; without, they are left out with no more than a line in the log.
@@ -106,7 +106,7 @@ def commanded(letter: str) -> str:
         return ""
     if letter in MATH:
         return rf"\ensuremath{{{MATH[letter]}}}"
-    base, *marks = unicodedata.normalize("NFD", letter)
+    base, *marks = list(unicodedata.normalize("NFD", letter))
     if base in MATH and len(marks) == 1 and marks[0] in _IN_MATH:  # as in modern Greek
         return rf"\ensuremath{{\{_IN_MATH[marks[0]]}{{{MATH[base]}}}}}"
     if base.isascii() and base.isalpha() and set(marks) <= set(_ACCENTS):

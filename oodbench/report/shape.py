@@ -125,7 +125,7 @@ def write(tables: Sequence[Table], options: Options, request: Request, page: Cal
             else:
                 partial.write_text(html or text(tables, options, request), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"cannot write --output {path}: {error}") from error
+        raise UserError(f"cannot write --output {path}: {error.strerror or error}") from error
 
 
 def _plain(tables: Sequence[Table]) -> str:

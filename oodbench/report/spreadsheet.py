@@ -41,7 +41,9 @@ def parquet(tables: Sequence[Table], path: Path, options: Options | None = None)
 
     records = _records(tables, options or Options())
     columns = {name: [_null(record.get(name)) for record in records] for name in _names(records)}
-    file.write_table(pa.table({name: _array(pa, values) for name, values in columns.items()}), path)
+    made = io.BytesIO()  # given a path, pyarrow removes what lies there when it cannot write, a device, too
+    file.write_table(pa.table({name: _array(pa, values) for name, values in columns.items()}), made)
+    path.write_bytes(made.getvalue())
 
 
 def _array(pa: object, values: list[object]) -> object:

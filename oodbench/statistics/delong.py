@@ -87,7 +87,7 @@ def interval(placed: Placements, level: float = 0.95, scale: str = "logit") -> I
         half = normal_deviate(level) * math.sqrt(variance)
         return max(value - half, 0.0), min(value + half, 1.0)
     n, m = placed.id.size, effective([part.size for part in placed.ood])
-    ends = []
+    ends: list[float] = []
     if variance > 0 and 1e-12 < value < 1 - 1e-12:
         ends += on_logit_scale(value, math.sqrt(variance), level)
     if not ends or is_few(value, min(n, m)):
