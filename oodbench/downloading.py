@@ -149,7 +149,10 @@ def _stream(url: str, part: Path, timeout: float) -> Iterator[tuple[int, int]]:
         if start not in (0, have):
             raise ConnectionError(f"the server went on at byte {start:,} instead of {have:,}")
         encoding = answer.headers.get("Content-Encoding", "identity")
-        if encoding.strip().lower() not in ("", "identity"):  # a server that packs what it sends, against what was asked
+        if encoding.strip().lower() not in (
+            "",
+            "identity",
+        ):  # a server that packs what it sends, against what was asked
             raise ConnectionError(f"the server sends it encoded as {encoding[:40]!r}")
         length = answer.headers.get("Content-Length")
         if length is not None and not (length.isascii() and length.isdecimal() and len(length) < _DIGITS):
