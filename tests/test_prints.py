@@ -285,3 +285,33 @@ def test_sources_found_anew_are_compared_with_what_was_listed(tmp_path: Path) ->
         decoded(again)
     with pytest.raises(UserError, match="changed after it was listed"):
         decoded(dataclasses.replace(found, source=later))
+
+
+def test_a_shard_of_captions_that_changes_before_it_is_fetched_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import io
+
+    from oodbench import reaching
+    from oodbench.training import shards
+
+    def pack(shade: int) -> None:
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            for name, content in (("0.ppm", cells(shade)[0]), ("0.txt", b"a photo")):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+
+    def fetch(url: str, place: Path) -> Path:
+        pack(90)  # between the question and the fetching
+        return reaching.fetch(url, place)
+
+    pack(10)
+    url, store = f"file://{tmp_path}/a.tar", Store(tmp_path / "store")
+    (part,) = shards.read_all(url, store)
+    pack(10)
+    (again,) = shards.read_all(url, store)
+    assert again.listing.stamp != part.listing.stamp
+    monkeypatch.setattr(shards, "fetch", fetch)
+    with pytest.raises(UserError, match=r"a\.tar changed after they were listed; run again"):
+        list(shards.read_all(url, Store(tmp_path / "another")))
