@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from oodbench.errors import UserError, did_you_mean
+from oodbench.paths import text_of
 from oodbench.reference import OWN
 
 LOADERS = ("classes", "images", "list", "tar", "torchvision", "parquet", "hf", "arrays", "part", "union", "glyphs")
@@ -119,8 +120,8 @@ T = TypeVar("T", Dataset, Benchmark)
 
 def _read(path: Path, kind: type[T]) -> T:
     try:
-        raw: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raw: dict[str, Any] = tomllib.loads(text_of(path, "the declaration"))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"{path}: {error}") from error
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for key, value in raw.items():

@@ -65,7 +65,7 @@ class MethodInfo:
 def describe(name: str, path: Path, origin: str, module: str, subclass: str = "") -> MethodInfo:
     """Read a method's file. `subclass` names its class when the file holds several."""
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"), path.name)
+        tree = ast.parse(path.read_text(encoding="utf-8-sig"), path.name)
         node = _subclass(tree, subclass)
         parameters, needs = _fields(node)
         calibrated = _calibrated(node, parameters)
@@ -111,7 +111,7 @@ def source_digest(path: Path) -> str:
 
 def _parts(path: Path) -> Iterable[Path]:
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = ast.parse(path.read_text(encoding="utf-8-sig"))
     except (SyntaxError, ValueError):  # importing it will say so
         return
     for node in ast.walk(tree):
