@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 from pathlib import Path
 
 from oodbench.errors import UserError
@@ -32,9 +33,16 @@ def expand(path: Path | str, given: str = "the path") -> Path:
     given  the flag or the variable that the path comes from, for the message
     """
     try:
+        if "\0" in str(path):
+            raise RuntimeError("no name of a file has a NUL byte in it")
         return Path(path).expanduser()
     except RuntimeError as error:
         raise UserError(f"{given} {path} cannot be read: {error}") from error
+
+
+def real(path: Path | str) -> Path:
+    """`expand`, absolute and without links; a link that leads to itself stays, where Path.resolve raises."""
+    return Path(os.path.realpath(expand(path)))
 
 
 def text_of(path: Path, given: str) -> str:
@@ -43,7 +51,7 @@ def text_of(path: Path, given: str) -> str:
     UserError, which begins with `given`, for what is no such text, is no file, or cannot be read.
     """
     try:
-        if path.exists() and not path.is_file() and not str(path).startswith("/dev/"):  # `<(...)` of a shell is one
+        if path.exists() and not path.is_file() and not str(path).startswith("/dev/fd/"):  # `<(...)` of a shell
             raise UserError(f"{given} {path} is no file")
         raw = path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name

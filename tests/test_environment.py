@@ -18,6 +18,7 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from oodbench import catalogue
 from oodbench.cli import group, main
@@ -212,6 +213,26 @@ def test_bars_show_names_as_they_are_spelled(monkeypatch: pytest.MonkeyPatch) ->
         watch(HOSTILE, 3)(1)
     text = screen.getvalue()
     assert SEEN in text and "\u202e" not in text and "\x1b[31m\u202e" not in text and "\x07" not in text
+
+
+def test_lists_and_plans_keep_a_line_for_each_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "a\n\x1b[2Jb"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "x.png")
+    done = call(
+        "run", "--dry-run", "--methods", "mcm", "--limit", "2", "--ood", f"folder:{folder}", "--tracking-uri", "none"
+    )
+    assert done.exit_code == 0 and "\x1b" not in done.stdout
+    assert [line for line in done.stdout.split("\n") if r"a\n\x1b[2Jb: 1 images" in line]
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "odd.toml").write_text('title = "a\\n\\u001b[2Jb"\nloader = "images"\npath = "x"\n')
+    monkeypatch.setenv("OODBENCH_CONFIG", str(tmp_path))
+    catalogue.datasets.cache_clear()
+    try:
+        for command in (["datasets"], ["datasets", "show", "odd"]):
+            assert r"a\n\x1b[2Jb" in call(*command).stdout
+    finally:
+        catalogue.datasets.cache_clear()
 
 
 # A user without a home
