@@ -347,6 +347,14 @@ def test_quotes_that_do_not_close(text: str) -> None:
         parse_names(text)
 
 
+def test_a_variable_of_torchrun_that_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    from oodbench.training.processes import joined
+
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(UserError, match=r"^\$WORLD_SIZE is 'two', which is no number"), joined("cpu"):
+        pass
+
+
 # Texts of the user
 
 

@@ -97,6 +97,8 @@ class Group(click.Group):
         except click.Abort:
             code = 130
         except OSError as error:
+            if error.errno != errno.EPIPE and logging.getLogger("oodbench").isEnabledFor(logging.DEBUG):
+                raise
             _forsake(sys.stdout)
             if error.errno != errno.EPIPE:
                 tell(f"the output cannot be written: {_reason(error)}")
