@@ -11,6 +11,7 @@ from pathlib import Path
 from oodbench import catalogue
 from oodbench.catalogue import Benchmark, Dataset
 from oodbench.errors import UserError
+from oodbench.printable import printable
 from oodbench.source import MethodInfo
 from oodbench.store import Store
 from oodbench.urls import hidden, is_url
@@ -84,7 +85,8 @@ def dataset(one: Dataset, data: Path) -> str:
         "to get it": one.obtain,
         "status": _status(one, data),
     }
-    return hidden("\n".join([one.name, *(f"  {name:10}{value}" for name, value in fields.items() if value)]))
+    told = {name: value if name == "to get it" else printable(value) for name, value in fields.items()}
+    return hidden("\n".join([printable(one.name), *(f"  {name:10}{value}" for name, value in told.items() if value)]))
 
 
 def benchmark(one: Benchmark, data: Path) -> str:
@@ -159,6 +161,6 @@ def _status(one: Dataset, data: Path) -> str:
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     """Columns in plain text, for terminals and pipes alike."""
-    lines = [head, *rows]
+    lines = [head, *(tuple(map(printable, row)) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)

@@ -21,7 +21,7 @@ DEPTH = 3  # of named folders in one another
 
 def tree_of(path: Path) -> ast.Module:
     """The syntax tree of a file. OSError, SyntaxError or ValueError when there is none."""
-    return ast.parse(path.read_text(encoding="utf-8"), path.name)
+    return ast.parse(path.read_text(encoding="utf-8-sig"), path.name)
 
 
 def source_digest(path: Path, module: str = "", bases: Iterable[Path] = ()) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from oodbench import parts
 from oodbench.errors import UserError, did_you_mean, raise_all
-from oodbench.paths import expand
+from oodbench.paths import expand, real
 from oodbench.source import MethodInfo, describe
 from oodbench.values import conform
 
@@ -159,7 +159,7 @@ def _unfit(path: Path) -> str:
 
 
 def _from_file(path: Path) -> MethodInfo:
-    return describe(path.stem, expand(path).resolve(), "plugin", "")
+    return describe(path.stem, real(path), "plugin", "")
 
 
 def _import_file(info: MethodInfo) -> ModuleType:

@@ -68,7 +68,9 @@ class Shared(Store):
     def check(self) -> None:
         """UserError unless the other side takes a file."""
         if not urls.is_url(self.url):
-            raise UserError(f"--shared {self.url} is no URL; write for example s3://bucket/oodbench")
+            raise UserError(
+                f"--shared or $OODBENCH_SHARED: {self.url} is no URL; write for example s3://bucket/oodbench"
+            )
         probe = f"{self._base}/.probe-{secrets.token_hex(8)}"
         self._put(functools.partial(self._system.pipe_file, probe, b""), probe, tries=1)
         with contextlib.suppress(UserError, FileNotFoundError):  # who may not remove leaves an empty file

@@ -88,7 +88,8 @@ def _sequence(value: Any, into: type[tuple[Any, ...]] | type[list[Any]], inner: 
 
 def parse_choices(text: str) -> list[Choice]:
     """`mcm,energy[scale=1],energy[scale=100]` -> three choices. UserError with every part that cannot be read."""
-    choices, problems = [], []
+    choices: list[Choice] = []
+    problems: list[str] = []
     for part in split(text, ","):
         try:
             choices.append(_choice(part))

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from oodbench.errors import UserError, did_you_mean
+from oodbench.paths import text_of
 from oodbench.printable import printable
 from oodbench.urls import hidden
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from oodbench.result import Result
 
 FOLDER = click.Path(path_type=Path)
+_AGAIN = "; what is finished is stored, and the same command goes on from there"
 # In place of what stdout cannot encode.
 _ALIKE = dict(zip("†‡·–—−×’“”↑↓", '**----x\'""^v', strict=True))
 
@@ -97,6 +99,8 @@ class Group(click.Group):
         except click.Abort:
             code = 130
         except OSError as error:
+            if error.errno != errno.EPIPE and logging.getLogger("oodbench").isEnabledFor(logging.DEBUG):
+                raise
             _forsake(sys.stdout)
             if error.errno != errno.EPIPE:
                 tell(f"the output cannot be written: {_reason(error)}")
@@ -116,13 +120,13 @@ class Group(click.Group):
             tell(*error.problems)
             ctx.exit(2)
         except KeyboardInterrupt as stop:
-            say("stopped; what is finished is stored, and the same command goes on from there", err=True)
+            note(f"stopped{_AGAIN}")
             ctx.exit(143 if isinstance(stop, Terminated) else 130)
         except OSError as error:
             # A disk that is full, a folder in place of a file: whatever was being written was written whole, or not.
             if error.errno == errno.EPIPE or logging.getLogger("oodbench").isEnabledFor(logging.DEBUG):
                 raise
-            tell(f"{_reason(error)}; what is finished is stored, and the same command goes on from there")
+            tell(_reason(error) + (_AGAIN if ctx.invoked_subcommand in ("run", "train") else ""))
             ctx.exit(2)
 
 
@@ -188,8 +192,8 @@ def configure(ctx: click.Context, param: click.Parameter, path: Path | None) -> 
     import tomllib
 
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raw = tomllib.loads(text_of(path, "--config").replace("\r\n", "\n"))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"--config {path}: {error}") from error
     flags = {p.name or "": p for p in ctx.command.params if p.name != "config"}
     spelled = {max(flag.opts, key=len).lstrip("-").replace("-", "_"): name for name, flag in flags.items()}

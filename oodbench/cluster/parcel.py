@@ -43,13 +43,13 @@ class Code:
 
 @dataclass(frozen=True)
 class Files:
-    """Files by name, to be written into a folder of the worker's own."""
+    """Files by name, to be written below a folder of the worker's own."""
 
     contents: tuple[tuple[str, bytes], ...]
 
-    def write(self) -> Path:
-        """Write them below a new temporary folder."""
-        folder = Path(tempfile.mkdtemp(prefix="oodbench-"))
+    def write(self, below: Path) -> Path:
+        """Write them into a new folder, which is given back."""
+        folder = Path(tempfile.mkdtemp(dir=below))
         for name, content in self.contents:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
@@ -96,8 +96,11 @@ def unmark(parcel: Parcel) -> None:
     parcel.plan.store.forget("cluster", parcel.token)
 
 
-def unpack(parcel: Parcel) -> Plan:
-    """The plan as this process can carry it out. UserError when code, methods, files or store are not the driver's."""
+def unpack(parcel: Parcel, scratch: Path) -> Plan:
+    """The plan as this process can carry it out, with the driver's files below `scratch`.
+
+    UserError when code, methods, files or store are not the driver's.
+    """
     check_code(parcel.code)
     if os.path.isdir(parcel.folder):
         os.chdir(parcel.folder)  # paths that a user wrote may start there
@@ -108,8 +111,8 @@ def unpack(parcel: Parcel) -> Plan:
             f"the store {plan.store.root} on {socket.gethostname()} is not the driver's; "
             "name a folder that every node sees with --store or $OODBENCH_STORE, or a URL with --shared"
         )
-    os.environ["OODBENCH_CONFIG"] = str(parcel.config.write())
-    plugins = [folder.write() / folder.contents[0][0] for folder in parcel.plugins]
+    os.environ["OODBENCH_CONFIG"] = str(parcel.config.write(scratch))
+    plugins = [folder.write(scratch) / folder.contents[0][0] for folder in parcel.plugins]
     known = registry.methods(plugins)
     jobs = tuple(_job(job, known.get(job.info.name)) for job in plan.jobs)
     return dataclasses.replace(plan, jobs=jobs, encoder=_encoder(plan))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from oodbench.cluster.parcel import Parcel, unpack
+from oodbench.cluster.scratch import Scratch
 from oodbench.errors import UserError
 from oodbench.extract import Work, extract, shard
 
@@ -62,6 +63,7 @@ class Worker:
     def __init__(self, parcel: Parcel, layout: Layout) -> None:
         self._parcel, self._layout = parcel, layout
         self._running: dict[str, Running] = {}
+        self._scratch = Scratch()
 
     def begin(self) -> Done:
         """Unpack and check: versions, sources, store and device."""
@@ -78,6 +80,10 @@ class Worker:
     def score(self, number: int, labels: tuple[str, ...]) -> Done:
         """Score one set of the plan with some of its methods."""
         return self._told(lambda: self._score(number, labels))
+
+    def end(self) -> None:
+        """Remove what this process wrote outside the store; no more is asked of it."""
+        self._scratch.remove()
 
     def _told(self, work: Callable[[], dict[str, str] | None]) -> Done:
         began = time.perf_counter()
@@ -104,7 +110,7 @@ class Worker:
         cores = max(1, min((os.cpu_count() or 1) // self._layout.share, 16))
         # Ray gives every worker one thread. On CPUs the digits of embeddings follow their number: that of the driver.
         torch.set_num_threads(self._layout.threads if self._layout.device == "cpu" else cores)
-        plan = unpack(self._parcel)
+        plan = unpack(self._parcel, self._scratch.path)
         request = dataclasses.replace(plan.request, workers=plan.request.workers or cores)
         self.plan = dataclasses.replace(plan, request=request)
         self.device = pick_device(self._layout.device)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oodbench.errors import UserError, did_you_mean, raise_all
+from oodbench.paths import real
 from oodbench.report.alike import tester
 from oodbench.report.assembly import tables
 from oodbench.report.bibliography import bibtex
@@ -116,7 +117,7 @@ def text(tables: Sequence[Table], options: Options, request: Request) -> str:
 def write(tables: Sequence[Table], options: Options, request: Request, page: Callable[[], str] | None = None) -> None:
     """Write the request's file, whole or not at all. UserError when it cannot be written. `page` gives the HTML."""
     assert request.output
-    path = request.output.expanduser().resolve()  # what a link leads to is written, and the link stays
+    path = real(request.output)  # what a link leads to is written, and the link stays
     html = page() if page and request.form == "html" and not request.bib else ""
     try:
         with nullcontext(path) if path.exists() and not path.is_file() else whole(path) as partial:  # /dev/stdout
