@@ -12,7 +12,7 @@ from oodbench.doctor.findings import Card, Finding, some
 from oodbench.doctor.look import Look
 from oodbench.errors import UserError
 from oodbench.images import Listing
-from oodbench.loaders.conventions import same_prompts
+from oodbench.loaders.layout import same_prompts
 from oodbench.store import digest
 
 _PLAIN = ("RGB", "L")  # modes that nobody needs to think about

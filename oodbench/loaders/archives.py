@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from oodbench.catalogue import Dataset
 from oodbench.errors import UserError
-from oodbench.loaders.conventions import Classes, is_hidden, is_image, left_out, some, twice
 from oodbench.loaders.items import Items, classes_of, decoded, empty, keys_of, missing, print_of, unlabelled
+from oodbench.loaders.layout import Classes, is_hidden, is_image, left_out, some, twice
 from oodbench.loaders.remote import fetched, print_of_copy
 from oodbench.loaders.tars import Member, contents, expand, read_member
 from oodbench.urls import is_url

@@ -10,8 +10,8 @@ from typing import Any
 
 from oodbench.catalogue import Dataset
 from oodbench.errors import UserError
-from oodbench.loaders.conventions import Remark, is_hidden
 from oodbench.loaders.items import print_of
+from oodbench.loaders.layout import Remark, is_hidden
 
 _SPLITS = ("test", "validation", "val", "train")
 

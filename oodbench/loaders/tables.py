@@ -18,8 +18,8 @@ import numpy.typing as npt
 from oodbench.catalogue import Dataset
 from oodbench.errors import Unlabelled, UserError
 from oodbench.loaders.arrow import Table, on_disk, on_hub
-from oodbench.loaders.conventions import Remark, some
 from oodbench.loaders.items import Items, decoded, empty, keys_of, missing, unlabelled
+from oodbench.loaders.layout import Remark, some
 
 if TYPE_CHECKING:
     from PIL.Image import Image
