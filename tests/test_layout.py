@@ -656,3 +656,23 @@ def test_a_split_that_nobody_named_is_told(tmp_path: Path) -> None:
     assert len(found) == 2 and "took the split test, 1 of 3 files" in told(found, "split").message
     named = Dataset("x", "X", "parquet", str(tmp_path / "t"), split="train")
     assert len(listed(named)) == 4 and not listed(named).remarks
+
+
+def test_advice_that_is_followed_works(tmp_path: Path) -> None:
+    """A list of another digest is refused, with the reference that reads it all the same."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/1.png").write_bytes(colour(1))
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/x.txt").write_text("1.png 0\n")
+    one = Dataset("x", "X", "list", "photos", list="lists/x.txt", digest="0" * 64)
+    with pytest.raises(UserError, match="is not the list of the protocol") as caught:
+        listing(one, tmp_path, labelled=True, strict=False, store=Store(tmp_path / "store"))
+    assert listed(str(caught.value).rpartition("run on it as ")[2]).names == ("1.png",)
+
+
+def test_a_row_that_is_no_text_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from oodbench.result import rows
+
+    (tmp_path / "row.json").write_bytes(b"\xff{}")
+    assert list(rows(tmp_path)) == []
+    assert f"left out: {tmp_path / 'row.json'}: 'utf-8' codec" in caplog.text
