@@ -20,7 +20,7 @@ UNKNOWN = "unknown"
 class Dataset:
     """Where images lie and what they are.
 
-    loader     "classes": one folder per class (loaders/conventions.py); "images": every image below path, no labels;
+    loader     "classes": one folder per class (loaders/layout.py); "images": every image below path, no labels;
                "list": the lines of `list`; "tar": archives (path is a pattern); "torchvision", "hf", "parquet";
                "arrays": .npz or .npy; "part": some images of the set `within`; "union": the sets `parts`, one after the
                other; "glyphs": the embedded benchmark, path is a split

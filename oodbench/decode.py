@@ -15,7 +15,7 @@ import numpy as np
 
 from oodbench.errors import UserError
 from oodbench.images import Listing
-from oodbench.loaders.conventions import Remark
+from oodbench.loaders.layout import Remark
 
 if TYPE_CHECKING:
     from PIL.Image import Image

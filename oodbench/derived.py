@@ -16,9 +16,9 @@ import numpy as np
 from oodbench import prompts, selection
 from oodbench.errors import UserError
 from oodbench.images import Listing, Origin
-from oodbench.loaders.conventions import Remark
 from oodbench.loaders.imagelist import ImageList, declared_list
 from oodbench.loaders.items import empty, keys_of, unlabelled
+from oodbench.loaders.layout import Remark
 from oodbench.loaders.prints import Taken
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from oodbench import prompts
 from oodbench.catalogue import Dataset
 from oodbench.catalogue import dataset as declared
 from oodbench.errors import UserError
-from oodbench.loaders.conventions import EXTENSIONS, Remark, is_hidden, ordered, without_images
 from oodbench.loaders.items import Files, Items, Source, Tree
+from oodbench.loaders.layout import EXTENSIONS, Remark, is_hidden, ordered, without_images
 from oodbench.loaders.prints import lasting
 from oodbench.store import Store, digest
 

@@ -11,8 +11,8 @@ from oodbench.catalogue import Benchmark, Dataset
 from oodbench.errors import UserError, raise_all
 from oodbench.images import CALIBRATION_LIMIT, Listing, listing
 from oodbench.loaders.archives import Archives
-from oodbench.loaders.conventions import same_prompts
 from oodbench.loaders.items import Placed
+from oodbench.loaders.layout import same_prompts
 from oodbench.prompts import Lines
 from oodbench.request import RunRequest
 from oodbench.store import Store

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -509,3 +510,19 @@ def test_an_orientation_that_is_not_applied(data: Path, orientation: int, turned
     assert ("orientation" in report.kinds()) == turned
     if turned:
         assert found(report, "orientation", "warning").examples == ("cab/3.jpg",)
+
+
+@pytest.mark.parametrize("kind", ["gif", "tiff", "webp", "png"])
+def test_frames_and_pages(data: Path, tmp_path: Path, kind: str) -> None:
+    """In a folder and in an archive: the first is taken."""
+    path = data / f"id/cab/3.{kind}"
+    (data / "id/cab/3.png").unlink()
+    picture(3).save(path, save_all=True, append_images=[picture(50), picture(51)])
+    picture(52).save(data / f"ood/kelp/one.{kind}")  # of one frame
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        archive.add(data / "id", ".")
+    assert found(checked(data), "frames", "note").examples == (f"cab/3.{kind}",)
+    assert found(checked(data, scope([f"tar:{tmp_path / 'x.tar'}"])), "frames", "note").count == 1
+    with Image.open(path) as image:
+        first = np.asarray(image.convert("RGB"))
+    assert np.abs(first.astype(float) - np.asarray(picture(3))).mean() < 12

@@ -15,8 +15,8 @@ from oodbench.catalogue import Dataset
 from oodbench.decode import reason
 from oodbench.errors import UserError
 from oodbench.images import Listing, listing
-from oodbench.loaders.conventions import same_prompts
 from oodbench.loaders.items import Files
+from oodbench.loaders.layout import same_prompts
 from oodbench.loaders.prints import Taken, pixels, print_of
 from oodbench.paths import expand
 from oodbench.prompts import Lines

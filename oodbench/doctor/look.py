@@ -31,6 +31,7 @@ class Look:
     mark      64-bit perceptual hash as hex, "" for an image without structure
     flat      whether it has more than 8 bits and becomes nearly constant as RGB
     turned    whether its EXIF orientation would turn or mirror it
+    frames    whether it has several frames or pages, of which the first is read
     """
 
     problem: str
@@ -42,6 +43,7 @@ class Look:
     mark: str = ""
     flat: bool = False
     turned: bool = False
+    frames: bool = False
 
     def row(self) -> tuple[Any, ...]:
         """As it is stored: Look(*row)."""

@@ -12,7 +12,7 @@ from oodbench.doctor.findings import Card, Finding, some
 from oodbench.doctor.look import Look
 from oodbench.errors import UserError
 from oodbench.images import Listing
-from oodbench.loaders.conventions import same_prompts
+from oodbench.loaders.layout import same_prompts
 from oodbench.store import digest
 
 _PLAIN = ("RGB", "L")  # modes that nobody needs to think about
@@ -88,6 +88,10 @@ def of_images(listing: Listing, looks: Sequence[Look]) -> Iterator[Finding]:
             "they are encoded as their pixels lie, turned or mirrored"
         )
         yield Finding("warning", "orientation", name, message, len(turned), some(turned))
+    frames = [n for n, one in zip(listing.names, looks, strict=True) if one.frames]
+    if frames:
+        message = f"{len(frames):,} images have several frames or pages, of which the first is taken"
+        yield Finding("note", "frames", name, message, len(frames), some(frames))
     again = duplicates.repeated(looks)
     if again:
         message = f"{len(again):,} images have the pixels of another of the set"

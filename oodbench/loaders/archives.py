@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from oodbench.catalogue import Dataset
 from oodbench.errors import UserError
-from oodbench.loaders.conventions import Classes, is_hidden, is_image, left_out, some, twice
 from oodbench.loaders.items import Items, classes_of, empty, keys_of, missing, unlabelled
+from oodbench.loaders.layout import Classes, is_hidden, is_image, left_out, some, twice
 from oodbench.loaders.prints import Taken, encoded, inside, print_of
 from oodbench.loaders.remote import fetched, print_of_copy
 from oodbench.loaders.tars import Member, contents, expand, read_member

@@ -11,7 +11,7 @@ from typing import Any
 
 from oodbench.catalogue import Dataset
 from oodbench.errors import UserError
-from oodbench.loaders.conventions import Remark, is_hidden
+from oodbench.loaders.layout import Remark, is_hidden
 from oodbench.loaders.prints import joined, print_of
 from oodbench.store import digest
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from oodbench.catalogue import Dataset
 from oodbench.errors import UserError
-from oodbench.loaders.conventions import Classes, is_beside, is_hidden, is_image, left_out, twice
 from oodbench.loaders.items import Files, Items, classes_of, empty, missing
+from oodbench.loaders.layout import Classes, is_beside, is_hidden, is_image, left_out, twice
 from oodbench.loaders.prints import stat_print
 from oodbench.regular import irregular
 
@@ -37,7 +37,7 @@ class _Found:
 
 
 def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
-    """Every image below the folder, sorted by path; labelled, with the classes of `conventions.by_folder`.
+    """Every image below the folder, sorted by path; labelled, with the classes of `layout.by_folder`.
 
     UserError when the folder is missing, empty or cannot be read, or (labelled) an image lies in no class folder.
     """

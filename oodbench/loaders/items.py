@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from oodbench import prompts
 from oodbench.errors import Missing, Unlabelled, UserError
-from oodbench.loaders.conventions import Classes, Remark, by_folder, by_suffix, label_keys
+from oodbench.loaders.layout import Classes, Remark, by_folder, by_suffix, label_keys
 from oodbench.loaders.prints import Taken, encoded, stat_print
 from oodbench.regular import irregular, regular
 from oodbench.store import file_digest

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from oodbench.errors import UserError
-from oodbench.loaders.conventions import is_beside, is_hidden
+from oodbench.loaders.layout import is_beside, is_hidden
 
 _HOPS = 1000  # links on the way to one file
 _MOST = 1_000_000  # files and folders that links to folders may stand for

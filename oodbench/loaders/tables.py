@@ -18,8 +18,8 @@ import numpy.typing as npt
 from oodbench.catalogue import Dataset
 from oodbench.errors import Unlabelled, UserError
 from oodbench.loaders.arrow import Table, cached_print, on_disk, on_hub
-from oodbench.loaders.conventions import Remark, some
 from oodbench.loaders.items import Items, empty, keys_of, missing, unlabelled
+from oodbench.loaders.layout import Remark, some
 from oodbench.loaders.prints import Taken, encoded, inside, lasting, print_of
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import numpy as np
 
 from oodbench.errors import UserError
 from oodbench.loaders.archives import Archives
-from oodbench.loaders.conventions import is_image
+from oodbench.loaders.layout import is_image
 from oodbench.loaders.prints import Taken, inside, print_of
 from oodbench.loaders.tars import Member, expand, members, read_member
 from oodbench.reaching import fetch, stamp

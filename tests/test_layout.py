@@ -23,7 +23,7 @@ from oodbench.catalogue import Dataset
 from oodbench.declaration import declare
 from oodbench.errors import UserError
 from oodbench.images import Listing, listing
-from oodbench.loaders import conventions
+from oodbench.loaders import layout
 from oodbench.store import Store
 
 Tree = Mapping[str, bytes]
@@ -241,7 +241,7 @@ def test_the_same_images_are_read_alike_in_every_form(case: str, form: Callable[
 @pytest.mark.slow
 def test_equal_numbers_have_one_order_whatever_the_hash_seed() -> None:
     """An order by value alone depends on PYTHONHASHSEED, which is another one in every process."""
-    code = "from oodbench.loaders.conventions import ordered; print(ordered({'0', '1', '01', '001', '10'}))"
+    code = "from oodbench.loaders.layout import ordered; print(ordered({'0', '1', '01', '001', '10'}))"
     told = {
         subprocess.run(
             [sys.executable, "-c", code],
@@ -289,7 +289,7 @@ def test_a_label_means_the_same_in_every_form(
 # What is seen and told, and what is refused
 
 
-def told(found: Listing, kind: str) -> conventions.Remark:
+def told(found: Listing, kind: str) -> layout.Remark:
     (one,) = [one for one in found.remarks if one.kind == kind]
     return one
 
@@ -515,15 +515,15 @@ def test_names_that_the_tokenizer_does_not_tell_apart() -> None:
     for one in names:
         for other in names:
             assert (tokenizer.encode(one) == tokenizer.encode(other)) == (
-                conventions.as_tokenized(one) == conventions.as_tokenized(other)
+                layout.as_tokenized(one) == layout.as_tokenized(other)
             ), (one, other)
 
 
 def test_class_names_that_give_one_prompt_are_told() -> None:
     names = ["Anchor", "anchor", "cat", "caf\u00e9", "cafe\u0301", "a  b", "a b", "x &amp; y", "x & y", "cafe"]
-    (remark,) = conventions.same_prompts(names)
+    (remark,) = layout.same_prompts(names)
     assert remark.count == 4 and remark.examples[1] == "'caf\\xe9' = 'cafe\\u0301'"
-    assert conventions.same_prompts(["cat", "dog"]) == ()
+    assert layout.same_prompts(["cat", "dog"]) == ()
 
 
 @pytest.mark.parametrize("kind", ["fifo", "link to a fifo", "link to a device", "socket"])
@@ -656,3 +656,23 @@ def test_a_split_that_nobody_named_is_told(tmp_path: Path) -> None:
     assert len(found) == 2 and "took the split test, 1 of 3 files" in told(found, "split").message
     named = Dataset("x", "X", "parquet", str(tmp_path / "t"), split="train")
     assert len(listed(named)) == 4 and not listed(named).remarks
+
+
+def test_advice_that_is_followed_works(tmp_path: Path) -> None:
+    """A list of another digest is refused, with the reference that reads it all the same."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/1.png").write_bytes(colour(1))
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/x.txt").write_text("1.png 0\n")
+    one = Dataset("x", "X", "list", "photos", list="lists/x.txt", digest="0" * 64)
+    with pytest.raises(UserError, match="is not the list of the protocol") as caught:
+        listing(one, tmp_path, labelled=True, strict=False, store=Store(tmp_path / "store"))
+    assert listed(str(caught.value).rpartition("run on it as ")[2]).names == ("1.png",)
+
+
+def test_a_row_that_is_no_text_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from oodbench.result import rows
+
+    (tmp_path / "row.json").write_bytes(b"\xff{}")
+    assert list(rows(tmp_path)) == []
+    assert f"left out: {tmp_path / 'row.json'}: 'utf-8' codec" in caplog.text
