@@ -60,6 +60,29 @@ def test_templates_that_change_after_the_plan_are_refused(name: str, tmp_path: P
         text_bank(made, str(file), lambda: encoder)
 
 
+def test_cut_prompts_are_compared_by_their_tokens(tmp_path: Path) -> None:
+    """Equal prompts need not have equal bits at two places of a batch, nor need other prompts have other ones."""
+    file = tmp_path / "prompts.txt"
+    file.write_text("a {}\n")
+
+    class Cutting(Encoder):
+        def __init__(self, *tokens: int) -> None:
+            super().__init__()
+            self.tokens = tokens
+
+        def cut(self, texts: list[str]) -> list[str]:
+            return [text for text in texts if text == "a dogs"]
+
+        def tokenize(self, texts: list[str]) -> torch.Tensor:
+            return torch.tensor([[token] for token in self.tokens])
+
+    alike: Any = Cutting(1, 1)
+    with pytest.raises(UserError, match="class names get lost, as in 'a dogs'"):
+        text_bank(plan(tmp_path / "store", file, "templates"), str(file), lambda: alike)
+    apart: Any = Cutting(1, 2)
+    assert text_bank(plan(tmp_path / "store", file, "templates"), str(file), lambda: apart).shape == (2, 2)
+
+
 def test_vectors_that_are_not_finite_are_never_stored(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("a {}\n")
