@@ -26,7 +26,7 @@ SCHEMA = 1
 METRICS = ("auroc", "fpr95", "fpr95_ood", "aupr_in", "aupr_out")
 # Left out of the digest: they differ between two runs that computed the same thing.
 _VOLATILE = ("created", "seconds", "digest")
-_LARGEST = 2.0**1000  # of a number in a row: every one is a float, too
+_LARGEST = 2**1000  # of a whole number in a row: every one is a float, too
 _LATER = ("weights", "mean_intervals", "uncertainty")  # absent from older rows; left out of the digest when empty
 
 
@@ -199,8 +199,8 @@ def _fits(value: object, kind: Any) -> bool:
     if get_origin(kind) is tuple:
         return isinstance(value, tuple) and all(_fits(v, inner[0]) for v in value)
     if kind in (int, float):
-        numbers = (int, float) if kind is float else (int,)
-        return isinstance(value, numbers) and not isinstance(value, bool) and abs(value) < _LARGEST
+        whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST
+        return whole or (kind is float and isinstance(value, float))  # NaN, too: a dash in a table
     return isinstance(value, kind)
 
 
