@@ -26,7 +26,7 @@ SCHEMA = 1
 METRICS = ("auroc", "fpr95", "fpr95_ood", "aupr_in", "aupr_out")
 # Left out of the digest: they differ between two runs that computed the same thing.
 _VOLATILE = ("created", "seconds", "digest")
-_LARGEST = 2**1000  # of a whole number in a row: every one is a float, too
+_LARGEST = 2.0**1000  # of a number in a row: every one is a float, too
 _LATER = ("weights", "mean_intervals", "uncertainty")  # absent from older rows; left out of the digest when empty
 
 
