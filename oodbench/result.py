@@ -202,8 +202,8 @@ def _fits(value: object, kind: Any) -> bool:
     if get_origin(kind) is tuple:
         return isinstance(value, tuple) and all(_fits(v, inner[0]) for v in value)
     if kind in (int, float):
-        numbers = (int, float) if kind is float else (int,)
-        return isinstance(value, numbers) and not isinstance(value, bool) and abs(value) < _LARGEST
+        whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST
+        return whole or (kind is float and isinstance(value, float))  # NaN, too: a dash in a table
     return isinstance(value, kind)
 
 
