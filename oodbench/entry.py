@@ -29,9 +29,7 @@ from oodbench.errors import UserError
 Array = npt.NDArray[Any]
 
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what reading a broken entry may raise
-_RENUMBERING = frozenset(
-    ("fuse", "fuseblk", "cifs", "smb3", "vboxsf")
-)  # unless their server or user says otherwise
+_RENUMBERING = frozenset(("fuse", "fuseblk", "cifs", "smb3", "vboxsf"))  # unless their server or user says otherwise
 _TRIES = 3  # to move an entry to its place while others do the same
 _NAME = re.compile(r"[0-9a-f]{64}")
 _HIDDEN = re.compile(r"\.[0-9a-f]{12}-[0-9a-f]{16}\.tmp")  # not yet in place, or on its way out
