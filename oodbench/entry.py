@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ from oodbench.errors import UserError
 Array = npt.NDArray[Any]
 
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what reading a broken entry may raise
+_RENUMBERING = frozenset(("fuse", "fuseblk", "cifs", "smb3", "vboxsf"))  # unless their server or user says otherwise
 _TRIES = 3  # to move an entry to its place while others do the same
 _NAME = re.compile(r"[0-9a-f]{64}")
 _HIDDEN = re.compile(r"\.[0-9a-f]{12}-[0-9a-f]{16}\.tmp")  # not yet in place, or on its way out
@@ -52,8 +54,25 @@ def file_stamp(path: Path) -> dict[str, Any]:
         "bytes": now.st_size,
         "modified": now.st_mtime_ns,
         "changed": now.st_ctime_ns,
-        "inode": now.st_ino,
+        "inode": inode(now),
     }
+
+
+def inode(stat: os.stat_result) -> int:
+    """The inode of a file; 0 where a file system numbers its files anew whenever it meets them."""
+    return 0 if file_system(stat.st_dev).partition(".")[0] in _RENUMBERING else stat.st_ino
+
+
+@functools.cache
+def file_system(device: int) -> str:
+    """The kind of the file system with this number, as the kernel names it; "" where it does not tell."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    found = (line.split(" - ")[-1].split() for line in mounts.splitlines() if line.split()[2:3] == [number])
+    return next((fields[0] for fields in found if fields), "")
 
 
 def content_digest(path: Path) -> str:

@@ -470,6 +470,45 @@ def test_own_prompts_and_encoder_travel_along(tmp_path: Path, files: Path) -> No
         Detector.load(lean, encoder="glyphs")
 
 
+def test_a_tokenizer_in_a_folder_travels_with_the_encoder(tmp_path: Path, files: Path) -> None:
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    from oodbench.glyphs import weights as embedded
+
+    place = tmp_path / "mine"
+    place.mkdir()
+    config = embedded.config()
+    config["text_cfg"] = {**config["text_cfg"], "hf_tokenizer_name": "owner/words"}
+    (place / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    torch.manual_seed(0)
+    save_file(open_clip.CLIP(**embedded.config()).state_dict(), place / "open_clip_model.safetensors")
+    words = ["[PAD]", "[UNK]", *"abcdefghijklmnopqrstuvwxyz", "photo", "of"]
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, "[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(place / "tokenizer.json"))
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "unk_token": "[UNK]"}
+    (place / "tokenizer_config.json").write_text(json.dumps(about))
+    one = Detector("mcm", classes=["a", "b", "c"], encoder=f"local-dir:{place}", templates="photo of {}").fit(files)
+    scores = one.score_samples(files)
+    saved = one.save(tmp_path / "whole", with_encoder=True)
+    assert {path.name for path in (saved / "encoder/tokenizer").iterdir()} == {
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    shutil.rmtree(place)
+    shutil.rmtree(saved / "store")  # so that the prompts are encoded anew
+    recipe = json.loads((saved / "detector.json").read_text())
+    recipe["contents"] = {name: one for name, one in recipe["contents"].items() if not name.startswith("store/")}
+    recipe.pop("digest")
+    (saved / "detector.json").write_text(json.dumps({**recipe, "digest": digest(recipe)}))
+    assert (Detector.load(saved, keep=False).score_samples(files) == scores).all()
+
+
 def test_what_was_learnt_is_taken_apart_and_put_together() -> None:
     import torch
 

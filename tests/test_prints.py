@@ -315,3 +315,23 @@ def test_a_shard_of_captions_that_changes_before_it_is_fetched_is_refused(
     monkeypatch.setattr(shards, "fetch", fetch)
     with pytest.raises(UserError, match=r"a\.tar changed after they were listed; run again"):
         list(shards.read_all(url, Store(tmp_path / "another")))
+
+
+def test_inodes_count_only_where_a_file_system_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sshfs and its like give a file another number when they have forgotten it: that is no other file."""
+    from oodbench import entry
+    from oodbench.loaders.prints import lasting, print_of
+
+    stat = tmp_path.stat()
+    number = f"{os.major(stat.st_dev)}:{os.minor(stat.st_dev)}"
+    lines = f"21 1 0:99999 / /proc rw - proc proc rw\n22 1 {number} / /mnt rw,noatime shared:1 - KIND host:/x rw\n"
+    kept = {"ext4": True, "nfs4": True, "overlay": True, "fuse.sshfs": False, "fuse": False, "cifs": False}
+    for kind, keeps in kept.items():
+        monkeypatch.setattr(Path, "read_text", lambda self, kind=kind, **_: lines.replace("KIND", kind))
+        entry.file_system.cache_clear()
+        assert entry.file_system(stat.st_dev) == kind
+        assert print_of(tmp_path).endswith(f":{stat.st_ino}" if keeps else ":0")
+        assert entry.file_stamp(tmp_path)["inode"] == (stat.st_ino if keeps else 0)
+        assert lasting(print_of(tmp_path)) == f"{stat.st_size}:{stat.st_mtime_ns}"
+    monkeypatch.undo()
+    entry.file_system.cache_clear()

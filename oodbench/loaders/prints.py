@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from oodbench.entry import inode
 from oodbench.regular import check_regular
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def print_of(path: Path) -> str:
 
 def stat_print(stat: os.stat_result) -> str:
     """The print of a file from what the system says of it."""
-    return joined(f"{stat.st_size}:{stat.st_mtime_ns}", f"{stat.st_ctime_ns}:{stat.st_ino}")
+    return joined(f"{stat.st_size}:{stat.st_mtime_ns}", f"{stat.st_ctime_ns}:{inode(stat)}")
 
 
 def inside(whole: str, *place: object) -> str:

@@ -171,7 +171,7 @@ def _broken(work: Work, tell: Tell) -> Sequence[tuple[int, str]]:
         done = tell(f"look at {work.listing.dataset.name}", len(work.listing))
         found: list[tuple[int, str]] = []
         bounds = (0, len(work.listing))
-        for batch in decode.batches(work.listing, work.reading, BATCH, bounds, lambda image: torch.zeros(1)):
+        for batch in decode.batches(work.listing, work.reading, BATCH, bounds, lambda image: torch.zeros(3, 1, 1)):
             reasons = dict(batch.skipped)
             found += [(work.listing.names.index(name), reason) for name, reason in reasons.items()]
             done(len(batch.positions) + len(batch.skipped))
