@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,10 +35,13 @@ EIGHT = ("msp", "maxlogit", "energy", "mcm", "react", "neglabel", "clipn[templat
 BATCH = 32
 
 
-def pictures(folder: Path, images: int) -> None:
+SETS = ("id", "near", "far", "other", "last", "train")
+
+
+def pictures(folder: Path, images: int, sets: Sequence[str] = SETS) -> None:
     """JPEGs of ImageNet's mean size: an ID set with ten classes, four OOD sets, and an ID split for calibration."""
     rng = np.random.default_rng(0)
-    for name in ("id", "near", "far", "other", "last", "train"):
+    for name in sets:
         for i in range(images):
             small = Image.fromarray(rng.integers(0, 255, (47, 63, 3), dtype=np.uint8))
             place = folder / name / (f"thing {i % 10}" if name in ("id", "train") else "")

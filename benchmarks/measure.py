@@ -108,7 +108,8 @@ def write(name: str, rows: list[Row], method: str, **about: object) -> None:
     """Print the lines and keep them, with the machine and versions, in results/speed/NAME.json."""
     sys.stdout.write(table(rows) + "\n")
     FOLDER.mkdir(parents=True, exist_ok=True)
-    kept = {"benchmark": name, "method": method, "machine": machine(), **about, "rows": [asdict(one) for one in rows]}
+    about = {"machine": machine(), "device": "cpu", **about}
+    kept = {"benchmark": name, "method": method, **about, "rows": [asdict(one) for one in rows]}
     (FOLDER / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
 
 
@@ -132,7 +133,6 @@ def machine() -> dict[str, object]:
             found[module] = sys.modules[module].__version__
     if "torch" in sys.modules:
         found["threads"] = sys.modules["torch"].get_num_threads()
-        found["device"] = "cpu"
     return found
 
 

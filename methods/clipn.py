@@ -32,7 +32,9 @@ class CLIPN(TrainedMethod[Tensor]):
     the code it is 16 offsets, added to the embeddings of all positions of the same caption, negation words being used
     by the hand-crafted variant alone. The paper's temperature is learnt; the code's is the encoder's own in training
     and 100 in the scores. The paper's loss is ITBO + TSO; the code's is half the sum of three terms: ITBO's two means
-    (over matching pairs, over all others) and TSO.
+    (over matching pairs, over all others) and TSO. An epoch of the released run on CC3M (2,891,445 pairs) has 1,412
+    steps of 2,048, the last one filled up with repeated pairs; here it has 1,411, and the pairs left over differ from
+    epoch to epoch.
 
     rule           "atd" (agreeing to differ) or "ctw" (competing to win)
     templates      the prompts of both towers; the released lines have quotes around them, which reach the tokenizer:

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from oodbench.method import Batch, Method, Task, logsumexp
 
 from ._wordnet import OWN_LIST, Words, read_lines, read_words
 
-CHUNK = 1 << 22  # similarities in memory while words are mined: 16 MB
+CHUNK = 1 << 22  # similarities in memory while words are mined: 32 MB
 CLEAN_NEGATIVES = 10_000  # M of the paper
+TIE = 5e-6  # words whose similarities are so near to that of the last chosen one are taken by their text
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,16 @@ class Negatives:
     vectors: Tensor
     words: tuple[str, ...]
     similarity: Tensor
+
+
+@dataclass(frozen=True)
+class _Corpus:
+    """Words in the order of their source, their unit vectors [n d] and similarities [n], and which of them are used."""
+
+    words: tuple[str, ...]
+    vectors: Tensor
+    similarity: Tensor
+    used: Bool[Tensor, " n"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,13 @@ class NegLabel(Method[Negatives]):
     10,400 are used; then a permutation makes the groups. The released permutation comes from the GPU's generator and
     cannot be had elsewhere; here it is the CPU generator's. A word that is noun and adjective counts as an adjective;
     in the released code the file system decides. With one group the released code has no softmax; here it has.
+
+    Which words share a group must not depend on the processor, whose rounding moves similarities by about 1e-7. The
+    similarities are therefore computed in float64; at both cuts, words whose similarities lie within 1e-5 of one
+    another, 5e-6 on either side of the last chosen one's, are taken in alphabetical order; and the permutation is drawn
+    over all words in the order of their files, of which the chosen ones are then kept. Where a similarity lies within
+    rounding of the end of that range, another processor can still choose one other word; then at most one word of each
+    group changes. A file of selected prompts is used in its own order, as the released code does.
 
     Clean: words sorted, class names removed (ignoring case), exactly M, none cut: group sizes may differ by one.
 
@@ -83,18 +101,14 @@ class NegLabel(Method[Negatives]):
     def fit(self, task: Task) -> Negatives:
         self._check()
         if self.words != OWN_LIST and Path(self.words).expanduser().is_file():
-            mined = self._selected(task)
+            corpus = self._selected(task)
         else:
-            mined = self._mined(task, read_words(self.words))
-        m = len(mined.words)
-        if self.preset == "release":
-            m -= m % self.groups
-        if m < self.groups:
-            raise ValueError(f"{len(mined.words)} negative words cannot fill groups={self.groups}; lower groups")
-        order = torch.randperm(m, generator=torch.Generator().manual_seed(self.permutation))
-        chosen = tuple(mined.words[i] for i in order.tolist())
-        there = order.to(mined.vectors.device)
-        return Negatives(mined.vectors[there], chosen, mined.similarity[there])
+            corpus = self._mined(task, read_words(self.words))
+        order = torch.randperm(len(corpus.words), generator=torch.Generator().manual_seed(self.permutation))
+        order = order[corpus.used[order]]
+        there = order.to(corpus.vectors.device)
+        words = tuple(corpus.words[i] for i in order.tolist())
+        return Negatives(corpus.vectors[there], words, corpus.similarity[order])
 
     def score(self, batch: Batch, task: Task, state: Negatives) -> Float[Tensor, " b"]:
         features = batch.features
@@ -132,28 +146,27 @@ class NegLabel(Method[Negatives]):
         if any(template.count("{}") != 1 for template in (self.nouns, self.adjectives)):
             raise ValueError(f"nouns='{self.nouns}' and adjectives='{self.adjectives}' must each contain {{}} once")
 
-    def _mined(self, task: Task, corpus: Words) -> Negatives:
-        """The farthest nouns, then the farthest adjectives, each farthest first."""
+    def _mined(self, task: Task, words: Words) -> _Corpus:
+        """The farthest nouns and the farthest adjectives are used."""
+        nouns, adjectives = words.nouns, words.adjectives
         if self.preset == "clean":
             names = {name.casefold() for name in task.classes}
             nouns, adjectives = (
-                sorted(word for word in part if word.casefold() not in names)
-                for part in (corpus.nouns, corpus.adjectives)
+                tuple(sorted(word for word in part if word.casefold() not in names)) for part in (nouns, adjectives)
             )
-        else:
-            nouns, adjectives = list(corpus.nouns), list(corpus.adjectives)
-        all_words = (*nouns, *adjectives)
         filled = [self.nouns.replace("{}", word) for word in nouns]
         vectors = task.words(filled + [self.adjectives.replace("{}", word) for word in adjectives])
         similarity = self._similarity(vectors, task)
-        split, (first, second) = len(nouns), self._counts(len(nouns), len(adjectives))
-        chosen = torch.cat(
+        first, second = self._counts(len(nouns), len(adjectives))
+        beyond = (first + second) - self._whole_groups(first + second)
+        second, first = max(0, second - beyond), first - max(0, beyond - second)
+        used = torch.cat(
             [
-                similarity[:split].argsort(stable=True)[:first],
-                split + similarity[split:].argsort(stable=True)[:second],
+                _farthest(similarity[: len(nouns)], nouns, first),
+                _farthest(similarity[len(nouns) :], adjectives, second),
             ]
         )
-        return Negatives(vectors[chosen], tuple(all_words[i] for i in chosen.tolist()), similarity[chosen])
+        return _Corpus((*nouns, *adjectives), vectors, similarity, used)
 
     def _counts(self, nouns: int, adjectives: int) -> tuple[int, int]:
         """How many of each are kept."""
@@ -165,20 +178,40 @@ class NegLabel(Method[Negatives]):
         first = round(m * nouns / (nouns + adjectives))
         return first, m - first
 
-    def _selected(self, task: Task) -> Negatives:
+    def _whole_groups(self, words: int) -> int:
+        """How many of the chosen words are used."""
+        m = words - words % self.groups if self.preset == "release" else words
+        if m < self.groups:
+            raise ValueError(f"{words} negative words cannot fill groups={self.groups}; lower groups")
+        return m
+
+    def _selected(self, task: Task) -> _Corpus:
         """The prompts of a file, as they stand."""
         if self.preset == "clean" or self.num_negatives is not None:
             raise ValueError(f"words={self.words} is already selected: name a folder for preset=clean or num_negatives")
         prompts = read_lines(Path(self.words).expanduser())
+        prompts = prompts[: self._whole_groups(len(prompts))]
         vectors = task.words(prompts)
         bare = tuple(_without(prompt, (self.nouns, self.adjectives)) for prompt in prompts)
-        return Negatives(vectors, bare, self._similarity(vectors, task))
+        return _Corpus(bare, vectors, self._similarity(vectors, task), torch.ones(len(bare), dtype=torch.bool))
 
-    def _similarity(self, vectors: Float[Tensor, "n d"], task: Task) -> Float[Tensor, " n"]:
-        text = task.text(self.templates)
+    def _similarity(self, vectors: Float[Tensor, "n d"], task: Task) -> Float64[Tensor, " n"]:
+        """The quantile of each word's cosines, on the CPU. float32 would round by more than encoders differ."""
+        text = task.text(self.templates).double()
         rows = max(1, CHUNK // len(text))
-        starts = range(0, len(vectors), rows)
-        return torch.cat([(vectors[i : i + rows] @ text.T).quantile(self.quantile, dim=-1) for i in starts])
+        parts = (vectors[i : i + rows].double() @ text.T for i in range(0, len(vectors), rows))
+        return torch.cat([part.quantile(self.quantile, dim=-1).cpu() for part in parts])
+
+
+def _farthest(similarity: Float64[Tensor, " n"], words: Sequence[str], count: int) -> Bool[Tensor, " n"]:
+    """Which `count` words have the smallest similarities; those within TIE of the last one are taken by their text."""
+    if count == 0:
+        return torch.zeros(len(words), dtype=torch.bool)
+    last = similarity.kthvalue(count).values
+    chosen = similarity < last - TIE
+    tied = (~chosen & (similarity <= last + TIE)).nonzero()[:, 0].tolist()
+    chosen[sorted(tied, key=lambda i: words[i])[: count - int(chosen.sum())]] = True
+    return chosen
 
 
 def _log_mean(odds: Float[Tensor, "g b"]) -> Float[Tensor, " b"]:

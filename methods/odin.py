@@ -17,11 +17,13 @@ from oodbench.method import Batch, Method, Needs, Task, logsumexp
 class ODIN(Method[int]):
     """The largest softmax probability at a high temperature, after a small step that makes CLIP surer; its logarithm.
 
-    Each pixel moves by epsilon, in units of the model's normalised pixels, along the sign of the gradient of the log of
-    the largest probability. The gradient is of the sum over images, so that no image's step depends on the others.
+    Each pixel, in [0, 1] before the model's normalisation, moves by epsilon along the sign of the gradient of the log
+    of the largest probability. The released code, OpenOOD and MCM's code take the step on normalised pixels and divide
+    it by the standard deviation that these were divided by, which is the same step. The gradient is of the sum over
+    images, so that no image's step depends on the others.
 
     temperature   T of the paper; divides the scaled cosines
-    epsilon       size of the step
+    epsilon       size of the step, in units of pixels in [0, 1]; OpenOOD's default
     zero          what a gradient of exactly 0 does: "minus" moves the pixel down, as the released code (which asks
                   whether the gradient of the loss is >= 0), "none" leaves it
     templates     the prompts
@@ -57,7 +59,7 @@ class ODIN(Method[int]):
             loss = -self._log_probability(moving, task).sum()
         (gradient,) = torch.autograd.grad(loss, moving)
         sign = gradient.sign() if self.zero == "none" else torch.where(gradient >= 0, 1.0, -1.0)
-        return self._log_probability(pixels - self.epsilon * task.encoder.std * sign, task)
+        return self._log_probability(pixels - self.epsilon * sign, task)
 
     def _log_probability(self, pixels: Tensor, task: Task) -> Tensor:
         features = torch.nn.functional.normalize(task.encoder.pixels(pixels), dim=-1)
@@ -67,7 +69,7 @@ class ODIN(Method[int]):
     def _kept_bytes(self, images: int, task: Task) -> int:
         """What autograd keeps for the way back, each piece of memory once: weights are seen from many sides."""
         kept: dict[int, torch.UntypedStorage] = {}
-        blank = torch.zeros(images, 3, *task.encoder.size, device=task.encoder.std.device)
+        blank = torch.zeros(images, 3, *task.encoder.size, device=task.text(self.templates).device)
 
         def count(tensor: Tensor) -> None:  # returned tensors would hold each other in a ring and never be freed
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()

@@ -92,11 +92,22 @@ class ZOC(TrainedMethod[Captioner]):
     def optimisation(self) -> Optimiser:
         """The small decoder's own; for bert the released one: lr 1e-5, batch 128, 25 epochs, no schedule.
 
-        The rest of it is AdamW's default in torch, for the release sets nothing else.
+        The release imports AdamW from transformers and sets nothing else of it: no weight decay, and an eps of 1e-6
+        that is added before the bias is corrected.
         """
         if self.decoder == "small":
             return self.optimiser
-        return Optimiser(1e-5, (0.9, 0.999), 1e-8, 0.01, warmup=0, epochs=25, batch=128, cosine=False, bare=())
+        return Optimiser(
+            lr=1e-5,
+            betas=(0.9, 0.999),
+            eps=1e-6,
+            weight_decay=0.0,
+            epochs=25,
+            batch=128,
+            cosine=False,
+            bare=(),
+            epsilon_hat=True,
+        )
 
     def fit(self, task: Task) -> Captioner:
         """The trained decoder, and the text vectors of all that it can say."""

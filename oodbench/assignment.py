@@ -12,11 +12,11 @@ from oodbench import registry, release
 from oodbench.encoder.card import EMBEDDED, EncoderCard, EncoderSpec
 from oodbench.encoder.resolve import Resolved
 from oodbench.errors import UserError, did_you_mean, raise_all
-from oodbench.jobs import Job, Jobs
+from oodbench.jobs import Job, Jobs, files_of
 from oodbench.paths import expand
 from oodbench.prompts import templates
 from oodbench.request import RunRequest
-from oodbench.store import Store, digest, file_digest
+from oodbench.store import Store, digest
 from oodbench.weights import SHIPPED, WeightsFile, examine, in_float32, read
 
 if TYPE_CHECKING:
@@ -56,8 +56,10 @@ def check(jobs: Jobs, request: RunRequest, files: Mapping[str, Path], spec: Enco
     return Jobs(tuple(job for job in jobs.jobs if job.label not in lacking), (*jobs.left_out, *reasons))
 
 
-def attach(jobs: Jobs, files: Mapping[str, Path], encoder: Resolved, spec: EncoderSpec, store: Store) -> Jobs:
-    """The jobs with their weights, checked against encoder and hyper-parameters."""
+def attach(
+    jobs: Jobs, files: Mapping[str, Path], encoder: Resolved, spec: EncoderSpec, store: Store, *, strict: bool = False
+) -> Jobs:
+    """The jobs with their weights, checked against encoder and hyper-parameters. `strict`: see weights.examine."""
     out: list[Job] = []
     problems: list[str] = []
     for job in jobs.jobs:
@@ -66,7 +68,7 @@ def attach(jobs: Jobs, files: Mapping[str, Path], encoder: Resolved, spec: Encod
             out.append(job)
             continue
         try:
-            file = examine(path, store)
+            file = examine(path, store, strict)
             fitted = _adopted(job, file, encoder.card)
             if not file.recipe:
                 release.translated(fitted, file, encoder, store)
@@ -89,8 +91,7 @@ def load(job: Job, encoder: Resolved, store: Store, device: str) -> Weights:
     file = job.weights
     assert file is not None  # a plan gives weights to every method that declares them
     if file.recipe:
-        if file_digest(file.path) != file.digest:
-            raise UserError(f"weights {file.path} changed while they were in use; run again")
+        file.check()
         tensors = read(file.path)
     else:
         arrays = release.translated(job, file, encoder, store)
@@ -99,14 +100,15 @@ def load(job: Job, encoder: Resolved, store: Store, device: str) -> Weights:
 
 
 def kept_inputs(job: Job, classes: str, depends: Mapping[str, Any]) -> dict[str, Any]:
-    """What an array depends on that a method makes of its weights (Task.keep)."""
+    """What an array depends on that a method keeps (Task.keep): of its job, and of what it names itself."""
     sets = {name: templates(v).digest for name, v in depends.items() if name.endswith("templates")}
     return {
         "method": job.info.name,
         "source": job.info.source,
         "weights": job.weights.digest if job.weights else None,
+        "files": job.files,
         "classes": classes,
-        "depends": digest({**depends, **sets}),
+        "depends": digest({**depends, **sets, "files": files_of(depends)}),
     }
 
 
@@ -127,7 +129,11 @@ def _lacks(name: str, spec: EncoderSpec) -> str:
 
 
 def _adopted(job: Job, file: WeightsFile, card: EncoderCard) -> Job:
-    """The job with the hyper-parameters that its weights were trained with; UserError when they do not fit."""
+    """The job with the hyper-parameters that its weights were trained with; UserError when they do not fit.
+
+    Prompts of the training are the default of the scores, for they may be what the weights have learnt to read; unlike
+    the others they can be set.
+    """
     recipe = file.recipe
     if not recipe:
         return job
@@ -144,4 +150,8 @@ def _adopted(job: Job, file: WeightsFile, card: EncoderCard) -> Job:
             problems.append(f"{file.path} was trained with {name}={stated}, not with {name}={values[name]}")
         values[name] = stated
     raise_all(problems)
-    return dataclasses.replace(job, parameters=values)
+    for name in [name for name in values if name.endswith("templates")]:
+        if name not in job.given and values[name] == defaults[name]:
+            values[name] = recipe["parameters"].get(name, values[name])
+    named = values.get("templates")
+    return dataclasses.replace(job, parameters=values, templates=templates(named) if named else job.templates)

@@ -28,6 +28,7 @@ __all__ = [
     "data_root",
     "dataset",
     "datasets",
+    "own_folder",
     "read_dataset",
     "titled",
 ]
@@ -38,7 +39,8 @@ def datasets() -> dict[str, Dataset]:
     """Every declared dataset by name, sorted. UserError when two files declare one name."""
     found: dict[str, Dataset] = {}
     places: dict[str, Path] = {}
-    for path in (*sorted(declarations().glob("*.toml")), *sorted((config_folder() / "datasets").glob("*.toml"))):
+    own = own_folder()
+    for path in (*sorted(declarations().glob("*.toml")), *(sorted((own / "datasets").glob("*.toml")) if own else ())):
         if path.name.startswith("."):  # what an editor or another system put beside a declaration
             continue
         one = read_dataset(path)
@@ -51,8 +53,23 @@ def datasets() -> dict[str, Dataset]:
 
 
 def config_folder() -> Path:
-    """$OODBENCH_CONFIG, else ~/.config/oodbench: where a user's own declarations lie."""
-    return expand(os.environ.get("OODBENCH_CONFIG") or "~/.config/oodbench")
+    """$OODBENCH_CONFIG, else ~/.config/oodbench: where a user's own declarations lie. UserError without a home."""
+    if chosen := os.environ.get("OODBENCH_CONFIG"):
+        return expand(chosen, "$OODBENCH_CONFIG")
+    try:
+        return Path.home() / ".config" / "oodbench"
+    except RuntimeError as error:
+        raise UserError("this user has no home folder for declarations; name a folder by $OODBENCH_CONFIG") from error
+
+
+def own_folder() -> Path | None:
+    """`config_folder()`; None for a user without a home folder, who has no declarations."""
+    try:
+        return config_folder()
+    except UserError:
+        if os.environ.get("OODBENCH_CONFIG"):
+            raise
+        return None
 
 
 @functools.cache
@@ -176,12 +193,13 @@ def titled(sets: Sequence[Dataset]) -> list[Dataset]:
 
 def data_root(given: Path | None) -> Path:
     """--data, else $OODBENCH_DATA, else ./data."""
-    return expand(given or os.environ.get("OODBENCH_DATA") or "data")
+    chosen = os.environ.get("OODBENCH_DATA")
+    return expand(given or "data") if given or not chosen else expand(chosen, "$OODBENCH_DATA")
 
 
 def _dataset_or(problems: list[str], reference: str) -> Dataset | None:
     try:
         return dataset(reference)
     except UserError as error:
-        problems.append(str(error))
+        problems += error.problems
         return None

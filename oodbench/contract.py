@@ -9,18 +9,24 @@ import pickle
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from oodbench import metrics, registry
 from oodbench.errors import UserError
-from oodbench.method import Method, Needs, Own, Task, TrainedMethod, Weights, check_predictions
+from oodbench.guards import difference, held
+from oodbench.jobs import Job
+from oodbench.method import Method, Needs, Own, Task, TrainedMethod, Weights, check_predictions, check_scores
+from oodbench.passes import Running
 from oodbench.registry import MethodInfo
+from oodbench.score import CHUNK
 from oodbench.toy import CLASSES, World
 
 TOY_STEPS, TOY_RATE = 100, 3e-2
+SEEN = 3 * CHUNK  # images that a method has scored before it is asked for the first ones again
 LEAST_AUROC = 0.7  # in a world where a method that works reaches 0.9 and more
 
 
@@ -50,7 +56,10 @@ def trial(info: MethodInfo) -> Trial:
     own = Own(functools.cache(lambda: _trained(method, world)), lambda depends, make: make())
     task = world.task().seen_by(method.needs, own)
     with torch.no_grad():
-        return Trial(info, method, world, task, method.fit(task))
+        state = method.fit(task)
+    if not task.intact():
+        raise UserError("fit() changes in place what it was given; clone it first")
+    return Trial(info, method, world, task, state)
 
 
 def _trained(method: Method[Any], world: World) -> Weights:
@@ -90,19 +99,32 @@ def is_frozen(t: Trial) -> str:
 
 def gives_one_finite_score_per_image(t: Trial) -> str:
     """score() returns [b], finite."""
-    scores = t.scores(t.world.id)
-    if scores.shape != (len(t.world.id),):
-        return f"score() returned {list(scores.shape)} for {len(t.world.id)} images"
-    return "" if torch.isfinite(scores).all() else "a score is NaN or infinite"
+    scores = check_scores(t.scores(t.world.id), len(t.world.id))
+    return "" if np.isfinite(scores).all() else "a score is NaN or infinite"
 
 
 def is_deterministic(t: Trial) -> str:
-    """The same images score the same twice, also after fitting anew with the same seed."""
+    """The same images score the same twice, also when it is imported and fitted anew and sees other images first."""
     first = t.scores(t.world.id)
-    again = trial(t.info).scores(t.world.id)
-    return (
-        "" if torch.equal(first, t.scores(t.world.id)) and torch.equal(first, again) else "scores differ between runs"
-    )
+    if not torch.equal(first, t.scores(t.world.id)):
+        return "the same images score differently the second time"
+    with registry.imported_anew(t.info):
+        again = trial(t.info)
+        again.scores(t.world.ood)
+        return "" if torch.equal(first, again.scores(t.world.id)) else "scores differ between runs"
+
+
+def keeps_nothing_of_what_it_sees(t: Trial) -> str:
+    """After thousands of images, what fit() returned and the scores of the first images are what they were."""
+    one = Running(cast(Job, None), t.method, state=t.state)
+    before, first = held(one), t.scores(t.world.id)
+    both = torch.cat([t.world.ood, t.world.id])
+    for _ in range(SEEN // CHUNK):
+        t.scores(both[torch.arange(CHUNK) % len(both)])
+    if not torch.equal(first, t.scores(t.world.id)):
+        return f"other scores for the same images after {SEEN:,} others: what is learnt belongs to fit()"
+    place = difference(before, held(one))
+    return "" if place is None else f"score() changes {place}; what is learnt belongs to fit()"
 
 
 def does_not_depend_on_the_batch(t: Trial) -> str:
@@ -116,11 +138,12 @@ def does_not_depend_on_the_batch(t: Trial) -> str:
 
 
 def leaves_its_input_alone(t: Trial) -> str:
-    """score() does not write into what it was given."""
+    """score() and predict() do not write into what they were given, past torch neither."""
     batch = t.world.batch(t.world.id.clone(), ~Needs(0))
     before = [x.clone() for x in (batch.features, batch.embeddings, batch.activations, batch.pixels)]
     with torch.no_grad():
         t.method.score(batch.seen_by(t.method.needs), t.task, t.state)
+        t.method.predict(batch.seen_by(t.method.needs | Needs.FEATURES), t.task, t.state)
     if not t.task.intact():
         return "score() changed in place what task.text() or task.logits() gave it"
     after = (batch.features, batch.embeddings, batch.activations, batch.pixels)
@@ -169,6 +192,7 @@ CHECKS: tuple[Callable[[Trial], str], ...] = (
     is_frozen,
     gives_one_finite_score_per_image,
     is_deterministic,
+    keeps_nothing_of_what_it_sees,
     does_not_depend_on_the_batch,
     leaves_its_input_alone,
     predicts_classes,

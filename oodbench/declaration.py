@@ -13,7 +13,7 @@ from oodbench import catalogue, sets
 from oodbench.catalogue import LOADERS, Dataset
 from oodbench.errors import UserError, did_you_mean
 from oodbench.images import Listing, listing
-from oodbench.paths import expand
+from oodbench.paths import expand, real
 from oodbench.store import Store
 from oodbench.urls import is_url
 from oodbench.whole import write_text
@@ -79,7 +79,7 @@ def _dataset(name: str, fields: Mapping[str, str]) -> Dataset:
         name=name,
         title=fields.get("title") or name,
         loader=loader,
-        path=path if remote else str(expand(path).resolve()),
+        path=path if remote else str(real(path)),
         list=_absolute(fields.get("list", "")),
         source=fields.get("source", ""),
         split=fields.get("split", ""),
@@ -92,7 +92,7 @@ def _dataset(name: str, fields: Mapping[str, str]) -> Dataset:
 
 def _absolute(text: str) -> str:
     """A file of the user's by its whole path; other text (the name of a class list) as it is."""
-    return str(expand(text).resolve()) if text and expand(text).is_file() else text
+    return str(real(text)) if text and expand(text).is_file() else text
 
 
 def _written(one: Dataset, count: int) -> dict[str, str | int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from oodbench.errors import UserError, did_you_mean
+from oodbench.paths import text_of
 from oodbench.reference import OWN
 
 LOADERS = ("classes", "images", "list", "tar", "torchvision", "parquet", "hf", "arrays", "part", "union", "glyphs")
@@ -118,13 +119,9 @@ T = TypeVar("T", Dataset, Benchmark)
 
 
 def _read(path: Path, kind: type[T]) -> T:
-    if path.exists() and not path.is_file():  # a FIFO would be waited for
-        raise UserError(f"{path} is no file; take it away")
     try:
-        raw: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raw: dict[str, Any] = tomllib.loads(text_of(path, "the declaration"))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"{path}: {error}") from error
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for key, value in raw.items():

@@ -54,9 +54,9 @@ def batches(
     """The images of a part of the list, decoded.
 
     Threads decode ahead of the model (Pillow works outside the interpreter lock), a bounded number of images. UserError
-    when the system does not hand over a file, even with "skip": which images are left out must not depend on the day.
+    when an image is not the one that was listed, and when the system does not hand over a file, even with "skip": which
+    images are left out must not depend on the day.
     """
-    import torch
 
     flat: list[str] = []
 
@@ -75,6 +75,7 @@ def batches(
     waiting: collections.deque[Future[Tensor | Exception]] = collections.deque()
     submitted = start
     try:
+        listing.check_tree()
         with decoding():
             for begin in range(start, stop, batch):
                 positions, images, skipped = [], [], []
@@ -94,7 +95,9 @@ def batches(
                         raise unreadable(listing, listing.names[index], reason(image)) from image
                     else:
                         skipped.append((listing.names[index], reason(image)))
-                yield Decoded(positions, torch.stack(images) if images else None, skipped)
+                if begin + batch >= stop:
+                    listing.check_tree()
+                yield Decoded(positions, _stacked(images) if images else None, skipped)
     finally:
         pool.shutdown(cancel_futures=True)
     if flat:
@@ -135,6 +138,14 @@ def flattened(image: Image) -> bool:
     kept = np.ptp(np.asarray(image.convert("RGB").convert("L"), np.float64))
     outside = float(((values < 0) | (values > 255)).mean())
     return bool(span > 0 and (kept <= 2 or outside > 0.5))
+
+
+def _stacked(images: list[Tensor]) -> Tensor:
+    """One tensor [b 3 h w] in channels-last memory, which is how Pillow gives images and how towers read them."""
+    import torch
+
+    # Stacking them as [3 h w] would transpose each of them in this one thread.
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 @contextmanager

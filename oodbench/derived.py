@@ -19,10 +19,9 @@ from oodbench.images import Listing, Origin
 from oodbench.loaders.imagelist import ImageList, declared_list
 from oodbench.loaders.items import empty, keys_of, unlabelled
 from oodbench.loaders.layout import Remark
+from oodbench.loaders.prints import Taken
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from oodbench.catalogue import Dataset
 
 
@@ -91,10 +90,10 @@ class Several:
         first = next(one for one in self.parts if name.startswith(f"{one}/"))
         return self.parts[first], name[len(first) + 1 :]
 
-    def read(self, name: str) -> Image:
-        """Decode an image of one of the sets."""
+    def take(self, name: str) -> Taken:
+        """Read an image of one of the sets."""
         listing, inner = self._found(name)
-        return listing.reader.read(inner)
+        return listing.reader.take(inner)
 
     def content(self, name: str) -> str:
         """sha256 of an image of one of the sets."""

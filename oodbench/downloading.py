@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import http.client
+import io
 import json
 import os
 import time
@@ -17,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from oodbench.errors import UserError
+from oodbench.urls import censored, has_user, shown
 
 _BLOCK = 1 << 18  # bytes
 _PROGRESS = 1 << 16  # bytes that a try must bring so that the tries are counted anew
 _AGAIN = frozenset((408, 425, 429, 500, 502, 503, 504))  # HTTP states that may pass
+_DIGITS = 20  # fewer than of any length of a file
 _TROUBLE = (OSError, http.client.HTTPException)
 
 
@@ -58,8 +61,8 @@ def download(
     or stalls, when the checksum is wrong (the part is then removed), or when another process fetches the same and is
     not to be waited for.
     """
-    if not wanted.url.startswith(("http://", "https://")):
-        raise UserError(f"cannot fetch '{wanted.url}': only http:// and https:// addresses")
+    if not wanted.url.lower().startswith(("http://", "https://")):
+        raise UserError(f"cannot fetch '{shown(wanted.url)}': only http:// and https:// addresses")
     patience = patience or Patience()
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +78,7 @@ def download(
                 wrong = _wrong(wanted, part)
             if wrong:
                 _forget(part)
-                raise UserError(f"{wanted.url} is not what was expected: {wrong}; it was thrown away")
+                raise UserError(f"{shown(wanted.url)} is not what was expected: {wrong}; it was thrown away")
             os.replace(part, place)
             _about(part).unlink(missing_ok=True)
     except OSError as error:
@@ -93,26 +96,29 @@ def _receive(
         try:
             for got, total in _stream(wanted.url, part, patience.timeout):
                 if done is None:
-                    done = watch(f"fetch {wanted.url.rpartition('/')[2]}", total)
+                    done = watch(f"fetch {shown(wanted.url).rpartition('/')[2]}", total)
                     done(part.stat().st_size)
                 else:
                     done(got)
             return
         except urllib.error.HTTPError as error:
+            error.close()
             if error.code not in _AGAIN:
-                raise UserError(f"cannot fetch {wanted.url}: {error.code} {error.reason}") from error
+                raise UserError(f"cannot fetch {shown(wanted.url)}: {error.code} {error.reason}") from error
             problem = f"{error.code} {error.reason}"
         except _Disk as error:
             raise UserError(f"cannot write {part}: {error}; what was received is kept") from error
+        except ValueError as error:
+            raise UserError(f"cannot fetch {shown(wanted.url)}: {censored(wanted.url, error)}") from error
         except _TROUBLE as error:
             reason = getattr(error, "reason", None) or error
             stalled = isinstance(reason, TimeoutError)
-            problem = f"nothing came for {patience.timeout:g} s" if stalled else str(reason) or type(error).__name__
+            problem = f"nothing came for {patience.timeout:g} s" if stalled else censored(wanted.url, reason)
         now = part.stat().st_size
         tries = 1 if now - before >= _PROGRESS else tries + 1
         if tries >= patience.tries:
             raise UserError(
-                f"gave up on {wanted.url} after {tries} tries: {problem}; "
+                f"gave up on {shown(wanted.url)} after {tries} tries: {problem}; "
                 f"the {now:,} bytes received are kept, and the same command goes on from there"
             )
         time.sleep(patience.pause * 2 ** (tries - 1))
@@ -128,7 +134,7 @@ def _stream(url: str, part: Path, timeout: float) -> Iterator[tuple[int, int]]:
         if about.get("version"):
             request.add_header("If-Range", about["version"])
     try:
-        answer = urllib.request.urlopen(request, timeout=timeout)
+        answer = opened(request, timeout)
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
@@ -142,23 +148,29 @@ def _stream(url: str, part: Path, timeout: float) -> Iterator[tuple[int, int]]:
         start = _start(answer)
         if start not in (0, have):
             raise ConnectionError(f"the server went on at byte {start:,} instead of {have:,}")
+        encoding = answer.headers.get("Content-Encoding", "identity")
+        if encoding.strip().lower() not in ("", "identity"):  # it packs what it sends, unasked
+            raise ConnectionError(f"the server sends it encoded as {encoding[:40]!r}")
         length = answer.headers.get("Content-Length")
+        if length is not None and not (length.isascii() and length.isdecimal() and len(length) < _DIGITS):
+            raise ConnectionError(f"the server's Content-Length is no number: {length[:40]!r}")
         total = start + int(length) if length is not None else 0
         tag = answer.headers.get("ETag") or ""  # a weak one may not be asked for
         version = tag if tag and not tag.startswith("W/") else answer.headers.get("Last-Modified") or ""
-        _about(part).write_text(json.dumps({"version": version}), encoding="utf-8")
-        with part.open("r+b") as file:
-            file.truncate(start)
-            file.seek(start)
+        with _disk():
+            _about(part).write_text(json.dumps({"version": version}), encoding="utf-8")
+            file = part.open("r+b", buffering=0)
+        with file:
+            with _disk():
+                file.truncate(start)
+                file.seek(start)
             yield 0, total
             while block := answer.read1(_BLOCK):
-                try:
-                    file.write(block)
-                except OSError as error:
-                    raise _Disk(error.strerror) from error
+                with _disk():
+                    _write(file, block)
                 yield len(block), total
-            file.flush()
-            os.fsync(file.fileno())
+            with _disk():
+                os.fsync(file.fileno())
             size = file.tell()
         if total and size != total:
             raise ConnectionError(f"the connection ended after {size:,} of {total:,} bytes")
@@ -166,6 +178,40 @@ def _stream(url: str, part: Path, timeout: float) -> Iterator[tuple[int, int]]:
 
 class _Disk(Exception):
     """The file, not the server, is the problem."""
+
+
+@contextlib.contextmanager
+def _disk() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _Disk(error.strerror or str(error)) from error
+
+
+def _write(file: io.FileIO, block: bytes) -> None:
+    view = memoryview(block)
+    while view:  # a nearly full disk takes a part
+        view = view[file.write(view) :]
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to http and https alone: urllib's own goes on to ftp."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if not newurl.lower().startswith(("http://", "https://")) or has_user(newurl):
+            fp.close()
+            raise UserError(
+                f"cannot fetch {shown(req.full_url)}: it is redirected to {shown(newurl)}, and only http:// and "
+                "https:// addresses without a user are followed"
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def opened(request: urllib.request.Request, timeout: float) -> Any:
+    """The answer to a request over http or https. UserError for an address with a user, or a redirect elsewhere."""
+    if has_user(request.full_url):
+        raise UserError(f"cannot fetch {shown(request.full_url)}: an address may not hold a user or password")
+    return urllib.request.build_opener(_Redirects).open(request, timeout=timeout)
 
 
 def _start(answer: Any) -> int:

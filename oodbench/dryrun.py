@@ -5,6 +5,7 @@ from __future__ import annotations
 from oodbench import listings
 from oodbench.cluster import placement
 from oodbench.plan import Plan
+from oodbench.printable import printable
 from oodbench.score import find_scores
 
 
@@ -36,5 +37,5 @@ def describe(plan: Plan) -> str:
         values = ", ".join(f"{k}={v}" for k, v in job.parameters.items())
         lines.append(f"  {job.label} ({values}): {state}")
     lines += [f"  left out: {name}: {reason}" for name, reason in (*plan.left_out, *plan.beyond)]
-    lines += [placement.describe(plan)] if plan.request.ray else []
-    return "\n".join(lines).rstrip()
+    placed = [placement.describe(plan)] if plan.request.ray else []
+    return "\n".join([*map(printable, lines), *placed]).rstrip()

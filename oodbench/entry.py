@@ -7,12 +7,14 @@ and renamed to its key.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ from oodbench.errors import UserError
 Array = npt.NDArray[Any]
 
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what reading a broken entry may raise
+_TRIES = 3  # to move an entry to its place while others do the same
 _NAME = re.compile(r"[0-9a-f]{64}")
 _HIDDEN = re.compile(r"\.[0-9a-f]{12}-[0-9a-f]{16}\.tmp")  # not yet in place, or on its way out
 
@@ -39,6 +42,18 @@ def file_digest(path: Path) -> str:
     """sha256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_stamp(path: Path) -> dict[str, Any]:
+    """What tells on this machine that a file is the one whose digest is remembered; links are followed."""
+    now = path.stat()
+    return {
+        "file": str(path.resolve()),
+        "bytes": now.st_size,
+        "modified": now.st_mtime_ns,
+        "changed": now.st_ctime_ns,
+        "inode": now.st_ino,
+    }
 
 
 def content_digest(path: Path) -> str:
@@ -69,15 +84,31 @@ class Entry:
 
 def verified(path: Path, key: str) -> Entry:
     """The entry in a folder; raises one of DAMAGE unless every byte is what was written for this key."""
-    head = json.loads((path / "entry.json").read_text(encoding="utf-8"))
+    head = head_of(path)
     stated = head.pop("digest")
     if stated != digest(head) or key != digest({"kind": head["kind"], **head["inputs"]}):
         raise ValueError("entry.json is not what was written")
     for name, expected in head["arrays"].items():
-        file = path / f"{name}.npy"
+        file = _regular(path / f"{name}.npy")
         if file.stat().st_size != expected["bytes"] or file_digest(file) != expected["sha256"]:
             raise ValueError(f"{file.name} is not what was written")
     return entry(path, head)
+
+
+def head_of(path: Path) -> dict[str, Any]:
+    """What entry.json says; raises one of DAMAGE."""
+    try:
+        head: dict[str, Any] = json.loads(_regular(path / "entry.json").read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("entry.json is nested too deeply") from error
+    return head
+
+
+def _regular(file: Path) -> Path:
+    """The path of a file that is one: opening a pipe would wait for ever."""
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise ValueError(f"{file.name} is no regular file")
+    return file
 
 
 def entry(path: Path, head: Mapping[str, Any]) -> Entry:
@@ -104,18 +135,30 @@ def fill(folder: Path, head: dict[str, Any], arrays: Mapping[str, Array]) -> dic
 
 
 def place(temporary: Path, path: Path) -> Entry | None:
-    """Move a finished entry to its place, unless a sound one is there, which is returned."""
-    try:
-        temporary.rename(path)
-        return None
-    except OSError:
-        if not path.is_dir():
-            raise
-    with contextlib.suppress(*DAMAGE):
-        return verified(path, path.name)
+    """Move a finished entry to its place, unless a sound one is there, which is returned.
+
+    What is in the way is removed: a damaged entry, and what is no folder or no file, links themselves and not what they
+    lead to.
+    """
+    for number in range(_TRIES):
+        try:
+            temporary.rename(path)
+            return None
+        except OSError:
+            if not os.path.lexists(path):
+                raise
+        with contextlib.suppress(*DAMAGE):
+            return verified(path, path.name)
+        if not path.is_symlink() and path.is_dir():
+            break
+        if number == _TRIES - 1 or not remove(path):
+            raise PermissionError(errno.EACCES, "it is no folder, and cannot be removed", str(path))
     # File by file, entry.json last: a process that mends the same entry never finds a file of it gone.
     for file in sorted(temporary.iterdir(), key=lambda file: file.name == "entry.json"):
-        file.replace(path / file.name)
+        goal = path / file.name
+        if goal.is_dir() and not goal.is_symlink():
+            remove(goal)
+        file.replace(goal)
     return None
 
 
@@ -132,10 +175,15 @@ def beside(path: Path) -> Path:
 
 
 def remove(path: Path) -> bool:
-    """Remove a folder at one stroke, renamed first, so that nobody takes a half-removed entry; whether that worked."""
+    """Remove a folder at one stroke, renamed first, so that nobody takes a half-removed entry; whether that worked.
+
+    Of a link, only the link.
+    """
     hidden = beside(path)
     try:
         path.rename(hidden)
+        if hidden.is_symlink() or not hidden.is_dir():
+            hidden.unlink()
     except OSError:
         return False
     shutil.rmtree(hidden, ignore_errors=True)

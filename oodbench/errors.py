@@ -6,12 +6,29 @@ import difflib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+from oodbench.urls import hidden
+
 T = TypeVar("T")
 _SHOWN = 12  # names that an error lists
 
 
 class UserError(Exception):
-    """Bad input: what was given, what exists, what to do. The CLI prints it without a traceback and exits 2."""
+    """Bad input: what was given, what exists, what to do. The CLI prints it without a traceback and exits 2.
+
+    Several arguments are several problems, a line each; a line of one that begins with two blanks goes on with it.
+    Passwords, tokens and signatures of URLs are left out of the message.
+    """
+
+    def __init__(self, *problems: object) -> None:
+        super().__init__(*(hidden(str(one)) for one in problems))
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong, one by one."""
+        return self.args
+
+    def __str__(self) -> str:
+        return "\n".join(self.problems)
 
 
 class Missing(UserError):
@@ -43,11 +60,11 @@ class Collected:
         try:
             return step(*arguments)
         except UserError as error:
-            self.problems.append(str(error))
+            self.problems += error.problems
             return None
 
 
 def raise_all(problems: Sequence[str]) -> None:
     """Raise every problem of one request at once, so that a user mends them in one go."""
     if problems:
-        raise UserError("\n".join(dict.fromkeys(problems)))
+        raise UserError(*dict.fromkeys(problems))

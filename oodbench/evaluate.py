@@ -18,6 +18,7 @@ from oodbench.provenance import commit, distinct, versions
 from oodbench.result import IdRow, Result, SetRow
 from oodbench.store import Entry
 from oodbench.uncertainty import with_intervals
+from oodbench.urls import hidden
 
 
 def evaluate(plan: Plan, job: Job, entries: Mapping[str, Entry]) -> Result:
@@ -31,6 +32,7 @@ def evaluate(plan: Plan, job: Job, entries: Mapping[str, Entry]) -> Result:
         "fit": max(e.facts["fit_seconds"] for e in found),
         "score": sum(e.facts["seconds"] for e in found),
     }
+    devices = dict.fromkeys(e.facts["device"] for e in found)
     extracted = distinct(stamp for e in found for stamp in e.facts["extracted"])
     result = dataclasses.replace(
         _head(plan, job),
@@ -41,18 +43,33 @@ def evaluate(plan: Plan, job: Job, entries: Mapping[str, Entry]) -> Result:
             accuracy=_accuracy(plan, id_entry),
         ),
         ood=rows,
-        run={**_run(plan, job), "device": id_entry.facts["device"], "extracted": extracted},
+        run={**_run(plan, job), "device": ", ".join(devices), "extracted": extracted},
         versions=id_entry.facts["versions"],
         commit=id_entry.facts["commit"],
         scores={listing.dataset.name: entries[listing.dataset.name].key for listing in plan.listings},
         seconds={k: round(v, 6) for k, v in seconds.items()},
+        warnings=_warnings(plan, entries),
     )
     return with_intervals(plan, result, job, entries)
 
 
+def _warnings(plan: Plan, entries: Mapping[str, Entry]) -> tuple[str, ...]:
+    """What the scores themselves say against the row: that a method gives all images of a set one score."""
+    constant = []
+    for listing in plan.listings:
+        scores = entries[listing.dataset.name].array("scores")
+        if len(scores) > 1 and scores.min() == scores.max():
+            constant.append(f"{listing.dataset.title} (n = {len(scores):,})")
+    if not constant:
+        return ()
+    alone = len(plan.classes.lines) == 1
+    reason = "; with one class name every softmax over the classes is 1" if alone else ""
+    return (f"all images of a set have the same score, in {', '.join(constant)}{reason}",)
+
+
 def failed(plan: Plan, job: Job, error: str) -> Result:
     """The row of a job that could not be finished."""
-    return dataclasses.replace(_head(plan, job), status="failed", error=error)
+    return dataclasses.replace(_head(plan, job), status="failed", error=hidden(error))
 
 
 def _head(plan: Plan, job: Job) -> Result:

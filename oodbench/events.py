@@ -7,12 +7,13 @@ import datetime
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from oodbench.errors import UserError
+from oodbench.urls import hidden
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,13 @@ def log_to(path: Path | None) -> Iterator[Tell]:
         told: dict[str, Any] = {"time": now}
         told |= {name: value for name, value in dataclasses.asdict(event).items() if value not in ("", 0)}
         with lock:
-            file.write(json.dumps(told) + "\n")
+            try:
+                file.write(hidden(json.dumps(told)) + "\n")
+            except OSError as error:
+                raise UserError(f"--events {path} cannot be written: {error.strerror}; name another file") from error
 
-    with file:
+    try:
         yield write
+    finally:
+        with suppress(OSError):  # what could not be written was told
+            file.close()

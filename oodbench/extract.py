@@ -54,9 +54,9 @@ class Work:
 
     def inputs(self, start: int, stop: int) -> dict[str, Any]:
         """The store key's inputs for the embeddings of a part of the list."""
-        inputs = {"engine": ENGINE, **asdict(self.recipe), "items": self.listing.items_digest(start, stop)}
+        inputs = {"engine": ENGINE, **asdict(self.recipe), "items": self.listing.part_stamp(start, stop)}
         if self.listing.origins:  # digits follow the batches of the lists that they are taken from
-            inputs["of"] = [one.listing.digest for one in self.listing.origins]
+            inputs["of"] = [one.listing.stamp for one in self.listing.origins]
         return inputs
 
     def shards(self) -> list[tuple[int, int]]:
@@ -192,7 +192,7 @@ def _encode(work: Work, bounds: tuple[int, int], encoder: OpenClip, done: Callab
     bad = np.flatnonzero(~np.isfinite(found.arrays["embeddings"]).all(1))
     if len(bad):
         name = work.listing.names[found.positions[bad[0]]]
-        raise UserError(f"the encoder gave NaN or infinity for {len(bad)} images, '{name}' first; try --precision fp32")
+        raise encoder.not_finite(f"{len(bad)} images, '{name}' first")
     facts = {
         "dataset": work.listing.dataset.name,
         "skipped": found.skipped,

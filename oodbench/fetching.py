@@ -14,6 +14,7 @@ from oodbench.catalogue import Dataset
 from oodbench.downloading import Patience, Wanted, download
 from oodbench.errors import UserError
 from oodbench.unpacking import Bounds, Damaged, is_archive, unpack
+from oodbench.urls import hidden
 
 WORK = ".downloads"  # folder below the data root for what is not whole yet
 _WHOLE = ("tar", "arrays", "parquet")  # loaders that read the file itself
@@ -70,7 +71,7 @@ def instructions(dataset: Dataset, place: Path) -> str:
     steps = dataset.obtain or (f"see {dataset.url}" if dataset.url else "nothing is known about where it is to be had")
     counted = f", {dataset.count:,} images" if dataset.count else ""
     after = f"then: oodbench datasets check {dataset.name}"
-    return f"has to be got by hand: {steps}\n  it belongs at {place}{counted}; {after}"
+    return hidden(f"has to be got by hand: {steps}\n  it belongs at {place}{counted}; {after}")
 
 
 def _unpacked(dataset: Dataset, archive: Path, data: Path, bounds: Bounds | None) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +18,9 @@ from oodbench import prompts
 from oodbench.catalogue import Dataset
 from oodbench.catalogue import dataset as declared
 from oodbench.errors import UserError
-from oodbench.loaders.items import Files, Items, Source
+from oodbench.loaders.items import Files, Items, Source, Tree
 from oodbench.loaders.layout import EXTENSIONS, Remark, is_hidden, ordered, without_images
+from oodbench.loaders.prints import lasting
 from oodbench.store import Store, digest
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ class Listing:
     """A dataset's images in list order.
 
     names      posix paths below `folder`, or names of rendered images
-    prints     one digest per image: size and modification time, or content
+    prints     one text per image: size and times of its file, or its content (see loaders/prints.py)
     labels     class index per image, -1 where there is none
     folders    class folders in label order; () without labels
     total      images before a limit was applied
@@ -53,6 +55,7 @@ class Listing:
     absent     what an image list names and the folder does not hold
     remarks    what was seen while listing and may mislead
     origins    of a derived list: the lists whose embeddings are its own; () once images are selected
+    host       the machine that listed it: on others, change times and inodes are not compared
     """
 
     dataset: Dataset
@@ -68,6 +71,7 @@ class Listing:
     absent: tuple[str, ...] = ()
     remarks: tuple[Remark, ...] = ()
     origins: tuple[Origin, ...] = ()
+    host: str = field(default_factory=socket.gethostname)
 
     @property
     def reader(self) -> Source:
@@ -76,24 +80,53 @@ class Listing:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of names and prints: the identity of the list. Every score's key and row asks for it."""
-        return self._digest(0, len(self))
+        """sha256 of names and the lasting parts of prints, for rows. Keys of the store are made of `stamp`."""
+        return self._digest(tuple(map(lasting, self.prints)), slice(None))
 
-    def items_digest(self, start: int, stop: int) -> str:
-        """The same for a part of the list."""
-        return self.digest if (start, stop) == (0, len(self)) else self._digest(start, stop)
+    @cached_property
+    def stamp(self) -> str:
+        """sha256 of names and whole prints: decides whether what is stored for the list may be used."""
+        return self._digest(self.prints, slice(None))
 
-    def _digest(self, start: int, stop: int) -> str:
+    def part_stamp(self, start: int, stop: int) -> str:
+        """The stamp of a part of the list."""
+        whole = (start, stop) == (0, len(self))
+        return self.stamp if whole else self._digest(self.prints, slice(start, stop))
+
+    def _digest(self, prints: tuple[str, ...], part: slice) -> str:
         # Without contents the dataset's path counts, too: names, sizes and times alone can be equal in two folders.
         place = "" if self.content else self.dataset.path
-        return digest([place, self.names[start:stop], self.prints[start:stop]])
+        return digest([place, self.names[part], prints[part]])
 
     def __len__(self) -> int:
         return len(self.names)
 
     def read(self, index: int) -> Image:
-        """Decode one image, in its own mode. Raises OSError (or what Pillow raises) when it cannot be read."""
-        return self.reader.read(self.names[index])
+        """Decode one image, in its own mode. Raises OSError (or what Pillow raises) when it cannot be read.
+
+        UserError when it is not the image that was listed.
+        """
+        taken = self.reader.take(self.names[index])
+        if not self._same(taken.content() if self.content else taken.print, self.prints[index]):
+            raise self._changed(self.folder / self.names[index])
+        return taken.image()
+
+    def check_tree(self) -> None:
+        """UserError when files changed that are not looked at image by image: to be asked before and after reading."""
+        for listing in [one.listing for one in self.origins] or [self]:
+            source = listing.reader
+            if (
+                isinstance(source, Tree)
+                and not listing.content
+                and not self._same(source.tree_print(), source.listed_print)
+            ):
+                raise listing._changed(listing.folder)
+
+    def _same(self, now: str, listed: str) -> bool:
+        return now == listed or (self.host != socket.gethostname() and lasting(now) == lasting(listed))
+
+    def _changed(self, place: Path) -> UserError:
+        return UserError(f"dataset '{self.dataset.name}': {place} changed after it was listed; run again")
 
     def select(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> Listing:
         """The listing of some of its images."""
@@ -127,7 +160,7 @@ def listing(
     """List a dataset. UserError when its folder is missing or empty, or (labelled) has no class folders.
 
     labelled  an ID set: sorted folders are the labels. Otherwise every image below the folder is taken.
-    strict    prints are sha256 of the content instead of size and modification time
+    strict    prints are sha256 of the content instead of sizes and times of files
     limit     see Listing.limit
     """
     whole = _whole(dataset, data, labelled, strict, store)

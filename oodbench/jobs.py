@@ -38,15 +38,7 @@ class Job:
 
         Also of the prompt sets named by hyper-parameters ending in `_templates`.
         """
-        texts = {name: value for name, value in self.parameters.items() if isinstance(value, str)}
-        sets = {name: prompts.templates(value).digest for name, value in texts.items() if name.endswith("_templates")}
-        named = {name: value for name, value in texts.items() if name != "templates" and name not in sets}
-        paths = {name: expand(Path(value)) for name, value in named.items() if value.strip("./\0 ")}
-        return sets | {
-            name: content_digest(path)
-            for name, path in paths.items()
-            if path.is_file() or ("/" in named[name] and path.is_dir())
-        }
+        return files_of(self.parameters)
 
     @property
     def calibrates(self) -> bool:
@@ -66,6 +58,19 @@ class Job:
     @property
     def label(self) -> str:
         return label(self.info.name, self.parameters, self.info.defaults())
+
+
+def files_of(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """Digests of the files, folders and prompt sets that values name, see Job.files."""
+    texts = {name: value for name, value in parameters.items() if isinstance(value, str)}
+    sets = {name: prompts.templates(value).digest for name, value in texts.items() if name.endswith("_templates")}
+    named = {name: value for name, value in texts.items() if name != "templates" and name not in sets}
+    paths = {name: expand(Path(value)) for name, value in named.items() if value.strip("./\0 ")}
+    return sets | {
+        name: content_digest(path)
+        for name, path in paths.items()
+        if path.is_file() or ("/" in named[name] and path.is_dir())
+    }
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ def make_jobs(request: RunRequest) -> Jobs:
                     job = _job(info, overrides, request.templates)
                     jobs.setdefault(job.label, job)  # the same variant twice is one row
             except UserError as error:
-                problems.append(str(error))
+                problems += error.problems
     if not jobs and not problems:
         problems.append("no method can run: " + "; ".join(f"{name}: {reason}" for name, reason in left_out))
     raise_all(problems)
@@ -119,7 +124,7 @@ def _settings(
         try:
             setting = parse_setting(text)
         except UserError as error:
-            problems.append(str(error))
+            problems += error.problems
             continue
         if setting.method not in known:
             problems.append(f"--set {text}: no method '{setting.method}'{did_you_mean(setting.method, known)}")

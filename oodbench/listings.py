@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from decimal import Decimal
 from pathlib import Path
 
 from oodbench import catalogue
 from oodbench.catalogue import Benchmark, Dataset
 from oodbench.errors import UserError
+from oodbench.printable import printable
 from oodbench.source import MethodInfo
 from oodbench.store import Store
-from oodbench.urls import is_url
+from oodbench.urls import hidden, is_url
 from oodbench.values import written
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -83,7 +85,8 @@ def dataset(one: Dataset, data: Path) -> str:
         "to get it": one.obtain,
         "status": _status(one, data),
     }
-    return "\n".join([one.name, *(f"  {name:10}{value}" for name, value in fields.items() if value)])
+    told = {name: value if name == "to get it" else printable(value) for name, value in fields.items()}
+    return hidden("\n".join([printable(one.name), *(f"  {name:10}{value}" for name, value in told.items() if value)]))
 
 
 def benchmark(one: Benchmark, data: Path) -> str:
@@ -120,10 +123,10 @@ def bytes_text(n: int) -> str:
 def parse_bytes(text: str) -> int:
     """`20GB` -> 20,000,000,000."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?B?)\s*", text, re.IGNORECASE)
-    if not found:
-        raise UserError(f"cannot read the size '{text}'; write 500MB or 20GB")
+    if not found or len(found[1]) > 300:  # no float is as long
+        raise UserError(f"cannot read the size '{text[:40]}'; write 500MB or 20GB")
     unit = found[2].upper()
-    return int(float(found[1]) * _UNITS[unit if unit.endswith("B") else f"{unit}B"])
+    return int(Decimal(found[1]) * _UNITS[unit if unit.endswith("B") else f"{unit}B"])
 
 
 def _place(one: Dataset) -> str:
@@ -158,6 +161,6 @@ def _status(one: Dataset, data: Path) -> str:
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     """Columns in plain text, for terminals and pipes alike."""
-    lines = [head, *rows]
+    lines = [head, *(tuple(map(printable, row)) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)

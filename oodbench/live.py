@@ -7,6 +7,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
+from oodbench.printable import printable
+
 
 class Live:
     """Lines with a name, a bar, a count, words of their own and the time left. Without a terminal, calls do nothing."""
@@ -46,14 +48,14 @@ class Live:
         """A new line; what is given back takes rich's changes of it: advance, completed, description, told."""
         if self._view is None:
             return lambda **change: None
-        task = self._view.add_task(name, total=total, completed=done, told="")
-        return lambda **change: self._view.update(task, **change)
+        task = self._view.add_task(printable(name), total=total, completed=done, told="")
+        return lambda **change: self._view.update(task, **{key: _seen(value) for key, value in change.items()})
 
     def counting(self, name: str, total: int, unit: str) -> Callable[[int], None]:
         """A new line that is told of every few more, and says how many a second."""
         if self._view is None:
             return lambda n: None
-        task = self._view.add_task(name, total=total, told="")
+        task = self._view.add_task(printable(name), total=total, told="")
 
         def done(n: int) -> None:
             self._view.advance(task, n)
@@ -62,3 +64,7 @@ class Live:
             self._view.update(task, told=speed, visible=not state.finished)
 
         return done
+
+
+def _seen(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) else value

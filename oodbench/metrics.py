@@ -18,6 +18,7 @@ from oodbench.levels import Tally
 
 Floats = NDArray[np.float64]
 
+INTEGERS = 1 << 53  # up to here every integer is a float64
 AT95 = ("first", "nearest", "interpolate")
 AUPR = ("average_precision", "trapezoid")
 
@@ -67,17 +68,42 @@ class Metrics:
     n_ood: int
 
 
-def sort_scores(scores: np.ndarray, what: str, names: Sequence[str] | None = None) -> Sorted:
-    """Check one image set's scores, which may be infinite; `what` and image `names` are for the refusals."""
+def sort_scores(scores: NDArray[Any] | Sequence[float], what: str, names: Sequence[str] | None = None) -> Sorted:
+    """Check one image set's scores, which may be infinite; `what` and image `names` are for the refusals.
+
+    UserError for what float64 cannot rank, see `exact`.
+    """
+    given = exact(np.asarray(scores), what)
+    if not isinstance(scores, np.ndarray) and (whole := [one for one in scores if isinstance(one, int)]):
+        exact(np.array(whole), what)  # beside a float an integer has become one
+    if names is not None and len(names) != given.size:
+        raise UserError(f"{what}: {given.size} scores for {len(names)} images")
+    if not given.size:
+        raise UserError(f"{what}: no scores; is its image list empty?")
+    if np.isnan(given.max()):  # which NaN goes through
+        raise UserError(f"{what}: {_first_nan(given, names)}")
+    return Sorted(given)
+
+
+def exact(scores: NDArray[Any], what: str) -> NDArray[Any]:
+    """Scores [n] of which float64 keeps every one as it is. UserError for others; NaN and infinity are not looked at.
+
+    Integers of more than 2^53 and wider floats would be rounded, and tie or lose their order by it.
+    """
     if scores.ndim != 1 or scores.dtype.kind not in "fiu":
         raise UserError(f"{what}: one real number per image is needed, not {scores.dtype} of shape {scores.shape}")
-    if names is not None and len(names) != scores.size:
-        raise UserError(f"{what}: {scores.size} scores for {len(names)} images")
-    if not scores.size:
-        raise UserError(f"{what}: no scores; is its image list empty?")
-    if np.isnan(scores.max()):  # which NaN goes through
-        raise UserError(f"{what}: {_first_nan(scores, names)}")
-    return Sorted(scores)
+    if scores.dtype.kind in "iu" and scores.dtype.itemsize == 8 and scores.size:
+        rounded = next((n for n in (int(scores.max()), int(scores.min())) if abs(n) > INTEGERS), None)
+    else:
+        with np.errstate(over="ignore"):
+            wide = scores.dtype.itemsize > 8 and (scores != scores.astype(np.float64)) & ~np.isnan(scores)
+        rounded = scores[np.argmax(wide)] if np.any(wide) else None
+    if rounded is not None:
+        raise UserError(
+            f"{what}: the score {rounded} has more digits than float64 keeps, so that others would tie with it; "
+            "give float64, or integers of at most 2^53"
+        )
+    return scores
 
 
 def _first_nan(scores: np.ndarray, names: Sequence[str] | None) -> str:

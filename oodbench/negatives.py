@@ -35,10 +35,15 @@ def describe(plan: Plan) -> str:
         "",
     ]
     folded = {title: {name.casefold() for name in names} for title, names in known.items()}
-    for value, word in sorted(zip(similarity, words, strict=True)):
+    for value, word in _farthest_first(similarity, words):
         of = ", ".join(title for title, names in folded.items() if word.casefold() in names)
         lines.append(f"{value:7.4f}  {word}" + (f"  [{of}]" if of else ""))
     return "\n".join(lines)
+
+
+def _farthest_first(similarity: Sequence[float], words: Sequence[str]) -> list[tuple[float, str]]:
+    """Similarities of four digits with their words; words of equal digits by text, for later digits are rounding's."""
+    return sorted((round(value, 4) + 0.0, word) for value, word in zip(similarity, words, strict=True))  # -0 + 0 is 0
 
 
 def class_names(listing: Listing) -> tuple[str, ...]:

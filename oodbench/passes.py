@@ -15,21 +15,9 @@ from oodbench.errors import UserError
 from oodbench.threads import in_order
 
 if TYPE_CHECKING:
+    from oodbench.guards import Sample
     from oodbench.jobs import Job
     from oodbench.method import Batch, Method, Own, Task
-
-
-@dataclass
-class Running:
-    """A job under way: its method, what it learnt, and why it failed if it did."""
-
-    job: Job
-    method: Method[Any]
-    own: Own | None = None
-    state: Any = None
-    fitted: bool = False
-    fit_seconds: float = 0.0
-    error: str = ""
 
 
 @dataclass
@@ -49,6 +37,32 @@ class Given:
         self.error = other.error
 
 
+@dataclass
+class Running:
+    """A job under way: its method, what it learnt, and why it failed if it did.
+
+    held      what it has learnt and is set to, by place, when it had learnt it
+    sample    a few images that it scores before its first set and after every set
+    first     what it gave of them at first
+    seen      images scored, and `looked` how many of them when it was last looked at whether it keeps anything of them
+    stateful  whether it failed because it does
+    """
+
+    job: Job
+    method: Method[Any]
+    own: Own | None = None
+    state: Any = None
+    fitted: bool = False
+    fit_seconds: float = 0.0
+    error: str = ""
+    held: dict[str, object] = field(default_factory=dict)
+    sample: Sample | None = None
+    first: Given = field(default_factory=Given)
+    seen: int = 0
+    looked: int = 0
+    stateful: bool = False
+
+
 class Changed(UserError):
     """A method changed in place what others read, too."""
 
@@ -60,24 +74,28 @@ def over(
 
     Changed stands as the error of the method that did it, when one did; what the others gave is then worthless.
     """
-    if threads is None:
-        found = [Given() for _ in group]
-        return _joined(found, (_batch(group, batch, task, found) for batch in batches()), 1)
-    found = _in_threads(batches(), group, task, threads)
-    if threads > 1 and any(isinstance(one.error, Changed) for one in found):
-        return _in_threads(batches(), group, task, 1)  # whoever noticed it need not be who did it
+    found = _passed(batches(), group, task, threads, each=False)
+    if any(isinstance(one.error, Changed) for one in found):
+        # Something was changed: again, in one thread, looking after every method, to find out by whom.
+        task.intact()  # puts right what another thread wrote last
+        found = _passed(batches(), group, task, threads and 1, each=True)
     return found
 
 
-def _in_threads(batches: Iterable[Batch], group: Sequence[Running], task: Task, threads: int) -> list[Given]:
+def _passed(
+    batches: Iterable[Batch], group: Sequence[Running], task: Task, threads: int | None, *, each: bool
+) -> list[Given]:
+    """One pass; `each`: what was changed is looked for after each method, not after each batch."""
     mine = threading.local()
     found = [Given() for _ in group]
 
     def made(batch: Batch) -> list[Given]:
         if not hasattr(mine, "task"):
-            mine.task = task.apart()
-        return _batch(group, batch, mine.task, found)
+            mine.task = task if threads is None else task.apart()
+        return _batch(group, batch, mine.task, found, each=each)
 
+    if threads is None:
+        return _joined(found, map(made, batches), 1)
     return _joined(found, in_order(made, batches, threads), threads)
 
 
@@ -87,7 +105,7 @@ def _joined(found: list[Given], made: Iterable[list[Given]], threads: int) -> li
     for parts in made:
         batches += 1
         for one, part in zip(found, parts, strict=False):
-            if one.error is None:
+            if one.error is None or isinstance(part.error, Changed):
                 one.add(part)
         if any(isinstance(one.error, Changed) for one in found):
             break
@@ -96,13 +114,12 @@ def _joined(found: list[Given], made: Iterable[list[Given]], threads: int) -> li
     return found
 
 
-def _batch(group: Sequence[Running], batch: Batch, task: Task, earlier: Sequence[Given]) -> list[Given]:
-    """One batch by every method that did not fail, up to the one that changes something."""
-    before = batch.versions()
+def _batch(group: Sequence[Running], batch: Batch, task: Task, earlier: Sequence[Given], *, each: bool) -> list[Given]:
+    """One batch by every method that did not fail; the last one has Changed as its error if any changed something."""
     found: list[Given] = []
     for one, known in zip(group, earlier, strict=True):
         found.append(_scored(one, batch, task) if known.error is None else Given())
-        if not task.intact() or batch.versions() != before:
+        if (each or len(found) == len(group)) and not (task.intact() and batch.intact()):
             found[-1].error = Changed("it changes in place what it was given; clone it first")
             break
     return found
@@ -111,7 +128,7 @@ def _batch(group: Sequence[Running], batch: Batch, task: Task, earlier: Sequence
 def _scored(one: Running, batch: Batch, task: Task) -> Given:
     import torch
 
-    from oodbench.method import Needs, check_predictions
+    from oodbench.method import Needs, check_predictions, check_scores
 
     began, found = time.perf_counter(), Given()
     try:
@@ -120,9 +137,7 @@ def _scored(one: Running, batch: Batch, task: Task) -> Given:
             needs, task = one.method.needs, task.seen_by(one.method.needs, one.own)
             scores = one.method.score(batch.seen_by(needs), task, one.state)
             predictions = one.method.predict(batch.seen_by(needs | Needs.FEATURES), task, one.state)
-        if scores.shape != (batch.size,):
-            raise UserError(f"score() must return one score per image, [{batch.size}], not {list(scores.shape)}")
-        found.scores.append(scores.detach().double().cpu().numpy())
+        found.scores.append(check_scores(scores, batch.size))
         if predictions is not None:
             check_predictions(predictions, batch.size, len(task.classes))
             found.predictions.append(predictions.cpu().numpy().astype(np.int32))

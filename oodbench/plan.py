@@ -109,7 +109,7 @@ def make_plan(request: RunRequest) -> Plan:
                 if request.skip_missing and dataset and isinstance(error, Missing):
                     absent[dataset.name] = f"skipped: {error}"
                 else:
-                    collected.problems.append(str(error))
+                    collected.problems += error.problems
             else:
                 ood += [OodSet(listed, group)] if listed else []
         benchmark = attempt(sets.without, benchmark, absent) if absent else benchmark
@@ -119,9 +119,9 @@ def make_plan(request: RunRequest) -> Plan:
             calibration, jobs = attempt(_calibration, benchmark, id_set, reading, store, jobs) or (None, jobs)
     raise_all(collected.problems)  # before the encoder: reading a checkpoint takes seconds
     assert jobs and files is not None and benchmark and spec and id_set and classes
-    resolved = resolve(spec, request.resize, store)
+    resolved = resolve(spec, request.resize, store, strict=request.strict)
     jobs, beyond = _served(jobs, resolved.card, request)
-    jobs = assignment.attach(jobs, files, resolved, spec, store)
+    jobs = assignment.attach(jobs, files, resolved, spec, store, strict=request.strict)
     return Plan(
         request=request,
         benchmark=benchmark,
@@ -173,7 +173,7 @@ def _calibration(
     except UserError as error:
         reason = f"calibrates on ID training images: {error}"
     if request.methods.strip() != "all":
-        raise UserError("\n".join(f"{job.label} {reason}{_instead(job)}" for job in asking))
+        raise UserError(*(f"{job.label} {reason}{_instead(job)}" for job in asking))
     rest = tuple(job for job in jobs.jobs if job not in asking)
     if not rest:
         raise UserError(f"no method can run: {'; '.join(job.label for job in asking)} {reason}")

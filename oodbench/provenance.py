@@ -8,7 +8,10 @@ import subprocess
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from oodbench.result import Result
 
 _LIBRARIES = ("oodbench", "torch", "torchvision", "open_clip_torch", "numpy", "pillow")
 
@@ -28,6 +31,26 @@ def versions() -> dict[str, str]:
 def stamp(device: str) -> dict[str, object]:
     """Versions, commit and device, as stored with what was computed."""
     return {"versions": versions(), "commit": commit(), "device": device}
+
+
+def elsewhere(asked: str, results: Iterable[Result]) -> str:
+    """A note on rows that came from the store and were made on another device than was asked for; "" without such."""
+    made: dict[str, list[str]] = {}
+    for result in results:
+        if result.status == "ok" and asked != "auto":
+            devices = [*result.run["device"].split(", "), *(one["device"] for one in result.run["extracted"])]
+            others = sorted({one for one in devices if not _is(one, asked)})
+            if others:
+                made.setdefault(" and ".join(others), []).append(result.label)
+    parts = [f"{', '.join(dict.fromkeys(labels))}: from the store, made on {device}" for device, labels in made.items()]
+    return f"{'; '.join(parts)}; --device {asked} was asked for" if parts else ""
+
+
+def _is(device: str, asked: str) -> bool:
+    """Whether a device is the one asked for: `cuda` is any GPU, and of its own is `cuda:0`."""
+    kind, _, number = asked.partition(":")
+    its_kind, _, its_number = device.partition(":")
+    return kind == its_kind and (not number or number == (its_number or "0"))
 
 
 def distinct(stamps: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

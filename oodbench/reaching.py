@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from oodbench.downloading import Patience, Wanted, download
+from oodbench.downloading import Patience, Wanted, download, opened
 from oodbench.errors import UserError
 from oodbench.urls import censored, shown
 from oodbench.whole import whole
@@ -21,7 +21,7 @@ T = TypeVar("T")
 TIMEOUT = 60.0  # seconds without a byte
 TRIES = 3
 PAUSE = 1.0  # seconds before the second try, then doubled
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # of a disk, never of the other side
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of a disk, never of the other side
 
 
 def reach(url: str) -> tuple[Any, str]:
@@ -65,8 +65,11 @@ def fetch(url: str, place: Path) -> Path:
         if total is not None and have != total:
             raise OSError(f"it ended after {have:,} of {total:,} bytes")
 
-    with whole(place) as part:
-        _asking(url, load)
+    try:
+        with whole(place) as part:
+            _asking(url, load)
+    except OSError as error:
+        raise UserError(f"cannot write {place}: {error.strerror or error}") from error
     return place
 
 
@@ -76,7 +79,7 @@ def stamp(url: str) -> str:
         request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "oodbench"})
 
         def ask() -> str:
-            with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+            with opened(request, TIMEOUT) as answer:
                 return ":".join(str(answer.headers.get(name)) for name in ("Content-Length", "ETag", "Last-Modified"))
 
         return _asking(url, ask)

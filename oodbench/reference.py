@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from oodbench.errors import UserError
-from oodbench.paths import expand
+from oodbench.paths import expand, real
 from oodbench.urls import is_secret, is_url, shown
 
 OWN = ("folder:", "list:", "tar:", "hf:", "arrays:")
@@ -34,18 +34,18 @@ def own_dataset(reference: str) -> dict[str, Any] | None:
         file, at, root = rest.rpartition("@")
         if not at or os.path.exists(expand(rest)):
             file, root = rest, ""
-        path = expand(file).resolve()
+        path = real(file)
         return {
             **fields,
             "title": _bare(path),
-            "path": str(expand(root).resolve() if root else path.parent),
+            "path": str(real(root) if root else path.parent),
             "list": str(path),
         }
     if is_url(rest):
         if is_secret(rest):  # it would stand in rows and tables
             raise UserError(f"{kind}:{shown(rest)}: a set is named by its URL: leave out password and signature")
         return {**fields, "title": _bare(Path(rest)), "path": rest}
-    path = expand(rest).resolve()
+    path = real(rest)
     if kind == "hf" and not path.exists():
         return {**fields, "title": rest, "path": rest}
     return {**fields, "title": path.name if kind == "folder" else _bare(path), "path": str(path)}

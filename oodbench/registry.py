@@ -6,18 +6,21 @@ a file given on the command line. A plugin that does not import fails only when 
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from oodbench import parts
 from oodbench.errors import UserError, did_you_mean, raise_all
-from oodbench.paths import expand
+from oodbench.paths import expand, real
 from oodbench.source import MethodInfo, describe
 from oodbench.values import conform
 
@@ -64,7 +67,37 @@ def load(info: MethodInfo) -> type[Method[Any]]:
         raise UserError(f"{where} does not import: {reason}; -v shows where") from error
     if not isinstance(found, type) or not issubclass(found, Method):
         raise UserError(f"{where}: {info.subclass} is no subclass of oodbench.method.Method")
+    if problem := _unread(info, found):
+        raise UserError(f"{where}: {problem}")
     return found
+
+
+def _unread(info: MethodInfo, found: type[Method[Any]]) -> str:
+    """What a class has that its source did not show, "" for nothing: keys of stored scores are made of the source."""
+    from oodbench.method import Needs
+
+    hidden = [field.name for field in dataclasses.fields(found) if field.init and field.name not in info.defaults()]
+    if hidden:
+        return f"hyper-parameters that cannot be read from its source: {', '.join(hidden)}; write them in the class"
+    needs = tuple(str(need.name) for need in Needs if need in found.needs)
+    if needs != info.needs:
+        return (
+            f"its needs are {' | '.join(needs)}, of its source {' | '.join(info.needs)}; write needs = ... in the class"
+        )
+    return ""
+
+
+@contextlib.contextmanager
+def imported_anew(info: MethodInfo) -> Iterator[None]:
+    """Within it, load() imports a method and its parts once more: nothing that they kept in their modules is there."""
+    own = set(map(str, parts.files(info.path, info.module)))
+    before = {name: module for name, module in sys.modules.items() if getattr(module, "__file__", None) in own}
+    for name in before:
+        del sys.modules[name]
+    try:
+        yield
+    finally:
+        sys.modules.update(before)
 
 
 def make(info: MethodInfo, parameters: dict[str, Any], label: str = "") -> Method[Any]:
@@ -106,31 +139,12 @@ def _built_in() -> Iterable[MethodInfo]:
 def _from_entry_points() -> Iterable[MethodInfo]:
     for point in entry_points(group=GROUP):
         owner = f"entry point of {point.dist.name}" if point.dist else "entry point"
-        path = _file_of(point)
+        path = parts.module_file(point.module)
         if path is None:
             problem = f"its module {point.module} does not exist"
             yield MethodInfo(point.name, Path(point.module), owner, point.module, problem=problem)
         else:
             yield describe(point.name, path, owner, point.module, point.attr)
-
-
-def _file_of(point: EntryPoint) -> Path | None:
-    """The file of an entry point's module. Only the top package is looked up: looking deeper would import it."""
-    top, *rest = point.module.split(".")
-    try:
-        spec = importlib.util.find_spec(top)
-    except ValueError:  # a module without a spec, such as __main__
-        return None
-    if spec is None or (rest and not spec.submodule_search_locations):
-        return None
-    if not rest:
-        return Path(spec.origin) if spec.origin else None
-    for folder in spec.submodule_search_locations or ():
-        path = Path(folder, *rest)
-        for file in (path.with_suffix(".py"), path / "__init__.py"):
-            if file.is_file():
-                return file
-    return None
 
 
 def _unfit(path: Path) -> str:
@@ -145,7 +159,7 @@ def _unfit(path: Path) -> str:
 
 
 def _from_file(path: Path) -> MethodInfo:
-    return describe(path.stem, expand(path).resolve(), "plugin", "")
+    return describe(path.stem, real(path), "plugin", "")
 
 
 def _import_file(info: MethodInfo) -> ModuleType:

@@ -31,6 +31,7 @@ def translated(job: Job, file: WeightsFile, encoder: Resolved, store: Store) -> 
         from oodbench.encoder import checkpoint
         from oodbench.encoder.frozen import frozen
 
+        file.check()
         state = checkpoint.read(file.path)
         method: TrainedMethod[Any] = job.made()  # type: ignore[assignment]
         try:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from oodbench import metrics
 from oodbench.encoder.card import RESIZE_FILTERS
-from oodbench.errors import did_you_mean, raise_all
-from oodbench.paths import expand
+from oodbench.errors import UserError, did_you_mean, raise_all
+from oodbench.paths import expand, real
 from oodbench.store import default_root
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+MOST = 2**63 - 1  # what PyTorch and NumPy take for an integer
+WORKERS = 4096  # threads or processes
 
 
 @dataclass(frozen=True)
@@ -63,32 +66,48 @@ def check_options(request: RunRequest) -> None:
     ):
         if value not in options:
             problems.append(f"{name} {value}{did_you_mean(value, options)}")
-    for name, number, least in (
-        ("--batch-size", request.batch_size, 1),
-        ("--workers", request.workers, 0),
-        ("--limit", request.limit if request.limit is not None else 1, 1),
-        ("--seed", request.seed, 0),
-        ("--actors", request.actors, 0),
-        ("--bootstrap", request.bootstrap, 0),
+    for name, number, least, most in (
+        ("--batch-size", request.batch_size, 1, MOST),
+        ("--workers", request.workers, 0, WORKERS),
+        ("--limit", request.limit, 1, MOST),
+        ("--seed", request.seed, 0, MOST),
+        ("--actors", request.actors, 0, WORKERS),
+        ("--bootstrap", request.bootstrap, 0, 10**7),
     ):
-        if number < least:
-            problems.append(f"{name} must be at least {least}, not {number}")
-    if not request.gpus_per_actor > 0:
-        problems.append(f"--gpus-per-actor must be above 0, not {request.gpus_per_actor}")
-    for what, folder, flag in (
-        ("results folder", request.out, "--out"),
-        ("store", request.store or default_root(), "--store or $OODBENCH_STORE"),
-    ):
-        if not writable(expand(folder)):
-            problems.append(f"the {what} {folder} cannot be written; name another with {flag}")
+        problems += beyond(name, number, least, most)
+    if not 0 < request.gpus_per_actor < math.inf:
+        problems.append(f"--gpus-per-actor must be a number above 0, not {request.gpus_per_actor}")
+    if not writable(expand(request.out)):
+        problems.append(f"the results folder {request.out} cannot be written; name another with --out")
+    store = expand(request.store or default_root())
+    if not store.is_dir() and not writable(store):  # one that may only be read does where all is stored: see the runner
+        problems.append(_unwritable(store))
     raise_all(problems)
+
+
+def check_store(store: Path) -> None:
+    """UserError when a store cannot be written: to be known before hours of work, not after."""
+    if not writable(store):
+        raise UserError(_unwritable(store))
+
+
+def _unwritable(store: Path) -> str:
+    return f"the store {store} cannot be written; name another with --store or $OODBENCH_STORE"
+
+
+def beyond(name: str, number: float | None, least: float, most: float) -> list[str]:
+    """What is wrong with a number that must be from `least` to `most`; nothing for None, which leaves a choice."""
+    if number is None or least <= number <= most:  # a NaN is neither
+        return []
+    asked = f"at least {least}" if number < least else f"a number of at most {most}"
+    return [f"{name} must be {asked}, not {number}"]
 
 
 def writable(folder: Path) -> bool:
     """Whether a folder, or the nearest one above that exists, takes a file."""
     import tempfile
 
-    nearest = next((p for p in (folder, *folder.resolve().parents) if p.exists()), Path("/"))
+    nearest = next((p for p in (folder, *real(folder).parents) if p.exists()), Path("/"))
     try:
         with tempfile.TemporaryFile(dir=nearest):
             return True

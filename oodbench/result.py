@@ -12,9 +12,11 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from oodbench.errors import UserError
+from oodbench.printable import printable
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +26,9 @@ SCHEMA = 1
 METRICS = ("auroc", "fpr95", "fpr95_ood", "aupr_in", "aupr_out")
 # Left out of the digest: they differ between two runs that computed the same thing.
 _VOLATILE = ("created", "seconds", "digest")
-_LATER = ("weights", "mean_intervals", "uncertainty")  # absent from older rows; left out of the digest when empty
+_LARGEST = 2.0**1000  # of a number in a row: every one is a float, too
+# Absent from older rows, and left out of the digest when empty.
+_LATER = ("weights", "mean_intervals", "uncertainty", "warnings")
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ class Result:
     weights: dict[str, Any] = field(default_factory=dict)  # of a trained method: file name, digest, recipe
     mean_intervals: dict[str, dict[str, Interval]] = field(default_factory=dict)  # group ("": all sets) -> metric -> it
     uncertainty: dict[str, Any] = field(default_factory=dict)  # level, replicates, seed, method per metric
+    warnings: tuple[str, ...] = ()  # why numbers of this row may mislead; printed below its tables
     created: str = ""  # ISO 8601, UTC
     schema: int = SCHEMA
 
@@ -134,20 +139,23 @@ def from_json(text: str, where: str = "row") -> Result:
     """Parse a row. Raises UserError when it is not one, or is of another schema."""
     try:
         raw = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # ValueError: no JSON, or an integer of thousands of digits
         raise UserError(f"{where} is not JSON: {error}") from error
     if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
         found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
-        raise UserError(f"{where} has schema {found!r}; this oodbench reads schema {SCHEMA}")
+        raise UserError(f"{where} has schema {str(found)[:40]!r}; this oodbench reads schema {SCHEMA}")
     digest = raw.pop("digest", None)
     try:
         stated = _digest(raw)
-        raw["id"] = IdRow(**raw["id"])
-        raw["ood"] = tuple(SetRow(**{**s, "intervals": _intervals(s.get("intervals", {}))}) for s in raw["ood"])
+        raw["id"] = IdRow(**_typed(IdRow, raw["id"]))
+        raw["ood"] = tuple(
+            SetRow(**_typed(SetRow, {**s, "intervals": _intervals(s.get("intervals", {}))})) for s in raw["ood"]
+        )
         means = raw.get("mean_intervals", {})
         raw["mean_intervals"] = {group: _intervals(found) for group, found in means.items()}
-        result = Result(**raw)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raw["warnings"] = tuple(raw.get("warnings", ()))
+        result = Result(**_typed(Result, raw))
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"{where} is not a complete row: {error}") from error
     if digest != stated:
         raise UserError(f"{where} was changed after it was written: its digest does not match its content")
@@ -155,9 +163,53 @@ def from_json(text: str, where: str = "row") -> Result:
     return result
 
 
+def read(path: Path) -> Result:
+    """The row in a file. UserError when it is none, or the file cannot be read; only a regular one is opened."""
+    try:
+        if not path.is_file():
+            what = "leads nowhere" if path.is_symlink() and not path.exists() else "is no regular file"
+            raise UserError(f"{path} {what if path.exists() or path.is_symlink() else 'is not there'}")
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    return from_json(text, str(path))
+
+
+def _typed(kind: type, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A mapping as it is. TypeError for a value that is not of the type of its field in a dataclass."""
+    for name, wanted in _types(kind).items():
+        if name in raw and not _fits(raw[name], wanted):
+            raise TypeError(f"{name} is of another type than {getattr(wanted, '__name__', wanted)}")
+    return raw
+
+
+@functools.cache
+def _types(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether a value is of a type as this module's dataclasses have them."""
+    inner = get_args(kind)
+    if kind is Any:
+        return True
+    if get_origin(kind) is UnionType:
+        return any(_fits(value, one) for one in inner)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_fits(v, inner[1]) for v in value.values())
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_fits(v, inner[0]) for v in value)
+    if kind in (int, float):
+        numbers = (int, float) if kind is float else (int,)
+        return isinstance(value, numbers) and not isinstance(value, bool) and abs(value) < _LARGEST
+    return isinstance(value, kind)
+
+
 def _intervals(raw: Mapping[str, Any]) -> dict[str, Interval]:
     """Pairs are lists in JSON."""
-    return {metric: (low, high) for metric, (low, high) in raw.items()}
+    return {metric: (float(low), float(high)) for metric, (low, high) in raw.items()}
 
 
 def slug(name: str) -> str:
@@ -167,16 +219,17 @@ def slug(name: str) -> str:
 
 def rows(results: Path) -> Iterator[tuple[Path, Result]]:
     """Every row below a results folder (its `runs/` if it has one), in path order; unreadable ones are logged."""
-    root = results / "runs" if (results / "runs").is_dir() else results
-    for path in sorted(root.rglob("*.json")):
-        if path.name.startswith("."):
-            continue
+    for path in row_files(results):
         try:
-            yield path, from_json(path.read_text(encoding="utf-8"), str(path))
+            yield path, read(path)
         except UserError as error:
-            log.warning("left out: %s", error)
-        except UnicodeDecodeError as error:
-            log.warning("left out: %s: %s", path, error)
+            log.warning("left out: %s", printable(str(error)))
+
+
+def row_files(results: Path) -> list[Path]:
+    """Whatever may be a row below a results folder, sorted."""
+    root = results / "runs" if (results / "runs").is_dir() else results
+    return sorted(path for path in root.rglob("*.json") if not path.name.startswith("."))
 
 
 def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,39 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from oodbench.errors import UserError
 from oodbench.plan import Plan
 from oodbench.request import RunRequest
-from oodbench.result import Result, from_json, slug
+from oodbench.result import Result, read, slug
 from oodbench.store import Entry, digest
 from oodbench.whole import whole, write_text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def write_row(plan: Plan, result: Result, entries: Mapping[str, Entry]) -> Path:
     """Write a row and its per-image scores (parquet) below <out>/runs/<benchmark>/<encoder>/; the path of the row.
 
-    A row that is there already is kept as it is, with its time. A failed row never replaces a finished one.
+    A row that is there already is kept as it is, with its time; scores beside it that are damaged are written again. A
+    failed row never replaces a finished one. UserError when a folder lies where a file is to be written.
     """
     path = row_path(plan, result)
-    if path.is_file():
-        try:
-            old = from_json(path.read_text(encoding="utf-8"), str(path))
-        except UserError:
-            old = None  # damaged or of another schema: made anew
-        if old and old.status == "ok" and result.status == "failed":
+    scores = path.with_suffix(".parquet")
+    for one in (path, scores):
+        if one.is_dir():
+            raise UserError(f"{one} is a folder, and a file of the row belongs there: move it away")
+    old = _there(path)
+    if old and old.status == "ok" and result.status == "failed":
+        return path
+    if old and old.digest == result.digest:
+        if old.status == "failed":
             return path
-        if old and old.digest == result.digest:
-            if old.status == "failed" or path.with_suffix(".parquet").is_file():
-                return path
-            result = old
+        result = old
     if result.status == "ok":
-        _write_scores(path.with_suffix(".parquet"), plan, entries)
-    write_text(path, result.to_json())
+        table = _scores(plan, entries)
+        if not (old is result and _holds(scores, table)):
+            with whole(scores) as partial:
+                _write(table, partial)
+    if old is not result:
+        write_text(path, result.to_json())
     return path
+
+
+def _there(path: Path) -> Result | None:
+    """The row in a file, None when there is none, or one that is damaged or of another schema."""
+    try:
+        return read(path)
+    except UserError:
+        return None
 
 
 def row_path(plan: Plan, result: Result) -> Path:
@@ -73,11 +89,8 @@ def row_path(plan: Plan, result: Result) -> Path:
     if not default or named.exists():
         return named
     plain = folder / f"{slug(result.method)}.json"
-    if plain.is_file():  # the default row of other lists or of another version of the method: neither is overwritten
-        try:
-            old = from_json(plain.read_text(encoding="utf-8"), str(plain))
-        except UserError:
-            return plain
+    old = _there(plain)
+    if old:  # the default row of other lists or of another version of the method: neither is overwritten
         lists = [old.id.list_digest, *(s.list_digest for s in old.ood)]
         same = old.source == result.source and old.encoder["identity"] == plan.card.identity
         same = same and old.weights == result.weights
@@ -87,10 +100,9 @@ def row_path(plan: Plan, result: Result) -> Path:
     return plain
 
 
-def _write_scores(path: Path, plan: Plan, entries: Mapping[str, Entry]) -> None:
-    """Columns: dataset, name, label, score, prediction (class indices, -1: none). Written whole or not at all."""
+def _scores(plan: Plan, entries: Mapping[str, Entry]) -> pa.Table:
+    """Columns: dataset, name, label, score, prediction (class indices, -1: none)."""
     import pyarrow as pa
-    from pyarrow import parquet
 
     columns: dict[str, list[Any]] = {"dataset": [], "name": [], "label": [], "score": [], "prediction": []}
     for listing in plan.listings:
@@ -102,9 +114,24 @@ def _write_scores(path: Path, plan: Plan, entries: Mapping[str, Entry]) -> None:
         columns["score"] += entry.array("scores").tolist()
         predicted = entry.array("predictions").tolist() if "predictions" in entry.names else [-1] * len(positions)
         columns["prediction"] += predicted
-    table = pa.table({**columns, "dataset": pa.array(columns["dataset"]).dictionary_encode()})
-    with whole(path) as partial:
-        parquet.write_table(table, partial)
+    return pa.table({**columns, "dataset": pa.array(columns["dataset"]).dictionary_encode()})
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    from pyarrow import parquet
+
+    parquet.write_table(table, path)
+
+
+def _holds(path: Path, table: pa.Table) -> bool:
+    """Whether a file holds these scores and nothing else."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        return path.is_file() and bool(parquet.read_table(path).equals(table))
+    except (OSError, pa.ArrowException, ValueError, MemoryError):
+        return False
 
 
 def _text(name: str) -> str:

@@ -20,8 +20,9 @@ from oodbench.images import Listing
 from oodbench.jobs import Job
 from oodbench.passes import Running
 from oodbench.plan import Plan
-from oodbench.result import Result, from_json
-from oodbench.score import Scorer, feature_batches, find_scores
+from oodbench.request import check_store
+from oodbench.result import Result, read
+from oodbench.score import ENGINE, Scorer, feature_batches, find_scores
 from oodbench.store import Entry
 from oodbench.textbank import text_bank, word_bank
 
@@ -68,7 +69,7 @@ def run(plan: Plan, watch: Watch | None = None) -> Outcome:
         result = evaluate.failed(plan, job, error) if error else evaluate.evaluate(plan, job, entries)
         path = rows.write_row(plan, result, entries)
         if result.status == "ok":
-            result = from_json(path.read_text(encoding="utf-8"), str(path))  # the row that is on disk
+            result = read(path)  # the row that is on disk
         results[job.label] = result
         watch.told(Event("done" if result.status == "ok" else "failed", "row", result.label, reason=error))
         watch.finished(result)
@@ -80,7 +81,8 @@ def run(plan: Plan, watch: Watch | None = None) -> Outcome:
         else:
             unfinished.append(job)
     if unfinished:
-        running, broken = _methods(plan, unfinished)
+        check_store(plan.store.root)
+        running, broken = methods_of(plan, unfinished)
         left_out += broken
         where = chosen(plan.request.ray, plan.request.device)
         if where:
@@ -94,7 +96,7 @@ def run(plan: Plan, watch: Watch | None = None) -> Outcome:
     return Outcome(tuple(ordered), tuple(left_out))
 
 
-def _methods(plan: Plan, jobs: Sequence[Job]) -> tuple[list[Running], list[tuple[str, str]]]:
+def methods_of(plan: Plan, jobs: Sequence[Job]) -> tuple[list[Running], list[tuple[str, str]]]:
     """Import the methods that have work to do. One that does not import is an error if named, else left out."""
     running, broken = [], []
     for job in jobs:
@@ -180,12 +182,18 @@ def own(plan: Plan, job: Job, device: str) -> Own:
 
     from oodbench.method import Own
 
+    images = None  # that fit() reads: which, and what their embeddings depend on
+    if plan.calibration and job.calibrates:
+        images = {"list": plan.calibration.digest, **plan.work(plan.calibration).inputs(0, len(plan.calibration))}
+
     def keep(depends: Mapping[str, object], make: Callable[[], torch.Tensor]) -> torch.Tensor:
         inputs = {
             **assignment.kept_inputs(job, plan.classes.digest, depends),
             "encoder": plan.card.identity,
             "precision": plan.request.precision,
             "seed": plan.request.seed,
+            "engine": ENGINE,
+            "calibration": images,
         }
         entry = plan.store.find("kept", inputs)
         if entry is None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from oodbench import guards
 from oodbench.errors import UserError
 from oodbench.extract import Embedded, batches
 from oodbench.images import Listing
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ENGINE = 2  # raise when scoring gives other numbers than before
+ENGINE = 3  # raise when scoring gives other numbers than before
 THREADS = 16  # at most: each holds a chunk, and Python itself runs in one at a time
 CHUNK = 1024  # images scored at once: with 1000 classes 4 MB of cosines, which stay in the processor's cache
 
@@ -42,7 +43,7 @@ def score_inputs(plan: Plan, job: Job, listing: Listing) -> dict[str, Any]:
         "templates": job.templates.digest if job.templates else None,
         "classes": plan.classes.digest,
         "seed": plan.request.seed,
-        "calibration": plan.calibration.digest if plan.calibration and job.calibrates else None,
+        "calibration": plan.calibration.stamp if plan.calibration and job.calibrates else None,
     }
     return inputs | ({"weights": job.weights.digest} if job.weights else {})
 
@@ -51,6 +52,12 @@ def find_scores(plan: Plan, job: Job, listing: Listing) -> Entry | None:
     """Stored scores, unless images were skipped for them and this run is to stop at such."""
     entry = plan.store.find("scores", score_inputs(plan, job, listing))
     return None if entry and entry.facts["skipped"] and plan.request.on_error == "stop" else entry
+
+
+def forget_scores(plan: Plan, job: Job) -> None:
+    """Remove a method's scores of all sets of a plan."""
+    for listing in plan.listings:
+        plan.store.forget("scores", score_inputs(plan, job, listing))
 
 
 class Scorer:
@@ -69,8 +76,8 @@ class Scorer:
         # Apart, for batches differ: a method's digits must not depend on which others run beside it.
         for pixels in (False, True):
             group = [one for one in fitted if (Needs.PIXELS in one.method.needs) == pixels]
-            while group and not self._pass(group, embedded, pixels):
-                group = [one for one in group if not one.error]
+            for one, given in self._given(group, embedded, pixels):
+                self._write(one, embedded, given)
 
     def fit(self, running: Sequence[Running]) -> None:
         """Fit methods that have not been; one that fails keeps its error."""
@@ -78,36 +85,121 @@ class Scorer:
             self._fit(one)
 
     def values(self, one: Running, embedded: Embedded) -> Values:
-        """Scores and predictions of one method on a set that is not empty, not stored. UserError when it fails."""
+        """Scores and predictions of one method on a set that is not empty, not stored. UserError when it fails.
+
+        Whether it keeps something of the images that it has seen is looked at every few hundred images.
+        """
         from oodbench.method import Needs
 
-        if self._fit(one):
-            (given,) = self._given([one], embedded, Needs.PIXELS in one.method.needs)
-            if given.error is None and not _has_nan(one, embedded, given):
-                predictions = np.concatenate(given.predictions) if given.predictions else None
-                return Values(np.concatenate(given.scores), predictions)
-            if given.error:
-                _failed(one, given.error)
-        why, one.error = one.error, ""  # the next images may fare better
+        for _, given in self._given([one], embedded, Needs.PIXELS in one.method.needs, guards.EVERY):
+            predictions = np.concatenate(given.predictions) if given.predictions else None
+            return Values(np.concatenate(given.scores), predictions)
+        why = one.error
+        if not one.stateful:
+            one.error = ""  # the next images may fare better
         raise UserError(f"{one.job.label}: {why}")
 
-    def _pass(self, group: Sequence[Running], embedded: Embedded, pixels: bool) -> bool:
-        """Score a set with methods that read the same batches; False when one changed them, and the rest start anew."""
-        found = self._given(group, embedded, pixels)
+    def _given(
+        self, group: Sequence[Running], embedded: Embedded, pixels: bool, every: int = 0
+    ) -> list[tuple[Running, Given]]:
+        """What methods that read the same batches give of a set; those that fail keep their error and are left out.
+
+        `every`: so many images lie between two looks at whether a method keeps something of what it has seen.
+        """
+        while group := [one for one in group if self._fit(one)]:
+            found = self._attempt(group, embedded, pixels, every)
+            if found is not None:
+                return [(one, given) for one, given in zip(group, found, strict=True) if not one.error]
+        return []
+
+    def _attempt(self, group: Sequence[Running], embedded: Embedded, pixels: bool, every: int) -> list[Given] | None:
+        """The same once; None when a method changed what others read: it has failed, and the rest start anew."""
+        fresh = [one for one in group if not one.seen]
+        if fresh:
+            sample = self._sample(embedded, pixels)
+            first = self._over(sample.copies, fresh, pixels)
+            if not self._settled(fresh, first):
+                return None
+            for one, given in zip(fresh, first, strict=True):
+                one.sample, one.first = sample, given
+        found = self._over(lambda: self.batches(embedded, pixels), group, pixels)
+        if not self._settled(group, found):
+            return None
+        for one, given in zip(group, found, strict=True):
+            if not one.error and (why := _unfit(embedded, given)):
+                _failed(one, UserError(why))
+        count = len(embedded.positions)
+        due = [one for one in group if not one.error and one.seen + count - one.looked >= every]
+        if not self._steady(due, pixels):
+            return None
+        for one, given in zip(group, found, strict=True):
+            if not one.error and not one.seen and not (pixels and self._halved):
+                self._keep_out(one, guards.mixed(one, given))
+            one.seen += count
+        for one in due:
+            one.looked = one.seen
+        return found
+
+    def _steady(self, group: Sequence[Running], pixels: bool) -> bool:
+        """Let methods fail that keep something of what they have seen; False when one changed what others read."""
+        close = 0.0 if self.device == "cpu" else guards.LOW_CLOSE if pixels and self._halved else guards.CLOSE
+        for sample in {id(one.sample): one.sample for one in group if one.sample}.values():
+            some = [one for one in group if one.sample is sample]
+            again = self._over(sample.turned, some, pixels)
+            if not self._settled(some, again):
+                return False
+            for one, given in zip(some, again, strict=True):
+                if not one.error:
+                    self._keep_out(one, guards.kept(one, given, close))
+        return True
+
+    @property
+    def _halved(self) -> bool:
+        """Whether the model computes in half precision, where another batch size changes more than the last digits."""
+        return self.plan.request.precision != "fp32"
+
+    def _keep_out(self, one: Running, why: str) -> None:
+        """Refuse a method that does not score each image on its own, if there is a reason; nothing of it stays."""
+        if why:
+            _failed(one, UserError(why))
+            one.stateful = True
+            forget_scores(self.plan, one.job)
+
+    def _settled(self, group: Sequence[Running], found: Sequence[Given]) -> bool:
+        """Let methods fail that raised; False when one changed what others read: nothing of it holds then."""
         changed = any(isinstance(given.error, Changed) for given in found)
         for one, given in zip(group, found, strict=True):
             if given.error and (not changed or isinstance(given.error, Changed)):
                 _failed(one, given.error)
-            elif not changed:
-                self._write(one, embedded, given)
         return not changed
 
-    def _given(self, group: Sequence[Running], embedded: Embedded, pixels: bool) -> list[Given]:
+    def _sample(self, embedded: Embedded, pixels: bool) -> guards.Sample:
+        """A set's first and last images, as two small batches."""
+        from oodbench.encoder.openclip import transform
+
+        shards = [shard for shard in embedded.shards if shard.array("embeddings").shape[0]]
+        n, total, made, rows = len(embedded.listing), len(embedded.positions), [], []
+        for shard, behind in ((shards[0], False), (shards[-1], True)):
+            size, images = shard.array("embeddings").shape[0], None
+            count = min(guards.ROWS, max(1, size // 2))
+            if pixels:
+                count = min(guards.PIXEL_ROWS, count, self.plan.request.batch_size)
+                bounds = (n - count, n) if behind else (0, count)
+                (decoded,) = batches(self.plan.work(embedded.listing), bounds, transform(self.plan.card))
+                if decoded.images is None:
+                    continue
+                count, images = len(decoded.positions), decoded.images.to(self.device).float() / 255
+            start = size - count if behind else 0
+            made.append(_batch(shard, slice(start, start + count), self.device, images))
+            rows.append(np.arange(count) + (total - count if behind else 0))
+        return guards.Sample(tuple(made), tuple(rows))
+
+    def _over(self, batches: Callable[[], Iterable[Batch]], group: Sequence[Running], pixels: bool) -> list[Given]:
         """On CPUs a chunk of embeddings is one core's; the model, and a GPU, are worth all of them at once."""
         import torch
 
         threads = min(torch.get_num_threads(), THREADS) if self.device == "cpu" and not pixels else None
-        return over(lambda: self.batches(embedded, pixels), group, self.task, threads)
+        return over(batches, group, self.task, threads)
 
     def _fit(self, one: Running) -> bool:
         import torch
@@ -118,15 +210,18 @@ class Scorer:
             torch.manual_seed(self.plan.request.seed)
             try:
                 if one.job.templates:  # encoded before the clock starts: prompts are shared between methods
-                    self.task.text(one.job.parameters["templates"])
+                    self.task.prepare(one.job.parameters["templates"])
                 began = time.perf_counter()
                 with torch.no_grad():
                     one.state = one.method.fit(self.task.seen_by(one.method.needs, one.own))
                 if not self.task.intact():
                     raise UserError("fit() changes in place what it was given; clone it first")
             except Exception as error:
+                self.task.intact()  # puts right what it may have written before it failed
                 return _failed(one, error)
             one.fitted, one.fit_seconds = True, time.perf_counter() - began
+        if not one.held:
+            one.held = guards.held(one)
         return True
 
     def batches(self, embedded: Embedded, pixels: bool) -> Iterator[Batch]:
@@ -146,8 +241,6 @@ class Scorer:
                     yield _batch(shard, rows, self.device, batch.images.to(self.device).float() / 255)
 
     def _write(self, one: Running, embedded: Embedded, given: Given) -> None:
-        if _has_nan(one, embedded, given):
-            return
         scores, positions = np.concatenate(given.scores), embedded.positions
         arrays: dict[str, npt.NDArray[Any]] = {"scores": scores, "positions": positions}
         if given.predictions:
@@ -172,15 +265,14 @@ class Values:
     predictions: npt.NDArray[np.int32] | None
 
 
-def _has_nan(one: Running, embedded: Embedded, given: Given) -> bool:
-    """Whether a score is NaN, which is the method's failure."""
+def _unfit(embedded: Embedded, given: Given) -> str:
+    """Why scores are no scores, or "": NaN and infinity are the method's failure."""
     scores, listing = np.concatenate(given.scores), embedded.listing
-    bad = np.flatnonzero(np.isnan(scores))
+    bad = np.flatnonzero(~np.isfinite(scores))
     if not len(bad):
-        return False
-    name = listing.names[embedded.positions[bad[0]]]
-    said = f"{len(bad)} of {len(scores)} scores on {listing.dataset.name} are NaN, that of '{name}' first"
-    return not _failed(one, UserError(said))
+        return ""
+    name, kind = listing.names[embedded.positions[bad[0]]], "NaN" if np.isnan(scores).any() else "infinite"
+    return f"{len(bad)} of {len(scores)} scores on {listing.dataset.name} are {kind}, that of '{name}' first"
 
 
 def feature_batches(embedded: Embedded, device: str) -> Iterator[Batch]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oodbench.errors import UserError
-from oodbench.metrics import Floats
+from oodbench.metrics import Floats, exact
 
 ROWS = 1 << 22  # of a sorted run: 32 MB
 
@@ -44,7 +44,7 @@ class Array:
 
     def parts(self, rows: int) -> Iterator[Floats]:
         for start in range(0, self.size, rows):
-            yield self.values[start : start + rows].astype(np.float64)
+            yield _widened(self.values[start : start + rows], self.name)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Npy:
             found = np.fromfile(self.name, self.dtype, count, offset=self.offset + start * self.dtype.itemsize)
             if found.size < count:
                 raise UserError(f"{self.name}: {start + found.size} scores, though its head says {self.size}")
-            yield found.astype(np.float64)
+            yield _widened(found, self.name)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Parquet:
             for batch in file.iter_batches(rows, columns=columns):
                 if self.dataset is not None:
                     batch = batch.filter(pc.equal(batch["dataset"].cast("string"), self.dataset))
-                yield batch["score"].to_numpy(zero_copy_only=False).astype(np.float64)
+                yield _widened(batch["score"].to_numpy(zero_copy_only=False), self.name)
 
 
 def open_shard(source: Path | str | NDArray[Any], dataset: str | None = None) -> Shard:
@@ -115,18 +115,25 @@ def _check(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         raise UserError(f"{name}: one real number per image is needed, not {dtype} of shape {shape}")
 
 
+def _widened(scores: NDArray[Any], name: str) -> Floats:
+    return exact(scores, name).astype(np.float64)
+
+
 def _parquet(path: Path, dataset: str | None) -> Parquet:
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(path) as file:
-            names, rows = file.schema_arrow.names, file.metadata.num_rows
+            names, rows, schema = file.schema_arrow.names, file.metadata.num_rows, file.schema_arrow
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read as parquet ({error})") from error
     lacking = [name for name in ("score", *(["dataset"] if dataset else [])) if name not in names]
     if lacking:
         raise UserError(f"{path}: no column '{lacking[0]}', its columns are {', '.join(names)}")
+    kind = schema.field("score").type
+    if not pa.types.is_integer(kind) and not pa.types.is_floating(kind):
+        raise UserError(f"{path}: one real number per image is needed, not a column of {kind}")
     return Parquet(str(path), rows, dataset)
 
 

@@ -7,10 +7,13 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from oodbench import provenance
 from oodbench.errors import did_you_mean, raise_all
+from oodbench.paths import expand
 from oodbench.plan import make_plan
 from oodbench.request import RunRequest
 from oodbench.runner import Outcome, run
+from oodbench.urls import hidden
 from oodbench.values import conform, parse_names, written
 
 if TYPE_CHECKING:
@@ -65,9 +68,12 @@ def carry_out(request: RunRequest, *, tracking_uri: str | None = None) -> Outcom
     outcome = run(plan)
     for name, reason in outcome.left_out:
         log.warning("left out: %s: %s", name, reason)
-    why = record(tracker, outcome)
-    if why:
-        log.warning("%s", why)
+    for result in outcome.results:
+        for warning in result.warnings:
+            log.warning("%s: %s", result.label, warning)
+    for why in (provenance.elsewhere(request.device, outcome.results), record(tracker, outcome)):
+        if why:
+            log.warning("%s", why)
     return outcome
 
 
@@ -77,8 +83,8 @@ def tracker_of(results: Path, tracking_uri: str | None) -> Tracker | None:
         return None
     from oodbench import tracking
 
-    results = results.expanduser()
-    return tracking.Tracker(tracking_uri or tracking.default_uri(results), results)
+    results = expand(results)
+    return tracking.tracker_of(results, tracking_uri)
 
 
 def record(tracker: Tracker | None, outcome: Outcome) -> str:
@@ -88,4 +94,4 @@ def record(tracker: Tracker | None, outcome: Outcome) -> str:
     from oodbench import tracking
     from oodbench.attachments import Attachments
 
-    return tracking.send(tracker, outcome.results, Attachments(tracker.results)).reason
+    return hidden(tracking.send(tracker, outcome.results, Attachments(tracker.results)).reason)

@@ -68,7 +68,9 @@ class Shared(Store):
     def check(self) -> None:
         """UserError unless the other side takes a file."""
         if not urls.is_url(self.url):
-            raise UserError(f"--shared {self.url} is no URL; write for example s3://bucket/oodbench")
+            raise UserError(
+                f"--shared or $OODBENCH_SHARED: {self.url} is no URL; write for example s3://bucket/oodbench"
+            )
         probe = f"{self._base}/.probe-{secrets.token_hex(8)}"
         self._put(functools.partial(self._system.pipe_file, probe, b""), probe, tries=1)
         with contextlib.suppress(UserError, FileNotFoundError):  # who may not remove leaves an empty file
@@ -148,9 +150,7 @@ class Shared(Store):
         try:
             temporary.mkdir(parents=True)
         except OSError as error:
-            raise UserError(
-                f"the store {self.root} cannot be written ({error.strerror}); name another by --store"
-            ) from error
+            raise self.unwritable(error) from error
         try:
             for name, facts in json.loads(text)["arrays"].items():
                 source, file = f"{there}/{_named(name, facts)}", temporary / f"{name}.npy"
@@ -160,6 +160,8 @@ class Shared(Store):
             found = verified(temporary, key)
             return place(temporary, path) or dataclasses.replace(found, key=key, path=path)
         except DAMAGE as error:
+            if isinstance(error, OSError) and error.errno in reaching.FULL:
+                raise self.unwritable(error) from error
             log.warning("shared entry %s/%s is damaged (%s) and will be made again", kind, key[:12], error)
             return None
         finally:

@@ -8,7 +8,7 @@ sha256 of every array and its own digest, so a truncated or changed file is foun
 from __future__ import annotations
 
 import contextlib
-import json
+import errno
 import logging
 import os
 import shutil
@@ -27,7 +27,9 @@ from oodbench.entry import (
     digest,
     entry,
     file_digest,
+    file_stamp,
     fill,
+    head_of,
     is_entry,
     is_leftover,
     last_use,
@@ -36,19 +38,24 @@ from oodbench.entry import (
     verified,
 )
 from oodbench.errors import UserError
+from oodbench.paths import expand
 
-__all__ = ["Array", "Entry", "Listed", "Store", "content_digest", "default_root", "digest", "file_digest"]
+__all__ = ["Array", "Entry", "Listed", "Store", "content_digest", "default_root", "digest", "file_digest", "file_stamp"]
 
 log = logging.getLogger(__name__)
 _DAY = 86_400.0  # seconds
 
 
 def default_root() -> Path:
-    """$OODBENCH_STORE, or `oodbench` in the user's cache folder."""
-    if chosen := os.environ.get("OODBENCH_STORE"):
-        return Path(chosen).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "oodbench"
+    """$OODBENCH_STORE, or `oodbench` in the user's cache folder. UserError for a user without a home folder."""
+    try:
+        if chosen := os.environ.get("OODBENCH_STORE"):
+            return Path(chosen).expanduser()
+        cache = os.environ.get("XDG_CACHE_HOME")
+        return (Path(cache) if cache else Path.home() / ".cache") / "oodbench"
+    except RuntimeError as error:
+        why = f"$OODBENCH_STORE {chosen}: {error}" if chosen else "this user has no home folder for the store"
+        raise UserError(f"{why}; set $OODBENCH_STORE, or give --store, a folder that can be written") from error
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class Store:
     url = ""  # of a shared store behind it: see sharing.py
 
     def __init__(self, root: Path) -> None:
-        self.root = root.expanduser()
+        self.root = expand(root)
 
     def at(self, root: Path) -> Store:
         """The same store at another path."""
@@ -114,15 +121,32 @@ class Store:
             head = fill(temporary, {"kind": kind, "inputs": dict(inputs), "facts": dict(facts)}, arrays)
             return place(temporary, path) or entry(path, head)
         except OSError as error:
-            # numpy tells a full disk as "n requested and m written"
-            short = error.strerror is None and "requested" in str(error)
-            why = "No space left on device" if short else error.strerror or error
-            raise UserError(
-                f"the store {self.root} cannot be written ({why}); "
-                "make room with oodbench store gc, or name another folder with --store"
-            ) from error
+            raise self.unwritable(error) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+    def unwritable(self, error: OSError) -> UserError:
+        """The error for a write that failed: what to do about a full disk, and what about a file in the way."""
+        # numpy tells a full disk as "n requested and m written"
+        short = error.strerror is None and "requested" in str(error)
+        why = "No space left on device" if short else error.strerror or error
+        todo = f"see to the rights of {error.filename or self.root}"
+        if short or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            todo = "make room with oodbench store gc"
+        return UserError(
+            f"the store {self.root} cannot be written ({why}); {todo}, or name another folder with --store"
+        )
+
+    def remember(self, kind: str, inputs: Mapping[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+        """Write an entry that only saves time, and give its facts back.
+
+        Where the store cannot be written, the next run finds them out again.
+        """
+        try:
+            self.write(kind, inputs, {}, facts)
+        except UserError as error:
+            log.debug("not remembered: %s", error)
+        return facts
 
     def forget(self, kind: str, inputs: Mapping[str, Any]) -> None:
         """Remove an entry whose content no longer holds."""
@@ -134,7 +158,7 @@ class Store:
             if not is_entry(folder):
                 continue
             try:
-                head = json.loads((folder / "entry.json").read_text(encoding="utf-8"))
+                head = head_of(folder)
                 size = sum(file.stat().st_size for file in folder.iterdir())
                 used = (folder / "entry.json").stat().st_mtime
                 listed = Listed(head["kind"], folder.name, folder, size, used, head["inputs"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,8 +17,6 @@ from oodbench.plan import Plan
 from oodbench.store import Entry, Store, digest
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from oodbench.encoder.openclip import OpenClip
 
 log = logging.getLogger(__name__)
@@ -29,6 +28,8 @@ PART = 8192  # prompts in one entry of a word bank
 def text_bank(plan: Plan, templates: str, encoder: Callable[[], OpenClip]) -> npt.NDArray[np.float32]:
     """Unit class vectors [k d] under a prompt set: encoded once per encoder, prompts and class names."""
     lines = prompts.templates(templates)
+    if not _planned(plan, templates) <= {lines.digest}:  # scores would be stored under the digest of other prompts
+        raise UserError(f"the templates '{templates}' changed after the run was planned; run again")
     inputs = {
         "engine": ENGINE,
         "encoder": plan.card.identity,
@@ -45,7 +46,7 @@ def text_bank(plan: Plan, templates: str, encoder: Callable[[], OpenClip]) -> np
             for template in lines.lines:
                 prompts_of = [template.replace("{}", name) for name in plan.classes.lines]
                 unit = torch.nn.functional.normalize(encoder().text(prompts_of), dim=-1)
-                cut += _cut(plan, encoder().cut(prompts_of), set(prompts_of), unit)
+                cut += _cut(plan, encoder(), prompts_of)
                 total = unit if total is None else total + unit
             assert total is not None
             if cut:
@@ -53,10 +54,22 @@ def text_bank(plan: Plan, templates: str, encoder: Callable[[], OpenClip]) -> np
                 what = f"{len(cut)} of {every:,} prompts are"
                 log.warning('%s cut to the context of %s, "%s" first', what, plan.card.name, cut[0])
             bank = torch.nn.functional.normalize(total, dim=-1).cpu().numpy()
+            bad = np.flatnonzero(~np.isfinite(bank).all(1))
+            if len(bad):
+                raise encoder().not_finite(f"{len(bad)} class names, '{plan.classes.lines[bad[0]]}' first")
         entry = plan.store.write(
             "text", inputs, {"text": bank}, {"templates": lines.name, "classes": plan.classes.name}
         )
     return np.array(entry.array("text"))
+
+
+def _planned(plan: Plan, templates: str) -> set[str]:
+    """The digests that the plan's methods have for a prompt set."""
+    found = {job.templates.digest for job in plan.jobs if job.templates and job.parameters["templates"] == templates}
+    for job in plan.jobs:
+        named = [name for name, value in job.parameters.items() if name.endswith("_templates") and value == templates]
+        found |= {job.files[name] for name in named if name in job.files}
+    return found
 
 
 def word_bank(plan: Plan, words: tuple[str, ...], encoder: Callable[[], OpenClip]) -> npt.NDArray[np.float32]:
@@ -98,15 +111,24 @@ class WordParts:
             if entry is None:
                 with torch.no_grad():
                     unit = torch.nn.functional.normalize(encoder().text(part), dim=-1).cpu().numpy()
+                bad = np.flatnonzero(~np.isfinite(unit).all(1))
+                if len(bad):
+                    raise encoder().not_finite(f"{len(bad)} prompts, '{part[bad[0]]}' first")
                 entry = self.store.write("words", inputs, {"words": unit}, {"first": part[0], "count": len(part)})
             yield entry
 
 
-def _cut(plan: Plan, cut: list[str], distinct: set[str], vectors: Tensor) -> list[str]:
-    """The prompts that do not fit into the encoder's context; UserError when class names get lost by it."""
-    if cut and len({row.tobytes() for row in vectors.cpu().numpy()}) < len(distinct):
-        raise UserError(
-            f"{len(cut)} of {len(distinct)} prompts are longer than the context of {plan.card.name}, and class names "
-            f"get lost, as in '{cut[0]}'; use shorter templates"
-        )
+def _cut(plan: Plan, encoder: OpenClip, prompts_of: Sequence[str]) -> list[str]:
+    """The prompts that do not fit into the encoder's context; UserError when one then reads as another does."""
+    cut = encoder.cut(prompts_of)
+    if cut:
+        distinct = tuple(dict.fromkeys(prompts_of))
+        read = [tuple(tokens) for tokens in encoder.tokenize(distinct).tolist()]
+        times = Counter(read)
+        lost = [prompt for prompt, tokens in zip(distinct, read, strict=True) if prompt in cut and times[tokens] > 1]
+        if lost:
+            raise UserError(
+                f"{len(cut)} of {len(distinct)} prompts are longer than the context of {plan.card.name}, and class "
+                f"names get lost, as in '{lost[0]}'; use shorter templates"
+            )
     return cut

@@ -41,13 +41,14 @@ def _stored(plan: Plan, settings: Settings, job: Job, entries: Mapping[str, Entr
         "ood": [[name, entries[name].key, group] for name, group in groups.items()],
     }
     entry = plan.store.find("intervals", inputs)
-    if entry is None:
+    facts = entry.facts if entry else {}
+    if not facts:
         ood = {name: np.array(entries[name].array("scores")) for name in groups}
         scores = Scores(np.array(entries[plan.id.dataset.name].array("scores")), ood, groups)
         made = intervals(scores, settings, job.label)
-        facts = {"method": job.info.name, "sets": _rounded(made.sets), "means": _rounded(made.means)}
-        entry = plan.store.write("intervals", inputs, {}, facts)
-    return Intervals(_rounded(entry.facts["sets"]), _rounded(entry.facts["means"]))
+        made_of = {"method": job.info.name, "sets": _rounded(made.sets), "means": _rounded(made.means)}
+        facts = plan.store.remember("intervals", inputs, made_of)
+    return Intervals(_rounded(facts["sets"]), _rounded(facts["means"]))
 
 
 def _rounded(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, tuple[float, float]]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
-import csv
+import math
+import re
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ from oodbench.errors import UserError, raise_all
 _PLAIN = {"true": True, "false": False, "none": None}
 _TYPES = {"None": type(None), "bool": bool, "int": int, "float": float, "str": str}
 _CLOSING = {"[": "]", "(": ")", "{": "}"}
+_NAME = re.compile(r'\s*(?:"((?:[^"]|"")*)"\s*|((?!\s*")[^,]*))(?:,|$)')  # what is quoted, or what is not
 _RECIPE = "write name[parameter=value,...]"
 
 
@@ -52,6 +55,8 @@ def conform(value: Any, kind: str) -> Any:
     kinds = [part.strip("\"'").removeprefix("typing.") for part in split(kind.strip("\"'"), "|")]
     for part in kinds:
         if type(value) is _TYPES.get(part):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"takes a finite number, not {value!r}")
             return value
         if part.startswith("Literal["):
             for option in ast.literal_eval(f"({part[8:-1]},)"):
@@ -60,6 +65,8 @@ def conform(value: Any, kind: str) -> Any:
     for part in kinds:
         head, _, inner = part.partition("[")
         if part == "float" and type(value) is int:
+            if abs(value) > sys.float_info.max:
+                raise ValueError(f"takes {kind}, not {value!r}")
             return float(value)
         if head == "Optional":
             return None if value is None else conform(value, inner[:-1])
@@ -81,12 +88,13 @@ def _sequence(value: Any, into: type[tuple[Any, ...]] | type[list[Any]], inner: 
 
 def parse_choices(text: str) -> list[Choice]:
     """`mcm,energy[scale=1],energy[scale=100]` -> three choices. UserError with every part that cannot be read."""
-    choices, problems = [], []
+    choices: list[Choice] = []
+    problems: list[str] = []
     for part in split(text, ","):
         try:
             choices.append(_choice(part))
         except UserError as error:
-            problems.append(str(error))
+            problems += error.problems
     raise_all(problems)
     if not choices:
         raise UserError("no method was named; write e.g. --methods mcm,energy, or --methods all")
@@ -118,10 +126,18 @@ def parse_setting(text: str) -> Setting:
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """`textures,"folder:a,b"` -> two names: double quotes keep a comma that belongs to a path."""
-    if not text.strip():
-        return ()
-    return tuple(filter(None, (name.strip() for name in next(csv.reader([text], skipinitialspace=True)))))
+    """`textures,"folder:a,b"` -> two names: double quotes keep a comma or a blank that belongs to a path.
+
+    UserError for a quote that is not closed.
+    """
+    names, rest = [], text.strip()
+    while rest:
+        found = _NAME.match(rest)
+        if found is None:
+            raise UserError(f"cannot read the names {text!r}: a quote is not closed, or a comma is missing after it")
+        names.append(found[2].strip() if found[1] is None else found[1].replace('""', '"'))
+        rest = rest[found.end() :]
+    return tuple(filter(None, names))
 
 
 def label(name: str, parameters: dict[str, Any], defaults: dict[str, Any]) -> str:

@@ -22,6 +22,10 @@ def whole(path: Path) -> Iterator[Path]:
         _sync(partial)
         partial.replace(path)
         _sync(path.parent)
+    except OSError as error:
+        if not error.filename or error.filename == str(partial):
+            error.filename = str(path)  # the name that the user knows: a full disk is told without one
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -17,7 +17,7 @@ import torch
 from click.testing import CliRunner, Result
 from torch import Tensor
 
-from oodbench import prompts, registry, weights
+from oodbench import Detector, prompts, registry, weights
 from oodbench.cli import main
 from oodbench.method import Batch, Needs, Own, Sources, Task, TrainedMethod, Weights
 from oodbench.toy import World
@@ -472,3 +472,19 @@ def test_packed_weights_are_released_whole(tmp_path: Path) -> None:
 def test_no_offsets_are_refused(tmp_path: Path) -> None:
     done = run(tmp_path, "--methods", "clipn[offsets=0]")
     assert done.exit_code == 2 and "Traceback" not in done.output
+
+
+def test_the_prompts_of_a_training_are_those_of_the_scores(tmp_path: Path) -> None:
+    """The "no" tower of the hand-crafted variant has learnt to read its own templates."""
+    own = {"templates": "a {}", "no_templates": "no {}"}
+    file = written(tmp_path / "hand.safetensors", {"prompt": "handcrafted", **own})
+    one = Detector("clipn", classes=["cloud", "comet"], weights=file).fit()
+    told = Detector("clipn", classes=["cloud", "comet"], weights=file, settings=own).fit()
+    other = Detector("clipn", classes=["cloud", "comet"], weights=file, templates="the {}").fit()
+    (found,), (given,), (changed,) = (each._engine.plan.jobs for each in (one, told, other))
+    assert {name: found.parameters[name] for name in own} == own and found.parameters == given.parameters
+    assert found.templates and found.templates.lines == ("a {}",)
+    assert changed.parameters["templates"] == "the {}" and changed.parameters["no_templates"] == "no {}"
+    again = Detector.load(one.save(tmp_path / "saved"))
+    images = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), np.uint8)
+    assert again.score_samples(images).tolist() == told.score_samples(images).tolist()

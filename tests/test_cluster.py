@@ -176,10 +176,10 @@ def test_a_worker_that_is_killed_is_replaced(cluster: str, images: Path, tmp_pat
 class Deadly(Files):
     """Kills whoever reads one of the images."""
 
-    def read(self, name: str) -> Any:
+    def take(self, name: str) -> Any:
         if name == "2100.png":
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().read(name)
+        return super().take(name)
 
 
 def test_a_poisoned_shard_fails_alone_by_name(cluster: str, images: Path, tmp_path: Path) -> None:
@@ -211,6 +211,19 @@ def test_a_method_that_fails_keeps_its_message(cluster: str, images: Path, tmp_p
     plugin = probe(tmp_path, "raise ValueError('no luck')", "PIXELS")
     outcome = run(plan(images, tmp_path, methods="mcm,probe", ood=[f"folder:{images}/few"], plugins=[plugin]))
     assert [(r.status, r.error) for r in outcome.results] == [("ok", None), ("failed", "ValueError: no luck")]
+
+
+def test_a_method_that_counts_is_refused_and_none_of_its_scores_stay(
+    cluster: str, images: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    """In its third thousand of images: the smaller set is scored by then, on the same worker or another one."""
+    counts = "state['n'] = state.get('n', 0) + batch.size; return batch.features[:, 0] - (state['n'] > 2000) * 0.1"
+    plugin = probe(tmp_path, counts.replace("state", "SEEN"))
+    plugin.write_text(plugin.read_text().replace("@dataclass", "SEEN = {}\n\n@dataclass", 1))
+    outcome = run(plan(images, tmp_path, methods="mcm,probe,energy", plugins=[plugin]))
+    assert [r.status for r in outcome.results] == ["ok", "failed", "ok"]
+    assert "score() keeps something of the images it has seen" in (outcome.results[1].error or "")
+    assert entries(tmp_path / "s", "scores") == entries(undisturbed / "s", "scores")
 
 
 def test_a_broken_image_is_told_as_in_one_process(cluster: str, images: Path, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ BROKEN = {
     "is_frozen": ("@dataclass(frozen=True)\n", ""),
     "gives_one_finite_score_per_image": (SCORE, SCORE.replace(".amax(-1)", "")),
     "is_deterministic": (SCORE, SCORE + " + torch.rand(batch.size)"),
+    "keeps_nothing_of_what_it_sees": (SCORE, f"CALLS.append(batch.size); {SCORE} - 0.1 * (sum(CALLS) > 2000)"),
     "does_not_depend_on_the_batch": (SCORE, SCORE + " + batch.features.mean()"),
     "leaves_its_input_alone": (SCORE, "batch.features.add_(0.1); " + SCORE),
     "predicts_classes": (
@@ -82,6 +83,34 @@ def test_a_broken_method_fails_the_check_it_breaks(check: str, tmp_path: Path) -
 
 def test_every_check_has_a_method_that_breaks_it() -> None:
     assert {check.__name__ for check in CHECKS} == set(BROKEN)
+
+
+# Where a method may hide what it keeps, and the check that finds it there.
+HIDDEN = {
+    "the first batch's mean, in a module": (
+        "global MEAN\n        MEAN = batch.features.mean(0) if MEAN is None else MEAN\n"
+        "        return task.logits(batch.features - MEAN, self.templates, None).amax(-1)",
+        "is_deterministic",
+    ),
+    "a count on the method": (
+        "object.__setattr__(self, 'n', getattr(self, 'n', 0) + 1); " + SCORE,
+        "keeps_nothing_of_what_it_sees",
+    ),
+    "a write past torch": (
+        "f = batch.features.numpy(); f += 0.5; " + SCORE,
+        "leaves_its_input_alone",
+    ),
+    "a write into class vectors": (
+        "f = task.text('simple').numpy(); f *= 2; " + SCORE,
+        "leaves_its_input_alone",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", HIDDEN)
+def test_what_is_hidden_is_found(what: str, tmp_path: Path) -> None:
+    body, check = HIDDEN[what]
+    assert check in failed(tmp_path / "bad.py", GOOD.replace("CALLS = []", "MEAN = None").replace(SCORE, body))
 
 
 def test_reading_what_was_not_declared_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import os
 import shutil
@@ -19,10 +21,11 @@ from sklearn.utils.validation import check_is_fitted
 
 import oodbench
 from oodbench import Detector, UserError, catalogue, registry
+from oodbench.detector.images import listed
 from oodbench.detector.learnt import Unpackable, pack, unpack
 from oodbench.glyphs import render, world
 from oodbench.images import Listing, listing
-from oodbench.store import Store, default_root
+from oodbench.store import Store, default_root, digest
 
 N = 150  # images of a set: more than one batch
 NAMES = list(world.CLASSES)
@@ -80,7 +83,7 @@ def test_scores_are_those_of_the_benchmark(
     method: str, benchmark: Path, files: Path, settings: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
     """In every form that images come in, and after saving and loading, to the last digit."""
-    one = detector(method, settings).fit(images_of("glyphs-train"))
+    one = detector(method, settings).fit(images_of("glyphs-train"), validation=images_of("glyphs"))
     known = stored(benchmark, method, "glyphs")
     for images in (images_of("glyphs"), files, sorted(files.iterdir()), arrays(files)):
         found = one.score_images(images)
@@ -102,19 +105,17 @@ def arrays(folder: Path) -> list[Any]:
 
 
 def test_the_threshold_keeps_its_share() -> None:
+    """Of n + 1 images, one of which is new, so many are kept as `tpr` takes: rank r with r / (N + 1) >= tpr."""
     images = images_of("glyphs")
-    for tpr in (0.5, 0.95, 1.0):
+    for tpr, rank in ((0.5, 76), (0.95, 144), (1.0, N)):
         one = Detector("mcm", classes=NAMES, tpr=tpr).fit(images)
-        kept = one.predict(images) == 1
-        assert kept.mean() >= tpr > (one.score_samples(images) > one.offset_).mean()
+        assert (one.predict(images) == 1).sum() == rank
     scores = one.score_samples(images)
     assert scores.shape == (N,) and scores.dtype == np.float64
     assert one.threshold_ == one.offset_ == scores.min()
     np.testing.assert_array_equal(one.decision_function(images), scores - one.offset_)
     assert set(one.fit_predict(images)) == {1}
     assert set(Detector("mcm", classes=NAMES, threshold=0.0).fit().predict(images)) == {-1}
-    with pytest.raises(UserError, match="tpr 95: a share above 0 and up to 1"):
-        Detector("mcm", classes=NAMES, tpr=95).fit(images)
 
 
 def test_scikit_learns_conventions() -> None:
@@ -169,6 +170,113 @@ def test_bad_input_says_what_to_do(tmp_path: Path, files: Path) -> None:
     assert one.classify([broken])[0] is None
     with pytest.raises(UserError, match=r"broken\.png cannot be read"):
         Detector(classes=NAMES).fit().score_samples([good, broken])
+
+
+GREY = np.zeros((8, 8), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        ("", "'' is no path"),
+        ([""], "'' is no path"),
+        ("a\0b", r"'a\\x00b' is no path"),
+        ("x" * 5000, "cannot be read: File name too long"),
+        (["x" * 5000], "cannot be read: File name too long"),
+        (b"photo.png", "image 0 is a bytes"),
+        (None, "image 0 is a NoneType"),
+        ({"a.png"}, "a set gives images no order"),
+        ({"a": GREY}, "a dict gives images no order"),
+        (iter(()), "no images were given"),
+        ([[GREY]], "image 0 is a list"),
+        (np.zeros((0, 8, 8, 3), np.uint8), "no images were given"),
+        (np.zeros((0, 8, 3), np.uint8), r"image 0 is a uint8 array of shape \[0, 8, 3\]"),
+        (np.zeros((9, 8, 8), np.uint8), r"image 0 is a uint8 array of shape \[9, 8, 8\]"),
+        (GREY.astype(np.uint16), r"image 0 is a uint16 array of shape \[8, 8\]"),
+        (GREY.astype(bool), "image 0 is a bool array"),
+        (Image.fromarray(GREY.astype(np.uint16)), "PIL image of mode I;16; give one of 8 bits"),
+        (Image.fromarray(GREY.astype(np.int32)), "PIL image of mode I; give one of 8 bits"),
+        ([GREY, Image.fromarray(GREY / 255).convert("F")], "image 1 is a PIL image of mode F; give one of 8 bits"),
+    ],
+)
+def test_what_is_no_image_is_refused(images: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        listed(images, Store(default_root()))
+
+
+def test_images_come_in_many_forms(tmp_path: Path) -> None:
+    """One image alone, grey or with alpha; several as an array or by a generator; and what only looks like a file."""
+    rgb = np.repeat(GREY[:, :, None], 3, axis=2)
+    Image.fromarray(rgb).save(tmp_path / "a.png")
+    for images, n in (
+        (GREY, 1),
+        (rgb, 1),
+        (np.dstack([rgb, GREY]), 1),
+        (Image.fromarray(GREY), 1),
+        (np.stack([rgb, rgb]), 2),
+        ((image for image in (GREY, rgb)), 2),
+        (np.array([str(tmp_path / "a.png")]), 1),
+        (pd.Series([tmp_path / "a.png"]), 1),
+    ):
+        found = listed(images, Store(tmp_path / "store"))
+        assert len(found) == n and np.asarray(found.read(0).convert("RGB")).tolist() == rgb.tolist()
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UserError, match=r"pipe\.png is a FIFO"):
+        listed([tmp_path / "pipe.png"], Store(tmp_path / "store"))
+    cut = Image.open(io.BytesIO((tmp_path / "a.png").read_bytes()[:45]))
+    with pytest.raises(UserError, match="image 0 cannot be read: OSError: image file is truncated"):
+        listed(cut, Store(tmp_path / "store"))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "takes"),
+    [
+        ("method", ["", None, 3, ["mcm"]], "the name of a method"),
+        ("classes", [5, set(NAMES), {"a": 1}, iter(NAMES)], "a list of names"),
+        ("encoder", [None, 3], "text"),
+        ("settings", ["temperature=2", [("temperature", 2)], {1: 2}], "a dictionary"),
+        ("weights", [None, 3], "a path"),
+        ("templates", [None, ["a {}"]], "text"),
+        (
+            "tpr",
+            ["0.95", 0, -0.1, 1.01, 95, float("nan"), float("inf"), True, [0.95], 1j],
+            "a share above 0 and up to 1",
+        ),
+        ("threshold", ["0", float("nan"), float("inf"), False, [0.0]], "a finite number"),
+        ("device", [0, None], "text"),
+        ("precision", [32, None], "text"),
+        ("batch_size", [0, -1, 1.5, "8", True, None, float("nan")], "a whole number from 1 upwards"),
+        ("workers", [-1, 1.5, "8", True, None], "a whole number from 0 upwards"),
+        ("seed", [-1, 1.5, "8", True, None], "a whole number from 0 upwards"),
+        ("resize", [3], "text"),
+        ("on_error", [None, True], "text"),
+        ("store", [3, ["x"]], "a path, or None"),
+        ("shared", [None, 3], "a URL"),
+        ("keep", [None, 1, "no"], "True or False"),
+        ("plugins", [None, [3], 3], "paths of files"),
+    ],
+)
+def test_a_parameter_of_a_wrong_type_or_range_is_named(name: str, values: list[Any], takes: str) -> None:
+    """By fit(), as in scikit-learn: the constructor takes anything, so that clone() and set_params() work."""
+    for value in values:
+        one = Detector(**{"classes": NAMES, name: value})
+        with pytest.raises(UserError, match=f"{name} takes {takes}") as found:
+            one.fit()
+        assert name == "classes" or isinstance(found.value, ValueError)
+        assert not hasattr(one, "_engine")
+
+
+def test_parameters_are_checked_at_once_and_numpys_numbers_will_do(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"(?s)tpr takes .* not '0.95'.*seed takes .* not -1"):
+        Detector(classes=NAMES, tpr="0.95", seed=-1).fit()  # type: ignore[arg-type]
+    given = {"tpr": np.float32(0.5), "seed": np.int64(1), "batch_size": np.int32(16), "keep": np.bool_(False)}
+    one = Detector(classes=np.array(NAMES), store=tmp_path, **given)  # type: ignore[arg-type]
+    one.fit(images_of("glyphs", 9))
+    assert one.threshold_ is not None and set(one.classes_) == set(NAMES) and type(one.classes_[0]) is str
+    clone(one)
+    Detector.load(one.save(tmp_path / "saved"))
+    with pytest.raises(ValueError, match="workers takes a whole number from 0 upwards, not -1"):
+        Detector.load(tmp_path / "saved", workers=-1)
 
 
 def test_embeddings_of_files_are_kept_unless_told_otherwise(files: Path, tmp_path: Path) -> None:
@@ -245,6 +353,78 @@ def test_a_changed_or_missing_file_is_named(saved: Path) -> None:
             Detector.load(saved)
         path.write_bytes(content)
     Detector.load(saved)
+
+
+def signed(recipe: dict[str, Any]) -> str:
+    return json.dumps({**recipe, "digest": digest(recipe)})
+
+
+def test_a_recipe_that_is_no_recipe_is_an_error(saved: Path) -> None:
+    path = saved / "detector.json"
+    recipe = json.loads(path.read_text())
+    del recipe["digest"]
+    outside = {**recipe, "contents": {**recipe["contents"], "../x.txt": "0"}}
+    later = {**recipe, "params": {**recipe["params"], "new": 1}}
+    card = {**recipe, "encoder": {**recipe["encoder"], "new": 1}}
+    other = {**recipe, "prompts": {"templates": "../x.txt"}}
+    for text, said in (
+        ("[" * 100_000, "cannot be read"),
+        ("[1]", "cannot be read"),
+        ('"x"', "cannot be read"),
+        (signed(outside), r"outside of its folder: \.\./x\.txt"),
+        (signed(later), "names parameters new that this oodbench"),
+        (signed(card), "names an encoder that this oodbench"),
+        (signed(other), "not part of the detector"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=said):
+            Detector.load(saved)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="no regular file"):
+        Detector.load(saved)
+
+
+def test_what_cannot_be_packed_is_not_packed() -> None:
+    import torch
+
+    method = registry.load(registry.methods()["mcm"])
+    masked = np.ma.array([1.0, 2.0], mask=[True, False])
+    wrong: list[Any] = [np.array(["a"]), np.array([{}]), np.str_("a"), masked, torch.eye(2).to_sparse(), {1: 2}, {1, 2}]
+    for value in wrong:
+        with pytest.raises(Unpackable):
+            pack(value, method)
+    right: list[Any] = [np.array([True, False]), np.int16(3), np.arange(6)[::-2], float("inf"), 2**70]
+    for value in right:
+        packed = pack(value, method)
+        again = unpack(dataclasses.replace(packed, tree=json.loads(json.dumps(packed.tree))), method, "cpu")
+        assert type(again) is type(value) and np.all(again == value)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_score_that_is_no_number_is_an_error(value: str, tmp_path: Path) -> None:
+    """Neither a threshold nor a decision comes of it; the next images may fare better."""
+    (tmp_path / "odd.py").write_text(
+        '"""Odd: a score of one (Doe et al., ICML 2020, arXiv:2001.00001)."""\n'
+        "from dataclasses import dataclass\nimport torch\nfrom oodbench.method import Method, Needs\n\n"
+        "@dataclass(frozen=True)\nclass Odd(Method):\n    '''Odd.'''\n\n"
+        "    needs = Needs.PIXELS | Needs.FEATURES\n\n"
+        "    def score(self, batch, task, state):\n        dark = batch.pixels.amax((1, 2, 3)) == 0\n"
+        f"        return torch.where(dark, float('{value}'), batch.features[:, 0].double())\n"
+    )
+    one = Detector("odd", classes=NAMES, plugins=[tmp_path / "odd.py"], threshold=0.0).fit()
+    bright = np.full((8, 8, 3), 255, np.uint8)
+    with pytest.raises(UserError, match="1 of 2 scores on images are .*, that of 'image 1' first"):
+        one.predict([bright, GREY])
+    assert one.predict([bright]).shape == (1,)
+    with pytest.raises(UserError, match="1 of 2 scores"):
+        one.set_params(threshold=None).fit([bright, GREY])
+
+
+def test_an_iterator_is_fitted_and_predicted() -> None:
+    images = images_of("glyphs", 30)
+    given = (images.read(i) for i in range(30))
+    assert len(Detector(classes=NAMES).fit_predict(given)) == 30
 
 
 @pytest.mark.slow

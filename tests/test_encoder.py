@@ -95,7 +95,26 @@ def openai(state: State) -> Any:
     return {**half(state), **sizes}
 
 
-@pytest.mark.parametrize("form", [plain, nested, half, one_dimensional, openai])
+def of_a_loop(state: State) -> Any:
+    return {"epoch": 3, "model_state_dict": state, "optimizer": {"state": {}}}
+
+
+def of_another_loop(state: State) -> Any:
+    return {"model": {f"module.{k}": v for k, v in state.items()}, "scaler": None}
+
+
+def compiled(state: State) -> Any:
+    return {"state_dict": {f"module._orig_mod.{k}": v for k, v in state.items()}}
+
+
+def compiled_in_part(state: State) -> Any:
+    return {k.replace("visual.", "visual._orig_mod."): v for k, v in state.items()}
+
+
+LOOPS = [of_a_loop, of_another_loop, compiled, compiled_in_part]
+
+
+@pytest.mark.parametrize("form", [plain, nested, half, one_dimensional, openai, *LOOPS])
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
 def test_forms_of_checkpoints(form: Any, suffix: str, state: State, folder: Path) -> None:
     content = form(state)
@@ -103,7 +122,8 @@ def test_forms_of_checkpoints(form: Any, suffix: str, state: State, folder: Path
     if suffix == "pt":
         torch.save(content, path)
     else:
-        save_file(content.get("state_dict", content), path)
+        inner = [one for one in content.values() if isinstance(one, dict) and len(one) > 1]
+        save_file(inner[0] if inner else content, path)
     found = resolved(f"{folder}/small.json@{path}", folder)
     expected = open_clip.CLIP(**CONFIG).eval().requires_grad_(False)
     expected.load_state_dict({k: v.half().float() for k, v in state.items()} if form in (half, openai) else state)
@@ -207,9 +227,36 @@ def test_unreadable_files(kind: str, suffix: str, state: State, folder: Path) ->
         torch.save({"epoch": 1, "model": {"a": 1}}, path)
     message = error_of(f"{folder}/small.json@{path}", folder)
     assert str(path) in message
-    if suffix == "pt":
-        expected = {"empty": "is empty", "tensor": "not a dictionary", "no weights": "it has: epoch, model"}
-        assert expected.get(kind, "cut short, or no torch file") in message
+    expected = {"empty": "is empty", "tensor": "not a dictionary", "no weights": "it has: epoch, model"}
+    expected |= {"text": "is a web page", "cut short": "safetensors" if suffix == "safetensors" else "cut short"}
+    assert expected.get(kind, "cut short, or neither a torch nor a safetensors file") in message
+
+
+def test_the_content_of_a_checkpoint_counts_not_its_name(state: State, folder: Path) -> None:
+    save_file(state, folder / "weights.pt")
+    torch.save(state, folder / "weights.safetensors")
+    found = [resolved(f"{folder}/small.json@{folder}/weights.{end}", folder) for end in ("pt", "safetensors")]
+    assert found[0].card.scale == found[1].card.scale
+    for one in found:
+        OpenClip(one, "cpu", "fp32")
+
+
+def test_files_that_are_no_checkpoint_are_named_for_what_they_are(state: State, folder: Path) -> None:
+    import gzip
+    import zipfile
+
+    spec, path = f"{folder}/small.json@{folder}/weights.pt", folder / "weights.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/weights.bin", b"x" * 1000)
+    assert "is a zip archive of other files; unpack it first" in error_of(spec, folder)
+    path.write_bytes(gzip.compress(b"x" * 1000))
+    assert "is compressed; unpack it first" in error_of(spec, folder)
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
+    assert "is a pointer of Git LFS" in error_of(spec, folder)
+    torch.save({"model": state, "state_dict": state}, path)
+    assert "holds several sets of weights, state_dict and model; save one alone" in error_of(spec, folder)
+    torch.save({**state, **{f"module.{k}": v for k, v in state.items()}}, path)
+    assert "holds weights twice" in error_of(spec, folder)
 
 
 CUSTOM = {"custom_text": True}
@@ -469,6 +516,136 @@ def test_changed_files_are_examined_anew(state: State, folder: Path) -> None:
     assert "is empty" in error_of(spec, folder)
 
 
+def overwritten(path: Path, write: Any) -> None:
+    """A file's content replaced in place, its size and time kept."""
+    before = path.stat()
+    write()
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size and path.stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_weights_overwritten_with_the_same_size_and_time_are_others(state: State, folder: Path) -> None:
+    spec, path = f"{folder}/small.json@{folder}/weights.safetensors", folder / "weights.safetensors"
+    other = {**state, "logit_scale": torch.tensor(1.0)}
+    save_file(state, path)
+    first = resolved(spec, folder)
+    overwritten(path, lambda: save_file(other, path))
+    with pytest.raises(UserError, match="is not the one that encoder .* was found with; run again"):
+        OpenClip(first, "cpu", "fp32")
+    second = resolved(spec, folder)
+    assert second.card.weights != first.card.weights and second.card.scale == pytest.approx(2.71828, rel=1e-4)
+
+
+def test_strict_trusts_no_digest_that_is_remembered(
+    state: State, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that keeps no change times, or a clock that was turned back."""
+    import oodbench.encoder.resolve as module
+
+    spec, path = f"{folder}/small.json@{folder}/weights.safetensors", folder / "weights.safetensors"
+    save_file(state, path)
+    monkeypatch.setattr(module, "file_stamp", lambda path: {"file": str(path)})
+    first = resolved(spec, folder).card
+    save_file({**state, "logit_scale": torch.tensor(1.0)}, path)
+    assert resolved(spec, folder).card == first
+    found = resolve(parse_encoder(spec), None, Store(folder / "store"), strict=True).card
+    assert found.weights != first.weights
+    assert resolved(spec, folder).card == found, "what was remembered is replaced"
+
+
+def words(folder: Path, *vocabulary: str) -> None:
+    """A tokenizer as transformers keeps it, of whole words."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    folder.mkdir(exist_ok=True)
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(("[PAD]", "[UNK]", *vocabulary))}, "[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "unk_token": "[UNK]"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+
+
+def named(tokenizer: str) -> dict[str, Any]:
+    return {**CONFIG, "text_cfg": {**CONFIG["text_cfg"], "hf_tokenizer_name": tokenizer}}
+
+
+def test_the_tokenizer_of_a_local_folder_is_part_of_the_identity(state: State, folder: Path) -> None:
+    place = folder / "mine"
+    words(place, "a", "photo", "of", "cat")
+    (place / "open_clip_config.json").write_text(json.dumps({"model_cfg": named("owner/words")}))
+    save_file(state, place / "open_clip_model.safetensors")
+    first = resolved(f"local-dir:{place}", folder)
+    assert OpenClip(first, "cpu", "fp32").tokenize(["cat of unknown"])[0, :4].tolist() == [5, 4, 1, 0]
+    assert first.card.text_files and resolved(f"local-dir:{place}", folder).card == first.card
+    for change in (
+        lambda: overwritten(place / "tokenizer.json", lambda: words(place, "a", "photo", "cat", "of")),
+        lambda: (place / "special_tokens_map.json").write_text('{"unk_token": "[PAD]"}'),
+        lambda: (place / "merges.txt").write_text("a b"),
+        lambda: (place / "spiece.model").write_bytes(b"x"),
+    ):
+        before = resolved(f"local-dir:{place}", folder).card
+        change()
+        after = resolved(f"local-dir:{place}", folder).card
+        assert after.identity != before.identity and after.weights == before.weights
+    (place / "README.md").write_text("mine")
+    assert resolved(f"local-dir:{place}", folder).card == after
+    assert OpenClip(resolved(f"local-dir:{place}", folder), "cpu", "fp32").tokenize(["cat"])[0, 0] == 4
+
+
+def test_encoders_without_such_a_folder_keep_their_identity(state: State, folder: Path) -> None:
+    """Their stored embeddings stay: the identity is that of the fields that were there before."""
+    import dataclasses
+
+    from oodbench.store import digest
+
+    torch.save(state, folder / "weights.pt")
+    card = resolved(f"{folder}/small.json@{folder}/weights.pt", folder).card
+    before = {k: v for k, v in dataclasses.asdict(card).items() if k not in ("name", "notes", "text_files")}
+    assert card.identity == digest(before) and "text_files" not in card.row()
+
+
+@pytest.mark.parametrize("kind", ["absolute", "beside the config", "in the working folder"])
+def test_a_config_may_name_a_folder_with_a_tokenizer(
+    kind: str, state: State, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "work").mkdir()
+    monkeypatch.chdir(folder / "work")
+    place = folder / ("work" if kind == "in the working folder" else "") / "words"
+    words(place, "a", "cat")
+    (folder / "other.json").write_text(json.dumps(named(str(place) if kind == "absolute" else "words")))
+    torch.save(state, folder / "weights.pt")
+    spec = f"{folder}/other.json@{folder}/weights.pt"
+    found = resolved(spec, folder)
+    assert OpenClip(found, "cpu", "fp32").tokenize(["cat"])[0, :2].tolist() == [3, 0]
+    words(place, "cat", "a")
+    assert resolved(spec, folder).card.identity != found.card.identity
+    (place / "tokenizer.json").write_text("{")
+    (place / "tokenizer_config.json").unlink()
+    message = error_of(spec, folder)
+    assert "words cannot be read (" in message and "pip install" not in message
+
+
+def test_a_folder_of_a_tokenizer_that_is_not_there_is_named(state: State, folder: Path) -> None:
+    (folder / "other.json").write_text(json.dumps(named(f"{folder}/nowhere")))
+    torch.save(state, folder / "weights.pt")
+    message = error_of(f"{folder}/other.json@{folder}/weights.pt", folder)
+    assert f"the folder of its tokenizer, {folder}/nowhere, is not there" in message
+
+
+def test_weights_that_are_not_finite_are_told_apart_from_a_precision_too_low(state: State, folder: Path) -> None:
+    spec = f"{folder}/small.json@{folder}/weights.pt"
+    torch.save(state, folder / "weights.pt")
+    found = resolved(spec, folder)
+    said = [str(OpenClip(found, "cpu", precision).not_finite("3 images")) for precision in ("bf16", "fp32")]
+    assert said[0].endswith("gave NaN or infinity for 3 images: try --precision fp32")
+    assert "fp32" not in said[1].replace("even in fp32", "") and "finite" in said[1]
+    torch.save({**state, "ln_final.bias": torch.full((16,), torch.nan)}, folder / "weights.pt")
+    told = str(OpenClip(resolved(spec, folder), "cpu", "bf16").not_finite("3 images"))
+    assert "its weights hold NaN or infinity, ln_final.bias first" in told
+
+
 def test_identity_follows_the_weights_and_the_resize_filter_not_the_place(state: State, folder: Path) -> None:
     (folder / "elsewhere").mkdir()
     torch.save(state, folder / "weights.pt")
@@ -502,3 +679,22 @@ def test_a_real_size_tag(no_network: None, folder: Path) -> None:
     images = torch.rand(2, 3, 224, 224)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (found.card.mean, found.card.std))
     torch.testing.assert_close(ours.pixels(images), model.encode_image((images - mean) / std), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_remembered_of_a_place_is_what_lies_there_now(no_network: None, state: State, folder: Path) -> None:
+    """A checkpoint that open_clip prefers was added to a folder; a newer revision of a repository was downloaded."""
+    snapshot = put_in_cache(state, folder / "hub", "owner/small")
+    (snapshot / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG}))
+    (snapshot / "open_clip_model.safetensors").rename(snapshot / "model.safetensors")
+    other = {**state, "logit_scale": torch.tensor(1.0)}
+    first = resolved(f"local-dir:{snapshot}", folder).card
+    assert resolved(f"local-dir:{snapshot}", folder).card == first
+    save_file(other, snapshot / "open_clip_model.safetensors")
+    assert resolved(f"local-dir:{snapshot}", folder).card.scale == pytest.approx(2.71828, rel=1e-4) != first.scale
+    assert resolved("hf-hub:owner/small", folder).card.scale == pytest.approx(2.71828, rel=1e-4)
+    newer = snapshot.with_name("1" * 40)
+    newer.mkdir()
+    (newer / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG}))
+    save_file(state, newer / "open_clip_model.safetensors")
+    (newer.parents[1] / "refs" / "main").write_text("1" * 40)
+    assert resolved("hf-hub:owner/small", folder).card.scale == pytest.approx(first.scale)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from oodbench.encoder.card import EncoderCard, parse_encoder
-from oodbench.encoder.openclip import transform
+from oodbench.encoder.openclip import disable_tf32, transform
 from oodbench.encoder.resolve import resolve
 from oodbench.store import Store
 
@@ -106,3 +107,16 @@ def test_photographs(mode: str, card: EncoderCard) -> None:
     for path in photographs:
         with Image.open(path) as image:
             assert_same(image, dataclasses.replace(card, resize_mode=mode, size=(224, 224)))
+
+
+def test_float32_is_not_rounded_to_tf32_on_gpus() -> None:
+    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = True  # cuDNN's default
+        disable_tf32()
+        assert [backend.allow_tf32 for backend in backends] == [False, False]
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.allow_tf32 = value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 import oodbench
+from oodbench import report
 from oodbench.errors import UserError
 from oodbench.request import RunRequest
 from oodbench.result import Result, rows
@@ -70,6 +72,42 @@ def test_classes_are_the_folder_names(images: Path, tmp_path: Path) -> None:
     assert row.id.n == 60
     assert row.ood[0].n == 30
     assert row.id.accuracy is not None
+
+
+def test_a_method_that_scores_all_images_alike_is_told(
+    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With one class a softmax is 1: MSP and MCM cannot rank, Energy can."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/red").symlink_to(images / "id/red")
+    sets: dict[str, Any] = {"id": f"folder:{tmp_path}/one", "ood": [f"folder:{images}/ood"]}
+    oodbench.run("mcm,msp,energy", **sets, encoder="glyphs", out=tmp_path, tracking_uri="none")
+    said = (
+        "all images of a set have the same score, in one (n = 20), ood (n = 30); "
+        "with one class name every softmax over the classes is 1"
+    )
+    found = {row.method: row for _, row in rows(tmp_path)}
+    assert found["mcm"].ood[0].auroc == found["msp"].ood[0].auroc == 0.5 != found["energy"].ood[0].auroc
+    assert {name: row.warnings for name, row in found.items()} == {"mcm": (said,), "msp": (said,), "energy": ()}
+    assert [one.getMessage() for one in caplog.records if "same score" in one.getMessage()] == [
+        f"mcm: {said}",
+        f"msp: {said}",
+    ]
+    (shown,) = report.tables(found.values())
+    assert shown.notes == (f"MCM: {said}.", f"MSP: {said}.")
+
+
+def test_one_score_for_a_whole_set_is_told(images: Path, tmp_path: Path) -> None:
+    plugin = """    needs = Needs.FEATURES | Needs.PIXELS
+    def score(self, batch, task, state):
+        white = batch.pixels.amin((1, 2, 3)) == 1
+        return torch.where(white, 1.0, batch.features[:, 0])
+"""
+    (tmp_path / "white").mkdir()
+    for i in range(3):
+        Image.new("RGB", (40 + i, 40), "white").save(tmp_path / f"white/{i}.png")
+    (row,) = results(request(images, tmp_path, plugin, methods="probe", ood=[f"folder:{tmp_path}/white"]))
+    assert row.warnings == ("all images of a set have the same score, in white (n = 3)",)
 
 
 def test_activations_project_to_the_embeddings(images: Path, tmp_path: Path) -> None:

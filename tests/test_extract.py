@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from oodbench import catalogue
 from oodbench.encoder.card import parse_encoder
-from oodbench.encoder.openclip import OpenClip
+from oodbench.encoder.openclip import OpenClip, transform
 from oodbench.encoder.resolve import resolve
 from oodbench.errors import UserError
 from oodbench.extract import Embedded, Reading, Recipe, Work, batches, extract
@@ -209,6 +209,14 @@ def test_few_images_are_decoded_ahead(tiny: Tiny, tmp_path: Path, monkeypatch: p
     assert len(read) < 20
 
 
+def test_batches_lie_in_channels_last_memory(tiny: Tiny, tmp_path: Path) -> None:
+    task = work(fill(tmp_path / "photos", 5, 1), tmp_path / "store", tiny, batch=5)
+    (batch,) = batches(task, (0, 5), transform(tiny.encoder.card))
+    assert batch.images is not None and batch.images.is_contiguous(memory_format=torch.channels_last)
+    one_by_one = [transform(tiny.encoder.card)(task.listing.read(index)) for index in range(5)]
+    assert torch.equal(batch.images, torch.stack(one_by_one))
+
+
 # ---------------------------------------------------------------- whole runs, as processes
 
 Run = Callable[..., "subprocess.Popen[str]"]
@@ -353,7 +361,7 @@ import resource, sys
 from pathlib import Path
 from oodbench import catalogue
 from oodbench.encoder.card import parse_encoder
-from oodbench.encoder.openclip import OpenClip
+from oodbench.encoder.openclip import OpenClip, transform
 from oodbench.encoder.resolve import resolve
 from oodbench.extract import Reading, Recipe, Work, extract
 from oodbench.images import listing
@@ -375,3 +383,23 @@ def test_memory_stays_flat_as_images_grow(tiny: Tiny, sets: Path, tmp_path: Path
         done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=True)
         peaks.append(int(done.stdout) / 1024)
     assert peaks[1] - peaks[0] < 60  # MB
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_embeddings_of_other_images_are_never_stored(tiny: Tiny, tmp_path: Path, strict: bool) -> None:
+    """The set is exchanged between listing and decoding, and put back: the next run must see its own images."""
+    right, other = fill(tmp_path / "photos", 20, 2), fill(tmp_path / "other", 20, 2, size=9)
+    task = work(right, tmp_path / "store", tiny)
+    task = replace(task, listing=task.listing.by_content() if strict else task.listing)
+    (other / "class 0/00000.ppm").write_bytes((right / "class 0/00000.ppm").read_bytes())
+    right.rename(tmp_path / "aside")
+    other.rename(right)
+    with pytest.raises(UserError, match=r"photos/class 0/\d+\.ppm changed after it was listed; run again"):
+        extract(task, lambda: tiny.encoder)
+    assert not [one for one in task.store.entries() if one.kind == "embeddings"]
+    right.rename(other)
+    (tmp_path / "aside").rename(right)
+    np.testing.assert_array_equal(
+        embeddings(extract(task, lambda: tiny.encoder)),
+        embeddings(extract(replace(task, store=Store(tmp_path / "fresh")), lambda: tiny.encoder)),
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import io
 import itertools
@@ -47,6 +48,9 @@ class Server:
     ranges: bool = True
     cut: int | None = None  # bytes of an answer after which the connection is closed
     stall: int | None = None  # or nothing more comes
+    length: str = ""  # what it says of the length, if not the truth
+    encoding: str = ""
+    away: str = ""  # where it redirects to
     states: list[int] = field(default_factory=list)  # answered first
     asked: list[str] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
@@ -65,6 +69,11 @@ def server() -> Iterator[Server]:
             if self.path.startswith("/moved/"):
                 self.send_response(302)
                 self.send_header("Location", self.path.removeprefix("/moved"))
+                self.end_headers()
+                return
+            if self.path.startswith("/away"):
+                self.send_response(307)
+                self.send_header("Location", control.away)
                 self.end_headers()
                 return
             if self.path.startswith("/loop"):
@@ -88,7 +97,9 @@ def server() -> Iterator[Server]:
                 self.send_response(200)
             rest = body[start:]
             self.send_header("ETag", control.tag)
-            self.send_header("Content-Length", str(len(rest)))
+            if control.encoding:
+                self.send_header("Content-Encoding", control.encoding)
+            self.send_header("Content-Length", control.length or str(len(rest)))
             self.end_headers()
             if control.stall is not None:
                 self.wfile.write(rest[: control.stall])
@@ -198,6 +209,53 @@ def test_redirects(server: Server, tmp_path: Path) -> None:
     assert fetch(server, tmp_path, "/moved/a.bin").read_bytes() == CONTENT
     with pytest.raises(UserError, match="cannot fetch .*/loop"):
         download(Wanted(f"{server.url}/loop"), tmp_path / "b.bin", HASTE)
+
+
+@pytest.mark.parametrize("to", ["ftp://127.0.0.1/a.bin", "file:///etc/hostname", "FTP://x/a", "gopher://x/a"])
+def test_redirects_to_anything_but_http_are_refused(server: Server, tmp_path: Path, to: str) -> None:
+    server.away = to
+    with pytest.raises(UserError, match="cannot fetch .*/away") as error:
+        download(Wanted(f"{server.url}/away"), tmp_path / "b.bin", HASTE)
+    assert to.partition(":")[0].lower() in str(error.value).lower() and len(server.asked) == 1
+    assert left(tmp_path) == set()
+
+
+@pytest.mark.parametrize("length", ["abc", "-1", "1e3", "9" * 40, "\u00b2", ""])
+def test_a_length_that_is_no_number_is_one_line(server: Server, tmp_path: Path, length: str) -> None:
+    server.length = length
+    if not length:
+        assert fetch(server, tmp_path).read_bytes() == CONTENT
+        return
+    with pytest.raises(UserError, match="gave up on .*Content-Length is no number"):
+        fetch(server, tmp_path)
+
+
+def test_an_answer_that_is_packed_is_not_taken_for_the_file(server: Server, tmp_path: Path) -> None:
+    server.encoding = "gzip"
+    with pytest.raises(UserError, match="the server sends it encoded as 'gzip'"):
+        download(Wanted(f"{server.url}/a.bin"), tmp_path / "a.bin", HASTE)
+    server.encoding = "identity"
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+
+
+def test_a_full_disk_is_told_at_once_and_what_was_received_is_kept(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from oodbench import downloading
+
+    write = downloading._write
+
+    def full(file: Any, block: bytes) -> None:
+        if file.tell() > 100_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(file, block)
+
+    monkeypatch.setattr(downloading, "_write", full)
+    with pytest.raises(UserError, match=r"cannot write .*No space left on device; what was received is kept"):
+        fetch(server, tmp_path)
+    assert len(server.asked) == 1 and not (tmp_path / "a.bin").exists()
+    monkeypatch.setattr(downloading, "_write", write)
+    assert fetch(server, tmp_path).read_bytes() == CONTENT and server.asked[1].startswith("bytes=")
 
 
 def test_states(server: Server, tmp_path: Path) -> None:

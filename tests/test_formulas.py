@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from oodbench import registry
-from oodbench.method import Needs, Sources, Task
+from oodbench.method import Batch, Needs, Sources, Task
 from oodbench.toy import ToyEncoder, World
 
 Cosines = npt.NDArray[np.float64]
@@ -154,6 +154,47 @@ def test_odin_moves_where_the_gradient_is_zero_as_asked(zero: str, moved: float,
     before, after = seen[-2:]  # earlier ones measure memory
     assert len(before) == len(world.id)
     torch.testing.assert_close(after - before, torch.full_like(before, moved))
+
+
+def test_odin_s_step_is_in_pixels_of_0_to_1(world: World) -> None:
+    """OpenOOD's postprocessor, which steps on normalised pixels and divides by their deviation, at its default step."""
+    mean, std = torch.tensor([0.48, 0.46, 0.41]).view(3, 1, 1), torch.tensor([0.1, 0.25, 0.6]).view(3, 1, 1)
+    towers = torch.randn(3 * 8 * 8, 16, generator=torch.Generator().manual_seed(0)).double()
+    names = torch.nn.functional.normalize(torch.randn(8, 16, generator=torch.Generator().manual_seed(1)), dim=-1)
+
+    def tower(normalised: torch.Tensor) -> torch.Tensor:
+        return normalised.flatten(1) @ towers.to(normalised)
+
+    class Normalising(ToyEncoder):
+        def pixels(self, images: torch.Tensor) -> torch.Tensor:
+            return tower((images - mean) / std)
+
+    encoder = Normalising()
+    encoder.std = std
+
+    def net(data: torch.Tensor) -> torch.Tensor:
+        return 100.0 * torch.nn.functional.normalize(tower(data), dim=-1) @ names.to(data).T
+
+    images = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    data = ((images - mean) / std).double().requires_grad_(True)
+    output = net(data)
+    labels = output.detach().argmax(1)
+    torch.nn.functional.cross_entropy(output / 1000, labels).backward()  # type: ignore[no-untyped-call]
+    assert data.grad is not None
+    gradient = (torch.ge(data.grad, 0).double() - 0.5) * 2 / std
+    released = (net(data.detach() - 0.0014 * gradient) / 1000).softmax(-1).amax(-1).log()
+
+    def nothing(_: object) -> torch.Tensor:
+        raise AssertionError
+
+    task = Task([str(i) for i in range(8)], 100.0, Sources(lambda templates: names, nothing, lambda: encoder, list))
+    method = registry.make(registry.methods()["odin"], {})
+    batch = Batch(method.needs, len(images), _pixels=images)
+    with torch.no_grad():
+        scores = method.score(batch, task, method.fit(task)).double()
+        still = registry.make(registry.methods()["odin"], {"epsilon": 0.0}).score(batch, task, 40).double()
+    torch.testing.assert_close(scores, released, rtol=0, atol=2e-7)
+    assert (scores - still).min() > 1e-4  # the step is seen
 
 
 def test_odin_keeps_to_its_memory(world: World) -> None:

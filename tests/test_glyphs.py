@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
 
 from oodbench.glyphs import captions, concepts, fonts, render, textures, weights, world
+from oodbench.glyphs.deviation import deviation
+from oodbench.result import rows
 
 OOD = ("near", "letters", "textures", "digits")
 
@@ -241,3 +245,20 @@ def test_ood_is_told_apart_but_not_perfectly(model: CLIP, tokenizer: SimpleToken
         outside = cosines(model, tokenizer, split, 600).softmax(1).amax(1)
         areas.append(float((inside[:, None] > outside[None]).float().mean()))
     assert 0.80 <= sum(areas) / len(areas) <= 0.98
+
+
+def test_a_run_tells_how_far_it_deviates_from_the_project_s_own_rows() -> None:
+    own = [row for _, row in rows(Path(__file__).parents[1] / "results/reference/glyphs")]
+    assert len(own) == 9
+    assert deviation(own) == ""
+    moved = []
+    for row in own:
+        first, *others = row.ood
+        by = {"MSP": 0.0012, "Energy": 1e-8}.get(row.title, 0.0)
+        moved.append(dataclasses.replace(row, ood=(dataclasses.replace(first, auroc=first.auroc + by), *others)))
+    assert deviation(moved).startswith(
+        "printed digits differ from the project's own rows, in points: MSP by up to 0.12; processors"
+    )
+    other = [dataclasses.replace(row, run={**row.run, "seed": 1}) for row in moved]
+    assert deviation(other) == "", "rows of other work are not compared"
+    assert deviation([dataclasses.replace(row, status="failed") for row in moved]) == ""

@@ -338,6 +338,55 @@ def test_scores_that_are_refused(scores: np.ndarray, names: list[str] | None, me
     assert message in refusal(lambda: sort_scores(scores, "mcm on textures", names))
 
 
+HUGE = 2**60
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        HUGE + np.arange(5),
+        -HUGE - np.arange(5),
+        np.uint64(2**63) + np.arange(5, dtype=np.uint64),
+        np.array([1, -(2**63)]),
+        np.array([2**53 + 1]),
+        np.array([1, 1 + 1e-18], np.longdouble) + np.array([0, np.finfo(np.longdouble).eps], np.longdouble),
+        np.array(["1e400"]).astype(np.longdouble),
+        [HUGE, HUGE + 1],
+        [HUGE + 1, 0.5],
+        [2**70],
+        np.array([HUGE, HUGE + 1], object),
+    ],
+)
+def test_scores_that_float64_would_round_are_refused(scores: Any) -> None:
+    """They would tie: AUROC .5 for `HUGE + arange(5)` against `HUGE - arange(1, 6)`."""
+    said = refusal(lambda: sort_scores(scores, "mcm on textures"))
+    assert "mcm on textures: " in said and ("more digits than float64 keeps" in said or "not object" in said)
+
+
+@pytest.mark.parametrize("base", [0, 2**53 - 9, -(2**53)])
+@pytest.mark.parametrize("kind", [np.int64, np.float64, np.longdouble, list])
+def test_scores_that_float64_keeps_are_ranked_exactly(base: int, kind: Any) -> None:
+    id, ood = (
+        kind([base + k for k in some]) if kind is list else np.array([base + k for k in some], kind)
+        for some in ((5, 6, 7, 8, 9), (0, 1, 2, 3, 4))
+    )
+    assert evaluate(sort_scores(id, "ID"), sort_scores(ood, "OOD")).auroc == 1.0
+    assert evaluate(sort_scores(ood, "ID"), sort_scores(id, "OOD")).auroc == 0.0
+
+
+def test_half_precision_is_ranked_as_it_is() -> None:
+    """All 63,488 finite values of float16 differ in float64, too."""
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    finite = np.unique(every[np.isfinite(every)])
+    id, ood = sort_scores(finite[1::2], "ID"), sort_scores(finite[::2], "OOD")
+    n, m = id.given.size, ood.given.size
+    assert n + m == 63487  # of 63,488, for 0 and -0 are one
+    assert evaluate(id, ood).auroc == sklearn_metrics.roc_auc_score(
+        [1] * n + [0] * m, np.concatenate([finite[1::2], finite[::2]]).astype(np.float64)
+    )
+    assert evaluate(id, ood).tied == 0
+
+
 @pytest.fixture
 def some() -> Sorted:
     return sort_scores(np.arange(4), "id")

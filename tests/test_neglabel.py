@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -26,8 +28,13 @@ WORDNET = Path("/usr/share/wordnet")
 Floats = npt.NDArray[np.float64]
 
 
+@functools.cache
+def known() -> registry.MethodInfo:
+    return registry.methods()["neglabel"]
+
+
 def neglabel(**parameters: Any) -> Any:
-    return registry.make(registry.methods()["neglabel"], parameters)
+    return registry.make(known(), parameters)
 
 
 def task(names: Sequence[str], text: Tensor, vectors: dict[str, Tensor] | None = None) -> Task:
@@ -148,8 +155,10 @@ def test_mining_on_real_clip_vectors_is_the_paper_s_formula(lvis: Tensor, tmp_pa
         order = np.argsort(-distance[first : first + len(part)], kind="stable")[: int(0.15 * len(part))]
         chosen += [part[i] for i in order]
     chosen = chosen[: len(chosen) // 10 * 10]
-    shuffled = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0)).tolist()
-    assert list(state.words) == [chosen[i] for i in shuffled]
+    corpus = _wordnet.read_words(str(path))
+    listed = [*corpus.nouns, *corpus.adjectives]
+    shuffled = torch.randperm(len(listed), generator=torch.Generator().manual_seed(0)).tolist()
+    assert list(state.words) == [listed[i] for i in shuffled if listed[i] in chosen]
     assert torch.equal(state.vectors, torch.stack([lvis[k + words.index(word)] for word in state.words]))
     np.testing.assert_allclose(state.similarity, [-distance[words.index(word)] for word in state.words], atol=1e-6)
 
@@ -196,6 +205,115 @@ def test_the_groups_depend_on_the_permutation_s_seed_alone() -> None:
     assert sorted(one.words) == sorted(other.words)
 
 
+def test_a_file_of_prompts_keeps_its_order_under_the_released_permutation(tmp_path: Path) -> None:
+    """As the released code: the columns beyond a multiple of the groups fall away, then randperm of what is left."""
+    lines = [f"the nice word {i:02}" for i in reversed(range(58))]
+    (tmp_path / "selected.txt").write_text("\n".join(lines))
+    state = neglabel(words=str(tmp_path / "selected.txt"), groups=10).fit(random_task())
+    torch.manual_seed(0)
+    assert list(state.words) == [lines[i].removeprefix("the nice ") for i in torch.randperm(50).tolist()]
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[str], Tensor, Tensor]:
+    """Word files, their words, and vectors of which eight are equal at each cut: 60 of 400 nouns, 24 of 160 adjectives.
+
+    With 10 groups, 4 adjectives fall away, so that theirs are cut at 20.
+    """
+    generator = torch.Generator().manual_seed(4)
+    names, vectors = (torch.nn.functional.normalize(torch.randn(n, 64, generator=generator), dim=-1) for n in (30, 560))
+    words = [f"word {i:03}" for i in torch.randperm(560, generator=generator).tolist()]
+    similarity = (vectors @ names.T).quantile(0.95, dim=-1)
+    for part, cut in ((slice(0, 400), 60), (slice(400, 560), 20)):
+        order = similarity[part].argsort() + part.start
+        vectors[order[cut - 4 : cut + 4]] = vectors[order[cut]].clone()
+    path = folder(tmp_path_factory.mktemp("crowded") / "words", words[:400], words[400:])
+    return str(path), words, names, vectors
+
+
+def _fitted(crowded: tuple[str, list[str], Tensor, Tensor], moved: float, seed: int = 0) -> Any:
+    path, words, *given = crowded
+    generator = torch.Generator().manual_seed(seed)
+    names, vectors = (one + moved * torch.randn(one.shape, generator=generator) for one in given)
+
+    def nothing() -> Iterable[Batch]:
+        return ()
+
+    def in_order(asked: tuple[str, ...]) -> Tensor:
+        assert all(word in prompt for word, prompt in zip(words, asked, strict=True))
+        return vectors
+
+    classes = [f"class {i}" for i in range(len(names))]
+    return neglabel(words=path, groups=10).fit(
+        Task(classes, 100.0, Sources(lambda templates: names, in_order, ToyEncoder, nothing))
+    )
+
+
+def test_rounding_moves_no_word_into_another_group(crowded: tuple[str, list[str], Tensor, Tensor]) -> None:
+    _, words, names, vectors = crowded
+    state = _fitted(crowded, 0.0)
+    assert len(state.words) == 80
+    for seed in range(50):
+        assert _fitted(crowded, 1e-7, seed).words == state.words
+    similarity = np.quantile((vectors.double() @ names.double().T).numpy(), 0.95, axis=1)
+    for part, cut in ((slice(0, 400), 60), (slice(400, 560), 20)):
+        order = np.argsort(similarity[part], kind="stable") + part.start
+        equal = sorted(words[i] for i in order[cut - 4 : cut + 4])
+        chosen = {words[i] for i in order[: cut - 4]} | set(equal[:4])
+        assert set(state.words) & set(words[part]) == chosen, "equal words are taken by their text"
+
+
+def test_another_word_at_the_cut_moves_hardly_any_other(crowded: tuple[str, list[str], Tensor, Tensor]) -> None:
+    path, words, names, vectors = crowded
+    before = _fitted(crowded, 0.0).words
+    far = vectors.clone()
+    gone = words.index(next(word for word in before if word in words[:400]))
+    far[gone] = names.mean(0)
+    after = _fitted((path, words, names, torch.nn.functional.normalize(far, dim=-1)), 0.0).words
+    assert len(set(before) ^ set(after)) == 2
+    for start in range(0, 80, 8):
+        assert len(set(before[start : start + 8]) - set(after[start : start + 8])) <= 1
+
+
+@pytest.mark.slow
+def test_words_and_groups_do_not_depend_on_the_processor(tmp_path: Path) -> None:
+    """The embedded encoder and the shipped words, encoded by other instructions and threads, and moved by 1e-7."""
+    program = """
+import hashlib, sys, torch
+from oodbench import registry, session
+from oodbench.method import Sources, Task
+from oodbench.plan import make_plan
+from oodbench.runner import Watch, loader, task_of
+
+torch.set_num_threads(int(sys.argv[2]))
+plan = make_plan(session.request_from(methods="neglabel", store=sys.argv[1]))
+task = task_of(plan, loader(plan, "cpu"), "cpu", Watch())
+method = registry.make(registry.methods()["neglabel"], {})
+found = [method.fit(task).words]
+draw = torch.Generator().manual_seed(0)
+kept = {}
+
+
+def moved(source, asked):
+    if asked not in kept:
+        kept[asked] = source(asked)
+    return kept[asked] + 1e-7 * torch.randn(kept[asked].shape, generator=draw)
+
+
+for _ in range(int(sys.argv[3])):
+    sources = Sources(lambda one: moved(task.text, one), lambda one: moved(task.words, one), None, None)
+    found.append(method.fit(Task(task.classes, task.scale, sources)).words)
+assert len(found[0]) == 10600
+print(*{hashlib.sha256("\\n".join(words).encode()).hexdigest() for words in found})
+"""
+    told = []
+    for capability, threads, times in (("default", "1", "0"), ("avx2", "2", "50")):
+        environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "OMP_WAIT_POLICY": "PASSIVE"}
+        command = [sys.executable, "-c", program, str(tmp_path / capability), threads, times]
+        told.append(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert len(set(" ".join(told).split())) == 1
+
+
 def test_the_clean_preset_takes_out_class_names_and_keeps_exactly_m(tmp_path: Path) -> None:
     nouns = ["Class 1", "class 2", *(f"noun {i}" for i in range(300))]
     path = str(folder(tmp_path / "words", nouns, ["class 3", *(f"adjective {i}" for i in range(100))]))
@@ -235,6 +353,17 @@ def test_wrong_parameters_are_named(tmp_path: Path) -> None:
             neglabel(**parameters).fit(random_task())
 
 
+def test_words_whose_printed_similarities_are_equal_are_listed_by_text() -> None:
+    found = negatives._farthest_first([0.50002, 0.49, 0.50001, 0.49996, -1e-9], ["b", "z", "c", "a", "y"])
+    assert [f"{value:.4f} {word}" for value, word in found] == [
+        "0.0000 y",
+        "0.4900 z",
+        "0.5000 a",
+        "0.5000 b",
+        "0.5000 c",
+    ]
+
+
 @pytest.mark.slow
 def test_the_listing_names_the_words_that_are_class_names(tmp_path: Path) -> None:
     path = folder(tmp_path / "words", ["Anchor", "jupiter", "ordinary noun"], ["green", "spiral"])
@@ -245,8 +374,8 @@ def test_the_listing_names_the_words_that_are_class_names(tmp_path: Path) -> Non
     assert "  Textures: 1 of 24: spiral" in told
     assert "  Digits: class names are not known" in told
     assert sum(line.endswith("  Anchor  [ID]") for line in told) == 1
-    similarities = [float(line.split()[0]) for line in told[-5:]]
-    assert similarities == sorted(similarities)
+    listed = [(float(line.split()[0]), line[9:]) for line in told[-5:]]
+    assert listed == sorted(listed)
     with pytest.raises(UserError, match="mcm mines no words; one that does is neglabel"):
         negatives.describe(make_plan(session.request_from(methods="mcm")))
 

@@ -16,7 +16,8 @@ import pytest
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("oodbench", "methods", "datasets", "results/published", "pyproject.toml", "README.md", "LICENSE")
+RESULTS = ("results/published", "results/reference")
+SOURCES = ("oodbench", "methods", "datasets", *RESULTS, "pyproject.toml", "README.md", "LICENSE")
 THEIRS = '''"""Nearest: the largest cosine (Doe & Roe, ICML 2020, arXiv:2001.00001)."""
 
 from __future__ import annotations
@@ -129,6 +130,8 @@ def test_the_wheel_holds_what_a_run_needs(installed: Installed) -> None:
             assert f"oodbench/datasets/{path.relative_to(ROOT / 'datasets').as_posix()}" in names
     for path in (ROOT / "results/published").glob("*.toml"):
         assert f"oodbench/published/{path.name}" in names
+    for path in (ROOT / "results/reference").rglob("*.json"):
+        assert f"oodbench/rows_of_glyphs/{path.name}" in names
     for path in (ROOT / "methods").glob("*.py"):
         assert f"oodbench_methods/{path.name}" in names
     for path in (ROOT / "oodbench").rglob("*"):

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
@@ -35,12 +35,13 @@ def task() -> Task:
 def batches(count: int = 23, rows: int = 70) -> Iterator[Batch]:
     generator = torch.Generator().manual_seed(2)
     for _ in range(count):
-        features = normalize(torch.randn(rows, 16, generator=generator), dim=-1)
-        yield Batch(~Needs(0), rows, features, features, features)
+        embeddings = torch.randn(rows, 16, generator=generator)
+        yield Batch(~Needs(0), rows, normalize(embeddings, dim=-1), embeddings, embeddings.clone())
 
 
 @dataclass(frozen=True)
 class Probe(Method[None]):
+    needs: ClassVar[Needs] = Needs.FEATURES | Needs.ACTIVATIONS
     body: Callable[[Batch, Task], Tensor] = lambda batch, task: batch.features[:, 0]
 
     def score(self, batch: Batch, task: Task, state: None) -> Tensor:
@@ -142,16 +143,38 @@ def test_the_first_error_is_kept_and_the_others_go_on(threads: int | None) -> No
     assert len(calls) <= which + 1 + ahead < 23  # not asked again, but threads are ahead of what is known
 
 
+def scaled(array: np.ndarray) -> None:
+    array *= -1
+
+
+def flipped(array: np.ndarray) -> None:
+    array[:] = array[::-1].copy()
+
+
+# What a method does to what it was given; torch counts the writes of the first three alone.
+WRITES: dict[str, Callable[[Batch, Task], Any]] = {
+    "text": lambda batch, task: task.text("simple").mul_(0.5),
+    "logits": lambda batch, task: task.logits(batch.features, "simple", 1.0).zero_(),
+    "features": lambda batch, task: batch.features.neg_(),
+    "text past torch": lambda batch, task: scaled(task.text("simple").numpy()),
+    "text of another order": lambda batch, task: flipped(task.text("simple").numpy()),
+    "logits past torch": lambda batch, task: task.logits(batch.features, "simple", 1.0).numpy().sort(-1),
+    "features past torch": lambda batch, task: scaled(batch.features.numpy()),
+    "features sorted": lambda batch, task: batch.features.numpy().sort(0),
+    "features of another order": lambda batch, task: flipped(batch.features.numpy()),
+    "signs of every second column": lambda batch, task: scaled(batch.features.numpy()[:, 1::2]),
+    "one bit": lambda batch, task: batch.features.numpy().view(np.int32).__setitem__((3, 5), 0),
+    "data": lambda batch, task: batch.features.data.add_(0.5),
+    "embeddings": lambda batch, task: scaled(batch.embeddings.numpy()),
+    "activations": lambda batch, task: scaled(batch.activations.numpy()),
+}
+
+
 @pytest.mark.parametrize("threads", [None, 1, 4])
-@pytest.mark.parametrize("what", ["text", "logits", "features"])
+@pytest.mark.parametrize("what", WRITES)
 def test_who_changes_something_is_found_and_nobody_else(threads: int | None, what: str) -> None:
     def changes(batch: Batch, task: Task) -> Tensor:
-        if what == "text":
-            task.text("simple").mul_(0.5)
-        elif what == "logits":
-            task.logits(batch.features, "simple", 1.0).zero_()
-        else:
-            batch.features.neg_()
+        WRITES[what](batch, task)
         return batch.features[:, 0]
 
     def slow(batch: Batch, task: Task) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from oodbench import listings, registry
+from oodbench import listings, parts, registry
 from oodbench.errors import UserError
 from oodbench.jobs import make_jobs
 from oodbench.request import RunRequest
@@ -186,6 +188,188 @@ def test_the_digest_follows_parts_beside_the_file(tmp_path: Path) -> None:
     assert describe("mine", path, "plugin", "").problem == ""
 
 
+# A file of a method, and how the method comes to it.
+PARTS = {
+    "helper.py": "from .helper import x",
+    "helper.py beside": "from . import helper",
+    "sub/mod.py": "from .sub.mod import x",
+    "sub/__init__.py": "from .sub.mod import x",
+    "sub/deep/leaf.py": "from .sub import mod",
+    "other.py": "from .sub import mod",
+    "within.py": "def f():\n    from . import within",
+    "late.py": "import importlib\nx = importlib.import_module('.late', __package__)",
+    "words.json": "WORDS = 'words.json'",
+    "_list.txt": "WORDS = '_list.txt'",
+    "data/words/some.txt": "from pathlib import Path\nWORDS = Path(__file__).parent / 'data' / 'words' / 'some.txt'",
+    "data/words/more.txt": "WORDS = 'data/words/more.txt'",
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_digest_follows_all_that_a_method_is_made_of(part: str, tmp_path: Path) -> None:
+    path = plugin(tmp_path, PARTS[part] + "\n" + GOOD)
+    (tmp_path / "sub/deep").mkdir(parents=True)
+    (tmp_path / "sub/__init__.py").write_text("")
+    (tmp_path / "sub/mod.py").write_text("from .deep import leaf\nfrom ..other import y\nx = 1\n")
+    (tmp_path / "sub/deep/leaf.py").write_text("")
+    changing = tmp_path / part.partition(" ")[0]
+    changing.parent.mkdir(parents=True, exist_ok=True)
+    for name in ("other.py", "unread.py", "unread.json"):
+        (tmp_path / name).write_text("y = 1\n")
+    changing.write_text(changing.read_text() if changing.exists() else "x = 1\n")
+    before = describe("mine", path, "plugin", "").source
+    with changing.open("a") as file:
+        file.write("# changed\n")
+    after = describe("mine", path, "plugin", "").source
+    assert before != after
+    for name in ("unread.py", "unread.json"):
+        (tmp_path / name).write_text("y = 2\n")
+    assert describe("mine", path, "plugin", "").source == after
+
+
+def test_a_plugin_with_parts_runs_with_them_as_they_are_now(tmp_path: Path) -> None:
+    path = plugin(tmp_path, "from .sub.mod import x\n" + GOOD.replace(".amax(-1)", ".amax(-1) * x"))
+    (tmp_path / "sub").mkdir()
+    found = []
+    for sign in (1, -1):
+        (tmp_path / "sub/mod.py").write_text("from ..helper import x\n")
+        (tmp_path / "helper.py").write_text(f"x = {sign}\n")
+        info = registry.methods([path])["mine"]
+        found.append((info.source, sys.modules[registry.load(info).__module__].x))
+    assert found[0][0] != found[1][0] and [x for _, x in found] == [1, -1]
+
+
+def test_the_digest_of_an_installed_package_follows_its_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "pack_of_mine"
+    plugin(home, "from .deep.helper import x\nfrom pack_of_mine import direct\nimport pack_of_mine.full\n" + GOOD)
+    (home / "deep").mkdir()
+    for name in ("__init__.py", "deep/__init__.py", "deep/helper.py", "direct.py", "full.py", "unread.py"):
+        (home / name).write_text("x = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def digest() -> str:
+        return describe("mine", home / "mine.py", "plugin", "pack_of_mine.mine").source
+
+    seen = [digest()]
+    for name in ("__init__.py", "deep/__init__.py", "deep/helper.py", "direct.py", "full.py"):
+        (home / name).write_text("x = 2\n")
+        seen.append(digest())
+    assert len(set(seen)) == 6
+    (home / "unread.py").write_text("x = 2\n")
+    assert digest() == seen[-1]
+
+
+SUBCLASS = '''
+@dataclass(frozen=True)
+class Better(Base):
+    """Better."""
+
+    turn: float = 2.0
+    shift: float = 3.0
+
+    def score(self, batch, task, state):
+        return -super().score(batch, task, state)
+'''
+# Where Base comes from.
+BASES = {
+    "the same file": (GOOD.replace("class Mine", "class Base"), ""),
+    "the same file, generic": (GOOD.replace("class Mine(Method[None])", "class Base(Method[State])"), ""),
+    "a part": ("from .base import Base\n", "base.py"),
+    "a part under another name": ("from .base import Mine as Base\n", "base.py"),
+    "a module": ("from . import base\nBase = base.Mine\n", "base.py"),
+    "a package": ("from .pack import Base\n", "pack/base.py"),
+}
+
+
+@pytest.mark.parametrize("where", BASES)
+def test_a_subclass_in_one_file_is_the_method(where: str, tmp_path: Path) -> None:
+    imports, part = BASES[where]
+    head = HEAD + "from typing import TypeVar\nState = TypeVar('State')\n"
+    if part:
+        name = "Mine" if "Mine" in imports else "Base"
+        plugin(tmp_path / part.rpartition("/")[0], GOOD.replace("class Mine", f"class {name}"), part.rpartition("/")[2])
+        (tmp_path / "pack").mkdir(exist_ok=True)
+        (tmp_path / "pack/__init__.py").write_text("from .base import Base\n")
+    info = registry.methods([plugin(tmp_path, imports + SUBCLASS, head=head)])["mine"]
+    assert (info.problem, info.subclass, info.summary) == ("", "Better", "Better.")
+    assert info.defaults() == {"templates": "simple", "shift": 3.0, "turn": 2.0}
+    assert info.needs == ("FEATURES", "PIXELS", "ENCODER")
+    made = registry.make(info, info.defaults())
+    assert type(made).__name__ == "Better" and [f.name for f in dataclasses.fields(made)] == [*info.defaults()]
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "from oodbench_methods.react import ReAct as Base\n",
+        "from oodbench_methods import react\nBase = react.ReAct\n",
+        "import oodbench_methods.react\nBase = oodbench_methods.react.ReAct\n",
+        "from oodbench import registry\nBase = registry.load(registry.methods()['react'])\n",
+        "from oodbench import registry\nBase = registry.load(registry.method_info('react', registry.methods()))\n",
+    ],
+)
+def test_a_subclass_of_a_built_in_method_inherits_what_it_is(imports: str, tmp_path: Path) -> None:
+    react = registry.methods()["react"]
+    bare = "from dataclasses import dataclass\n"
+    body = imports + SUBCLASS.replace('    """Better."""\n', "").replace("    shift: float = 3.0\n", "")
+    info = registry.methods(
+        [plugin(tmp_path, body.replace("turn: float = 2.0", "percentile: float = 80.0"), head=bare)]
+    )
+    mine = info["mine"]
+    assert mine.problem == "" and mine.subclass == "Better"
+    assert mine.defaults() == {**react.defaults(), "percentile": 80.0} and [*mine.defaults()] == [*react.defaults()]
+    assert (mine.needs, mine.calibrated, mine.citation) == (react.needs, react.calibrated, react.citation)
+    assert (mine.title, mine.summary) == ("mine", react.summary)
+    assert registry.make(mine, mine.defaults()).percentile == 80.0  # type: ignore[attr-defined]
+    names = {path.name for path in parts.files(mine.path)}
+    assert names == {"mine.py", "react.py"}, "scores depend on the source of the base, too"
+
+
+def test_needs_may_add_to_those_that_are_inherited(tmp_path: Path) -> None:
+    body = "from oodbench_methods.react import ReAct as Base\n" + SUBCLASS
+    body = body.replace("    turn:", "    needs: ClassVar[Needs] = Base.needs | Needs.PIXELS\n    turn:")
+    info = registry.methods([plugin(tmp_path, body)])["mine"]
+    assert info.needs == ("FEATURES", "ACTIVATIONS", "PIXELS", "ENCODER", "CALIBRATION")
+    assert "PIXELS" in str(registry.load(info).needs)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (
+            "from somewhere import Base\n" + SUBCLASS,
+            r"defines none; no base of Better\(Base\) is one that can be found without importing it",
+        ),
+        (
+            GOOD.replace("class Mine", "class Base") + SUBCLASS + SUBCLASS.replace("Better", "Best"),
+            "it must define one subclass of Method; it defines Better, Best",
+        ),
+    ],
+)
+def test_a_method_that_cannot_be_told_is_an_error(body: str, said: str, tmp_path: Path) -> None:
+    assert re.search(said, problem(tmp_path, body))
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (
+            "@dataclass(frozen=True)\nclass Mixin:\n    hidden: int = 1\n\n"
+            + GOOD.replace("(Method[None])", "(Method[None], *[Mixin])"),
+            "hyper-parameters that cannot be read from its source: hidden; write them in the class",
+        ),
+        (GOOD + "Mine.needs = Needs.ACTIVATIONS\n", "its needs are ACTIVATIONS, of its source FEATURES | PIXELS"),
+    ],
+)
+def test_what_the_source_does_not_show_is_refused(body: str, said: str, tmp_path: Path) -> None:
+    info = registry.methods([plugin(tmp_path, body)])["mine"]
+    assert not info.problem
+    with pytest.raises(UserError, match=re.escape(said)):
+        registry.load(info)
+
+
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A site folder with a distribution whose entry points are methods."""
@@ -315,11 +499,12 @@ def test_the_layers_are_kept() -> None:
         "entry": {"errors"},
         "paths": {"errors"},
         "values": {"errors"},
-        "source": {"values"},
+        "parts": set(),
+        "source": {"parts", "values"},
         "method": {"errors", "method", "prompts"},
         "catalogue": {"declared", "errors", "paths", "reference"},
         "prompts": {"errors", "paths", "store"},
-        "registry": {"errors", "method", "paths", "source", "values"},
+        "registry": {"errors", "method", "parts", "paths", "source", "values"},
         "report": {"catalogue", "errors", "metrics", "paths", "registry", "report", "result", "statistics", "whole"},
         "urls": set(),
         "whole": set(),

@@ -115,8 +115,8 @@ def test_caption_says_what_a_reader_must_know() -> None:
     text = report.markdown(only(result("MCM", ood(skipped=3))))
     assert text.splitlines()[0] == (
         "**Toy, encoder ViT-B-16/openai.** AUROC, FPR95 and ID accuracy in %. FPR95: share of OOD images accepted when"
-        " at least 95 % of ID images are kept (ID positive). ID: Cats (n = 1,000). OOD: SUN (n = 200, 3 skipped)."
-        " Encoder weights: 0123456789ab. Seconds: scoring only."
+        " at least 95 % of ID images are kept (ID positive). ID: Cats (n = 1,000, 2 classes). OOD: SUN (n = 200, 3"
+        " skipped). Encoder weights: 0123456789ab. Seconds: scoring only."
     )
     nearest = report.markdown(only(result(conventions={"at95": "nearest"})))
     assert "accepted when 95 % of ID images are kept (ID positive; at95 rule: nearest)." in nearest
@@ -192,7 +192,7 @@ def test_partial_sets_are_stamped() -> None:
     table = only(result("MCM", ood(n=20), ood("DTD", n=7, expected=None), id=id_part))
     assert header(table)[1] == "SUN (partial 20/200) AUROC ↑"
     assert header(table)[7] == "ID (partial 50/1000) Acc. ↑"
-    assert "ID: Cats (partial 50/1000). OOD: SUN (partial 20/200), DTD (n = 7)." in report.markdown(table)
+    assert "ID: Cats (partial 50/1000, 2 classes). OOD: SUN (partial 20/200), DTD (n = 7)." in report.markdown(table)
     assert r" & \multicolumn{2}{c}{\scriptsize partial 20/200} & \multicolumn{2}{c}{} & " in report.latex(table)
     lines = printed(table, 120).splitlines()
     assert any(line.split() == ["20/200", "50/1000"] for line in lines)
@@ -305,7 +305,7 @@ def test_nasty_names_in_latex() -> None:
 
 
 def test_nasty_names_in_markdown() -> None:
-    assert r"| a\|b \*c\* \_d\_ \<e\> \`f\` \\g |" in report.markdown(only(result("a|b *c* _d_\n<e> `f` \\g")))
+    assert r"| a\|b \*c\* \_d\_\\n\<e\> \`f\` \\g |" in report.markdown(only(result("a|b *c* _d_\n<e> `f` \\g")))
 
 
 def test_csv_gives_back_the_fractions() -> None:
@@ -323,7 +323,7 @@ def test_csv_gives_back_the_fractions() -> None:
     assert rows[0]["row.digest"] == first.digest
     assert (rows[0]["encoder"], rows[0]["weights"]) == ("ViT-B-16/openai", "0123456789abcdef" * 4)
     assert (rows[1]["id.accuracy"], rows[1]["ood.dtd.auroc"]) == ("", "")
-    assert (rows[2]["status"], rows[2]["error"], rows[2]["ood.sun.auroc"]) == ("failed", "a,\nb", "")
+    assert (rows[2]["status"], rows[2]["error"], rows[2]["ood.sun.auroc"]) == ("failed", r"a,\nb", "")
 
 
 def test_no_rows() -> None:

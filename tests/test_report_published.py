@@ -189,6 +189,31 @@ def test_quotes_are_marked_and_take_no_marks() -> None:
     )
 
 
+def test_published_means_are_those_of_their_cells() -> None:
+    """What is printed to two decimals; a slip in copying a cell shows here."""
+    wrong = []
+    for one in quotes().values():
+        whole = {"inaturalist", "sun", "places", "textures"} <= set(one.cells)
+        for metric, mean in (one.cells.get("mean", {}) if whole else {}).items():
+            values = [cell[metric].value for name, cell in one.cells.items() if metric in cell and name != "mean"]
+            if len(values) == 4 and abs(sum(values) / 4 - mean.value) > 1.2e-4 and "mean" not in one.remark:
+                wrong.append((one.key, metric, round(sum(values) / 4, 6), mean.value))
+    assert not wrong
+
+
+def test_published_rows_name_their_own_source() -> None:
+    known = quotes()
+    assert not {"mcm:stage0", "neglabel:stage0"} & set(known)  # a document that cannot be cited
+    assert known["mcm:setar-bicubic"].cells["mean"]["fpr95"].value == pytest.approx(0.4309)
+    fusion = known["mcm:layer-fusion"]
+    assert ("layer fusion" in fusion.source.replace("-", " "), fusion.resize) == (True, "")
+    assert known["mcm:cover-metaclip"].architecture == "ViT-B-16-quickgelu"
+    prompts = [one for key, one in known.items() if key.startswith("neglabel:prompt-")]
+    assert len(prompts) == 7 and all(one.prompts.endswith(".") for one in prompts)
+    assert all(one.settings["templates"] == one.prompts for one in prompts)
+    assert "AAAI 2026" in known["coevo:paper"].source and known["lsn:paper-in100"].title == "CoCoOp + LSN"
+
+
 def test_differences_between_rows_are_listed() -> None:
     words = row("neglabel", parameters={"words": "release-wn30"}, templates={"name": "nice"})
     (table,) = quoted(report.tables([row(), words]), [quote("neglabel:paper"), quote("clipn:paper")], Options())

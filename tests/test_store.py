@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +163,105 @@ def test_a_damaged_entry_is_never_used_but_made_again(
     np.testing.assert_array_equal(found.array("x"), np.arange(40, dtype=np.float32).reshape(10, 4))
     assert found.facts["number"] == 0
     assert not leftovers(store)
+
+
+def as_folder(file: Path, outside: Path) -> None:
+    file.mkdir()
+    (file / "x").write_text("in the way")
+
+
+def as_pipe(file: Path, outside: Path) -> None:
+    os.mkfifo(file)
+
+
+def as_link_to_a_file(file: Path, outside: Path) -> None:
+    file.symlink_to(outside / "photo")
+
+
+def as_link_to_a_folder(file: Path, outside: Path) -> None:
+    file.symlink_to(outside)
+
+
+def as_link_to_nothing(file: Path, outside: Path) -> None:
+    file.symlink_to("nowhere")
+
+
+def as_link_to_itself(file: Path, outside: Path) -> None:
+    file.symlink_to(file)
+
+
+def as_nested_json(file: Path, outside: Path) -> None:
+    file.write_text('{"a":' * 100_000)
+
+
+IN_THE_WAY = [
+    as_folder,
+    as_pipe,
+    as_link_to_a_file,
+    as_link_to_a_folder,
+    as_link_to_nothing,
+    as_link_to_itself,
+    as_nested_json,
+]
+
+
+@pytest.mark.parametrize("name", ["", "x.npy", "entry.json"])
+@pytest.mark.parametrize("kind", IN_THE_WAY)
+def test_what_is_in_the_way_of_an_entry_is_removed_and_the_entry_made_again(
+    store: Store, kind: Callable[[Path, Path], None], name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    outside = store.root.parent / "outside"
+    outside.mkdir()
+    (outside / "photo").write_text("precious")
+    file = write(store).path / name
+    if file.is_dir():
+        shutil.rmtree(file)
+    else:
+        file.unlink()
+    kind(file, outside)
+    list(store.entries())  # neither fails nor waits
+    assert find(store) is None and "is damaged" in caplog.text
+    write(store)
+    found = find(store)
+    assert found is not None
+    np.testing.assert_array_equal(found.array("x"), np.arange(40, dtype=np.float32).reshape(10, 4))
+    assert not file.is_symlink() and not leftovers(store)
+    assert [(one.name, one.read_text()) for one in outside.iterdir()] == [("photo", "precious")]
+
+
+def test_an_entry_that_cannot_be_replaced_is_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its folder is another user's: making room would not help."""
+    entry = write(store)
+    truncated(entry.path)
+
+    def refuse(self: Path, target: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(target))
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(UserError) as error:
+        write(store)
+    assert f"(Permission denied); see to the rights of {entry.path}" in str(error.value) and "gc" not in str(
+        error.value
+    )
+    assert not leftovers(store)
+
+
+def test_gc_removes_a_link_and_not_what_it_leads_to(store: Store, tmp_path: Path) -> None:
+    path = write(store).path
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    assert len(store.collect(max_bytes=0)) == 1
+    assert not path.is_symlink() and (tmp_path / "elsewhere" / "entry.json").is_file()
+
+
+def test_what_only_saves_time_needs_no_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, *_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert store.remember("encoder", {"a": 1}, {"b": 2}) == {"b": 2}
+    with pytest.raises(UserError, match="Read-only file system"):
+        write(store)
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(store: Store) -> None:
@@ -333,3 +435,31 @@ def test_the_command_line_shows_and_bounds_the_store(store: Store, cli: Any) -> 
     assert "removed 2 entries" in cli("store", "gc", "--max-size", "0", "--store", store.root).stdout
     assert list(store.entries()) == []
     assert cli("store", "ls", "--store", store.root).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_store_that_may_only_be_read_serves_what_is_in_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    import oodbench.request
+    from oodbench.cli import main
+
+    store = default_root()
+    options = ["run", "--limit", "5", "--out", str(tmp_path / "out"), "--tracking-uri", "none", "--methods"]
+    first = CliRunner().invoke(main, [*options, "mcm"])
+    assert first.exit_code == 0, first.output
+    writable = oodbench.request.writable
+    monkeypatch.setattr(oodbench.request, "writable", lambda folder: folder != store and writable(folder))
+
+    def refuse(self: Path, *_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    mkdir = Path.mkdir
+    monkeypatch.setattr(
+        Path, "mkdir", lambda self, *a, **k: (refuse if store in self.parents else mkdir)(self, *a, **k)
+    )
+    again = CliRunner().invoke(main, [*options, "mcm"])
+    assert (again.exit_code, again.stdout) == (0, first.stdout), again.output
+    lacking = CliRunner().invoke(main, [*options, "mcm,msp"])
+    assert lacking.exit_code == 2 and lacking.stderr.count("error: ") == 1
+    assert f"error: the store {store} cannot be written; name another" in lacking.stderr

@@ -8,10 +8,12 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,9 @@ from urllib.request import url2pathname
 import pytest
 
 from oodbench.errors import UserError
-from oodbench.result import IdRow, Result, SetRow
-from oodbench.tracking import Sent, Tracker, default_uri, entries, ledger, send, sync
+from oodbench.result import IdRow, Result, SetRow, slug
+from oodbench.tracking import Sent, Tracker, default_uri, entries, ledger, send, sync, tracker, tracker_of
+from oodbench.tracking.collection import collect
 from oodbench.tracking.hush import quiet
 from tests.servers import serving, unused_port
 
@@ -112,7 +115,7 @@ def artifact(run: Any, name: str) -> str:
 def lay(results: Path, *rows: Result) -> None:
     """Put rows on disk as the driver does."""
     for number, each in enumerate(rows):
-        file = results / "runs" / each.benchmark / f"{each.method}-{number}.json"
+        file = results / "runs" / slug(each.benchmark)[:80] / f"{each.method}-{number}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(each.to_json(), encoding="utf-8")
 
@@ -374,14 +377,192 @@ def test_a_cut_off_child_does_not_count(local: Tracker, monkeypatch: pytest.Monk
     assert len(store.children) == 3
 
 
-def test_one_bad_benchmark_does_not_hold_up_the_others(local: Tracker) -> None:
+def test_one_bad_benchmark_does_not_hold_up_the_others(local: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    plain = MlflowClient.create_experiment
+
+    def refuse(client: Any, name: str, *rest: Any, **more: Any) -> Any:
+        if name == "oodbench/aaa":
+            raise MlflowException("oodbench/aaa is refused")
+        return plain(client, name, *rest, **more)
+
+    monkeypatch.setattr(MlflowClient, "create_experiment", refuse)
     lay(local.results, row(benchmark="aaa"), row(benchmark="zzz"), row("mcm", benchmark="zzz"))
-    assert send(local, [row("msp", benchmark="aaa")], attach).arrived == 1
-    client = Store(local.uri).client
-    client.delete_experiment(client.get_experiment_by_name("oodbench/aaa").experiment_id)
     sent = sync(local)
     assert (sent.arrived, sent.waiting) == (2, 1)
-    assert "oodbench/aaa" in sent.reason or "active" in sent.reason
+    assert "oodbench/aaa is refused" in sent.reason
+
+
+def test_a_deleted_experiment_is_restored(local: Tracker, caplog: pytest.LogCaptureFixture) -> None:
+    """MLflow keeps the name of an experiment that was deleted in its pages, and takes no run for it."""
+    assert send(local, [row("msp")], attach).arrived == 1
+    Store(local.uri).client.delete_experiment(Store(local.uri).experiment.experiment_id)
+    assert send(local, [row("mcm")], attach) == Sent(1, 0, 0, "")
+    assert Store(local.uri).digests == digests(row("msp"), row("mcm"))
+    assert "oodbench/glyphs was deleted" in caplog.text
+
+
+@pytest.mark.parametrize("fatal", ["log_artifacts", "log_inputs", "log_text", "set_terminated", "set_tag"])
+@pytest.mark.parametrize("calls", [1, 2, 3])
+def test_what_a_kill_left_running_is_ended_by_the_next_sync(
+    fatal: str, calls: int, local: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    plain = getattr(MlflowClient, fatal)
+    left = iter(range(calls - 1))
+
+    def call(client: Any, *rest: Any, **more: Any) -> Any:
+        if next(left, None) is None:
+            raise SystemExit  # nothing of ours handles it: as a kill does, it leaves everything as it is
+        return plain(client, *rest, **more)
+
+    energy, mcm = row("energy"), row("mcm")
+    lay(local.results, energy, mcm)
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, fatal, call)
+        try:
+            sync(local, attach)
+        except SystemExit:
+            assert "RUNNING" in {run.info.status for run in Store(local.uri).runs}
+    sent = sync(local, attach)
+    assert (sent.arrived + sent.known, sent.waiting, sent.reason) == (2, 0, "")
+    store = Store(local.uri)
+    assert store.digests == digests(energy, mcm)
+    assert {run.info.status for run in store.runs} <= {"FINISHED", "KILLED"}
+    assert all(run.info.status == "FINISHED" for run in store.children if "oodbench.digest" in run.data.tags)
+    assert all(run.info.status == "KILLED" for run in store.children if "oodbench.digest" not in run.data.tags)
+    assert sync(local, attach) == Sent(0, 2, 0, "")
+
+
+def test_runs_of_another_results_folder_are_left_alone(local: Tracker, tmp_path: Path) -> None:
+    other = Tracker(local.uri, tmp_path / "other")
+    with ledger.locked(local) as ours, ledger.locked(other) as theirs:
+        assert ours != theirs
+    assert send(local, [row()], attach).arrived == 1
+    store = Store(local.uri)
+    live = store.client.create_run(store.experiment.experiment_id, tags={entries.SENDER: theirs}).info.run_id
+    assert send(local, [row("mcm")], attach).arrived == 1
+    assert store.client.get_run(live).info.status == "RUNNING"
+    assert send(other, [row("msp")], attach).arrived == 1
+    assert store.client.get_run(live).info.status == "KILLED"
+
+
+def test_names_beyond_the_limits_of_mlflow(local: Tracker) -> None:
+    sets = [f"folder with a long name {number:03}" for number in range(60)]
+    benchmark, other = f"mine-vs-{'+'.join(sets)}", f"mine-vs-{'+'.join(sets)}+one"
+    odd = row(benchmark=benchmark, ood=tuple(ood(name, "far", 0.5) for name in sets), label=f"m[{'x' * 600}]")
+    more = row(benchmark=other, id=replace(odd.id, dataset="i" * 600), encoder={"name": "e" * 9000, "slug": "e" * 9000})
+    escape = row(benchmark="a\x1b[31m\u202e\udcff\nb", label="a\nb", error="\x1b[0m")
+    lay(local.results, odd, more, escape)
+    assert sync(local) == Sent(3, 0, 0, "")
+    names = {one.name for one in Store(local.uri).client.search_experiments()} - {"Default"}
+    assert len(names) == 3 and all(len(name) <= 250 and name.isprintable() for name in names)
+    for benchmark in (odd.benchmark, more.benchmark, escape.benchmark):
+        store = Store(local.uri, entries.experiment(benchmark).removeprefix("oodbench/"))
+        (child,) = store.children
+        assert max(map(len, (child.info.run_name, *(one.dataset.name for one in child.inputs.dataset_inputs)))) <= 250
+        assert child.info.run_name.isprintable() and all(text.isprintable() for text in child.data.tags.values())
+        assert [one.digest for one in collect(local, benchmark)] == store.digests
+    (local.results / ledger.NAME).unlink()
+    assert sync(local) == Sent(0, 3, 0, "")
+
+
+# What becomes of the sqlite file
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%3Fb", "a%25b", "a#b;c&d=e", "a\nb", "a*[b]?.tmp"])
+def test_a_results_folder_of_any_name_has_its_own_database(name: str, tmp_path: Path) -> None:
+    results = tmp_path / name
+    tracker = tracker_of(results, None)
+    lay(results, row())
+    assert sync(tracker, attach) == Sent(1, 0, 0, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["cwd", name])
+    assert tracker.database == results / "mlflow.db" and ledger.arrived(tracker) == {row().digest}
+    store = Store(tracker.uri)
+    assert store.digests == digests(row()) and artifact(store.children[0], "row.json") == row().to_json()
+    assert [one.digest for one in collect(tracker)] == digests(row())
+
+
+def test_a_results_folder_that_mlflow_cannot_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="not UTF-8, as MLflow needs it; name another folder"):
+        tracker_of(tmp_path / "a\udcffb", None)
+    monkeypatch.setattr(tracker, "_decodes", lambda: False)  # SQLAlchemy 2.0
+    with pytest.raises(UserError, match=r"has a `\?`, after which MLflow ends it; name another folder"):
+        tracker_of(tmp_path / "a?b", None)
+    assert default_uri(tmp_path / "a%3Fb") == f"sqlite:///{tmp_path}/a%3Fb/mlflow.db"
+
+
+def half_made(database: Path) -> None:
+    """What a kill leaves while MLflow sets up its tables: some of them, of an early revision or none."""
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("CREATE TABLE experiments (experiment_id INTEGER, name TEXT)")
+        connection.execute("CREATE TABLE runs (run_uuid TEXT)")
+        connection.commit()
+
+
+def test_a_database_that_a_kill_left_half_made_is_made_anew(fresh: Tracker) -> None:
+    lay(fresh.results, row())
+    half_made(fresh.results / "mlflow.db")
+    (fresh.results / ".mlflow.db.0123456789abcdef.tmp").write_text("of a process that was killed")
+    (fresh.results / ".mlflow.db.0123456789abcdef.tmp-journal").write_text("")
+    assert sync(fresh) == Sent(1, 0, 0, "")
+    assert Store(fresh.uri).digests == digests(row())
+    names = {".sending", "mlartifacts", "mlflow.db", "runs", "sent.jsonl"}
+    assert {path.name for path in fresh.results.iterdir()} == names
+
+
+def test_a_database_with_runs_is_never_made_anew(fresh: Tracker) -> None:
+    lay(fresh.results, row())
+    half_made(fresh.results / "mlflow.db")
+    with closing(sqlite3.connect(fresh.results / "mlflow.db")) as connection:
+        connection.execute("INSERT INTO runs VALUES ('somebody')")
+        connection.commit()
+    before = (fresh.results / "mlflow.db").read_bytes()
+    sent = sync(fresh)
+    assert sent.waiting == 1 and "cannot be used" in sent.reason
+    with closing(sqlite3.connect(fresh.results / "mlflow.db")) as connection:
+        assert connection.execute("SELECT * FROM runs").fetchall() == [("somebody",)]
+    assert before[:16] == b"SQLite format 3\0"
+
+
+def test_a_disk_that_fills_while_the_database_is_made(fresh: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+    from sqlalchemy.exc import OperationalError
+
+    def full(tracking_uri: str) -> None:
+        half_made(Path(tracking_uri.removeprefix("sqlite:///")))
+        raise OperationalError("CREATE TABLE", {}, Exception("database or disk is full"))
+
+    lay(fresh.results, row())
+    place = replace(fresh, results=fresh.results.with_name("plain"), uri=default_uri(fresh.results.with_name("plain")))
+    lay(place.results, row())
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow, "MlflowClient", full)
+        sent = sync(place)
+    assert sent.waiting == 1 and "cannot be used" in sent.reason and "disk is full" in sent.reason
+    assert {path.name for path in place.results.iterdir()} <= {"runs", ".sending", "mlflow.db"}
+    assert sync(place) == Sent(1, 0, 0, "")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.6, 0.9])
+def test_a_damaged_database_is_one_line(share: float, local: Tracker) -> None:
+    assert send(local, [row()], attach).arrived == 1
+    database = local.results / "mlflow.db"
+    content = bytearray(database.read_bytes())
+    start = int(share * len(content)) // 4096 * 4096
+    content[start : start + 8192] = bytes(value ^ 0x55 for value in content[start : start + 8192])
+    database.write_bytes(content)
+    (local.results / ledger.NAME).unlink()
+    began = time.monotonic()
+    sent = send(local, [row(), row("mcm")], attach)
+    assert time.monotonic() - began < 15
+    assert sent.arrived + sent.known + sent.waiting == 2
+    assert (sent.waiting == 0) == (sent.reason == "") and len(sent.reason.splitlines()) <= 1
+    with suppress(UserError):
+        collect(local)
 
 
 def test_sync_groups_by_benchmark_and_encoder(local: Tracker) -> None:
@@ -447,9 +628,15 @@ def test_a_folder_where_another_process_hangs(local: Tracker, monkeypatch: pytes
 def test_the_variable_of_mlflow_names_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
     assert default_uri(tmp_path) == "http://mlflow.example:5000"
-    with pytest.raises(UserError, match=r"has no scheme; write for example .* or sqlite:///.*mlflow\.db"):
-        Tracker("mlruns", tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
+    with pytest.raises(
+        UserError, match=r"^\$MLFLOW_TRACKING_URI './mlruns' has no scheme; write .* sqlite:///.*mlflow\.db$"
+    ):
+        tracker_of(tmp_path, None)
+    assert tracker_of(tmp_path, "http://mlflow.example").uri == "http://mlflow.example"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(UserError, match="^--tracking-uri './mlruns' has no scheme; write for example"):
+        tracker_of(tmp_path, "./mlruns")
     assert default_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
 
 
@@ -489,10 +676,30 @@ def test_no_password_is_shown_or_stored(tmp_path: Path) -> None:
     assert ledger.arrived(tracker) == {"d"} == ledger.arrived(Tracker(tracker.place, tmp_path))
 
 
-@pytest.mark.parametrize("uri", ["localhost:5000", "mlruns", "/tmp/x.db", ""])
-def test_a_uri_needs_a_scheme(uri: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has no scheme; write for example http"):
+@pytest.mark.parametrize(
+    ("uri", "why"),
+    [
+        *((uri, "has no scheme") for uri in ("localhost:5000", "mlruns", "/tmp/x.db", "")),
+        *((uri, "names a folder of files, which MLflow writes no more") for uri in ("file:mlruns", "file:///tmp/x")),
+        ("htp://localhost:5000", "has the scheme htp, which MLflow does not know"),
+        ("sqlite:///results?1/mlflow.db", r"has the option '1/mlflow.db' .*a `\?` in a path is written %3F"),
+        *((uri, "is a database in memory") for uri in ("sqlite://", "sqlite:///", "sqlite:///:memory:")),
+    ],
+)
+def test_a_uri_that_no_row_could_be_sent_to(uri: str, why: str, tmp_path: Path) -> None:
+    """Before hours of work, not after them."""
+    with pytest.raises(UserError, match=f"^tracking URI '.*' {why}.*; write for example http"):
         Tracker(uri, tmp_path)
+
+
+@pytest.mark.parametrize("uri", ["http://[::1", "http://a b", "http://localhost:port", f"http://{'ä' * 200}.example"])
+def test_a_url_that_cannot_be_read(uri: str, tmp_path: Path) -> None:
+    try:
+        sent = send(Tracker(uri, tmp_path / "results"), [row()], attach)
+    except UserError as error:
+        assert "cannot be read as a URL" in str(error)
+    else:
+        assert sent.waiting == 1 and "does not answer" in sent.reason
 
 
 # A real server

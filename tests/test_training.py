@@ -43,6 +43,7 @@ from oodbench.training.curves import lines
 from oodbench.training.feed import Feed
 from oodbench.training.loop import Trainer
 from oodbench.training.material import BATCH, Material, add_texts, gather
+from oodbench.training.plan import make_plan
 from oodbench.training.processes import World
 from oodbench.training.request import TrainRequest
 from oodbench.training.schedule import Schedule, groups
@@ -227,6 +228,52 @@ def test_the_schedule_and_what_is_decayed() -> None:
     module = torch.nn.ModuleDict({"fc": torch.nn.Linear(2, 2), "ln_1": torch.nn.Linear(2, 2)})
     decayed, bare = groups(module, Optimiser())
     assert [len(decayed["params"]), len(bare["params"])] == [1, 3] and bare["weight_decay"] == 0
+
+
+@pytest.mark.parametrize("epsilon_hat", [True, False])
+def test_adamw_adds_eps_before_or_after_the_bias_is_corrected(
+    epsilon_hat: bool, encoder: OpenClip, ask: Callable[..., TrainRequest], tmp_path: Path
+) -> None:
+    """transformers' AdamW (4.x), and torch's, written out in NumPy and float64; and the same after a stop."""
+    recipe = Optimiser(1e-3, (0.9, 0.999), 1e-6, 0.0, batch=32, cosine=False, epsilon_hat=epsilon_hat)
+
+    def begun() -> Trainer:
+        made = trainer_of(encoder, ask())
+        feed = dataclasses.replace(made._feed, schedule=Schedule(recipe, 96, 9, 0))
+        return Trainer(made._method, feed, made.world, "fp32")
+
+    trainer = begun()
+    state = State(tmp_path / "adamw.safetensors")
+    state.begin({})
+    rng = np.random.default_rng(0)
+    expected = [one.detach().double().numpy().copy() for one in trainer.parameters]
+    first = [np.zeros(one.shape) for one in trainer.parameters]
+    second = [np.zeros(one.shape) for one in trainer.parameters]
+    for t in range(1, 7):
+        if t == 4:
+            state.save(trainer, 3)
+            trainer = begun()
+            state.take_up(trainer, 3)
+        for i, one in enumerate(trainer.parameters):
+            one.grad = torch.from_numpy(rng.normal(scale=3e-6, size=one.shape).astype(np.float32))
+            gradient = one.grad.double().numpy()
+            first[i] = 0.9 * first[i] + 0.1 * gradient
+            second[i] = 0.999 * second[i] + 0.001 * gradient**2
+            if epsilon_hat:
+                step = 1e-3 * np.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+                expected[i] -= step * first[i] / (np.sqrt(second[i]) + 1e-6)
+            else:
+                expected[i] -= 1e-3 * (first[i] / (1 - 0.9**t)) / (np.sqrt(second[i] / (1 - 0.999**t)) + 1e-6)
+        trainer._update(t - 1, 1e-3)
+    for one, other in zip(trainer.parameters, expected, strict=True):
+        np.testing.assert_allclose(one.detach().numpy(), other, rtol=0, atol=2e-7)
+
+
+def test_a_training_begun_before_epsilon_hat_goes_on(ask: Callable[..., TrainRequest]) -> None:
+    plan = make_plan(ask())
+    assert "epsilon_hat" not in plan.identity()["optimiser"]
+    hat = dataclasses.replace(plan, optimiser=dataclasses.replace(plan.optimiser, epsilon_hat=True))
+    assert hat.identity()["optimiser"]["epsilon_hat"] is True
 
 
 def test_it_learns_and_the_file_tells_how(ask: Callable[..., TrainRequest], plugin: Path, table: Path) -> None:
@@ -478,10 +525,11 @@ def test_shards_behind_urls_are_fetched_once_and_not_kept(
     pack(tmp_path / "web/a-0.tar", samples[:24]), pack(tmp_path / "web/a-1.tar", samples[24:])
     asked = ask(captions=f"{url}/a-{{0..1}}.tar", batch=8, max_steps=3, store=tmp_path / "store")
     train(asked)
-    assert requests == ["HEAD /a-0.tar", "GET /a-0.tar", "HEAD /a-1.tar", "GET /a-1.tar"]
+    # asked again after it was fetched: what was fetched must be what was listed
+    assert requests == [f"{what} /a-{i}.tar" for i in range(2) for what in ("HEAD", "GET", "HEAD")]
     assert not list((tmp_path / "scratch").iterdir())
     assert train(dataclasses.replace(asked, max_steps=4)).made == 1
-    assert [one.split()[0] for one in requests[4:]] == ["HEAD", "HEAD"]
+    assert [one.split()[0] for one in requests[6:]] == ["HEAD", "HEAD"]
     monkeypatch.setattr("oodbench.reaching.PAUSE", 0.0)
     with pytest.raises(UserError, match=r"cannot fetch http.*b-0.tar: File not found; the same command goes on"):
         train(dataclasses.replace(asked, captions=f"{url}/b-0.tar", on_error="skip"))

@@ -388,7 +388,8 @@ def test_integers_cuts_the_embeddings_of_training_alone(trained: Any, fitted: Ta
 def test_the_optimiser_follows_the_decoder() -> None:
     small, bert = zoc().optimisation(), zoc(decoder="bert").optimisation()
     assert (bert.lr, bert.batch, bert.epochs, bert.cosine, bert.warmup) == (1e-5, 128, 25, False, 0)
-    assert small.lr == 2e-3
+    assert (bert.betas, bert.eps, bert.weight_decay, bert.epsilon_hat) == ((0.9, 0.999), 1e-6, 0.0, True)
+    assert (small.lr, small.epsilon_hat) == (2e-3, False)
     assert zoc().optimiser == small
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from oodbench.cli.datasets_check import check, get
-from oodbench.cli.group import FOLDER
+from oodbench.cli.group import FOLDER, note, say
 
 DATA = click.option("--data", type=FOLDER, help="Folder of the datasets. Default: $OODBENCH_DATA, else ./data.")
 
@@ -31,7 +31,7 @@ def datasets(ctx: click.Context, data: Path | None) -> None:
     if ctx.invoked_subcommand is None:
         from oodbench import catalogue, listings
 
-        click.echo(listings.datasets(catalogue.data_root(data)))
+        say(listings.datasets(catalogue.data_root(data)))
 
 
 @datasets.command()
@@ -44,9 +44,9 @@ def show(outer: Path | None, name: str, data: Path | None) -> None:
 
     root = catalogue.data_root(data or outer)
     if name in catalogue.benchmarks() and name not in catalogue.datasets():
-        click.echo(listings.benchmark(catalogue.benchmarks()[name], root))
+        say(listings.benchmark(catalogue.benchmarks()[name], root))
     else:
-        click.echo(listings.dataset(catalogue.dataset(name), root))
+        say(listings.dataset(catalogue.dataset(name), root))
 
 
 @datasets.command()
@@ -67,11 +67,11 @@ def add(name: str, list_: str, **fields: str) -> None:
     from oodbench.store import Store, default_root
 
     made = declare(name, {**fields, "list": list_}, Store(default_root()))
-    click.echo(f"{name}: {len(made.listing):,} images at {made.listing.folder}, declared in {made.file}")
+    say(f"{name}: {len(made.listing):,} images at {made.listing.folder}, declared in {made.file}")
     for remark in made.listing.remarks:
-        click.echo(f"note: {remark.message}", err=True)
+        note(f"note: {remark.message}")
     if made.only_ood:
-        click.echo(f"note: as an OOD set only: {made.only_ood}", err=True)
+        note(f"note: as an OOD set only: {made.only_ood}")
 
 
 # Further subcommands live in files of their own.

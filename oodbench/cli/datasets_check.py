@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from oodbench.cli.group import FOLDER
+from oodbench.cli.group import FOLDER, say, tell
 
 _DATA = click.option("--data", type=FOLDER, help="Folder of the datasets. Default: $OODBENCH_DATA, else ./data.")
 
@@ -61,7 +61,7 @@ def check(
             file.write_text(plain + "\n", encoding="utf-8")
         except OSError as error:
             raise UserError(f"--json {file} cannot be written: {error.strerror}") from error
-    click.echo(plain if kind == "json" else text(report))
+    say(plain if kind == "json" else text(report))
     if not report.ok:
         sys.exit(1)
 
@@ -89,7 +89,7 @@ def get(names: tuple[str, ...], data: Path | None) -> None:
                 found = catalogue.dataset(one)
                 wanted[found.name] = found
         except UserError as error:
-            problems.append(str(error))
+            problems += error.problems
     raise_all(problems)
     failed = by_hand = False
     with bars("bytes") as watch:
@@ -97,10 +97,10 @@ def get(names: tuple[str, ...], data: Path | None) -> None:
             try:
                 outcome = fetch(dataset, root, watch)
                 by_hand |= outcome.by_hand
-                click.echo(f"{dataset.name}: {outcome.message}")
+                say(f"{dataset.name}: {outcome.message}")
             except UserError as error:
                 failed = True
-                click.echo(f"error: {dataset.name}: {error}", err=True)
+                tell(*(f"{dataset.name}: {one}" for one in error.problems))
     if failed or by_hand:
         sys.exit(1 if failed else 3)
 
@@ -114,12 +114,19 @@ def bars(unit: str) -> Iterator[Callable[[str, int], Callable[[int], None]]]:
     from rich import progress
     from rich.console import Console
 
+    from oodbench.printable import printable
+
     amount = progress.DownloadColumn() if unit == "bytes" else progress.MofNCompleteColumn()
-    columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), amount, progress.TimeRemainingColumn())
+    columns = (
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        amount,
+        progress.TimeRemainingColumn(),
+    )
     with progress.Progress(*columns, console=Console(stderr=True), transient=True) as live:
 
         def begin(what: str, total: int) -> Callable[[int], None]:
-            task = live.add_task(what, total=total or None)
+            task = live.add_task(printable(what), total=total or None)
             return lambda n: live.advance(task, n)
 
         yield begin

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from oodbench.cli.group import FOLDER, log
+from oodbench.cli.group import FOLDER, log, say
 
 
 @click.command()
@@ -24,8 +24,9 @@ from oodbench.cli.group import FOLDER, log
 @click.option("--device", default="auto", help="As for run.", show_default=True)
 @click.option("--plugin", "plugins", multiple=True, type=FOLDER, help="As for run.")
 @click.option("--store", type=FOLDER, help="As for run.")
+@click.option("--shared", default="", help="As for run.")
 @click.option("--results", "out", type=FOLDER, default="results", help="Rows to rank the image in.", show_default=True)
-@click.option("--top", default=5, help="Names per list.", show_default=True)
+@click.option("--top", default=5, type=click.IntRange(min=1), help="Names per list.", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 @click.option("-v", "--verbose", is_flag=True, help="Log what is done; tracebacks of errors.")
 def explain(images: tuple[Path, ...], id_: str, top: int, as_json: bool, verbose: bool, **options: Any) -> None:
@@ -35,8 +36,8 @@ def explain(images: tuple[Path, ...], id_: str, top: int, as_json: bool, verbose
     from oodbench.detector import explanation
 
     request = session.request_from(id=id_, allow_partial=True, skip_missing=True, **options)
-    found = explanation.explain(request, images, top)
+    found = explanation.explain(request, images[0] if len(images) == 1 else images, top)
     if as_json:
-        click.echo(json.dumps([explanation.plain(one) for one in found], indent=1, ensure_ascii=False))
+        say(json.dumps([explanation.plain(one) for one in found], indent=1, allow_nan=False))
     else:
-        click.echo("\n\n".join(explanation.text(one) for one in found))
+        say("\n\n".join(explanation.text(one) for one in found))

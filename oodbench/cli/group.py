@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
+import errno
+import io
 import logging
+import os
+import re
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -14,6 +20,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from oodbench.errors import UserError, did_you_mean
+from oodbench.paths import text_of
+from oodbench.printable import printable
+from oodbench.urls import hidden
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +30,9 @@ if TYPE_CHECKING:
     from oodbench.result import Result
 
 FOLDER = click.Path(path_type=Path)
+_AGAIN = "; what is finished is stored, and the same command goes on from there"
+# In place of what stdout cannot encode.
+_ALIKE = dict(zip("†‡·–—−×’“”↑↓", '**----x\'""^v', strict=True))
 
 
 class Terminated(KeyboardInterrupt):
@@ -61,25 +73,116 @@ class Integers(click.ParamType):  # type: ignore[type-arg]  # generic in its stu
 
 
 class Group(click.Group):
-    """Turns UserError into one line and exit code 2, and suggests commands."""
+    """Turns errors into one line and exit code 2, and suggests commands."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and self.get_command(ctx, args[0]) is None:
             raise click.UsageError(f"no command '{args[0]}'{did_you_mean(args[0], self.list_commands(ctx))}")
         return super().resolve_command(ctx, args)
 
+    def main(self, *args: Any, standalone_mode: bool = True, **more: Any) -> Any:
+        """As click's, with one form for all errors, on streams that take every character."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **more)
+        code: Any = 0
+        try:
+            with _encodable():
+                try:
+                    code = super().main(*args, standalone_mode=False, **more)
+                except SystemExit as end:
+                    code = end.code
+                sys.stdout.flush()  # a disk that is full is told now, not when Python ends
+        except click.ClickException as error:
+            asked = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
+            tell(" ".join(error.format_message().split()).rstrip(".") + (f"; see {asked} --help" if asked else ""))
+            code = 2
+        except click.Abort:
+            code = 130
+        except OSError as error:
+            if error.errno != errno.EPIPE and logging.getLogger("oodbench").isEnabledFor(logging.DEBUG):
+                raise
+            _forsake(sys.stdout)
+            if error.errno != errno.EPIPE:
+                tell(f"the output cannot be written: {_reason(error)}")
+                code = 2
+            else:
+                code = 1  # `| head` has seen enough
+        sys.exit(code if isinstance(code, int) else 0)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except UserError as error:
             if logging.getLogger("oodbench").isEnabledFor(logging.DEBUG):
-                raise
-            for problem in str(error).splitlines():
-                click.echo(problem if problem.startswith("  ") else f"error: {problem}", err=True)
+                for line in hidden(traceback.format_exc()).rstrip().split("\n"):
+                    note(line)
+                ctx.exit(2)
+            tell(*error.problems)
             ctx.exit(2)
         except KeyboardInterrupt as stop:
-            click.echo("stopped; what is finished is stored, and the same command goes on from there", err=True)
+            note(f"stopped{_AGAIN}")
             ctx.exit(143 if isinstance(stop, Terminated) else 130)
+        except OSError as error:
+            # A disk that is full, a folder in place of a file: whatever was being written was written whole, or not.
+            if error.errno == errno.EPIPE or logging.getLogger("oodbench").isEnabledFor(logging.DEBUG):
+                raise
+            tell(_reason(error) + (_AGAIN if ctx.invoked_subcommand in ("run", "train") else ""))
+            ctx.exit(2)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print lines in which nothing but letters, signs and blanks reaches the terminal."""
+    click.echo("\n".join(map(printable, text.split("\n"))), file=sys.stderr if err else sys.stdout)
+
+
+def note(text: str) -> None:
+    """Print one line on stderr, whatever names with line breaks stand in it."""
+    click.echo(printable(text), file=sys.stderr)
+
+
+def tell(*problems: str) -> None:
+    """Print problems on stderr, a line each; what goes on after a line break and two blanks has lines of its own."""
+    for problem in problems:
+        first, *rest = re.split(r"\n(?=  )", problem)
+        for line in (f"error: {first}", *rest):
+            note(line)
+
+
+def _reason(error: OSError) -> str:
+    """An error of the system in words, with the file that it is about."""
+    # NumPy tells a full disk as "n requested and m written", and gives no number.
+    full = error.strerror is None and "requested and" in str(error)
+    why = "No space left on device" if full else error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {why}" if error.filename else why
+
+
+@contextmanager
+def _encodable() -> Iterator[None]:
+    """Within it, a character that stdout or stderr cannot encode is written as a sign like it, or as an escape."""
+    codecs.register_error("oodbench", _plain)
+    changed = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    before = [stream.errors for stream in changed]
+    for stream in changed:
+        stream.reconfigure(errors="oodbench")
+    try:
+        yield
+    finally:
+        for stream, errors in zip(changed, before, strict=True):
+            stream.reconfigure(errors=errors)
+
+
+def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
+    """For codecs: † becomes *, so that columns stay aligned, and what has no sign like it `\\u4e00`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_ALIKE.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text), error.end
+
+
+def _forsake(stream: Any) -> None:
+    """Let go of what a stream holds and cannot write, so that the end of Python does not tell it again."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def configure(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
@@ -89,8 +192,8 @@ def configure(ctx: click.Context, param: click.Parameter, path: Path | None) -> 
     import tomllib
 
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raw = tomllib.loads(text_of(path, "--config").replace("\r\n", "\n"))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"--config {path}: {error}") from error
     flags = {p.name or "": p for p in ctx.command.params if p.name != "config"}
     spelled = {max(flag.opts, key=len).lstrip("-").replace("-", "_"): name for name, flag in flags.items()}
@@ -107,8 +210,8 @@ def configure(ctx: click.Context, param: click.Parameter, path: Path | None) -> 
 
             value = [f"{k}={written(v)}" for k, v in flatten(value).items()]
         elif isinstance(value, list) and not flags[name].multiple:
-            quote = '"' if name == "ood" else ""  # a path may have a comma
-            value = ",".join(f"{quote}{v}{quote}" for v in value)
+            paths = name in ("ood", "encoder")  # which may have commas and quotes
+            value = ",".join('"{}"'.format(str(v).replace('"', '""')) if paths else str(v) for v in value)
         elif flags[name].multiple and not isinstance(value, list):
             value = [value]
         _check_flag(f"--config {path}: '{key}'", flags[name], value)
@@ -136,8 +239,23 @@ def print_tables(results: Sequence[Result]) -> None:
         console.print(tables_of.console(table))
 
 
+class _Printable(logging.Formatter):
+    """One line for each message, whatever names stand in it, and its traceback on lines of its own.
+
+    Passwords and signatures of URLs are left out.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(hidden(super().formatMessage(record)))
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(map(printable, hidden(super().formatException(ei)).split("\n")))
+
+
 def log(verbose: bool) -> None:
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=level, stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Printable("%(levelname)s %(name)s: %(message)s"))
     if verbose:
         logging.getLogger("oodbench").setLevel(logging.DEBUG)

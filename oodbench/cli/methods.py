@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from oodbench.cli.group import FOLDER, log
+from oodbench.cli.group import FOLDER, log, say
 
 
 @click.command()
@@ -34,10 +34,10 @@ def methods(name: str | None, plugins: tuple[Path, ...], negatives: bool, id_: s
         request = session.request_from(
             methods=name or "neglabel", id=id_, plugins=plugins, allow_partial=True, **options
         )
-        click.echo(mined.describe(make_plan(request)))
+        say(mined.describe(make_plan(request)))
         return
     known = registry.methods(plugins)
-    click.echo(listings.method(registry.method_info(name, known)) if name else listings.methods(known.values()))
+    say(listings.method(registry.method_info(name, known)) if name else listings.methods(known.values()))
 
 
 @click.command()
@@ -53,10 +53,8 @@ def check(file: Path, verbose: bool) -> None:
 
     found = verdict(info)
     for name, problem in found:
-        click.echo(f"{'FAIL' if problem else 'ok':5}{name}{': ' + problem if problem else ''}")
+        say(f"{'FAIL' if problem else 'ok':5}{name}{': ' + problem if problem else ''}")
     bad = sum(bool(problem) for _, problem in found)
-    click.echo(
-        f"{info.name}: {'keeps the contract' if not bad else f'breaks the contract in {bad} of {len(found)} checks'}"
-    )
+    say(f"{info.name}: {'keeps the contract' if not bad else f'breaks the contract in {bad} of {len(found)} checks'}")
     if bad:
         sys.exit(1)

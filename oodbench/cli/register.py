@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from oodbench.cli.group import FOLDER, log
+from oodbench.cli.group import FOLDER, log, say
 
 
 @click.command()
@@ -26,6 +26,6 @@ def register(
     from oodbench.detector.registration import model_of
     from oodbench.tracking import models
 
-    tracker = tracking.Tracker(tracking_uri or tracking.default_uri(results), results)
+    tracker = tracking.tracker_of(results, tracking_uri)
     version = models.register(tracker, name, model_of(path.expanduser(), classes, encoder))
-    click.echo(f"{version.uri} in {tracker.place}")
+    say(f"{version.uri} in {tracker.place}")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from oodbench.cli.group import FOLDER
+from oodbench.cli.group import FOLDER, note
 from oodbench.errors import UserError
+from oodbench.printable import printable
 from oodbench.report.options import SHOWN, Options
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def report(
 
         source = Source(found.paths, None if uri else results, data)
         shape.write(tables, options, request, lambda: render(tables, source, options, request.pictures))
-        click.echo(f"wrote {request.output}", err=True)
+        note(f"wrote {request.output}")
     elif request.form == "terminal" and not request.bib:
         _show(tables)
     else:
@@ -137,7 +138,7 @@ def _draw(found: Gathered, options: Options, folder: Path, data: Path | None) ->
 
     chosen = tables(found.rows, Options(methods=options.methods, sets=options.sets))
     count = write(chosen, found.paths, folder, data=data, sets=options.sets)
-    click.echo(f"wrote {count} pictures to {folder}", err=True)
+    note(f"wrote {count} pictures to {folder}")
 
 
 def _gather(results: Path, uri: str, experiment: str) -> Gathered:
@@ -148,7 +149,7 @@ def _gather(results: Path, uri: str, experiment: str) -> Gathered:
     from oodbench.tracking import Tracker
     from oodbench.tracking.collection import collect
 
-    return Gathered(ordered(collect(Tracker(uri, results), experiment)), {})
+    return Gathered(ordered(collect(Tracker(uri, results, "--mlflow"), experiment)), {})
 
 
 def _show(tables: Sequence[Table]) -> None:
@@ -173,9 +174,9 @@ def _verify(results: Path, uri: str) -> int:
     wrong = [one for one in findings if one.problems]
     for one in findings:
         state = "DIFFERS" if one.problems else "failed row, no numbers" if one.failed else f"OK, {one.cells} numbers"
-        click.echo(f"{one.path.relative_to(results)}: {one.label}: {state}")
+        click.echo(printable(f"{one.path.relative_to(results)}: {one.label}: {state}"))
         for problem in one.problems:
-            click.echo(f"  {problem}")
+            click.echo(f"  {printable(problem)}")
     if not findings:
         raise UserError(f"{results} holds no rows; make some with: oodbench run --out {results}")
     click.echo(f"{len(findings) - len(wrong)} of {len(findings)} rows OK")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from oodbench.cli.group import FOLDER, Integers, configure, log, print_tables, stoppable
+from oodbench.cli.group import FOLDER, Integers, configure, log, note, print_tables, say, stoppable
 
 if TYPE_CHECKING:
     from oodbench.plan import Plan
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     "--allow-partial", is_flag=True, help="Run on fewer images than the catalogue counts; stamped in the table."
 )
 @click.option("--skip-missing", is_flag=True, help="Go on without OOD sets that are not there; each is named.")
-@click.option("--strict", is_flag=True, help="Identify images by content instead of name, size and time.")
+@click.option("--strict", is_flag=True, help="Identify images and weights by content, not by name, size and times.")
 @click.option("--on-error", default="stop", help="A broken image: stop or skip.", show_default=True)
 @click.option(
     "--at95", default="first", help="FPR95 rule: first, nearest (MCM) or interpolate (CLIPN).", show_default=True
@@ -88,32 +88,36 @@ def run(
     """Encode the images once, score them with every method, print the table."""
     dry_run, verbose = options.pop("dry_run"), options.pop("verbose")
     log(verbose)
-    from oodbench import session, sweep
+    from oodbench import provenance, session, sweep
+    from oodbench.glyphs.deviation import deviation
     from oodbench.plan import make_plan
 
     tracker = session.tracker_of(options["out"], tracking_uri)
     requests = sweep.requests(session.request_from(id=id_, **options), encoder, seed)
     plans = [make_plan(request) for request in requests]
-    for note in dict.fromkeys(note for plan in plans for note in (*plan.card.notes, *plan.notes)):
-        click.echo(f"note: {note}", err=True)
+    for told in dict.fromkeys(told for plan in plans for told in (*plan.card.notes, *plan.notes)):
+        note(f"note: {told}")
     if dry_run:
         from oodbench.dryrun import describe
 
-        click.echo("\n\n".join(describe(plan) for plan in plans))
+        say("\n\n".join(describe(plan) for plan in plans))
         return
     with stoppable():
         outcomes = _carry_out(plans, events)
     results = [result for outcome in outcomes for result in outcome.results]
     print_tables(results)
+    if apart := deviation(results):
+        note(f"note: {apart}")
     for name, reason in dict.fromkeys(one for outcome in outcomes for one in outcome.left_out):
-        click.echo(f"left out: {name}: {reason}", err=True)
-    for why in dict.fromkeys(session.record(tracker, outcome) for outcome in outcomes):
+        note(f"left out: {name}: {reason}")
+    devices = provenance.elsewhere(requests[0].device, results)
+    for why in dict.fromkeys([devices, *(session.record(tracker, outcome) for outcome in outcomes)]):
         if why:
-            click.echo(f"note: {why}", err=True)
-    click.echo(f"rows: {plans[0].request.out / 'runs'}", err=True)
+            note(f"note: {why}")
+    note(f"rows: {plans[0].request.out / 'runs'}")
     failures = [r for r in results if r.status == "failed"]
     for result in failures:
-        click.echo(f"failed: {result.label}: {result.error}", err=True)
+        note(f"failed: {result.label}: {result.error}")
     if failures:
         sys.exit(1)
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from oodbench.cli.group import FOLDER, log, stoppable
+from oodbench.cli.group import FOLDER, log, note, stoppable
+from oodbench.paths import expand
 
 if TYPE_CHECKING:
     from oodbench.detector.engine import Scored
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 @click.option("--method", help="One method: clipn, energy[scale=1], ...")
 @click.option("--classes", default="", help="Class names: a list's name, or a file with one a line.")
 @click.option("--detector", type=FOLDER, help="A detector that was saved, instead of --method and --classes.")
-@click.option("--threshold-from", help="ID images: a decision at the threshold that keeps --tpr of them.")
-@click.option("--tpr", default=0.95, help="Share of these images that is kept.", show_default=True)
+@click.option("--threshold-from", help="ID images: a decision at the threshold that keeps --tpr of new ID images.")
+@click.option("--calibration", help="ID images for a method that calibrates. Default: a part of --threshold-from.")
+@click.option("--tpr", default=0.95, help="Share of new ID images that is kept.", show_default=True)
 @click.option("--threshold", type=float, help="The threshold itself: images that score at least this are ID.")
 @click.option("--out", type=FOLDER, help="A .csv or .parquet file. Default: CSV to stdout.")
 @click.option("--save", type=FOLDER, help="Also save the detector into this folder.")
@@ -35,17 +37,27 @@ if TYPE_CHECKING:
 @click.option("--batch-size", default=128, show_default=True)
 @click.option("--workers", default=0, help="Threads that decode images. Default: one per core, at most 16.")
 @click.option("--on-error", default="stop", help="A broken image: stop or skip.", show_default=True)
-@click.option("--no-store", is_flag=True, help="Do not keep embeddings: nothing but the scores is written.")
+@click.option("--no-store", is_flag=True, help="Do not keep embeddings of images.")
 @click.option("--store", type=FOLDER, help="Folder of embeddings. Default: $OODBENCH_STORE, else user cache.")
+@click.option("--shared", default="", help="URL of a store behind it that all machines reach. $OODBENCH_SHARED.")
 @click.option("--plugin", "plugins", multiple=True, type=FOLDER, help="File with a method of your own. Repeatable.")
 @click.option("-v", "--verbose", is_flag=True, help="Log what is done; tracebacks of errors.")
 def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
     """Score IMAGES (a folder, files, or the name of a data set) with one method, and decide."""
     log(verbose)
-    from oodbench.detector import writing
+    from oodbench import sets
+    from oodbench.detector import folder, writing
+    from oodbench.detector.images import listed
+    from oodbench.store import Store, default_root
 
     out, threshold, save = options["out"], options["threshold"], options["save"]
     writing.check(out)
+    _check_thresholds(options)
+    if save:
+        folder.check(expand(save))
+    given = listed(images[0] if len(images) == 1 else list(images), Store(expand(options["store"] or default_root())))
+    for one in sets.notes(given):
+        note(f"note: {one}")
     with stoppable():
         if options["detector"]:
             detector = _loaded(options)
@@ -56,12 +68,11 @@ def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
         if save:
             detector.save(save)
         limit = detector.threshold_ if threshold is None else threshold
-        given = detector.listed(images[0] if len(images) == 1 else list(images))
         found = writing.write(_parts(detector, given), list(detector.classes_), limit, out)
     for reason in found.skipped:
-        click.echo(f"skipped: {reason}", err=True)
+        note(f"skipped: {reason}")
     decided = f", {found.accepted:,} of them ID at threshold {limit:.6g}" if limit is not None else ""
-    click.echo(f"{found.images:,} images{decided}" + (f": {out}" if out else ""), err=True)
+    note(f"{found.images:,} images{decided}" + (f": {out}" if out else ""))
 
 
 def _fitted(options: dict[str, Any]) -> Any:
@@ -70,18 +81,17 @@ def _fitted(options: dict[str, Any]) -> Any:
 
     if not options["method"] or not options["classes"]:
         raise UserError("name --method and --classes (class names, one a line), or a saved --detector FOLDER")
-    if options["threshold_from"] and options["threshold"] is not None:
-        raise UserError("--threshold-from and --threshold are two thresholds; give one")
     name = options["method"].partition("[")[0].strip()
     settings = [parse_setting(text) for text in options["settings"]]
     other = next((one for one in settings if one.method != name), None)
     if other:
         raise UserError(f"--set {other.method}.{other.parameter}: the method is {name}")
-    passed = ("classes", "weights", "templates", "tpr", "threshold", "device", "precision", "batch_size", "workers")
+    passed = ("classes", "weights", "templates", "threshold", "device", "precision", "batch_size", "workers", "shared")
     detector = Detector(
         options["method"],
         encoder=options["encoder"] or "glyphs",
         settings={one.parameter: one.value for one in settings},
+        tpr=options["tpr"] if options["threshold_from"] else None,
         seed=options["seed"],
         resize=options["resize"],
         on_error=options["on_error"],
@@ -90,22 +100,41 @@ def _fitted(options: dict[str, Any]) -> Any:
         plugins=options["plugins"],
         **{key: options[key] for key in passed},
     )
+    if options["calibration"]:
+        return detector.fit(options["calibration"], validation=options["threshold_from"])
     return detector.fit(options["threshold_from"])
+
+
+def _check_thresholds(options: dict[str, Any]) -> None:
+    """UserError for a threshold that is none, for two of them, and for flags that would have no effect."""
+    from oodbench import UserError
+    from oodbench.detector.request import finite
+
+    if options["threshold"] is not None and options["threshold_from"]:
+        raise UserError("--threshold-from and --threshold are two thresholds; give one")
+    if options["threshold"] is not None and not finite(options["threshold"]):
+        raise UserError(f"--threshold {options['threshold']}: a finite number is needed")
+    if _given("tpr") and not options["threshold_from"] and not options["detector"]:
+        raise UserError("--tpr is the share of new ID images that --threshold-from DIR keeps; give that, too")
+
+
+def _given(name: str) -> bool:
+    from click.core import ParameterSource
+
+    return click.get_current_context().get_parameter_source(name) == ParameterSource.COMMANDLINE
 
 
 def _loaded(options: dict[str, Any]) -> Any:
     """The saved detector; what it fixes cannot be given beside it."""
-    from click.core import ParameterSource
-
     from oodbench import Detector, UserError
 
-    ctx = click.get_current_context()
-    places = ("device", "workers", "store", "on_error", "plugins", "encoder")
-    able = {*places, "images", "detector", "threshold", "out", "save", "no_store", "verbose"}
-    given = [name for name in ctx.params if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE]
-    fixed = [name for name in given if name not in able]
+    places = ("device", "workers", "store", "shared", "on_error", "plugins", "encoder")
+    able = {*places, "detector", "threshold", "out", "save", "no_store"}
+    given = [name for name in options if _given(name)]
+    flags = {param.name: param.opts[0] for param in click.get_current_context().command.params}
+    fixed = [flags[name] for name in given if name not in able]
     if fixed:
-        raise UserError(f"--detector fixes --{', --'.join(name.replace('_', '-') for name in fixed)}; leave it out")
+        raise UserError(f"--detector fixes {', '.join(fixed)}; leave it out")
     changes = {name: options[name] for name in places if name in given}
     return Detector.load(options["detector"], keep=not options["no_store"], **changes)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from oodbench.cli.group import FOLDER, Group
+from oodbench.cli.group import FOLDER, Group, say
 from oodbench.errors import UserError
 
 
@@ -22,7 +22,7 @@ def store_ls(root: Path | None) -> None:
     from oodbench import listings
     from oodbench.store import Store, default_root
 
-    click.echo(listings.store(Store(root or default_root())))
+    say(listings.store(Store(root or default_root())))
 
 
 @store.command("gc")
@@ -40,4 +40,4 @@ def store_gc(root: Path | None, max_size: str | None, unused_days: float | None,
     limit = None if max_size is None else listings.parse_bytes(max_size)
     gone = Store(root or default_root()).collect(limit, unused_days, dry=dry_run)
     verb = "would remove" if dry_run else "removed"
-    click.echo(f"{verb} {len(gone)} entries, {listings.bytes_text(sum(e.bytes for e in gone))}")
+    say(f"{verb} {len(gone)} entries, {listings.bytes_text(sum(e.bytes for e in gone))}")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from oodbench.cli.group import FOLDER
+from oodbench.cli.group import FOLDER, say, tell
 from oodbench.errors import UserError
+from oodbench.urls import hidden
 
 
 @click.command()
@@ -21,9 +22,9 @@ def sync(results: Path, tracking_uri: str | None) -> None:
 
     if not results.is_dir():
         raise UserError(f"no results folder {results}")
-    tracker = tracking.Tracker(tracking_uri or tracking.default_uri(results), results)
+    tracker = tracking.tracker_of(results, tracking_uri)
     sent = tracking.sync(tracker, Attachments(results))
-    click.echo(f"{sent.arrived} rows sent, {sent.known} were there, {sent.waiting} wait")
+    say(f"{sent.arrived} rows sent, {sent.known} were there, {sent.waiting} wait")
     if sent.waiting:
-        click.echo(f"error: {sent.reason}", err=True)
+        tell(hidden(sent.reason))
         sys.exit(1)

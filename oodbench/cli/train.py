@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from oodbench.cli.group import FOLDER, configure, log, stoppable
+from oodbench.cli.group import FOLDER, configure, log, note, say, stoppable, tell
 
 if TYPE_CHECKING:
     from oodbench.training.request import TrainRequest
@@ -86,7 +86,8 @@ def train(
         else:
             outcome = followed(request, tracking_uri, _tell_ready)
     except Diverged as error:
-        click.echo(f"error: {error}; the last good checkpoint stays; try a lower --lr, or --precision fp32", err=True)
+        todo = "a lower --lr" + (", or --precision fp32" if request.compute != "fp32" else "")
+        tell(f"{error}; the last good checkpoint stays; try {todo}")
         sys.exit(1)
     if outcome.first:
         _tell(outcome, request)
@@ -111,33 +112,33 @@ def _tell_ready(ready: Ready) -> None:
     """What is trained, on what, from where."""
     plan, request = ready.plan, ready.plan.request
     images = "random crops, encoded at every step (--augment)" if request.augment else "centre crops, encoded once"
-    for note in plan.encoder.card.notes:
-        click.echo(f"note: {note}", err=True)
-    click.echo(f"{plan.job.label} for {plan.encoder.card.name}; images: {images}", err=True)
-    click.echo(
+    for told in plan.encoder.card.notes:
+        note(f"note: {told}")
+    note(f"{plan.job.label} for {plan.encoder.card.name}; images: {images}")
+    say(
         f"{ready.pairs:,} pairs of {ready.images:,} images; {ready.steps:,} steps of {plan.optimiser.batch:,}", err=True
     )
     for one in ready.skipped[:SHOWN]:
-        click.echo(f"left out: {one}", err=True)
+        note(f"left out: {one}")
     if ready.skipped:
-        click.echo(f"left out: {len(ready.skipped):,} in all", err=True)
+        note(f"left out: {len(ready.skipped):,} in all")
     if ready.done:
-        click.echo(f"going on after step {ready.done:,}", err=True)
+        note(f"going on after step {ready.done:,}")
 
 
 def _tell(outcome: Outcome, request: TrainRequest) -> None:
     if outcome.signal:
-        click.echo(
+        say(
             f"stopped and saved after step {outcome.done:,} of {outcome.steps:,}; the same command goes on from there",
             err=True,
         )
         return
     if outcome.done < outcome.steps:
-        click.echo(f"stopped by --max-steps after step {outcome.done:,} of {outcome.steps:,}", err=True)
+        note(f"stopped by --max-steps after step {outcome.done:,} of {outcome.steps:,}")
     elif not outcome.made:
-        click.echo(f"finished before: all {outcome.steps:,} steps are made (--restart trains anew)", err=True)
+        note(f"finished before: all {outcome.steps:,} steps are made (--restart trains anew)")
     for name, value in outcome.terms.items():
-        click.echo(f"{name} {value:.4f}", err=True)
+        note(f"{name} {value:.4f}")
     place = Path(outcome.out)
     shown = place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
     name = request.method.strip().partition("[")[0]
@@ -146,4 +147,4 @@ def _tell(outcome: Outcome, request: TrainRequest) -> None:
     command += [word for one in request.settings for word in ("--set", one)]
     command += [word for one in request.plugins for word in ("--plugin", str(one))]
     command += ["--resize", request.resize] if request.resize else []
-    click.echo(shlex.join(command))
+    say(shlex.join(command))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from oodbench.cli.group import FOLDER
+from oodbench.cli.group import FOLDER, say
 
 
 @click.command()
@@ -25,8 +25,8 @@ def weights(file: Path, release: Path | None, encoder: str, plugins: tuple[Path,
 
     found = files.examine(file, Store(default_root()))
     if release is None:
-        click.echo(f"{found.path.name}  sha256 {found.digest}")
-        click.echo(json.dumps(found.recipe, indent=1, sort_keys=True) if found.recipe else "no recipe in its header")
+        say(f"{found.path.name}  sha256 {found.digest}")
+        say(json.dumps(found.recipe, indent=1, sort_keys=True) if found.recipe else "no recipe in its header")
         return
     released.write(found, release, encoder, plugins)
-    click.echo(f"wrote {release}")
+    say(f"wrote {release}")

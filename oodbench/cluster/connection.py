@@ -7,14 +7,23 @@ import logging
 import math
 import os
 import signal
+import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from oodbench.cluster.scratch import sweep
 from oodbench.errors import UserError
 
 OFF = ("no", "none", "off")
+_VARIABLE = "RAY_ADDRESS"
+_SECONDS = 5.0  # that an address has to answer
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"  # gRPC's beginning; a frame of kind 4 answers it
+_SOCKET = 107  # bytes that Linux takes for the path of a socket
+_SESSION = "/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"  # what Ray puts below its folder
 OBJECTS = 256 * 2**20  # bytes of shared memory that a cluster of one's own takes: only plans lie there
 
 
@@ -49,8 +58,8 @@ def chosen(asked: str, device: str) -> str:
     """Where a run goes: "" for this process. By itself: RAY_ADDRESS when set, `local` with several GPUs in sight."""
     if asked:
         return "" if asked in OFF else asked
-    if os.environ.get("RAY_ADDRESS"):
-        return "auto"
+    if address := os.environ.get(_VARIABLE):
+        return "local" if address == "local" else "auto"
     if device not in ("auto", "cuda"):
         return ""
     import torch
@@ -76,20 +85,64 @@ def connected(where: str, actors: int = 0) -> Iterator[None]:
     if where == "local":
         cpus = max(os.cpu_count() or 1, actors)
         options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECTS}
+        options |= _session_folder()
+    else:
+        _probe(where)
     try:
         ray.init(address=where, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"--ray {where}: no Ray cluster answers there ({reason}); "
-            "start one with ray start --head, or use --ray local for this machine alone"
-        ) from error
+    except Exception as error:  # of any kind: Ray raises bare ones when a process of its own does not start
+        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        with contextlib.suppress(Exception):
+            ray.shutdown()  # what did start
+        if where == "local":
+            raise UserError(f"--ray local: Ray does not start here ({reason}); try again, or use --ray no") from error
+        raise UserError(_unanswered(where, reason)) from error
     try:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # ray exits with 15, whatever is under way
         yield
     finally:
         ray.shutdown()
+        sweep()  # of workers that were killed
+
+
+def _probe(where: str) -> None:
+    """UserError unless something answers at an address within seconds: Ray itself would try for many minutes."""
+    address = os.environ.get(_VARIABLE) or where if where == "auto" else where
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65_535:
+        return  # `auto`, which Ray looks for on this machine, or what it refuses by itself
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+                return
+            connection.sendall(_HELLO)
+            answer = connection.recv(9)
+    except (OSError, ValueError) as error:  # ValueError: a host name that is none
+        raise UserError(_unanswered(where, str(error))) from error
+    if answer[3:4] != b"\4":
+        raise UserError(_unanswered(where, "what listens there does not speak gRPC, as Ray does"))
+
+
+def _unanswered(where: str, reason: str) -> str:
+    chosen = os.environ.get(_VARIABLE) if where == "auto" else ""
+    named = f"${_VARIABLE} {chosen}" if chosen else f"--ray {where}"
+    change = f"unset {_VARIABLE}, " if chosen else ""
+    return (
+        f"{named}: no Ray cluster answers there ({reason}); start one with ray start --head, {change}"
+        "use --ray local for this machine alone, or --ray no for this process"
+    )
+
+
+def _session_folder() -> dict[str, str]:
+    """Where Ray puts its sockets, when the folder for temporary files has a name too long for them or not in ASCII."""
+    usual = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir()) / "ray"
+    if len(f"{usual}{_SESSION}") <= _SOCKET and str(usual).isascii():
+        return {}
+    folder = Path("/tmp/ray")
+    if os.access(folder if folder.is_dir() else folder.parent, os.W_OK):
+        return {"_temp_dir": str(folder)}
+    raise UserError(f"Ray cannot put its sockets below {usual}: its name is too long; set $RAY_TMPDIR to a short one")
 
 
 def nodes() -> list[dict[str, float]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import oodbench
-from oodbench import catalogue, registry
+from oodbench import catalogue, parts, registry
 from oodbench.cluster.sources import portable
 from oodbench.encoder.card import EMBEDDED, parse_encoder
 from oodbench.encoder.resolve import GLYPHS, Resolved, resolve
@@ -43,13 +43,13 @@ class Code:
 
 @dataclass(frozen=True)
 class Files:
-    """Files by name, to be written into a folder of the worker's own."""
+    """Files by name, to be written below a folder of the worker's own."""
 
     contents: tuple[tuple[str, bytes], ...]
 
-    def write(self) -> Path:
-        """Write them below a new temporary folder."""
-        folder = Path(tempfile.mkdtemp(prefix="oodbench-"))
+    def write(self, below: Path) -> Path:
+        """Write them into a new folder, which is given back."""
+        folder = Path(tempfile.mkdtemp(dir=below))
         for name, content in self.contents:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
@@ -96,8 +96,11 @@ def unmark(parcel: Parcel) -> None:
     parcel.plan.store.forget("cluster", parcel.token)
 
 
-def unpack(parcel: Parcel) -> Plan:
-    """The plan as this process can carry it out. UserError when code, methods, files or store are not the driver's."""
+def unpack(parcel: Parcel, scratch: Path) -> Plan:
+    """The plan as this process can carry it out, with the driver's files below `scratch`.
+
+    UserError when code, methods, files or store are not the driver's.
+    """
     check_code(parcel.code)
     if os.path.isdir(parcel.folder):
         os.chdir(parcel.folder)  # paths that a user wrote may start there
@@ -108,8 +111,8 @@ def unpack(parcel: Parcel) -> Plan:
             f"the store {plan.store.root} on {socket.gethostname()} is not the driver's; "
             "name a folder that every node sees with --store or $OODBENCH_STORE, or a URL with --shared"
         )
-    os.environ["OODBENCH_CONFIG"] = str(parcel.config.write())
-    plugins = [folder.write() / folder.contents[0][0] for folder in parcel.plugins]
+    os.environ["OODBENCH_CONFIG"] = str(parcel.config.write(scratch))
+    plugins = [folder.write(scratch) / folder.contents[0][0] for folder in parcel.plugins]
     known = registry.methods(plugins)
     jobs = tuple(_job(job, known.get(job.info.name)) for job in plan.jobs)
     return dataclasses.replace(plan, jobs=jobs, encoder=_encoder(plan))
@@ -157,26 +160,28 @@ def _encoder(plan: Plan) -> Resolved:
     spec = parse_encoder(plan.request.encoder or plan.benchmark.encoder or EMBEDDED)
     if spec.text == EMBEDDED:
         return Resolved(card, GLYPHS / "encoder.safetensors")
-    if plan.encoder.path.is_file():
+    if plan.encoder.path.is_file() and not card.text_files:  # its digest is looked at when it is loaded
         return plan.encoder
     found = resolve(spec, plan.request.resize, plan.store)
     if found.card.identity != card.identity:
         raise UserError(
             f"encoder {card.name} is another on {socket.gethostname()}: weights {found.card.weights[:12]}, "
-            f"the driver's {card.weights[:12]}"
+            f"the driver's {card.weights[:12]}; or its tokenizer is"
         )
     return found
 
 
 def plugin_files(path: Path) -> Files:
-    """A method's file first, and the `_` files beside it."""
-    parts = [one for one in sorted(path.parent.glob("_*")) if one.is_file() and one.stat().st_size <= _LARGEST]
-    return Files(tuple((one.name, one.read_bytes()) for one in (path, *parts)))
+    """A method's file first, and its parts below the same folder."""
+    found = [one for one in parts.files(path) if path.parent in one.parents and one.stat().st_size <= _LARGEST]
+    return Files(tuple((one.relative_to(path.parent).as_posix(), one.read_bytes()) for one in found))
 
 
 def _config() -> Files:
     """The user's own declarations."""
-    root = catalogue.config_folder()
+    root = catalogue.own_folder()
+    if root is None:
+        return Files(())
     files = [one for one in sorted(root.rglob("*")) if one.is_file() and one.stat().st_size <= _LARGEST]
     kept = [one for one in files if one.suffix in (".toml", ".txt")]
     return Files(tuple((one.relative_to(root).as_posix(), one.read_bytes()) for one in kept))

@@ -15,6 +15,7 @@ from oodbench.cluster.parcel import Parcel
 from oodbench.cluster.worker import Done, Worker
 from oodbench.errors import UserError
 from oodbench.events import Event, Tell
+from oodbench.printable import printable
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,9 @@ class Pool:
                     self._land(reference)
                 self._tell_waiting()
         finally:
-            for actor in (*self._flying.values(), *self._idle):
+            actors = (*self._flying.values(), *self._idle)
+            _dismiss([actor for actor in actors if actor.task is None])
+            for actor in actors:
                 _end(actor)
             self._flying.clear()
             self._idle.clear()
@@ -141,7 +144,7 @@ class Pool:
         actor.task, task.began = task, time.perf_counter()
         method = getattr(actor.handle, task.stage)
         self.tell(Event("started", task.stage, task.name, worker=actor.place))
-        self._flying[method.options(name=task.name).remote(*task.arguments)] = actor
+        self._flying[method.options(name=printable(task.name)).remote(*task.arguments)] = actor
 
     def _settle(self, actor: _Actor, task: Task, done: Done) -> None:
         if done.error and not done.asked:
@@ -181,6 +184,14 @@ class Pool:
         elif time.monotonic() - self._alone > PATIENCE:
             self._alone = time.monotonic()
             log.warning("still waiting for the cluster to start a worker; ray status shows what it lacks")
+
+
+def _dismiss(actors: list[_Actor]) -> None:
+    """Have workers clean up after themselves, which those that do not answer leave to the next on their machine."""
+    import ray
+
+    with contextlib.suppress(ray.exceptions.RayError, ValueError):
+        ray.wait([actor.handle.end.remote() for actor in actors], num_returns=len(actors), timeout=POLL * 5)
 
 
 def _end(actor: _Actor) -> None:

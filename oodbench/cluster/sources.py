@@ -15,13 +15,13 @@ from oodbench.catalogue import Dataset
 from oodbench.catalogue import dataset as declared
 from oodbench.derived import Several
 from oodbench.images import Listing
+from oodbench.loaders.items import Tree
 from oodbench.store import Store
 from oodbench.urls import is_url
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from oodbench.loaders.items import Source
+    from oodbench.loaders.prints import Taken
 
 _OPENING = threading.Lock()
 
@@ -34,13 +34,24 @@ class Again:
     data: Path
     root: Path
 
-    def read(self, name: str) -> Image:
-        """Decode one image."""
-        return self._found().read(name)
+    def take(self, name: str) -> Taken:
+        """Read one image."""
+        return self._found().take(name)
 
     def content(self, name: str) -> str:
         """sha256 of what is stored for an image."""
         return self._found().content(name)
+
+    def tree_print(self) -> str:
+        """The print of all its files now; "" of a source that looks at them image by image."""
+        source = self._found()
+        return source.tree_print() if isinstance(source, Tree) else ""
+
+    @property
+    def listed_print(self) -> str:
+        """The print of all its files before they were opened here."""
+        source = self._found()
+        return source.listed_print if isinstance(source, Tree) else ""
 
     def _found(self) -> Source:
         with _OPENING:  # threads ask for their first image at once
@@ -57,7 +68,7 @@ def portable(listing: Listing, data: Path, store: Store) -> Listing:
     origins = tuple(dataclasses.replace(one, listing=portable(one.listing, data, store)) for one in listing.origins)
     source = listing.source if _travels(listing) else _anew(listing, data, store)
     made = dataclasses.replace(listing, source=source, origins=origins)
-    made.__dict__["digest"] = listing.digest  # known already
+    made.__dict__.update(digest=listing.digest, stamp=listing.stamp)  # known already
     return made
 
 

@@ -16,7 +16,7 @@ from oodbench.images import Listing
 from oodbench.passes import Running
 from oodbench.plan import Plan
 from oodbench.runner import Watch
-from oodbench.score import find_scores
+from oodbench.score import find_scores, forget_scores
 from oodbench.store import Entry
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class Stages:
     _gates: dict[str, list[Gate]] = field(default_factory=lambda: defaultdict(list))
     _errors: dict[str, dict[int, str]] = field(default_factory=lambda: defaultdict(dict))  # label -> set -> why
     _left: dict[str, int] = field(default_factory=dict)
+    _stateful: set[str] = field(default_factory=set)
 
     def run(self) -> None:
         """Carry out everything. UserError for bad input at once, at the end for shards that no worker could make."""
@@ -62,11 +63,11 @@ class Stages:
         listings = [self.plan.listings[i] for i in sets]
         if self.plan.calibration and any(one.job.calibrates for one in self.running.values()):
             listings.append(self.plan.calibration)
-        needed = {leaf.listing.digest for listing in listings for leaf in leaves(self.plan.work(listing))}
+        needed = {leaf.listing.stamp for listing in listings for leaf in leaves(self.plan.work(listing))}
         for group in _groups(list(self.running.values())):
             self._await_fit(group)
         for number, work in enumerate(parts(self.plan)):
-            if work.listing.digest in needed:
+            if work.listing.stamp in needed:
                 self._extract(number, work)
         self.pool.run()
         raise_all(self.failed)
@@ -79,7 +80,7 @@ class Stages:
         shards = work.shards()
         listing = work.listing
         missing = [(i, s) for i, s in enumerate(shards) if not work.store.has("embeddings", work.inputs(*s))]
-        gate = Gate(len(missing) + 1, lambda: self._complete(listing.digest))
+        gate = Gate(len(missing) + 1, lambda: self._complete(listing.stamp))
         if missing:
             done = self.watch.extracting(listing.dataset.name, len(listing))
             done(len(listing) - sum(b - a for _, (a, b) in missing))
@@ -105,7 +106,7 @@ class Stages:
     def _when_encoded(self, listing: Listing | None, opened: Callable[[], None]) -> None:
         """Call when every list that this one is made of is encoded."""
         found = leaves(self.plan.work(listing)) if listing else iter(())
-        awaited = {leaf.listing.digest for leaf in found} - self._ready
+        awaited = {leaf.listing.stamp for leaf in found} - self._ready
         gate = Gate(len(awaited) + 1, opened)
         for digest in awaited:
             self._gates[digest].append(gate)
@@ -147,6 +148,7 @@ class Stages:
         def then(result: Done) -> None:
             if self._apart(result, labels, lambda some: self._score(number, some)):
                 return
+            self._stateful.update(result.stateful)
             for label in labels:
                 self._take(number, label, (result.errors or {}).get(label, ""))
 
@@ -181,6 +183,8 @@ class Stages:
         self._left[label] -= 1
         if not self._left[label]:
             errors = self._errors[label]
+            if label in self._stateful:  # what other workers stored of it meanwhile goes, too
+                forget_scores(self.plan, job)
             self.finish(job, errors[min(errors)] if errors else "")
 
     def _refuse(self, result: Done) -> None:

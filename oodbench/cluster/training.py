@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from oodbench.cluster.board import Board, Fault, Shown
 from oodbench.cluster.connection import Demand, Layout, connected, layout, nodes
 from oodbench.cluster.parcel import Code, Files, check_code, code, plugin_files
+from oodbench.cluster.scratch import Scratch
 from oodbench.errors import UserError
 from oodbench.paths import expand
 from oodbench.sharing import root_here
@@ -115,6 +116,7 @@ def _process(config: dict[str, Any]) -> None:
     call, board = config["call"], config["board"]
     if ray.get(board.fault.remote()):
         return
+    scratch = Scratch()
     try:
         check_code(call.code)
         if os.path.isdir(call.folder):
@@ -123,7 +125,7 @@ def _process(config: dict[str, Any]) -> None:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         else:
             torch.set_num_threads(call.threads)
-        plugins = tuple(files.write() / files.contents[0][0] for files in call.plugins)
+        plugins = tuple(files.write(scratch.path) / files.contents[0][0] for files in call.plugins)
         store = root_here(call.request.store, call.request.shared) if call.request.store else None
         # What is to be thrown away goes once: processes that are started again go on.
         restart = call.request.restart and not ray.get(board.begun.remote())
@@ -140,6 +142,8 @@ def _process(config: dict[str, Any]) -> None:
         # Told, then raised: the others may wait for this process. All are started again, and find that it was told.
         ray.get(board.tell.remote(Fault(str(error), isinstance(error, session.Diverged))))
         raise
+    finally:
+        scratch.remove()
 
 
 def _without_plan(ready: Ready) -> dict[str, Any]:

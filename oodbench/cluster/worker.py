@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from oodbench.cluster.parcel import Parcel, unpack
+from oodbench.cluster.scratch import Scratch
 from oodbench.errors import UserError
 from oodbench.extract import Work, extract, shard
 
@@ -27,6 +28,7 @@ class Done:
     error   why it failed; "" otherwise
     asked   whether the user's input is at fault, so that trying again is of no use
     errors  with fit and score: label -> why that method failed
+    stateful  labels of those that keep something from one image to the next: no score of theirs may stay
     """
 
     seconds: float = 0.0
@@ -34,6 +36,7 @@ class Done:
     asked: bool = False
     errors: dict[str, str] | None = None
     place: str = ""
+    stateful: tuple[str, ...] = ()
 
 
 def parts(plan: Plan) -> list[Work]:
@@ -42,7 +45,7 @@ def parts(plan: Plan) -> list[Work]:
     found: dict[str, Work] = {}
     for listing in lists:
         for work in leaves(plan.work(listing)):
-            found.setdefault(work.listing.digest, work)
+            found.setdefault(work.listing.stamp, work)
     return list(found.values())
 
 
@@ -60,6 +63,7 @@ class Worker:
     def __init__(self, parcel: Parcel, layout: Layout) -> None:
         self._parcel, self._layout = parcel, layout
         self._running: dict[str, Running] = {}
+        self._scratch = Scratch()
 
     def begin(self) -> Done:
         """Unpack and check: versions, sources, store and device."""
@@ -77,6 +81,10 @@ class Worker:
         """Score one set of the plan with some of its methods."""
         return self._told(lambda: self._score(number, labels))
 
+    def end(self) -> None:
+        """Remove what this process wrote outside the store; no more is asked of it."""
+        self._scratch.remove()
+
     def _told(self, work: Callable[[], dict[str, str] | None]) -> Done:
         began = time.perf_counter()
         place = f"{socket.gethostname()}/{os.getpid()}"
@@ -88,7 +96,8 @@ class Worker:
             where = traceback.extract_tb(error.__traceback__)[-1]
             said = f"{type(error).__name__}: {error} ({os.path.basename(where.filename)}:{where.lineno})"
             return Done(time.perf_counter() - began, said, False, None, place)
-        return Done(time.perf_counter() - began, "", False, errors, place)
+        stateful = tuple(label for label, one in self._running.items() if one.stateful)
+        return Done(time.perf_counter() - began, "", False, errors, place, stateful)
 
     def _begin(self) -> None:
         import dataclasses
@@ -101,7 +110,7 @@ class Worker:
         cores = max(1, min((os.cpu_count() or 1) // self._layout.share, 16))
         # Ray gives every worker one thread. On CPUs the digits of embeddings follow their number: that of the driver.
         torch.set_num_threads(self._layout.threads if self._layout.device == "cpu" else cores)
-        plan = unpack(self._parcel)
+        plan = unpack(self._parcel, self._scratch.path)
         request = dataclasses.replace(plan.request, workers=plan.request.workers or cores)
         self.plan = dataclasses.replace(plan, request=request)
         self.device = pick_device(self._layout.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from oodbench import assignment, extract, metrics
+from oodbench import assignment, extract
 from oodbench.catalogue import Benchmark, Dataset
 from oodbench.detector.keeping import Keeping
+from oodbench.detector.threshold import threshold
 from oodbench.encoder.card import EMBEDDED, parse_encoder
 from oodbench.encoder.resolve import Resolved, resolve
 from oodbench.errors import UserError
@@ -65,18 +67,25 @@ def job_of(request: RunRequest, store: Keeping) -> tuple[Job, Resolved]:
 
 def lines(classes: Any) -> Lines:
     """Class names: the name of a list, a file with one a line, or the names themselves."""
-    if isinstance(classes, str | Path):
-        return class_names(str(classes))
+    if isinstance(classes, str | os.PathLike):
+        return class_names(os.fspath(classes))
+    how = "give classes=[...], or the name of a class list, or a file with one name a line"
+    if classes is not None and not isinstance(classes, Sequence | np.ndarray) and not hasattr(classes, "to_numpy"):
+        raise UserError(f"classes takes a list of names, not a {type(classes).__name__}; {how}")  # sets have no order
     names = tuple(classes) if classes is not None else ()
-    wrong = next((name for name in names if not isinstance(name, str) or not name.strip()), None)
-    if not names or wrong is not None:
-        what = f"classes holds {wrong!r}, which is no name" if names else "no class names were given"
-        raise UserError(f"{what}; give classes=[...], or the name of a class list, or a file with one name a line")
-    return Lines("given", names)
+    for name in names:
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(f"classes holds {name!r}, which is no name; {how}")
+    if not names:
+        raise UserError(f"no class names were given; {how}")
+    return Lines("given", tuple(map(str, names)))
 
 
 class Engine:
-    """A method, fitted when it is first needed, and all that it reads."""
+    """A method, fitted when it is first needed, and all that it reads.
+
+    facts   which images it learnt from and which set the threshold; None for either where there were none
+    """
 
     def __init__(self, request: RunRequest, job: Job, encoder: Resolved, classes: Lines, store: Keeping) -> None:
         self.store = store
@@ -97,14 +106,23 @@ class Engine:
         self.method: Method[Any] = job.made()
         self.running = Running(job, self.method)
         self.scorer = self._scorer()
+        self.facts: dict[str, dict[str, Any] | None] = {"calibration": None, "threshold": None}
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the method learns from ID images."""
+        return self.plan.jobs[0].calibrates
 
     def fit(self, calibration: Listing | None) -> None:
         """Let the method learn; images calibrate a method that asks for them. UserError when it cannot."""
         job = self.plan.jobs[0]
         if job.calibrates and calibration is None:
             hint = f", or set {job.info.calibrated} by hand" if job.info.calibrated else ""
-            raise UserError(f"{job.label} calibrates on ID images: fit it with some (--threshold-from DIR){hint}")
+            raise UserError(
+                f"{job.label} calibrates on ID images: fit it with some (--threshold-from or --calibration){hint}"
+            )
         self.plan = dataclasses.replace(self.plan, calibration=calibration if job.calibrates else None)
+        self.facts["calibration"] = _facts(calibration) if calibration and job.calibrates else None
         self.running = Running(job, self.method)
         self.scorer = self._scorer()
         self.scorer.fit([self.running])
@@ -122,9 +140,23 @@ class Engine:
             done(len(part.listing))
 
     def threshold(self, images: Listing, tpr: float) -> float:
-        """The score that keeps a share of ID images, less those that could not be read."""
-        known = np.concatenate([one.scores for one in self.scored(images)])
-        return metrics.threshold_at_tpr(metrics.sort_scores(known[~np.isnan(known)], "the images to fit"), tpr)
+        """The score that keeps a share of new ID images, set on some that the method has not learnt from."""
+        if self._is_held_out(images):  # embedded with the images to learn from, as one list
+            scores = self._scored(extract.extract(self.plan.work(images), self.encoder)).scores
+        else:
+            scores = np.concatenate([one.scores for one in self.scored(images)])
+        read = scores[~np.isnan(scores)]
+        if not len(read):
+            raise UserError(f"not one of the {len(images)} images that are to set the threshold can be read")
+        found = threshold(read, tpr)
+        self.facts["threshold"] = {**_facts(images), "read": len(read), "tpr": tpr, "value": found}
+        return found
+
+    def _is_held_out(self, images: Listing) -> bool:
+        """Whether the images are the rest of those that the method learnt from."""
+        learnt = self.plan.calibration
+        both = learnt.origins and images.origins if learnt else ()
+        return bool(both) and learnt is not None and images.origins[0].listing is learnt.origins[0].listing
 
     def parts(self, images: Listing) -> Iterator[Embedded]:
         """Embeddings of the shards of a list, each as a list of its own: never more than one is held."""
@@ -151,6 +183,10 @@ class Engine:
     def _scorer(self) -> Scorer:
         self.running.own = own(self.plan, self.running.job, self.device)
         return Scorer(self.plan, task_of(self.plan, self.encoder, self.device, Watch()), self.device)
+
+
+def _facts(images: Listing) -> dict[str, Any]:
+    return {"n": len(images), "digest": images.digest}
 
 
 def joined(parts: Sequence[Scored]) -> Scored:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,19 +10,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from oodbench import metrics
 from oodbench.detector import folder as saved
-from oodbench.detector import restoring
+from oodbench.detector import restoring, threshold
 from oodbench.detector.conventions import OutlierEstimator
 from oodbench.detector.engine import Engine, Scored, job_of, joined, lines
-from oodbench.detector.images import in_memory, listed
+from oodbench.detector.images import in_memory, listed, notes
 from oodbench.detector.keeping import Keeping
-from oodbench.detector.request import request_of
+from oodbench.detector.request import InvalidParameter, checked, request_of
 from oodbench.errors import UserError
 from oodbench.images import Listing
 from oodbench.paths import expand
 from oodbench.request import RunRequest
-from oodbench.store import default_root
+from oodbench.sharing import opened
+from oodbench.store import Store, default_root
+
+log = logging.getLogger(__name__)
 
 Images = Any  # a folder, paths, PIL images, uint8 arrays: see oodbench.detector.images
 
@@ -31,13 +34,15 @@ class Detector(OutlierEstimator):
 
     method      as in `--methods`: a name, with hyper-parameters in brackets or in `settings`
     classes     class names, or the name of a list or file of them
-    tpr         share of fit()'s images that the threshold keeps
+    tpr         share of new ID images that the threshold is to keep; None sets no threshold
     threshold   the threshold itself, instead
     weights     file of trained weights, for methods that need one; the embedded encoder has its own
+    shared      URL of a store behind that of this machine, as in `--shared`
     keep        whether embeddings of files are kept in the store, so that they are encoded once
     on_error    "skip" gives an image that cannot be read the score NaN and the decision -1
 
-    After fit(): threshold_ (None without images), classes_. Scores are those of `oodbench run` on the same list.
+    After fit(): threshold_ (None without images), classes_. Scores are those of `oodbench run` on the same list, those
+    of a method that calibrates if it learnt from the same images (see fit).
     """
 
     def __init__(  # noqa: PLR0913
@@ -49,7 +54,7 @@ class Detector(OutlierEstimator):
         settings: Mapping[str, Any] | None = None,
         weights: str | Path = "",
         templates: str = "",
-        tpr: float = 0.95,
+        tpr: float | None = 0.95,
         threshold: float | None = None,
         device: str = "auto",
         precision: str = "fp32",
@@ -59,6 +64,7 @@ class Detector(OutlierEstimator):
         resize: str | None = None,
         on_error: str = "stop",
         store: str | Path | None = None,
+        shared: str = "",
         keep: bool = True,
         plugins: Sequence[str | Path] = (),
     ) -> None:
@@ -78,30 +84,51 @@ class Detector(OutlierEstimator):
         self.resize = resize
         self.on_error = on_error
         self.store = store
+        self.shared = shared
         self.keep = keep
         self.plugins = plugins
 
-    def fit(self, images: Images = None, y: object = None) -> Detector:
-        """Learn what the method learns, and set the threshold that keeps `tpr` of ID images; without them, none.
+    def fit(self, images: Images = None, y: object = None, validation: Images = None) -> Detector:
+        """Learn what the method learns, and set the threshold that keeps `tpr` of new ID images; without images, none.
 
-        A method that calibrates reads the same images. `y` is ignored. UserError for bad input.
+        A method that calibrates learns from `images`, but for a part that is held out to set the threshold: a quarter,
+        drawn with the seed, or as many as `tpr` takes at least (19 for 0.95), but at most half. `validation`, ID images
+        that are not among `images`, sets the threshold instead; the method then learns from all of `images`, and scores
+        as in `oodbench run`. For all other methods, `validation` or else `images` sets the threshold.
+
+        `y` [n], the class of each image, gives every class its share of the held-out part; nothing is learnt from it.
+        Too few images for `tpr` are a logged warning. UserError for bad input.
         """
         if self.weights == restoring.SAVED:
             raise UserError(
                 "a saved detector of a trained method is fitted anew with weights: set_params(weights=FILE)"
             )
-        metrics.fewest(1, self.tpr)  # refuses a share that is none
-        store = Keeping(self._root(), keep=self.keep)
+        request = self._request()
+        params = checked(self.get_params())
+        limit, tpr = params["threshold"], params["tpr"]
+        if validation is not None and (limit is not None or tpr is None):
+            raise InvalidParameter("validation images set the threshold; leave them out, or give tpr and no threshold")
+        store = self._store()
         classes = lines(self.classes)
-        job, encoder = job_of(self._request(), store)
-        found = None if images is None else listed(images, store)
-        engine = Engine(self._request(), job, encoder, classes, store)
-        threshold = self.threshold
-        with store.keeping(self._kept(found)):
-            engine.fit(found)
-            if found is not None and threshold is None:
-                threshold = engine.threshold(found, self.tpr)
-        self._begin(engine, threshold)
+        job, encoder = job_of(request, store)
+        learnt, judged = (None if given is None else listed(given, store) for given in (images, validation))
+        labels = None if learnt is None else threshold.label_sequence(y, learnt)
+        for note in (*encoder.card.notes, *notes(classes, *(one for one in (learnt, judged) if one is not None))):
+            log.warning("%s", note)
+        engine = Engine(request, job, encoder, classes, store)
+        with store.keeping(self._kept(learnt) and self._kept(judged)), store.remembering():
+            if limit is None and tpr is not None:
+                if not engine.calibrates or learnt is None:
+                    judged = judged or learnt
+                elif judged is None:
+                    parts = threshold.parts(learnt, tpr, request.seed, labels)
+                    learnt, judged = parts.learnt, parts.held_out
+                else:
+                    threshold.check_apart(learnt, judged, job.label)
+            engine.fit(learnt)
+            if judged is not None:
+                limit = engine.threshold(judged, tpr)
+        self._begin(engine, limit)
         return self
 
     def score_samples(self, images: Images) -> npt.NDArray[np.float64]:
@@ -134,8 +161,9 @@ class Detector(OutlierEstimator):
         return np.where(self.score_samples(images) >= threshold, 1, -1)
 
     def fit_predict(self, images: Images, y: object = None) -> npt.NDArray[np.int64]:
-        """fit(), then predict() of the same images."""
-        return self.fit(images).predict(images)
+        """fit(), then predict() of the same images, of which those that the method learnt from score too high."""
+        images = list(images) if isinstance(images, Iterator) else images  # which is read twice
+        return self.fit(images, y).predict(images)
 
     def classify(self, images: Images) -> npt.NDArray[np.object_]:
         """[n] class names that the method predicts, whether in-distribution or not; None where there is none."""
@@ -158,27 +186,30 @@ class Detector(OutlierEstimator):
         An older detector there is replaced; any other folder that is not empty is a UserError.
         """
         engine = self._fitted()
-        learnt = saved.Fitted(engine, self.get_params(), self.threshold_)
+        learnt = saved.Fitted(engine, checked(self.get_params()), self.threshold_)
         return saved.save(learnt, expand(Path(folder)), with_encoder=with_encoder)
 
     @classmethod
     def load(cls, folder: str | Path, **changes: Any) -> Detector:
         """A saved detector; its scores are the same to the last digit on the same machine.
 
-        changes  parameters of this place rather than of the method: device, workers, store, keep, on_error, plugins,
-                 and `encoder` when the file of its weights lies elsewhere
+        changes  parameters of this place rather than of the method: device, workers, store, shared, keep, on_error,
+                 plugins, and `encoder` when the file of its weights lies elsewhere
         UserError naming a file that is missing or changed.
         """
         found = saved.read(expand(Path(folder)))
-        one = cls(**restoring.parameters(found, changes))
-        store = Keeping(one._root(), restoring.store(found), one.keep)
-        one._begin(restoring.engine(found, one._request(), store), found.recipe["threshold"])
+        one = cls(**restoring.parameters(found, changes, cls._defaults()))
+        request = one._request()
+        one._begin(restoring.engine(found, request, one._store(restoring.store(found))), found.recipe["threshold"])
         return one
 
     def _begin(self, engine: Engine, threshold: float | None) -> None:
         self._engine = engine
         self.threshold_ = threshold
         self.classes_ = np.array(engine.plan.classes.lines, dtype=object)
+
+    def _store(self, saved: Store | None = None) -> Keeping:
+        return Keeping(opened(self._root(), self.shared), saved, self.keep)
 
     def _root(self) -> Path:
         return expand(self.store or default_root())
@@ -188,5 +219,7 @@ class Detector(OutlierEstimator):
         return self.keep and not (images is not None and in_memory(images))
 
     def _request(self) -> RunRequest:
+        """The request of a run. InvalidParameter for arguments that are not what they should be."""
+        params = checked(self.get_params())
         weights = "" if self.weights == restoring.SAVED else self.weights
-        return request_of({**self.get_params(), "weights": weights, "store": self._root()})
+        return request_of({**params, "weights": weights, "store": self._root()})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +18,9 @@ from oodbench.extract import Embedded
 from oodbench.jobs import Job
 from oodbench.passes import Running
 from oodbench.plan import Plan, make_plan
+from oodbench.printable import printable
 from oodbench.request import RunRequest
-from oodbench.runner import Watch, loader, own, pick_device, task_of
+from oodbench.runner import Watch, loader, methods_of, own, pick_device, task_of
 from oodbench.score import Scorer
 
 USUAL = "simple"  # the prompts of the nearest class names, unless others are given
@@ -69,17 +69,17 @@ class Explanation:
 def explain(request: RunRequest, images: Any, top: int = 5) -> list[Explanation]:
     """Explain images one by one; `top` names of each list. UserError as a run of the same request raises it."""
     plan = make_plan(request)
-    store = Keeping(plan.store.root)
+    store = Keeping(plan.store)
     plan = dataclasses.replace(plan, store=store)
     device = pick_device(request.device)
     encoder = loader(plan, device)
     scorer = Scorer(plan, task_of(plan, encoder, device, Watch()), device)
-    running = [Running(job, job.made(), own(plan, job, device)) for job in plan.jobs]
+    methods, broken = methods_of(plan, plan.jobs)
+    running = [dataclasses.replace(one, own=own(plan, one.job, device)) for one in methods]
     scorer.fit(running)  # calibration images may be stored, those to explain are not
     known = id_scores(plan)
-    notes = [f"left out: {name}: {reason}" for name, reason in plan.left_out]
-    if len(known) < len(plan.jobs):
-        absent = ", ".join(job.label for job in plan.jobs if job.label not in known)
+    notes = [f"left out: {name}: {reason}" for name, reason in (*plan.left_out, *broken)]
+    if absent := ", ".join(one.job.label for one in running if one.job.label not in known):
         notes.append(f"no stored ID scores below {request.out} for {absent}; to rank the image: oodbench run")
     store.keep = False
     whole, found = listed(images, store), []
@@ -118,11 +118,18 @@ def id_scores(plan: Plan) -> dict[str, npt.NDArray[np.float64]]:
 
 
 def _same(row: result.Result, job: Job, plan: Plan) -> bool:
-    """Whether a row was made with the weights, prompts, files, seed and precision of a job; --limit may differ."""
+    """Whether a row was made with the weights, prompts, files, calibration images, seed and precision of a job.
+
+    --limit may differ, unless it changed what the method learnt from.
+    """
     weights = job.weights.digest if job.weights else None
     templates = job.templates.digest if job.templates else None
-    made = (row.weights.get("digest"), row.templates.get("digest"), row.files, row.source)
-    wanted = (weights, templates, job.files, job.info.source)
+    stated = row.run.get("calibration")
+    known = (stated["dataset"], stated["n"]) if stated else None
+    images = plan.calibration if job.calibrates else None
+    learnt = (images.dataset.name, len(images)) if images else None
+    made = (row.weights.get("digest"), row.templates.get("digest"), row.files, row.source, known)
+    wanted = (weights, templates, job.files, job.info.source, learnt)
     run = (row.run["seed"], row.run["precision"])
     return made == wanted and run == (plan.request.seed, plan.request.precision)
 
@@ -134,26 +141,30 @@ def _verdict(scorer: Scorer, one: Running, part: Embedded, known: npt.NDArray[np
         return Verdict(one.job.label, math.nan, "", None, None, {}, one.error)
     try:
         values = scorer.values(one, part)
-        details, accepted = _said(scorer, one, next(scorer.batches(part, Needs.PIXELS in one.method.needs)))
     except UserError as error:
         return Verdict(one.job.label, math.nan, "", None, None, {}, str(error))
+    details, accepted, why = _said(scorer, one, next(scorer.batches(part, Needs.PIXELS in one.method.needs)))
     score = float(values.scores[0])
     rank = None if known is None else 100 * float(np.searchsorted(known, score, "right")) / len(known)
     names = scorer.plan.classes.lines
     prediction = "" if values.predictions is None else names[int(values.predictions[0])]
-    short = {what: [(name, float(value)) for name, value in pairs[:top]] for what, pairs in details.items()}
-    return Verdict(one.job.label, score, prediction, rank, accepted, short)
+    short = {what: pairs[:top] for what, pairs in details.items()}
+    return Verdict(one.job.label, score, prediction, rank, accepted, short, why)
 
 
-def _said(scorer: Scorer, one: Running, batch: Any) -> tuple[Mapping[str, Any], bool | None]:
-    """The method's own explanation and decision."""
+def _said(scorer: Scorer, one: Running, batch: Any) -> tuple[dict[str, list[tuple[str, float]]], bool | None, str]:
+    """The method's own explanation and decision; nothing and why when it fails, which leaves the score as it is."""
     import torch
 
     needs, task = one.method.needs, scorer.task.seen_by(one.method.needs, one.own)
-    with torch.no_grad():
-        details = one.method.explain(batch.seen_by(needs), task, one.state)
-        accepted = one.method.decide(batch.seen_by(needs), task, one.state)
-    return details, None if accepted is None else bool(accepted[0])
+    try:
+        with torch.no_grad():
+            details = one.method.explain(batch.seen_by(needs), task, one.state)
+            accepted = one.method.decide(batch.seen_by(needs), task, one.state)
+        told = {str(what): [(str(name), float(value)) for name, value in pairs] for what, pairs in details.items()}
+        return told, None if accepted is None else bool(accepted[0]), ""
+    except Exception as error:  # of a method of the user's own
+        return {}, None, f"explain() or decide() raised {type(error).__name__}: {error}"
 
 
 def _nearest(scorer: Scorer, part: Embedded, templates: str, top: int) -> tuple[Nearest, ...]:
@@ -166,29 +177,37 @@ def _nearest(scorer: Scorer, part: Embedded, templates: str, top: int) -> tuple[
 
 
 def plain(one: Explanation) -> dict[str, Any]:
-    """As JSON; a score that is no finite number is text."""
-    found = dataclasses.asdict(one)
-    for verdict in found["verdicts"]:
-        if not math.isfinite(verdict["score"]):
-            verdict["score"] = str(verdict["score"])
+    """As JSON; a number that is not finite is text."""
+    found: dict[str, Any] = _finite(dataclasses.asdict(one))
     return found
 
 
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def text(one: Explanation) -> str:
-    """For a terminal."""
-    lines = [one.image, f"  encoder {one.encoder}, ID {one.id}", "", f"  nearest class names (prompts: {one.prompts})"]
-    lines += [f"    {n.cosine:8.4f} {100 * n.softmax:6.2f} %  {n.name}" for n in one.nearest]
-    width = max(len(v.method) for v in one.verdicts)
+    """For a terminal, names made printable."""
+    head = f"  encoder {printable(one.encoder)}, ID {printable(one.id)}"
+    lines = [printable(one.image), head, "", f"  nearest class names (prompts: {printable(one.prompts)})"]
+    lines += [f"    {n.cosine:8.4f} {100 * n.softmax:6.2f} %  {printable(n.name)}" for n in one.nearest]
+    width = max(len(printable(v.method)) for v in one.verdicts)
     lines += ["", f"  {'method':{width}}  {'score':>11}  {'of ID':>7}  {'decides':7}  class"]
     for v in one.verdicts:
         rank = "" if v.percentile is None else f"{v.percentile:.1f} %"
         decides = "" if v.accepted is None else "id" if v.accepted else "ood"
-        said = f"failed: {v.error}" if v.error else f"{v.score:11.5g}  {rank:>7}  {decides:7}  {v.prediction}"
-        lines.append(f"  {v.method:{width}}  {said}".rstrip())
+        said = f"{v.score:11.5g}  {rank:>7}  {decides:7}  {v.prediction}"
+        if v.error:
+            said = f"failed: {v.error}" if math.isnan(v.score) else f"{said}  ({v.error})"
+        lines.append(f"  {printable(v.method):{width}}  {printable(said)}".rstrip())
     lines.append("  of ID: stored ID images that score at most as high")
     for v in one.verdicts:
         for what, pairs in v.details.items():
-            lines += ["", f"  {v.method}: {what}"]
-            lines += [f"    {value:9.4f}  {name}" for name, value in pairs]
-    lines += ["", *(f"  note: {note}" for note in one.notes)] if one.notes else []
+            lines += ["", f"  {printable(v.method)}: {printable(what)}"]
+            lines += [f"    {value:9.4f}  {printable(name)}" for name, value in pairs]
+    lines += ["", *(f"  note: {printable(note)}" for note in one.notes)] if one.notes else []
     return "\n".join(lines)

@@ -5,13 +5,14 @@ learnt.safetensors what fit() returned, if it is tensors and plain values; other
                    reads, and it is called again
 prompts/           the templates
 store/             class vectors (and other stored parts), as entries of the store
-encoder/           the encoder's weights, when asked for
+encoder/           the encoder's weights, when asked for, and its tokenizer if it lay in a folder
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from oodbench import prompts
 from oodbench.detector.engine import Engine
 from oodbench.detector.learnt import Unpackable, pack
 from oodbench.encoder.card import EMBEDDED
+from oodbench.encoder.textfiles import TextFiles
 from oodbench.errors import UserError
 from oodbench.provenance import commit, versions
 from oodbench.store import digest, file_digest
@@ -29,7 +31,8 @@ from oodbench.whole import write_text
 FORMAT = 1
 RECIPE = "detector.json"
 LEARNT = "learnt.safetensors"
-_PLACES = ("device", "workers", "store", "keep", "plugins", "weights")  # of one machine, not of the detector
+TOKENIZER = "encoder/tokenizer"
+_PLACES = ("device", "workers", "store", "shared", "keep", "plugins", "weights")  # of one machine, not of the detector
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,17 @@ class Saved:
         return dict(self.recipe["params"])
 
 
-def save(fitted: Fitted, folder: Path, *, with_encoder: bool) -> Path:
-    """Write the folder, whole or not at all."""
+def check(folder: Path) -> None:
+    """UserError for a folder that holds something else than a detector."""
     if folder.exists() and not (folder / RECIPE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there and holds no detector; name another folder")
+
+
+def save(fitted: Fitted, folder: Path, *, with_encoder: bool) -> Path:
+    """Write the folder, whole or not at all."""
+    from safetensors import SafetensorError
+
+    check(folder)
     temporary = folder.with_name(f".{folder.name}.{digest(str(folder))[:8]}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -69,8 +79,9 @@ def save(fitted: Fitted, folder: Path, *, with_encoder: bool) -> Path:
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
-    except OSError as error:
-        raise UserError(f"the detector cannot be written to {folder}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:  # the latter is what a full disk is to safetensors
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"the detector cannot be written to {folder}: {why}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -80,12 +91,14 @@ def read(folder: Path) -> Saved:
     """The recipe of a folder. UserError naming what is missing, changed, or of another format."""
     path = folder / RECIPE
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no regular file")
         recipe = json.loads(path.read_text(encoding="utf-8"))
         stated = recipe.pop("digest")
         sound = stated == digest(recipe)
     except FileNotFoundError as error:
         raise UserError(f"{folder} holds no detector: {path} is not there") from error
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as a detector's recipe: {error}") from error
     if not sound:
         raise UserError(f"{path} was changed after it was written; save the detector anew")
@@ -93,10 +106,15 @@ def read(folder: Path) -> Saved:
         raise UserError(f"{path} is of format {recipe['format']!r}; this oodbench reads {FORMAT}")
     for name, expected in recipe["contents"].items():
         file = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(f"{path} names a file outside of its folder: {name}")
         if not file.is_file():
             raise UserError(f"the detector in {folder} is not complete: {file} is missing; copy the folder anew")
         if file_digest(file) != expected:
             raise UserError(f"{file} is not what was saved (sha256 {expected[:12]}); copy the folder anew")
+    used = [*recipe["prompts"].values(), *filter(None, [recipe["encoder_file"]])]
+    if not set(used) <= set(recipe["contents"]):
+        raise UserError(f"{path} names files that are not part of the detector: {', '.join(used)}")
     return Saved(folder, recipe)
 
 
@@ -115,9 +133,14 @@ def _recipe(fitted: Fitted, folder: Path, with_encoder: bool) -> dict[str, Any]:
     if with_encoder and plan.card.name != EMBEDDED:
         (folder / "encoder").mkdir()
         shutil.copyfile(plan.encoder.path, folder / "encoder" / plan.encoder.path.name)
+        if plan.encoder.tokenizer:
+            (folder / TOKENIZER).mkdir()
+            for path in TextFiles(plan.encoder.tokenizer).files():
+                shutil.copyfile(path, folder / TOKENIZER / path.name)
     plain = {name: value for name, value in fitted.params.items() if name not in _PLACES}
     plain |= {"classes": list(plan.classes.lines), "settings": dict(fitted.params["settings"] or {}) or None}
     parameters = {name: value for name, value in job.parameters.items() if name not in texts}
+    judged = fitted.engine.facts["threshold"]  # unless another threshold was given since
     return {
         "format": FORMAT,
         "method": job.info.name,
@@ -132,7 +155,8 @@ def _recipe(fitted: Fitted, folder: Path, with_encoder: bool) -> dict[str, Any]:
         "source": job.info.source,
         "files": job.files,
         "weights": {**job.weights.card(), "recipe": job.weights.recipe} if job.weights else None,
-        "calibration": {"n": len(plan.calibration), "digest": plan.calibration.digest} if plan.calibration else None,
+        "calibration": fitted.engine.facts["calibration"],
+        "threshold_images": judged if judged and judged["value"] == fitted.threshold else None,
         "versions": versions(),
         "commit": commit(),
         "params": _plain_params(plain),
@@ -170,5 +194,5 @@ def _plain(card: Any) -> dict[str, Any]:
 
 def _plain_params(params: dict[str, Any]) -> dict[str, Any]:
     """Arguments as JSON; paths as text."""
-    plain: dict[str, Any] = json.loads(json.dumps(params, default=str))
+    plain: dict[str, Any] = json.loads(json.dumps(params, default=os.fspath))
     return plain

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oodbench import catalogue
+from oodbench import catalogue, prompts, sets
 from oodbench.catalogue import Dataset
+from oodbench.decode import reason
 from oodbench.errors import UserError
 from oodbench.images import Listing, listing
-from oodbench.loaders.items import Files, print_of
+from oodbench.loaders.items import Files
+from oodbench.loaders.layout import same_prompts
+from oodbench.loaders.prints import Taken, pixels, print_of
 from oodbench.paths import expand
+from oodbench.prompts import Lines
 from oodbench.reference import OWN
 from oodbench.store import Store
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _KINDS = "a folder, paths of images, PIL images, or uint8 arrays [height width 3]"
+_WIDE = ("I", "F")  # modes with more than 8 bits a channel, and I;16
 
 
 @dataclass(frozen=True)
@@ -32,16 +36,17 @@ class Given:
 
     held: Mapping[str, Image]
 
-    def read(self, name: str) -> Image:
-        """The image itself, or the file decoded."""
-        return self.held[name] if name in self.held else Files(Path()).read(name)
+    def take(self, name: str) -> Taken:
+        """The image itself, whose print is its sha256, or the file."""
+        if name not in self.held:
+            return Files(Path()).take(name)
+        return pixels(self.content(name), self.held[name])
 
     def content(self, name: str) -> str:
         """sha256 of mode, size and pixels, or of the file."""
         if name not in self.held:
             return Files(Path()).content(name)
-        image = self.held[name]
-        return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
+        return pixels("", self.held[name]).content()
 
 
 def listed(images: Any, store: Store, data: Path | None = None) -> Listing:
@@ -53,17 +58,26 @@ def listed(images: Any, store: Store, data: Path | None = None) -> Listing:
     if isinstance(images, Listing):
         return images
     if isinstance(images, str | os.PathLike):
-        path = expand(Path(images))
-        if path.is_dir():
+        path = _path(images)
+        if os.path.isdir(path):
             return _whole(Dataset(f"folder:{path.resolve()}", path.name, "images", str(path.resolve())), store, data)
-        if not path.exists() and isinstance(images, str) and _named(images):
+        if not os.path.exists(path) and isinstance(images, str) and _named(images):
             return _whole(catalogue.dataset(images), store, data)
         images = [images]
-    elif isinstance(images, np.ndarray) and images.ndim == 3:
-        images = [images]
-    elif not isinstance(images, Iterable) or _is_pil(images):
+    elif isinstance(images, Set | Mapping):
+        raise UserError(f"a {type(images).__name__} gives images no order; give a list of them")
+    elif _is_array(images) and images.ndim in (2, 3) and images.dtype.kind not in "OSU":
+        images = [images]  # [height width] or [height width channels]; several are [n height width channels]
+    elif isinstance(images, bytes) or not isinstance(images, Iterable) or _is_pil(images):
         images = [images]
     return _several(list(images))
+
+
+def notes(classes: Lines, *images: Listing) -> list[str]:
+    """What may mislead about class names that were given and about images, one sentence each, as a run tells it."""
+    own = classes.name not in prompts.names("classes")
+    told = [one.message for one in same_prompts(classes.lines)] if own else []
+    return list(dict.fromkeys([*told, *(note for one in images for note in sets.notes(one))]))
 
 
 def in_memory(images: Listing) -> bool:
@@ -81,6 +95,18 @@ def _named(reference: str) -> bool:
     return alias or reference in known or reference.startswith(OWN) or "[" in reference
 
 
+def _path(given: Any) -> Path:
+    """A path of the user's; UserError for one that no file can have."""
+    text = os.fspath(given)
+    if not isinstance(text, str) or not text.strip() or "\0" in text:
+        raise UserError(f"{given!r} is no path of an image; give {_KINDS}")
+    return expand(Path(text))
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray)
+
+
 def _is_pil(value: Any) -> bool:
     from PIL import Image
 
@@ -93,7 +119,7 @@ def _several(images: list[Any]) -> Listing:
     held: dict[str, Image] = {}
     for number, one in enumerate(images):
         if isinstance(one, str | os.PathLike):
-            name, mark = _file(Path(one))
+            name, mark = _file(_path(one))
         else:
             name = f"image {number}"
             held[name] = _image(one, number)
@@ -110,8 +136,7 @@ def _several(images: list[Any]) -> Listing:
 
 
 def _file(path: Path) -> tuple[str, str]:
-    path = expand(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"{path} is a folder among images; give the folder alone")
     try:
         return str(path.absolute()), print_of(path)
@@ -123,10 +148,15 @@ def _image(one: Any, number: int) -> Image:
     from PIL import Image
 
     if isinstance(one, Image.Image):
-        one.load()  # now, for threads may share it
+        if one.mode.partition(";")[0] in _WIDE:
+            raise UserError(f"image {number} is a PIL image of mode {one.mode}; give one of 8 bits a channel")
+        try:
+            one.load()  # now, for threads may share it
+        except Exception as error:  # Pillow raises many kinds
+            raise UserError(f"image {number} cannot be read: {reason(error)}") from error
         return one
     fits = isinstance(one, np.ndarray) and one.dtype == np.uint8
-    if fits and (one.ndim == 2 or (one.ndim == 3 and one.shape[2] in (3, 4))):
+    if fits and one.size and (one.ndim == 2 or (one.ndim == 3 and one.shape[2] in (3, 4))):
         return Image.fromarray(one)
     what = f"{one.dtype} array of shape {list(one.shape)}" if isinstance(one, np.ndarray) else type(one).__name__
     raise UserError(f"image {number} is a {what}; give {_KINDS}")

@@ -26,36 +26,47 @@ class Held(Entry):
 
 
 class Keeping(Store):
-    """A store that remembers which class vectors, word vectors and kept parts were used.
+    """A store before another one, which remembers which class vectors, word vectors and kept parts were used.
 
+    behind  the store that entries are read from and written to
     saved   a store whose entries come first, such as that of a saved detector
     keep    whether embeddings are stored; if not they are handed on in memory
     """
 
-    def __init__(self, root: Path, saved: Store | None = None, keep: bool = True) -> None:
-        super().__init__(root)
+    _held: dict[str, Held] | None = None  # embeddings by key while they are remembered
+
+    def __init__(self, behind: Store, saved: Store | None = None, keep: bool = True) -> None:
+        super().__init__(behind.root)
+        self.url = behind.url
+        self.behind = behind
         self.saved = saved
         self.keep = keep
         self.used: dict[str, Entry] = {}  # folder below the root -> entry
 
     def find(self, kind: str, inputs: Mapping[str, Any]) -> Entry | None:
         if kind == "embeddings" and not self.keep:
-            return None
+            return (self._held or {}).get(self.key(kind, inputs))
         found = self.saved.find(kind, inputs) if self.saved and kind in _NEEDED else None
-        return self._noted(kind, found or super().find(kind, inputs))
+        return self._noted(kind, found or self.behind.find(kind, inputs))
 
     def has(self, kind: str, inputs: Mapping[str, Any]) -> bool:
-        return (self.keep or kind != "embeddings") and super().has(kind, inputs)
+        return (self.keep or kind != "embeddings") and self.behind.has(kind, inputs)
 
     def write(
         self, kind: str, inputs: Mapping[str, Any], arrays: Mapping[str, Array], facts: Mapping[str, Any]
     ) -> Entry:
         if kind == "embeddings" and not self.keep:
             plain = json.loads(json.dumps(facts))
-            return Held(self.key(kind, inputs), Path(), dict(inputs), plain, tuple(arrays), dict(arrays))
-        written = super().write(kind, inputs, arrays, facts)
+            made = Held(self.key(kind, inputs), Path(), dict(inputs), plain, tuple(arrays), dict(arrays))
+            if self._held is not None:
+                self._held[made.key] = made
+            return made
+        written = self.behind.write(kind, inputs, arrays, facts)
         self._noted(kind, written)
         return written
+
+    def forget(self, kind: str, inputs: Mapping[str, Any]) -> None:
+        self.behind.forget(kind, inputs)
 
     @contextmanager
     def keeping(self, keep: bool) -> Iterator[None]:
@@ -66,11 +77,23 @@ class Keeping(Store):
         finally:
             self.keep = before
 
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Within it, embeddings that are not stored are found again in memory."""
+        self._held = {}
+        try:
+            yield
+        finally:
+            self._held = None
+
     def copy(self, root: Path, kinds: tuple[str, ...] = _NEEDED) -> None:
-        """Copy what was used, of these kinds, into another store."""
-        for place, entry in self.used.items():
+        """Copy what was used or saved, of these kinds, into another store."""
+        saved = self.saved.entries() if self.saved else ()
+        paths = {f"{one.kind}/{one.key[:2]}/{one.key}": one.path for one in saved}
+        paths |= {place: entry.path for place, entry in self.used.items()}
+        for place, path in paths.items():
             if place.partition("/")[0] in kinds:
-                shutil.copytree(entry.path, root / place)
+                shutil.copytree(path, root / place)
 
     def _noted(self, kind: str, entry: Entry | None) -> Entry | None:
         if entry and kind in _NEEDED:

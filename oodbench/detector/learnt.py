@@ -43,11 +43,11 @@ def _packed(value: Any, known: Mapping[str, Any], tensors: dict[str, Tensor]) ->
 
     if type(value) in _PLAIN:
         return {"plain": value}
-    if type(value) is torch.Tensor:
+    if type(value) is torch.Tensor and value.layout is torch.strided and not value.is_quantized:
         name = str(len(tensors))
         tensors[name] = value.detach().cpu().contiguous().clone()  # tensors that share memory are each written
         return {"tensor": name}
-    if isinstance(value, np.generic | np.ndarray):
+    if (isinstance(value, np.generic) or type(value) is np.ndarray) and value.dtype.kind in "biuf":
         array = np.asarray(value)
         return {"array": _packed(torch.from_numpy(array.copy()), known, tensors), "scalar": array.ndim == 0}
     if type(value) in (tuple, list):

@@ -29,6 +29,7 @@ PLACES: dict[str, Any] = {
     "on_error": "stop",
     "encoder": "",
     "store": "",
+    "shared": "",
     "keep": False,
     "plugins": [],
 }
@@ -97,7 +98,7 @@ def _rows(data: DataFrame) -> list[dict[str, Any]]:
 
 def _image(row: Mapping[str, Any]) -> Any:
     """A path, or the image that bytes hold."""
-    from oodbench.loaders.items import decoded
+    from oodbench.loaders.prints import decoded
 
     content = row.get("bytes")
     if not isinstance(content, bytes):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from oodbench import prompts, registry
 from oodbench.detector.engine import Engine, lines
-from oodbench.detector.folder import LEARNT, Saved
+from oodbench.detector.folder import LEARNT, TOKENIZER, Saved
 from oodbench.detector.keeping import Keeping
 from oodbench.detector.learnt import Packed, unpack
 from oodbench.encoder.card import card_from, parse_encoder
@@ -23,14 +23,16 @@ from oodbench.weights import WeightsFile
 log = logging.getLogger(__name__)
 
 SAVED = "(saved)"  # weights of which the folder keeps what fit() made of them, not the file
-_CHANGEABLE = ("device", "workers", "store", "keep", "on_error", "plugins", "encoder")
+_CHANGEABLE = ("device", "workers", "store", "shared", "keep", "on_error", "plugins", "encoder")
 
 
-def parameters(saved: Saved, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor's arguments, those of this place changed. UserError for any other change."""
+def parameters(saved: Saved, changes: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """The constructor's arguments, those of this place changed. UserError for any other change, and unknown ones."""
     for name in changes:
         if name not in _CHANGEABLE:
             raise UserError(f"'{name}' of a saved detector cannot be changed{did_you_mean(name, _CHANGEABLE)}")
+    if unknown := sorted(set(saved.params) - set(known)):
+        raise _newer(saved, f"parameters {', '.join(unknown)}")
     return {**saved.params, **({"weights": SAVED} if saved.recipe["weights"] else {}), **changes}
 
 
@@ -42,13 +44,26 @@ def store(saved: Saved) -> Store:
 def engine(saved: Saved, request: RunRequest, kept: Keeping) -> Engine:
     """The fitted engine of a saved detector."""
     recipe = saved.recipe
-    info = registry.method_info(recipe["method"], registry.methods(request.plugins))
+    known = registry.methods(request.plugins)
+    if recipe["method"] not in known:
+        raise UserError(
+            f"the detector in {saved.folder} is of the method '{recipe['method']}', which is not known here; install "
+            "its package, or name its file: --plugin FILE, plugins=[FILE]"
+        )
+    info = known[recipe["method"]]
     if info.problem:
         raise UserError(f"method '{info.name}' ({info.path}): {info.problem}")
     now = {"source": info.source, "versions": versions()}
     if now != {name: recipe[name] for name in now}:
         what = "method" if info.source != recipe["source"] else "libraries"
         log.warning("the %s of the detector in %s changed since it was saved; scores may differ", what, saved.folder)
+    judged = _judged(saved)
+    if judged and judged.get("learnt_from"):
+        log.warning(
+            "the threshold of the detector in %s was set on images that it learnt from, and rejects more new ID images "
+            "than it promises; fit and save it anew",
+            saved.folder,
+        )
     texts = {name: str(saved.folder / file) for name, file in recipe["prompts"].items()}
     parameters = registry.parameters(info, {**recipe["parameters"], **texts})
     named = parameters.get("templates")
@@ -69,7 +84,26 @@ def engine(saved: Saved, request: RunRequest, kept: Keeping) -> Engine:
                 f"what the detector in {saved.folder} learnt does not fit this version of {info.name}: {error}; "
                 "fit and save it anew"
             ) from error
+    made.facts = {"calibration": recipe["calibration"], "threshold": judged}
     return made
+
+
+def _judged(saved: Saved) -> dict[str, Any] | None:
+    """The images that set the threshold; folders that do not name them were written when they were learnt from, too."""
+    recipe = saved.recipe
+    given = recipe["threshold"] is None or saved.params.get("threshold") is not None
+    if "threshold_images" in recipe or given or not recipe["calibration"]:
+        found: dict[str, Any] | None = recipe.get("threshold_images")
+        return found
+    return {**recipe["calibration"], "learnt_from": True, "value": recipe["threshold"]}
+
+
+def _newer(saved: Saved, what: str) -> UserError:
+    made, here = saved.recipe["versions"].get("oodbench", "unknown"), versions()["oodbench"]
+    return UserError(
+        f"the detector in {saved.folder} names {what} that this oodbench ({here}) does not know; it was saved by "
+        f"{made}: use that, or fit and save it anew"
+    )
 
 
 def _weights(saved: Saved) -> WeightsFile | None:
@@ -83,9 +117,14 @@ def _encoder(saved: Saved, request: RunRequest, kept: Keeping) -> Resolved:
     """The encoder that was saved, or one with the same identity."""
     stated = dict(saved.recipe["encoder"])
     spec, identity = stated.pop("spec"), stated.pop("identity")
-    card = card_from(stated)
+    try:
+        card = card_from(stated)
+    except TypeError as error:
+        raise _newer(saved, "an encoder") from error
     if saved.recipe["encoder_file"]:
-        return Resolved(card, saved.folder / saved.recipe["encoder_file"])
+        tokenizer = saved.folder / TOKENIZER
+        file = saved.folder / saved.recipe["encoder_file"]
+        return Resolved(card, file, tokenizer if tokenizer.is_dir() else None)
     found = resolve(parse_encoder(request.encoder or spec), request.resize, kept)
     if found.card.identity != identity:
         raise UserError(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from oodbench.csvtext import csv_text
 from oodbench.detector.engine import Scored
 from oodbench.errors import UserError
 from oodbench.whole import whole
@@ -34,6 +35,8 @@ def check(out: Path | None) -> None:
         return
     if out.suffix.lower() not in SUFFIXES:
         raise UserError(f"--out {out}: the name must end in .csv or .parquet")
+    if out.is_dir():
+        raise UserError(f"--out {out}: that is a folder; name a file")
     if not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.absolute().parent}")
 
@@ -41,7 +44,8 @@ def check(out: Path | None) -> None:
 def write(parts: Iterable[Scored], classes: Sequence[str], threshold: float | None, out: Path | None) -> Written:
     """Columns image, score, class, and with a threshold decision ("id" or "ood"); None writes CSV to stdout.
 
-    A file appears when it is whole. An image that could not be read is left out.
+    A file appears when it is whole. An image that could not be read is left out. In CSV texts are made safe by
+    `csv_text`; parquet has them as they are, but for bytes of file names that are not UTF-8, which become escapes.
     """
     names = ["image", "score", "class", *(["decision"] if threshold is not None else [])]
     found = Written()
@@ -49,7 +53,7 @@ def write(parts: Iterable[Scored], classes: Sequence[str], threshold: float | No
         for part in parts:
             read = np.flatnonzero(~np.isnan(part.scores))
             columns: list[list[Any]] = [
-                [_text(part.names[i]) for i in read],
+                [part.names[i] for i in read],
                 part.scores[read].tolist(),
                 [classes[k] if k >= 0 else "" for k in part.predictions[read]],
             ]
@@ -67,8 +71,13 @@ def write(parts: Iterable[Scored], classes: Sequence[str], threshold: float | No
 def _writer(out: Path | None, names: list[str]) -> Iterator[Any]:
     """Takes columns, as often as there are some."""
     if out is None:
-        yield _rows(sys.stdout, names)
-        sys.stdout.flush()
+        try:
+            yield _rows(sys.stdout, names)
+            sys.stdout.flush()
+        except BrokenPipeError:  # of `| head`, which click ends quietly
+            raise
+        except OSError as error:
+            raise UserError(f"the table cannot be written to standard output: {error.strerror or error}") from error
         return
     try:
         with whole(out) as partial:
@@ -82,7 +91,7 @@ def _writer(out: Path | None, names: list[str]) -> Iterator[Any]:
                 kinds = {"score": pa.float64()}
                 schema = pa.schema([(name, kinds.get(name, pa.string())) for name in names])
                 with parquet.ParquetWriter(partial, schema) as file:
-                    yield lambda columns: file.write_table(pa.table(dict(zip(names, columns, strict=True)), schema))
+                    yield lambda columns: file.write_table(_table(dict(zip(names, columns, strict=True)), schema))
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from error
 
@@ -90,9 +99,11 @@ def _writer(out: Path | None, names: list[str]) -> Iterator[Any]:
 def _rows(file: Any, names: list[str]) -> Any:
     table = csv.writer(file, lineterminator="\n")
     table.writerow(names)
-    return lambda columns: table.writerows(zip(*columns, strict=True))
+    return lambda columns: table.writerows(map(csv_text, row) for row in zip(*columns, strict=True))
 
 
-def _text(name: str) -> str:
-    """A file name as text: bytes that are not UTF-8 become escapes."""
-    return name.encode("utf-8", "backslashreplace").decode()
+def _table(columns: dict[str, list[Any]], schema: Any) -> Any:
+    import pyarrow as pa
+
+    columns["image"] = [name.encode("utf-8", "backslashreplace").decode() for name in columns["image"]]
+    return pa.table(columns, schema)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from oodbench import decode
 from oodbench.doctor.look import Look, look
+from oodbench.errors import UserError
 from oodbench.images import Listing
-from oodbench.loaders.items import Files, regular
 from oodbench.store import Store
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def inspect(listing: Listing, store: Store, workers: int = 0, done: Done = lambd
         looks[bounds[0]] = [one for one, _ in found]
         if all(lasting for _, lasting in found):
             facts = {"looks": [one.row() for one in looks[bounds[0]]]}
-            store.write("looks", _inputs(listing, bounds), {}, facts)
+            store.remember("looks", _inputs(listing, bounds), facts)
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="look")
     try:
@@ -88,7 +88,7 @@ def _inputs(listing: Listing, bounds: tuple[int, int]) -> dict[str, object]:
     one = listing.dataset  # splits of one torchvision folder have the same names, sizes and times
     return {
         "engine": ENGINE,
-        "items": listing.items_digest(*bounds),
+        "items": listing.part_stamp(*bounds),
         "of": [one.loader, one.source, one.split, one.within],
     }
 
@@ -97,21 +97,18 @@ def _look(listing: Listing, index: int) -> tuple[Look, bool]:
     """The look, and whether it will be the same next time."""
     try:
         image = listing.read(index)
-        return replace(look(image), frames=_has_frames(listing, index, image)), True
+        return replace(look(image), frames=_has_frames(image)), True
+    except UserError:  # not the image that was listed
+        raise
     except Exception as error:
         return Look(decode.reason(error)), decode.broken(error)
 
 
-def _has_frames(listing: Listing, index: int, image: Image) -> bool:
+def _has_frames(image: Image) -> bool:
     """Whether there are several frames. (Photographs in the MPO format have a preview beside them: that is none.)"""
     if image.format not in ("GIF", "TIFF", "WEBP", "PNG"):
         return False
-    from PIL import Image as images
-
     try:
-        if isinstance(listing.reader, Files):  # its files are closed, and those of a GIF or TIFF are asked only now
-            with regular(listing.folder / listing.names[index]) as file:
-                return bool(getattr(images.open(file), "is_animated", False))
         return bool(getattr(image, "is_animated", False))
     except Exception:  # damaged behind the first frame, in whatever way
         return False

@@ -96,5 +96,5 @@ def _or(problems: list[str], name: str) -> Dataset | None:
     try:
         return catalogue.dataset(name)
     except UserError as error:
-        problems.append(str(error))
+        problems += error.problems
         return None

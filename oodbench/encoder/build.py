@@ -11,7 +11,7 @@ import open_clip
 import torch
 
 from oodbench.encoder import hub
-from oodbench.encoder.card import LOCAL_FOLDER, EncoderCard
+from oodbench.encoder.card import EncoderCard
 from oodbench.encoder.hub import quietly, reason
 from oodbench.encoder.origin import Origin
 from oodbench.errors import UserError
@@ -38,18 +38,28 @@ def model(source: Origin | EncoderCard, device: torch.device) -> Any:
         raise UserError(f"open_clip cannot build {source.architecture}: {reason(error)}{hint}") from error
 
 
-def tokenizer(card: EncoderCard, path: Path) -> Any:
-    """The tokenizer of an encoder; UserError when it would have to be fetched and cannot."""
+def tokenizer(card: EncoderCard, folder: Path | None) -> Any:
+    """The tokenizer of an encoder, from its folder if it has one.
+
+    UserError when the folder holds none that can be read, or when it would have to be fetched and cannot.
+    """
     text = card.config["text_cfg"]
     options = {"context_length": text.get("context_length", 77), **text.get("tokenizer_kwargs", {})}
     if card.tokenizer == "clip":
         return open_clip.SimpleTokenizer(**options)
     options["tokenizer_mode"] = text.get("tokenizer_mode")
-    found = hub.cached(card.tokenizer, "tokenizer_config.json", "tokenizer.json")
-    folder = path.parent if card.name.startswith(LOCAL_FOLDER) else found.parent if found else None
     if folder is not None:
+        try:
+            return quietly(lambda: open_clip.tokenizer.HFTokenizer(str(folder.absolute()), **options))
+        except Exception as error:  # transformers raises many kinds
+            hint = "`pip install transformers`" if isinstance(error, ImportError) else "complete it"
+            raise UserError(
+                f"encoder '{card.name}': the tokenizer in {folder} cannot be read ({reason(error)}); {hint}"
+            ) from error
+    found = hub.cached(card.tokenizer, "tokenizer_config.json", "tokenizer.json")
+    if found is not None:
         try:  # as a folder, of which transformers asks no network
-            return quietly(lambda: open_clip.tokenizer.HFTokenizer(str(folder), **options))
+            return quietly(lambda: open_clip.tokenizer.HFTokenizer(str(found.parent), **options))
         except (OSError, ValueError):
             pass  # an incomplete one, as a broken download leaves it
     try:

@@ -81,6 +81,7 @@ class EncoderCard:
     width        of the activations
     scale        exp(logit_scale)
     notes        what had to be assumed
+    text_files   sha256 of the tokenizer's files in a folder of this machine; "" where it reads none
     """
 
     name: str
@@ -100,11 +101,12 @@ class EncoderCard:
     width: int
     scale: float
     notes: tuple[str, ...] = ()
+    text_files: str = ""
 
     @property
     def identity(self) -> str:
         """sha256 of what embeddings depend on."""
-        return digest({k: v for k, v in dataclasses.asdict(self).items() if k not in ("name", "notes")})
+        return digest({k: v for k, v in self._facts().items() if k not in ("name", "notes")})
 
     @property
     def mute(self) -> str:
@@ -126,7 +128,12 @@ class EncoderCard:
 
     def row(self) -> dict[str, Any]:
         """What a row keeps: everything, with the paths in the name cut to file names."""
-        return {**dataclasses.asdict(self), "name": self._named(), "slug": self.slug, "identity": self.identity}
+        return {**self._facts(), "name": self._named(), "slug": self.slug, "identity": self.identity}
+
+    def _facts(self) -> dict[str, Any]:
+        """All fields; without `text_files` where there are none, so that identities of before it was known stay."""
+        facts = dataclasses.asdict(self)
+        return facts if self.text_files else {k: v for k, v in facts.items() if k != "text_files"}
 
     def _named(self) -> str:
         if self.name.startswith(LOCAL_FOLDER):

@@ -17,15 +17,20 @@ from torch import Tensor
 from oodbench.encoder.card import EMBEDDED
 from oodbench.encoder.hub import reason
 from oodbench.errors import UserError
+from oodbench.store import file_digest
 
 # OpenAI's archives carry the first three beside the weights; the last is of an older transformers.
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "text.transformer.embeddings.position_ids")
+_INNER = ("state_dict", "model_state_dict", "model")  # where training loops put the weights beside the optimiser's
+_WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 _POSITIONS = ("positional_embedding", "pos_embed")
 StateDict = dict[str, Tensor]
 
 
-def weights(name: str, path: Path) -> StateDict:
-    """The weights of an encoder: those of a file, or the embedded ones."""
+def weights(name: str, path: Path, digest: str = "") -> StateDict:
+    """The weights of an encoder: those of a file, or the embedded ones. UserError unless the file has this sha256."""
+    if digest and file_digest(path) != digest:
+        raise UserError(f"checkpoint {path} is not the one that encoder '{name}' was found with; run again")
     if name == EMBEDDED:
         from oodbench.glyphs import weights
 
@@ -34,21 +39,64 @@ def weights(name: str, path: Path) -> StateDict:
 
 
 def read(path: Path) -> StateDict:
-    """The state dict of a .safetensors or torch file, with `state_dict` unpacked and `module.` stripped."""
-    if not path.stat().st_size:
-        raise UserError(f"checkpoint {path} is empty")
-    state: Any = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
-    while isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+    """The state dict of a safetensors or torch file, whatever its name, as a model saves it by itself.
+
+    It is taken out of a training loop's checkpoint (`state_dict`, `model_state_dict`, `model`), and the prefixes of
+    DataParallel and torch.compile are taken from its names. UserError when the file is neither, or holds no weights.
+    """
+    whole: Any = _safetensors(path) if _kind(path) == "safetensors" else _torch(path)
+    state = _inner(path, whole)
     if not isinstance(state, dict):
         raise UserError(f"checkpoint {path} holds one {type(state).__name__}, not a dictionary of weights")
-    found = {str(k).removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
-    if not found:
-        held = ", ".join(map(str, list(state)[:5])) or "nothing"
-        raise UserError(
-            f"checkpoint {path} holds no weights, neither at its top nor below 'state_dict'; it has: {held}"
-        )
+    tensors = [(_bare(str(k)), v) for k, v in state.items() if isinstance(v, Tensor)]
+    if not tensors:
+        held = ", ".join(map(str, list(whole)[:5])) or "nothing"
+        below = " nor ".join(f"'{key}'" for key in _INNER)
+        raise UserError(f"checkpoint {path} holds no weights, neither at its top nor below {below}; it has: {held}")
+    found = dict(tensors)
+    if len(found) != len(tensors):
+        raise UserError(f"checkpoint {path} holds weights twice, with and without {' or '.join(_WRAPPERS)}")
     return {k: v for k, v in found.items() if k not in _NOT_WEIGHTS}
+
+
+def _inner(path: Path, state: Any) -> Any:
+    """The weights in what a training loop saved."""
+    while isinstance(state, dict) and not any(isinstance(value, Tensor) for value in state.values()):
+        there = [key for key in _INNER if isinstance(state.get(key), dict) and state[key]]
+        if len(there) > 1:
+            raise UserError(f"checkpoint {path} holds several sets of weights, {' and '.join(there)}; save one alone")
+        if not there:
+            break
+        state = state[there[0]]
+    return state
+
+
+def _bare(name: str) -> str:
+    """A parameter's name without the prefixes of wrappers, wherever in the model these are."""
+    while name.startswith(_WRAPPERS):
+        name = name.partition(".")[2]
+    return name.replace("._orig_mod.", ".")
+
+
+def _kind(path: Path) -> str:
+    """`safetensors` or `torch`, by the first bytes. UserError for what is neither."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise UserError(f"checkpoint {path} cannot be read: {error.strerror}") from error
+    if not size:
+        raise UserError(f"checkpoint {path} is empty")
+    head = start.lstrip()[:15].lower()
+    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise UserError(f"checkpoint {path} is a web page, as a download that needs a login leaves it; fetch it again")
+    if head.startswith(b"version https:/"):
+        raise UserError(f"checkpoint {path} is a pointer of Git LFS, not the weights; fetch them with git lfs pull")
+    if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf")):
+        raise UserError(f"checkpoint {path} is compressed; unpack it first")
+    header = int.from_bytes(start[:8], "little")
+    return "safetensors" if start[8:9] == b"{" and 2 <= header <= 100_000_000 else "torch"
 
 
 def fit(model: Any, state: StateDict, what: str) -> StateDict:
@@ -98,7 +146,7 @@ def _safetensors(path: Path) -> StateDict:
 
     try:
         return dict(load_file(path))
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise UserError(f"checkpoint {path} cannot be read as safetensors: {reason(error)}") from error
 
 
@@ -115,21 +163,35 @@ def _torch(path: Path) -> Any:
             f"  python -c {shlex.quote(code)}"
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+        if archive and path.suffix != ".safetensors":
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with path.open("rb") as file:  # torch.load takes the ending of a path for its format
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is no checkpoint fails anywhere in the unpickler
+        if archive and not _has_pickle(path):
+            raise UserError(f"checkpoint {path} is a zip archive of other files; unpack it first") from error
         objects = re.search(r"GLOBAL ([\w.]+)", str(error))
         if objects:
             detail = f"it holds Python objects ({objects[1]}), which are code; save its state_dict alone"
         elif isinstance(error, PermissionError):
             detail = "permission denied"
         else:
-            detail = "it is cut short, or no torch file"
+            detail = "it is cut short, or neither a torch nor a safetensors file"
         raise UserError(f"checkpoint {path} cannot be read: {detail}") from error
 
 
 def _is_torchscript(path: Path) -> bool:
+    return any("/code/" in name or name.endswith("constants.pkl") for name in _members(path))
+
+
+def _has_pickle(path: Path) -> bool:
+    names = _members(path)
+    return not names or any(name.endswith("data.pkl") for name in names)
+
+
+def _members(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
-            return any("/code/" in name or name.endswith("constants.pkl") for name in archive.namelist())
+            return archive.namelist()
     except zipfile.BadZipFile:
-        return False  # torch.load says what is wrong
+        return []  # torch.load says what is wrong

@@ -12,5 +12,5 @@ from oodbench.encoder.resolve import Resolved
 def frozen(resolved: Resolved) -> StateDict:
     """State dict as the model has it; no model is built in memory."""
     model = build.model(resolved.card, torch.device("meta"))
-    state = checkpoint.weights(resolved.card.name, resolved.path)
+    state = checkpoint.weights(resolved.card.name, resolved.path, resolved.card.weights)
     return checkpoint.fit(model, state, f"checkpoint {resolved.path}")

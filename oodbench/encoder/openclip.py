@@ -36,19 +36,32 @@ class OpenClip:
     def __init__(self, resolved: Resolved, device: str, precision: str) -> None:
         self.card = resolved.card
         self.device = torch.device(device)
+        if self.device.type == "cuda":
+            disable_tf32()
         self.scale, self.size = resolved.card.scale, resolved.card.size
         self._dtype = PRECISIONS[precision]
         model = build.model(resolved.card, torch.device("cpu"))
-        state = checkpoint.weights(resolved.card.name, resolved.path)
+        state = checkpoint.weights(resolved.card.name, resolved.path, resolved.card.weights)
         model.load_state_dict(checkpoint.fit(model, state, f"checkpoint {resolved.path}"), strict=True)
         model.to(self.device)
         model.visual.to(memory_format=torch.channels_last)  # ResNets are quicker by a fifth, in bf16 by half
         self._tower = Tower(model.visual)
         self._model = model
-        self._tokenizer = functools.cache(lambda: build.tokenizer(resolved.card, resolved.path))
+        self._tokenizer = functools.cache(lambda: build.tokenizer(resolved.card, resolved.tokenizer))
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(resolved.card.mean, device=self.device).view(shape)
         self.std = torch.tensor(resolved.card.std, device=self.device).view(3, 1, 1)
+
+    def not_finite(self, what: str) -> UserError:
+        """The error for embeddings that are NaN or infinite: whether the weights or the precision are at fault."""
+        broken = [name for name, value in self._model.named_parameters() if not bool(torch.isfinite(value).all())]
+        if broken:
+            why = f"its weights hold NaN or infinity, {broken[0]} first; fetch or train them anew"
+        elif self._dtype != torch.float32:
+            why = "try --precision fp32"
+        else:
+            why = "its weights are finite, and overflow even in fp32; they are not of this architecture, or damaged"
+        return UserError(f"encoder {self.card.name} gave NaN or infinity for {what}: {why}")
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._dtype == torch.float32:
@@ -125,6 +138,16 @@ class OpenClip:
         if not isinstance(tokenizer, open_clip.SimpleTokenizer):
             return []
         return [prompt for prompt in prompts if len(tokenizer.encode(prompt)) + 2 > tokenizer.context_length]
+
+
+def disable_tf32() -> None:
+    """Compute float32 convolutions and products on NVIDIA GPUs in float32, for the whole process.
+
+    cuDNN's convolutions default to TF32, whose mantissa has 10 bits. A ViT begins with one convolution, and its cosines
+    would differ from the CPU's by 4e-5 in --precision fp32.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 @contextmanager

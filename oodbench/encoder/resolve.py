@@ -1,7 +1,7 @@
 """Resolving an encoder: architecture, preprocessing and weights of a spec, checked against each other -> EncoderCard.
 
-A resolved card is kept in the store for as long as the weights file keeps its size and time, so that a later run needs
-neither torch nor open_clip to know which encoder it talks about.
+A resolved card is kept in the store for as long as size, times and inode of the weights file stay, so that a later run
+needs neither torch nor open_clip to know which encoder it talks about.
 """
 
 from __future__ import annotations
@@ -14,28 +14,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oodbench.encoder.card import EMBEDDED, LOCAL_FOLDER, EncoderCard, EncoderSpec, card_from
+from oodbench.encoder.textfiles import TextFiles, text_files
 from oodbench.errors import UserError
-from oodbench.store import Store, file_digest
+from oodbench.store import Store, file_digest, file_stamp
 
 if TYPE_CHECKING:
     from oodbench.encoder.origin import Origin
     from oodbench.encoder.tower import Tower
 
+_CHECKPOINTS = (".safetensors", ".bin", ".pth", ".pt")
 EXAMINATION = 1  # raise when the same files give another card than before
 GLYPHS = Path(__file__).parent.parent / "glyphs"
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A card and the file that holds its weights on this machine."""
+    """A card, the file that holds its weights on this machine, and the folder of its tokenizer if it has one."""
 
     card: EncoderCard
     path: Path
+    tokenizer: Path | None = None
 
 
-def resolve(spec: EncoderSpec, resize: str | None, store: Store) -> Resolved:
+def resolve(spec: EncoderSpec, resize: str | None, store: Store, *, strict: bool = False) -> Resolved:
     """The card of a spec. `resize` overrides the filter ("bicubic", "bilinear") that the weights name.
 
+    `strict` trusts no digest of the weights that is remembered.
     UserError when the architecture or tag is unknown, the weights cannot be read or fetched, or do not fit.
     """
     known = {
@@ -44,21 +48,29 @@ def resolve(spec: EncoderSpec, resize: str | None, store: Store) -> Resolved:
         "open_clip": version("open_clip_torch"),
         "examination": EXAMINATION,
         "files": {str(file.resolve()): file_digest(file) for file in _declarations(spec) if file.is_file()},
+        **_candidates(spec),
     }
     path = GLYPHS / "encoder.safetensors" if spec.text == EMBEDDED else spec.path or _remembered(store, known)
     if path is not None:
-        entry = store.find("encoder", {**known, **_stamp(path)})
+        entry = store.find("encoder", {**known, **file_stamp(path)})
         if entry is not None:
-            return Resolved(card_from(entry.facts["card"]), path)
+            card = card_from(entry.facts["card"])
+            texts = text_files(spec, card.config["text_cfg"])
+            if texts.digest() == card.text_files and not (strict and file_digest(path) != card.weights):
+                return Resolved(card, path, texts.tokenizer)
+            store.forget("encoder", entry.inputs)
     from oodbench.encoder.origin import origin
 
     source = origin(spec)
-    stamp = _stamp(source.path)  # before it is read: what changes meanwhile is examined again the next time
-    card = _examine(source, resize)
+    texts = text_files(spec, source.config["text_cfg"])
+    stamp, words = file_stamp(source.path), texts.digest()
+    card = _examine(source, resize, texts)
+    if (file_stamp(source.path), texts.digest()) != (stamp, words):
+        raise UserError(f"encoder '{spec.text}': {source.path} or its tokenizer changed while it was read; run again")
     if spec.path is None:
-        store.write("encoder-file", known, {}, {"path": str(source.path)})
-    store.write("encoder", {**known, **stamp}, {}, {"card": dataclasses.asdict(card)})
-    return Resolved(card, source.path)
+        store.remember("encoder-file", known, {"path": str(source.path)})
+    store.remember("encoder", {**known, **stamp}, {"card": dataclasses.asdict(card)})
+    return Resolved(card, source.path, texts.tokenizer)
 
 
 def _declarations(spec: EncoderSpec) -> list[Path]:
@@ -70,21 +82,32 @@ def _declarations(spec: EncoderSpec) -> list[Path]:
     return [Path(spec.architecture)] if spec.json else []
 
 
-def _stamp(path: Path) -> dict[str, Any]:
-    stat = path.stat()
-    return {"file": str(path.resolve()), "bytes": stat.st_size, "modified": stat.st_mtime_ns}
+def _candidates(spec: EncoderSpec) -> dict[str, Any]:
+    """The names of the checkpoints in the folder of a `local-dir:` encoder: which is taken depends on all of them."""
+    if not spec.text.startswith(LOCAL_FOLDER):
+        return {}
+    folder = Path(spec.text.removeprefix(LOCAL_FOLDER)).expanduser()
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return {"candidates": sorted(name for name in names if Path(name).suffix in _CHECKPOINTS)}
+
+
+def _is_current(path: Path) -> bool:
+    """Whether a file is still there, and in the Hub's cache still of the revision that `main` means."""
+    main = path.parent.parent.parent / "refs" / "main"
+    inside = path.parent.parent.name == "snapshots" and main.is_file()
+    return path.is_file() and (not inside or main.read_text(encoding="utf-8").strip() == path.parent.name)
 
 
 def _remembered(store: Store, known: dict[str, Any]) -> Path | None:
     entry = store.find("encoder-file", known)
     path = Path(entry.facts["path"]) if entry else None
-    if path is not None and not path.is_file():
+    if path is not None and not _is_current(path):
         store.forget("encoder-file", known)
         return None
     return path
 
 
-def _examine(source: Origin, resize: str | None) -> EncoderCard:
+def _examine(source: Origin, resize: str | None, texts: TextFiles) -> EncoderCard:
     """Build the model without storage, compare it with the weights, and write down what was found."""
     import torch
 
@@ -112,8 +135,9 @@ def _examine(source: Origin, resize: str | None) -> EncoderCard:
         width=tower.width or embed_dim,
         scale=float(state["logit_scale"].float().exp()),
         notes=source.notes,
+        text_files=texts.digest(),
     )
-    build.tokenizer(card, source.path)  # a missing vocabulary is told now, not after the images
+    build.tokenizer(card, texts.tokenizer)  # a missing vocabulary is told now, not after the images
     return card
 
 

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import posixpath
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from oodbench.catalogue import Dataset
 from oodbench.errors import UserError
-from oodbench.loaders.items import Items, classes_of, decoded, empty, keys_of, missing, print_of, unlabelled
+from oodbench.loaders.items import Items, classes_of, empty, keys_of, missing, unlabelled
 from oodbench.loaders.layout import Classes, is_hidden, is_image, left_out, some, twice
+from oodbench.loaders.prints import Taken, encoded, inside, print_of
 from oodbench.loaders.remote import fetched, print_of_copy
 from oodbench.loaders.tars import Member, contents, expand, read_member
 from oodbench.urls import is_url
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 _BESIDE = ("cls", "txt", "json")  # endings that webdataset puts beside an image
 _NUMBER = re.compile(r"[0-9]{1,18}")
@@ -30,17 +26,24 @@ _NUMBER = re.compile(r"[0-9]{1,18}")
 
 @dataclass(frozen=True)
 class Archives:
-    """Images in archives: where each one lies, none of their bytes."""
+    """Images in archives: where each one lies, none of their bytes.
+
+    copies   per archive that was fetched: its print on this disk, and the print that its images were listed with
+    """
 
     where: Mapping[str, tuple[Path, Member]]
+    copies: Mapping[Path, tuple[str, str]] = field(default_factory=dict)
 
-    def read(self, name: str) -> Image:
-        """Decode a member."""
-        return decoded(read_member(*self.where[name]))
+    def take(self, name: str) -> Taken:
+        """Read a member."""
+        path, member = self.where[name]
+        raw, now = read_member(path, member)
+        here, known = self.copies.get(path, ("", ""))
+        return encoded(inside(known if now == here else now, member.offset, member.size), raw)
 
     def content(self, name: str) -> str:
         """sha256 of a member."""
-        return hashlib.sha256(read_member(*self.where[name])).hexdigest()
+        return self.take(name).content()
 
     def place(self, name: str) -> str:
         """The archive, and the member in it."""
@@ -59,11 +62,15 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     paths = [_local(dataset, one) for one in expand(pattern)]
     home = paths[0] if len(paths) == 1 else paths[0].parent
     index = _Index()
+    copies: dict[Path, tuple[str, str]] = {}
     for path in paths:
         if not path.is_file():
             raise missing(dataset, path)
-        stamp = print_of_copy(path) if is_url(pattern) else print_of(path)
-        _read(dataset, index, path, stamp, "" if len(paths) == 1 else f"{_beneath(path, home)}/")
+        whole = print_of(path)
+        if is_url(pattern):
+            copies[path] = (whole, print_of_copy(path))
+            whole = copies[path][1]
+        _read(dataset, index, path, whole, "" if len(paths) == 1 else f"{_beneath(path, home)}/")
     if not index.images:
         raise empty(dataset, home, index.others)
     chosen = _one_per_key(dataset, home, index)
@@ -78,8 +85,8 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
             classes = Classes(labels, keys_of(dataset, labels, home))
     remarks = (*left_out(index.others, index.irregular), *twice(_again(chosen)), *classes.remarks)
     where = {name: (one.path, one.member) for name, one in chosen.items()}
-    prints = tuple(one.stamp for one in chosen.values())
-    return Items(home, names, prints, classes.labels, Archives(where), classes.folders, remarks=remarks)
+    prints = tuple(one.print for one in chosen.values())
+    return Items(home, names, prints, classes.labels, Archives(where, copies), classes.folders, remarks=remarks)
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ class _Image:
 
     path: Path
     member: Member
-    stamp: str
+    print: str
     inner: str
     key: str
     ending: str
@@ -105,10 +112,10 @@ class _Index:
     folders: list[str] = field(default_factory=list)
 
 
-def _read(dataset: Dataset, index: _Index, path: Path, stamp: str, prefix: str) -> None:
-    """Add an archive to an index, with a prefix to its names that tells it from others."""
-    inside = contents(path)
-    for member in inside.files:
+def _read(dataset: Dataset, index: _Index, path: Path, whole: str, prefix: str) -> None:
+    """Add an archive, whose print is `whole`, to an index, with a prefix to its names that tells it from others."""
+    held = contents(path)
+    for member in held.files:
         inner = posixpath.normpath(member.name).lstrip("/")
         if ".." in inner.split("/"):
             raise UserError(f"dataset '{dataset.name}': member {member.name} of {path} leads out of the archive")
@@ -119,18 +126,15 @@ def _read(dataset: Dataset, index: _Index, path: Path, stamp: str, prefix: str) 
             name = prefix + inner
             if name in index.images:
                 raise UserError(f"dataset '{dataset.name}': {path} holds two members named {member.name}")
-            index.images[name] = _Image(
-                path, member, f"{stamp}:{member.offset}:{member.size}", inner, prefix + stem, ending
-            )
+            now = inside(whole, member.offset, member.size)
+            index.images[name] = _Image(path, member, now, inner, prefix + stem, ending)
         else:
             index.others.append(inner)
             if ending in _BESIDE:
                 index.beside.setdefault(prefix + stem, {}).setdefault(ending, (path, member))
-    index.irregular += [name for name in inside.irregular if is_image(name) and not is_hidden(name)]
+    index.irregular += [name for name in held.irregular if is_image(name) and not is_hidden(name)]
     index.folders += [
-        inner
-        for one in inside.folders
-        if (inner := posixpath.normpath(one).lstrip("/")) != "." and not is_hidden(inner)
+        inner for one in held.folders if (inner := posixpath.normpath(one).lstrip("/")) != "." and not is_hidden(inner)
     ]
 
 
@@ -197,7 +201,7 @@ def _labels(dataset: Dataset, home: Path, images: Mapping[str, _Image], index: _
             )
         if lacking is not None:
             continue
-        texts = {name: read_member(*one).decode("utf-8", "replace").strip() for name, one in found.items() if one}
+        texts = {name: read_member(*one)[0].decode("utf-8", "replace").strip() for name, one in found.items() if one}
         wrong = next((name for name, text in texts.items() if not _NUMBER.fullmatch(text)), None)
         if wrong is None:
             return np.array([int(text) for text in texts.values()], np.int64)

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from oodbench.catalogue import Dataset
 from oodbench.errors import UserError
-from oodbench.loaders.items import Items, empty, keys_of, missing, print_of, unlabelled
+from oodbench.loaders.items import Items, empty, keys_of, missing, unlabelled
+from oodbench.loaders.prints import Taken, inside, print_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,23 +25,31 @@ class Pixels:
     """An array of images; the name of an image is its index. A .npy file stays on disk, an .npz is held."""
 
     array: npt.NDArray[np.uint8]
-    home: str  # the file, and the name of the array in it
+    path: Path
+    key: str  # name of the array in the file, "" in a .npy file
 
-    def read(self, name: str) -> Image:
-        """The image at an index: greyscale, RGB or RGBA."""
-        from PIL import Image
+    def take(self, name: str) -> Taken:
+        """The image at an index: greyscale, RGB or RGBA; its sha256 is that of shape and pixels."""
+        pixels = np.array(self.array[int(name)], order="C")
+        now = inside(print_of(self.path), *filter(None, (self.key,)), int(name))  # after the pixels are read
 
-        pixels = np.array(self.array[int(name)])
-        return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels)
+        def image() -> Image:
+            from PIL import Image
+
+            return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels)
+
+        def content() -> str:
+            return hashlib.sha256(f"{pixels.shape} ".encode() + pixels.tobytes()).hexdigest()
+
+        return Taken(now, image, content)
 
     def content(self, name: str) -> str:
         """sha256 of shape and pixels."""
-        pixels = np.ascontiguousarray(self.array[int(name)])
-        return hashlib.sha256(f"{pixels.shape} ".encode() + pixels.tobytes()).hexdigest()
+        return self.take(name).content()
 
     def place(self, name: str) -> str:
         """The file, the array and the index."""
-        return f"{self.home}/{int(name)}"
+        return f"{self.path.resolve()}/{self.key}/{int(name)}"
 
 
 def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
@@ -53,6 +62,7 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     if not path.is_file():
         raise missing(dataset, path)
     try:
+        whole = print_of(path)  # before it is opened
         key, images, labels = _arrays(dataset, path)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"dataset '{dataset.name}': {path} cannot be read: {error}") from error
@@ -63,13 +73,13 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
         raise unlabelled(dataset, path, "the array (labels are one array [n] of whole numbers in the same .npz file)")
     width = len(str(n - 1))
     names = tuple(str(i).zfill(width) for i in range(n))
-    stamp = ":".join(filter(None, (print_of(path), key)))  # arrays of one file number their images alike
     known = labels.reshape(-1).astype(np.int64) if labelled and labels is not None else np.full(n, -1)
     if labelled and (known < 0).any():
         raise unlabelled(dataset, path, f"image {int((known < 0).argmax())}")
-    prints = tuple(f"{stamp}:{i}" for i in range(n))
-    source = Pixels(images, f"{path.resolve()}/{key}")
-    return Items(path, names, prints, known, source, keys_of(dataset, known, path) if labelled else ())
+    place = (key,) if key else ()  # arrays of one file number their images alike
+    prints = tuple(inside(whole, *place, i) for i in range(n))
+    keys = keys_of(dataset, known, path) if labelled else ()
+    return Items(path, names, prints, known, Pixels(images, path, key), keys)
 
 
 def _arrays(dataset: Dataset, path: Path) -> tuple[str, npt.NDArray[np.uint8], npt.NDArray[Any] | None]:

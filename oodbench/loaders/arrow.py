@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from oodbench.catalogue import Dataset
 from oodbench.errors import UserError
-from oodbench.loaders.items import print_of
 from oodbench.loaders.layout import Remark, is_hidden
+from oodbench.loaders.prints import joined, print_of
+from oodbench.store import digest
 
 _SPLITS = ("test", "validation", "val", "train")
 
@@ -20,20 +22,22 @@ _SPLITS = ("test", "validation", "val", "train")
 class Table:
     """Columns of one or several files.
 
-    schema  names and types of the columns, with Hugging Face's own facts
-    groups  rows, and a function that gives a column by its name
-    stamp   changes when the files do
-    place   for messages: the file, the folder of the split, or the name on the hub
-    homes   per group: where it lies
-    schemas per group: the columns of its file, whose class names may stand in another order
-    remarks what was taken where several splits are there
+    schema   names and types of the columns, with Hugging Face's own facts
+    groups   rows, and a function that gives a column by its name
+    prints   per group: the print of its file
+    place    for messages: the file, the folder of the split, or the name on the hub
+    homes    per group: where it lies
+    files    per group: its file; of a dataset of the hub, all files of one group
+    schemas  per group: the columns of its file, whose class names may stand in another order
+    remarks  what was taken where several splits are there
     """
 
     schema: Any
     groups: list[tuple[int, Any]]
-    stamp: str
+    prints: list[str]
     place: Path
     homes: list[str]
+    files: list[Path]
     schemas: list[Any]
     remarks: tuple[Remark, ...] = ()
 
@@ -49,15 +53,19 @@ def on_disk(dataset: Dataset, place: Path) -> Table:
         place, files, remarks = _files(dataset, place)
     groups: list[tuple[int, Any]] = []
     homes: list[str] = []
+    prints: list[str] = []
+    homed: list[Path] = []
     schemas: list[Any] = []
-    prints = [print_of(path) for path in files]  # and all are regular files
     first = None
     for path in files:
+        now = print_of(path)  # before it is opened
         if path.suffix == ".arrow":  # mapped into memory, not read
             whole = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
             schema = whole.schema
             groups.append((whole.num_rows, whole.column))
             homes.append(f"{path.resolve()}/0")
+            prints.append(now)
+            homed.append(path)
             schemas.append(schema)
         else:
             opened = pq.ParquetFile(path)
@@ -66,9 +74,11 @@ def on_disk(dataset: Dataset, place: Path) -> Table:
                 rows = opened.metadata.row_group(number).num_rows
                 groups.append((rows, _GroupReader(opened, number)))
                 homes.append(f"{path.resolve()}/{number}")
+                prints.append(now)
+                homed.append(path)
                 schemas.append(schema)
         first = first or schema
-    return Table(first, groups, "+".join(prints), place, homes, schemas, remarks)
+    return Table(first, groups, prints, place, homes, homed, schemas, remarks)
 
 
 @dataclass(frozen=True)
@@ -167,13 +177,13 @@ def on_hub(dataset: Dataset) -> Table:
         remarks = _took(split, f"of {', '.join(found)}") if len(found) > 1 else ()
         found = found[split]
     whole = found.data.table
-    stamp = str(getattr(found, "_fingerprint", ""))
-    return Table(
-        whole.schema,
-        [(whole.num_rows, whole.column)],
-        stamp,
-        Path(dataset.path),
-        [f"{dataset.path}/{split}"],
-        [whole.schema],
-        remarks,
-    )
+    files = [Path(one["filename"]) for one in getattr(found, "cache_files", None) or ()]
+    now = cached_print(str(getattr(found, "_fingerprint", "")), files)
+    home = f"{dataset.path}/{split}"
+    groups = [(whole.num_rows, whole.column)]
+    return Table(whole.schema, groups, [now], Path(dataset.path), [home], files, [whole.schema], remarks)
+
+
+def cached_print(fingerprint: str, files: Sequence[Path]) -> str:
+    """The print of a dataset of the hub: its fingerprint, and the files of the cache that hold it."""
+    return joined(fingerprint, digest([print_of(path) for path in files]))

@@ -11,13 +11,15 @@ import numpy as np
 
 from oodbench.catalogue import Dataset
 from oodbench.errors import UserError
-from oodbench.loaders.items import Files, Items, classes_of, empty, irregular, missing
+from oodbench.loaders.items import Files, Items, classes_of, empty, missing
 from oodbench.loaders.layout import Classes, is_beside, is_hidden, is_image, left_out, twice
+from oodbench.loaders.prints import stat_print
+from oodbench.regular import irregular
 
 
 @dataclass
 class _Found:
-    """What lies below a folder: images as (name, size and time), other files, what is no file, and folders."""
+    """What lies below a folder: images as (name, print), other files, what is no file, and folders."""
 
     images: list[tuple[str, str]] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
@@ -78,7 +80,7 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], found: 
                 if irregular(stat.st_mode):
                     found.irregular.append(name)
                 else:
-                    found.images.append((name, f"{stat.st_size}:{stat.st_mtime_ns}"))
+                    found.images.append((name, stat_print(stat)))
                     found.files.extend((stat.st_dev, stat.st_ino))
             else:
                 if entry.is_symlink() and not is_beside(name):

@@ -10,6 +10,7 @@ import numpy as np
 
 from oodbench.catalogue import Dataset
 from oodbench.loaders.items import Items
+from oodbench.loaders.prints import Taken
 from oodbench.store import Store
 
 if TYPE_CHECKING:
@@ -19,18 +20,23 @@ if TYPE_CHECKING:
 class Rendered:
     """Glyphs by `split/number-name`."""
 
-    def read(self, name: str) -> Image:
-        """Draw one image."""
+    def take(self, name: str) -> Taken:
+        """Draw one image; its print is the sha256 of its pixels."""
+        image = self._drawn(name)
+        content = hashlib.sha256(image.tobytes()).hexdigest()
+        return Taken(content, lambda: image, lambda: content)
+
+    def content(self, name: str) -> str:
+        """sha256 of the pixels."""
+        return self.take(name).content()
+
+    def _drawn(self, name: str) -> Image:
         from PIL import Image
 
         from oodbench.glyphs import render
 
         split, _, number = name.partition("/")
         return Image.fromarray(render.image(split, int(number.partition("-")[0])))
-
-    def content(self, name: str) -> str:
-        """sha256 of the pixels."""
-        return hashlib.sha256(self.read(name).tobytes()).hexdigest()
 
 
 def items(dataset: Dataset, store: Store) -> Items:
@@ -41,14 +47,15 @@ def items(dataset: Dataset, store: Store) -> Items:
     n = world.length(split)
     inputs: dict[str, Any] = {"split": split, "n": n, **render.recipe()}
     entry = store.find("glyphs", inputs)
-    if entry is None:
+    facts = entry.facts if entry else {}
+    if not facts:
         facts = {
             "names": [world.name(split, i) for i in range(n)],
             "prints": [hashlib.sha256(render.image(split, i).tobytes()).hexdigest() for i in range(n)],
             "labels": [world.label(split, i) for i in range(n)],
         }
-        entry = store.write("glyphs", inputs, {}, facts)
-    labels = np.array(entry.facts["labels"])
+        store.remember("glyphs", inputs, facts)
+    labels = np.array(facts["labels"])
     folders = tuple(world.CLASSES) if labels.max() >= 0 else ()
-    names, prints = tuple(entry.facts["names"]), tuple(entry.facts["prints"])
+    names, prints = tuple(facts["names"]), tuple(facts["prints"])
     return Items(Path(), names, prints, labels, Rendered(), folders, content=True)

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from oodbench.catalogue import UNKNOWN, Dataset
 from oodbench.errors import Missing, UserError
 from oodbench.lines import lines
-from oodbench.loaders.items import Files, Items, keys_of, missing, print_of, unlabelled
+from oodbench.loaders.items import Files, Items, keys_of, missing, unlabelled
 from oodbench.loaders.layout import Remark, is_image, twice
+from oodbench.loaders.prints import print_of
 
 
 @dataclass(frozen=True)

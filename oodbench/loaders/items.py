@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -16,19 +15,19 @@ import numpy.typing as npt
 from oodbench import prompts
 from oodbench.errors import Missing, Unlabelled, UserError
 from oodbench.loaders.layout import Classes, Remark, by_folder, by_suffix, label_keys
+from oodbench.loaders.prints import Taken, encoded, stat_print
+from oodbench.regular import irregular, regular
 from oodbench.store import file_digest
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from oodbench.catalogue import Dataset
 
 
 class Source(Protocol):
     """Reads images by name. Threads share it; it holds no image."""
 
-    def read(self, name: str) -> Image:
-        """Decode one image, in its own mode. Raises OSError (or what Pillow raises) when it cannot be read."""
+    def take(self, name: str) -> Taken:
+        """Read one image, which is decoded in its own mode. Raises OSError, or what Pillow raises, when that fails."""
 
     def content(self, name: str) -> str:
         """sha256 of what is stored for an image."""
@@ -42,12 +41,24 @@ class Placed(Protocol):
         """Where an image lies: the same text for the same image, whichever set it is in."""
 
 
+@runtime_checkable
+class Tree(Protocol):
+    """A source whose prints are of many files at once, too many to look at again for every image."""
+
+    def tree_print(self) -> str:
+        """The print of all its files now."""
+
+    @property
+    def listed_print(self) -> str:
+        """The print of all its files before they were opened."""
+
+
 @dataclass(frozen=True)
 class Items:
     """The images of a place, in order.
 
     folder   where they lie: a folder, or the file that holds them
-    prints   one text per image that changes when the image does: size and time, or content
+    prints   one text per image that changes when the image does, as the loaders' prints.py makes them
     labels   class index per image [n], -1 where it is not known
     folders  one key per class in label order: class folders, or numbers; () without labels
     named    class names in label order where the source knows them
@@ -74,39 +85,15 @@ class Files:
 
     folder: Path
 
-    def read(self, name: str) -> Image:
-        """Decode a file."""
-        from PIL import Image
-
+    def take(self, name: str) -> Taken:
+        """Read a file."""
         with regular(self.folder / name) as file:
-            image = Image.open(file)
-            image.load()
-        return image
+            raw = file.read()
+            return encoded(stat_print(os.fstat(file.fileno())), raw)
 
     def content(self, name: str) -> str:
         """sha256 of the file."""
         return file_digest(self.folder / name)
-
-
-def regular(path: Path) -> BinaryIO:
-    """A regular file opened for reading; UserError when it is none, without waiting for a FIFO's writer."""
-    check_regular(path, os.stat(path).st_mode)  # a socket cannot be opened at all
-    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    try:
-        check_regular(path, os.fstat(number).st_mode)
-    except UserError:
-        os.close(number)
-        raise
-    return open(number, "rb")
-
-
-def decoded(content: bytes) -> Image:
-    """An image from the bytes of a file."""
-    from PIL import Image
-
-    image = Image.open(io.BytesIO(content))
-    image.load()
-    return image
 
 
 def missing(dataset: Dataset, place: Path | str) -> UserError:
@@ -159,29 +146,3 @@ def unlabelled(dataset: Dataset, place: Path | str, what: str) -> UserError:
     return Unlabelled(
         f"dataset '{dataset.name}': an ID set needs a class for every image, but {what} of {place} has none"
     )
-
-
-def print_of(path: Path) -> str:
-    """Size and modification time of a file. UserError when it is a folder, a FIFO or a device."""
-    state = path.stat()
-    check_regular(path, state.st_mode)
-    return f"{state.st_size}:{state.st_mtime_ns}"
-
-
-def check_regular(path: Path | str, mode: int) -> None:
-    """UserError for what is no regular file: a FIFO is waited for without end, a device may have none."""
-    what = irregular(mode)
-    if what:
-        raise UserError(f"{path} is {what}, no file; take it away")
-
-
-def irregular(mode: int) -> str:
-    """What is no regular file, in words; "" for one."""
-    kinds = {
-        stat.S_IFDIR: "a folder",
-        stat.S_IFIFO: "a FIFO",
-        stat.S_IFSOCK: "a socket",
-        stat.S_IFCHR: "a character device",
-        stat.S_IFBLK: "a block device",
-    }
-    return kinds.get(stat.S_IFMT(mode), "")

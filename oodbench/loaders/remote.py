@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from oodbench.entry import file_digest
 from oodbench.errors import UserError
+from oodbench.loaders.prints import print_of
 from oodbench.reaching import fetch
 from oodbench.store import default_root
 from oodbench.whole import write_text
@@ -34,8 +35,7 @@ def fetched(url: str, what: str) -> Path:
 def print_of_copy(place: Path) -> str:
     """The sha256 of a copy, kept beside it: unlike size and time, the same wherever it was fetched."""
     note = place.with_name(f".{place.name}.sha256")
-    stat = place.stat()
-    state = f"{stat.st_size} {stat.st_mtime_ns}"
+    state = print_of(place).replace("\n", " ")
     known = note.read_text(encoding="utf-8").split("\n") if note.is_file() else []
     if known[:1] != [state]:
         known = [state, file_digest(place)]

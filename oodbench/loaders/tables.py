@@ -17,9 +17,10 @@ import numpy.typing as npt
 
 from oodbench.catalogue import Dataset
 from oodbench.errors import Unlabelled, UserError
-from oodbench.loaders.arrow import Table, on_disk, on_hub
-from oodbench.loaders.items import Items, decoded, empty, keys_of, missing, unlabelled
+from oodbench.loaders.arrow import Table, cached_print, on_disk, on_hub
+from oodbench.loaders.items import Items, empty, keys_of, missing, unlabelled
 from oodbench.loaders.layout import Remark, some
+from oodbench.loaders.prints import Taken, encoded, inside, lasting, print_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,10 +35,12 @@ class Column:
 
     groups  per group: rows, and a function that reads its cells
     homes   per group: the file, and the number of the group in it
+    files   per group: the file
     """
 
     groups: Sequence[tuple[int, Any]]
     homes: Sequence[str] = ()
+    files: Sequence[Path] = ()
     _held: tuple[int, Any] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -65,25 +68,50 @@ class Column:
             raise ValueError(f"row {name} holds no image")
         return cell if isinstance(cell, bytes) else np.array(cell, np.uint8)
 
-    def read(self, name: str) -> Image:
+    def take(self, name: str) -> Taken:
         """The image of a row."""
         cell = self.stored(name)
+        now = self._print(int(name))  # after the cell is read
         if isinstance(cell, bytes):
-            return decoded(cell)
-        from PIL import Image
+            return encoded(now, cell)
 
-        return Image.fromarray(cell)
+        def image() -> Image:
+            from PIL import Image
+
+            return Image.fromarray(cell)
+
+        return Taken(now, image, lambda: hashlib.sha256(cell.tobytes()).hexdigest())
+
+    def _print(self, index: int) -> str:
+        return inside(print_of(self.files[self._group(index)]), index)
+
+    def _group(self, index: int) -> int:
+        ends = list(accumulate(rows for rows, _ in self.groups))
+        return bisect.bisect_right(ends, index)
 
     def content(self, name: str) -> str:
         """sha256 of the encoded image, or of its pixels."""
-        cell = self.stored(name)
-        return hashlib.sha256(cell if isinstance(cell, bytes) else cell.tobytes()).hexdigest()
+        return self.take(name).content()
 
     def place(self, name: str) -> str:
         """The file, the group of rows in it, and the row."""
-        ends = list(accumulate(rows for rows, _ in self.groups))
-        group = bisect.bisect_right(ends, int(name))
-        return f"{self.homes[group]}/{int(name) - ends[group] + self.groups[group][0]}"
+        group = self._group(int(name))
+        before = sum(rows for rows, _ in self.groups[:group])
+        return f"{self.homes[group]}/{int(name) - before}"
+
+
+@dataclass
+class Cached(Column):
+    """Image cells of a dataset of the hub, whose library says which files hold them, not which of them holds which."""
+
+    listed_print: str = ""
+
+    def tree_print(self) -> str:
+        """The print of all its files."""
+        return cached_print(lasting(self.listed_print), self.files)
+
+    def _print(self, index: int) -> str:
+        return inside(self.listed_print, index)
 
 
 def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
@@ -100,7 +128,12 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     try:
         table = on_disk(dataset, place) if place.exists() else on_hub(dataset)
         image, label = _columns(dataset, table, labelled)
-        column = Column([(rows, _reader(read, image)) for rows, read in table.groups], table.homes)
+        groups = [(rows, _reader(read, image)) for rows, read in table.groups]
+        column = (
+            Column(groups, table.homes, table.files)
+            if place.exists()
+            else Cached(groups, table.homes, table.files, listed_print=table.prints[0])
+        )
         labels, classes, remarks = _labels(dataset, table, label) if labelled and label else (None, (), ())
     except (OSError, OverflowError, pa.ArrowException) as error:
         raise UserError(f"dataset '{dataset.name}': {place} cannot be read: {error}") from error
@@ -109,7 +142,8 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
         raise empty(dataset, table.place)
     width = len(str(n - 1))
     names = tuple(str(i).zfill(width) for i in range(n))
-    prints = tuple(f"{table.stamp}:{i}" for i in range(n))
+    files = np.repeat(np.arange(len(table.groups)), [rows for rows, _ in table.groups]).tolist()
+    prints = tuple(inside(table.prints[file], i) for i, file in enumerate(files))
     known = labels if labels is not None else np.full(n, -1)
     if labelled and (known < 0).any():
         raise unlabelled(dataset, table.place, f"row {int((known < 0).argmax())}")

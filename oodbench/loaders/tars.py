@@ -11,9 +11,10 @@ from glob import glob
 from pathlib import Path
 
 from oodbench.errors import Missing, UserError
-from oodbench.loaders.items import regular
 from oodbench.loaders.links import files
+from oodbench.loaders.prints import stat_print
 from oodbench.paths import expand as expand_home
+from oodbench.regular import regular
 from oodbench.urls import is_url
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -97,19 +98,23 @@ def contents(path: Path) -> Contents:
     )
 
 
-def read_member(path: Path, member: Member) -> bytes:
-    """The bytes of a member; any number of threads may read one archive. UserError when it ends before the member."""
+def read_member(path: Path, member: Member) -> tuple[bytes, str]:
+    """The bytes of a member, and the print of the archive that they were read from.
+
+    Any number of threads may read one archive. UserError when it ends before the member.
+    """
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(member.offset)
             content = file.read(member.size)
             while 0 < len(content) < member.size and (more := file.read(member.size - len(content))):
                 content += more
+            now = stat_print(os.fstat(file.fileno()))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     if len(content) != member.size:
         raise UserError(f"{path} ends within member {member.name}; it is truncated, fetch it again")
-    return content
+    return content, now
 
 
 def _check_end(path: Path, end: int, size: int, found: list[Member]) -> None:

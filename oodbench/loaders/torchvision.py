@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import os
 from collections.abc import Mapping
@@ -15,30 +14,37 @@ import numpy as np
 from oodbench.catalogue import Dataset
 from oodbench.errors import Missing, UserError, did_you_mean
 from oodbench.loaders.items import Items, keys_of, missing, unlabelled
+from oodbench.loaders.prints import Taken, inside, joined, lasting, pixels, print_of
 from oodbench.store import digest
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 
 @dataclass(frozen=True)
 class Torchvision:
-    """A torchvision dataset; the name of an image is its index."""
+    """A torchvision dataset; the name of an image is its index. Only torchvision knows which files it reads for one."""
 
     images: Any
+    dataset: Dataset
+    root: Path
+    listed_print: str
 
-    def read(self, name: str) -> Image:
-        """The image at an index."""
+    def take(self, name: str) -> Taken:
+        """The image at an index; its sha256 is that of mode, size and pixels: the stored form differs by set."""
         from PIL.Image import Image
 
         image = self.images[int(name)][0]
         assert isinstance(image, Image)
-        return image
+        return pixels(inside(self.listed_print, int(name)), image)
 
     def content(self, name: str) -> str:
-        """sha256 of the mode, the size and the pixels: the stored form differs from set to set."""
-        image = self.read(name)
-        return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
+        """sha256 of mode, size and pixels."""
+        return self.take(name).content()
+
+    def tree_print(self) -> str:
+        """The print of everything below the folder."""
+        return _tree(self.dataset, self.root)
 
 
 def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
@@ -46,11 +52,11 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     root = dataset.folder(data)
     if not root.is_dir():
         raise missing(dataset, root)
+    whole = _tree(dataset, root)  # before it is opened
     images = opened(dataset, root, download=False)
     n = len(images)
     width = len(str(n - 1))
     names = tuple(str(i).zfill(width) for i in range(n))
-    stamp = digest([dataset.source, dataset.split, _files(root)])  # splits of one folder number their images alike
     try:
         labels = np.array(_labels(images)) if labelled else np.full(n, -1)
     except (TypeError, ValueError, RuntimeError, IndexError) as error:  # attributes, boxes, several labels
@@ -61,8 +67,8 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
         raise unlabelled(dataset, root, f"image {int((labels < 0).argmax())}")
     classes = tuple(str(one) for one in getattr(images, "classes", ())) if labelled else ()
     keys = keys_of(dataset, labels, root, classes) if labelled else ()
-    keys = classes or keys
-    return Items(root, names, tuple(f"{stamp}:{i}" for i in range(n)), labels, Torchvision(images), keys, classes)
+    prints = tuple(inside(whole, i) for i in range(n))
+    return Items(root, names, prints, labels, Torchvision(images, dataset, root, whole), classes or keys, classes)
 
 
 def opened(dataset: Dataset, root: Path, download: bool) -> Any:
@@ -125,12 +131,11 @@ def _labels(images: Any) -> list[int]:
     return [int(images[i][1]) for i in range(len(images))]
 
 
-def _files(root: Path) -> list[str]:
-    """Name, size and time of everything below the folder."""
+def _tree(dataset: Dataset, root: Path) -> str:
+    """The print of everything below the folder, for one split: those of one folder number their images alike."""
     found = []
     for folder, _, names in os.walk(root):
-        for name in names:
-            path = Path(folder, name)
-            stat = path.stat()
-            found.append(f"{path.relative_to(root).as_posix()}:{stat.st_size}:{stat.st_mtime_ns}")
-    return sorted(found)
+        for path in (Path(folder, name) for name in names):
+            found.append(f"{path.relative_to(root).as_posix()}:{print_of(path)}")
+    known = digest([dataset.source, dataset.split, sorted(lasting(one) for one in found)])
+    return joined(known, digest(sorted(found)))

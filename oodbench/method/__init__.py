@@ -5,7 +5,7 @@ Legend of shapes: b images or pairs, d embedding width, w activation width, k cl
 
 from oodbench.method.batch import Batch, Needs, Undeclared
 from oodbench.method.encoder import Captioner, Encoder, TextTower
-from oodbench.method.scorer import Method, check_predictions, logsumexp
+from oodbench.method.scorer import Method, check_predictions, check_scores, logsumexp
 from oodbench.method.task import Own, Sources, Task
 from oodbench.method.trained import Optimiser, Pairs, TrainedMethod, Weights
 
@@ -33,6 +33,7 @@ __all__ = [
     "Undeclared",
     "Weights",
     "check_predictions",
+    "check_scores",
     "logsumexp",
     "templates",
 ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Flag, auto
 
 from jaxtyping import Float
 from torch import Tensor
+
+from oodbench.method.bits import Lent
 
 
 class Needs(Flag):
@@ -35,13 +37,14 @@ class Batch:
     _embeddings: Tensor | None = None
     _activations: Tensor | None = None
     _pixels: Tensor | None = None
+    _lent: Lent = field(default_factory=Lent, repr=False, compare=False)  # what was read of it, by any method
 
-    def _read(self, value: Tensor | None, field: str, need: Needs) -> Tensor:
+    def _read(self, value: Tensor | None, name: str, need: Needs) -> Tensor:
         if value is None or need not in self.needs:
             if need in self.needs:  # calibration batches come from the store
-                raise Undeclared(f"batch.{field} was read, but calibration images come without {field}")
-            raise Undeclared(f"batch.{field} was read but not declared: add Needs.{need.name} to the method's `needs`")
-        return value
+                raise Undeclared(f"batch.{name} was read, but calibration images come without {name}")
+            raise Undeclared(f"batch.{name} was read but not declared: add Needs.{need.name} to the method's `needs`")
+        return self._lent.out(value)
 
     @property
     def features(self) -> Float[Tensor, "b d"]:
@@ -63,11 +66,25 @@ class Batch:
         """Resized and cropped images in [0, 1], before the model's normalisation."""
         return self._read(self._pixels, "pixels", Needs.PIXELS)
 
-    def versions(self) -> list[int]:
-        """Counts of in-place changes: what one method reads, the next one reads, too."""
-        tensors = (self._features, self._embeddings, self._activations, self._pixels)
-        return [tensor._version for tensor in tensors if tensor is not None]
+    def intact(self) -> bool:
+        """Whether no method wrote into what it read: what one method reads, the next one reads, too."""
+        return self._lent.intact()
+
+    def copy(self) -> Batch:
+        """The same images in memory of their own."""
+
+        def own(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.clone()
+
+        return Batch(
+            self.needs,
+            self.size,
+            own(self._features),
+            own(self._embeddings),
+            own(self._activations),
+            own(self._pixels),
+        )
 
     def seen_by(self, needs: Needs) -> Batch:
         """The same images for a method with other needs."""
-        return Batch(needs, self.size, self._features, self._embeddings, self._activations, self._pixels)
+        return Batch(needs, self.size, self._features, self._embeddings, self._activations, self._pixels, self._lent)

@@ -6,14 +6,19 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
+from oodbench.errors import UserError
 from oodbench.method.batch import Batch, Needs
 from oodbench.method.reduction import scaled_logsumexp
 from oodbench.method.task import Task
 
 State = TypeVar("State")
+INTEGERS = 1 << 53  # up to here every integer is a float64
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,22 @@ def logsumexp(logits: Float[Tensor, "b k"]) -> Float64[Tensor, " b"]:
     raw cosines of a thousand classes (whose logsumexp spreads over 0.02 around 7) keep their order.
     """
     return scaled_logsumexp(logits, 1.0, logits.amax(-1))
+
+
+def check_scores(scores: object, images: int) -> npt.NDArray[np.float64]:
+    """Scores in float64. UserError unless there is one real number per image, which float64 keeps as it is.
+
+    Half precision loses nothing here; images that it made tie before do so still.
+    """
+    if not isinstance(scores, Tensor) or scores.shape != (images,):
+        found = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise UserError(f"score() must return one score per image, a tensor [{images}], not {found}")
+    if scores.dtype == torch.bool or scores.is_complex():
+        raise UserError(f"score() must return real numbers, not {scores.dtype}")
+    if not scores.is_floating_point() and images and max(int(scores.max()), -int(scores.min())) > INTEGERS:
+        raise UserError("score() returns integers beyond 2^53, which float64 does not tell apart; return float64")
+    wide: npt.NDArray[np.float64] = scores.detach().double().cpu().numpy()
+    return wide
 
 
 def check_predictions(predictions: Tensor, images: int, classes: int) -> None:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from oodbench.method.batch import Batch, Needs, Undeclared
+from oodbench.method.bits import Lent
 from oodbench.method.encoder import Encoder
 from oodbench.method.reduction import first_largest, scaled_logsumexp
 
@@ -52,9 +53,10 @@ class Task:
         self._sources = sources
         self._needs = ~Needs(0)
         self._own: Own | None = None
-        self._banks: dict[str, tuple[Tensor, int]] = {}  # templates -> class vectors, count of in-place changes
-        self._last: dict[str, tuple[Tensor, Tensor, int]] = {}  # the same of cosines, and the features they are of
+        self._banks: dict[str, Tensor] = {}  # templates -> class vectors
+        self._last: dict[str, tuple[Tensor, Tensor]] = {}  # templates -> features, their cosines
         self._passes: dict[tuple[str, ...], Tensor] = {}  # what a pass over the last cosines gave, templates first
+        self._lent, self._lent_last = Lent(copies=True), Lent()  # of class vectors and cosines, what methods were given
         self._one = threading.RLock()  # the encoder is asked by one thread at a time, and once
 
     def seen_by(self, needs: Needs, own: Own | None = None) -> Task:
@@ -67,16 +69,17 @@ class Task:
     def apart(self) -> Task:
         """The same task for another thread: text is shared, what is remembered of the last batch is its own."""
         view = copy.copy(self)
-        view._last, view._passes = {}, {}
+        view._last, view._passes, view._lent_last = {}, {}, Lent()
         return view
 
     def intact(self) -> bool:
-        """Whether nothing that is remembered was changed in place; if something was, all of it is forgotten."""
-        sound = all(bank._version == before for bank, before in [*self._banks.values()])
-        sound = sound and all(cosines._version == before for _, cosines, before in self._last.values())
+        """Whether no method wrote into what it was given; if one did, class vectors are put right again."""
+        sound = self._lent.intact() and self._lent_last.intact()
         if not sound:
-            for kept in (self._banks, self._last, self._passes):
-                kept.clear()
+            self._last.clear()
+            self._passes.clear()
+            self._lent_last.forget()
+            self._lent.restore()
         return sound
 
     @property
@@ -92,11 +95,15 @@ class Task:
             raise Undeclared("trained weights were read but not declared: add Needs.WEIGHTS to the method's `needs`")
         return self._own.weights()
 
+    def prepare(self, templates: str) -> None:
+        """Have class vectors encoded that will be asked for."""
+        self._bank(templates)
+
     def keep(self, make: Callable[[], Tensor], **depends: object) -> Tensor:
         """What make() gives, made once and kept in the store.
 
-        `depends` names the hyper-parameters it depends on, besides encoder, precision, class names, weights, seed and
-        the method's source, which always count.
+        `depends` names the hyper-parameters it depends on. Encoder, precision, class names, weights, seed, calibration
+        images, the files that hyper-parameters name and the method's source always count.
         """
         return self._own.keep(depends, make) if self._own else make()
 
@@ -119,10 +126,7 @@ class Task:
         `templates` is a prompt set's name, a file with one template a line, or a single template with `{}` in it.
         """
         with self._one:
-            if templates not in self._banks:
-                bank = self._sources.text(templates)
-                self._banks[templates] = (bank, bank._version)
-            return self._banks[templates][0]
+            return self._lent.out(self._bank(templates))
 
     def logits(self, features: Float[Tensor, "b d"], templates: str, scale: float | None) -> Float[Tensor, "b k"]:
         """`scale` times the cosine of every image with every class; scale None is the encoder's own (mostly 100).
@@ -132,7 +136,7 @@ class Task:
         """
         cosines = self._cosines(features, templates)
         factor = self.scale if scale is None else scale
-        return cosines if factor == 1 else cosines * factor
+        return self._lent_last.out(cosines) if factor == 1 else cosines * factor
 
     def largest(self, features: Float[Tensor, "b d"], templates: str, scale: float | None) -> Float[Tensor, " b"]:
         """logits(...).amax(-1), in a pass over the cosines that all methods share."""
@@ -160,13 +164,21 @@ class Task:
             self._passes[what] = make(cosines)
         return self._passes[what].clone()
 
+    def _bank(self, templates: str) -> Tensor:
+        """Class vectors; what only this file reads is not looked at again after every batch."""
+        with self._one:
+            if templates not in self._banks:
+                self._banks[templates] = self._sources.text(templates)
+            return self._banks[templates]
+
     def _cosines(self, features: Tensor, templates: str) -> Tensor:
         last = self._last.get(templates)
         if last is None or last[0] is not features:
+            if last is not None:
+                self._lent_last.forget(last[1])
             del last  # its memory first, which is still in the processor's cache
             self._last.pop(templates, None)
             for what in [what for what in self._passes if what[0] == templates]:
                 del self._passes[what]
-            cosines = features @ self.text(templates).T
-            last = self._last[templates] = (features, cosines, cosines._version)
+            last = self._last[templates] = (features, features @ self._bank(templates).T)
         return last[1]

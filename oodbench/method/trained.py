@@ -23,6 +23,9 @@ class Optimiser:
     """AdamW with linear warm-up and cosine to 0, and how long it runs: a method's released recipe.
 
     `bare` parameters, those with fewer than two axes or with one of these parts in their name, are not decayed.
+    `epsilon_hat` says where `eps` is added: to the root of the second moment after its bias is corrected, as torch
+    does, or before, as transformers' AdamW did (Kingma and Ba call it epsilon hat). At step t the second is the first
+    with eps / sqrt(1 - betas[1] ** t): 32 times eps at the first step of betas[1] = 0.999.
     """
 
     lr: float = 3e-4
@@ -34,6 +37,7 @@ class Optimiser:
     batch: int = 2048  # pairs in one step, over all processes
     cosine: bool = True
     bare: tuple[str, ...] = ("bn", "ln", "bias", "logit_scale")
+    epsilon_hat: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from oodbench.printable import printable
 from oodbench.report.published import Quote, quotes
 from oodbench.report.table import Line
 from oodbench.result import METRICS, IdRow, Result, SetRow, flatten, slug
@@ -69,8 +70,8 @@ class Records:
 
     def _keep(self, address: str, title: str, known: dict[str, Any]) -> None:
         if address not in self._known:
-            self._known[address], self.titles[address] = known, title
-            self._uses.update(known.get("parts", {}).values())
+            self._known[address], self.titles[address] = _printable(known), title
+            self._uses.update(self._known[address].get("parts", {}).values())
 
     def _numbers(self) -> dict[str, str]:
         shared = [text for text, uses in self._uses.items() if uses > 1]
@@ -103,6 +104,7 @@ class Records:
                     "digest": row.digest,
                     "status": row.status,
                     **({"error": row.error} if row.error else {}),
+                    **({"warnings": "; ".join(row.warnings)} if row.warnings else {}),
                     "created": row.created,
                     "commit": row.commit or "unknown",
                     "method's source": row.source,
@@ -116,7 +118,7 @@ class Records:
             "seconds": _texts(row.seconds),
             "explain": f"oodbench report {self._flags()} --explain {shlex.quote(row.label)}",
             "quoted": {s.dataset: shlex.quote(s.dataset) for s in row.ood if shlex.quote(s.dataset) != s.dataset},
-            "parts": {name: json.dumps(part, ensure_ascii=False) for name, part in parts.items()},
+            "parts": {name: json.dumps(_printable(part), ensure_ascii=False) for name, part in parts.items()},
         }
 
     def _path(self, row: Result) -> str:
@@ -131,6 +133,15 @@ class Records:
             return "--mlflow URI"
         name = self.results.as_posix() if not self.results.is_absolute() else self.results.name
         return f"--results {shlex.quote(name)}"
+
+
+def _printable(value: Any) -> Any:
+    """The same nested texts, printable, and their names, too."""
+    if isinstance(value, dict):
+        return {printable(str(name)): _printable(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_printable(inner) for inner in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def _quoted(one: Quote) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from oodbench.page.gallery import Gallery, Source, gallery
 from oodbench.page.record import Records
 from oodbench.page.view import View, view
+from oodbench.printable import printable
 from oodbench.report.options import Options
 from oodbench.report.table import Line, Table
 
@@ -62,11 +63,21 @@ def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     found = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_printable,
     )
     found.filters["size"] = lambda size: f"{size / 1e6:.1f} MB" if size > 950_000 else f"{size / 1e3:.0f} kB"
     found.filters["literal"] = _literal
     return found
+
+
+def _printable(value: object) -> object:
+    """Every name in the page; the page's own parts and the records' JSON are markup, and stay."""
+    return printable(value) if type(value) is str else value
 
 
 def _literal(text: str) -> Markup:

@@ -11,6 +11,7 @@ from oodbench.errors import UserError
 from oodbench.paths import expand
 from oodbench.pictures import Heading, Picture, pictures
 from oodbench.pictures.picture import stem, unique
+from oodbench.printable import printable
 from oodbench.report.table import Table
 from oodbench.whole import whole
 
@@ -32,7 +33,7 @@ def write(
         for picture in pictures(rows, paths, data=data, sets=sets, heading=heading):
             picture = replace(picture, name=unique(picture.name, taken))
             _write(folder, picture)
-            captions.append(f"{picture.name}\n{picture.title}\n{picture.caption}\n")
+            captions.append("\n".join(map(printable, (picture.name, picture.title, picture.caption))) + "\n")
             del picture  # one figure in memory at a time
     if captions:
         _whole(folder, {CAPTIONS: "\n".join(captions).encode("utf-8", "backslashreplace")})

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from oodbench.errors import UserError
+from oodbench.printable import printable
 from oodbench.report.assembly import Alike, Test
 from oodbench.report.options import Options
 from oodbench.result import Result
 
 if TYPE_CHECKING:
     from oodbench.statistics import Scores
+
+log = logging.getLogger(__name__)
 
 MOST = 40  # rows; of more, a column's best is one of many, and the bootstrap takes minutes
 QUICK = 500_000  # scores, which take about two seconds
@@ -26,13 +31,21 @@ def tester(paths: Mapping[str, Path], options: Options, *, quick: bool = False) 
     def test(rows: Sequence[Result], sets: Sequence[str]) -> Alike:
         metrics = [m for m in ("auroc", "fpr95") if m in options.shown]
         found = {row.digest: paths[row.digest].with_suffix(".parquet") for row in rows if row.digest in paths}
-        there = {digest: path for digest, path in found.items() if path.is_file()}
+        there = {digest: path for digest, path in found.items() if path.exists() or path.is_symlink()}
         images = sum(row.id.n + sum(s.n for s in row.ood) for row in rows if row.digest in there)
         if not metrics or not 2 <= len(there) <= MOST or (quick and images > QUICK):
             return Alike()
         from oodbench.statistics import Settings, indistinguishable
 
-        scores = {row.digest: _scores(row, there[row.digest], sets) for row in rows if row.digest in there}
+        scores = {}
+        for row in rows:
+            if row.digest in there:
+                try:
+                    scores[row.digest] = _scores(row, there[row.digest], sets)
+                except UserError as error:
+                    log.warning("%s is not compared: %s", printable(row.label), printable(str(error)))
+        if len(scores) < 2:
+            return Alike()
         rules = rows[0].conventions
         settings = Settings(at95=rules.get("at95", "first"), aupr=rules.get("aupr", "average_precision"))
         marks = indistinguishable(scores, settings, metrics)
@@ -42,11 +55,10 @@ def tester(paths: Mapping[str, Path], options: Options, *, quick: bool = False) 
 
 
 def _scores(row: Result, path: Path, sets: Sequence[str]) -> Scores:
-    from oodbench.report.images import by_dataset
+    from oodbench.report.images import of_row
     from oodbench.statistics import Scores
 
-    found = by_dataset(path)
+    found = of_row(row, path)
     kept = [s for s in row.ood if not sets or s.dataset in sets]
-    values = {name: found[name].scores for name in (row.id.dataset, *(s.dataset for s in kept)) if name in found}
-    ood = {s.dataset: values[s.dataset] for s in kept}
-    return Scores(values[row.id.dataset], ood, {s.dataset: s.group for s in kept})
+    ood = {s.dataset: found[s.dataset].scores for s in kept}
+    return Scores(found[row.id.dataset].scores, ood, {s.dataset: s.group for s in kept})

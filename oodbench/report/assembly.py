@@ -57,6 +57,7 @@ def _table(one: Group, footing: Footing, options: Options, test: Test | None) ->
     lines = _lines(results, plans, options, "templates" if footing.prompts else "")
     said = [footing.title] if footing.title else []
     notes = [_note(line) for line in lines if line.result and line.result.status != "ok"]
+    notes += dict.fromkeys(f"{line.name}: {one}." for line in lines for row in line.rows for one in row.warnings)
     if footing.missing:
         notes.append(f"Not run with these prompts: {', '.join(footing.missing)}.")
     lines = list(marked(lines, blocks))

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
+from oodbench.printable import printable
+from oodbench.report.letters import commanded, letters, remark
 from oodbench.report.panels import panels
 from oodbench.report.remarks import ALIKE, BEYOND
 from oodbench.report.table import Cell, Column, Line, Table
@@ -61,7 +63,9 @@ def latex(table: Table) -> str:
         out += [r"\makebox[\textwidth][c]{%", *_panel(table, cut, first), "}"]
     for note in table.notes:
         out.append(rf"\par\smallskip\parbox{{\textwidth}}{{\raggedright {escape(note)}}}")
-    return "\n".join([*out, r"\end{table*}"]) + "\n"
+    text = "\n".join([*out, r"\end{table*}"]) + "\n"
+    lacking = remark(text)
+    return f"% The table {lacking}: lualatex or xelatex, and a font that has them.\n{text}" if lacking else text
 
 
 def _remarks(table: Table) -> list[str]:
@@ -81,7 +85,9 @@ def _cite(keys: Sequence[str]) -> str:
 
 def escape(text: str) -> str:
     """Text that LaTeX prints as it is, on one line."""
-    return _LIGATURE.sub(r"\g<0>{}", " ".join(text.split()).translate(_ESCAPES))
+    words = " ".join(printable(text).split())
+    escaped = (commanded(letter) or letter.translate(_ESCAPES) for letter in letters(words))
+    return _LIGATURE.sub(r"\g<0>{}", "".join(escaped))
 
 
 def _width(table: Table, b: int) -> float:

@@ -15,7 +15,7 @@ def caption(model: Result, apart: Sequence[str], options: Options) -> tuple[str,
     sentences = [
         _units(options),
         *_conventions(model.conventions, options.metrics),
-        f"ID: {_size(model.id)}.",
+        f"ID: {_size(model.id, model.classes.get('count'))}.",
         *_ood(model, options.sets),
         f"Encoder weights: {weights[:12]}." if weights else "",
         "Seconds: scoring only." if "seconds" in options.metrics else "",
@@ -73,6 +73,7 @@ def _ood(model: Result, chosen: Sequence[str]) -> list[str]:
     return out
 
 
-def _size(images: IdRow | SetRow) -> str:
+def _size(images: IdRow | SetRow, classes: object = None) -> str:
     remarks = [images.partial or f"n = {images.n:,}", f"{images.skipped:,} skipped" if images.skipped else ""]
+    remarks += [f"{classes:,} class{'' if classes == 1 else 'es'}"] if isinstance(classes, int) else []
     return f"{images.title} ({', '.join(filter(None, remarks))})"

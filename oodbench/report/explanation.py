@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from oodbench.errors import UserError, did_you_mean
+from oodbench.printable import printable
 from oodbench.result import METRICS, Result, SetRow, flatten
 
 _PARTS = (
@@ -54,6 +55,7 @@ def _explained(path: Path | None, row: Result, one: SetRow) -> str:
                 "commit": row.commit or "unknown",
                 "method's source": row.source,
                 "status": row.status,
+                **({"warnings": "; ".join(row.warnings)} if row.warnings else {}),
             }
         ),
         "",
@@ -72,7 +74,8 @@ def _explained(path: Path | None, row: Result, one: SetRow) -> str:
         if known:
             lines += ["", part.capitalize(), *_aligned(flatten(known))]
     rest = {s.dataset: s.list_digest for s in row.ood}
-    return "\n".join([*lines, "", "Image lists", *_aligned({row.id.dataset: row.id.list_digest, **rest}), ""])
+    lines += ["", "Image lists", *_aligned({row.id.dataset: row.id.list_digest, **rest}), ""]
+    return "\n".join(map(printable, lines))
 
 
 def _aligned(facts: Mapping[str, object]) -> Sequence[str]:

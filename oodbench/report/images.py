@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from oodbench import metrics
 from oodbench.errors import UserError
+from oodbench.result import Result
 
 COLUMNS = ("dataset", "name", "label", "score", "prediction")
 
@@ -28,17 +30,37 @@ def by_dataset(path: Path) -> dict[str, Images]:
     import pyarrow as pa
     from pyarrow import parquet
 
-    if not path.is_file():
-        raise UserError(f"{path} is not there: the row has no scores per image")
     try:
+        if not path.is_file():  # a pipe would never end
+            there = "is no regular file" if path.exists() else "is not there"
+            raise UserError(f"{path} {there}: the row has no scores per image")
         table = parquet.read_table(path, columns=[c for c in COLUMNS if c != "name"])
-        names: Any = table["dataset"].to_pylist()
-        columns = {c: table[c].to_numpy() for c in ("label", "score", "prediction")}
-    except (OSError, pa.ArrowException, KeyError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    sets = np.array(names)
-    out = {}
-    for name in dict.fromkeys(names):
-        chosen = sets == name
-        out[name] = Images(*(columns[c][chosen] for c in ("label", "score", "prediction")))
-    return out
+        names = np.array(table["dataset"].to_pylist(), dtype=np.str_)
+        label, score, prediction = (
+            table[c].to_numpy().astype(kind, casting="same_kind")
+            for c, kind in (("label", np.int64), ("score", np.float64), ("prediction", np.int64))
+        )
+    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError, MemoryError, OverflowError) as error:
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise UserError(f"{path} cannot be read: {reason[:200]}") from error
+    chosen = {str(name): names == name for name in dict.fromkeys(names.tolist())}
+    return {name: Images(label[those], score[those], prediction[those]) for name, those in chosen.items()}
+
+
+def of_row(row: Result, path: Path) -> dict[str, Images]:
+    """The images of a row, in the file of its scores. UserError for scores that are not of its images."""
+    found = by_dataset(path)
+    remedy = "look at it with: oodbench report --verify"
+    if {name: len(one.scores) for name, one in found.items()} != sizes(row):
+        raise UserError(f"{path}: its scores are not of its images; {remedy}")
+    on_id = metrics.sort_scores(found[row.id.dataset].scores, f"{path}: {row.id.dataset}")
+    for one in row.ood:
+        on_ood = metrics.sort_scores(found[one.dataset].scores, f"{path}: {one.dataset}")
+        if not math.isclose(metrics.evaluate(on_id, on_ood).auroc, one.auroc, abs_tol=1e-9):
+            raise UserError(f"{path}: its scores do not give its AUROC on {one.dataset}; {remedy}")
+    return found
+
+
+def sizes(row: Result) -> dict[str, int]:
+    """Dataset -> images scored, the ID set first."""
+    return {row.id.dataset: row.id.n} | {s.dataset: s.n for s in row.ood}

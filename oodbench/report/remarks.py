@@ -2,6 +2,6 @@
 
 ALIKE = (
     "not distinguishable from the best of its column (paired tests on the same images: DeLong for AUROC, bootstrap for"
-    " the others; Holm-corrected, level 0.05)."
+    " the others; corrected for all pairs, level 0.05)."
 )
 BEYOND = "difference beyond the tolerance."

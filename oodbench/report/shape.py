@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from oodbench.errors import UserError, did_you_mean, raise_all
+from oodbench.paths import real
 from oodbench.report.alike import tester
 from oodbench.report.assembly import tables
 from oodbench.report.bibliography import bibtex
@@ -17,6 +19,7 @@ from oodbench.report.booktabs import latex
 from oodbench.report.comparison import compared
 from oodbench.report.document import document
 from oodbench.report.github import markdown
+from oodbench.report.letters import remark
 from oodbench.report.options import Options, check
 from oodbench.report.published import quote
 from oodbench.report.quoting import quoted
@@ -25,6 +28,8 @@ from oodbench.report.table import Table
 from oodbench.report.transposition import transposed
 from oodbench.result import Result
 from oodbench.whole import whole
+
+log = logging.getLogger(__name__)
 
 FORMATS = ("latex", "markdown", "html", "csv", "parquet", "terminal")
 _FILES = ("html", "parquet")  # no text for a terminal
@@ -72,7 +77,7 @@ def check_request(request: Request, options: Options, rows: Sequence[Result]) ->
         try:
             job()
         except UserError as error:
-            problems += str(error).splitlines()
+            problems += error.problems
     raise_all(problems)
 
 
@@ -101,13 +106,18 @@ def text(tables: Sequence[Table], options: Options, request: Request) -> str:
         return document(tables, options)
     if request.form == "terminal":
         return _plain(tables)
-    return "\n".join((latex if request.form == "latex" else markdown)(table) for table in tables)
+    if request.form == "latex":
+        found = "\n".join(map(latex, tables))
+        if said := remark(found):
+            log.warning("the LaTeX %s: compile it with lualatex or xelatex, and a font that has them", said)
+        return found
+    return "\n".join(map(markdown, tables))
 
 
 def write(tables: Sequence[Table], options: Options, request: Request, page: Callable[[], str] | None = None) -> None:
     """Write the request's file, whole or not at all. UserError when it cannot be written. `page` gives the HTML."""
     assert request.output
-    path = request.output.expanduser().resolve()  # what a link leads to is written, and the link stays
+    path = real(request.output)  # what a link leads to is written, and the link stays
     html = page() if page and request.form == "html" and not request.bib else ""
     try:
         with nullcontext(path) if path.exists() and not path.is_file() else whole(path) as partial:  # /dev/stdout
@@ -116,7 +126,7 @@ def write(tables: Sequence[Table], options: Options, request: Request, page: Cal
             else:
                 partial.write_text(html or text(tables, options, request), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"cannot write --output {path}: {error}") from error
+        raise UserError(f"cannot write --output {path}: {error.strerror or error}") from error
 
 
 def _plain(tables: Sequence[Table]) -> str:

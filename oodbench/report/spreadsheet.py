@@ -10,21 +10,23 @@ from csv import DictWriter
 from dataclasses import replace
 from pathlib import Path
 
+from oodbench.csvtext import csv_text
+from oodbench.printable import printable
 from oodbench.report.options import SHOWN, Options
 from oodbench.report.table import Line, Table
 from oodbench.result import METRICS, Result, flatten
 
 _RUN = ("precision", "resize", "limit", "seed", "device", "batch_size")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet compute a text
 
 
 def csv(tables: Sequence[Table], options: Options | None = None) -> str:
     """All tables under one header; metrics are fractions, and rows of equal `table` number are comparable.
 
-    Empty cells: the benchmark of that row lacks the set, the row failed, or the method has no such value. A text that a
-    spreadsheet would take for a formula begins with an apostrophe. Of the options, sets and metrics choose columns.
+    Empty cells: the benchmark of that row lacks the set, the row failed, or the method has no such value. Texts are
+    made safe by `csv_text`. Of the options, sets and metrics choose columns.
     """
-    records = [{k: _literal(v) for k, v in record.items()} for record in _records(tables, options or Options())]
+    found = _records(tables, options or Options())
+    records = [{printable(name): csv_text(value) for name, value in record.items()} for record in found]
     text = io.StringIO()
     writer = DictWriter(text, _names(records), restval="", lineterminator="\n")
     writer.writeheader()
@@ -39,7 +41,9 @@ def parquet(tables: Sequence[Table], path: Path, options: Options | None = None)
 
     records = _records(tables, options or Options())
     columns = {name: [_null(record.get(name)) for record in records] for name in _names(records)}
-    file.write_table(pa.table({name: _array(pa, values) for name, values in columns.items()}), path)
+    made = io.BytesIO()  # given a path, pyarrow removes what lies there when it cannot write, a device, too
+    file.write_table(pa.table({name: _array(pa, values) for name, values in columns.items()}), made)
+    path.write_bytes(made.getvalue())
 
 
 def _array(pa: object, values: list[object]) -> object:
@@ -113,10 +117,6 @@ def _metrics(row: Result, options: Options) -> dict[str, object]:
 
 def _bounds(intervals: dict[str, tuple[float, float]]) -> dict[str, float]:
     return flatten({m: {"low": low, "high": high} for m, (low, high) in intervals.items()})
-
-
-def _literal(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 def _null(value: object) -> object:

@@ -1,9 +1,10 @@
-"""Table: headings, lines and cells, ready for any format."""
+"""Table: headings, lines and cells, ready for any format. Names in them are printable, wherever they come from."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from oodbench.printable import printable
 from oodbench.result import Result
 
 DASH = "-"
@@ -16,6 +17,9 @@ class Column:
     title: str
     better: int = 0
     name: str = ""
+
+    def __post_init__(self) -> None:
+        _print(self, "title")
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,9 @@ class Block:
     group: str = ""
     stamp: str = ""
     name: str = ""
+
+    def __post_init__(self) -> None:
+        _print(self, "title", "group", "stamp")
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,9 @@ class Line:
     facts: dict[str, object] = field(default_factory=dict)
     others: tuple[Result, ...] = ()
 
+    def __post_init__(self) -> None:
+        _print(self, "name", "section")
+
     @property
     def rows(self) -> tuple[Result, ...]:
         """Every row behind it."""
@@ -89,6 +99,12 @@ class Table:
     notes: tuple[str, ...]  # below the table: errors of failed rows, sources of quoted ones, differences
     cites: tuple[tuple[str, tuple[str, ...]], ...] = ()  # title of a dataset, its BibTeX keys
     first: str = "Method"  # heading of the first column
+
+    def __post_init__(self) -> None:
+        _print(self, "title", "first")
+        object.__setattr__(self, "caption", tuple(map(printable, self.caption)))
+        object.__setattr__(self, "notes", tuple(map(printable, self.notes)))
+        object.__setattr__(self, "cites", tuple((printable(title), keys) for title, keys in self.cites))
 
     @property
     def marked(self) -> bool:
@@ -114,3 +130,9 @@ class Table:
     def grouped(self) -> bool:
         """Whether headings tell groups (near, far) apart: there must be two."""
         return len({block.group for block in self.blocks} - {""}) > 1
+
+
+def _print(one: object, *names: str) -> None:
+    """Make some texts of a frozen dataclass printable."""
+    for name in names:
+        object.__setattr__(one, name, printable(getattr(one, name)))

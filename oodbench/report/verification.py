@@ -11,7 +11,7 @@ from pathlib import Path
 from oodbench import metrics
 from oodbench.errors import UserError
 from oodbench.report.images import Images, by_dataset
-from oodbench.result import METRICS, Interval, Result, from_json
+from oodbench.result import METRICS, Interval, Result, read, row_files
 
 Bounds = dict[str, Interval]
 
@@ -29,10 +29,8 @@ class Finding:
 
 def verify(results: Path) -> Iterator[Finding]:
     """Look at every row below a results folder, in order of path; problems say which cell, what is stored and found."""
-    root = results / "runs" if (results / "runs").is_dir() else results
-    for path in sorted(root.rglob("*.json")):
-        if not path.name.startswith("."):
-            yield _verified(path)
+    for path in row_files(results):
+        yield _verified(path)
 
 
 def recomputed(row: Result, images: dict[str, Images]) -> Result:
@@ -56,18 +54,28 @@ def recomputed(row: Result, images: dict[str, Images]) -> Result:
 
 
 def _with_intervals(row: Result, images: dict[str, Images]) -> Result:
-    """Intervals again, for rows that have them; those within rounding of the stored ones count as equal."""
+    """Intervals again, for rows that have them; those within rounding of the stored ones count as equal.
+
+    Intervals that were made otherwise than now, by an older version, stay as they are.
+    """
     if not row.uncertainty:
         return row
     from oodbench.statistics import Scores, Settings, intervals
+    from oodbench.statistics.intervals import methods
 
-    settings = Settings(
-        at95=row.conventions.get("at95", "first"),
-        aupr=row.conventions.get("aupr", "average_precision"),
-        replicates=int(row.uncertainty["replicates"]),
-        level=float(row.uncertainty["level"]),
-        seed=int(row.uncertainty["seed"]),
-    )
+    try:
+        settings = Settings(
+            at95=row.conventions.get("at95", "first"),
+            aupr=row.conventions.get("aupr", "average_precision"),
+            replicates=int(row.uncertainty["replicates"]),
+            level=float(row.uncertainty["level"]),
+            seed=int(row.uncertainty["seed"]),
+        )
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"how its intervals were made cannot be read: {error!r}") from error
+    made = methods(settings)
+    if any(row.uncertainty.get(metric, how) != how for metric, how in made.items()):
+        return row
     scores = {s.dataset: images[s.dataset].scores for s in row.ood}
     groups = {s.dataset: s.group for s in row.ood}
     found = intervals(Scores(images[row.id.dataset].scores, scores, groups), settings)
@@ -88,8 +96,8 @@ def _near(stored: Bounds, found: Bounds) -> Bounds:
 
 def _verified(path: Path) -> Finding:
     try:
-        row = from_json(path.read_text(encoding="utf-8"), path.name)
-    except (UserError, OSError, UnicodeDecodeError) as error:
+        row = read(path)
+    except UserError as error:
         return Finding(path, path.stem, 0, (str(error),))
     if row.status != "ok":
         return Finding(path, row.label, 0, failed=True)

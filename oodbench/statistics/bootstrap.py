@@ -9,7 +9,7 @@ import numpy as np
 
 from oodbench import metrics
 from oodbench.errors import UserError
-from oodbench.metrics import Counts, Floats
+from oodbench.metrics import Counts, Floats, fewest
 from oodbench.result import METRICS
 from oodbench.statistics.draws import Draws, chunks
 from oodbench.statistics.pairs import Pair
@@ -138,16 +138,16 @@ def fprs(pair: Pair, id: Below, ood: Below, rule: str, wanted: Collection[str]) 
     """Both FPR95s, as far as they are wanted, per replicate."""
     found = {}
     if "fpr95" in wanted:
-        found["fpr95"] = _fpr95(pair, id, ood, rule)
+        found["fpr95"] = fpr95(pair, id, ood, rule, fewest(pair.id.n, TPR), TPR)
     if "fpr95_ood" in wanted:
-        found["fpr95_ood"] = _fpr95_ood(pair, id, ood, rule)
+        found["fpr95_ood"] = fpr95_ood(pair, id, ood, rule, fewest(pair.ood.n, TPR), TPR)
     return found
 
 
-def _fpr95(pair: Pair, id: Below, ood: Below, rule: str) -> Floats:
-    """Share of OOD accepted where 95 % of ID are, per replicate."""
+def fpr95(pair: Pair, id: Below, ood: Below, rule: str, kept: Counts | int, tpr: Floats | float) -> Floats:
+    """Share of OOD accepted where so many ID images are, which is the fewest for a TPR; per replicate."""
     n, m = pair.id.n, pair.ood.n
-    level = id.level(n - metrics.fewest(n, TPR))
+    level = id.level(n - kept)
     first: Floats = (m - ood.under(pair.id_over[level])) / m
     if rule == "first":
         return first
@@ -155,13 +155,13 @@ def _fpr95(pair: Pair, id: Below, ood: Below, rule: str) -> Floats:
     before = (m - ood.under(pair.id_upto[level])) / m
     lower = id.level(np.maximum(start - 1, 0))  # the next ID level that was drawn
     last = np.where(start > 0, (m - ood.under(pair.id_upto[lower])) / m, first)
-    return _ruled(rule, ((n - stop) / n, (n - start) / n), (before, first, last))
+    return _ruled(rule, tpr, ((n - stop) / n, (n - start) / n), (before, first, last))
 
 
-def _fpr95_ood(pair: Pair, id: Below, ood: Below, rule: str) -> Floats:
-    """Share of ID rejected where 95 % of OOD are caught, per replicate: as `_fpr95` seen from the other end."""
+def fpr95_ood(pair: Pair, id: Below, ood: Below, rule: str, kept: Counts | int, tpr: Floats | float) -> Floats:
+    """Share of ID rejected where so many OOD images are caught: as `fpr95` seen from the other end."""
     n, m = pair.id.n, pair.ood.n
-    level = ood.level(metrics.fewest(m, TPR) - 1)
+    level = ood.level(kept - 1)
     first: Floats = id.under(pair.ood_upto[level]) / n
     if rule == "first":
         return first
@@ -169,17 +169,17 @@ def _fpr95_ood(pair: Pair, id: Below, ood: Below, rule: str) -> Floats:
     before = id.under(pair.ood_over[level]) / n
     higher = ood.level(np.minimum(stop, m - 1))
     last = np.where(stop < m, id.under(pair.ood_over[higher]) / n, first)
-    return _ruled(rule, (start / m, stop / m), (before, first, last))
+    return _ruled(rule, tpr, (start / m, stop / m), (before, first, last))
 
 
-def _ruled(rule: str, tprs: tuple[Floats, Floats], fprs: tuple[Floats, Floats, Floats]) -> Floats:
-    """The rules of `metrics.fpr_at_tpr` between the TPRs around 0.95."""
+def _ruled(rule: str, tpr: Floats | float, tprs: tuple[Floats, Floats], fprs: tuple[Floats, Floats, Floats]) -> Floats:
+    """The rules of `metrics.fpr_at_tpr` between the TPRs around the one that is wanted."""
     (low, high), (before, first, last) = tprs, fprs
     if rule == "nearest":
         exists = (low > 0) | (before > 0)
-        return np.where(exists & (np.abs(low - TPR) < np.abs(high - TPR)), before, last)
-    between = (first - before) / (high - low) * (TPR - low) + before
-    return np.where(high == TPR, last, between)
+        return np.where(exists & (np.abs(low - tpr) < np.abs(high - tpr)), before, last)
+    between = (first - before) / (high - low) * (tpr - low) + before
+    return np.where(high == tpr, last, between)
 
 
 def check(settings: Settings) -> None:

@@ -61,13 +61,15 @@ def indistinguishable(
 ) -> Marks:
     """Per OOD set, mean and metric: the best method, and all whose difference from it may be chance.
 
-    The best is tested against every other method in pairs (see `compare`), with Holm's correction over the methods:
-    the chance that any method as good as the best is left out is at most `alpha`.
+    The best is tested against every other method in pairs (see `compare`). As it was chosen on the same images, each p
+    value counts for all pairs that could have been chosen (Bonferroni): k (k - 1) / 2 of k methods. The chance that any
+    method as good as the best is left out is then at most `alpha`, as far as the tests of pairs hold theirs.
     """
     labels = list(methods)
     if not labels:
         return Marks({}, {})
     table = _Table(methods, metrics, settings or Settings())
+    compared = len(labels) * (len(labels) - 1) / 2
 
     def marks(names: Sequence[str]) -> dict[str, frozenset[str]]:
         found = {}
@@ -75,8 +77,7 @@ def indistinguishable(
             values = [table.value(metric, names, i) for i in range(len(labels))]
             best = values.index(max(values) if metric in HIGHER else min(values))
             others = [i for i in range(len(labels)) if i != best]
-            p = holm([table.difference(metric, names, i, best).p for i in others])
-            kept = [labels[i] for i, one in zip(others, p, strict=True) if one > alpha]
+            kept = [labels[i] for i in others if compared * table.difference(metric, names, i, best).p > alpha]
             found[metric] = frozenset([labels[best], *kept])
         return found
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from oodbench.errors import UserError
 from oodbench.metrics import Floats
+from oodbench.statistics.few import Interval, effective, is_few, score_interval
 from oodbench.statistics.pairs import Pair, pair, side
 
-Interval = tuple[float, float]
 SCALES = ("logit", "plain")
 
 
@@ -67,8 +67,9 @@ def auroc_variance(id: NDArray[Any], ood: NDArray[Any]) -> float:
 def auroc_interval(id: NDArray[Any], ood: NDArray[Any], level: float = 0.95, scale: str = "logit") -> Interval:
     """The interval of the AUROC of scores [n_id] v [n_ood] that covers the true one with probability `level`.
 
-    `logit`: symmetric on the scale of log(a / (1 - a)), always within 0 and 1, and right near 1, too; `plain`: AUROC
-    plus and minus so many standard errors, cut at 0 and 1.
+    `logit`: symmetric on the scale of log(a / (1 - a)), which stays within 0 and 1; where so few images are misplaced
+    that their variance says little, or all scores tie, at least as wide as `score_interval`'s. `plain`: AUROC plus and
+    minus so many standard errors, cut at 0 and 1.
     """
     return interval(placements(pair(side(id, "ID"), side(ood, "OOD"))), level, scale)
 
@@ -83,26 +84,26 @@ def interval(placed: Placements, level: float = 0.95, scale: str = "logit") -> I
     if math.isnan(variance):
         return 0.0, 1.0
     if scale == "plain":
-        half = _z(level) * math.sqrt(variance)
+        half = normal_deviate(level) * math.sqrt(variance)
         return max(value - half, 0.0), min(value + half, 1.0)
-    pairs = min(placed.id.size, *(part.size for part in placed.ood))
-    margin = 1 - ((1 - level) / 2) ** (1 / pairs)
-    if value >= 1 - 1e-12:
-        # Not a pair is lost, and the variance is 0. So many disjoint pairs are independent: Clopper and Pearson.
-        return 1 - margin, 1.0
-    if value <= 1e-12:
-        return 0.0, margin
-    return on_logit_scale(value, math.sqrt(variance), level)
+    n, m = placed.id.size, effective([part.size for part in placed.ood])
+    ends: list[float] = []
+    if variance > 0 and 1e-12 < value < 1 - 1e-12:
+        ends += on_logit_scale(value, math.sqrt(variance), level)
+    if not ends or is_few(value, min(n, m)):
+        ends += score_interval(value, n, m, normal_deviate(level))
+    return min(ends), max(ends)
 
 
 def on_logit_scale(value: float, error: float, level: float) -> Interval:
     """The interval around a share with a standard error that is symmetric on the scale of log(a / (1 - a))."""
-    half = _z(level) * error / (value * (1 - value))
+    half = normal_deviate(level) * error / (value * (1 - value))
     centre = math.log(value / (1 - value))
     return _expit(centre - half), _expit(centre + half)
 
 
-def _z(level: float) -> float:
+def normal_deviate(level: float) -> float:
+    """How many standard errors to each side hold a normal value with this probability."""
     from statistics import NormalDist
 
     return NormalDist().inv_cdf((1 + level) / 2)

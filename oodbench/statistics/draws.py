@@ -25,8 +25,7 @@ class Draws:
     """
 
     def __init__(self, name: str, n: int, seed: int = 0) -> None:
-        words = np.frombuffer(hashlib.sha256(name.encode()).digest(), dtype="<u4").tolist()
-        bulk, rest = np.random.SeedSequence([seed, *words]).spawn(2)
+        bulk, rest = _sequence(name, seed).spawn(2)
         self._n = n
         self._words = -(-n // 4)
         self._bulk = np.random.PCG64(bulk)
@@ -45,6 +44,16 @@ class Draws:
         images += np.repeat(np.arange(0, replicates * n, n), missing)
         np.add.at(times.reshape(-1), images, _ONE)
         return times
+
+
+def generator(name: str, seed: int = 0) -> np.random.Generator:
+    """Random numbers that follow from a name and a seed."""
+    return np.random.Generator(np.random.PCG64(_sequence(name, seed)))
+
+
+def _sequence(name: str, seed: int) -> np.random.SeedSequence:
+    words = np.frombuffer(hashlib.sha256(name.encode()).digest(), dtype="<u4").tolist()
+    return np.random.SeedSequence([seed, *words])
 
 
 def _poisson(mean: float) -> Times:

@@ -1,27 +1,35 @@
-"""Intervals of one method's metrics: DeLong for AUROC, the bootstrap for the others."""
+"""Intervals of one method's metrics: DeLong for AUROC, order statistics for FPR95, the bootstrap for AUPR."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from oodbench.metrics import Floats
 from oodbench.result import METRICS
 from oodbench.statistics.bootstrap import Settings, check, observed, replicates
-from oodbench.statistics.delong import Interval, interval, mean_placements, on_logit_scale, placements
+from oodbench.statistics.delong import (
+    Placements,
+    interval,
+    mean_placements,
+    normal_deviate,
+    on_logit_scale,
+    placements,
+)
+from oodbench.statistics.few import Interval, effective, is_few, logistic_aupr, score_interval
 from oodbench.statistics.pairs import Scores, pairs
+from oodbench.statistics.thresholds import fpr_interval
 
 # Percentiles of AUPR, which is skewed near 1, cover too little on hundreds of images.
 METHODS = {
-    "auroc": "DeLong, logit",
-    "fpr95": "bootstrap percentiles",
-    "fpr95_ood": "bootstrap percentiles",
-    "aupr_in": "bootstrap standard error, logit",
-    "aupr_out": "bootstrap standard error, logit",
+    "auroc": "DeLong, logit; score interval where few are lost",
+    "fpr95": "binomial threshold, Clopper-Pearson",
+    "fpr95_ood": "binomial threshold, Clopper-Pearson",
+    "aupr_in": "bootstrap standard error, logit; that of logistic scores where few are lost",
+    "aupr_out": "bootstrap standard error, logit; that of logistic scores where few are lost",
 }
-ENGINE = 1  # raise when the same scores give other intervals than before
+ENGINE = 2  # raise when the same scores give other intervals than before
+_RESAMPLED = ("aupr_in", "aupr_out")
 
 
 @dataclass(frozen=True)
@@ -42,33 +50,43 @@ def intervals(scores: Scores, settings: Settings | None = None, what: str = "sco
     found = pairs(scores, what)
     placed = {name: placements(pair) for name, pair in found.items()}
     means = scores.means()
-    sets = {name: {"auroc": interval(one, settings.level)} for name, one in placed.items()}
-    groups = {
-        group: {"auroc": interval(mean_placements([placed[name] for name in names]), settings.level)}
-        for group, names in means.items()
-    }
-    resampled = [metric for metric in METRICS if metric != "auroc"] if settings.replicates else []
-    drawn = replicates([found], settings, resampled) if resampled else {}
+    sets: dict[str, dict[str, Interval]] = {name: {} for name in found}
+    groups: dict[str, dict[str, Interval]] = {group: {} for group in means}
+    drawn = replicates([found], settings, _RESAMPLED) if settings.replicates else {}
     position = {name: j for j, name in enumerate(found)}
-    few = {name: min(pair.id.n, pair.ood.n) < 2 for name, pair in found.items()}
-    values = {name: observed(pair, settings, resampled) for name, pair in found.items()} if resampled else {}
-    for metric in resampled:
-        columns = [(sets[name], [name]) for name in sets] + [(groups[group], names) for group, names in means.items()]
-        for column, names in columns:
-            if any(few[name] for name in names):  # one image, drawn again and again, says nothing about others
-                column[metric] = 0.0, 1.0
-                continue
-            value = sum(values[name][metric] for name in names) / len(names)
-            resamples = drawn[metric][0][[position[name] for name in names]].mean(axis=0)
-            column[metric] = _resampled(metric, value, resamples, settings.level)
+    values = {name: observed(pair, settings, _RESAMPLED) for name, pair in found.items()} if drawn else {}
+    columns = [(sets[name], [name]) for name in sets] + [(groups[group], names) for group, names in means.items()]
+    for column, names in columns:
+        chosen = {name: found[name] for name in names}
+        area = mean_placements([placed[name] for name in names])
+        column["auroc"] = interval(area, settings.level)
+        for metric in METRICS[1:] if drawn else ():
+            if any(min(pair.id.n, pair.ood.n) < 2 for pair in chosen.values()):
+                column[metric] = 0.0, 1.0  # one image says nothing about others
+            elif metric in _RESAMPLED:
+                value = sum(values[name][metric] for name in names) / len(names)
+                resamples = drawn[metric][0][[position[name] for name in names]].mean(axis=0)
+                column[metric] = _aupr(metric, value, resamples, area, settings.level)
+            else:
+                column[metric] = fpr_interval(chosen, metric, settings)
     return Intervals(sets, groups)
 
 
-def _resampled(metric: str, value: float, resamples: Floats, level: float) -> Interval:
-    if metric.startswith("aupr") and 1e-9 < value < 1 - 1e-9 and resamples.size > 1:
-        return on_logit_scale(value, float(resamples.std(ddof=1)), level)
-    low, high = np.quantile(resamples, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def _aupr(metric: str, value: float, resamples: Floats, area: Placements, level: float) -> Interval:
+    """From the resamples' deviation; where it rests on few images, wide enough for logistic scores of such an AUROC."""
+    error = float(resamples.std(ddof=1)) if resamples.size > 1 else 0.0
+    low = high = value
+    if error > 0 and 1e-9 < value < 1 - 1e-9:
+        low, high = on_logit_scale(value, error, level)
+    n, sizes = area.id.size, [part.size for part in area.ood]
+    m = effective(sizes)
+    if error <= 0 or is_few(value, n if metric == "aupr_in" else m):
+        ends = []
+        for auroc in score_interval(min(max(area.auroc, 0.0), 1.0), n, m, normal_deviate(level)):
+            ratios = [size / n if metric == "aupr_in" else n / size for size in sizes]
+            ends.append(sum(logistic_aupr(auroc, ratio) for ratio in ratios) / len(ratios))
+        low, high = min(low, ends[0]), max(high, ends[1])
+    return low, high
 
 
 def methods(settings: Settings) -> Mapping[str, str]:

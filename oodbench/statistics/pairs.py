@@ -72,7 +72,8 @@ class Pair:
 
 def side(scores: NDArray[Any], what: str) -> Side:
     """Sort one image set's scores. UserError when they are none, not numbers of one dimension, or NaN."""
-    return Side(sort_scores(scores, what), np.argsort(scores))
+    found = sort_scores(scores, what)
+    return Side(found, np.argsort(found.given))
 
 
 def pair(id: Side, ood: Side) -> Pair:

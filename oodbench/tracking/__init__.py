@@ -11,9 +11,9 @@ from oodbench.tracking.delivery import Attach, Parcel, converse
 from oodbench.tracking.entries import encoder_slug
 from oodbench.tracking.hush import quiet
 from oodbench.tracking.probe import silence
-from oodbench.tracking.tracker import Sent, Tracker, default_uri
+from oodbench.tracking.tracker import Sent, Tracker, default_uri, tracker_of
 
-__all__ = ["Attach", "Sent", "Tracker", "default_uri", "send", "sync"]
+__all__ = ["Attach", "Sent", "Tracker", "default_uri", "send", "sync", "tracker_of"]
 
 
 def nothing(rows: Sequence[Result]) -> Iterable[tuple[str, bytes]]:
@@ -44,7 +44,7 @@ def _deliver(tracker: Tracker, parcels: Sequence[Parcel]) -> Sent:
     if why := silence(tracker):
         return Sent(0, len(known), len(wanted - known), tracker.reason("does not answer", why))
     try:
-        with ledger.locked(tracker), quiet():
-            return converse(tracker, parcels, known)
+        with ledger.locked(tracker) as sender, quiet():
+            return converse(tracker, parcels, known, sender)
     except OSError as error:
         return Sent(0, len(known), len(wanted - known), tracker.reason("was not asked", error))

@@ -11,12 +11,12 @@ from typing import Any
 from oodbench.errors import UserError, did_you_mean
 from oodbench.result import Result, from_json
 from oodbench.tracking import entries
+from oodbench.tracking.delivery import runs_of
 from oodbench.tracking.hush import quiet
 from oodbench.tracking.probe import silence
 from oodbench.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
-_OURS = "oodbench/"
 
 
 def collect(tracker: Tracker, experiment: str = "") -> list[Result]:
@@ -44,15 +44,15 @@ def collect(tracker: Tracker, experiment: str = "") -> list[Result]:
 
 def _collect(client: Any, tracker: Tracker, experiment: str, folder: Path) -> list[Result]:
     there = {one.name: one.experiment_id for one in client.search_experiments()}
-    names = [name for name in there if name.startswith(_OURS)]
+    names = [name for name in there if name.startswith(entries.RUNS)]
     if experiment:
-        named = [name for name in (experiment, f"{_OURS}{experiment}") if name in there]
+        named = [name for name in (experiment, entries.experiment(experiment)) if name in there]
         if not named:
             raise UserError(f"{tracker.place} has no experiment '{experiment}'{did_you_mean(experiment, names)}")
         names = named[:1]
     rows: dict[str, Result] = {}
     for name in names:
-        runs = _runs(client, there[name])
+        runs = list(runs_of(client, there[name]))
         wanted = {run.data.tags[entries.DIGEST]: run.info.run_id for run in runs if entries.DIGEST in run.data.tags}
         parents = dict.fromkeys(run.data.tags.get("mlflow.parentRunId", "") for run in runs)
         for parent in filter(None, parents):  # one file with all rows of a run, instead of one for each
@@ -65,17 +65,6 @@ def _collect(client: Any, tracker: Tracker, experiment: str, folder: Path) -> li
     if not rows:
         raise UserError(f"{tracker.place} holds no rows{f' of {experiment}' if experiment else ''}")
     return list(rows.values())
-
-
-def _runs(client: Any, experiment_id: str) -> list[Any]:
-    out: list[Any] = []
-    token: str | None = None
-    while True:
-        page = client.search_runs([experiment_id], max_results=1000, page_token=token)
-        out += page
-        token = page.token
-        if not token:
-            return out
 
 
 def _file(client: Any, run: str, name: str, folder: Path) -> dict[str, Result]:

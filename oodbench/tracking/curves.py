@@ -20,7 +20,8 @@ from typing import Any
 
 from oodbench.result import flatten
 from oodbench.tracking import ledger
-from oodbench.tracking.entries import cut
+from oodbench.tracking.database import connect
+from oodbench.tracking.entries import cut, shortened
 from oodbench.tracking.experiment import TRAINING, experiment_id
 from oodbench.tracking.hush import quiet
 from oodbench.tracking.probe import silence
@@ -118,12 +119,11 @@ class Follower:
         """A client, and the run: that of before a resume, or a new one."""
         if self.client is not None:
             return
-        from mlflow import MlflowClient
         from mlflow.entities import Param
-        from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
+        from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
         with ledger.locked(self.tracker):  # two at once would both set up a new store
-            client = MlflowClient(tracking_uri=self.tracker.uri)
+            client = connect(self.tracker)
             experiment = experiment_id(client, self.tracker, TRAINING)
         if self.run:
             with suppress(Exception):  # a run that somebody removed
@@ -132,8 +132,8 @@ class Follower:
                 return
         request = json.loads((self.folder / "request.json").read_text(encoding="utf-8"))
         tags = {"mlflow.source.name": "oodbench", "method": request["method"], "encoder": request["encoder"]["name"]}
-        name = f"train {tags['method']} · {tags['encoder']}"
-        run = client.create_run(experiment, tags=tags, run_name=name).info.run_id
+        name = shortened(f"train {tags['method']} · {tags['encoder']}")
+        run = client.create_run(experiment, tags=cut(tags, MAX_TAG_VAL_LENGTH), run_name=name).info.run_id
         plain = {key: str(value) for key, value in flatten(request).items()}
         params = [Param(key, value) for key, value in cut(plain, MAX_PARAM_VAL_LENGTH).items()]
         client.log_batch(run, [], params, synchronous=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,8 @@ from typing import Any
 
 from oodbench.result import Result
 from oodbench.tracking import entries, ledger
-from oodbench.tracking.experiment import RUNS, experiment_id
+from oodbench.tracking.database import connect
+from oodbench.tracking.experiment import experiment_id
 from oodbench.tracking.probe import silence
 from oodbench.tracking.tracker import Sent, Tracker
 
@@ -35,6 +36,7 @@ class Delivery:
     client: Any
     tracker: Tracker
     known: set[str]
+    sender: str  # marks the runs that this results folder made
     arrived: set[str] = field(default_factory=set)
     unfinished: list[str] = field(default_factory=list)  # run ids, the parent first
 
@@ -43,7 +45,8 @@ class Delivery:
         missing = {row.digest: row for row in parcel.rows if row.digest not in self.known | self.arrived}
         if not missing:
             return
-        experiment = experiment_id(self.client, self.tracker, f"{RUNS}{parcel.rows[0].benchmark}")
+        experiment = experiment_id(self.client, self.tracker, entries.experiment(parcel.rows[0].benchmark))
+        self._end_killed(experiment)
         if found := self._found(experiment, parcel.rows[0], set(missing)):
             ledger.note(self.tracker, found)
             self.known |= found
@@ -57,6 +60,19 @@ class Delivery:
         for run, status in zip(runs, ("FAILED", "KILLED"), strict=False):
             self.client.set_terminated(run, status)
 
+    def _end_killed(self, experiment: str) -> None:
+        """Mark KILLED what an earlier process of this results folder began and did not end: parents, cut-off children.
+
+        Parents last: whatever ends this process meanwhile, the next one finds them again.
+        """
+        ours = f"tags.\"{entries.SENDER}\" = '{self.sender}' AND attributes.status = 'RUNNING'"
+        for parent in runs_of(self.client, experiment, ours):
+            run = parent.info.run_id
+            for child in runs_of(self.client, experiment, f"tags.mlflow.parentRunId = '{run}'"):
+                if entries.DIGEST not in child.data.tags:
+                    self.client.set_terminated(child.info.run_id, "KILLED")
+            self.client.set_terminated(run, "KILLED")
+
     def _record(self, experiment: str, parcel: Parcel, missing: Mapping[str, Result]) -> None:
         """Log the whole run on a parent, and a child for each missing row."""
         from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
@@ -65,6 +81,7 @@ class Delivery:
             table = _laid(parcel, Path(folder))
             start, end = entries.span(parcel.rows)
             tags = entries.cut(entries.run_tags(parcel.rows), MAX_TAG_VAL_LENGTH)
+            tags[entries.SENDER] = self.sender
             tags |= {"mlflow.note.content": table} if 0 < len(table) <= MAX_TAG_VAL_LENGTH else {}
             parent = self.client.create_run(experiment, start, tags, entries.run_name(parcel.rows)).info.run_id
             self.unfinished = [parent]
@@ -74,10 +91,10 @@ class Delivery:
         self._describe(parent, plain, parcel.rows[0])
         for digest, row in missing.items():
             self._child(experiment, parent, row)
-            ledger.note(self.tracker, [digest])
             self.arrived.add(digest)
         self.client.set_terminated(parent, end_time=end)
         self.unfinished = []
+        ledger.note(self.tracker, missing)  # last: once all rows are noted, nobody looks for a parent left open
 
     def _describe(self, run: str, params: Mapping[str, str], row: Result, metrics: Sequence[Any] = ()) -> None:
         """Parameters, metrics, and the data sets that a row reads."""
@@ -88,7 +105,7 @@ class Delivery:
         inputs = []
         for name, digest, n, what in entries.data_sets(row):
             profile = json.dumps({"num_rows": n})
-            one = Dataset(name[:500], digest[:36], "oodbench", json.dumps({"list": digest}), profile=profile)
+            one = Dataset(name, digest[:36], "oodbench", json.dumps({"list": digest}), profile=profile)
             inputs.append(DatasetInput(one, [InputTag("mlflow.data.context", what)]))
         self.client.log_inputs(run, inputs)
 
@@ -116,13 +133,22 @@ class Delivery:
             f"tags.\"{entries.DIGEST}\" LIKE '%' AND tags.\"{entries.ENCODER}\" = '{entries.encoder_slug(first)}'"
         )
         found: set[str] = set()
-        token: str | None = None
-        while True:
-            page = self.client.search_runs([experiment], condition, max_results=1000, page_token=token)
-            found.update(run.data.tags[entries.DIGEST] for run in page)
-            token = page.token
-            if not token or wanted <= found:
-                return found & wanted
+        for run in runs_of(self.client, experiment, condition):
+            found.add(run.data.tags[entries.DIGEST])
+            if wanted <= found:
+                break
+        return found & wanted
+
+
+def runs_of(client: Any, experiment: str, condition: str = "") -> Iterator[Any]:
+    """The runs of an experiment, newest first, page by page."""
+    token: str | None = None
+    while True:
+        page = client.search_runs([experiment], condition, max_results=1000, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def _laid(parcel: Parcel, folder: Path) -> str:
@@ -139,16 +165,15 @@ def _together(rows: Sequence[Result]) -> str:
     return f"[{','.join(row.to_json() for row in rows)}]\n"
 
 
-def converse(tracker: Tracker, parcels: Sequence[Parcel], known: set[str]) -> Sent:
-    """Send parcels one by one; what the store or the way to it cannot take waits."""
-    from mlflow import MlflowClient
+def converse(tracker: Tracker, parcels: Sequence[Parcel], known: set[str], sender: str) -> Sent:
+    """Send parcels one by one; what the store or the way to it cannot take waits. The ledger must be locked."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     wanted = {row.digest for parcel in parcels for row in parcel.rows}
     failures = (MlflowException, SQLAlchemyError, OSError)  # those of requests are OSErrors
     try:
-        delivery = Delivery(MlflowClient(tracking_uri=tracker.uri), tracker, known)
+        delivery = Delivery(connect(tracker), tracker, known, sender)
     except failures as error:
         return Sent(0, len(known), len(wanted - known), tracker.reason("cannot be used", error))
     reason = ""

@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from oodbench.printable import printable
 from oodbench.result import METRICS, Result, flatten, slug
 
-DIGEST, ENCODER = "oodbench.digest", "oodbench.encoder"
+RUNS = "oodbench/"  # before the names of experiments
+DIGEST, ENCODER, SENDER = "oodbench.digest", "oodbench.encoder", "oodbench.sender"
 _NOTE = " ... (cut; in full in row.json)"
 _ENCODER = ("name", "weights", "size", "interpolation", "scale", "embed_dim")  # the rest is in row.json
 _CHARTED = ("auroc", "fpr95")
 _FEW = 40  # characters of method names that are read at a glance
+_NAME = 250  # characters that every database of MLflow takes for the name of an experiment or a run
 Plain = dict[str, str]
 
 
 def cut(plain: Mapping[str, str], limit: int) -> Plain:
-    """Values of at most `limit` characters, with a note where one was cut."""
-    return {key: text if len(text) <= limit else text[: limit - len(_NOTE)] + _NOTE for key, text in plain.items()}
+    """Printable values of at most `limit` characters, with a note where one was cut."""
+    seen = {key: printable(text) for key, text in plain.items()}
+    return {key: text if len(text) <= limit else text[: limit - len(_NOTE)] + _NOTE for key, text in seen.items()}
+
+
+def shortened(name: str, limit: int = _NAME) -> str:
+    """A printable name of at most `limit` characters: what is too long ends in a digest, which tells two apart."""
+    name = printable(name)
+    return name if len(name) <= limit else f"{name[: limit - 17]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+def experiment(benchmark: str) -> str:
+    """The experiment of a benchmark: `oodbench/mos`."""
+    return shortened(f"{RUNS}{benchmark}")
 
 
 def encoder_slug(row: Result) -> str:
-    return slug(str(row.encoder.get("slug") or row.encoder.get("name", "")))
+    return shortened(slug(str(row.encoder.get("slug") or row.encoder.get("name", ""))))
 
 
 def encoder_name(row: Result) -> str:
@@ -52,12 +68,12 @@ def run_name(rows: Sequence[Result]) -> str:
     labels = list(dict.fromkeys(row.label for row in rows))
     what = ", ".join(labels)
     what = what if len(labels) == 1 or len(what) <= _FEW else f"{len(labels)} methods"
-    return f"{encoder_name(rows[0])} on {rows[0].benchmark}: {what}{_unusual(rows[0])}"
+    return shortened(f"{encoder_name(rows[0])} on {rows[0].benchmark}: {what}{_unusual(rows[0])}")
 
 
 def row_name(row: Result) -> str:
     """`energy[scale=1] · ViT-B-16/openai`: in charts, rows of several encoders stand side by side."""
-    return f"{row.label} · {encoder_name(row)}{_unusual(row)}"
+    return shortened(f"{row.label} · {encoder_name(row)}{_unusual(row)}")
 
 
 def _unusual(row: Result) -> str:
@@ -110,7 +126,8 @@ def metrics(row: Result) -> dict[str, float]:
 def data_sets(row: Result) -> list[tuple[str, str, int, str]]:
     """Name, digest of the list, images scored, and what for (`id`, `near`, `far`, `ood`) of every set."""
     known = [(row.id.dataset, row.id.list_digest, row.id.n, "id")]
-    return known + [(one.dataset, one.list_digest, one.n, one.group or "ood") for one in row.ood]
+    known += [(one.dataset, one.list_digest, one.n, one.group or "ood") for one in row.ood]
+    return [(shortened(name), digest, n, shortened(what)) for name, digest, n, what in known]
 
 
 def run_tags(rows: Sequence[Result]) -> Plain:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+from oodbench.tracking.entries import RUNS
 from oodbench.tracking.tracker import Tracker
 
-RUNS, TRAINING, MODELS = "oodbench/", "oodbench/train", "oodbench/models"
+log = logging.getLogger(__name__)
+
+TRAINING, MODELS = "oodbench/train", "oodbench/models"
 _KIND = {"mlflow.experimentKind": "custom_model_development"}  # else MLflow takes its interface for chat bots
 _NOTE = "mlflow.note.content"
 _NOTES = {
@@ -23,11 +27,14 @@ One run per `oodbench run`, with its table and pictures as artifacts; below it, 
 
 
 def experiment_id(client: Any, tracker: Tracker, name: str) -> str:
-    """The id of an experiment, made when there is none."""
+    """The id of an experiment, made when there is none; one that was deleted keeps its name, and is restored."""
     from mlflow.exceptions import MlflowException
 
     about = {**_KIND, _NOTE: _NOTES.get(name, _NOTES[RUNS])}
     if found := client.get_experiment_by_name(name):
+        if found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
+            log.warning("the experiment %s was deleted in %s; it is restored, with its runs", name, tracker.place)
         for key in about if not set(_KIND) & set(found.tags) else ():  # one of before
             client.set_experiment_tag(found.experiment_id, key, about[key])
         return str(found.experiment_id)

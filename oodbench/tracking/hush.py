@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 # In force while rows are sent, where the user set nothing. MLflow reads each at every request, telemetry on import.
 _ENVIRONMENT = {
@@ -26,6 +28,10 @@ def quiet(seconds: int = 10) -> Iterator[None]:
     seconds  how long one request may take, where the user set nothing
     """
     wanted = {**_ENVIRONMENT, "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds)}
+    try:
+        Path.home()
+    except RuntimeError:  # a user whom the system does not know: MLflow asks for a home when it is imported
+        wanted["HOME"] = tempfile.gettempdir()
     added = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(added)
     levels = {logging.getLogger("mlflow"): logging.WARNING, logging.getLogger("urllib3.connectionpool"): logging.ERROR}

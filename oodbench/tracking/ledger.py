@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 
@@ -38,8 +39,11 @@ def note(tracker: Tracker, digests: Iterable[str]) -> None:
 
 
 @contextmanager
-def locked(tracker: Tracker) -> Iterator[None]:
-    """One process at a time sends from a results folder; raises OSError when another does not come to an end."""
+def locked(tracker: Tracker) -> Iterator[str]:
+    """One process at a time sends from a results folder; raises OSError when another does not come to an end.
+
+    Gives a name for the folder, the same at every time: what it left unfinished in MLflow is found by it.
+    """
     import sqlite3
 
     # Two at once would both set up a new store (one fails, or both), and both send the row they share.
@@ -49,6 +53,11 @@ def locked(tracker: Tracker) -> Iterator[None]:
         lock = sqlite3.connect(tracker.results / ".sending", timeout=_LOCK_SECONDS, isolation_level=None)
         with closing(lock):
             lock.execute("BEGIN EXCLUSIVE")
-            yield
+            lock.execute("CREATE TABLE IF NOT EXISTS sender (name TEXT)")
+            if lock.execute("SELECT name FROM sender").fetchone() is None:
+                lock.execute("INSERT INTO sender VALUES (?)", (secrets.token_hex(16),))
+                lock.execute("COMMIT")
+                lock.execute("BEGIN EXCLUSIVE")
+            yield str(lock.execute("SELECT name FROM sender").fetchone()[0])
     except sqlite3.Error as error:
         raise OSError(f"{tracker.results / '.sending'}: {error}") from error

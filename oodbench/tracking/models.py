@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from oodbench.errors import UserError
-from oodbench.tracking import entries
+from oodbench.tracking import entries, ledger
+from oodbench.tracking.database import connect
 from oodbench.tracking.experiment import MODELS, TRAINING, experiment_id
 from oodbench.tracking.hush import quiet
 from oodbench.tracking.probe import silence
@@ -67,7 +68,6 @@ class Version:
 def register(tracker: Tracker, name: str, model: Model) -> Version:
     """Log a model and make it the newest version of a name. UserError when the name or the store does not do."""
     with quiet(_SECONDS), _asked(tracker.uri):
-        from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
         from mlflow.utils.validation import _validate_model_name
         from sqlalchemy.exc import SQLAlchemyError
@@ -79,7 +79,9 @@ def register(tracker: Tracker, name: str, model: Model) -> Version:
         if why := silence(tracker):
             raise UserError(f"tracking store {tracker.place} does not answer ({why}); give another by --tracking-uri")
         try:
-            return _register(MlflowClient(tracking_uri=tracker.uri), tracker, name, model)
+            with ledger.locked(tracker):
+                client = connect(tracker)
+            return _register(client, tracker, name, model)
         except (MlflowException, SQLAlchemyError, OSError) as error:
             told = _first(error).replace(f"{tracker.secret}@", "") if tracker.secret else _first(error)
             raise UserError(f"tracking store {tracker.place} did not take the model ({told})") from error
@@ -99,12 +101,14 @@ def _asked(uri: str) -> Iterator[None]:
 
 def _register(client: Any, tracker: Tracker, name: str, model: Model) -> Version:
     from mlflow.exceptions import MlflowException
-    from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
+    from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
     run = _training(client, model.weights)
     params = entries.cut(model.params, MAX_PARAM_VAL_LENGTH)
     experiment = experiment_id(client, tracker, MODELS)
-    logged = client.create_logged_model(experiment, model.method, run or None, dict(model.tags), params, "oodbench")
+    logged = client.create_logged_model(
+        experiment, model.method, run or None, entries.cut(model.tags, MAX_TAG_VAL_LENGTH), params, "oodbench"
+    )
     try:
         with TemporaryDirectory() as folder:
             _save(model, Path(folder) / "model", logged.model_id)

@@ -35,7 +35,7 @@ def _http_silence(url: str) -> str:
         error.close()
         # Below 500 something is there; whether it lets us in, MLflow finds out with the user's credentials.
         return str(error) if error.code >= 500 else ""
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a host name that is none
         # Likewise for certificates, for which MLflow has settings of its own.
         return "" if isinstance(getattr(error, "reason", None), ssl.SSLError) else str(error) or type(error).__name__
     return ""
@@ -48,6 +48,10 @@ def _sqlite_silence(database: Path) -> str:
         database.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(database, timeout=_SECONDS)) as connection:
             connection.execute("BEGIN IMMEDIATE")  # what cannot be locked cannot be written
-    except (OSError, sqlite3.Error) as error:
+            connection.execute("SELECT count(*) FROM sqlite_master")  # MLflow would try for minutes to read it
+    except sqlite3.DatabaseError as error:
+        damaged = type(error) is sqlite3.DatabaseError  # not one of its kinds, such as a lock
+        return f"{error}; move {database} away, and the rows are sent to a new one" if damaged else str(error)
+    except OSError as error:
         return str(error)
     return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections import deque
@@ -9,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
+from oodbench.errors import UserError
 from oodbench.whole import write_text
 
 if TYPE_CHECKING:
@@ -30,10 +32,13 @@ class Curves:
         self._file: IO[str] | None = None
         if not writes:
             return
-        kept = [line for line in lines(self.path) if line["step"] <= done]
-        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        try:
+            kept = [line for line in lines(self.path) if line["step"] <= done]
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+            self._file = self.path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise self._unwritable(error) from error
         self._last.extend(kept[-LAST:])
-        self._file = self.path.open("a", encoding="utf-8")
 
     def __enter__(self) -> Curves:
         return self
@@ -42,7 +47,11 @@ class Curves:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file:
-            self._file.close()
+            with contextlib.suppress(OSError):  # of a full disk, which was told when the line was added
+                self._file.close()
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"{self.path} cannot be written ({error.strerror or error}); the last checkpoint stays")
 
     def add(self, report: Report) -> None:
         """Append a step."""
@@ -55,8 +64,11 @@ class Curves:
             "time": round(time.time(), 3),
         }
         if self._file:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
+            try:
+                self._file.write(json.dumps(line) + "\n")
+                self._file.flush()
+            except OSError as error:
+                raise self._unwritable(error) from error
         self._last.append(line)
 
     def means(self) -> dict[str, float]:

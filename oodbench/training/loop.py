@@ -7,6 +7,7 @@ that gradient goes through it (Gao et al. 2021, arXiv:2101.06983, call it GradCa
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -126,10 +127,20 @@ class Trainer:
             norms = torch.stack([one.norm() for one in gradients])
             if not bool(norms.isfinite().all()):
                 raise Diverged(f"the gradient of step {number + 1} is no number")
+        eps = self._eps()
         for group in self.optimiser.param_groups:
-            group["lr"] = lr
+            group["lr"], group["eps"] = lr, eps
         self.scaler.step(self.optimiser)
         self.scaler.update()
+
+    def _eps(self) -> float:
+        """The eps of the next step of torch's AdamW."""
+        recipe = self.schedule.optimiser
+        if not recipe.epsilon_hat:
+            return recipe.eps
+        # counted by the optimiser: the scaler leaves steps out
+        made = max((int(state["step"]) for state in self.optimiser.state.values()), default=0)
+        return recipe.eps / math.sqrt(1 - recipe.betas[1] ** (made + 1))
 
 
 def _start(pairs: Pairs) -> int:

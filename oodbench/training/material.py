@@ -165,7 +165,7 @@ def _broken(work: Work, tell: Tell) -> Sequence[tuple[int, str]]:
 
     from oodbench import decode
 
-    known = {"engine": 1, "items": work.listing.digest}
+    known = {"engine": 1, "items": work.listing.stamp}
     entry = work.store.find("readable", known)
     if entry is None:
         done = tell(f"look at {work.listing.dataset.name}", len(work.listing))

@@ -36,6 +36,9 @@ class TrainPlan:
 
     def identity(self) -> dict[str, Any]:
         """What the weights depend on besides the corpus: two trainings with the same may go on from one another."""
+        optimiser = dataclasses.asdict(self.optimiser)
+        if not self.optimiser.epsilon_hat:
+            del optimiser["epsilon_hat"]  # as trainings have it that began before there was one
         return {
             "method": self.job.info.name,
             "parameters": self.job.parameters,
@@ -43,7 +46,7 @@ class TrainPlan:
             "source": self.job.info.source,
             "encoder": {"name": self.encoder.card.row()["name"], "identity": self.encoder.card.identity},
             "augment": self.request.augment,
-            "optimiser": dataclasses.asdict(self.optimiser),
+            "optimiser": optimiser,
             "seed": self.request.seed,
             "precision": self.request.compute,
         }

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
+from oodbench.errors import UserError
 from oodbench.runner import pick_device
 
 # The others wait while one embeds its share of the corpus, which may take days.
@@ -78,7 +79,7 @@ def joined(device: str) -> Iterator[World]:
     if dist.is_available() and dist.is_initialized():
         yield World(dist.get_rank(), dist.get_world_size(), _own(device))
         return
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = _given("WORLD_SIZE", "1")
     chosen = _own(device)
     if size == 1:
         yield World(0, 1, chosen)
@@ -95,5 +96,12 @@ def joined(device: str) -> Iterator[World]:
 def _own(asked: str) -> str:
     """The device of this process: with several, each has a GPU of its own."""
     device = pick_device(asked)
-    local = os.environ.get("LOCAL_RANK")
-    return f"cuda:{local}" if device == "cuda" and local else device
+    return f"cuda:{_given('LOCAL_RANK', '')}" if device == "cuda" and os.environ.get("LOCAL_RANK") else device
+
+
+def _given(name: str, default: str) -> int:
+    """A number that torchrun sets in the environment."""
+    text = os.environ.get(name, default)
+    if not text.isdecimal():
+        raise UserError(f"${name} is {text!r}, which is no number: torchrun sets it, one process alone needs none")
+    return int(text)

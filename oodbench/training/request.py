@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from oodbench.errors import did_you_mean, raise_all
-from oodbench.request import PRECISIONS
+from oodbench.request import MOST, PRECISIONS, WORKERS, beyond
 
 GLYPHS = "glyphs"
 
@@ -67,23 +69,22 @@ def check_options(request: TrainRequest) -> None:
     ):
         if value not in options:
             problems.append(f"{name} {value}{did_you_mean(value, options)}")
-    for name, number, least in (
-        ("--epochs", request.epochs, 1),
-        ("--steps", request.steps, 1),
-        ("--batch", request.batch, 1),
-        ("--chunk", request.chunk, 1),
-        ("--warmup", request.warmup, 0),
-        ("--weight-decay", request.weight_decay, 0),
-        ("--seed", request.seed, 0),
-        ("--checkpoint-every", request.checkpoint_every, 1),
-        ("--max-steps", request.max_steps, 1),
-        ("--workers", request.workers, 0),
+    for name, number, least, most in (
+        ("--epochs", request.epochs, 1, MOST),
+        ("--steps", request.steps, 1, MOST),
+        ("--batch", request.batch, 1, MOST),
+        ("--chunk", request.chunk, 1, MOST),
+        ("--warmup", request.warmup, 0, MOST),
+        ("--weight-decay", request.weight_decay, 0, sys.float_info.max),
+        ("--seed", request.seed, 0, MOST),
+        ("--checkpoint-every", request.checkpoint_every, 1, MOST),
+        ("--max-steps", request.max_steps, 1, MOST),
+        ("--workers", request.workers, 0, WORKERS),
     ):
-        if number is not None and not number >= least:
-            problems.append(f"{name} must be at least {least}, not {number}")
+        problems += beyond(name, number, least, most)
     for name, rate in (("--lr", request.lr), ("--eps", request.eps)):
-        if rate is not None and not rate > 0:
-            problems.append(f"{name} must be above 0, not {rate}")
+        if rate is not None and not 0 < rate < math.inf:
+            problems.append(f"{name} must be a number above 0, not {rate}")
     if request.betas is not None and (len(request.betas) != 2 or not all(0 <= beta < 1 for beta in request.betas)):
         problems.append(f"--betas takes two numbers below 1, as in 0.9,0.98, not {','.join(map(str, request.betas))}")
     if request.epochs is not None and request.steps is not None:

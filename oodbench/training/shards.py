@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Any
@@ -17,13 +17,13 @@ import numpy as np
 
 from oodbench.errors import UserError
 from oodbench.loaders.archives import Archives
-from oodbench.loaders.items import print_of
 from oodbench.loaders.layout import is_image
+from oodbench.loaders.prints import Taken, inside, print_of
 from oodbench.loaders.tars import Member, expand, members, read_member
 from oodbench.reaching import fetch, stamp
 from oodbench.store import Store
 from oodbench.training.corpus import Part, listed
-from oodbench.urls import is_url
+from oodbench.urls import is_secret, is_url, shown
 
 ENGINE = 2  # raise when the same shard gives other pairs than before
 
@@ -39,7 +39,11 @@ def read_all(pattern: str, store: Store) -> Iterator[Part]:
 
 def check(pattern: str) -> None:
     """UserError for a pattern that is none, and for shards that are not there; URLs are not asked."""
-    places = [Path(place) for place in expand(pattern) if not is_url(place)]
+    found = expand(pattern)
+    secret = next((place for place in found if is_url(place) and is_secret(place)), "")
+    if secret:  # it would stand in the header of the weights
+        raise UserError(f"captions {shown(secret)}: captions are named by their URL: leave out password and signature")
+    places = [Path(place) for place in found if not is_url(place)]
     absent = [str(place) for place in places if not place.is_file()]
     if absent:
         raise UserError(f"captions {pattern}: {len(absent)} of {len(places)} shards are not there, {absent[0]} first")
@@ -47,18 +51,21 @@ def check(pattern: str) -> None:
 
 @dataclass
 class Copy:
-    """A shard as a local file, fetched when it is first read."""
+    """A shard as a local file, fetched when it is first read. `state` is its stamp when it was found."""
 
     place: str
     path: Path
     missing: bool = False
+    state: str = ""
     lock: Lock = field(default_factory=Lock)
 
     def fetched(self) -> Path:
-        """The local file."""
+        """The local file. UserError when the shard has changed since it was found."""
         with self.lock:
             if self.missing:
                 fetch(self.place, self.path)
+                if self.stamp() != self.state:
+                    raise UserError(f"captions {self.place} changed after they were listed; run again")
                 self.missing = False
         return self.path
 
@@ -74,15 +81,17 @@ class Remote:
     copy: Copy
     inside: Archives
 
-    def read(self, name: str) -> Any:
-        """Decode a member."""
+    def take(self, name: str) -> Taken:
+        """Read a member; the print of a copy of our own is that of the shard."""
         self.copy.fetched()
-        return self.inside.read(name)
+        taken = self.inside.take(name)
+        member = self.inside.where[name][1]
+        own = is_url(self.copy.place)
+        return replace(taken, print=inside(self.copy.state, member.offset, member.size)) if own else taken
 
     def content(self, name: str) -> str:
         """sha256 of a member."""
-        self.copy.fetched()
-        return self.inside.content(name)
+        return self.take(name).content()
 
 
 @contextlib.contextmanager
@@ -94,18 +103,17 @@ def _copy(url: str) -> Iterator[Copy]:
 def _part(copy: Copy, store: Store) -> Part:
     name = PurePosixPath(copy.place).name
     try:
-        state = copy.stamp()
+        copy.state = copy.stamp()
     except OSError as error:
         raise UserError(f"captions {copy.place} cannot be read: {error.strerror or error}") from error
-    known = {"engine": ENGINE, "shard": copy.place, "stamp": state}
+    known = {"engine": ENGINE, "shard": copy.place, "stamp": copy.state}
     entry = store.find("shard", known)
     facts = entry.facts if entry else _index(copy)
     if entry is None:
         store.write("shard", known, {}, facts)
-    inside = {one[0]: (copy.path, Member(*one)) for one in facts["images"]}
-    prints = [f"{state}:{one[1]}:{one[2]}" for one in facts["images"]]
-    source = Remote(copy, Archives(inside))
-    found = listed(name, Path(copy.place), tuple(inside), prints, source)
+    where = {one[0]: (copy.path, Member(*one)) for one in facts["images"]}
+    prints = [inside(copy.state, one[1], one[2]) for one in facts["images"]]
+    found = listed(name, Path(copy.place), tuple(where), prints, Remote(copy, Archives(where)))
     return Part(found, np.arange(len(found)), tuple(facts["captions"]), tuple(facts["skipped"]))
 
 
@@ -134,7 +142,7 @@ def _index(copy: Copy) -> dict[str, Any]:
         caption = ""
         if not problem:
             try:
-                caption = read_member(path, texts[key]).decode().strip()
+                caption = read_member(path, texts[key])[0].decode().strip()
             except UnicodeDecodeError:
                 problem = "its caption is no UTF-8"
             problem = problem or ("" if caption else "its caption is empty")

@@ -45,7 +45,6 @@ class State:
 
     def begin(self, identity: Mapping[str, Any]) -> None:
         """Write down which training this is."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / REQUEST).exists():
             _write(self.folder / REQUEST, json.dumps(identity, indent=1, sort_keys=True).encode())
 
@@ -78,10 +77,7 @@ class State:
             },
             content,
         )
-        try:
-            _write(self.path(step), content.getbuffer())
-        except OSError as error:
-            raise UserError(f"checkpoint {self.path(step)} cannot be written: {error.strerror or error}") from error
+        _write(self.path(step), content.getbuffer())
         for old in self.steps()[:-KEPT]:
             self.path(old).unlink(missing_ok=True)
 
@@ -124,5 +120,8 @@ def _short(value: Any) -> str:
 
 
 def _write(path: Path, content: bytes | memoryview) -> None:
-    with whole(path) as partial:
-        partial.write_bytes(content)
+    try:
+        with whole(path) as partial:
+            partial.write_bytes(content)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error

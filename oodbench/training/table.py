@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from oodbench.errors import UserError
-from oodbench.loaders.items import print_of
+from oodbench.loaders.prints import print_of
 from oodbench.training.corpus import Part, listed
 
 COLUMNS = ("filepath", "caption")
