@@ -18,8 +18,6 @@ from oodbench import decode
 from oodbench.doctor.look import Look, look
 from oodbench.errors import UserError
 from oodbench.images import Listing
-from oodbench.loaders.items import Files
-from oodbench.regular import regular
 from oodbench.store import Store
 
 if TYPE_CHECKING:
@@ -99,23 +97,18 @@ def _look(listing: Listing, index: int) -> tuple[Look, bool]:
     """The look, and whether it will be the same next time."""
     try:
         image = listing.read(index)
-        return replace(look(image), frames=_has_frames(listing, index, image)), True
+        return replace(look(image), frames=_has_frames(image)), True
     except UserError:  # not the image that was listed
         raise
     except Exception as error:
         return Look(decode.reason(error)), decode.broken(error)
 
 
-def _has_frames(listing: Listing, index: int, image: Image) -> bool:
+def _has_frames(image: Image) -> bool:
     """Whether there are several frames. (Photographs in the MPO format have a preview beside them: that is none.)"""
     if image.format not in ("GIF", "TIFF", "WEBP", "PNG"):
         return False
-    from PIL import Image as images
-
     try:
-        if isinstance(listing.reader, Files):  # its files are closed, and those of a GIF or TIFF are asked only now
-            with regular(listing.folder / listing.names[index]) as file:
-                return bool(getattr(images.open(file), "is_animated", False))
         return bool(getattr(image, "is_animated", False))
     except Exception:  # damaged behind the first frame, in whatever way
         return False
