@@ -18,6 +18,13 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With pytest-xdist, a file's tests run in one process, and so do all that start a Ray cluster."""
+    for item in items:
+        file = item.path.stem
+        item.add_marker(pytest.mark.xdist_group("ray" if file.startswith("test_cluster") else file))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads or writes the user's own store, data or MLflow."""

@@ -113,7 +113,7 @@ def decoded(found: Listing) -> list[int]:
     """One value of every image, as a run reads them."""
 
     def first(image: Image.Image) -> torch.Tensor:
-        return torch.from_numpy(np.asarray(image.convert("RGB"))[0, 0, :1].copy())
+        return torch.from_numpy(np.asarray(image.convert("RGB"))[0, 0, :1].reshape(1, 1, 1).copy())
 
     parts = batches(found, Reading(2, "skip"), 3, (0, len(found)), first)
     return [int(value) for part in parts if part.images is not None for value in part.images.flatten()]
