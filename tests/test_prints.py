@@ -322,7 +322,9 @@ def test_inodes_count_only_where_a_file_system_keeps_them(tmp_path: Path, monkey
     from oodbench import entry
     from oodbench.loaders.prints import lasting, print_of
 
-    stat = tmp_path.stat()
+    file = tmp_path / "file"
+    file.touch()
+    stat = file.stat()
     number = f"{os.major(stat.st_dev)}:{os.minor(stat.st_dev)}"
     lines = f"21 1 0:99999 / /proc rw - proc proc rw\n22 1 {number} / /mnt rw,noatime shared:1 - KIND host:/x rw\n"
     kept = {"ext4": True, "nfs4": True, "overlay": True, "fuse.sshfs": False, "fuse": False, "cifs": False}
@@ -330,8 +332,8 @@ def test_inodes_count_only_where_a_file_system_keeps_them(tmp_path: Path, monkey
         monkeypatch.setattr(Path, "read_text", lambda self, kind=kind, **_: lines.replace("KIND", kind))
         entry.file_system.cache_clear()
         assert entry.file_system(stat.st_dev) == kind
-        assert print_of(tmp_path).endswith(f":{stat.st_ino}" if keeps else ":0")
-        assert entry.file_stamp(tmp_path)["inode"] == (stat.st_ino if keeps else 0)
-        assert lasting(print_of(tmp_path)) == f"{stat.st_size}:{stat.st_mtime_ns}"
+        assert print_of(file).endswith(f":{stat.st_ino}" if keeps else ":0")
+        assert entry.file_stamp(file)["inode"] == (stat.st_ino if keeps else 0)
+        assert lasting(print_of(file)) == f"{stat.st_size}:{stat.st_mtime_ns}"
     monkeypatch.undo()
     entry.file_system.cache_clear()
