@@ -490,7 +490,7 @@ def test_torch_is_imported_late() -> None:
 
 def test_the_layers_are_kept() -> None:
     layers: dict[str, set[str]] = {
-        "errors": set(),
+        "errors": {"urls"},
         "levels": set(),
         "merged": {"levels"},
         "metrics": {"errors", "levels", "merged"},
