@@ -28,7 +28,7 @@ def checksum(tensor: Tensor) -> bytes:
     memory = memory.view(torch.uint8)
     whole = len(memory) // (8 * WORDS) * (8 * WORDS)
     columns, sums = torch.zeros(WORDS, dtype=torch.int64, device=memory.device), [memory[whole:].long()]
-    for rows in memory[:whole].view(torch.int64).view(-1, WORDS).split(BLOCK):
+    for rows in torch.split(memory[:whole].view(torch.int64).view(-1, WORDS), BLOCK):
         columns += rows.sum(0)
         sums.append((rows >> 16).sum(1))
     return hashlib.blake2b(torch.cat([columns, *sums]).cpu().numpy().tobytes(), digest_size=16).digest()
