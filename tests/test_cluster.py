@@ -262,10 +262,10 @@ def test_methods_and_stores_that_are_not_the_drivers_are_refused(
     changed = dataclasses.replace(sent.plan.jobs[0].info, source="f" * 64)
     jobs = (dataclasses.replace(sent.plan.jobs[0], info=changed),)
     with pytest.raises(UserError, match=r"method 'mcm': the driver has source ffffffffffff .* the worker on .*mcm\.py"):
-        parcel.unpack(dataclasses.replace(sent, plan=dataclasses.replace(sent.plan, jobs=jobs)))
+        parcel.unpack(dataclasses.replace(sent, plan=dataclasses.replace(sent.plan, jobs=jobs)), tmp_path)
     parcel.unmark(sent)
     with pytest.raises(UserError, match=r"the store .* is not the driver's; name a folder that every node sees"):
-        parcel.unpack(sent)
+        parcel.unpack(sent, tmp_path)
 
 
 def test_plugins_and_declarations_travel(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +281,7 @@ def test_plugins_and_declarations_travel(images: Path, tmp_path: Path, monkeypat
     sent = parcel.pack(made)
     for file in (plugin, plugin.with_name("_part.py"), config / "datasets/mine.toml"):
         file.unlink()
-    there = parcel.unpack(sent)
+    there = parcel.unpack(sent, tmp_path)
     assert there.jobs[0].info.source == made.jobs[0].info.source and there.jobs[0].info.path.is_file()
     assert (Path(os.environ["OODBENCH_CONFIG"]) / "datasets/mine.toml").read_text() == text
     assert [job.label for job in there.jobs] == [job.label for job in made.jobs]

@@ -495,7 +495,7 @@ def test_the_layers_are_kept() -> None:
         "merged": {"levels"},
         "metrics": {"errors", "levels", "merged"},
         "result": {"errors"},
-        "store": {"entry", "errors"},
+        "store": {"entry", "errors", "paths"},
         "entry": {"errors"},
         "paths": {"errors"},
         "values": {"errors"},
@@ -508,7 +508,8 @@ def test_the_layers_are_kept() -> None:
         "report": {"catalogue", "errors", "metrics", "paths", "registry", "report", "result", "statistics", "whole"},
         "urls": set(),
         "whole": set(),
-        "tracking": {"errors", "result", "tracking", "whole"},
+        "printable": set(),
+        "tracking": {"errors", "printable", "result", "tracking", "whole"},
         "pictures": {"catalogue", "decode", "errors", "images", "metrics", "paths", "pictures", "prompts", "report"}
         | {"loaders", "request", "result", "sets", "store", "urls", "whole"},
     }

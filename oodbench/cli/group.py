@@ -82,13 +82,14 @@ class Group(click.Group):
 
     def main(self, *args: Any, standalone_mode: bool = True, **more: Any) -> Any:
         """As click's, with one form for all errors, on streams that take every character."""
+        carry_out: Any = super().main  # click's overloads name every parameter
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **more)
+            return carry_out(*args, standalone_mode=False, **more)
         code: Any = 0
         try:
             with _encodable():
                 try:
-                    code = super().main(*args, standalone_mode=False, **more)
+                    code = carry_out(*args, standalone_mode=False, **more)
                 except SystemExit as end:
                     code = end.code
                 sys.stdout.flush()  # a disk that is full is told now, not when Python ends
