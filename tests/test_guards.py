@@ -198,6 +198,7 @@ WRITES = {
     "class vectors": ("", "bank = task.text('simple').numpy(); bank *= -1"),
     "class vectors kept from fit()": ("return task.text('simple').numpy()[1:]", "state *= -1"),
     "logits": ("", "task.logits(batch.features, 'simple', 1.0).numpy()[:] = 0"),
+    "what the encoder normalises by": ("", "task.encoder.std.numpy()[:] = 9"),
     "class vectors in a fit() that fails": ("task.text('simple').numpy()[:] = 0; raise ValueError", "pass"),
     "class vectors in fit()": ("bank = task.text('simple').numpy(); bank *= -1", "pass"),
 }

@@ -86,7 +86,9 @@ class Task:
     def encoder(self) -> Encoder:
         """The model itself, loaded when first asked for. Declare Needs.ENCODER to run it in score()."""
         with self._one:
-            return self._sources.encoder()
+            encoder = self._sources.encoder()
+            self._lent.out(encoder.std)  # what it normalises by
+            return encoder
 
     @property
     def weights(self) -> Weights:
