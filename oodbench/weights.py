@@ -109,7 +109,7 @@ def recipe_of(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(recipe, dict) or recipe.get("format") != FORMAT:
         stated = recipe.get("format") if isinstance(recipe, dict) else recipe
-        raise UserError(f"weights {path} are of format {str(stated)[:40]!r}; this oodbench reads {FORMAT}")
+        raise UserError(f"weights {path} are of format {str(stated)[:40]}; this oodbench reads {FORMAT}")
     return recipe
 
 

@@ -18,6 +18,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With pytest-xdist, a file's tests run in one process, and so do all that start a Ray cluster."""
     for item in items:
