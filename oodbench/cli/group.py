@@ -84,6 +84,8 @@ class Group(click.Group):
         if not standalone_mode:
             return carry_out(*args, standalone_mode=False, **more)
         code: Any = 0
+        if logging.lastResort is not None:  # what prints the warnings of commands that set up no log
+            logging.lastResort.setFormatter(_Printable("%(message)s"))
         try:
             with _encodable():
                 try:
