@@ -99,7 +99,7 @@ def test_several_problems_are_lines_of_their_own() -> None:
 # Streams
 
 
-def failing(error: OSError) -> click.Group:
+def failing(error: Exception) -> click.Group:
     @click.group(cls=group.Group)
     def outer() -> None:
         pass
@@ -123,6 +123,13 @@ def test_an_error_of_the_system_is_one_line(error: OSError, said: str) -> None:
     done = CliRunner().invoke(failing(error), ["run"])
     assert done.exit_code == 2
     assert done.stderr == f"error: {said}; what is finished is stored, and the same command goes on from there\n"
+
+
+def test_a_name_that_a_library_cannot_encode_is_one_line() -> None:
+    error = UnicodeEncodeError("utf-8", "a\udcff\nb", 1, 2, "surrogates not allowed")
+    done = CliRunner().invoke(failing(error), ["run"])
+    assert done.exit_code == 2
+    assert done.stderr == r"error: the name a\udcff\nb is not UTF-8, as libraries need it here; rename it" + "\n"
 
 
 def test_a_file_that_does_not_fit_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
