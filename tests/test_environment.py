@@ -99,7 +99,7 @@ def test_several_problems_are_lines_of_their_own() -> None:
 # Streams
 
 
-def failing(error: OSError) -> click.Group:
+def failing(error: Exception) -> click.Group:
     @click.group(cls=group.Group)
     def outer() -> None:
         pass
@@ -123,6 +123,13 @@ def test_an_error_of_the_system_is_one_line(error: OSError, said: str) -> None:
     done = CliRunner().invoke(failing(error), ["run"])
     assert done.exit_code == 2
     assert done.stderr == f"error: {said}; what is finished is stored, and the same command goes on from there\n"
+
+
+def test_a_name_that_a_library_cannot_encode_is_one_line() -> None:
+    error = UnicodeEncodeError("utf-8", "a\udcff\nb", 1, 2, "surrogates not allowed")
+    done = CliRunner().invoke(failing(error), ["run"])
+    assert done.exit_code == 2
+    assert done.stderr == r"error: the name a\udcff\nb is not UTF-8, as libraries need it here; rename it" + "\n"
 
 
 def test_a_file_that_does_not_fit_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,6 +201,15 @@ def test_names_do_not_reach_the_terminal_as_they_are(capsys: pytest.CaptureFixtu
 def test_logged_names_are_printable() -> None:
     record = logging.LogRecord("oodbench", logging.WARNING, "", 0, "left out: %s", (f"{HOSTILE}\nx",), None)
     assert group._Printable("%(levelname)s: %(message)s").format(record) == f"WARNING: left out: {SEEN}\\nx"
+
+
+def test_warnings_of_a_command_without_a_log_are_printable(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "a\x1b[2Jb.json").write_text("{")
+    code = f"import sys; from oodbench.cli import main; main(['report', '--results', {str(tmp_path)!r}])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "\x1b" not in done.stderr
+    assert done.stderr.startswith("left out: ") and r"a\x1b[2Jb.json is not JSON" in done.stderr
 
 
 def test_bars_show_names_as_they_are_spelled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,7 @@ def test_what_a_model_is_told_to_be(place: Path) -> None:
         (["detector", "--name", "a/b"], "error: --name 'a/b': Invalid model name 'a/b'. Names cannot contain '/' or"),
         (["detector", "--name", " "], "error: --name ' ': "),
         (["detector", "--tracking-uri", "http://me:hunter2@127.0.0.1:9"], "error: tracking store http://127.0.0.1:9 "),
-        (["detector", "--tracking-uri", "results"], "error: tracking URI 'results' has no scheme; write for example"),
+        (["detector", "--tracking-uri", "results"], "error: --tracking-uri 'results' has no scheme; write for example"),
     ],
 )
 @pytest.mark.slow

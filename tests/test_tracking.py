@@ -548,7 +548,7 @@ def test_a_disk_that_fills_while_the_database_is_made(fresh: Tracker, monkeypatc
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.6, 0.9])
-def test_a_damaged_database_is_one_line(share: float, local: Tracker) -> None:
+def test_a_damaged_database_is_one_line(share: float, local: Tracker, capfd: pytest.CaptureFixture[str]) -> None:
     assert send(local, [row()], attach).arrived == 1
     database = local.results / "mlflow.db"
     content = bytearray(database.read_bytes())
@@ -563,6 +563,7 @@ def test_a_damaged_database_is_one_line(share: float, local: Tracker) -> None:
     assert (sent.waiting == 0) == (sent.reason == "") and len(sent.reason.splitlines()) <= 1
     with suppress(UserError):
         collect(local)
+    assert "mlflow" not in "".join(capfd.readouterr())
 
 
 def test_sync_groups_by_benchmark_and_encoder(local: Tracker) -> None:

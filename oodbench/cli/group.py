@@ -86,6 +86,8 @@ class Group(click.Group):
         if not standalone_mode:
             return carry_out(*args, standalone_mode=False, **more)
         code: Any = 0
+        if logging.lastResort is not None:  # what prints the warnings of commands that set up no log
+            logging.lastResort.setFormatter(_Printable("%(message)s"))
         try:
             with _encodable():
                 try:
@@ -123,6 +125,11 @@ class Group(click.Group):
         except KeyboardInterrupt as stop:
             note(f"stopped{_AGAIN}")
             ctx.exit(143 if isinstance(stop, Terminated) else 130)
+        except UnicodeEncodeError as error:
+            if logging.getLogger("oodbench").isEnabledFor(logging.DEBUG):
+                raise
+            tell(f"the name {error.object} is not UTF-8, as libraries need it here; rename it")
+            ctx.exit(2)
         except OSError as error:
             # A disk that is full, a folder in place of a file: whatever was being written was written whole, or not.
             if error.errno == errno.EPIPE or logging.getLogger("oodbench").isEnabledFor(logging.DEBUG):

@@ -34,7 +34,8 @@ def quiet(seconds: int = 10) -> Iterator[None]:
         wanted["HOME"] = tempfile.gettempdir()
     added = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(added)
-    levels = {logging.getLogger("mlflow"): logging.WARNING, logging.getLogger("urllib3.connectionpool"): logging.ERROR}
+    # What MLflow logs as an error it raises as well, and we tell it.
+    levels = {logging.getLogger("mlflow"): logging.CRITICAL, logging.getLogger("urllib3.connectionpool"): logging.ERROR}
     try:
         with warnings.catch_warnings():
             # MLflow 3.17's own tables use a loader that SQLAlchemy 2.1 deprecates.
