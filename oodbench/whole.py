@@ -13,9 +13,12 @@ from pathlib import Path
 def whole(path: Path) -> Iterator[Path]:
     """A hidden name beside `path` to write to: after the block it is on the disk as `path`; after an error, nowhere.
 
-    Makes the folder. Several processes may write one file: the last one to end wins.
+    Makes the folder. Several processes may write one file: the last one to end wins. A device is written to as it is.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_char_device() or path.is_block_device():  # to replace it would leave a file in the place of /dev/null
+        yield path
+        return
     partial = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")  # of two hosts, too
     try:
         yield partial

@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from oodbench.errors import UserError
 from oodbench.guards import contents, difference
 from oodbench.store import Store
-from tests.test_engine import HEAD, images, request, results
+from tests.test_engine import HEAD, images, request, results, scores_of
 
 __all__ = ["images"]  # the fixture
 

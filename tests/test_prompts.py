@@ -69,7 +69,7 @@ def test_a_path_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "names.txt").write_text("{a}\nb {}\n")
     assert prompts.class_names("~/names.txt").lines == ("{a}", "b {}")  # braces are part of a name
-    with pytest.raises(UserError, match="cannot read the path ~nobody-here/names"):
+    with pytest.raises(UserError, match="the path ~nobody-here/names.txt cannot be read"):
         prompts.class_names("~nobody-here/names.txt")
 
 

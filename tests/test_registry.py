@@ -494,7 +494,7 @@ def test_the_layers_are_kept() -> None:
         "levels": set(),
         "merged": {"levels"},
         "metrics": {"errors", "levels", "merged"},
-        "result": {"errors"},
+        "result": {"errors", "printable"},
         "store": {"entry", "errors", "paths"},
         "entry": {"errors"},
         "paths": {"errors"},
@@ -503,15 +503,18 @@ def test_the_layers_are_kept() -> None:
         "source": {"parts", "values"},
         "method": {"errors", "method", "prompts"},
         "catalogue": {"declared", "errors", "paths", "reference"},
-        "prompts": {"errors", "paths", "store"},
+        "prompts": {"errors", "lines", "paths", "store"},
         "registry": {"errors", "method", "parts", "paths", "source", "values"},
-        "report": {"catalogue", "errors", "metrics", "paths", "registry", "report", "result", "statistics", "whole"},
+        "report": {"catalogue", "errors", "metrics", "paths", "registry", "report", "result", "statistics", "whole"}
+        | {"csvtext", "printable"},
+        "csvtext": {"printable"},
         "urls": set(),
         "whole": set(),
         "printable": set(),
+        "lines": set(),
         "tracking": {"errors", "printable", "result", "tracking", "whole"},
         "pictures": {"catalogue", "decode", "errors", "images", "metrics", "paths", "pictures", "prompts", "report"}
-        | {"loaders", "request", "result", "sets", "store", "urls", "whole"},
+        | {"loaders", "printable", "request", "result", "sets", "store", "urls", "whole"},
     }
     for layer, allowed in layers.items():
         room = ROOT / "oodbench" / layer

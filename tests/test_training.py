@@ -364,7 +364,7 @@ def test_every_problem_of_a_request_is_told_at_once(tmp_path: Path) -> None:
     text = str(error.value)
     for part in ("no method 'clipm'; did you mean 'clipn'?", "none.csv cannot be read", "cannot read encoder 'x'"):
         assert part in text
-    for part in ("--precision fp8", "--lr must be above 0", "--epochs and --steps both"):
+    for part in ("--precision fp8", "--lr must be a number above 0", "--epochs and --steps both"):
         assert part in text
 
 

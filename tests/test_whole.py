@@ -9,7 +9,7 @@ import pytest
 
 from oodbench.report.options import Options
 from oodbench.report.shape import Request, write
-from oodbench.whole import whole
+from oodbench.whole import whole, write_text
 
 
 def test_the_last_of_two_writers_wins_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,3 +41,10 @@ def test_output_goes_through_links_and_to_pipes(tmp_path: Path) -> None:
     write([], Options(), Request(form="markdown", output=tmp_path / "pipe"), lambda: "")
     assert (tmp_path / "pipe").is_fifo()
     os.close(reader)
+
+
+def test_a_device_is_written_to_and_stays(tmp_path: Path) -> None:
+    place = tmp_path / "null"
+    place.symlink_to("/dev/null")
+    write_text(place, "text")
+    assert place.is_symlink() and place.is_char_device() and [one.name for one in tmp_path.iterdir()] == ["null"]

@@ -21,12 +21,15 @@ TOKENS = "token_embedding.trained"  # ids of the rows of EMBEDDING which are sto
 _SPREAD = 0.02  # standard deviation with which open_clip starts its token embeddings
 
 
-@lru_cache(maxsize=1)
 def config() -> dict[str, Any]:
-    """Keyword arguments of `open_clip.model.CLIP`."""
-    text = (Path(__file__).parent / "encoder.json").read_text(encoding="utf-8")
-    loaded: dict[str, Any] = json.loads(text)
+    """Keyword arguments of `open_clip.model.CLIP`, in a dictionary of the caller's own."""
+    loaded: dict[str, Any] = json.loads(_config_text())
     return loaded
+
+
+@lru_cache(maxsize=1)
+def _config_text() -> str:
+    return (Path(__file__).parent / "encoder.json").read_text(encoding="utf-8")
 
 
 def header(file: Path = FILE) -> dict[str, str]:
