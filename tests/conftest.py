@@ -21,7 +21,7 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """With pytest-xdist, files that start Ray clusters run one after the other: their time limits are for idle cores."""
+    """With pytest-xdist, files that start Ray clusters take turns: their time limits are for idle cores."""
     if not request.path.stem.startswith("test_cluster"):
         yield
         return
