@@ -9,10 +9,10 @@ lint:
 	python docs/generate.py --check
 
 check: lint
-	python -m pytest -q -m "not slow"
+	python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test:
-	python -m pytest
+	python -m pytest -n 2 --dist loadfile --durations=20
 
 # Rewrite the generated parts of README.md and docs/.
 docs:
