@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -116,12 +117,15 @@ class BertDecoder(Decoder):
         memory: list[Any] | None = None,
     ) -> Float[Tensor, "b n w"]:
         repeats = self.bert.config.hidden_size // embeddings.shape[1]
+        # transformers 5.24 calls the argument `cache`, and older releases `past_key_values`.
+        takes = inspect.signature(self.bert.forward).parameters
+        cache = {"cache" if "cache" in takes else "past_key_values": memory[0]} if memory else {}
         out = self.bert(
             input_ids=tokens,
             position_ids=positions.expand(len(tokens), -1),
             encoder_hidden_states=embeddings.repeat(1, repeats)[:, None],
-            past_key_values=memory[0] if memory else None,
             use_cache=memory is not None,
+            **cache,
         )
         if memory is not None:
             memory[:] = [out.past_key_values]

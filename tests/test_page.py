@@ -214,7 +214,7 @@ def test_a_cell_leads_to_its_row(glyphs: Path, visit: Open, cli: Cli) -> None:
     assert fact(page, "stored scores")[0] == one["scores"]["glyphs-letters"]
     assert fact(page, "list digest")[0] == letters["list_digest"]
     low, high = letters["intervals"]["auroc"]
-    assert fact(page, "95 % interval") == [f"[{low}, {high}] (DeLong, logit)"]
+    assert fact(page, "95 % interval") == [f"[{low}, {high}] (DeLong, logit; score interval where few are lost)"]
     text = dialog.text_content() or ""
     for part in (
         *(one["weights"]["digest"], one["templates"]["digest"], one["encoder"]["weights"], one["classes"]["digest"]),
