@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from oodbench import registry
+from oodbench.cli import main
 from oodbench.contract import CHECKS, verdict
 
 METHODS = registry.methods()
@@ -118,3 +120,17 @@ def test_reading_what_was_not_declared_is_named(tmp_path: Path) -> None:
     path.write_text(GOOD.replace(SCORE, "return batch.pixels.mean((1, 2, 3))"))
     problems = " ".join(problem for _, problem in verdict(registry.methods([path])["peeks"]))
     assert "batch.pixels was read but not declared: add Needs.PIXELS" in problems
+
+
+def test_what_a_method_says_keeps_to_its_line_and_hides_credentials(tmp_path: Path) -> None:
+    fails = "raise ValueError('a\\n\\x1b[31mb http://me:secret@host/x')"
+    file = tmp_path / "good.py"
+    file.write_text(
+        GOOD.replace("    def score(self, batch, task, state):\n", f"    def score(self, *given):\n        {fails}\n")
+    )
+    assert fails in file.read_text()
+    done = CliRunner().invoke(main, ["check", str(file)])
+    assert done.exit_code == 1 and "secret" not in done.output
+    lines = done.output.splitlines()
+    assert r"FAIL gives one finite score per image: ValueError: a\n\x1b[31mb http://host/x" in lines
+    assert all(line.startswith(("ok ", "FAIL ", "good: ")) for line in lines), done.output

@@ -22,10 +22,11 @@ from PIL import Image
 
 from oodbench import catalogue
 from oodbench.catalogue import Dataset
+from oodbench.cli import main
 from oodbench.cli.datasets_check import check
 from oodbench.doctor import calibration, duplicates, inspection, single, wordnet
 from oodbench.doctor.examination import Settings, examine
-from oodbench.doctor.findings import Finding, Report
+from oodbench.doctor.findings import Card, Finding, Report
 from oodbench.doctor.look import Look, look, perceptual
 from oodbench.doctor.scope import Scope, scope
 from oodbench.doctor.text import text
@@ -526,3 +527,24 @@ def test_frames_and_pages(data: Path, tmp_path: Path, kind: str) -> None:
     with Image.open(path) as image:
         first = np.asarray(image.convert("RGB"))
     assert np.abs(first.astype(float) - np.asarray(picture(3))).mean() < 12
+
+
+def test_names_of_sets_and_images_keep_to_their_lines() -> None:
+    """A line break, an escape or a line separator in a name opens no line of the report, nor of `datasets add`."""
+    name = "folder:a\n\x1b[31mb\u2028c"
+    report = Report([Card(name, "")], [Finding("warning", "odd", (name,), f"{name} is odd\n  so", 1, (name,))])
+    seen = r"folder:a\n\x1b[31mb\u2028c"
+    lines = text(report).split("\n")
+    assert lines[1].startswith(f"{seen}  ")
+    assert lines[3:6] == [f"warning: odd: {seen}: {seen} is odd", "  so", f"  {seen}"]
+
+
+def test_a_declared_folder_keeps_to_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("OODBENCH_STORE", str(tmp_path / "store"))
+    folder = tmp_path / "a\nb"
+    folder.mkdir()
+    picture(1).save(folder / "1.png")
+    done = CliRunner().invoke(main, ["datasets", "add", "own", "--loader", "images", "--path", str(folder)])
+    assert done.stdout.startswith(f"own: 1 images at {tmp_path}/a\\nb, declared in "), done.output
+    assert done.stdout.count("\n") == 1

@@ -23,7 +23,7 @@ import oodbench
 from oodbench.cli import main
 from oodbench.detector import explanation, writing
 from oodbench.detector.engine import Scored
-from oodbench.glyphs import world
+from oodbench.glyphs import render, world
 from oodbench.session import request_from
 from oodbench.store import Store
 from tests.photos import lay
@@ -330,3 +330,20 @@ def test_the_page_on_detectors_can_be_followed(place: Path, tmp_path: Path) -> N
     assert (
         pd.read_csv(here / "scores.csv")["score"].tolist() == pd.read_parquet(here / "again.parquet")["score"].tolist()
     )
+
+
+def test_an_explanation_names_the_run_of_an_id_set_of_one_s_own(tmp_path: Path) -> None:
+    """The flags of a run are those of its explanation, --ood among them, which a folder as ID set needs."""
+    for i in range(4):
+        for name in ("own/anchor", "own/cloud", "new"):
+            (tmp_path / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(render.image("id-test" if "own" in name else "letters", i)).save(
+                tmp_path / name / f"{i}.png"
+            )
+    usual = ("--methods", "mcm", "--encoder", "glyphs", "--id", "folder:own", "--ood", "folder:new")
+    done = call(tmp_path, "run", *usual, "--out", "rows", "--bootstrap", "0", "--tracking-uri", "none")
+    assert done.exit_code == 0, done.output
+    done = call(tmp_path, "explain", *usual, "--results", "rows", "--json", "new/0.png")
+    assert done.exit_code == 0, done.output
+    (one,) = json.loads(done.stdout)
+    assert one["verdicts"][0]["percentile"] is not None and not one["notes"]

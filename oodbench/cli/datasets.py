@@ -9,6 +9,7 @@ import click
 
 from oodbench.cli.datasets_check import check, get
 from oodbench.cli.group import FOLDER, note, say
+from oodbench.printable import printable
 
 DATA = click.option("--data", type=FOLDER, help="Folder of the datasets. Default: $OODBENCH_DATA, else ./data.")
 
@@ -67,7 +68,7 @@ def add(name: str, list_: str, **fields: str) -> None:
     from oodbench.store import Store, default_root
 
     made = declare(name, {**fields, "list": list_}, Store(default_root()))
-    say(f"{name}: {len(made.listing):,} images at {made.listing.folder}, declared in {made.file}")
+    say(printable(f"{name}: {len(made.listing):,} images at {made.listing.folder}, declared in {made.file}"))
     for remark in made.listing.remarks:
         note(f"note: {remark.message}")
     if made.only_ood:

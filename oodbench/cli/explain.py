@@ -15,6 +15,7 @@ from oodbench.cli.group import FOLDER, log, say
 @click.argument("images", nargs=-1, required=True, type=FOLDER)
 @click.option("--methods", default="all", help="As for run.", show_default=True)
 @click.option("--id", "id_", default="glyphs", help="As for run.", show_default=True)
+@click.option("--ood", default="", help="As for run: an ID set of your own has no protocol.")
 @click.option("--classes", default="", help="As for run.")
 @click.option("--encoder", default="", help="As for run.")
 @click.option("--data", type=FOLDER, help="As for run.")

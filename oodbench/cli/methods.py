@@ -9,6 +9,8 @@ from typing import Any
 import click
 
 from oodbench.cli.group import FOLDER, log, say
+from oodbench.printable import printable
+from oodbench.urls import hidden
 
 
 @click.command()
@@ -53,7 +55,7 @@ def check(file: Path, verbose: bool) -> None:
 
     found = verdict(info)
     for name, problem in found:
-        say(f"{'FAIL' if problem else 'ok':5}{name}{': ' + problem if problem else ''}")
+        say(printable(hidden(f"{'FAIL' if problem else 'ok':5}{name}{': ' + problem if problem else ''}")))
     bad = sum(bool(problem) for _, problem in found)
     say(f"{info.name}: {'keeps the contract' if not bad else f'breaks the contract in {bad} of {len(found)} checks'}")
     if bad:

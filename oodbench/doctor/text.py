@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import re
+
 from oodbench.doctor.findings import LEVELS, Card, Report
+from oodbench.printable import printable
 
 _HEAD = ("set", "role", "images", "expected", "unreadable", "modes", "grey", "shorter side", "list")
 
 
 def text(report: Report) -> str:
     """The report as plain text."""
-    rows = [_HEAD, *(_row(card) for card in report.cards)]
+    rows = [_HEAD, *(tuple(map(printable, _row(card))) for card in report.cards)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     for level in LEVELS:
         for finding in report.of(level):
-            first, *more = finding.message.splitlines()
-            lines += ["", f"{level}: {finding.kind}: {' / '.join(finding.sets)}: {first}"]
-            lines += [f"  {line.strip()}" for line in [*more, *finding.examples]]
+            first, *more = re.split(r"\n(?=  )", finding.message)  # as in errors: other line breaks are those of names
+            lines += ["", printable(f"{level}: {finding.kind}: {' / '.join(finding.sets)}: {first}")]
+            lines += [f"  {printable(line.strip())}" for line in [*more, *finding.examples]]
             if finding.examples and finding.count > len(finding.examples):
                 lines.append(f"  ... and {finding.count - len(finding.examples):,} more")
     told = [f"{len(report.of(level)):,} {level}{'' if len(report.of(level)) == 1 else 's'}" for level in LEVELS]

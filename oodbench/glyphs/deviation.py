@@ -21,9 +21,10 @@ def deviation(results: Sequence[Result]) -> str:
     found = []
     for row in results:
         own = _own().get(_work(row)) if row.status == "ok" and row.benchmark == "glyphs" else None
-        known = _printed(own) if own else {}
+        if own is None:
+            continue
         here = _printed(row)
-        apart = [abs(here[name] - value) for name, value in known.items() if here[name] != value]
+        apart = [abs(here[name] - value) for name, value in _printed(own).items() if here[name] != value]
         if apart:
             found.append(f"{row.title} by up to {max(apart) / 100:.2f}")
     if not found:
