@@ -347,3 +347,13 @@ def test_an_explanation_names_the_run_of_an_id_set_of_one_s_own(tmp_path: Path) 
     assert done.exit_code == 0, done.output
     (one,) = json.loads(done.stdout)
     assert one["verdicts"][0]["percentile"] is not None and not one["notes"]
+
+
+def test_scores_that_are_all_the_same_are_told(place: Path, tmp_path: Path) -> None:
+    """MCM of one class is the softmax over one class, whatever the image."""
+    (tmp_path / "one.txt").write_text("anchor\n")
+    usual = ("score", "--method", "mcm", "--classes", str(tmp_path / "one.txt"), "--store", str(tmp_path / "store"))
+    done = call(place, *usual, "new", "--threshold", "0")
+    said = "note: all images have the same score, 0; with one class name every softmax over the classes is 1"
+    assert done.exit_code == 0 and said in done.stderr.splitlines(), done.output
+    assert "note" not in call(place, *usual[:3], "--classes", "names.txt", *usual[5:], "new").stderr

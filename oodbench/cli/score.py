@@ -71,6 +71,10 @@ def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
         found = writing.write(_parts(detector, given), list(detector.classes_), limit, out)
     for reason in found.skipped:
         note(f"skipped: {reason}")
+    if found.images > 1 and found.least == found.most:
+        alone = len(detector.classes_) == 1
+        reason = "; with one class name every softmax over the classes is 1" if alone else ""
+        note(f"note: all images have the same score, {found.least:.6g}{reason}")
     decided = f", {found.accepted:,} of them ID at threshold {limit:.6g}" if limit is not None else ""
     note(f"{found.images:,} images{decided}" + (f": {out}" if out else ""))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,11 +23,13 @@ SUFFIXES = (".csv", ".parquet")
 
 @dataclass
 class Written:
-    """What a table holds: images, how many of them are in-distribution, and those that could not be read."""
+    """What a table holds: images, how many of them are in-distribution, those that could not be read, the range."""
 
     images: int = 0
     accepted: int = 0
     skipped: tuple[str, ...] = ()
+    least: float = math.inf
+    most: float = -math.inf
 
 
 def check(out: Path | None) -> None:
@@ -62,6 +65,8 @@ def write(parts: Iterable[Scored], classes: Sequence[str], threshold: float | No
                 columns.append(["id" if one else "ood" for one in accepted])
                 found.accepted += int(accepted.sum())
             found.images += len(read)
+            found.least = float(part.scores[read].min(initial=found.least))
+            found.most = float(part.scores[read].max(initial=found.most))
             found.skipped += part.skipped
             put(columns)
     return found
