@@ -38,10 +38,10 @@ def write_row(plan: Plan, result: Result, entries: Mapping[str, Entry]) -> Path:
             return path
         result = old
     if result.status == "ok":
-        table = _scores(plan, entries)
-        if not (old is result and _holds(scores, table)):
+        columns = _scores(plan, entries)
+        if not (old is result and _holds(scores, columns)):
             with whole(scores) as partial:
-                _write(table, partial)
+                _write(columns, partial)
     if old is not result:
         write_text(path, result.to_json())
     return path
@@ -100,10 +100,8 @@ def row_path(plan: Plan, result: Result) -> Path:
     return plain
 
 
-def _scores(plan: Plan, entries: Mapping[str, Entry]) -> pa.Table:
+def _scores(plan: Plan, entries: Mapping[str, Entry]) -> dict[str, list[Any]]:
     """Columns: dataset, name, label, score, prediction (class indices, -1: none)."""
-    import pyarrow as pa
-
     columns: dict[str, list[Any]] = {"dataset": [], "name": [], "label": [], "score": [], "prediction": []}
     for listing in plan.listings:
         entry = entries[listing.dataset.name]
@@ -114,22 +112,23 @@ def _scores(plan: Plan, entries: Mapping[str, Entry]) -> pa.Table:
         columns["score"] += entry.array("scores").tolist()
         predicted = entry.array("predictions").tolist() if "predictions" in entry.names else [-1] * len(positions)
         columns["prediction"] += predicted
-    return pa.table({**columns, "dataset": pa.array(columns["dataset"]).dictionary_encode()})
+    return columns
 
 
-def _write(table: pa.Table, path: Path) -> None:
+def _write(columns: Mapping[str, list[Any]], path: Path) -> None:
+    import pyarrow as pa
     from pyarrow import parquet
 
-    parquet.write_table(table, path)
+    parquet.write_table(pa.table({**columns, "dataset": pa.array(columns["dataset"]).dictionary_encode()}), path)
 
 
-def _holds(path: Path, table: pa.Table) -> bool:
-    """Whether a file holds these scores and nothing else."""
+def _holds(path: Path, columns: Mapping[str, list[Any]]) -> bool:
+    """Whether a file holds these scores and nothing else. (ParquetFile.read imports no pandas, read_table does.)"""
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
-        return path.is_file() and bool(parquet.read_table(path).equals(table))
+        return path.is_file() and bool(parquet.ParquetFile(path).read().to_pydict() == columns)
     except (OSError, pa.ArrowException, ValueError, MemoryError):
         return False
 
