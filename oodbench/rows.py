@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +14,6 @@ from oodbench.request import RunRequest
 from oodbench.result import Result, read, slug
 from oodbench.store import Entry, digest
 from oodbench.whole import whole, write_text
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 def write_row(plan: Plan, result: Result, entries: Mapping[str, Entry]) -> Path:
