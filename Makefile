@@ -36,17 +36,17 @@ reference:
 # Train the embedded encoder anew, in two stages (docs/glyphs.md; about 35 minutes on two busy cores).
 glyphs:
 	mkdir -p build
-	python -m oodbench.glyphs.train --out build/glyphs-stage1.safetensors --smooth 0 --steps 2400
-	python -m oodbench.glyphs.train --out oodbench/glyphs/encoder.safetensors --resume build/glyphs-stage1.safetensors \
+	python -m tools.glyphs.train --out build/glyphs-stage1.safetensors --smooth 0 --steps 2400
+	python -m tools.glyphs.train --out oodbench/data/glyphs/encoder.safetensors --resume build/glyphs-stage1.safetensors \
 	  --smooth 0.3 --rate 1.2e-3 --warmup 50 --steps 708
 
 # Train CLIPN and ZOC for the embedded encoder with their default recipes, and keep what is needed of them (about ten
 # minutes on two cores). Commit first: the files name the commit.
 glyphs-weights:
 	oodbench train clipn --out build/clipn.safetensors --tracking-uri none
-	python -m oodbench.glyphs.pack build/clipn.safetensors oodbench/glyphs/clipn.safetensors
+	python -m tools.glyphs.pack build/clipn.safetensors oodbench/data/glyphs/clipn.safetensors
 	oodbench train zoc --out build/zoc.safetensors --tracking-uri none
-	python -m oodbench.glyphs.pack build/zoc.safetensors oodbench/glyphs/zoc.safetensors
+	python -m tools.glyphs.pack build/zoc.safetensors oodbench/data/glyphs/zoc.safetensors
 
 # CLIPN's ablations on glyphs: the table of docs/reproducing.md.
 ablation:

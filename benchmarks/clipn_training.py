@@ -22,12 +22,12 @@ from measure import Row, row, side_by_side, write
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from oodbench import registry
 from oodbench.encoder.card import parse_encoder
 from oodbench.encoder.openclip import OpenClip
 from oodbench.encoder.resolve import resolve
-from oodbench.store import Store
-from oodbench.training.feed import Feed, autocast
+from oodbench.method import registry
+from oodbench.storage.store import Store
+from oodbench.training.batches import Feed, autocast
 from oodbench.training.loop import Trainer
 from oodbench.training.material import Material, Rows
 from oodbench.training.processes import World

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 from measure import row, side_by_side, write
 
-from oodbench.result import from_json
+from oodbench.results import from_json
 
 ROW = Path(__file__).parents[1] / "results" / "reference" / "glyphs" / "glyphs" / "mcm.json"
 LIMITS = {"--help": 0.5, "methods": 0.5, "report": 2.0}  # seconds of the wall on an idle machine

@@ -24,11 +24,11 @@ import torch
 from measure import Ratio, Row, row, side_by_side, write
 from PIL import Image
 
-from oodbench import runner
+from oodbench.api import request_from
 from oodbench.encoder.openclip import OpenClip, transform
-from oodbench.extract import extract
-from oodbench.plan import Plan, make_plan
-from oodbench.session import request_from
+from oodbench.pipeline import run as runner
+from oodbench.pipeline.extract import extract
+from oodbench.pipeline.plan import Plan, make_plan
 
 ARCHITECTURE, LARGER = "ViT-B-32", "ViT-B-16"
 EIGHT = ("msp", "maxlogit", "energy", "mcm", "react", "neglabel", "clipn[templates=simple]", "zoc")

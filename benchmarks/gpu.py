@@ -21,12 +21,12 @@ from measure import Ratio, Row, row, side_by_side, write
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from oodbench.decode import Decoded
-from oodbench.encoder.encoding import encoded
+from oodbench.api import request_from
+from oodbench.data.decode import Decoded
 from oodbench.encoder.openclip import OpenClip, transform
-from oodbench.extract import batches
-from oodbench.plan import make_plan
-from oodbench.session import request_from
+from oodbench.pipeline.encoding import encoded
+from oodbench.pipeline.extract import batches
+from oodbench.pipeline.plan import make_plan
 
 
 class Files(Dataset[torch.Tensor]):

@@ -18,10 +18,10 @@ import numpy.typing as npt
 import torch
 from measure import FOLDER, machine
 
-from oodbench import runner
-from oodbench.plan import make_plan
-from oodbench.result import Result
-from oodbench.session import request_from
+from oodbench.api import request_from
+from oodbench.pipeline import run as runner
+from oodbench.pipeline.plan import make_plan
+from oodbench.results import Result
 
 TOLERANCE = 1e-4  # of a score: float32 products in another order of summation
 

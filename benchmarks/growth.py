@@ -16,11 +16,10 @@ import torch
 from measure import Ratio, Row, row, write
 from torch.nn.functional import normalize
 
-from oodbench import registry
-from oodbench.extract import SHARD, Embedded
-from oodbench.method import Sources, Task
-from oodbench.score import feature_batches
-from oodbench.store import Store
+from oodbench.method import Sources, Task, registry
+from oodbench.pipeline.extract import SHARD, Embedded
+from oodbench.pipeline.score import feature_batches
+from oodbench.storage.store import Store
 
 DEPTH, WIDTH, CLASSES, WORDS = 512, 768, 1000, 2000
 NAMES = ("msp", "maxlogit", "energy", "mcm", "neglabel")

@@ -8,8 +8,8 @@ import numpy as np
 from measure import Ratio, Row, row, side_by_side, write
 from numpy.typing import NDArray
 
-from oodbench import metrics
-from oodbench.statistics import Scores, Settings, auroc_interval, indistinguishable, intervals
+from oodbench.metrics import Scores, Settings, auroc_interval, indistinguishable, intervals
+from oodbench.metrics import detection as metrics
 
 N_ID, N_OOD = 50_000, 35_640
 METHODS, SETS, REPLICATES = 9, 9, 1000

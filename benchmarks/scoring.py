@@ -16,11 +16,10 @@ from measure import Clock, Row, row, side_by_side, write
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from oodbench import registry
-from oodbench.jobs import Job
-from oodbench.method import Batch, Needs, Sources, Task
-from oodbench.passes import Running, over
-from oodbench.score import CHUNK
+from oodbench.method import Batch, Needs, Sources, Task, registry
+from oodbench.pipeline.batches import Running, over
+from oodbench.pipeline.jobs import Job
+from oodbench.pipeline.score import CHUNK
 
 IMAGES, DEPTH, CLASSES = 60_000, 512, 1000
 NEGATIVES, GROUPS, IMAGES_NEG = 10_000, 100, 10_000

@@ -15,7 +15,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from measure import row, side_by_side, write
 
-from oodbench import metrics, streaming
+from oodbench.metrics import detection as metrics
+from oodbench.metrics import streaming
 
 SHARDS = 40
 

@@ -18,13 +18,12 @@ import torch
 from measure import Ratio, Row, row, side_by_side, write
 from torch.nn.functional import normalize
 
-from oodbench import registry
+from oodbench.data.glyphs.world import CLASSES
 from oodbench.encoder.card import parse_encoder
 from oodbench.encoder.openclip import OpenClip
 from oodbench.encoder.resolve import resolve
-from oodbench.glyphs.world import CLASSES
-from oodbench.method import Batch, Needs, Own, Sources, Task, Weights
-from oodbench.store import Store
+from oodbench.method import Batch, Needs, Own, Sources, Task, Weights, registry
+from oodbench.storage.store import Store
 
 PROMPT = "This is a photo of a {}"
 

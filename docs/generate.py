@@ -11,9 +11,11 @@ from pathlib import Path
 
 from reference import cli, python
 
-from oodbench import catalogue, registry, report
-from oodbench.report.published import Quoted, quote
-from oodbench.result import rows
+from oodbench import report
+from oodbench.data import catalog as catalogue
+from oodbench.method import registry
+from oodbench.report.tables.published import Quoted, quote
+from oodbench.results import rows
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -15,14 +15,14 @@ ROOT = Path(__file__).resolve().parents[1]
 # Package -> the names that users call; a class has its public methods with it.
 USERS = {
     "oodbench": "run Detector UserError",
-    "oodbench.statistics": "Scores Settings Intervals intervals auroc_interval auroc_variance Difference Differences "
+    "oodbench.metrics": "Scores Settings Intervals intervals auroc_interval auroc_variance Difference Differences "
     "Marks compare indistinguishable holm",
     "oodbench.method": "Method logsumexp Needs Batch Task Encoder TextTower Captioner TrainedMethod Weights Pairs "
     "Optimiser templates",
 }
 ABOUT = {
     "oodbench": "What a script or notebook needs.",
-    "oodbench.statistics": "Intervals and tests on scores per image: [what they mean](conventions.md#uncertainty).",
+    "oodbench.metrics": "Intervals and tests on scores per image: [what they mean](conventions.md#uncertainty).",
     "oodbench.method": "For authors of methods: [a tutorial](adding-a-method.md).",
 }
 INTERNAL = {"seen_by", "intact", "versions"}  # public for the harness

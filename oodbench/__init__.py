@@ -14,7 +14,7 @@ from oodbench.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from oodbench.detector.estimator import Detector
+    from oodbench.detector.detector import Detector
 
 __all__ = ["Detector", "UserError", "run"]
 
@@ -28,13 +28,14 @@ def run(methods: str = "all", id: str = "glyphs", **options: Any) -> pd.DataFram
     """Run a benchmark; one line per method, OOD set and metric.
 
     Options are those of `oodbench run`, with underscores: ood, encoder, data, settings, seed, device, limit, out, ...
-    (the fields of oodbench.request.RunRequest), and `tracking_uri`: "" (the default here) records nothing in MLflow.
+    (the fields of oodbench.pipeline.request.RunRequest), and `tracking_uri`: "" (the default here) records nothing in
+    MLflow.
     Columns: method, label, benchmark, encoder, id, ood, group, metric, value (a fraction), n_id, n_ood, partial,
     digest of the row.
     Raises UserError for bad input; a method that failed has one line with metric "failed" and value NaN.
     """
+    from oodbench.api import carry_out, request_from
     from oodbench.frame import frame
-    from oodbench.session import carry_out, request_from
 
     tracking_uri = options.pop("tracking_uri", "")
     outcome = carry_out(request_from(methods=methods, id=id, **options), tracking_uri=tracking_uri)
@@ -44,7 +45,7 @@ def run(methods: str = "all", id: str = "glyphs", **options: Any) -> pd.DataFram
 def __getattr__(name: str) -> Any:
     """Detector is imported when it is first used."""
     if name == "Detector":
-        from oodbench.detector.estimator import Detector
+        from oodbench.detector.detector import Detector
 
         return Detector
     raise AttributeError(f"module 'oodbench' has no attribute '{name}'")

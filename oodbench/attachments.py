@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from oodbench.result import Result, rows, slug
+from oodbench.results import Result, rows, slug
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Attachments:
                 yield f"{folder}/{name}", content
 
     def _pictures(self, found: Sequence[Result]) -> Iterator[tuple[str, bytes]]:
-        from oodbench.pictures import pictures
+        from oodbench.report.figures import pictures
 
         paths = _paths(self.results, found)
         for kind in KINDS:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-from oodbench.urls import hidden
+from oodbench.storage.urls import hidden
 
 T = TypeVar("T")
 _SHOWN = 12  # names that an error lists

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from oodbench.result import METRICS, Result
+from oodbench.results import METRICS, Result
 
 
 def frame(results: Sequence[Result]) -> pd.DataFrame:

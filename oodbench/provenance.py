@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from oodbench.result import Result
+    from oodbench.results import Result
 
 _LIBRARIES = ("oodbench", "torch", "torchvision", "open_clip_torch", "numpy", "pillow")
 

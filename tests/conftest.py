@@ -13,7 +13,20 @@ import pytest
 from jaxtyping import install_import_hook
 
 # Shape annotations of the method API are types; here they are checked on every call.
-install_import_hook(["oodbench.method", "oodbench.toy", "oodbench.encoder.openclip"], "beartype.beartype")
+install_import_hook(
+    [
+        "oodbench.method.batch",
+        "oodbench.method.bits",
+        "oodbench.method.encoder",
+        "oodbench.method.method",
+        "oodbench.method.reduction",
+        "oodbench.method.task",
+        "oodbench.method.toy",
+        "oodbench.method.trained",
+        "oodbench.encoder.openclip",
+    ],
+    "beartype.beartype",
+)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 Cli = Callable[..., subprocess.CompletedProcess[str]]

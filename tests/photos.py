@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from oodbench.glyphs import render, world
+from oodbench.data.glyphs import render, world
 
 
 def lay(folder: Path, known: int, new: int) -> Path:

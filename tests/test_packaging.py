@@ -145,8 +145,8 @@ def test_the_wheel_holds_what_a_run_needs(installed: Installed) -> None:
 
 def test_the_installed_package_is_the_wheel_s(installed: Installed) -> None:
     code = (
-        "import importlib.util, oodbench, oodbench.paths\n"
-        "print(oodbench.__file__, oodbench.paths.declarations(), oodbench.__version__)\n"
+        "import importlib.util, oodbench, oodbench.data.paths\n"
+        "print(oodbench.__file__, oodbench.data.paths.declarations(), oodbench.__version__)\n"
         "print(importlib.util.find_spec('oodbench_methods').submodule_search_locations[0])\n"
     )
     out = call([installed.python, "-c", code], installed.elsewhere)
@@ -159,7 +159,7 @@ def test_the_wheel_lists_and_runs(installed: Installed) -> None:
     listed = installed.run("methods")
     assert all(f"{path.stem} " in listed for path in (ROOT / "methods").glob("[!_]*.py"))
     assert "imagenet1k" in installed.run("datasets") and "textures" in installed.run("datasets", "mos")
-    if not (ROOT / "oodbench/glyphs/encoder.safetensors").is_file():
+    if not (ROOT / "oodbench/data/glyphs/encoder.safetensors").is_file():
         pytest.skip("the embedded encoder has not been made")
     out = installed.run("run", "--limit", "40", "--tracking-uri", "none")
     assert "MCM" in out and "Letters" in out and "partial 40/1500" in re.sub(r"\s+", " ", out)

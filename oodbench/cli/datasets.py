@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
+from oodbench.cli.common import FOLDER, note, say
 from oodbench.cli.datasets_check import check, get
-from oodbench.cli.group import FOLDER, note, say
 from oodbench.printable import printable
 
 DATA = click.option("--data", type=FOLDER, help="Folder of the datasets. Default: $OODBENCH_DATA, else ./data.")
@@ -30,7 +30,8 @@ def datasets(ctx: click.Context, data: Path | None) -> None:
     """List datasets and benchmarks, or show one in full: oodbench datasets [NAME]."""
     ctx.obj = data
     if ctx.invoked_subcommand is None:
-        from oodbench import catalogue, listings
+        from oodbench.cli import listings
+        from oodbench.data import catalog as catalogue
 
         say(listings.datasets(catalogue.data_root(data)))
 
@@ -41,7 +42,8 @@ def datasets(ctx: click.Context, data: Path | None) -> None:
 @click.pass_obj
 def show(outer: Path | None, name: str, data: Path | None) -> None:
     """Show a dataset or benchmark in full."""
-    from oodbench import catalogue, listings
+    from oodbench.cli import listings
+    from oodbench.data import catalog as catalogue
 
     root = catalogue.data_root(data or outer)
     if name in catalogue.benchmarks() and name not in catalogue.datasets():
@@ -64,8 +66,8 @@ def show(outer: Path | None, name: str, data: Path | None) -> None:
 @click.option("--url", default="")
 def add(name: str, list_: str, **fields: str) -> None:
     """Declare a dataset of your own, after checking that it can be listed."""
-    from oodbench.declaration import declare
-    from oodbench.store import Store, default_root
+    from oodbench.data.add import declare
+    from oodbench.storage.store import Store, default_root
 
     made = declare(name, {**fields, "list": list_}, Store(default_root()))
     say(printable(f"{name}: {len(made.listing):,} images at {made.listing.folder}, declared in {made.file}"))

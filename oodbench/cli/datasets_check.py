@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from oodbench.cli.group import FOLDER, say, tell
+from oodbench.cli.common import FOLDER, say, tell
 
 _DATA = click.option("--data", type=FOLDER, help="Folder of the datasets. Default: $OODBENCH_DATA, else ./data.")
 
@@ -43,12 +43,12 @@ def check(
     NAME is a dataset, a benchmark or folder:PATH; without any it is all that lies in the data folder. A check that was
     stopped goes on where it was; images are looked at again when they change. Exit code 1 when there are errors.
     """
-    from oodbench import catalogue
-    from oodbench.doctor.examination import Settings, examine
-    from oodbench.doctor.scope import scope
-    from oodbench.doctor.text import text
+    from oodbench.data import catalog as catalogue
+    from oodbench.data.checks.run import Settings, examine
+    from oodbench.data.checks.scope import scope
+    from oodbench.data.checks.text import text
     from oodbench.errors import UserError
-    from oodbench.store import Store, default_root
+    from oodbench.storage.store import Store, default_root
 
     if workers < 0:
         raise UserError(f"--workers takes a number of threads, not {workers}")
@@ -75,9 +75,9 @@ def get(names: tuple[str, ...], data: Path | None) -> None:
     NAME is a dataset or a benchmark. A download that was stopped goes on where it was. Exit code 1 when a set that may
     be fetched could not be; 3 when one has to be got by hand.
     """
-    from oodbench import catalogue
+    from oodbench.data import catalog as catalogue
+    from oodbench.data.fetch import get as fetch
     from oodbench.errors import UserError, raise_all
-    from oodbench.fetching import get as fetch
 
     root = catalogue.data_root(_inherited(data))
     problems: list[str] = []

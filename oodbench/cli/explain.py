@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from oodbench.cli.group import FOLDER, log, say
+from oodbench.cli.common import FOLDER, log, say
 
 
 @click.command()
@@ -33,8 +33,8 @@ from oodbench.cli.group import FOLDER, log, say
 def explain(images: tuple[Path, ...], id_: str, top: int, as_json: bool, verbose: bool, **options: Any) -> None:
     """Say why images score as they do: every method's score and rank among stored ID scores, and what it saw."""
     log(verbose)
-    from oodbench import session
-    from oodbench.detector import explanation
+    from oodbench import api as session
+    from oodbench.detector import explain as explanation
 
     request = session.request_from(id=id_, allow_partial=True, skip_missing=True, **options)
     found = explanation.explain(request, images[0] if len(images) == 1 else images, top)

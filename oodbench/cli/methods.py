@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from oodbench.cli.group import FOLDER, log, say
+from oodbench.cli.common import FOLDER, log, say
 from oodbench.printable import printable
-from oodbench.urls import hidden
+from oodbench.storage.urls import hidden
 
 
 @click.command()
@@ -26,12 +26,13 @@ from oodbench.urls import hidden
 @click.option("--set", "settings", multiple=True, help="With --negatives: as for run.")
 def methods(name: str | None, plugins: tuple[Path, ...], negatives: bool, id_: str, **options: Any) -> None:
     """List the methods, or show one in full."""
-    from oodbench import listings, registry
+    from oodbench.cli import listings
+    from oodbench.method import registry
 
     if negatives:
-        from oodbench import negatives as mined
-        from oodbench import session
-        from oodbench.plan import make_plan
+        from oodbench import api as session
+        from oodbench.cli import negatives as mined
+        from oodbench.pipeline.plan import make_plan
 
         request = session.request_from(
             methods=name or "neglabel", id=id_, plugins=plugins, allow_partial=True, **options
@@ -48,10 +49,10 @@ def methods(name: str | None, plugins: tuple[Path, ...], negatives: bool, id_: s
 def check(file: Path, verbose: bool) -> None:
     """Run the contract tests on a method of your own and print the verdict."""
     log(verbose)
-    from oodbench import registry
+    from oodbench.method import registry
 
     info = registry.methods([file])[file.stem]
-    from oodbench.contract import verdict
+    from oodbench.method.contract import verdict
 
     found = verdict(info)
     for name, problem in found:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from oodbench.cli.group import FOLDER, log, say
+from oodbench.cli.common import FOLDER, log, say
 
 
 @click.command()

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from oodbench.cli.group import FOLDER, note
+from oodbench.cli.common import FOLDER, note
 from oodbench.errors import UserError
 from oodbench.printable import printable
 from oodbench.report.options import SHOWN, Options
 
 if TYPE_CHECKING:
-    from oodbench.report.gathering import Gathered
-    from oodbench.report.shape import Request
-    from oodbench.report.table import Table
+    from oodbench.report.output import Request
+    from oodbench.report.tables.gathering import Gathered
+    from oodbench.report.tables.table import Table
 
 
 @click.command()
@@ -64,7 +64,7 @@ def report(
     **flags: Any,
 ) -> None:
     """Print the tables of the rows in a results folder: docs/reading-the-table.md says how to read them."""
-    from oodbench.report import shape
+    from oodbench.report import output as shape
 
     if data and not figures and (flags["form"] != "html" or flags["pictures"] is False):
         raise UserError("--data is where pictures find their images: it goes with --figures DIR or --format html")
@@ -77,7 +77,7 @@ def report(
         raise UserError("--experiment names one of an MLflow store: give its address with --mlflow URI")
     found = _gather(results, uri, experiment)
     if explain:
-        from oodbench.report.explanation import explained
+        from oodbench.report.explain import explained
 
         click.echo(explained([(found.paths.get(row.digest), row) for row in found.rows], *explain), nl=False)
         return
@@ -87,7 +87,7 @@ def report(
         return
     tables = shape.shaped(found.rows, found.paths, options, request)
     if request.output:
-        from oodbench.page import Source, render
+        from oodbench.report.html import Source, render
 
         source = Source(found.paths, None if uri else results, data)
         shape.write(tables, options, request, lambda: render(tables, source, options, request.pictures))
@@ -100,8 +100,8 @@ def report(
 
 def _read(flags: dict[str, Any]) -> tuple[Options, Request]:
     """Options and request from the flags; UserError for words that a flag does not take."""
-    from oodbench.report.shape import Request
-    from oodbench.values import parse_names, split
+    from oodbench.method.parameters import parse_names, split
+    from oodbench.report.output import Request
 
     for flag, word in (("group", "trained"), ("compare", "published")):
         if flags[flag] not in ("", word):
@@ -133,8 +133,8 @@ def _alone() -> None:
 
 def _draw(found: Gathered, options: Options, folder: Path, data: Path | None) -> None:
     """Write the pictures of the tables of some methods and sets."""
-    from oodbench.pictures.writing import write
     from oodbench.report import tables
+    from oodbench.report.figures.writing import write
 
     chosen = tables(found.rows, Options(methods=options.methods, sets=options.sets))
     count = write(chosen, found.paths, folder, data=data, sets=options.sets)
@@ -142,12 +142,12 @@ def _draw(found: Gathered, options: Options, folder: Path, data: Path | None) ->
 
 
 def _gather(results: Path, uri: str, experiment: str) -> Gathered:
-    from oodbench.report.gathering import Gathered, from_folder, ordered
+    from oodbench.report.tables.gathering import Gathered, from_folder, ordered
 
     if not uri:
         return from_folder(results)
     from oodbench.tracking import Tracker
-    from oodbench.tracking.collection import collect
+    from oodbench.tracking.reader import collect
 
     return Gathered(ordered(collect(Tracker(uri, results, "--mlflow"), experiment)), {})
 
@@ -164,7 +164,7 @@ def _show(tables: Sequence[Table]) -> None:
 
 def _verify(results: Path, uri: str) -> int:
     """Print what --verify finds; 1 when a number differs or cannot be computed again."""
-    from oodbench.report.verification import verify
+    from oodbench.report.verify import verify
 
     if uri:
         raise UserError("--verify reads the scores per image, which lie in the results folder: leave --mlflow out")

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from oodbench.cli.group import FOLDER, Integers, configure, log, note, print_tables, say, stoppable
+from oodbench.cli.common import FOLDER, Integers, configure, log, note, print_tables, say, stoppable
 
 if TYPE_CHECKING:
-    from oodbench.plan import Plan
-    from oodbench.runner import Outcome
+    from oodbench.pipeline.plan import Plan
+    from oodbench.pipeline.run import Outcome
 
 
 @click.command()
@@ -88,9 +88,11 @@ def run(
     """Encode the images once, score them with every method, print the table."""
     dry_run, verbose = options.pop("dry_run"), options.pop("verbose")
     log(verbose)
-    from oodbench import provenance, session, sweep
-    from oodbench.glyphs.deviation import deviation
-    from oodbench.plan import make_plan
+    from oodbench import api as session
+    from oodbench import provenance
+    from oodbench.data.glyphs.deviation import deviation
+    from oodbench.pipeline import sweep
+    from oodbench.pipeline.plan import make_plan
 
     tracker = session.tracker_of(options["out"], tracking_uri)
     requests = sweep.requests(session.request_from(id=id_, **options), encoder, seed)
@@ -98,7 +100,7 @@ def run(
     for told in dict.fromkeys(told for plan in plans for told in (*plan.card.notes, *plan.notes)):
         note(f"note: {told}")
     if dry_run:
-        from oodbench.dryrun import describe
+        from oodbench.cli.dryrun import describe
 
         say("\n\n".join(describe(plan) for plan in plans))
         return
@@ -123,10 +125,10 @@ def run(
 
 
 def _carry_out(plans: list[Plan], events: Path | None) -> list[Outcome]:
-    from oodbench import runner
-    from oodbench.cluster.connection import chosen
-    from oodbench.events import Event, log_to
-    from oodbench.progress import Progress
+    from oodbench.cli.run_progress import Progress
+    from oodbench.distributed.cluster import chosen
+    from oodbench.pipeline import run as runner
+    from oodbench.pipeline.events import Event, log_to
 
     request = plans[0].request
     if events is None and request.ray and chosen(request.ray, request.device):

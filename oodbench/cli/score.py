@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from oodbench.cli.group import FOLDER, log, note, stoppable
-from oodbench.paths import expand
+from oodbench.cli.common import FOLDER, log, note, stoppable
+from oodbench.data.paths import expand
 
 if TYPE_CHECKING:
+    from oodbench.data.imageset import Listing
     from oodbench.detector.engine import Scored
-    from oodbench.images import Listing
 
 
 @click.command()
@@ -45,10 +45,11 @@ if TYPE_CHECKING:
 def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
     """Score IMAGES (a folder, files, or the name of a data set) with one method, and decide."""
     log(verbose)
-    from oodbench import sets
-    from oodbench.detector import folder, writing
+    from oodbench.cli import writing
+    from oodbench.data import overlap as sets
+    from oodbench.detector import saving as folder
     from oodbench.detector.images import listed
-    from oodbench.store import Store, default_root
+    from oodbench.storage.store import Store, default_root
 
     out, threshold, save = options["out"], options["threshold"], options["save"]
     writing.check(out)
@@ -81,7 +82,7 @@ def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
 
 def _fitted(options: dict[str, Any]) -> Any:
     from oodbench import Detector, UserError
-    from oodbench.values import parse_setting
+    from oodbench.method.parameters import parse_setting
 
     if not options["method"] or not options["classes"]:
         raise UserError("name --method and --classes (class names, one a line), or a saved --detector FOLDER")
@@ -144,7 +145,7 @@ def _loaded(options: dict[str, Any]) -> Any:
 
 
 def _parts(detector: Any, images: Listing) -> Iterator[Scored]:
-    from oodbench.progress import Progress
+    from oodbench.cli.run_progress import Progress
 
     with Progress() as progress:
         yield from detector.stream(images, progress.watch.extracting("images", len(images)))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from oodbench.cli.group import FOLDER, Group, say
+from oodbench.cli.common import FOLDER, Group, say
 from oodbench.errors import UserError
 
 
@@ -19,8 +19,8 @@ def store() -> None:
 @click.option("--store", "root", type=FOLDER, help="Default: $OODBENCH_STORE, else the user's cache folder.")
 def store_ls(root: Path | None) -> None:
     """List what is stored, by kind, with sizes."""
-    from oodbench import listings
-    from oodbench.store import Store, default_root
+    from oodbench.cli import listings
+    from oodbench.storage.store import Store, default_root
 
     say(listings.store(Store(root or default_root())))
 
@@ -32,8 +32,8 @@ def store_ls(root: Path | None) -> None:
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 def store_gc(root: Path | None, max_size: str | None, unused_days: float | None, dry_run: bool) -> None:
     """Remove what was used longest ago. Anything removed is made again when it is needed."""
-    from oodbench import listings
-    from oodbench.store import Store, default_root
+    from oodbench.cli import listings
+    from oodbench.storage.store import Store, default_root
 
     if max_size is None and unused_days is None:
         raise UserError("say what to keep: --max-size 20GB, or --unused-days 30")

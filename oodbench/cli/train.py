@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from oodbench.cli.group import FOLDER, configure, log, note, say, stoppable, tell
+from oodbench.cli.common import FOLDER, configure, log, note, say, stoppable, tell
 
 if TYPE_CHECKING:
     from oodbench.training.request import TrainRequest
-    from oodbench.training.session import Outcome, Ready
+    from oodbench.training.train import Outcome, Ready
 
 SHOWN = 5  # things that were left out
 
@@ -72,14 +72,14 @@ def train(
     """
     log(verbose)
     _quiet_unless_told(verbose)
-    from oodbench.training.follow import followed
+    from oodbench.cli.follow import followed
     from oodbench.training.request import TrainRequest
-    from oodbench.training.session import Diverged
+    from oodbench.training.train import Diverged
 
     request = TrainRequest(betas=_numbers(betas), **options)
     try:
         if ray:
-            from oodbench.cluster.training import train as on_ray
+            from oodbench.distributed.training import train as on_ray
 
             with stoppable():
                 outcome = followed(request, tracking_uri, _tell_ready, lambda r, w: on_ray(r, ray, num_workers, w))

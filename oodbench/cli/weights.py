@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from oodbench.cli.group import FOLDER, say
+from oodbench.cli.common import FOLDER, say
 
 
 @click.command()
@@ -19,9 +19,9 @@ from oodbench.cli.group import FOLDER, say
 @click.option("--plugin", "plugins", multiple=True, type=FOLDER, help="File with a method of your own. Repeatable.")
 def weights(file: Path, release: Path | None, encoder: str, plugins: tuple[Path, ...]) -> None:
     """Show the recipe of trained weights, or write them in the release's layout."""
-    from oodbench import release as released
-    from oodbench import weights as files
-    from oodbench.store import Store, default_root
+    from oodbench.pipeline import release as released
+    from oodbench.pipeline import weights as files
+    from oodbench.storage.store import Store, default_root
 
     found = files.examine(file, Store(default_root()))
     if release is None:

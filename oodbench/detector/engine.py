@@ -12,22 +12,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from oodbench import assignment, extract
-from oodbench.catalogue import Benchmark, Dataset
-from oodbench.detector.keeping import Keeping
+from oodbench.data.catalog import Benchmark, Dataset
+from oodbench.data.imageset import Listing
+from oodbench.data.prompts import Lines, class_names
+from oodbench.detector.store import Keeping
 from oodbench.detector.threshold import threshold
 from oodbench.encoder.card import EMBEDDED, parse_encoder
 from oodbench.encoder.resolve import Resolved, resolve
 from oodbench.errors import UserError
-from oodbench.extract import Embedded
-from oodbench.images import Listing
-from oodbench.jobs import Job, make_jobs
-from oodbench.passes import Running
-from oodbench.plan import Plan
-from oodbench.prompts import Lines, class_names
-from oodbench.request import RunRequest, check_options
-from oodbench.runner import Watch, loader, own, pick_device, task_of
-from oodbench.score import Scorer
+from oodbench.pipeline import assign_weights as assignment
+from oodbench.pipeline import extract
+from oodbench.pipeline.batches import Running
+from oodbench.pipeline.extract import Embedded
+from oodbench.pipeline.jobs import Job, make_jobs
+from oodbench.pipeline.plan import Plan
+from oodbench.pipeline.request import RunRequest, check_options
+from oodbench.pipeline.run import Watch, loader, own, pick_device, task_of
+from oodbench.pipeline.score import Scorer
 
 if TYPE_CHECKING:
     from oodbench.method import Method
@@ -164,7 +165,7 @@ class Engine:
             part = images.select(range(start, stop))  # a part of a derived list counts as images of its own
             entry = extract.shard(self.plan.work(part), (0, len(part)), self.encoder)
             if entry.facts["skipped"] and self.plan.request.on_error == "stop":
-                from oodbench.decode import unreadable
+                from oodbench.data.decode import unreadable
 
                 raise unreadable(part, *entry.facts["skipped"][0])
             yield Embedded(part, (entry,), (0,))

@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oodbench import catalogue, prompts, sets
-from oodbench.catalogue import Dataset
-from oodbench.decode import reason
+from oodbench.data import catalog as catalogue
+from oodbench.data import overlap as sets
+from oodbench.data import prompts
+from oodbench.data.catalog import Dataset
+from oodbench.data.decode import reason
+from oodbench.data.imageset import Listing, listing
+from oodbench.data.items import Files
+from oodbench.data.loaders.layout import same_prompts
+from oodbench.data.paths import expand
+from oodbench.data.prints import Taken, pixels, print_of
+from oodbench.data.prompts import Lines
+from oodbench.data.reference import OWN
 from oodbench.errors import UserError
-from oodbench.images import Listing, listing
-from oodbench.loaders.items import Files
-from oodbench.loaders.layout import same_prompts
-from oodbench.loaders.prints import Taken, pixels, print_of
-from oodbench.paths import expand
-from oodbench.prompts import Lines
-from oodbench.reference import OWN
-from oodbench.store import Store
+from oodbench.storage.store import Store
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -18,7 +18,7 @@ from oodbench.errors import UserError
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from oodbench.detector.estimator import Detector
+    from oodbench.detector.detector import Detector
 
 INPUTS = {"image": "string", "bytes": "binary"}
 OUTPUTS = {"score": "double", "class": "string", "decision": "long"}
@@ -39,7 +39,7 @@ class DetectorModel:
     """A saved detector."""
 
     def __init__(self, folder: Path, places: Mapping[str, Any]) -> None:
-        from oodbench.detector.estimator import Detector
+        from oodbench.detector.detector import Detector
 
         self.detector = Detector.load(folder, **places)
 
@@ -52,7 +52,7 @@ class WeightsModel:
     """Trained weights: a detector for each set of class names that is asked for."""
 
     def __init__(self, file: Path, places: Mapping[str, Any]) -> None:
-        from oodbench import weights
+        from oodbench.pipeline import weights
 
         self.file = file
         self.recipe = weights.recipe_of(file)
@@ -67,7 +67,7 @@ class WeightsModel:
         return _scored(self._detector(classes), data)
 
     def _fitted(self, classes: tuple[str, ...]) -> Detector:
-        from oodbench.detector.estimator import Detector
+        from oodbench.detector.detector import Detector
 
         return Detector(self.recipe["method"], classes=classes, weights=self.file, **self.places).fit()
 
@@ -98,7 +98,7 @@ def _rows(data: DataFrame) -> list[dict[str, Any]]:
 
 def _image(row: Mapping[str, Any]) -> Any:
     """A path, or the image that bytes hold."""
-    from oodbench.loaders.prints import decoded
+    from oodbench.data.prints import decoded
 
     content = row.get("bytes")
     if not isinstance(content, bytes):

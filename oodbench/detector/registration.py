@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from oodbench import weights
-from oodbench.detector import folder, pyfunc
+from oodbench.detector import pyfunc
+from oodbench.detector import saving as folder
 from oodbench.detector.engine import lines
 from oodbench.errors import UserError
+from oodbench.pipeline import weights
 from oodbench.provenance import versions
-from oodbench.result import flatten
-from oodbench.store import file_digest
+from oodbench.results import flatten
+from oodbench.storage.store import file_digest
 from oodbench.tracking.models import Model
 
 _LOADER = "oodbench.detector.pyfunc"

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from oodbench.errors import UserError
-from oodbench.request import RunRequest
-from oodbench.values import written
+from oodbench.method.parameters import written
+from oodbench.pipeline.request import RunRequest
 
 _SAME = (
     "encoder",
@@ -54,7 +54,7 @@ def finite(value: object) -> bool:
 
 def request_of(params: Mapping[str, Any]) -> RunRequest:
     """The request of one method, of arguments that are checked; `store` must be a folder."""
-    from oodbench.session import request_from
+    from oodbench.api import request_from
 
     name = params["method"].partition("[")[0].strip()
     return request_from(

@@ -6,19 +6,20 @@ import logging
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from oodbench import prompts, registry
+from oodbench.data import prompts
 from oodbench.detector.engine import Engine, lines
-from oodbench.detector.folder import LEARNT, TOKENIZER, Saved
-from oodbench.detector.keeping import Keeping
-from oodbench.detector.learnt import Packed, unpack
+from oodbench.detector.saving import LEARNT, TOKENIZER, Saved
+from oodbench.detector.state import Packed, unpack
+from oodbench.detector.store import Keeping
 from oodbench.encoder.card import card_from, parse_encoder
 from oodbench.encoder.resolve import Resolved, resolve
 from oodbench.errors import UserError, did_you_mean
-from oodbench.jobs import Job
+from oodbench.method import registry
+from oodbench.pipeline.jobs import Job
+from oodbench.pipeline.request import RunRequest
+from oodbench.pipeline.weights import WeightsFile
 from oodbench.provenance import versions
-from oodbench.request import RunRequest
-from oodbench.store import Store
-from oodbench.weights import WeightsFile
+from oodbench.storage.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from oodbench import metrics
-from oodbench.decode import decoding
+from oodbench.data.decode import decoding
+from oodbench.data.imageset import Listing, Origin
 from oodbench.detector.images import in_memory
 from oodbench.errors import UserError
-from oodbench.images import Listing, Origin
+from oodbench.metrics import detection as metrics
 
 log = logging.getLogger(__name__)
 

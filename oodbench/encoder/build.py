@@ -13,7 +13,7 @@ import torch
 from oodbench.encoder import hub
 from oodbench.encoder.card import EncoderCard
 from oodbench.encoder.hub import quietly, reason
-from oodbench.encoder.origin import Origin
+from oodbench.encoder.pretrained import Origin
 from oodbench.errors import UserError
 
 

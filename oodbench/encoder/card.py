@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from oodbench.errors import UserError
-from oodbench.result import slug
-from oodbench.store import digest
+from oodbench.results import slug
+from oodbench.storage.store import digest
 
 EMBEDDED = "glyphs"
 COCA = "coca_ViT-B-32/laion2b_s13b_b90k"

@@ -17,7 +17,7 @@ from torch import Tensor
 from oodbench.encoder.card import EMBEDDED
 from oodbench.encoder.hub import reason
 from oodbench.errors import UserError
-from oodbench.store import file_digest
+from oodbench.storage.store import file_digest
 
 # OpenAI's archives carry the first three beside the weights; the last is of an older transformers.
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "text.transformer.embeddings.position_ids")
@@ -32,7 +32,7 @@ def weights(name: str, path: Path, digest: str = "") -> StateDict:
     if digest and file_digest(path) != digest:
         raise UserError(f"checkpoint {path} is not the one that encoder '{name}' was found with; run again")
     if name == EMBEDDED:
-        from oodbench.glyphs import weights
+        from oodbench.data.glyphs import weights
 
         return weights.state_dict()
     return read(path)

@@ -20,7 +20,7 @@ from oodbench.encoder import build, checkpoint
 from oodbench.encoder.captioner import CoCaCaptioner
 from oodbench.encoder.card import EncoderCard
 from oodbench.encoder.resolve import Resolved
-from oodbench.encoder.text import OffsetTower, text_side
+from oodbench.encoder.text_tower import OffsetTower, text_side
 from oodbench.encoder.tower import Tower
 from oodbench.errors import UserError
 

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 from oodbench.encoder.card import EMBEDDED, LOCAL_FOLDER, EncoderCard, EncoderSpec, card_from
 from oodbench.encoder.textfiles import TextFiles, text_files
 from oodbench.errors import UserError
-from oodbench.store import Store, file_digest, file_stamp
+from oodbench.storage.store import Store, file_digest, file_stamp
 
 if TYPE_CHECKING:
-    from oodbench.encoder.origin import Origin
+    from oodbench.encoder.pretrained import Origin
     from oodbench.encoder.tower import Tower
 
 _CHECKPOINTS = (".safetensors", ".bin", ".pth", ".pt")
 EXAMINATION = 1  # raise when the same files give another card than before
-GLYPHS = Path(__file__).parent.parent / "glyphs"
+GLYPHS = Path(__file__).parent.parent / "data" / "glyphs"
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def resolve(spec: EncoderSpec, resize: str | None, store: Store, *, strict: bool
             if texts.digest() == card.text_files and not (strict and file_digest(path) != card.weights):
                 return Resolved(card, path, texts.tokenizer)
             store.forget("encoder", entry.inputs)
-    from oodbench.encoder.origin import origin
+    from oodbench.encoder.pretrained import origin
 
     source = origin(spec)
     texts = text_files(spec, source.config["text_cfg"])

@@ -8,7 +8,7 @@ from typing import Any
 
 from oodbench.encoder.card import LOCAL_FOLDER, EncoderSpec
 from oodbench.errors import UserError
-from oodbench.store import digest, file_digest
+from oodbench.storage.store import digest, file_digest
 
 # One of these is in every folder that transformers reads a tokenizer from.
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from oodbench.method.encoder import Encoder
-from oodbench.method.scorer import Method
+from oodbench.method.method import Method
 
 State = TypeVar("State")
 

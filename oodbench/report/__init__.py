@@ -1,12 +1,12 @@
 """Report: rows -> tables in LaTeX, Markdown, CSV and the terminal. Reads rows only; loads nothing heavy."""
 
-from oodbench.report.assembly import Alike, tables
-from oodbench.report.booktabs import latex
-from oodbench.report.github import markdown
+from oodbench.report.formats.csv import csv, parquet
+from oodbench.report.formats.latex import latex
+from oodbench.report.formats.markdown import markdown
+from oodbench.report.formats.terminal import console
 from oodbench.report.options import Options
-from oodbench.report.spreadsheet import csv, parquet
-from oodbench.report.table import Table
-from oodbench.report.terminal import console
-from oodbench.report.transposition import transposed
+from oodbench.report.tables.build import Alike, tables
+from oodbench.report.tables.table import Table
+from oodbench.report.tables.transposition import transposed
 
 __all__ = ["Alike", "Options", "Table", "console", "csv", "latex", "markdown", "parquet", "tables", "transposed"]

@@ -6,11 +6,11 @@ import logging
 import re
 from collections.abc import Sequence
 
-from oodbench.report.bibliography import entries
-from oodbench.report.booktabs import escape, latex
-from oodbench.report.letters import as_codes, preamble, remark
+from oodbench.report.formats.bibtex import entries
+from oodbench.report.formats.latex import escape, latex
+from oodbench.report.formats.letters import as_codes, preamble, remark
 from oodbench.report.options import Options
-from oodbench.report.table import Table
+from oodbench.report.tables.table import Table
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from oodbench.errors import did_you_mean, raise_all
-from oodbench.result import METRICS
+from oodbench.results import METRICS
 
 CHOICES = (*METRICS, "accuracy", "seconds")
 INTERVALS = ("half", "range")

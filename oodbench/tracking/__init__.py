@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from oodbench.result import Result
-from oodbench.result import rows as rows_below
+from oodbench.results import Result
+from oodbench.results import rows as rows_below
 from oodbench.tracking import ledger
-from oodbench.tracking.delivery import Attach, Parcel, converse
-from oodbench.tracking.entries import encoder_slug
+from oodbench.tracking.connection import Sent, Tracker, default_uri, tracker_of
+from oodbench.tracking.fields import encoder_slug
 from oodbench.tracking.hush import quiet
 from oodbench.tracking.probe import silence
-from oodbench.tracking.tracker import Sent, Tracker, default_uri, tracker_of
+from oodbench.tracking.runs import Attach, Parcel, converse
 
 __all__ = ["Attach", "Sent", "Tracker", "default_uri", "send", "sync", "tracker_of"]
 

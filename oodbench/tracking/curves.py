@@ -18,15 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from oodbench.result import flatten
+from oodbench.results import flatten
+from oodbench.storage.files import write_text
 from oodbench.tracking import ledger
+from oodbench.tracking.connection import Tracker
 from oodbench.tracking.database import connect
-from oodbench.tracking.entries import cut, shortened
 from oodbench.tracking.experiment import TRAINING, experiment_id
+from oodbench.tracking.fields import cut, shortened
 from oodbench.tracking.hush import quiet
 from oodbench.tracking.probe import silence
-from oodbench.tracking.tracker import Tracker
-from oodbench.whole import write_text
 
 EVERY = 3.0  # seconds between deliveries
 PATIENCE = 60.0  # seconds between attempts when nothing answered

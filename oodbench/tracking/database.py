@@ -10,8 +10,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from oodbench.tracking.tracker import Tracker, beside
-from oodbench.whole import whole
+from oodbench.storage.files import whole
+from oodbench.tracking.connection import Tracker, beside
 
 _POOL = "MLFLOW_SQLALCHEMYSTORE_POOLCLASS"
 # Where MLflow keeps what a user would miss; `experiments` has its own Default in every store.

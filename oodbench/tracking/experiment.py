@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from oodbench.tracking.entries import RUNS
-from oodbench.tracking.tracker import Tracker
+from oodbench.tracking.connection import Tracker
+from oodbench.tracking.fields import RUNS
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 
-from oodbench.tracking.tracker import Tracker
+from oodbench.tracking.connection import Tracker
 
 NAME = "sent.jsonl"
 _LOCK_SECONDS = 60

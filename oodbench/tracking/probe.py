@@ -6,7 +6,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from oodbench.tracking.tracker import Tracker
+from oodbench.tracking.connection import Tracker
 
 _SECONDS = 3
 

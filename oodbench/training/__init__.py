@@ -1,4 +1,4 @@
 """Training of any TrainedMethod on images and captions: from a request to a file of weights.
 
-train() in session.py is all that a caller needs; it works alone, under torchrun, and in a process group that is there.
+train() in train.py is all that a caller needs; it works alone, under torchrun, and in a process group that is there.
 """

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from oodbench.catalogue import Dataset
+from oodbench.data.catalog import Dataset
+from oodbench.data.imageset import Listing, listing
+from oodbench.data.items import Source
 from oodbench.errors import UserError
-from oodbench.images import Listing, listing
-from oodbench.loaders.items import Source
-from oodbench.store import Store, digest
+from oodbench.storage.store import Store, digest
 from oodbench.training.request import GLYPHS, TrainRequest
 
 SHOWN = 5  # problems that are named; all are counted
@@ -54,17 +54,17 @@ def _all_parts(request: TrainRequest, store: Store) -> Iterable[Part]:
     if request.captions == GLYPHS:
         return [glyphs(store)]
     if request.captions.lower().endswith((".csv", ".tsv")):
-        from oodbench.training.table import read
+        from oodbench.training.captions_csv import read
 
         return [read(Path(request.captions).expanduser(), request.data)]
-    from oodbench.training.shards import read_all
+    from oodbench.training.captions_tar import read_all
 
     return read_all(request.captions, store)
 
 
 def glyphs(store: Store) -> Part:
     """The rendered pairs of the embedded world."""
-    from oodbench.glyphs import world
+    from oodbench.data.glyphs import world
 
     dataset = Dataset(name="glyphs-pairs", title="Glyphs", loader="glyphs", path="pairs")
     found = listing(dataset, Path(), labelled=False, strict=False, store=store)

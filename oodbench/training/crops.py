@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from oodbench import decode
+from oodbench.data import decode
 from oodbench.training.material import Material
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from oodbench import weights
 from oodbench.errors import UserError
+from oodbench.pipeline import weights
 from oodbench.provenance import commit, versions
 from oodbench.training.plan import TrainPlan
 

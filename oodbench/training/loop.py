@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from oodbench.method import Pairs, TrainedMethod
-from oodbench.training.feed import Feed, autocast
+from oodbench.training.batches import Feed, autocast
 from oodbench.training.processes import World
 from oodbench.training.schedule import Schedule, groups
 

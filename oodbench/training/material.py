@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from oodbench.errors import UserError
-from oodbench.extract import Reading, Recipe, Work, extract
-from oodbench.store import Entry, Store, digest
-from oodbench.textbank import WordParts
+from oodbench.pipeline.extract import Reading, Recipe, Work, extract
+from oodbench.pipeline.text_embeddings import WordParts
+from oodbench.storage.store import Entry, Store, digest
 from oodbench.training import corpus
 from oodbench.training.corpus import Part
 from oodbench.training.request import TrainRequest
@@ -163,7 +163,7 @@ def _looked_at(material: Material, part: Part, work: Work, tell: Tell) -> npt.ND
 def _broken(work: Work, tell: Tell) -> Sequence[tuple[int, str]]:
     import torch
 
-    from oodbench import decode
+    from oodbench.data import decode
 
     known = {"engine": 1, "items": work.listing.stamp}
     entry = work.store.find("readable", known)

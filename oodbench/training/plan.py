@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oodbench import registry
+from oodbench.data.paths import expand
 from oodbench.encoder.card import parse_encoder
 from oodbench.encoder.resolve import Resolved, resolve
 from oodbench.errors import Collected, UserError, raise_all
-from oodbench.jobs import Job, make_jobs
-from oodbench.paths import expand
-from oodbench.request import RunRequest, writable
-from oodbench.sharing import opened
-from oodbench.store import Store
+from oodbench.method import registry
+from oodbench.pipeline.jobs import Job, make_jobs
+from oodbench.pipeline.request import RunRequest, writable
+from oodbench.storage.shared import opened
+from oodbench.storage.store import Store
 from oodbench.training.request import GLYPHS, TrainRequest, check_options
 
 if TYPE_CHECKING:
@@ -112,11 +112,11 @@ def _check_captions(request: TrainRequest) -> None:
     if not name.strip():
         raise UserError("--captions names no file; write a CSV, a pattern of tar shards, or glyphs")
     if name.lower().endswith((".csv", ".tsv")):
-        from oodbench.training.table import check as check_table
+        from oodbench.training.captions_csv import check as check_table
 
         check_table(Path(name).expanduser())
     elif name.lower().rstrip("}").endswith(".tar"):
-        from oodbench.training.shards import check as check_shards
+        from oodbench.training.captions_tar import check as check_shards
 
         check_shards(name)
     else:

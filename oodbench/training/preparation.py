@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from oodbench.errors import UserError
-from oodbench.textbank import WordParts
+from oodbench.pipeline.text_embeddings import WordParts
 from oodbench.training.crops import Crops
 from oodbench.training.material import Encoders, Material, Tell, add_texts
 from oodbench.training.plan import TrainPlan

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oodbench.errors import did_you_mean, raise_all
-from oodbench.request import MOST, PRECISIONS, WORKERS, beyond
+from oodbench.pipeline.request import MOST, PRECISIONS, WORKERS, beyond
 
 GLYPHS = "glyphs"
 

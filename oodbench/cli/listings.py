@@ -1,0 +1,166 @@
+"""What the listing commands print: methods, datasets, the store."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from decimal import Decimal
+from pathlib import Path
+
+from oodbench.data import catalog as catalogue
+from oodbench.data.catalog import Benchmark, Dataset
+from oodbench.errors import UserError
+from oodbench.method.introspection import MethodInfo
+from oodbench.method.parameters import written
+from oodbench.printable import printable
+from oodbench.storage.store import Store
+from oodbench.storage.urls import hidden, is_url
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def methods(known: Iterable[MethodInfo]) -> str:
+    """One line per method: name, what it is, needs, hyper-parameters, status."""
+    rows = []
+    for info in known:
+        parameters = " ".join(f"{p.name}={written(p.default)}" for p in info.parameters)
+        status = info.problem or ("ready" if info.origin == "built-in" else f"ready ({info.origin})")
+        rows.append((info.name, info.title, " ".join(n.lower() for n in info.needs), parameters, info.citation, status))
+    return _table(("method", "title", "needs", "hyper-parameters", "paper", "status"), rows)
+
+
+def method(info: MethodInfo) -> str:
+    """One method in full."""
+    if info.problem:
+        raise UserError(f"method '{info.name}' ({info.path}): {info.problem}")
+    lines = [
+        f"{info.name}: {info.title}" + (f" ({info.citation})" if info.citation else ""),
+        "",
+        info.summary,
+        *(["", info.details] if info.details else []),
+        "",
+        f"needs     {', '.join(n.lower() for n in info.needs)}",
+        f"origin    {info.origin}, {info.path.name}",
+        f"source    {info.source}",
+        "",
+        "hyper-parameters (--set " + info.name + ".NAME=VALUE)",
+    ]
+    lines += [f"  {p.name}: {p.kind} = {written(p.default)}" for p in info.parameters] or ["  none"]
+    return "\n".join(lines)
+
+
+def datasets(data: Path) -> str:
+    """Datasets and benchmarks, with what is found below the data folder."""
+    rows = [
+        (d.name, ", ".join(d.aliases), d.title, f"{d.count:,}" if d.count else "", d.cite, _status(d, data))
+        for d in catalogue.datasets().values()
+    ]
+    sets = _table(("dataset", "alias", "title", "images", "paper", "status"), rows)
+    pairs = [
+        (b.name, b.title, b.id, ", ".join(n for n, _ in b.sets()), b.cite) for b in catalogue.benchmarks().values()
+    ]
+    return f"{sets}\n\n{_table(('benchmark', 'title', 'ID', 'OOD', 'paper'), pairs)}\n\ndata folder: {data}"
+
+
+def dataset(one: Dataset, data: Path) -> str:
+    """One dataset in full, and how to get it."""
+    fields = {
+        "title": one.title,
+        "aliases": ", ".join(one.aliases),
+        "loader": one.loader,
+        "of": f"{one.within or ' + '.join(one.parts)} {' '.join(one.keep)}{one.keep_file}".strip(),
+        "path": _place(one),
+        "classes": one.classes,
+        "list": f"{one.list} (sha256 {one.digest})" if one.list else "",
+        "digest": "" if one.list or one.loader == "glyphs" else one.digest,
+        "source": f"{one.source} {one.split}".strip(),
+        "images": f"{one.count:,}" if one.count else catalogue.UNKNOWN,
+        "size": one.resolution,
+        "train": one.train,
+        "benchmark": one.benchmark,
+        "paper": one.cite,
+        "licence": one.licence,
+        "page": one.url,
+        "to get it": one.obtain,
+        "status": _status(one, data),
+    }
+    told = {name: value if name == "to get it" else printable(value) for name, value in fields.items()}
+    return hidden("\n".join([printable(one.name), *(f"  {name:10}{value}" for name, value in told.items() if value)]))
+
+
+def benchmark(one: Benchmark, data: Path) -> str:
+    """One benchmark in full."""
+    lines = [
+        f"{one.name}: {one.title}" + (f" ({one.cite})" if one.cite else ""),
+        f"  ID   {one.id}: {_status(catalogue.dataset(one.id), data)}",
+    ]
+    lines += [f"  {group or 'OOD':5}{name}: {_status(catalogue.dataset(name), data)}" for name, group in one.sets()]
+    if one.calibration:
+        lines.append(f"  calibration  {one.calibration}: {_status(catalogue.dataset(one.calibration), data)}")
+    return "\n".join(lines)
+
+
+def store(place: Store) -> str:
+    """Kinds with number and size, and the total."""
+    totals: dict[str, tuple[int, int]] = {}
+    for entry in place.entries():
+        n, size = totals.get(entry.kind, (0, 0))
+        totals[entry.kind] = (n + 1, size + entry.bytes)
+    rows = [(kind, f"{n:,}", bytes_text(size)) for kind, (n, size) in sorted(totals.items())]
+    whole = bytes_text(sum(size for _, size in totals.values()))
+    return f"{_table(('kind', 'entries', 'size'), rows)}\n\n{place.root}: {whole}"
+
+
+def bytes_text(n: int) -> str:
+    """Bytes for people: 12.3 MB."""
+    for unit, size in reversed(_UNITS.items()):
+        if n >= size:
+            return f"{n / size:.1f} {unit}" if unit != "B" else f"{n} B"
+    return "0 B"
+
+
+def parse_bytes(text: str) -> int:
+    """`20GB` -> 20,000,000,000."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?B?)\s*", text, re.IGNORECASE)
+    if not found or len(found[1]) > 300:  # no float is as long
+        raise UserError(f"cannot read the size '{text[:40]}'; write 500MB or 20GB")
+    unit = found[2].upper()
+    return int(Decimal(found[1]) * _UNITS[unit if unit.endswith("B") else f"{unit}B"])
+
+
+def _place(one: Dataset) -> str:
+    """Where a set lies, as its declaration says; "" for sets that lie elsewhere."""
+    if one.within or one.parts or one.loader == "glyphs":
+        return ""
+    own = not one.declared or one.path.startswith("/") or is_url(one.path) or one.loader == "hf"
+    return one.path if own else f"$OODBENCH_DATA/{one.path}"
+
+
+def _status(one: Dataset, data: Path) -> str:
+    if one.loader == "glyphs":
+        return "embedded"
+    if one.within:
+        return (
+            _status(catalogue.dataset(one.within), data) if not one.list or (data / one.list).is_file() else "no list"
+        )
+    if one.parts:
+        states = [_status(catalogue.dataset(name), data) for name in one.parts]
+        return next((state for state in states if state != "found"), "found")
+    if not os.path.exists(one.folder(data)) and one.loader not in ("tar", "hf"):
+        return "not found"
+    if one.loader == "tar":
+        from oodbench.data.loaders.tars import expand
+
+        try:
+            return "found" if all(os.path.isfile(path) for path in expand(str(one.folder(data)))) else "not found"
+        except UserError:
+            return "not found"
+    return "found" if not one.list or (data / one.list).is_file() else "no list"
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """Columns in plain text, for terminals and pipes alike."""
+    lines = [head, *(tuple(map(printable, row)) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)

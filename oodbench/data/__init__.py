@@ -1,0 +1,1 @@
+"""Image sets by name: catalogue, loaders, subsets, checks, downloads, the embedded glyphs. Imports no torch."""

@@ -1,0 +1,114 @@
+"""Inspection: a look at every image of a list, by threads, kept in the store part by part.
+
+A part ends where the hash of an image's name says so, about every 64 images. So a part's bounds do not move when images
+come or go elsewhere in the list, and after a change only the parts that changed are looked at again.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from oodbench.data import decode
+from oodbench.data.checks.look import Look, look
+from oodbench.data.imageset import Listing
+from oodbench.errors import UserError
+from oodbench.storage.store import Store
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ENGINE = 2  # raise when a look gives something else than before
+PART = 64  # images, on average
+
+Done = Callable[[int], None]
+
+
+def inspect(listing: Listing, store: Store, workers: int = 0, done: Done = lambda n: None) -> list[Look]:
+    """A look at every image in list order; those of earlier runs come from the store unless the image changed.
+
+    `done` is told how many images are ready. An image that the system withholds (no permission, a drive that went away)
+    counts as unreadable, and its part is not stored.
+    """
+    from PIL import Image  # noqa: F401  not for the first time in a thread
+
+    workers = workers or min(os.cpu_count() or 1, 16)
+    looks: dict[int, list[Look]] = {}
+    waiting: collections.deque[tuple[tuple[int, int], list[Future[tuple[Look, bool]]]]] = collections.deque()
+    ahead = 0
+
+    def finish() -> None:
+        nonlocal ahead
+        bounds, futures = waiting.popleft()
+        found = []
+        for future in futures:
+            found.append(future.result())
+            done(1)
+        ahead -= len(futures)
+        looks[bounds[0]] = [one for one, _ in found]
+        if all(lasting for _, lasting in found):
+            facts = {"looks": [one.row() for one in looks[bounds[0]]]}
+            store.remember("looks", _inputs(listing, bounds), facts)
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="look")
+    try:
+        with decode.decoding():
+            for start, stop in parts(listing.names):
+                entry = store.find("looks", _inputs(listing, (start, stop)))
+                if entry is not None:
+                    looks[start] = [Look(*row) for row in entry.facts["looks"]]
+                    done(stop - start)
+                    continue
+                waiting.append(((start, stop), [pool.submit(_look, listing, i) for i in range(start, stop)]))
+                ahead += stop - start
+                while waiting and ahead - len(waiting[0][1]) >= 4 * workers:
+                    finish()
+            while waiting:
+                finish()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return [one for start in sorted(looks) for one in looks[start]]
+
+
+def parts(names: tuple[str, ...]) -> list[tuple[int, int]]:
+    """(start, stop) of every part of a list."""
+    hashes = (hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest() for name in names)
+    ends = [i + 1 for i, one in enumerate(hashes) if int.from_bytes(one[:4], "big") % PART == 0]
+    if not ends or ends[-1] != len(names):
+        ends.append(len(names))
+    return list(zip([0, *ends], ends, strict=False))
+
+
+def _inputs(listing: Listing, bounds: tuple[int, int]) -> dict[str, object]:
+    one = listing.dataset  # splits of one torchvision folder have the same names, sizes and times
+    return {
+        "engine": ENGINE,
+        "items": listing.part_stamp(*bounds),
+        "of": [one.loader, one.source, one.split, one.within],
+    }
+
+
+def _look(listing: Listing, index: int) -> tuple[Look, bool]:
+    """The look, and whether it will be the same next time."""
+    try:
+        image = listing.read(index)
+        return replace(look(image), frames=_has_frames(image)), True
+    except UserError:  # not the image that was listed
+        raise
+    except Exception as error:
+        return Look(decode.reason(error)), decode.broken(error)
+
+
+def _has_frames(image: Image) -> bool:
+    """Whether there are several frames. (Photographs in the MPO format have a preview beside them: that is none.)"""
+    if image.format not in ("GIF", "TIFF", "WEBP", "PNG"):
+        return False
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # damaged behind the first frame, in whatever way
+        return False

@@ -1,0 +1,139 @@
+"""The whole check: lists, looks at images, pairs of sets, calibration lists; and what was found as a Report."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from oodbench.data.catalog import Dataset
+from oodbench.data.checks import calibration, lists, names, pairs, single, wordnet
+from oodbench.data.checks.findings import Finding, Report
+from oodbench.data.checks.inspection import Done, inspect
+from oodbench.data.checks.pairs import Side
+from oodbench.data.checks.scope import Scope
+from oodbench.data.imageset import Listing, listing
+from oodbench.errors import Missing, Unlabelled, UserError
+from oodbench.storage.store import Store
+
+Watch = Callable[[str, int], Done]  # (what is done, how many steps) -> a function that is told of steps
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to look: where data lie, threads (0: one per core), bits of near-duplicates, images of each set at most."""
+
+    data: Path
+    store: Store
+    workers: int = 0
+    hamming: int = 4
+    limit: int | None = None
+
+
+def examine(scope: Scope, settings: Settings, watch: Watch = lambda what, n: lambda done: None) -> Report:
+    """Check all of a scope. Data that are wrong are in the report; UserError when there are none at all."""
+    report = Report()
+    sides: dict[str, Side] = {}
+    for name, dataset in scope.sets.items():
+        role = scope.roles[name]
+        dataset, digest, finding = lists.compared(dataset, settings.data)
+        report.findings += [finding] if finding else []
+        listed = _list(dataset, role, settings, report, scope)
+        if listed is None:
+            continue
+        card = single.card(listed, role)
+        if digest:
+            card.digest, card.declared_digest = digest
+        report.cards.append(card)
+        report.findings += single.of_list(card, listed)
+        looks = inspect(listed, settings.store, settings.workers, watch(f"look at {name}", len(listed)))
+        single.see(card, looks)
+        report.findings += single.of_images(listed, looks)
+        if len(listed) < listed.total:
+            message = f"only {len(listed):,} of {listed.total:,} images were looked at"
+            report.findings.append(Finding("note", "limit", (name,), message))
+        sides[name] = Side(listed, looks)
+    _compare(scope, sides, settings, report, watch)
+    for name, dataset in scope.calibrations.items():
+        if name in sides:
+            _calibration(sides[name].listing, dataset, settings, report)
+    if not report.cards and not report.findings:
+        raise UserError(
+            f"no dataset of the catalogue lies below {settings.data}; name the folder with --data, "
+            "a set of your own with folder:PATH"
+        )
+    return report
+
+
+def _list(dataset: Dataset, role: str, settings: Settings, report: Report, scope: Scope) -> Listing | None:
+    """The images of a set, labelled where it is an ID set; None and a finding when they cannot be listed.
+
+    A set that has no role may be meant for either: what is wrong with its classes is a warning.
+    """
+    must = role == "ID" or (role != "OOD" and bool(dataset.train or dataset.benchmark))
+    try:
+        listed = _listing(dataset, must or bool(dataset.classes), settings)
+        return listed if must or role else _with_classes(listed, settings, report)
+    except UserError as problem:
+        error = problem
+    with contextlib.suppress(UserError):
+        listed = _listing(dataset, False, settings)
+        if must:
+            report.findings.append(Finding("error", "classes", (dataset.name,), str(error)))
+        return listed
+    if isinstance(error, Missing):
+        if scope.required:
+            report.findings.append(Finding("error", "missing", (dataset.name,), str(error)))
+    else:
+        report.findings.append(Finding("error", "not-listed", (dataset.name,), str(error)))
+    return None
+
+
+def _with_classes(listed: Listing, settings: Settings, report: Report) -> Listing:
+    """The same list with the remarks on its classes, where it has some."""
+    try:
+        labelled = _listing(listed.dataset, True, settings)
+    except Unlabelled:
+        return listed
+    except UserError as error:
+        report.findings.append(Finding("warning", "classes", (listed.dataset.name,), str(error)))
+        return listed
+    report.findings += single.of_names(labelled)
+    return dataclasses.replace(listed, remarks=labelled.remarks)
+
+
+def _listing(dataset: Dataset, labelled: bool, settings: Settings) -> Listing:
+    return listing(dataset, settings.data, labelled=labelled, strict=False, store=settings.store, limit=settings.limit)
+
+
+def _compare(scope: Scope, sides: dict[str, Side], settings: Settings, report: Report, watch: Watch) -> None:
+    there = [(sides[a], sides[b]) for a, b in scope.pairs if a in sides and b in sides]
+    if not there:
+        return
+    place = wordnet.find()
+    net = wordnet.WordNet(place) if place else None
+    done = watch("compare ID and OOD", len(there))
+    for id_set, ood in there:
+        report.findings += pairs.shared(id_set, ood, settings.hamming)
+        report.findings += pairs.shortcuts(id_set, ood)
+        report.findings += names.overlap(id_set.listing, ood.listing, net)
+        done(1)
+
+
+def _calibration(test: Listing, dataset: Dataset, settings: Settings, report: Report) -> None:
+    """Card and findings of a calibration set: its list and what of it is tested on. Its images are not decoded."""
+    try:
+        listed = _listing(dataset, True, dataclasses.replace(settings, limit=None))
+    except UserError as error:
+        report.findings.append(Finding("note", "no-calibration", (test.dataset.name, dataset.name), str(error)))
+        return
+    if dataset.name not in {card.name for card in report.cards}:
+        card = single.card(listed, "calibration")
+        report.cards.append(card)
+        report.findings += single.of_list(card, listed)
+    try:
+        report.findings += calibration.overlap(test, listed)
+    except UserError as error:
+        report.findings.append(Finding("error", "not-listed", (dataset.name,), str(error)))

@@ -1,0 +1,141 @@
+"""The named concepts: which code points or textures each name stands for, and the group it belongs to."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from functools import lru_cache
+
+from oodbench.data.glyphs import fonts, textures
+
+CLASSES: dict[str, tuple[int, ...]] = {
+    "umbrella": (0x2602, 0x2614),
+    "snowman": (0x2603,),
+    "anchor": (0x2693,),
+    "cloud": (0x2601,),
+    "comet": (0x2604,),
+    "telephone": (0x260E, 0x260F),
+    "hot beverage": (0x2615,),
+    "skull and crossbones": (0x2620,),
+    "radioactive sign": (0x2622,),
+    "biohazard sign": (0x2623,),
+    "ankh": (0x2625,),
+    "star and crescent": (0x262A,),
+    "peace symbol": (0x262E,),
+    "yin yang": (0x262F,),
+    "wheel of dharma": (0x2638,),
+    "sun with rays": (0x2600, 0x263C),
+    "crescent moon": (0x263D, 0x263E),
+    "chess king": (0x2654, 0x265A),
+    "chess rook": (0x2656, 0x265C),
+    "chess knight": (0x2658, 0x265E),
+    "heart": (0x2661, 0x2665, 0x2764),
+    "spade suit": (0x2660, 0x2664),
+    "club suit": (0x2663, 0x2667),
+    "hot springs": (0x2668,),
+    "musical notes": (0x266B, 0x266C),
+    "recycling symbol": (0x2672, 0x267B),
+    "wheelchair symbol": (0x267F,),
+    "flag": (0x2690, 0x2691),
+    "hammer and pick": (0x2692,),
+    "crossed swords": (0x2694,),
+    "scales": (0x2696,),
+    "alembic": (0x2697,),
+    "gear": (0x2699,),
+    "atom symbol": (0x269B,),
+    "fleur-de-lis": (0x269C,),
+    "warning sign": (0x26A0,),
+    "high voltage sign": (0x26A1,),
+    "coffin": (0x26B0,),
+    "funeral urn": (0x26B1,),
+    "keyboard": (0x2328,),
+    "house": (0x2302,),
+    "scissors": (0x2701, 0x2702, 0x2703, 0x2704),
+    "airplane": (0x2708,),
+    "envelope": (0x2709,),
+    "victory hand": (0x270C,),
+    "writing hand": (0x270D,),
+    "pencil": (0x270E, 0x270F, 0x2710),
+    "check mark": (0x2713, 0x2714),
+    "star of david": (0x2721,),
+    "snowflake": (0x2744, 0x2745, 0x2746),
+}
+
+# Blocks of the in-distribution classes; their other symbols are the near set.
+_NEAR = ((0x2300, 0x23FF), (0x2600, 0x26FF), (0x2701, 0x2767), (0x2794, 0x27BE))
+# Too close in meaning to a class, parts of brackets, or too small to tell apart.
+_DROPPED = {0x2320, 0x2321, 0x2388, 0x2605, 0x2606, 0x2607, 0x2609, 0x2616, 0x2617, 0x2619, 0x267A, 0x267C, 0x267D}
+_DROPPED |= {0x26AC, 0x2758, 0x2759, 0x2763, 0x2765, 0x2766, 0x2767, *range(0x2673, 0x267A), *range(0x239B, 0x23AF)}
+_OTHER = (
+    *((0x21, 0x2F), (0x3A, 0x40), (0x5B, 0x60), (0x7B, 0x7E), (0xA1, 0xBF), (0x20A0, 0x20BF), (0x2190, 0x21B5)),
+    *((0x21BA, 0x21BB), (0x21D0, 0x21DD), (0x21E6, 0x21E9), (0x2200, 0x222E), (0x2234, 0x2237), (0x223C, 0x223F)),
+    *((0x2248, 0x224B), (0x2260, 0x2265), (0x226A, 0x226B), (0x2282, 0x2283), (0x2293, 0x22A5), (0x22C8, 0x22C8)),
+    *((0x22EE, 0x22F1), (0x25A0, 0x25E5), (0x25E7, 0x25E8), (0x2B12, 0x2B13), (0x2B16, 0x2B23)),
+    *((0x1F42D, 0x1F435), (0x1F600, 0x1F640)),
+)
+_LATIN = ((0x41, 0x5A), (0x61, 0x7A), (0x60, 0x60))
+_LETTERS = (
+    *((0x391, 0x3A9), (0x3B1, 0x3C9), (0x410, 0x44F), (0x531, 0x556), (0x561, 0x586), (0x10A0, 0x10C5)),
+    *((0x10D0, 0x10F0), (0x5D0, 0x5EA), (0x621, 0x64A), (0xE81, 0xEAE), (0x2D30, 0x2D65)),
+)
+_STYLE = re.compile(r"(?<![\w-])(black|white|heavy|medium|light|small|large|outlined|capital|ornament)(?![\w-])")
+# Long-winded names, mostly of dialects and of arrows.
+_SKIPPED = re.compile(
+    r"\b(apl|tuareg|ahaggar|academy|tawellemet|ayer|tatweel|crop|tilted|teardrop|concave|feathered|open-outlined|tip)\b"
+)
+_LONGEST = 34  # characters of a name; longer ones would not fit into the context of the text tower
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A name and what draws it: code points, or a texture of that name."""
+
+    name: str
+    group: str
+    codes: tuple[int, ...]
+
+
+def clean(name: str) -> str:
+    """Lower-case name without words for style, so that solid and outlined variants share it."""
+    words = _STYLE.sub(" ", name.lower())
+    return " ".join(words.replace("-pointing", " pointing").split())
+
+
+def _ranges(ranges: tuple[tuple[int, int], ...], group: str, taken: set[str], used: set[int]) -> list[Concept]:
+    found: dict[str, list[int]] = {}
+    for first, last in ranges:
+        for code in range(first, last + 1):
+            raw = unicodedata.name(chr(code), "")
+            if code in used or not raw or unicodedata.combining(chr(code)) or not fonts.faces_for(code):
+                continue
+            name = clean(raw)
+            if len(name.split()) > 5 or _SKIPPED.search(name):
+                continue
+            if 2 < len(name) <= _LONGEST and name not in taken:
+                found.setdefault(name, []).append(code)
+    return [Concept(name, group, tuple(codes)) for name, codes in found.items()]
+
+
+@lru_cache(maxsize=1)
+def concepts() -> tuple[Concept, ...]:
+    """All concepts of the world in a fixed order: classes first, then near, letters, textures, digits, other."""
+    known = [Concept(name, "id", codes) for name, codes in CLASSES.items()]
+    taken, used = set(CLASSES), {code for codes in CLASSES.values() for code in codes} | _DROPPED
+    digits = [Concept(clean(unicodedata.name(chr(48 + d))), "digits", (48 + d,)) for d in range(10)]
+    taken |= set(textures.NAMES) | {concept.name for concept in digits}
+    drawn = [Concept(name, "textures", ()) for name in textures.NAMES]
+    for ranges, group in ((_NEAR, "near"), (_LETTERS, "letters"), (_LATIN, "latin"), (_OTHER, "other")):
+        part = _ranges(ranges, group, taken, used)
+        taken |= {concept.name for concept in part}
+        used |= {code for concept in part for code in concept.codes}
+        known += part
+        if group == "letters":
+            known += drawn + digits
+    return tuple(known)
+
+
+@lru_cache(maxsize=16)
+def group(name: str) -> tuple[Concept, ...]:
+    """Concepts of one group, in order."""
+    return tuple(concept for concept in concepts() if concept.group == name)

@@ -1,0 +1,61 @@
+"""The embedded benchmark: images that are rendered when they are read."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from oodbench.data.catalog import Dataset
+from oodbench.data.items import Items
+from oodbench.data.prints import Taken
+from oodbench.storage.store import Store
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class Rendered:
+    """Glyphs by `split/number-name`."""
+
+    def take(self, name: str) -> Taken:
+        """Draw one image; its print is the sha256 of its pixels."""
+        image = self._drawn(name)
+        content = hashlib.sha256(image.tobytes()).hexdigest()
+        return Taken(content, lambda: image, lambda: content)
+
+    def content(self, name: str) -> str:
+        """sha256 of the pixels."""
+        return self.take(name).content()
+
+    def _drawn(self, name: str) -> Image:
+        from PIL import Image
+
+        from oodbench.data.glyphs import render
+
+        split, _, number = name.partition("/")
+        return Image.fromarray(render.image(split, int(number.partition("-")[0])))
+
+
+def items(dataset: Dataset, store: Store) -> Items:
+    """A split. Prints are digests of the pixels, remembered in the store while nothing that makes them changes."""
+    from oodbench.data.glyphs import render, world
+
+    split = dataset.path
+    n = world.length(split)
+    inputs: dict[str, Any] = {"split": split, "n": n, **render.recipe()}
+    entry = store.find("glyphs", inputs)
+    facts = entry.facts if entry else {}
+    if not facts:
+        facts = {
+            "names": [world.name(split, i) for i in range(n)],
+            "prints": [hashlib.sha256(render.image(split, i).tobytes()).hexdigest() for i in range(n)],
+            "labels": [world.label(split, i) for i in range(n)],
+        }
+        store.remember("glyphs", inputs, facts)
+    labels = np.array(facts["labels"])
+    folders = tuple(world.CLASSES) if labels.max() >= 0 else ()
+    names, prints = tuple(facts["names"]), tuple(facts["prints"])
+    return Items(Path(), names, prints, labels, Rendered(), folders, content=True)

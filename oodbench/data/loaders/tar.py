@@ -1,0 +1,218 @@
+"""Images in tar archives: `class/name.jpg` members, or webdataset's `key.jpg` with `key.cls`."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from oodbench.data.catalog import Dataset
+from oodbench.data.items import Items, classes_of, empty, keys_of, missing, unlabelled
+from oodbench.data.loaders.layout import Classes, is_hidden, is_image, left_out, some, twice
+from oodbench.data.loaders.tars import Member, contents, expand, read_member
+from oodbench.data.prints import Taken, encoded, inside, print_of
+from oodbench.errors import UserError
+from oodbench.storage.reading import fetched, print_of_copy
+from oodbench.storage.urls import is_url
+
+_BESIDE = ("cls", "txt", "json")  # endings that webdataset puts beside an image
+_NUMBER = re.compile(r"[0-9]{1,18}")
+
+
+@dataclass(frozen=True)
+class Archives:
+    """Images in archives: where each one lies, none of their bytes.
+
+    copies   per archive that was fetched: its print on this disk, and the print that its images were listed with
+    """
+
+    where: Mapping[str, tuple[Path, Member]]
+    copies: Mapping[Path, tuple[str, str]] = field(default_factory=dict)
+
+    def take(self, name: str) -> Taken:
+        """Read a member."""
+        path, member = self.where[name]
+        raw, now = read_member(path, member)
+        here, known = self.copies.get(path, ("", ""))
+        return encoded(inside(known if now == here else now, member.offset, member.size), raw)
+
+    def content(self, name: str) -> str:
+        """sha256 of a member."""
+        return self.take(name).content()
+
+    def place(self, name: str) -> str:
+        """The archive, and the member in it."""
+        path, member = self.where[name]
+        return f"{path.resolve()}/{member.offset}"  # links have other names
+
+
+def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
+    """The images of one archive or of a series, in archive order.
+
+    Labels are those of `key.cls` (or numbers in `key.txt`), else class folders. UserError when an archive is missing,
+    damaged or without images, when two members have one name, when several images have one key of webdataset's, or
+    (labelled) when there are no classes.
+    """
+    pattern = _pattern(dataset, data)
+    paths = [_local(dataset, one) for one in expand(pattern)]
+    home = paths[0] if len(paths) == 1 else paths[0].parent
+    index = _Index()
+    copies: dict[Path, tuple[str, str]] = {}
+    for path in paths:
+        if not path.is_file():
+            raise missing(dataset, path)
+        whole = print_of(path)
+        if is_url(pattern):
+            copies[path] = (whole, print_of_copy(path))
+            whole = copies[path][1]
+        _read(dataset, index, path, whole, "" if len(paths) == 1 else f"{_beneath(path, home)}/")
+    if not index.images:
+        raise empty(dataset, home, index.others)
+    chosen = _one_per_key(dataset, home, index)
+    names = tuple(chosen)
+    inner = [chosen[name].inner for name in names]
+    classes = Classes(np.full(len(names), -1), ())
+    if labelled:
+        labels = _labels(dataset, home, chosen, index)
+        if labels is None:
+            classes = classes_of(dataset, home, inner, index.others, index.folders)
+        else:
+            classes = Classes(labels, keys_of(dataset, labels, home))
+    remarks = (*left_out(index.others, index.irregular), *twice(_again(chosen)), *classes.remarks)
+    where = {name: (one.path, one.member) for name, one in chosen.items()}
+    prints = tuple(one.print for one in chosen.values())
+    return Items(home, names, prints, classes.labels, Archives(where, copies), classes.folders, remarks=remarks)
+
+
+@dataclass(frozen=True)
+class _Image:
+    """A member that is an image; `inner` is its path in its archive, and `key` and `ending` are webdataset's."""
+
+    path: Path
+    member: Member
+    print: str
+    inner: str
+    key: str
+    ending: str
+
+
+@dataclass
+class _Index:
+    """What archives hold: images by name; by key the files that webdataset puts beside them; the rest by path."""
+
+    images: dict[str, _Image] = field(default_factory=dict)
+    beside: dict[str, dict[str, tuple[Path, Member]]] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
+    irregular: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+
+
+def _read(dataset: Dataset, index: _Index, path: Path, whole: str, prefix: str) -> None:
+    """Add an archive, whose print is `whole`, to an index, with a prefix to its names that tells it from others."""
+    held = contents(path)
+    for member in held.files:
+        inner = posixpath.normpath(member.name).lstrip("/")
+        if ".." in inner.split("/"):
+            raise UserError(f"dataset '{dataset.name}': member {member.name} of {path} leads out of the archive")
+        if is_hidden(inner):
+            continue
+        stem, ending = _key(inner)
+        if is_image(inner):
+            name = prefix + inner
+            if name in index.images:
+                raise UserError(f"dataset '{dataset.name}': {path} holds two members named {member.name}")
+            now = inside(whole, member.offset, member.size)
+            index.images[name] = _Image(path, member, now, inner, prefix + stem, ending)
+        else:
+            index.others.append(inner)
+            if ending in _BESIDE:
+                index.beside.setdefault(prefix + stem, {}).setdefault(ending, (path, member))
+    index.irregular += [name for name in held.irregular if is_image(name) and not is_hidden(name)]
+    index.folders += [
+        inner for one in held.folders if (inner := posixpath.normpath(one).lstrip("/")) != "." and not is_hidden(inner)
+    ]
+
+
+def _again(images: Mapping[str, _Image]) -> list[tuple[str, str]]:
+    """Links to images that are there under a name of their own."""
+    first: dict[tuple[Path, int], str] = {}
+    named = [(name, first.setdefault((one.path, one.member.offset), name)) for name, one in images.items()]
+    return [(name, other) for name, other in named if name != other]
+
+
+def _key(name: str) -> tuple[str, str]:
+    """webdataset's rule: the key is a path up to the first dot of the file's name, the rest is its ending."""
+    folder, slash, file = name.rpartition("/")
+    stem, _, ending = file.partition(".")
+    return f"{folder}{slash}{stem}", ending.lower()
+
+
+def _one_per_key(dataset: Dataset, home: Path, index: _Index) -> dict[str, _Image]:
+    """The images, or those with the ending `split`; UserError when webdataset would take several for one."""
+    chosen = index.images
+    if dataset.split:
+        chosen = {name: one for name, one in chosen.items() if one.ending == dataset.split.lower()}
+        if not chosen:
+            endings = some(sorted({one.ending for one in index.images.values()}))
+            raise UserError(
+                f"dataset '{dataset.name}': no image of {home} ends in .{dataset.split}; they end in {endings}"
+            )
+    keys: dict[str, _Image] = {}
+    for one in chosen.values():
+        other = keys.setdefault(one.key, one)
+        if other is not one and one.key in index.beside:
+            sidecar = f"{one.key}.{next(iter(index.beside[one.key]))}"
+            raise UserError(
+                f"dataset '{dataset.name}': {home} has several images beside {sidecar}: {other.inner} and {one.inner} "
+                f"(a key ends at the first dot); choose one by its ending: oodbench datasets add NAME --loader tar "
+                f"--path {dataset.path} --split {other.ending}"
+            )
+    return chosen
+
+
+def _pattern(dataset: Dataset, data: Path) -> str:
+    if is_url(dataset.path):
+        return dataset.path
+    return str(data / dataset.path)
+
+
+def _local(dataset: Dataset, path: str) -> Path:
+    """The file itself; that of a URL is fetched once."""
+    return fetched(path, dataset.name) if is_url(path) else Path(path)
+
+
+def _beneath(path: Path, home: Path) -> str:
+    return path.relative_to(home).as_posix() if path.is_relative_to(home) else path.as_posix().lstrip("/")
+
+
+def _labels(dataset: Dataset, home: Path, images: Mapping[str, _Image], index: _Index) -> npt.NDArray[np.int64] | None:
+    """Numbers from `key.cls`, or from `key.txt` where every image has one with a number; None: class folders count."""
+    for ending in ("cls", "txt"):
+        found = {name: index.beside.get(one.key, {}).get(ending) for name, one in images.items()}
+        lacking = next((name for name, one in found.items() if one is None), None)
+        if lacking is not None and ending == "cls" and any(found.values()):
+            raise unlabelled(
+                dataset, home, f"{lacking} (webdataset's key ends at the first dot: {images[lacking].key})"
+            )
+        if lacking is not None:
+            continue
+        texts = {name: read_member(*one)[0].decode("utf-8", "replace").strip() for name, one in found.items() if one}
+        wrong = next((name for name, text in texts.items() if not _NUMBER.fullmatch(text)), None)
+        if wrong is None:
+            return np.array([int(text) for text in texts.values()], np.int64)
+        if ending == "cls" or any("/" not in one.inner for one in images.values()):
+            path, member = found[wrong] or (home, Member("", 0, 0))
+            raise UserError(
+                f"dataset '{dataset.name}': member {member.name} of {path} is no label: {texts[wrong][:40]!r}"
+            )
+    dotted = next((name for name in index.others if name.lower().endswith(".cls")), None)
+    if dotted and any("/" not in one.inner for one in images.values()):
+        raise unlabelled(
+            dataset, home, f"{next(iter(images))} (a key ends at the first dot: {dotted} is beside {_key(dotted)[0]})"
+        )
+    return None

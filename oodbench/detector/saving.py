@@ -1,0 +1,198 @@
+"""A detector on disk: one folder with its recipe, what it learnt and all that its scores need, every file verified.
+
+detector.json      the recipe, a digest of every other file, and its own
+learnt.safetensors what fit() returned, if it is tensors and plain values; otherwise weights/ and store/ hold what fit()
+                   reads, and it is called again
+prompts/           the templates
+store/             class vectors (and other stored parts), as entries of the store
+encoder/           the encoder's weights, when asked for, and its tokenizer if it lay in a folder
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from oodbench.data import prompts
+from oodbench.detector.engine import Engine
+from oodbench.detector.state import Unpackable, pack
+from oodbench.encoder.card import EMBEDDED
+from oodbench.encoder.textfiles import TextFiles
+from oodbench.errors import UserError
+from oodbench.provenance import commit, versions
+from oodbench.storage.files import write_text
+from oodbench.storage.store import digest, file_digest
+
+FORMAT = 1
+RECIPE = "detector.json"
+LEARNT = "learnt.safetensors"
+TOKENIZER = "encoder/tokenizer"
+_PLACES = ("device", "workers", "store", "shared", "keep", "plugins", "weights")  # of one machine, not of the detector
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What is saved."""
+
+    engine: Engine
+    params: dict[str, Any]
+    threshold: float | None
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A folder that was read and verified."""
+
+    folder: Path
+    recipe: dict[str, Any]
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return dict(self.recipe["params"])
+
+
+def check(folder: Path) -> None:
+    """UserError for a folder that holds something else than a detector."""
+    if folder.exists() and not (folder / RECIPE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there and holds no detector; name another folder")
+
+
+def save(fitted: Fitted, folder: Path, *, with_encoder: bool) -> Path:
+    """Write the folder, whole or not at all."""
+    from safetensors import SafetensorError
+
+    check(folder)
+    temporary = folder.with_name(f".{folder.name}.{digest(str(folder))[:8]}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        recipe = _recipe(fitted, temporary, with_encoder)
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        recipe["contents"] = {path.relative_to(temporary).as_posix(): file_digest(path) for path in files}
+        write_text(temporary / RECIPE, json.dumps({**recipe, "digest": digest(recipe)}, indent=1) + "\n")
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    except (OSError, SafetensorError) as error:  # the latter is what a full disk is to safetensors
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"the detector cannot be written to {folder}: {why}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def read(folder: Path) -> Saved:
+    """The recipe of a folder. UserError naming what is missing, changed, or of another format."""
+    path = folder / RECIPE
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no regular file")
+        recipe = json.loads(path.read_text(encoding="utf-8"))
+        stated = recipe.pop("digest")
+        sound = stated == digest(recipe)
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} holds no detector: {path} is not there") from error
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as a detector's recipe: {error}") from error
+    if not sound:
+        raise UserError(f"{path} was changed after it was written; save the detector anew")
+    if recipe["format"] != FORMAT:
+        raise UserError(f"{path} is of format {recipe['format']!r}; this oodbench reads {FORMAT}")
+    for name, expected in recipe["contents"].items():
+        file = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(f"{path} names a file outside of its folder: {name}")
+        if not file.is_file():
+            raise UserError(f"the detector in {folder} is not complete: {file} is missing; copy the folder anew")
+        if file_digest(file) != expected:
+            raise UserError(f"{file} is not what was saved (sha256 {expected[:12]}); copy the folder anew")
+    used = [*recipe["prompts"].values(), *filter(None, [recipe["encoder_file"]])]
+    if not set(used) <= set(recipe["contents"]):
+        raise UserError(f"{path} names files that are not part of the detector: {', '.join(used)}")
+    return Saved(folder, recipe)
+
+
+def _recipe(fitted: Fitted, folder: Path, with_encoder: bool) -> dict[str, Any]:
+    """Write every file but the recipe, which is returned."""
+    plan = fitted.engine.plan
+    job = plan.jobs[0]
+    texts = {
+        name: value
+        for name, value in job.parameters.items()
+        if isinstance(value, str) and (name == "templates" or name.endswith("_templates")) and "{}" not in value
+    }
+    for name, value in texts.items():
+        write_text(folder / "prompts" / f"{name}.txt", "\n".join(prompts.templates(value).lines) + "\n")
+    learnt = _learnt(fitted.engine, folder)
+    if with_encoder and plan.card.name != EMBEDDED:
+        (folder / "encoder").mkdir()
+        shutil.copyfile(plan.encoder.path, folder / "encoder" / plan.encoder.path.name)
+        if plan.encoder.tokenizer:
+            (folder / TOKENIZER).mkdir()
+            for path in TextFiles(plan.encoder.tokenizer).files():
+                shutil.copyfile(path, folder / TOKENIZER / path.name)
+    plain = {name: value for name, value in fitted.params.items() if name not in _PLACES}
+    plain |= {"classes": list(plan.classes.lines), "settings": dict(fitted.params["settings"] or {}) or None}
+    parameters = {name: value for name, value in job.parameters.items() if name not in texts}
+    judged = fitted.engine.facts["threshold"]  # unless another threshold was given since
+    return {
+        "format": FORMAT,
+        "method": job.info.name,
+        "parameters": parameters,
+        "prompts": {name: f"prompts/{name}.txt" for name in texts},
+        "classes": list(plan.classes.lines),
+        "encoder": {"spec": plan.request.encoder, "identity": plan.card.identity, **_plain(plan.card)},
+        "encoder_file": f"encoder/{plan.encoder.path.name}" if (folder / "encoder").is_dir() else "",
+        "precision": plan.request.precision,
+        "threshold": fitted.threshold,
+        "learnt": learnt,
+        "source": job.info.source,
+        "files": job.files,
+        "weights": {**job.weights.card(), "recipe": job.weights.recipe} if job.weights else None,
+        "calibration": fitted.engine.facts["calibration"],
+        "threshold_images": judged if judged and judged["value"] == fitted.threshold else None,
+        "versions": versions(),
+        "commit": commit(),
+        "params": _plain_params(plain),
+    }
+
+
+def _learnt(engine: Engine, folder: Path) -> Any:
+    """What fit() returned as JSON, its tensors written; None when it is made again from what it reads."""
+    job, kept = engine.plan.jobs[0], engine.store
+    try:
+        packed = pack(engine.running.state, type(engine.method))
+    except Unpackable as error:
+        if job.calibrates:
+            raise UserError(
+                f"{job.label} cannot be saved: its fit() returns a {error}, and calibration images are not kept; "
+                "let it return tensors and plain values, or a dataclass of these"
+            ) from None
+        if job.weights:
+            (folder / "weights").mkdir()
+            shutil.copyfile(job.weights.path, folder / "weights" / job.weights.path.name)
+        kept.copy(folder / "store")
+        return None
+    kept.copy(folder / "store", ("text",))
+    if packed.tensors:
+        from safetensors.torch import save_file
+
+        save_file(packed.tensors, folder / LEARNT)
+    return packed.tree
+
+
+def _plain(card: Any) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(card)))
+    return plain
+
+
+def _plain_params(params: dict[str, Any]) -> dict[str, Any]:
+    """Arguments as JSON; paths as text."""
+    plain: dict[str, Any] = json.loads(json.dumps(params, default=os.fspath))
+    return plain

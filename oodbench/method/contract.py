@@ -1,0 +1,221 @@
+"""The contract that every method keeps, checked in a toy world: what `oodbench check FILE` runs, and our own tests."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import pickle
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from oodbench.errors import UserError
+from oodbench.method import Method, Needs, Own, Task, TrainedMethod, Weights, check_predictions, check_scores, registry
+from oodbench.method.registry import MethodInfo
+from oodbench.method.toy import CLASSES, World
+from oodbench.metrics import detection as metrics
+from oodbench.pipeline.batches import Running
+from oodbench.pipeline.guards import difference, held
+from oodbench.pipeline.jobs import Job
+from oodbench.pipeline.score import CHUNK
+
+TOY_STEPS, TOY_RATE = 100, 3e-2
+SEEN = 3 * CHUNK  # images that a method has scored before it is asked for the first ones again
+LEAST_AUROC = 0.7  # in a world where a method that works reaches 0.9 and more
+
+
+@dataclass
+class Trial:
+    """One method in the world, fitted."""
+
+    info: MethodInfo
+    method: Method[Any]
+    world: World
+    task: Task
+    state: Any
+
+    def scores(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.method.score(self.world.batch(images, self.method.needs), self.task, self.state)
+
+
+def trial(info: MethodInfo) -> Trial:
+    """Construct a method without arguments and fit it. UserError when that cannot be done."""
+    try:
+        method = registry.load(info)()
+    except TypeError as error:
+        raise UserError(f"it cannot be constructed without arguments: {error}") from error
+    world = World()
+    torch.manual_seed(0)
+    own = Own(functools.cache(lambda: _trained(method, world)), lambda depends, make: make())
+    task = world.task().seen_by(method.needs, own)
+    with torch.no_grad():
+        state = method.fit(task)
+    if not task.intact():
+        raise UserError("fit() changes in place what it was given; clone it first")
+    return Trial(info, method, world, task, state)
+
+
+def _trained(method: Method[Any], world: World) -> Weights:
+    """A trained method's weights after some steps on the toy world's pairs."""
+    if not isinstance(method, TrainedMethod):
+        raise UserError("it reads weights but is no TrainedMethod, so nothing can train it")
+    module, first = method.module(world.encoder).train(), math.nan
+    optimiser = torch.optim.AdamW(module.parameters(), lr=TOY_RATE)
+    for step in range(TOY_STEPS):
+        with torch.no_grad():
+            inputs = method.inputs(world.pairs(step), world.encoder)
+        with torch.enable_grad():
+            loss = torch.stack(list(method.loss(method.embed(module, inputs)).values())).sum()
+            optimiser.zero_grad()
+            torch.autograd.backward(loss)
+            optimiser.step()
+        first = loss.item() if step == 0 else first
+    if not loss.item() < first:
+        raise UserError(f"training does not lower its loss: {first:.4g}, then {loss.item():.4g}")
+    return Weights({name: tensor.detach().clone() for name, tensor in module.state_dict().items()}, {})
+
+
+def cites_its_paper(t: Trial) -> str:
+    """The first docstring line reads `Title: what it is (Authors, Venue Year, arXiv:...)`."""
+    if not re.search(r"\d{4}", t.info.citation) or not re.search(
+        r"arXiv:\d{4}\.\d{4,5}|doi:|https?://", t.info.citation
+    ):
+        return f"the first line must end with (Authors, Venue Year, arXiv:id or doi or URL); found '{t.info.citation}'"
+    return "" if t.info.summary else "the class has no docstring"
+
+
+def is_frozen(t: Trial) -> str:
+    """It is a frozen dataclass: parameters cannot change between fit and score."""
+    own = vars(type(t.method)).get("__dataclass_params__")  # its own, not one that it inherits
+    return "" if own is not None and own.frozen else "write @dataclass(frozen=True)"
+
+
+def gives_one_finite_score_per_image(t: Trial) -> str:
+    """score() returns [b], finite."""
+    scores = check_scores(t.scores(t.world.id), len(t.world.id))
+    return "" if np.isfinite(scores).all() else "a score is NaN or infinite"
+
+
+def is_deterministic(t: Trial) -> str:
+    """The same images score the same twice, also when it is imported and fitted anew and sees other images first."""
+    first = t.scores(t.world.id)
+    if not torch.equal(first, t.scores(t.world.id)):
+        return "the same images score differently the second time"
+    with registry.imported_anew(t.info):
+        again = trial(t.info)
+        again.scores(t.world.ood)
+        return "" if torch.equal(first, again.scores(t.world.id)) else "scores differ between runs"
+
+
+def keeps_nothing_of_what_it_sees(t: Trial) -> str:
+    """After thousands of images, what fit() returned and the scores of the first images are what they were."""
+    one = Running(cast(Job, None), t.method, state=t.state)
+    before, first = held(one), t.scores(t.world.id)
+    both = torch.cat([t.world.ood, t.world.id])
+    for _ in range(SEEN // CHUNK):
+        t.scores(both[torch.arange(CHUNK) % len(both)])
+    if not torch.equal(first, t.scores(t.world.id)):
+        return f"other scores for the same images after {SEEN:,} others: what is learnt belongs to fit()"
+    place = difference(before, held(one))
+    return "" if place is None else f"score() changes {place}; what is learnt belongs to fit()"
+
+
+def does_not_depend_on_the_batch(t: Trial) -> str:
+    """An image scores the same alone, in company, and in another order."""
+    whole = t.scores(t.world.id[:12]).double()
+    alone = torch.cat([t.scores(image[None]) for image in t.world.id[:12]]).double()
+    turned = t.scores(t.world.id[:12].flip(0)).double().flip(0)
+    gap = max((whole - alone).abs().max().item(), (whole - turned).abs().max().item())
+    spread = max(whole.std().item(), 1e-6)
+    return "" if gap < 1e-3 * spread else f"an image's score changes by {gap:.2g} with the other images of its batch"
+
+
+def leaves_its_input_alone(t: Trial) -> str:
+    """score() and predict() do not write into what they were given, past torch neither."""
+    batch = t.world.batch(t.world.id.clone(), ~Needs(0))
+    before = [x.clone() for x in (batch.features, batch.embeddings, batch.activations, batch.pixels)]
+    with torch.no_grad():
+        t.method.score(batch.seen_by(t.method.needs), t.task, t.state)
+        t.method.predict(batch.seen_by(t.method.needs | Needs.FEATURES), t.task, t.state)
+    if not t.task.intact():
+        return "score() changed in place what task.text() or task.logits() gave it"
+    after = (batch.features, batch.embeddings, batch.activations, batch.pixels)
+    return (
+        ""
+        if all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        else "score() changed its input in place"
+    )
+
+
+def predicts_classes(t: Trial) -> str:
+    """predict() returns None, or one class index per image."""
+    batch = t.world.batch(t.world.id, t.method.needs | Needs.FEATURES)
+    with torch.no_grad():
+        predictions = t.method.predict(batch, t.task, t.state)
+    if predictions is not None:
+        check_predictions(predictions, batch.size, len(CLASSES))
+    return ""
+
+
+def tells_id_from_ood(t: Trial) -> str:
+    """Higher means more in-distribution: ID images of the toy world score above OOD ones."""
+    id, ood = (metrics.sort_scores(t.scores(x).double().numpy(), "toy world") for x in (t.world.id, t.world.ood))
+    auroc = metrics.evaluate(id, ood).auroc
+    if auroc >= LEAST_AUROC:
+        return ""
+    return f"AUROC in the toy world is {auroc:.2f}" + ("; is the sign right? higher = more ID" if auroc < 0.5 else "")
+
+
+def has_a_state_that_travels(t: Trial) -> str:
+    """What fit() returns can be pickled, and scores the same afterwards."""
+    try:
+        back = pickle.loads(pickle.dumps(t.state))
+    except Exception as error:
+        return f"the state cannot be pickled: {error}"
+    copy = dataclasses.replace(t, state=back)
+    return (
+        ""
+        if torch.equal(copy.scores(t.world.id), t.scores(t.world.id))
+        else "the state scores differently after pickling"
+    )
+
+
+CHECKS: tuple[Callable[[Trial], str], ...] = (
+    cites_its_paper,
+    is_frozen,
+    gives_one_finite_score_per_image,
+    is_deterministic,
+    keeps_nothing_of_what_it_sees,
+    does_not_depend_on_the_batch,
+    leaves_its_input_alone,
+    predicts_classes,
+    tells_id_from_ood,
+    has_a_state_that_travels,
+)
+
+
+def verdict(info: MethodInfo) -> list[tuple[str, str]]:
+    """(check, what is wrong or "") for every check, in order; a method that cannot be made fails the first alone."""
+    try:
+        made = trial(info)
+    except Exception as error:
+        return [("can be made and fitted", _said(error))]
+    found = [("can be made and fitted", "")]
+    for check in CHECKS:
+        try:
+            problem = check(made)
+        except Exception as error:
+            problem = _said(error)
+        found.append((check.__name__.replace("_", " "), problem))
+    return found
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

@@ -1,0 +1,280 @@
+"""What the source of a method says about it, read with `ast`: nothing is imported, so listing needs no torch."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from oodbench.method import parts
+from oodbench.method.parameters import conform
+
+NEEDS = (
+    "FEATURES",
+    "ACTIVATIONS",
+    "PIXELS",
+    "ENCODER",
+    "CALIBRATION",
+    "WEIGHTS",
+    "CAPTIONS",
+)  # the flags of method.Needs, which imports torch
+_ONE_CLASS = "it must define one subclass of Method"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A hyper-parameter as the source declares it; `kind` is the annotation's text."""
+
+    name: str
+    kind: str
+    default: Any
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """What the source of a method says about it. `problem` is set when it cannot be read as one.
+
+    origin    "built-in", "plugin" or "entry point of NAME"
+    module    import name; "" for a file
+    source    sha256 of the file and of its parts (oodbench/method/parts.py), taken when it was read
+    """
+
+    name: str
+    path: Path
+    origin: str
+    module: str
+    source: str = ""
+    subclass: str = ""
+    title: str = ""
+    citation: str = ""
+    summary: str = ""
+    details: str = ""
+    needs: tuple[str, ...] = ("FEATURES",)
+    parameters: tuple[Parameter, ...] = ()
+    calibrated: str = ""
+    trained: tuple[str, ...] = ()  # hyper-parameters that training fixes
+    problem: str = ""
+
+    def defaults(self) -> dict[str, Any]:
+        """Every hyper-parameter at its default."""
+        return {p.name: p.default for p in self.parameters}
+
+
+@dataclass(frozen=True)
+class _Class:
+    """A class as its source defines it."""
+
+    node: ast.ClassDef
+    path: Path
+    tree: ast.Module
+
+
+def describe(name: str, path: Path, origin: str, module: str, subclass: str = "") -> MethodInfo:
+    """Read a method's file. `subclass` names its class when the file holds several.
+
+    What a class does not say itself it inherits, from a class of its file, of its package or of another method.
+    """
+    try:
+        lineage = _chosen(path, module, subclass)
+        parameters = _parameters(lineage)
+        needs = _inherited_needs(lineage)
+        calibrated = _calibrated(lineage, parameters)
+        trained = _trained(lineage, parameters)
+    except (OSError, SyntaxError, UnicodeDecodeError, RecursionError) as error:
+        return MethodInfo(name, path, origin, module, problem=f"it cannot be read: {error}")
+    except ValueError as error:
+        return MethodInfo(name, path, origin, module, problem=str(error))
+    summary, details, title, citation = "", "", "", ""
+    for one in lineage:
+        if not summary:
+            summary, _, details = (ast.get_docstring(one.node) or "").partition("\n")
+        first = (ast.get_docstring(one.tree) or "").split("\n")[0]
+        if one.path == path:
+            title = first.partition(": ")[0] if ": " in first else ""
+        if not citation and "(" in first:
+            citation = first.rpartition("(")[2].rstrip(".").rstrip(")")
+    return MethodInfo(
+        name=name,
+        path=path,
+        origin=origin,
+        module=module,
+        source=parts.source_digest(path, module, [one.path for one in lineage]),
+        subclass=lineage[0].node.name,
+        title=title or name,
+        citation=citation,
+        summary=summary,
+        details=details.strip(),
+        needs=needs,
+        parameters=parameters,
+        calibrated=calibrated,
+        trained=trained,
+    )
+
+
+def _chosen(path: Path, module: str, name: str) -> list[_Class]:
+    """The method of a file and the classes that it inherits from, nearest first, as far as they can be read."""
+    tree = parts.tree_of(path)
+    classes = [_Class(node, path, tree) for node in tree.body if isinstance(node, ast.ClassDef)]
+    lineages = [found for one in classes if (found := _lineage(one, path, module))]
+    # A class that another one of the file inherits from is not the method.
+    behind = {id(one.node) for lineage in lineages for one in lineage[1:]}
+    leaves = [lineage for lineage in lineages if id(lineage[0].node) not in behind]
+    chosen = [lineage for lineage in lineages if lineage[0].node.name == name] if name else leaves
+    if len(chosen) == 1:
+        return chosen[0]
+    if name:
+        raise ValueError(f"it defines no subclass of Method named {name}")
+    have = ", ".join(lineage[0].node.name for lineage in leaves) or "none"
+    unread = [f"{one.node.name}({', '.join(map(ast.unparse, one.node.bases))})" for one in classes if one.node.bases]
+    hint = (
+        f"; no base of {', '.join(unread)} is one that can be found without importing it"
+        if unread and not leaves
+        else ""
+    )
+    raise ValueError(f"{_ONE_CLASS}; it defines {have}{hint}")
+
+
+def _lineage(one: _Class, main: Path, module: str, below: tuple[ast.ClassDef, ...] = ()) -> list[_Class]:
+    """A class and those that it inherits from; nothing unless Method is among them."""
+    if one.node in below:  # a class that inherits from itself, which importing it will say
+        return []
+    found: list[_Class] = []
+    is_method = False
+    for base in one.node.bases:
+        own = any(isinstance(node, ast.ClassDef) and node.name == ast.unparse(base) for node in one.tree.body)
+        above = _base(base, one, main, module) if own or not _is_method(base, one.tree) else None
+        inherited = _lineage(above, main, module, (*below, one.node)) if above else []
+        found += inherited
+        is_method = is_method or (not inherited and _is_method(base, one.tree))
+    return [one, *found] if is_method or found else []
+
+
+def _is_method(base: ast.expr, tree: ast.Module) -> bool:
+    name = ast.unparse(base).partition("[")[0]
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module == "oodbench.method":
+            name = next((alias.name for alias in node.names if alias.asname == name), name)
+    return name.rpartition(".")[2] in ("Method", "TrainedMethod")
+
+
+def _base(base: ast.expr, one: _Class, main: Path, module: str) -> _Class | None:
+    """The class that a base stands for: of the same file, imported by name, or loaded from the registry."""
+    expression = base.value if isinstance(base, ast.Subscript) else base
+    if isinstance(expression, ast.Name):
+        for node in reversed(one.tree.body):
+            if isinstance(node, ast.ClassDef) and node.name == expression.id:
+                return _Class(node, one.path, one.tree)
+            if isinstance(node, ast.Assign) and expression.id in map(_name, node.targets):
+                return _base(node.value, one, main, module)
+    if built_in := parts.loaded(expression):
+        path = parts.built_in_file(built_in)
+        return _chosen(path, f"{parts.BUILT_IN}.{built_in}", "")[0] if path else None
+    owner, _, name = ast.unparse(expression).rpartition(".")
+    for line in ast.walk(one.tree):
+        if not isinstance(line, ast.Import | ast.ImportFrom):
+            continue
+        for alias in line.names:
+            known = alias.asname or alias.name
+            if isinstance(line, ast.ImportFrom) and not owner and known == name:
+                files = parts.imported(one.path, line, main, module) or _elsewhere(line.module)
+                return _defined(files, alias.name, main, module)
+            if known == owner:
+                dotted = alias.name if isinstance(line, ast.Import) else f"{line.module}.{alias.name}"
+                files = parts.imported(one.path, line, main, module) or _elsewhere(dotted)
+                return _defined(files, name, main, module)
+    return None
+
+
+def _elsewhere(module: str | None) -> list[Path]:
+    """The file of a module of another package; no method is sought in Python's own and in torch, which are large."""
+    top = (module or "").partition(".")[0]
+    file = parts.module_file(module) if module and top not in {*sys.stdlib_module_names, "torch"} else None
+    return [file] if file and file.suffix == ".py" else []
+
+
+def _defined(files: list[Path], name: str, main: Path, module: str) -> _Class | None:
+    """The class of that name in one of the files, or imported there."""
+    for path in reversed(files):
+        tree = parts.tree_of(path)
+        stand_in = _Class(ast.ClassDef("", [ast.Name(name)], [], [], []), path, tree)
+        if (found := _base(ast.Name(name), stand_in, main, module)) is not None:
+            return found
+    return None
+
+
+def _parameters(lineage: list[_Class]) -> tuple[Parameter, ...]:
+    """Fields in the order of the dataclass: inherited ones first, an overridden one in its old place."""
+    found: dict[str, Parameter] = {}
+    for one in reversed(lineage):
+        for item in one.node.body:
+            if isinstance(item, ast.AnnAssign) and "ClassVar" not in ast.unparse(item.annotation):
+                name = _name(item.target)
+                if name != "needs":
+                    found[name] = _parameter(name, ast.unparse(item.annotation), item.value)
+    return tuple(found.values())
+
+
+def _inherited_needs(lineage: list[_Class]) -> tuple[str, ...]:
+    needs: tuple[str, ...] = ("FEATURES",)
+    for one in reversed(lineage):
+        if (value := _class_variable(one, "needs")) is not None:
+            needs = _needs(value, needs)
+    return needs
+
+
+def _calibrated(lineage: list[_Class], parameters: tuple[Parameter, ...]) -> str:
+    value = next((found for one in lineage if (found := _class_variable(one, "calibrated")) is not None), None)
+    if not isinstance(value, ast.Constant) or value.value == "":
+        return ""
+    if value.value not in {p.name for p in parameters}:
+        raise ValueError(f"calibrated = {ast.unparse(value)} must name a hyper-parameter")
+    return str(value.value)
+
+
+def _trained(lineage: list[_Class], parameters: tuple[Parameter, ...]) -> tuple[str, ...]:
+    value = next((found for one in lineage if (found := _class_variable(one, "trained")) is not None), None)
+    if value is None:
+        return ()
+    named = ast.literal_eval(value)
+    if not isinstance(named, tuple) or not set(named) <= {p.name for p in parameters}:
+        raise ValueError(f"trained = {ast.unparse(value)} must name hyper-parameters")
+    return named
+
+
+def _class_variable(one: _Class, name: str) -> ast.expr | None:
+    for item in one.node.body:
+        targets = (
+            item.targets if isinstance(item, ast.Assign) else [item.target] if isinstance(item, ast.AnnAssign) else []
+        )
+        if name in map(_name, targets):
+            return item.value  # type: ignore[attr-defined,no-any-return]
+    return None
+
+
+def _name(target: ast.expr) -> str:
+    return target.id if isinstance(target, ast.Name) else ""
+
+
+def _needs(value: ast.expr, inherited: tuple[str, ...]) -> tuple[str, ...]:
+    """`Needs.A | Needs.B`; `Base.needs | Needs.B` adds to those that are inherited."""
+    named = {n.attr for n in ast.walk(value) if isinstance(n, ast.Attribute)} - {"Needs", "method"}
+    if "needs" in named:
+        named = named - {"needs"} | set(inherited)
+    if not named or not named <= set(NEEDS):
+        raise ValueError(f"needs = {ast.unparse(value)} must name flags of Needs, joined by |: {', '.join(NEEDS)}")
+    return tuple(need for need in NEEDS if need in named)
+
+
+def _parameter(name: str, kind: str, value: ast.expr | None) -> Parameter:
+    if value is None:
+        raise ValueError(f"hyper-parameter '{name}' has no default")
+    try:
+        default = ast.literal_eval(value)
+    except (ValueError, TypeError):
+        raise ValueError(f"the default of hyper-parameter '{name}' is not a literal: {ast.unparse(value)}") from None
+    try:
+        return Parameter(name, kind, conform(default, kind))
+    except ValueError as error:
+        raise ValueError(f"the default of hyper-parameter '{name}' does not fit: it {error}") from None

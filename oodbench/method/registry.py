@@ -1,0 +1,179 @@
+"""Methods by name: found as files, described without importing them, loaded when chosen.
+
+Built-in methods are the files of `oodbench_methods`; others come from the entry-point group `oodbench.methods` or from
+a file given on the command line. A plugin that does not import fails only when it is chosen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from oodbench.data.paths import expand, real
+from oodbench.errors import UserError, did_you_mean, raise_all
+from oodbench.method import parts
+from oodbench.method.introspection import MethodInfo, describe
+from oodbench.method.parameters import conform
+
+if TYPE_CHECKING:
+    from oodbench.method import Method
+
+__all__ = ["GROUP", "MethodInfo", "load", "make", "method_info", "methods", "parameters"]
+
+GROUP = "oodbench.methods"
+
+
+def methods(plugins: Sequence[Path] = ()) -> dict[str, MethodInfo]:
+    """Every method that can be named, sorted by name. Two definitions of one name are an error naming both places."""
+    found: dict[str, MethodInfo] = {}
+    problems = [problem for path in plugins if (problem := _unfit(expand(path)))]
+    raise_all(problems)
+    for info in (*_built_in(), *_from_entry_points(), *map(_from_file, plugins)):
+        other = found.setdefault(info.name, info)
+        if other is not info and other.path.resolve() != info.path.resolve():
+            problems.append(f"method '{info.name}' is defined twice: in {other.path} and in {info.path}; rename one")
+    raise_all(problems)
+    return dict(sorted(found.items()))
+
+
+def method_info(name: str, known: Mapping[str, MethodInfo]) -> MethodInfo:
+    """One method by name; UserError with a suggestion when there is none."""
+    if name not in known:
+        raise UserError(f"no method '{name}'{did_you_mean(name, known)}")
+    return known[name]
+
+
+def load(info: MethodInfo) -> type[Method[Any]]:
+    """Import a method's class. Any failure is a UserError naming the file."""
+    from oodbench.method import Method
+
+    where = f"method '{info.name}' ({info.path})"
+    if info.problem:
+        raise UserError(f"{where}: {info.problem}")
+    try:
+        module = importlib.import_module(info.module) if info.module else _import_file(info)
+        found = vars(module)[info.subclass]
+    except (Exception, SystemExit) as error:
+        reason = f"{type(error).__name__}: {error}".split("\n")[0]
+        raise UserError(f"{where} does not import: {reason}; -v shows where") from error
+    if not isinstance(found, type) or not issubclass(found, Method):
+        raise UserError(f"{where}: {info.subclass} is no subclass of oodbench.method.Method")
+    if problem := _unread(info, found):
+        raise UserError(f"{where}: {problem}")
+    return found
+
+
+def _unread(info: MethodInfo, found: type[Method[Any]]) -> str:
+    """What a class has that its source did not show, "" for nothing: keys of stored scores are made of the source."""
+    from oodbench.method import Needs
+
+    hidden = [field.name for field in dataclasses.fields(found) if field.init and field.name not in info.defaults()]
+    if hidden:
+        return f"hyper-parameters that cannot be read from its source: {', '.join(hidden)}; write them in the class"
+    needs = tuple(str(need.name) for need in Needs if need in found.needs)
+    if needs != info.needs:
+        return (
+            f"its needs are {' | '.join(needs)}, of its source {' | '.join(info.needs)}; write needs = ... in the class"
+        )
+    return ""
+
+
+@contextlib.contextmanager
+def imported_anew(info: MethodInfo) -> Iterator[None]:
+    """Within it, load() imports a method and its parts once more: nothing that they kept in their modules is there."""
+    own = set(map(str, parts.files(info.path, info.module)))
+    before = {name: module for name, module in sys.modules.items() if getattr(module, "__file__", None) in own}
+    for name in before:
+        del sys.modules[name]
+    try:
+        yield
+    finally:
+        sys.modules.update(before)
+
+
+def make(info: MethodInfo, parameters: dict[str, Any], label: str = "") -> Method[Any]:
+    """A method with hyper-parameters set, ready to fit and score. UserError for a value that it refuses."""
+    made = load(info)
+    try:
+        return made(**parameters)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{label or info.name}: {error}") from error
+
+
+def parameters(info: MethodInfo, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters in full: the defaults, and what a user set. UserError for unknown names and wrong types."""
+    known = {p.name: p for p in info.parameters}
+    values, problems = info.defaults(), []
+    for name, value in overrides.items():
+        if name not in known:
+            have = ", ".join(f"{p.name} ({p.default!r})" for p in info.parameters) or "none"
+            close = did_you_mean(name, known)
+            hint = close if "did you mean" in close else ""
+            problems.append(f"{info.name} has no hyper-parameter '{name}'; it has: {have}{hint}")
+            continue
+        try:
+            values[name] = conform(value, known[name].kind)
+        except ValueError as error:
+            problems.append(f"{info.name}.{name} {error}")
+    raise_all(problems)
+    return values
+
+
+def _built_in() -> Iterable[MethodInfo]:
+    spec = importlib.util.find_spec("oodbench_methods")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        for path in sorted(Path(folder).glob("*.py")):
+            if not path.name.startswith("_"):
+                yield describe(path.stem, path, "built-in", f"oodbench_methods.{path.stem}")
+
+
+def _from_entry_points() -> Iterable[MethodInfo]:
+    for point in entry_points(group=GROUP):
+        owner = f"entry point of {point.dist.name}" if point.dist else "entry point"
+        path = parts.module_file(point.module)
+        if path is None:
+            problem = f"its module {point.module} does not exist"
+            yield MethodInfo(point.name, Path(point.module), owner, point.module, problem=problem)
+        else:
+            yield describe(point.name, path, owner, point.module, point.attr)
+
+
+def _unfit(path: Path) -> str:
+    """Why a path cannot be a plugin, or ""."""
+    if not path.is_file():
+        return f"plugin file {path} does not exist" if not path.exists() else f"plugin {path} is no file"
+    if path.suffix != ".py" or path.stem == "all" or not re.fullmatch(r"[A-Za-z0-9_-]+", path.stem):
+        return (
+            f"plugin file {path} names no method: its name must be letters, digits, - and _, then .py, and not all.py"
+        )
+    return ""
+
+
+def _from_file(path: Path) -> MethodInfo:
+    return describe(path.stem, real(path), "plugin", "")
+
+
+def _import_file(info: MethodInfo) -> ModuleType:
+    name = f"oodbench_plugin_{info.name}_{info.source[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    here = [str(info.path.parent)]  # a package, so that `from ._part import x` finds the parts beside it
+    spec = importlib.util.spec_from_file_location(name, info.path, submodule_search_locations=here)
+    assert spec and spec.loader  # a .py file has both
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

@@ -1,0 +1,172 @@
+"""A small world whose classes are known: a linear CLIP, its captioner, images near and far from the classes' texts."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from oodbench.data import prompts
+from oodbench.method import Batch, Needs, Pairs, Sources, Task
+
+CLASSES = ("anchor", "bell", "cactus", "drum", "eagle", "fern", "globe", "harp")
+WIDTH, DEPTH, SIDE = 24, 16, 8
+TOKENS = 4096  # of the vocabulary; the last two are start and end
+
+
+class ToyEncoder:
+    """A linear CLIP whose classes are known: an image of class i is one that embeds near the text of class i."""
+
+    scale = 100.0
+    size = (SIDE, SIDE)
+    std = torch.ones(3, 1, 1)
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(7)
+        self._to_width = _tensor(rng.normal(size=(3 * SIDE * SIDE, WIDTH)) / SIDE)
+        self._to_depth = _tensor(rng.normal(size=(WIDTH, DEPTH)) / WIDTH**0.5)
+
+    def activations(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b w"]:
+        return (images - 0.5).flatten(1) @ self._to_width
+
+    def project(self, activations: Float[Tensor, "b w"]) -> Float[Tensor, "b d"]:
+        return activations @ self._to_depth
+
+    def pixels(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b d"]:
+        return self.project(self.activations(images))
+
+    def text(self, prompts: Sequence[str]) -> Float[Tensor, "k d"]:
+        with torch.no_grad():
+            embedded: Tensor = self.text_tower()(self.tokenize(prompts))
+            return embedded
+
+    def tokenize(self, prompts: Sequence[str]) -> Int64[Tensor, "k n"]:
+        """Start, subject, the prompt as a whole, end; the first tokens are the classes."""
+        return torch.tensor([[TOKENS - 2, _token(self._subject(p)), _token(p), TOKENS - 1] for p in prompts])
+
+    def detokenize(self, token: int) -> str:
+        return CLASSES[token] if token < len(CLASSES) else f"word{token}"
+
+    def text_tower(self) -> ToyTower:
+        return ToyTower()
+
+    def captioner(self) -> ToyCaptioner:
+        return ToyCaptioner(self)
+
+    def images(self, embeddings: Float[Tensor, "b d"]) -> Float[Tensor, "b 3 height width"]:
+        """The smallest change of a grey image that embeds as asked."""
+        back: Tensor = torch.linalg.pinv(self._to_width @ self._to_depth)
+        return 0.5 + (embeddings @ back).view(-1, 3, SIDE, SIDE)
+
+    @staticmethod
+    def _subject(prompt: str) -> str:
+        return next((name for name in CLASSES if name in prompt), prompt)
+
+
+class ToyTower(nn.Module):
+    """The subject's vector and a tenth of the prompt's, under the names of CLIP's parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(TOKENS, DEPTH, _weight=_tokens().clone())
+        self.text_projection = nn.Parameter(torch.eye(DEPTH))
+
+    def forward(self, tokens: Int64[Tensor, "k n"], offset: Tensor | None = None) -> Float[Tensor, "k d"]:
+        x = self.token_embedding(tokens) + (0 if offset is None else offset)
+        projected: Tensor = (x[:, 1] + 0.1 * x[:, 2]) @ self.text_projection
+        return projected
+
+
+class ToyCaptioner:
+    """Says the tokens nearest to the image, none twice."""
+
+    vocabulary = TOKENS
+
+    def __init__(self, encoder: ToyEncoder) -> None:
+        self._encoder = encoder
+
+    def look(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b 1 d"]:
+        return self._encoder.pixels(images)[:, None]
+
+    def follow(self, looked: Float[Tensor, "b 1 d"], tokens: Int64[Tensor, "b n"]) -> Float[Tensor, "b v"]:
+        logits = looked[:, 0] @ torch.nn.functional.normalize(_tokens(), dim=-1).T
+        return logits.scatter(1, tokens, -torch.inf)
+
+
+class World:
+    """ID images of eight classes, OOD images of none, and the task that goes with them."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.encoder = ToyEncoder()
+        rng = np.random.default_rng(seed)
+        centres = torch.nn.functional.normalize(self.encoder.text(CLASSES), dim=-1)
+        labels = torch.arange(96) % len(CLASSES)
+        spread = _tensor(rng.normal(size=(192, DEPTH)) * 0.15)
+        elsewhere = _tensor(rng.normal(size=(96, DEPTH)))
+        elsewhere[:, -1] = 0
+        self.id = self.images(centres[labels] + spread[:96])
+        self.train = self.images(centres[labels] + spread[96:])
+        self.ood = self.images(torch.nn.functional.normalize(elsewhere, dim=-1))
+
+    def images(self, near: Float[Tensor, "b d"]) -> Float[Tensor, "b 3 height width"]:
+        """Images that embed near texts, all of them set apart by one direction."""
+        return self.encoder.images(0.3 * (near + _apart()))
+
+    def task(self) -> Task:
+        def text(templates: str) -> Tensor:
+            parts = [[t.replace("{}", c) for c in CLASSES] for t in prompts.templates(templates).lines]
+            units = [torch.nn.functional.normalize(self.encoder.text(part), dim=-1) for part in parts]
+            return torch.nn.functional.normalize(torch.stack(units).mean(0), dim=-1)
+
+        def words(prompts: tuple[str, ...]) -> Tensor:
+            return torch.nn.functional.normalize(self.encoder.text(prompts), dim=-1)
+
+        def calibration() -> list[Batch]:
+            return [dataclasses.replace(self.batch(self.train, ~Needs(0)), _pixels=None)]
+
+        return Task(CLASSES, self.encoder.scale, Sources(text, words, lambda: self.encoder, calibration))
+
+    def pairs(self, step: int) -> Pairs:
+        """Captions of the classes and of as many other things, with images that embed near them."""
+        rng = np.random.default_rng(step)
+        names = [*CLASSES, *(f"thing{i}" for i in rng.choice(1000, size=120, replace=False))]
+        captions = tuple(f"a photo of a {name}" for name in names)
+        text = torch.nn.functional.normalize(self.encoder.text(captions), dim=-1)
+        near = 0.3 * (text + 0.15 * _tensor(rng.normal(size=text.shape)) + _apart())
+        return Pairs(near, captions, torch.arange(len(names)), step, seed=0, size=len(names))
+
+    def batch(self, images: Tensor, needs: Needs) -> Batch:
+        activations = self.encoder.activations(images)
+        embeddings = self.encoder.project(activations)
+        features = torch.nn.functional.normalize(embeddings, dim=-1)
+        return Batch(needs, len(images), features, embeddings, activations, images)
+
+
+def _tensor(array: Any) -> Tensor:
+    return torch.from_numpy(np.asarray(array, np.float32))
+
+
+@functools.cache
+def _tokens() -> Float[Tensor, "n d"]:
+    table = _tensor(np.random.default_rng(11).normal(size=(TOKENS, DEPTH)) / DEPTH**0.5)
+    table[:, -1] = 0  # where all images lie apart from all texts, as they do in CLIP
+    return table
+
+
+def _apart() -> Float[Tensor, " d"]:
+    return torch.nn.functional.one_hot(torch.tensor(DEPTH - 1), DEPTH).float()
+
+
+def _token(text: str) -> int:
+    """The classes are the first tokens; any other text falls on one of the rest."""
+    if text in CLASSES:
+        return CLASSES.index(text)
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    return len(CLASSES) + number % (TOKENS - 2 - len(CLASSES))

@@ -1,0 +1,1 @@
+"""One benchmark run: request -> plan -> extract -> fit -> score -> evaluate -> row."""

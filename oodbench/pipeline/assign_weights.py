@@ -1,0 +1,158 @@
+"""The weights of jobs: which file each is given, whether it fits, and its tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from oodbench.data.paths import expand
+from oodbench.data.prompts import templates
+from oodbench.encoder.card import EMBEDDED, EncoderCard, EncoderSpec
+from oodbench.encoder.resolve import Resolved
+from oodbench.errors import UserError, did_you_mean, raise_all
+from oodbench.method import registry
+from oodbench.pipeline import release
+from oodbench.pipeline.jobs import Job, Jobs, files_of
+from oodbench.pipeline.request import RunRequest
+from oodbench.pipeline.weights import SHIPPED, WeightsFile, examine, in_float32, read
+from oodbench.storage.store import Store, digest
+
+if TYPE_CHECKING:
+    from oodbench.method import Weights
+
+
+def given(request: RunRequest) -> dict[str, Path]:
+    """--weights METHOD=FILE, by method. UserError for what is not of this form and for files that are not there."""
+    if not request.weights:
+        return {}
+    found: dict[str, Path] = {}
+    problems = []
+    known = registry.methods(request.plugins)
+    for text in request.weights:
+        name, equals, file = text.partition("=")
+        path = expand(file)
+        if not equals or not file:
+            problems.append(f"--weights {text}: write METHOD=FILE, as in clipn=clipn.safetensors")
+        elif name not in known:
+            problems.append(f"--weights {text}: no method '{name}'{did_you_mean(name, known)}")
+        elif "WEIGHTS" not in known[name].needs:
+            problems.append(f"--weights {text}: {name} reads no weights")
+        elif not path.is_file():
+            problems.append(f"--weights {text}: {path} is {'no file' if path.exists() else 'not there'}")
+        else:
+            found[name] = path
+    raise_all(problems)
+    return found
+
+
+def check(jobs: Jobs, request: RunRequest, files: Mapping[str, Path], spec: EncoderSpec) -> Jobs:
+    """The jobs that have weights, or need none. One without is an error if named, and left out of `all`."""
+    lacking = {job.label: job for job in jobs.jobs if "WEIGHTS" in job.info.needs and not _file(job, files, spec)}
+    reasons = [(label, _lacks(job.info.name, spec)) for label, job in lacking.items()]
+    if request.methods.strip() != "all":
+        raise_all([f"{label} {reason}" for label, reason in reasons])
+    return Jobs(tuple(job for job in jobs.jobs if job.label not in lacking), (*jobs.left_out, *reasons))
+
+
+def attach(
+    jobs: Jobs, files: Mapping[str, Path], encoder: Resolved, spec: EncoderSpec, store: Store, *, strict: bool = False
+) -> Jobs:
+    """The jobs with their weights, checked against encoder and hyper-parameters. `strict`: see weights.examine."""
+    out: list[Job] = []
+    problems: list[str] = []
+    for job in jobs.jobs:
+        path = _file(job, files, spec) if "WEIGHTS" in job.info.needs else None
+        if path is None:
+            out.append(job)
+            continue
+        try:
+            file = examine(path, store, strict)
+            fitted = _adopted(job, file, encoder.card)
+            if not file.recipe:
+                release.translated(fitted, file, encoder, store)
+            out.append(dataclasses.replace(fitted, weights=file))
+        except UserError as error:
+            problems.append(f"{job.label}: {error}")
+    twice = [label for label, count in Counter(job.label for job in out).items() if count > 1]
+    problems += [f"{label} is asked for twice: its weights fix what the variants differ in" for label in twice]
+    raise_all(problems)
+    return Jobs(tuple(out), jobs.left_out)
+
+
+def load(job: Job, encoder: Resolved, store: Store, device: str) -> Weights:
+    """The tensors of a job's weights, in float32 on the device."""
+    import numpy as np
+    import torch
+
+    from oodbench.method import Weights
+
+    file = job.weights
+    assert file is not None  # a plan gives weights to every method that declares them
+    if file.recipe:
+        file.check()
+        tensors = read(file.path)
+    else:
+        arrays = release.translated(job, file, encoder, store)
+        tensors = in_float32({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
+    return Weights({name: tensor.to(device) for name, tensor in tensors.items()}, file.recipe)
+
+
+def kept_inputs(job: Job, classes: str, depends: Mapping[str, Any]) -> dict[str, Any]:
+    """What an array depends on that a method keeps (Task.keep): of its job, and of what it names itself."""
+    sets = {name: templates(v).digest for name, v in depends.items() if name.endswith("templates")}
+    return {
+        "method": job.info.name,
+        "source": job.info.source,
+        "weights": job.weights.digest if job.weights else None,
+        "files": job.files,
+        "classes": classes,
+        "depends": digest({**depends, **sets, "files": files_of(depends)}),
+    }
+
+
+def _file(job: Job, files: Mapping[str, Path], spec: EncoderSpec) -> Path | None:
+    shipped = SHIPPED / f"{job.info.name}.safetensors"
+    if job.info.name in files:
+        return files[job.info.name]
+    return shipped if spec.text == EMBEDDED and job.info.origin == "built-in" and shipped.is_file() else None
+
+
+def _lacks(name: str, spec: EncoderSpec) -> str:
+    captions = "glyphs" if spec.text == EMBEDDED else "FILE"
+    return (
+        f"has no weights for {spec.text}; train them with\n"
+        f"  oodbench train {name} --encoder {spec.text} --captions {captions}\n"
+        f"  or name a file: --weights {name}=FILE"
+    )
+
+
+def _adopted(job: Job, file: WeightsFile, card: EncoderCard) -> Job:
+    """The job with the hyper-parameters that its weights were trained with; UserError when they do not fit.
+
+    Prompts of the training are the default of the scores, for they may be what the weights have learnt to read; unlike
+    the others they can be set.
+    """
+    recipe = file.recipe
+    if not recipe:
+        return job
+    problems = []
+    if recipe["method"] != job.info.name:
+        problems.append(f"{file.path} holds weights of {recipe['method']}, not of {job.info.name}")
+    if problem := file.misfit(card):
+        problems.append(problem)
+    raise_all(problems)
+    defaults, values = job.info.defaults(), dict(job.parameters)
+    for name in job.info.trained:
+        stated = recipe["parameters"].get(name, defaults[name])
+        if values[name] != stated and (name in job.given or values[name] != defaults[name]):
+            problems.append(f"{file.path} was trained with {name}={stated}, not with {name}={values[name]}")
+        values[name] = stated
+    raise_all(problems)
+    for name in [name for name in values if name.endswith("templates")]:
+        if name not in job.given and values[name] == defaults[name]:
+            values[name] = recipe["parameters"].get(name, values[name])
+    named = values.get("templates")
+    return dataclasses.replace(job, parameters=values, templates=templates(named) if named else job.templates)

@@ -1,0 +1,166 @@
+"""Evaluation: stored scores -> one Result per job."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from oodbench.data.imageset import Listing
+from oodbench.metrics import detection as metrics
+from oodbench.pipeline.jobs import Job
+from oodbench.pipeline.plan import OodSet, Plan
+from oodbench.pipeline.uncertainty import with_intervals
+from oodbench.provenance import commit, distinct, versions
+from oodbench.results import IdRow, Result, SetRow
+from oodbench.storage.store import Entry
+from oodbench.storage.urls import hidden
+
+
+def evaluate(plan: Plan, job: Job, entries: Mapping[str, Entry]) -> Result:
+    """The row of a job whose scores are all there (dataset name -> entry)."""
+    id_entry = entries[plan.id.dataset.name]
+    id_scores = _sorted(job, plan.id, id_entry)
+    rows = tuple(_set_row(plan, job, one, entries[one.listing.dataset.name], id_scores) for one in plan.ood)
+    found = [entries[listing.dataset.name] for listing in plan.listings]
+    seconds = {
+        "extract": sum(e.facts["extract_seconds"] for e in found),
+        "fit": max(e.facts["fit_seconds"] for e in found),
+        "score": sum(e.facts["seconds"] for e in found),
+    }
+    devices = dict.fromkeys(e.facts["device"] for e in found)
+    extracted = distinct(stamp for e in found for stamp in e.facts["extracted"])
+    result = dataclasses.replace(
+        _head(plan, job),
+        id=dataclasses.replace(
+            _id_row(plan.id),
+            n=id_scores.given.size,
+            skipped=len(id_entry.facts["skipped"]),
+            accuracy=_accuracy(plan, id_entry),
+        ),
+        ood=rows,
+        run={**_run(plan, job), "device": ", ".join(devices), "extracted": extracted},
+        versions=id_entry.facts["versions"],
+        commit=id_entry.facts["commit"],
+        scores={listing.dataset.name: entries[listing.dataset.name].key for listing in plan.listings},
+        seconds={k: round(v, 6) for k, v in seconds.items()},
+        warnings=_warnings(plan, entries),
+    )
+    return with_intervals(plan, result, job, entries)
+
+
+def _warnings(plan: Plan, entries: Mapping[str, Entry]) -> tuple[str, ...]:
+    """What the scores themselves say against the row: that a method gives all images of a set one score."""
+    constant = []
+    for listing in plan.listings:
+        scores = entries[listing.dataset.name].array("scores")
+        if len(scores) > 1 and scores.min() == scores.max():
+            constant.append(f"{listing.dataset.title} (n = {len(scores):,})")
+    if not constant:
+        return ()
+    alone = len(plan.classes.lines) == 1
+    reason = "; with one class name every softmax over the classes is 1" if alone else ""
+    return (f"all images of a set have the same score, in {', '.join(constant)}{reason}",)
+
+
+def failed(plan: Plan, job: Job, error: str) -> Result:
+    """The row of a job that could not be finished."""
+    return dataclasses.replace(_head(plan, job), status="failed", error=hidden(error))
+
+
+def _head(plan: Plan, job: Job) -> Result:
+    request = plan.request
+    return Result(
+        method=job.info.name,
+        label=job.label,
+        title=job.info.title,
+        parameters=job.parameters,
+        benchmark=plan.benchmark.name,
+        benchmark_title=plan.benchmark.title,
+        encoder=json.loads(json.dumps(plan.card.row())),
+        id=_id_row(plan.id),
+        ood=(),
+        conventions={"headline": "fpr95: ID positive", "at95": request.at95, "aupr": request.aupr},
+        classes={**plan.classes.card(), "duplicates": plan.classes.duplicates()},
+        templates=job.templates.card() if job.templates else {},
+        files=job.files,
+        weights=job.weights.card() if job.weights else {},
+        run=_run(plan, job),
+        source=job.info.source,
+        versions=versions(),
+        commit=commit(),
+        scores={},
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _run(plan: Plan, job: Job) -> dict[str, Any]:
+    request = plan.request
+    cut = any(len(listing) < listing.total for listing in plan.listings)
+    return {
+        "seed": request.seed,
+        "device": request.device,
+        "precision": request.precision,
+        "batch_size": request.batch_size,
+        "limit": request.limit if cut else None,
+        "lists": "content" if request.strict else "name, size, time",
+        "calibration": _calibration(plan.calibration) if plan.calibration and job.calibrates else None,
+    }
+
+
+def _calibration(listing: Listing) -> dict[str, Any]:
+    count = listing.dataset.count or listing.total
+    return {"dataset": listing.dataset.name, "n": len(listing), "of": count, "digest": listing.digest}
+
+
+def _id_row(listing: Listing) -> IdRow:
+    return IdRow(
+        dataset=listing.dataset.name,
+        title=listing.dataset.title,
+        n=len(listing),
+        expected=_expected(listing),
+        skipped=0,
+        list_digest=listing.digest,
+        accuracy=None,
+    )
+
+
+def _set_row(plan: Plan, job: Job, one: OodSet, entry: Entry, id_scores: metrics.Sorted) -> SetRow:
+    listing = one.listing
+    values = metrics.evaluate(id_scores, _sorted(job, listing, entry), at95=plan.request.at95, aupr=plan.request.aupr)
+    return SetRow(
+        dataset=listing.dataset.name,
+        title=listing.dataset.title,
+        group=one.group,
+        n=values.n_ood,
+        expected=_expected(listing),
+        skipped=len(entry.facts["skipped"]),
+        list_digest=listing.digest,
+        auroc=values.auroc,
+        fpr95=values.fpr95,
+        fpr95_ood=values.fpr95_ood,
+        aupr_in=values.aupr_in,
+        aupr_out=values.aupr_out,
+        tied=values.tied,
+    )
+
+
+def _expected(listing: Listing) -> int | None:
+    """What the catalogue counts; for a set of unknown size, what was there before a limit."""
+    return listing.dataset.count or listing.total
+
+
+def _sorted(job: Job, listing: Listing, entry: Entry) -> metrics.Sorted:
+    names = [listing.names[i] for i in entry.array("positions")]
+    return metrics.sort_scores(np.array(entry.array("scores")), f"{job.label} on {listing.dataset.name}", names)
+
+
+def _accuracy(plan: Plan, entry: Entry) -> float | None:
+    if "predictions" not in entry.names:
+        return None
+    labels = plan.id.labels[entry.array("positions")]
+    return float((entry.array("predictions") == labels).mean())

@@ -1,0 +1,68 @@
+"""What happens while a plan is carried out, as events: shown live, and kept as one JSON line each."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from oodbench.errors import UserError
+from oodbench.storage.urls import hidden
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a task or a worker.
+
+    what     started, done, retried, failed; of workers joined, lost
+    stage    extract, fit, score, row or worker
+    name     as in `ray list tasks`: extract[imagenet1k 12/25]
+    images   that the task went through
+    """
+
+    what: str
+    stage: str
+    name: str
+    images: int = 0
+    seconds: float = 0.0
+    worker: str = ""
+    reason: str = ""
+
+
+Tell = Callable[[Event], None]
+
+
+@contextmanager
+def log_to(path: Path | None) -> Iterator[Tell]:
+    """Appends every event to a file as a JSON line with its time; nothing without a path. UserError when it cannot."""
+    if path is None:
+        yield lambda event: None
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a", encoding="utf-8", buffering=1)  # whole lines: several drivers may share the file
+    except OSError as error:
+        raise UserError(f"--events {path} cannot be written: {error.strerror}; name another file") from error
+    lock = threading.Lock()
+
+    def write(event: Event) -> None:
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        told: dict[str, Any] = {"time": now}
+        told |= {name: value for name, value in dataclasses.asdict(event).items() if value not in ("", 0)}
+        with lock:
+            try:
+                file.write(hidden(json.dumps(told)) + "\n")
+            except OSError as error:
+                raise UserError(f"--events {path} cannot be written: {error.strerror}; name another file") from error
+
+    try:
+        yield write
+    finally:
+        with suppress(OSError):  # what could not be written was told
+            file.close()

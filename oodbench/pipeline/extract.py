@@ -1,0 +1,202 @@
+"""Extraction: every image of a list through the image tower once, into the store, shard by shard.
+
+A shard is a few thousand consecutive images, a multiple of the batch size; its key is made of its own images, the
+encoder, precision and batch size. A killed run leaves whole shards; the next run makes the missing ones, with the
+same batch boundaries and therefore the same digits. A list that is part of others, or several as one, is not encoded:
+its shards are taken from theirs, which are made first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from oodbench.data import decode
+from oodbench.data.decode import Decoded, Reading
+from oodbench.data.imageset import Listing
+from oodbench.errors import UserError
+from oodbench.provenance import distinct, stamp
+from oodbench.storage.store import Entry, Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from oodbench.encoder.openclip import OpenClip
+
+__all__ = ["Decoded", "Embedded", "Reading", "Recipe", "Work", "batches", "extract", "shard"]
+
+ENGINE = 2  # raise when extraction gives other numbers than before
+SHARD = 2048  # images, rounded up to whole batches
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What embeddings depend on besides the images."""
+
+    encoder: str  # identity of the card
+    precision: str
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """One list to be embedded: which images, how, and where the embeddings go."""
+
+    listing: Listing
+    recipe: Recipe
+    reading: Reading
+    store: Store
+
+    def inputs(self, start: int, stop: int) -> dict[str, Any]:
+        """The store key's inputs for the embeddings of a part of the list."""
+        inputs = {"engine": ENGINE, **asdict(self.recipe), "items": self.listing.part_stamp(start, stop)}
+        if self.listing.origins:  # digits follow the batches of the lists that they are taken from
+            inputs["of"] = [one.listing.stamp for one in self.listing.origins]
+        return inputs
+
+    def shards(self) -> list[tuple[int, int]]:
+        """(start, stop) of every shard."""
+        batch = self.recipe.batch_size
+        step = -(-SHARD // batch) * batch
+        return [(start, min(start + step, len(self.listing))) for start in range(0, len(self.listing), step)]
+
+    def missing(self) -> int:
+        """How many images would have to be encoded. Looks, does not verify."""
+        own = sum(b - a for a, b in self.shards() if not self.store.has("embeddings", self.inputs(a, b)))
+        return sum(one.missing() for one in self.origins()) if own and self.listing.origins else own
+
+    def origins(self) -> list[Work]:
+        """The lists that a derived one takes its embeddings from."""
+        return [replace(self, listing=one.listing) for one in self.listing.origins]
+
+    def images(self) -> int:
+        """How many images extraction goes through: those of the origins of a derived list."""
+        return sum(one.images() for one in self.origins()) or len(self.listing)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A list's embeddings, still on disk: `shards` in list order."""
+
+    listing: Listing
+    shards: tuple[Entry, ...]
+    starts: tuple[int, ...]
+
+    @property
+    def positions(self) -> npt.NDArray[np.int64]:
+        """Position in the list of every row: all of them unless images were skipped."""
+        return np.concatenate([s.array("positions") + start for s, start in zip(self.shards, self.starts, strict=True)])
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """`name: reason` of every image that could not be read."""
+        return tuple(f"{name}: {reason}" for shard in self.shards for name, reason in shard.facts["skipped"])
+
+    @property
+    def seconds(self) -> float:
+        return float(sum(shard.facts["seconds"] for shard in self.shards))
+
+    @property
+    def stamps(self) -> list[dict[str, Any]]:
+        """What made the embeddings: one stamp unless shards were made by different versions or devices."""
+        return distinct(shard.facts["stamp"] for shard in self.shards)
+
+
+def extract(work: Work, encoder: Callable[[], OpenClip], done: Callable[[int], None] = lambda n: None) -> Embedded:
+    """Embeddings of a whole list, from the store where they are there. `done` is told how many images are ready.
+
+    Raises UserError naming the image when one cannot be read and `reading.on_error` is "stop".
+    """
+    listing = work.listing
+    entries = []
+    origins: list[Embedded] | None = None
+    for start, stop in work.shards():
+        entry = work.store.find("embeddings", work.inputs(start, stop))
+        if entry is None and listing.origins:
+            origins = origins or [extract(one, encoder, done) for one in work.origins()]
+            entry = _take(work, (start, stop), origins)
+        elif entry is None:
+            entry = _encode(work, (start, stop), encoder(), done)
+        elif listing.origins:
+            pass  # `done` counts the images of the origins
+        else:
+            done(stop - start)
+        if entry.facts["skipped"] and work.reading.on_error == "stop":
+            raise decode.unreadable(listing, *entry.facts["skipped"][0])
+        entries.append(entry)
+    embedded = Embedded(listing, tuple(entries), tuple(start for start, _ in work.shards()))
+    if len(embedded.skipped) == len(listing):
+        raise UserError(f"dataset '{listing.dataset.name}': not one of its {len(listing)} images can be read")
+    return embedded
+
+
+def shard(work: Work, bounds: tuple[int, int], encoder: Callable[[], OpenClip]) -> Entry:
+    """One shard of a list that is not derived, from the store where it is there. UserError as `extract` raises it."""
+    return work.store.find("embeddings", work.inputs(*bounds)) or _encode(work, bounds, encoder(), lambda n: None)
+
+
+def _take(work: Work, bounds: tuple[int, int], origins: list[Embedded]) -> Entry:
+    """A shard of a derived list: rows of its origins' shards."""
+    start, stop = bounds
+    names: list[str] = [""] * (stop - start)
+    rows: dict[int, tuple[Entry, int]] = {}  # position in the list -> row of a stored shard
+    skipped: dict[str, str] = {}
+    for origin, embedded in zip(work.listing.origins, origins, strict=True):
+        inside = (origin.here >= start) & (origin.here < stop)
+        wanted = {int(there): int(here) for there, here in zip(origin.there[inside], origin.here[inside], strict=True)}
+        for shard, first in zip(embedded.shards, embedded.starts, strict=True):
+            for row, position in enumerate(shard.array("positions") + first):
+                if (here := wanted.pop(int(position), None)) is not None:
+                    rows[here] = (shard, row)
+            skipped |= dict(shard.facts["skipped"])
+        for there, here in wanted.items():  # what no shard has was skipped
+            names[here - start] = origin.listing.names[there]
+    positions = sorted(rows)
+    arrays: dict[str, npt.NDArray[Any]] = {"positions": np.array(positions, np.int64) - start}
+    used = list({id(shard): shard for shard, _ in rows.values()}.values()) or [origins[0].shards[0]]
+    for name in [name for name in ("embeddings", "activations") if name in used[0].names]:
+        taken = np.zeros((len(positions), used[0].array(name).shape[1]), np.float32)
+        for shard in used:
+            mine = [i for i, position in enumerate(positions) if rows[position][0] is shard]
+            taken[mine] = shard.array(name)[[rows[positions[i]][1] for i in mine]]
+        arrays[name] = taken
+    facts = {
+        "dataset": work.listing.dataset.name,
+        "skipped": [(work.listing.names[i + start], skipped[name]) for i, name in enumerate(names) if name],
+        "seconds": 0.0,
+        "stamp": used[0].facts["stamp"],
+    }
+    return work.store.write("embeddings", work.inputs(start, stop), arrays, facts)
+
+
+def batches(work: Work, bounds: tuple[int, int], transform: Callable[[Any], Tensor]) -> Generator[Decoded, None, None]:
+    """The images of a part of the list, decoded in the batches that the model sees."""
+    return decode.batches(work.listing, work.reading, work.recipe.batch_size, bounds, transform)
+
+
+def _encode(work: Work, bounds: tuple[int, int], encoder: OpenClip, done: Callable[[int], None]) -> Entry:
+    import time
+
+    from oodbench.encoder.openclip import transform
+    from oodbench.pipeline.encoding import encoded
+
+    began = time.perf_counter()
+    with contextlib.closing(batches(work, bounds, transform(encoder.card))) as parts:
+        found = encoded(parts, encoder, done)
+    arrays: dict[str, npt.NDArray[Any]] = {"positions": np.array(found.positions, np.int64) - bounds[0]}
+    bad = np.flatnonzero(~np.isfinite(found.arrays["embeddings"]).all(1))
+    if len(bad):
+        name = work.listing.names[found.positions[bad[0]]]
+        raise encoder.not_finite(f"{len(bad)} images, '{name}' first")
+    facts = {
+        "dataset": work.listing.dataset.name,
+        "skipped": found.skipped,
+        "seconds": round(time.perf_counter() - began, 3),
+        "stamp": stamp(str(encoder.device)),
+    }
+    return work.store.write("embeddings", work.inputs(*bounds), {**found.arrays, **arrays}, facts)

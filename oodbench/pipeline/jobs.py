@@ -1,0 +1,146 @@
+"""Jobs: the methods of a request with their hyper-parameters in full, checked without importing a method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from oodbench.data import prompts
+from oodbench.data.paths import expand
+from oodbench.data.prompts import Lines
+from oodbench.errors import UserError, did_you_mean, raise_all
+from oodbench.method import registry
+from oodbench.method.introspection import MethodInfo
+from oodbench.method.parameters import Choice, label, parse_choices, parse_setting
+from oodbench.pipeline import sweep
+from oodbench.pipeline.request import RunRequest
+from oodbench.storage.store import content_digest
+
+if TYPE_CHECKING:
+    from oodbench.method import Method
+    from oodbench.pipeline.weights import WeightsFile
+
+
+@dataclass(frozen=True)
+class Job:
+    """One method with its hyper-parameters in full: one row of the table."""
+
+    info: MethodInfo
+    parameters: dict[str, Any]
+    templates: Lines | None
+    weights: WeightsFile | None = None
+    given: tuple[str, ...] = ()  # the hyper-parameters that the user set
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """Digests of the files that hyper-parameters name, and of folders written with a `/`: scores depend on them.
+
+        Also of the prompt sets named by hyper-parameters ending in `_templates`.
+        """
+        return files_of(self.parameters)
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether fit() will read ID training images: not when what they would give was set by hand."""
+        by_hand = self.info.calibrated and self.parameters[self.info.calibrated] is not None
+        return "CALIBRATION" in self.info.needs and not by_hand
+
+    @property
+    def by_hand(self) -> str:
+        """How a user can do without calibration images; "" when that cannot be done."""
+        return f"--set {self.info.name}.{self.info.calibrated}=..." if self.info.calibrated else ""
+
+    def made(self) -> Method[Any]:
+        """The method itself, imported and constructed. UserError for a value that it refuses."""
+        return registry.make(self.info, self.parameters, self.label)
+
+    @property
+    def label(self) -> str:
+        return label(self.info.name, self.parameters, self.info.defaults())
+
+
+def files_of(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """Digests of the files, folders and prompt sets that values name, see Job.files."""
+    texts = {name: value for name, value in parameters.items() if isinstance(value, str)}
+    sets = {name: prompts.templates(value).digest for name, value in texts.items() if name.endswith("_templates")}
+    named = {name: value for name, value in texts.items() if name != "templates" and name not in sets}
+    paths = {name: expand(Path(value)) for name, value in named.items() if value.strip("./\0 ")}
+    return sets | {
+        name: content_digest(path)
+        for name, path in paths.items()
+        if path.is_file() or ("/" in named[name] and path.is_dir())
+    }
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """The jobs of a request; with `--methods all`, also (name, reason) of the methods that cannot run."""
+
+    jobs: tuple[Job, ...]
+    left_out: tuple[tuple[str, str], ...] = ()
+
+
+def make_jobs(request: RunRequest) -> Jobs:
+    """Every method of the request, once per variant. Raises UserError with all that is wrong."""
+    known = registry.methods(request.plugins)
+    everything = request.methods.strip() == "all"
+    choices = [Choice(name, {}) for name in known] if everything else parse_choices(request.methods)
+    problems: list[str] = []
+    left_out: list[tuple[str, str]] = []
+    settings = _settings(request, known, choices, problems)
+    swept = sweep.variants(request.sweeps, known, {choice.name for choice in choices}, problems)
+    jobs: dict[str, Job] = {}
+    for choice in choices:
+        info = known.get(choice.name)
+        if info is None and choice.name == "all":
+            problems.append(f"'all' stands alone: --methods all, not {request.methods}")
+        elif info is None:
+            problems.append(f"no method '{choice.name}'{did_you_mean(choice.name, known)}")
+        elif info.problem and everything:
+            left_out.append((info.name, info.problem))
+        elif info.problem:
+            problems.append(f"method '{info.name}' ({info.path}): {info.problem}")
+        else:
+            try:
+                for values in swept.get(info.name, [{}]):
+                    overrides = {**settings.get(info.name, {}), **choice.overrides, **values}
+                    job = _job(info, overrides, request.templates)
+                    jobs.setdefault(job.label, job)  # the same variant twice is one row
+            except UserError as error:
+                problems += error.problems
+    if not jobs and not problems:
+        problems.append("no method can run: " + "; ".join(f"{name}: {reason}" for name, reason in left_out))
+    raise_all(problems)
+    return Jobs(tuple(jobs.values()), tuple(left_out))
+
+
+def _settings(
+    request: RunRequest, known: Mapping[str, MethodInfo], choices: Sequence[Choice], problems: list[str]
+) -> dict[str, dict[str, Any]]:
+    """--set, by method."""
+    settings: dict[str, dict[str, Any]] = {}
+    for text in request.settings:
+        try:
+            setting = parse_setting(text)
+        except UserError as error:
+            problems += error.problems
+            continue
+        if setting.method not in known:
+            problems.append(f"--set {text}: no method '{setting.method}'{did_you_mean(setting.method, known)}")
+        elif setting.method not in {choice.name for choice in choices}:
+            problems.append(f"--set {text}: {setting.method} is not among --methods {request.methods}")
+        settings.setdefault(setting.method, {})[setting.parameter] = setting.value
+    return settings
+
+
+def _job(info: MethodInfo, overrides: Mapping[str, Any], templates: str) -> Job:
+    parameters = registry.parameters(info, overrides)
+    if templates and "templates" in parameters and "templates" not in overrides:
+        parameters["templates"] = templates
+    named = parameters.get("templates")
+    job = Job(info, parameters, prompts.templates(named) if isinstance(named, str) else None, given=tuple(overrides))
+    _ = job.files  # a prompt set that does not exist is told now
+    return job

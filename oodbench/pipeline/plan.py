@@ -1,0 +1,182 @@
+"""From what a user asked to what will be done. Every problem of a request is found here, before a model is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from dataclasses import dataclass
+
+from oodbench.data import catalog as catalogue
+from oodbench.data import overlap as sets
+from oodbench.data.catalog import Benchmark
+from oodbench.data.imageset import Listing
+from oodbench.data.paths import expand
+from oodbench.data.prompts import Lines
+from oodbench.encoder.card import EMBEDDED, EncoderCard, parse_encoder
+from oodbench.encoder.resolve import Resolved, resolve
+from oodbench.errors import Collected, Missing, UserError, raise_all
+from oodbench.pipeline import assign_weights as assignment
+from oodbench.pipeline.extract import Reading, Recipe, Work
+from oodbench.pipeline.jobs import Job, Jobs, make_jobs
+from oodbench.pipeline.request import RunRequest, check_options
+from oodbench.storage.shared import opened
+from oodbench.storage.store import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OodSet:
+    """An OOD set of the benchmark and its group ("near", "far" or "")."""
+
+    listing: Listing
+    group: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request that can be carried out."""
+
+    request: RunRequest
+    benchmark: Benchmark
+    encoder: Resolved
+    classes: Lines
+    id: Listing
+    ood: tuple[OodSet, ...]
+    calibration: Listing | None
+    jobs: tuple[Job, ...]
+    left_out: tuple[tuple[str, str], ...]  # with --methods all: name, reason
+    store: Store
+    skipped: tuple[str, ...] = ()  # with --skip-missing: a note for every OOD set that is not there
+    beyond: tuple[tuple[str, str], ...] = ()  # with --methods all: methods for another kind of encoder, with reason
+
+    @property
+    def card(self) -> EncoderCard:
+        return self.encoder.card
+
+    @property
+    def notes(self) -> list[str]:
+        """What may mislead about the image sets, and the sets that --skip-missing left out."""
+        others = [*(one.listing for one in self.ood), *([self.calibration] if self.calibration else [])]
+        about = [note for one in others for note in sets.notes(one)]
+        return [*sets.notes(self.id, self.classes), *about, *self.skipped]
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe(self.card.identity, self.request.precision, self.request.batch_size)
+
+    def work(self, listing: Listing) -> Work:
+        """How one of the lists is embedded."""
+        reading = Reading(self.request.workers or min(os.cpu_count() or 1, 16), self.request.on_error)
+        return Work(listing, self.recipe, reading, self.store)
+
+    @property
+    def listings(self) -> list[Listing]:
+        """The ID set first, then the OOD sets."""
+        return [self.id, *(s.listing for s in self.ood)]
+
+
+def make_plan(request: RunRequest) -> Plan:
+    """Check a request and plan it. Raises UserError with every problem that was found."""
+    request = dataclasses.replace(request, out=expand(request.out))
+    store = opened(request.store, request.shared)
+    collected = Collected()
+    attempt = collected.attempt
+    attempt(check_options, request)
+    jobs = attempt(make_jobs, request)
+    benchmark = attempt(catalogue.benchmark, request.id, request.ood)
+    files = None
+    spec = attempt(parse_encoder, request.encoder or (benchmark.encoder if benchmark else "") or EMBEDDED)
+    if jobs and spec:
+        files = attempt(assignment.given, request)
+        jobs = attempt(assignment.check, jobs, request, files, spec) if files is not None else None
+    id_set = classes = calibration = None
+    ood: list[OodSet] = []
+    absent: dict[str, str] = {}  # OOD sets that --skip-missing leaves out, with the reason
+    if benchmark:
+        attempt(sets.check_benchmark, benchmark, request)
+        # --strict hashes every image, and glyphs are drawn to be listed: not while there is something to report.
+        reading = dataclasses.replace(request, strict=request.strict and not collected.problems)
+        all_sets = sets.datasets(benchmark, request.classes)
+        id_dataset, *ood_datasets = (
+            d if d.loader != "glyphs" or d.classes or not collected.problems else None for d in all_sets
+        )
+        id_set = attempt(sets.listed, id_dataset, reading, True, store) if id_dataset else None
+        classes = attempt(sets.class_names, id_set) if id_set else None
+        for dataset, (_, group) in zip(ood_datasets, benchmark.sets(), strict=True):
+            try:
+                listed = sets.listed(dataset, reading, False, store) if dataset else None
+            except UserError as error:
+                if request.skip_missing and dataset and isinstance(error, Missing):
+                    absent[dataset.name] = f"skipped: {error}"
+                else:
+                    collected.problems += error.problems
+            else:
+                ood += [OodSet(listed, group)] if listed else []
+        benchmark = attempt(sets.without, benchmark, absent) if absent else benchmark
+        if id_set:
+            attempt(sets.check_folders, id_set, [one.listing for one in ood])
+        if id_set and jobs and benchmark:
+            calibration, jobs = attempt(_calibration, benchmark, id_set, reading, store, jobs) or (None, jobs)
+    raise_all(collected.problems)  # before the encoder: reading a checkpoint takes seconds
+    assert jobs and files is not None and benchmark and spec and id_set and classes
+    resolved = resolve(spec, request.resize, store, strict=request.strict)
+    jobs, beyond = _served(jobs, resolved.card, request)
+    jobs = assignment.attach(jobs, files, resolved, spec, store, strict=request.strict)
+    return Plan(
+        request=request,
+        benchmark=benchmark,
+        encoder=resolved,
+        classes=classes,
+        id=id_set,
+        ood=tuple(ood),
+        calibration=calibration,
+        jobs=jobs.jobs,
+        left_out=jobs.left_out,
+        store=store,
+        skipped=tuple(absent.values()),
+        beyond=beyond,
+    )
+
+
+def _served(jobs: Jobs, card: EncoderCard, request: RunRequest) -> tuple[Jobs, tuple[tuple[str, str], ...]]:
+    """The jobs that the encoder can serve, and (name, reason) of the others, which are an error if named.
+
+    `all` does not mean those: nothing that a user could do is missing, so only --dry-run and -v tell them.
+    """
+    mute = [job for job in jobs.jobs if card.mute and "CAPTIONS" in job.info.needs]
+    if request.methods.strip() != "all":
+        raise_all([f"{job.label}: {card.mute}" for job in mute])
+    beyond = tuple((job.label, card.mute) for job in mute)
+    for label, reason in beyond:
+        log.info("left out: %s: %s", label, reason)
+    rest = tuple(job for job in jobs.jobs if job not in mute)
+    return Jobs(rest, jobs.left_out), beyond
+
+
+def _instead(job: Job) -> str:
+    return f"\n  or do without: {job.by_hand}" if job.by_hand else ""
+
+
+def _calibration(
+    benchmark: Benchmark, id_set: Listing, request: RunRequest, store: Store, jobs: Jobs
+) -> tuple[Listing | None, Jobs]:
+    """The calibration images, listed only when a method asks for them; and the jobs that can run."""
+    asking = [job for job in jobs.jobs if job.calibrates]
+    if not asking:
+        return None, jobs
+    name = benchmark.calibration or id_set.dataset.train
+    try:
+        if not name:
+            able = ", ".join(d.name for d in catalogue.datasets().values() if d.train)
+            raise UserError(f"'{id_set.dataset.name}' has no training split in the catalogue; sets that do: {able}")
+        return sets.listed_sample(catalogue.dataset(name), request, store), jobs
+    except UserError as error:
+        reason = f"calibrates on ID training images: {error}"
+    if request.methods.strip() != "all":
+        raise UserError(*(f"{job.label} {reason}{_instead(job)}" for job in asking))
+    rest = tuple(job for job in jobs.jobs if job not in asking)
+    if not rest:
+        raise UserError(f"no method can run: {'; '.join(job.label for job in asking)} {reason}")
+    return None, Jobs(rest, (*jobs.left_out, *((job.label, reason) for job in asking)))

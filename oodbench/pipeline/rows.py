@@ -1,0 +1,135 @@
+"""Rows on disk: <out>/runs/<benchmark>/<encoder>/<method>.json, and the per-image scores beside it as parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from oodbench.errors import UserError
+from oodbench.pipeline.plan import Plan
+from oodbench.pipeline.request import RunRequest
+from oodbench.results import Result, read, slug
+from oodbench.storage.files import whole, write_text
+from oodbench.storage.store import Entry, digest
+
+
+def write_row(plan: Plan, result: Result, entries: Mapping[str, Entry]) -> Path:
+    """Write a row and its per-image scores (parquet) below <out>/runs/<benchmark>/<encoder>/; the path of the row.
+
+    A row that is there already is kept as it is, with its time; scores beside it that are damaged are written again. A
+    failed row never replaces a finished one. UserError when a folder lies where a file is to be written.
+    """
+    path = row_path(plan, result)
+    scores = path.with_suffix(".parquet")
+    for one in (path, scores):
+        if one.is_dir():
+            raise UserError(f"{one} is a folder, and a file of the row belongs there: move it away")
+    old = _there(path)
+    if old and old.status == "ok" and result.status == "failed":
+        return path
+    if old and old.digest == result.digest:
+        if old.status == "failed":
+            return path
+        result = old
+    if result.status == "ok":
+        columns = _scores(plan, entries)
+        if not (old is result and _holds(scores, columns)):
+            with whole(scores) as partial:
+                _write(columns, partial)
+    if old is not result:
+        write_text(path, result.to_json())
+    return path
+
+
+def _there(path: Path) -> Result | None:
+    """The row in a file, None when there is none, or one that is damaged or of another schema."""
+    try:
+        return read(path)
+    except UserError:
+        return None
+
+
+def row_path(plan: Plan, result: Result) -> Path:
+    """`<method>.json` when everything is the default, else with a digest of what makes the row differ."""
+    request = plan.request
+    identity = {
+        "parameters": result.parameters,
+        "files": result.files,
+        **({"weights": result.weights["digest"]} if result.weights else {}),
+        "templates": result.templates,
+        "classes": plan.classes.digest,
+        "encoder": plan.card.identity,
+        "seed": request.seed,
+        "precision": request.precision,
+        "batch_size": request.batch_size,
+        "lists": [listing.digest for listing in plan.listings],
+        "calibration": result.run["calibration"],
+        "conventions": result.conventions,
+        "source": result.source,
+    }
+    usual = RunRequest()
+    default = (
+        result.label == result.method
+        and not plan.card.local
+        and not request.resize
+        and not request.classes
+        and not any(name.partition("=")[0] == result.method for name in request.weights)
+        and (request.seed, request.precision, request.batch_size) == (usual.seed, usual.precision, usual.batch_size)
+        and (request.at95, request.aupr) == (usual.at95, usual.aupr)
+        and all(x.dataset.declared and len(x) == x.total == (x.dataset.count or x.total) for x in plan.listings)
+    )
+    folder = request.out / "runs" / slug(plan.benchmark.name)[:120] / plan.card.slug
+    named = folder / f"{slug(result.method)}-{digest(identity)[:8]}.json"
+    if not default or named.exists():
+        return named
+    plain = folder / f"{slug(result.method)}.json"
+    old = _there(plain)
+    if old:  # the default row of other lists or of another version of the method: neither is overwritten
+        lists = [old.id.list_digest, *(s.list_digest for s in old.ood)]
+        same = old.source == result.source and old.encoder["identity"] == plan.card.identity
+        same = same and old.weights == result.weights
+        same = same and old.run["calibration"] == result.run["calibration"]
+        if old.status == "ok" and not (same and lists == [listing.digest for listing in plan.listings]):
+            return named
+    return plain
+
+
+def _scores(plan: Plan, entries: Mapping[str, Entry]) -> dict[str, list[Any]]:
+    """Columns: dataset, name, label, score, prediction (class indices, -1: none)."""
+    columns: dict[str, list[Any]] = {"dataset": [], "name": [], "label": [], "score": [], "prediction": []}
+    for listing in plan.listings:
+        entry = entries[listing.dataset.name]
+        positions = np.array(entry.array("positions"))
+        columns["dataset"] += [_text(listing.dataset.name)] * len(positions)
+        columns["name"] += [_text(listing.names[i]) for i in positions]
+        columns["label"] += listing.labels[positions].tolist()
+        columns["score"] += entry.array("scores").tolist()
+        predicted = entry.array("predictions").tolist() if "predictions" in entry.names else [-1] * len(positions)
+        columns["prediction"] += predicted
+    return columns
+
+
+def _write(columns: Mapping[str, list[Any]], path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table({**columns, "dataset": pa.array(columns["dataset"]).dictionary_encode()}), path)
+
+
+def _holds(path: Path, columns: Mapping[str, list[Any]]) -> bool:
+    """Whether a file holds these scores and nothing else. (ParquetFile.read imports no pandas, read_table does.)"""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        return path.is_file() and bool(parquet.ParquetFile(path).read().to_pydict() == columns)
+    except (OSError, pa.ArrowException, ValueError, MemoryError):
+        return False
+
+
+def _text(name: str) -> str:
+    """A file name as text: bytes that are not UTF-8, which parquet refuses, become escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()

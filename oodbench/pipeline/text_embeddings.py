@@ -1,0 +1,134 @@
+"""Text banks: vectors of class names under a prompt set, and of any prompts, encoded once per encoder."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from oodbench.data import prompts
+from oodbench.errors import UserError
+from oodbench.pipeline.plan import Plan
+from oodbench.storage.store import Entry, Store, digest
+
+if TYPE_CHECKING:
+    from oodbench.encoder.openclip import OpenClip
+
+log = logging.getLogger(__name__)
+
+ENGINE = 1  # raise when encoding gives other numbers than before
+PART = 8192  # prompts in one entry of a word bank
+
+
+def text_bank(plan: Plan, templates: str, encoder: Callable[[], OpenClip]) -> npt.NDArray[np.float32]:
+    """Unit class vectors [k d] under a prompt set: encoded once per encoder, prompts and class names."""
+    lines = prompts.templates(templates)
+    if not _planned(plan, templates) <= {lines.digest}:  # scores would be stored under the digest of other prompts
+        raise UserError(f"the templates '{templates}' changed after the run was planned; run again")
+    inputs = {
+        "engine": ENGINE,
+        "encoder": plan.card.identity,
+        "precision": plan.request.precision,
+        "templates": lines.digest,
+        "classes": plan.classes.digest,
+    }
+    entry = plan.store.find("text", inputs)
+    if entry is None:
+        import torch
+
+        total, cut = None, []
+        with torch.no_grad():
+            for template in lines.lines:
+                prompts_of = [template.replace("{}", name) for name in plan.classes.lines]
+                unit = torch.nn.functional.normalize(encoder().text(prompts_of), dim=-1)
+                cut += _cut(plan, encoder(), prompts_of)
+                total = unit if total is None else total + unit
+            assert total is not None
+            if cut:
+                every = len(lines.lines) * len(plan.classes.lines)
+                what = f"{len(cut)} of {every:,} prompts are"
+                log.warning('%s cut to the context of %s, "%s" first', what, plan.card.name, cut[0])
+            bank = torch.nn.functional.normalize(total, dim=-1).cpu().numpy()
+            bad = np.flatnonzero(~np.isfinite(bank).all(1))
+            if len(bad):
+                raise encoder().not_finite(f"{len(bad)} class names, '{plan.classes.lines[bad[0]]}' first")
+        entry = plan.store.write(
+            "text", inputs, {"text": bank}, {"templates": lines.name, "classes": plan.classes.name}
+        )
+    return np.array(entry.array("text"))
+
+
+def _planned(plan: Plan, templates: str) -> set[str]:
+    """The digests that the plan's methods have for a prompt set."""
+    found = {job.templates.digest for job in plan.jobs if job.templates and job.parameters["templates"] == templates}
+    for job in plan.jobs:
+        named = [name for name, value in job.parameters.items() if name.endswith("_templates") and value == templates]
+        found |= {job.files[name] for name in named if name in job.files}
+    return found
+
+
+def word_bank(plan: Plan, words: tuple[str, ...], encoder: Callable[[], OpenClip]) -> npt.NDArray[np.float32]:
+    """Unit vectors [n d] of any prompts, however many: kept in parts, so that a killed run goes on where it stopped."""
+    empty = np.zeros((0, plan.card.embed_dim), np.float32)
+    kept = WordParts(plan.card.identity, plan.request.precision, plan.store)
+    return np.concatenate([empty, *(entry.array("words") for entry in kept.entries(words, encoder))])
+
+
+@dataclass(frozen=True)
+class WordParts:
+    """Where vectors of prompts are kept: `encoder` is the identity of its card."""
+
+    encoder: str
+    precision: str
+    store: Store
+
+    def missing(self, words: Sequence[str]) -> int:
+        """How many prompts would have to be encoded. Looks, does not verify."""
+        parts = [words[start : start + PART] for start in range(0, len(words), PART)]
+        return sum(len(part) for part in parts if not self.store.has("words", self._inputs(part)))
+
+    def _inputs(self, part: Sequence[str]) -> dict[str, object]:
+        return {
+            "engine": ENGINE,
+            "encoder": self.encoder,
+            "precision": self.precision,
+            "prompts": digest(part),
+        }
+
+    def entries(self, words: Sequence[str], encoder: Callable[[], OpenClip]) -> Iterator[Entry]:
+        """One entry for every PART prompts, its array `words` holding their unit vectors; made when it is not there."""
+        import torch
+
+        for start in range(0, len(words), PART):
+            part = words[start : start + PART]
+            inputs = self._inputs(part)
+            entry = self.store.find("words", inputs)
+            if entry is None:
+                with torch.no_grad():
+                    unit = torch.nn.functional.normalize(encoder().text(part), dim=-1).cpu().numpy()
+                bad = np.flatnonzero(~np.isfinite(unit).all(1))
+                if len(bad):
+                    raise encoder().not_finite(f"{len(bad)} prompts, '{part[bad[0]]}' first")
+                entry = self.store.write("words", inputs, {"words": unit}, {"first": part[0], "count": len(part)})
+            yield entry
+
+
+def _cut(plan: Plan, encoder: OpenClip, prompts_of: Sequence[str]) -> list[str]:
+    """The prompts that do not fit into the encoder's context; UserError when one then reads as another does."""
+    cut = encoder.cut(prompts_of)
+    if cut:
+        distinct = tuple(dict.fromkeys(prompts_of))
+        read = [tuple(tokens) for tokens in encoder.tokenize(distinct).tolist()]
+        times = Counter(read)
+        lost = [prompt for prompt, tokens in zip(distinct, read, strict=True) if prompt in cut and times[tokens] > 1]
+        if lost:
+            raise UserError(
+                f"{len(cut)} of {len(distinct)} prompts are longer than the context of {plan.card.name}, and class "
+                f"names get lost, as in '{lost[0]}'; use shorter templates"
+            )
+    return cut

@@ -1,0 +1,122 @@
+"""Histograms: a picture for each method, a panel for each OOD set, its scores over those of the ID set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from oodbench.image_scores import Images
+from oodbench.metrics import detection as metrics
+from oodbench.report.figures.figure import Picture, stem
+from oodbench.report.figures.lettering import fitted, width
+from oodbench.report.figures.style import GREY, ID_COLOUR, OOD_COLOUR, SIZE, Layout, house, pages, put, sheet
+from oodbench.report.figures.subject import Entrant, Subject
+from oodbench.results import SetRow
+
+Floats = NDArray[np.float64]
+
+BINS, PANELS = 60, 12
+TAIL = 0.001  # share of a set's scores that may lie beyond either end of the axis
+_LAYOUT = Layout((3.0, 1.35), gap=(0.25, 0.5), left=0.5, head=0.4)
+
+
+def draw(subject: Subject, _: Path | None = None) -> Iterator[Picture]:
+    """One picture for each method, of at most PANELS panels."""
+    for one in subject.scored:
+        images = subject.read(one)
+        scores = {s.dataset: images[s.dataset].scores for s in subject.sets}
+        edges = bins([images[one.row.id.dataset].scores, *scores.values()])
+        split = pages(subject.sets, PANELS)
+        for number, sets in enumerate(split, start=1):
+            yield _page(subject, one, (images, edges), sets, number if len(split) > 1 else 0)
+
+
+def bins(sets: Sequence[Floats]) -> Floats:
+    """Edges [BINS + 1] that hold all but the TAIL of each set's finite scores."""
+    finite = [scores[np.isfinite(scores)] for scores in sets]
+    known = [scores for scores in finite if len(scores)]
+    low = min((float(np.quantile(scores, TAIL, method="lower")) for scores in known), default=0.0)
+    high = max((float(np.quantile(scores, 1 - TAIL, method="higher")) for scores in known), default=1.0)
+    if high - low <= 1e-12 * max(abs(low), abs(high)):  # one value
+        low, high = low - 0.5 * max(abs(low), 1.0), high + 0.5 * max(abs(high), 1.0)
+    return np.linspace(low, high, BINS + 1)
+
+
+def _page(
+    subject: Subject, one: Entrant, found: tuple[Mapping[str, Images], Floats], sets: Sequence[SetRow], number: int
+) -> Picture:
+    images, edges = found
+    on_id = images[one.row.id.dataset].scores
+    threshold = metrics.threshold_at_tpr(metrics.sort_scores(on_id, one.row.id.dataset))
+    title = f"Scores of {one.name}" + (f" ({number})" if number else "")
+    with house():
+        figure, axes = sheet([title, subject.heading.title], len(sets), _LAYOUT)
+        columns = min(len(sets), _LAYOUT.columns)
+        tops = []
+        for panel, ood in zip(axes, sets, strict=True):
+            scores = images[ood.dataset].scores
+            tops.append(max(_bars(panel, on_id, edges, ID_COLOUR), _bars(panel, scores, edges, OOD_COLOUR)))
+            if edges[0] <= threshold <= edges[-1]:
+                panel.axvline(threshold, color="black", linewidth=0.7, linestyle=(0, (3, 2)), gid="threshold")
+            _words(panel, subject.of(one, ood.dataset), (_beyond(on_id, edges), _beyond(scores, edges)))
+        for place, panel in enumerate(axes):
+            panel.set(xlim=(edges[0], edges[-1]), ylim=(0, 1.08 * max(tops)))
+            panel.set_ylabel("Images, %" if place % columns == 0 else "")
+            panel.tick_params(labelleft=place % columns == 0)
+            panel.set_xlabel("Score, higher: more in-distribution" if place >= len(sets) - columns else "")
+        _legend(axes[0], one)
+    caption = (
+        f"Scores of {one.name} on ID images ({one.row.id.title}, n = {one.row.id.n:,}) and on OOD images, in percent "
+        f"of either per bin, in shared bins; scores of softmax methods are logarithms. Dashed: the highest score that "
+        f"at least 95 % of ID images reach ({threshold:.6g}). {_outside(one, images, edges)} {subject.missing()}"
+    )
+    name = f"{subject.heading.stem}-{stem('histogram', one.row.label)}" + (f"-{number}" if number else "")
+    return Picture(name, "histogram", f"{title}: {subject.heading.title}", caption.strip(), figure)
+
+
+def _bars(panel: Axes, scores: Floats, edges: Floats, colour: str) -> float:
+    """Draw one set; the height of its highest bar."""
+    share = 100 * np.histogram(scores[np.isfinite(scores)], edges)[0] / len(scores)
+    gid = "ID" if colour == ID_COLOUR else "OOD"
+    panel.stairs(share, edges, fill=True, color=colour, alpha=0.35, linewidth=0, gid=f"{gid} fill")
+    panel.stairs(share, edges, color=colour, linewidth=1.0, gid=gid)
+    return float(share.max()) or 1.0
+
+
+def _beyond(scores: Floats, edges: Floats) -> int:
+    return int((~((scores >= edges[0]) & (scores <= edges[-1]))).sum())
+
+
+def _words(panel: Axes, one: SetRow, beyond: tuple[int, int]) -> None:
+    size = SIZE + 0.5
+    numbers = f"AUROC {100 * one.auroc:.2f}, FPR95 {100 * one.fpr95:.2f}"
+    name = fitted(f"{one.title}, n = {one.n:,}", 1.55, size)
+    put(panel, (0, 1.04), name, transform=panel.transAxes, fontsize=size, weight="bold")
+    put(panel, (1, 1.04), numbers, transform=panel.transAxes, fontsize=SIZE - 0.5, color=GREY, ha="right")
+    if any(beyond):
+        said = f"outside: {beyond[0]:,} ID, {beyond[1]:,} OOD"
+        put(panel, (0.99, 0.97), said, transform=panel.transAxes, fontsize=SIZE - 1.5, color=GREY, ha="right", va="top")
+
+
+def _legend(panel: Axes, one: Entrant) -> None:
+    """Above the first panel, where no bar can reach."""
+    x, y = 0.0, 1 + 0.29 / _LAYOUT.panel[1]
+    wide = _LAYOUT.panel[0]
+    for colour, text in ((ID_COLOUR, f"ID: {fitted(one.row.id.title, 1.6, SIZE)}"), (OOD_COLOUR, "OOD")):
+        looks = {"transform": panel.transAxes, "clip_on": False, "marker": "s", "markersize": 5, "linestyle": "none"}
+        panel.plot([x + 0.05 / wide], [y + 0.02], color=colour, **looks, scalex=False, scaley=False)
+        put(panel, (x + 0.13 / wide, y), text, transform=panel.transAxes, fontsize=SIZE)
+        x += (width(text, SIZE) + 0.35) / wide
+
+
+def _outside(one: Entrant, images: Mapping[str, Images], edges: Floats) -> str:
+    """A sentence on what the axis does not show."""
+    found = {one.row.id.title: _beyond(images[one.row.id.dataset].scores, edges)}
+    found |= {s.title: _beyond(images[s.dataset].scores, edges) for s in one.row.ood if s.dataset in images}
+    said = [f"{n:,} of {title}" for title, n in found.items() if n]
+    span = f"{edges[0]:.6g} to {edges[-1]:.6g}"
+    return f"Images beyond the axis ({span}): {', '.join(said)}." if said else f"No image lies beyond {span}."

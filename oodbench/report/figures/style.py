@@ -1,0 +1,111 @@
+"""Style: what all pictures look like, whatever the user's own matplotlib settings; safe colours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from oodbench.report.figures.lettering import literal, wrapped
+
+# Okabe & Ito's palette without its yellow, which white paper swallows; then the same in other dashes.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", (0, (4, 1.2)), (0, (1.2, 1)), (0, (5, 1.2, 1.2, 1.2)))
+MARKERS = ("o", "s", "^", "D")
+ID_COLOUR, OOD_COLOUR, WRONG = COLOURS[0], COLOURS[4], COLOURS[1]
+GREY = "#595959"
+SIZE = 7.0  # points of most text
+_SETTINGS = {
+    "font.family": "DejaVu Sans",
+    "font.size": SIZE,
+    "text.parse_math": False,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "axes.labelsize": SIZE,
+    "axes.titlesize": SIZE,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.5,
+    "xtick.labelsize": SIZE - 0.5,
+    "ytick.labelsize": SIZE - 0.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.1,
+    "pdf.fonttype": 42,  # TrueType, which journals ask for
+}
+
+
+def house() -> AbstractContextManager[None]:
+    """Matplotlib's defaults with the settings of the house. Never held while a generator waits: they are global."""
+    plain = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")}
+    context: AbstractContextManager[None] = matplotlib.rc_context(plain | _SETTINGS)
+    return context
+
+
+def style(place: int) -> dict[str, Any]:
+    """Colour and dashes of the method at a place of the table: the same in all its pictures."""
+    return {"color": COLOURS[place % len(COLOURS)], "linestyle": DASHES[place // len(COLOURS) % len(DASHES)]}
+
+
+def marker(place: int) -> str:
+    """Its marker."""
+    return MARKERS[place // len(COLOURS) % len(MARKERS)]
+
+
+def put(where: Axes | Figure, at: tuple[float, float], text: str, **looks: Any) -> Text:
+    """Text as it is, never read as mathematics."""
+    return where.text(*at, literal(text), parse_math=False, **looks)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Panels of equal size in a grid; all in inches."""
+
+    panel: tuple[float, float]
+    columns: int = 2
+    gap: tuple[float, float] = (0.5, 0.55)
+    left: float = 0.55
+    right: float = 0.15
+    bottom: float = 0.45
+    head: float = 0.25  # between the heading and the first panels
+
+
+def sheet(heading: Sequence[str], panels: int, layout: Layout) -> tuple[Figure, list[Axes]]:
+    """A figure with its heading (the first line in bold) and panels row by row."""
+    columns = min(layout.columns, panels)
+    rows = -(-panels // columns)
+    (w, h), (dx, dy) = layout.panel, layout.gap
+    across = layout.left + columns * w + (columns - 1) * dx + layout.right
+    first, *others = heading
+    lines = [(line, SIZE + 2) for line in wrapped(first, (across - 0.3) * 0.9, SIZE + 2)]  # bold is a tenth wider
+    lines += [(line, SIZE) for text in others for line in wrapped(text, across - 0.3, SIZE)]
+    pitch = [size * 1.45 / 72 for _, size in lines]
+    down = 0.12 + sum(pitch) + layout.head + rows * h + (rows - 1) * dy + layout.bottom
+    figure = Figure(figsize=(across, down))
+    y = down - 0.1
+    for (line, size), step in zip(lines, pitch, strict=True):
+        weight, colour = ("bold", "black") if size > SIZE else ("normal", GREY)
+        put(figure, (0.15 / across, y / down), line, fontsize=size, weight=weight, color=colour, va="top")
+        y -= step
+    top = y - layout.head
+    axes = []
+    for number in range(panels):
+        row, column = divmod(number, columns)
+        x0, y0 = layout.left + column * (w + dx), top - row * (h + dy) - h
+        axes.append(figure.add_axes((x0 / across, y0 / down, w / across, h / down)))
+    return figure, axes
+
+
+def pages(items: Sequence[Any], most: int) -> list[Sequence[Any]]:
+    """Items in as few pages of nearly one size as hold at most so many each."""
+    count = max(1, -(-len(items) // most))
+    return [items[len(items) * i // count : len(items) * (i + 1) // count] for i in range(count)]

@@ -1,0 +1,123 @@
+"""CSV and parquet: one line per row, everything in full precision."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from csv import DictWriter
+from dataclasses import replace
+from pathlib import Path
+
+from oodbench.printable import printable
+from oodbench.report.formats.csvtext import csv_text
+from oodbench.report.options import SHOWN, Options
+from oodbench.report.tables.table import Line, Table
+from oodbench.results import METRICS, Result, flatten
+
+_RUN = ("precision", "resize", "limit", "seed", "device", "batch_size")
+
+
+def csv(tables: Sequence[Table], options: Options | None = None) -> str:
+    """All tables under one header; metrics are fractions, and rows of equal `table` number are comparable.
+
+    Empty cells: the benchmark of that row lacks the set, the row failed, or the method has no such value. Texts are
+    made safe by `csv_text`. Of the options, sets and metrics choose columns.
+    """
+    found = _records(tables, options or Options())
+    records = [{printable(name): csv_text(value) for name, value in record.items()} for record in found]
+    text = io.StringIO()
+    writer = DictWriter(text, _names(records), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
+
+
+def parquet(tables: Sequence[Table], path: Path, options: Options | None = None) -> None:
+    """The same records as `csv`, texts as they are and nulls for empty cells."""
+    import pyarrow as pa
+    from pyarrow import parquet as file
+
+    records = _records(tables, options or Options())
+    columns = {name: [_null(record.get(name)) for record in records] for name in _names(records)}
+    made = io.BytesIO()  # given a path, pyarrow removes what lies there when it cannot write, a device, too
+    file.write_table(pa.table({name: _array(pa, values) for name, values in columns.items()}), made)
+    path.write_bytes(made.getvalue())
+
+
+def _array(pa: object, values: list[object]) -> object:
+    kinds = {type(v) for v in values if v is not None}
+    if kinds == {int, float}:
+        values = [None if v is None else float(v) for v in values]  # type: ignore[arg-type]
+    elif len(kinds) > 1:
+        values = [None if v is None else str(v) for v in values]
+    return pa.array(values)  # type: ignore[attr-defined]
+
+
+def _records(tables: Sequence[Table], options: Options) -> list[dict[str, object]]:
+    return [_record(number, line, options) for number, table in enumerate(tables, 1) for line in table.lines]
+
+
+def _names(records: Sequence[dict[str, object]]) -> list[str]:
+    # The means of a benchmark with groups come after the sets of all benchmarks.
+    return sorted(dict.fromkeys(name for record in records for name in record), key=_rank)
+
+
+def _rank(name: str) -> int:
+    return next((i for i, prefix in enumerate(("ood.", "mean.", "seconds.", "row."), 1) if name.startswith(prefix)), 0)
+
+
+def _record(number: int, line: Line, options: Options) -> dict[str, object]:
+    row = line.result
+    if row is None:
+        return {"table": number, "name": line.name, **line.facts}
+    facts: dict[str, object] = {
+        "table": number,
+        "benchmark": row.benchmark,
+        "encoder": row.encoder.get("name", ""),
+        "weights": row.encoder.get("weights", ""),
+        "method": row.method,
+        "label": row.label,
+        "name": line.name,
+        "parameters": json.dumps(row.parameters, sort_keys=True, ensure_ascii=False),
+        "prompts": row.templates.get("name", ""),
+        "status": row.status,
+        "error": row.error,
+        "at95": row.conventions.get("at95"),
+        **{name: row.run.get(name) for name in _RUN},
+        "id.dataset": row.id.dataset,
+        "id.n": row.id.n,
+        "id.expected": row.id.expected,
+        "id.skipped": row.id.skipped,
+        "id.accuracy": row.id.accuracy,
+        **(_metrics(row, options) if row.status == "ok" else {}),
+        **{f"seconds.{name}": seconds for name, seconds in row.seconds.items()},
+        "row.commit": row.commit,
+        "row.created": row.created,
+        "row.digest": row.digest,
+    }
+    return {name: "" if isinstance(v, float) and math.isnan(v) else v for name, v in facts.items()}
+
+
+def _metrics(row: Result, options: Options) -> dict[str, object]:
+    metrics = METRICS if options.metrics == SHOWN else options.shown
+    kept = [s for s in row.ood if not options.sets or s.dataset in options.sets]
+    chosen = replace(row, ood=tuple(kept))
+    out: dict[str, object] = {}
+    for ood in kept:
+        counts = {"n": ood.n, "expected": ood.expected, "skipped": ood.skipped, "tied": ood.tied}
+        values = {metric: getattr(ood, metric) for metric in metrics}
+        bounds = _bounds({metric: ood.intervals[metric] for metric in metrics if metric in ood.intervals})
+        out |= {f"ood.{ood.dataset}.{k}": v for k, v in (values | bounds | counts).items()}
+    for group in chosen.groups if len(chosen.groups) > 1 else ():
+        out |= {f"mean.{group}.{metric}": chosen.mean(metric, group) for metric in metrics}
+    return out | {f"mean.{metric}": chosen.mean(metric) for metric in metrics}
+
+
+def _bounds(intervals: dict[str, tuple[float, float]]) -> dict[str, float]:
+    return flatten({m: {"low": low, "high": high} for m, (low, high) in intervals.items()})
+
+
+def _null(value: object) -> object:
+    return None if value == "" else value

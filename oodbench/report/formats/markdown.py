@@ -1,0 +1,51 @@
+"""Markdown as GitHub reads it."""
+
+from __future__ import annotations
+
+import re
+from itertools import groupby
+
+from oodbench.report.tables.remarks import ALIKE, BEYOND
+from oodbench.report.tables.table import Cell, Column, Table
+
+_ARROWS = {1: " ↑", -1: " ↓", 0: ""}
+_MARKS = {"best": "**{}**", "second": "<u>{}</u>", "beyond": "**{}**!", "": "{}"}
+
+
+def markdown(table: Table) -> str:
+    """The caption in a line of its own, the table, then one line for each failed row."""
+    remarks = ["Best in **bold**, second <u>underlined</u>."] if table.marked else []
+    remarks += [f"† {ALIKE}"] if table.alike else []
+    remarks += [f"**!** {BEYOND}"] if table.beyond else []
+    heads = [table.first, *(_head(b.title, b.stamp, column) for b in table.blocks for column in b.columns)]
+    rows = []
+    for section, lines in groupby(table.lines, key=lambda line: line.section):
+        rows += [[f"*{_escape(section)}*", *[""] * (len(heads) - 1)]] if section else []
+        rows += [[_escape(line.name), *(_cell(cell) for cells in line.cells for cell in cells)] for line in lines]
+    out = [
+        " ".join([f"**{_escape(table.title)}.**", *map(_escape, table.caption), *remarks]),
+        "",
+        _row(heads),
+        _row(["---", *["---:"] * (len(heads) - 1)]),
+        *map(_row, rows),
+    ]
+    for note in table.notes:
+        out += ["", _escape(note)]
+    return "\n".join(out) + "\n"
+
+
+def _cell(cell: Cell) -> str:
+    return cell.plain.replace(cell.text, _MARKS[cell.mark].format(cell.text), 1)
+
+
+def _head(title: str, stamp: str, column: Column) -> str:
+    parts = (_escape(title), f"({stamp})" if stamp else "", _escape(column.title))
+    return " ".join(filter(None, parts)) + _ARROWS[column.better]
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"([\\`*_\[\]<>|~&$])", r"\\\1", " ".join(text.split()))

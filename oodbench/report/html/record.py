@@ -1,0 +1,203 @@
+"""Record: what lies behind the cells of a line, once per row; parts that several rows share are kept once, too."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from oodbench.printable import printable
+from oodbench.report.tables.published import Quote, quotes
+from oodbench.report.tables.table import Line
+from oodbench.results import METRICS, IdRow, Result, SetRow, flatten, slug
+
+PARTS = tuple("parameters templates weights files classes encoder conventions uncertainty run versions".split())
+Facts = dict[str, str]
+
+
+class Records:
+    """Rows and quotes by address; texts are made when all are known.
+
+    `results` is the folder that paths are told from, None for rows from MLflow; `sets` are those shown, () for all.
+    """
+
+    def __init__(self, paths: Mapping[str, Path], results: Path | None, sets: tuple[str, ...] = ()) -> None:
+        self.paths, self.results, self.sets = paths, results, sets
+        self.titles: dict[str, str] = {}
+        self._known: dict[str, dict[str, Any]] = {}
+        self._uses: Counter[str] = Counter()
+
+    @property
+    def count(self) -> int:
+        """Rows, without quotes."""
+        return sum(address.startswith("row-") for address in self._known)
+
+    @property
+    def verify(self) -> str:
+        """The command that computes every number again; "" for rows from MLflow."""
+        return f"oodbench report {self._flags()} --verify" if self.results else ""
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """Address -> JSON, a line for each key; shared parts are named by their address."""
+        numbers = self._numbers()
+        out = {}
+        for address, known in self._known.items():
+            parts = {n: numbers.get(text) or json.loads(text) for n, text in known.get("parts", {}).items()}
+            out[address] = _lines({**known, **({"parts": parts} if parts else {})})
+        return out
+
+    @property
+    def shared(self) -> dict[str, str]:
+        """Address -> JSON of the parts that several rows share."""
+        return {address: text for text, address in self._numbers().items()}
+
+    def add(self, line: Line) -> str:
+        """Keep what lies behind a line; its address, "" when nothing does (a difference)."""
+        if line.result is None:
+            return self._quote(str(line.facts["quote"])) if "quote" in line.facts else ""
+        addresses = [self._row(row) for row in line.rows]
+        if len(addresses) == 1:
+            return addresses[0]
+        address = f"seeds-{line.result.digest[:12]}"
+        known = {"title": line.name, "rows": addresses}
+        self._keep(address, line.name, known)
+        return address
+
+    def _keep(self, address: str, title: str, known: dict[str, Any]) -> None:
+        if address not in self._known:
+            self._known[address], self.titles[address] = _printable(known), title
+            self._uses.update(self._known[address].get("parts", {}).values())
+
+    def _numbers(self) -> dict[str, str]:
+        shared = [text for text, uses in self._uses.items() if uses > 1]
+        return {text: f"part-{number}" for number, text in enumerate(shared, 1)}
+
+    def _quote(self, name: str) -> str:
+        one, address = quotes()[name], f"quote-{slug(name)}"
+        self._keep(address, one.name, _quoted(one))
+        return address
+
+    def _row(self, row: Result) -> str:
+        address = f"row-{row.digest[:12]}"
+        if address not in self._known:
+            seed = f", seed {row.run.get('seed')}" if row.run.get("seed") else ""
+            where = f"{row.benchmark_title or row.benchmark}, {row.encoder.get('name', 'unknown')}"
+            self._keep(address, f"{row.title} ({row.label}{seed}) on {where}", self._facts(row))
+        return address
+
+    def _facts(self, row: Result) -> dict[str, Any]:
+        known: dict[str, Any] = {name: _texts(flatten(getattr(row, name))) for name in PARTS if getattr(row, name)}
+        images = {row.id.dataset: _images(row.id), **{s.dataset: _images(s) for s in row.ood}}
+        parts = {**known, "images": images}
+        return {
+            "title": row.title,
+            "label": row.label,
+            "benchmark": row.benchmark_title or row.benchmark,
+            "row": _texts(
+                {
+                    "path": self._path(row),
+                    "digest": row.digest,
+                    "status": row.status,
+                    **({"error": row.error} if row.error else {}),
+                    **({"warnings": "; ".join(row.warnings)} if row.warnings else {}),
+                    "created": row.created,
+                    "commit": row.commit or "unknown",
+                    "method's source": row.source,
+                }
+            ),
+            "id": {"dataset": row.id.dataset, "title": row.id.title, "accuracy": _text(row.id.accuracy)},
+            "sets": {s.dataset: _numbers(row, s) for s in row.ood},
+            "shown": [s for s in self.sets if any(s == o.dataset for o in row.ood)],
+            "means": {group: _bounds(found) for group, found in row.mean_intervals.items()},
+            "stored scores": dict(row.scores),
+            "seconds": _texts(row.seconds),
+            "explain": f"oodbench report {self._flags()} --explain {shlex.quote(row.label)}",
+            "quoted": {s.dataset: shlex.quote(s.dataset) for s in row.ood if shlex.quote(s.dataset) != s.dataset},
+            "parts": {name: json.dumps(_printable(part), ensure_ascii=False) for name, part in parts.items()},
+        }
+
+    def _path(self, row: Result) -> str:
+        path = self.paths.get(row.digest)
+        if path is None:
+            return "in MLflow alone"
+        return path.relative_to(self.results).as_posix() if self.results else path.name
+
+    def _flags(self) -> str:
+        """How a command finds the rows again. No absolute path: it would tell of this machine, and fail on others."""
+        if self.results is None:
+            return "--mlflow URI"
+        name = self.results.as_posix() if not self.results.is_absolute() else self.results.name
+        return f"--results {shlex.quote(name)}"
+
+
+def _printable(value: Any) -> Any:
+    """The same nested texts, printable, and their names, too."""
+    if isinstance(value, dict):
+        return {printable(str(name)): _printable(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_printable(inner) for inner in value]
+    return printable(value) if isinstance(value, str) else value
+
+
+def _quoted(one: Quote) -> dict[str, Any]:
+    cells = {
+        name: {m: {"value": repr(v.value), "source": v.source, "confidence": v.confidence} for m, v in found.items()}
+        for name, found in one.cells.items()
+    }
+    stated = {n: getattr(one, n) for n in ("architecture", "weights", "prompts", "words", "resize", "at95", "training")}
+    return {
+        "title": one.name,
+        "quote": one.key,
+        "about": one.about,
+        "stated": {name: value for name, value in stated.items() if value},
+        "settings": _texts(one.settings),
+        "cells": cells,
+    }
+
+
+def _numbers(row: Result, one: SetRow) -> dict[str, Any]:
+    values = {m: _text(getattr(one, m)) for m in METRICS} if row.status == "ok" else {}
+    return {"metrics": values, "intervals": _bounds(one.intervals), "tied": _text(one.tied)}
+
+
+def _images(one: IdRow | SetRow) -> Facts:
+    group = {"group": one.group} if isinstance(one, SetRow) and one.group else {}
+    expected = one.expected if one.expected is not None else "unknown"
+    counts = {"n": one.n, "expected": expected, "skipped": one.skipped, "list digest": one.list_digest}
+    return _texts({"title": one.title, **group, **counts})
+
+
+def _bounds(found: Mapping[str, tuple[float, float]]) -> dict[str, list[str]]:
+    return {metric: [_text(low), _text(high)] for metric, (low, high) in found.items()}
+
+
+def _texts(facts: Mapping[str, Any]) -> Facts:
+    return {str(name): _text(value) for name, value in facts.items()}
+
+
+def _text(value: object) -> str:
+    """As `--explain` prints it; every digit of a number, and no number that JSON lacks."""
+    if isinstance(value, float):
+        return repr(value) if math.isfinite(value) else str(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _lines(known: Mapping[str, Any]) -> str:
+    """JSON that is also read as it is: a line for each part, and for each part of the long ones."""
+    return "{" + ",\n".join(f"{json.dumps(n)}: {_block(v)}" for n, v in known.items() if v not in ({}, [])) + "}"
+
+
+def _block(value: Any) -> str:
+    if not isinstance(value, dict) or not any(isinstance(v, dict) for v in value.values()):
+        return _dense(value)
+    lines = (f"  {json.dumps(n, ensure_ascii=False)}: {_dense(v)}" for n, v in value.items())
+    return "{\n" + ",\n".join(lines) + "}"
+
+
+def _dense(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

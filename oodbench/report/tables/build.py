@@ -1,0 +1,138 @@
+"""Assembly: rows -> tables of comparable rows, in the shape that the options ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from oodbench.report.formats.bibtex import keys_of_dataset, keys_of_method
+from oodbench.report.options import Options
+from oodbench.report.tables.caption import caption
+from oodbench.report.tables.columns import Plan, cells, plan
+from oodbench.report.tables.footing import Footing, footings
+from oodbench.report.tables.grouping import Group, group
+from oodbench.report.tables.lines import repeats, summary
+from oodbench.report.tables.marks import marked
+from oodbench.report.tables.naming import names
+from oodbench.report.tables.sections import by_training
+from oodbench.report.tables.table import Line, Table
+from oodbench.results import IdRow, Result, SetRow
+
+Digests = Mapping[str, Mapping[str, frozenset[str]]]
+
+
+@dataclass(frozen=True)
+class Alike:
+    """OOD set, or group of sets for the mean ("": all) -> metric -> digests of rows that may be the best."""
+
+    sets: Digests = field(default_factory=dict)
+    means: Digests = field(default_factory=dict)
+
+
+Test = Callable[[Sequence[Result], Sequence[str]], Alike]
+
+
+def tables(rows: Iterable[Result], options: Options | None = None, test: Test | None = None) -> list[Table]:
+    """One table for each set of comparable rows, in order of first appearance.
+
+    Rows are comparable when benchmark, encoder with its weights, image lists, class names, precision, resize, limit and
+    conventions are the same; rows that were all given the same prompts have a table of their own. `test` says which
+    rows cannot be told from the best of them, on the sets that are shown.
+    """
+    options = options or Options()
+    chosen = [row for row in rows if not options.methods or {row.method, row.label} & set(options.methods)]
+    out = []
+    for one in group(chosen):
+        for footing in footings(one.results):
+            if not options.sets or any(s.dataset in options.sets for row in footing.rows for s in row.ood):
+                out.append(_table(one, footing, options, test))
+    return out
+
+
+def _table(one: Group, footing: Footing, options: Options, test: Test | None) -> Table:
+    results = _ordered(footing.rows, options.methods)
+    model = next((row for row in results if row.status == "ok"), results[0])
+    plans = plan(model, options)
+    blocks = tuple(p.block for p in plans)
+    lines = _lines(results, plans, options, "templates" if footing.prompts else "")
+    said = [footing.title] if footing.title else []
+    notes = [_note(line) for line in lines if line.result and line.result.status != "ok"]
+    notes += dict.fromkeys(f"{line.name}: {one}." for line in lines for row in line.rows for one in row.warnings)
+    if footing.missing:
+        notes.append(f"Not run with these prompts: {', '.join(footing.missing)}.")
+    lines = list(marked(lines, blocks))
+    if test and not options.seeds:
+        lines = _tested(lines, plans, options, test)
+    return Table(
+        title=", ".join(
+            [f"{model.benchmark_title or model.benchmark}, encoder {model.encoder.get('name', 'unknown')}", *said]
+        ),
+        caption=caption(model, one.apart, options),
+        blocks=blocks,
+        lines=tuple(by_training(lines) if options.trained else lines),
+        notes=tuple(notes),
+        cites=_cites(model, options) if options.cite else (),
+    )
+
+
+def _ordered(rows: Sequence[Result], wanted: Sequence[str]) -> list[Result]:
+    def place(row: Result) -> int:
+        return wanted.index(row.label) if row.label in wanted else wanted.index(row.method)
+
+    return sorted(rows, key=place) if wanted else list(rows)
+
+
+def _lines(results: Sequence[Result], plans: Sequence[Plan], options: Options, unsaid: str) -> list[Line]:
+    if options.seeds:
+        sets = repeats(results)
+        printed = names([rows[0] for rows in sets], unsaid)
+        return [
+            Line(
+                f"{name}, {len(rows)} seeds" if len(rows) > 1 else name,
+                tuple(summary(rows, p, options) for p in plans),
+                rows[0],
+                cites=_method_keys(rows[0], options),
+                others=tuple(rows[1:]),
+            )
+            for name, rows in zip(printed, sets, strict=True)
+        ]
+    return [
+        Line(name, tuple(cells(row, p, options) for p in plans), row, cites=_method_keys(row, options))
+        for name, row in zip(names(results, unsaid), results, strict=True)
+    ]
+
+
+def _tested(lines: Sequence[Line], plans: Sequence[Plan], options: Options, test: Test) -> list[Line]:
+    """Lines whose cells say whether they cannot be told from the best of their column."""
+    alike = test([line.result for line in lines if line.result and line.result.status == "ok"], options.sets)
+    known = [alike.sets.get(p.block.name, {}) if p.mean is None else alike.means.get(p.mean, {}) for p in plans]
+    out = []
+    for line in lines:
+        digest = line.result.digest if line.result else ""
+        grid = [
+            tuple(
+                replace(cell, alike=cell.mark != "best" and digest in found.get(metric, ()))
+                for cell, metric in zip(cells, options.shown, strict=True)
+            )
+            if found
+            else cells
+            for cells, found in zip(line.cells, known, strict=True)
+        ]
+        out.append(replace(line, cells=tuple(grid)))
+    return out
+
+
+def _method_keys(row: Result, options: Options) -> tuple[str, ...]:
+    return keys_of_method(row.method) if options.cite else ()
+
+
+def _cites(model: Result, options: Options) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    kept = [s for s in model.ood if not options.sets or s.dataset in options.sets]
+    images: list[IdRow | SetRow] = [model.id, *kept]
+    found = [(s.title, keys_of_dataset(s.dataset)) for s in images]
+    return tuple((title, keys) for title, keys in found if keys)
+
+
+def _note(line: Line) -> str:
+    error = " ".join(((line.result and line.result.error) or "no message").split())
+    return f"{line.name} failed: {error if len(error) <= 300 else error[:297] + '...'}"

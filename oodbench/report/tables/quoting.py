@@ -1,0 +1,115 @@
+"""Quoting: published rows below measured ones, marked as such, with what they differ in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from oodbench.errors import UserError
+from oodbench.report.options import Options
+from oodbench.report.tables.columns import Number, cell
+from oodbench.report.tables.published import Quote
+from oodbench.report.tables.table import DASH, Block, Cell, Line, Table
+from oodbench.results import Result
+
+QUOTED = "Quoted, not run here"
+_FACTS = ("architecture", "weights", "prompts", "resize", "words", "at95")
+_WORDS = ("neglabel",)  # methods with a word list
+_SAID = {"resize": "resize filter", "words": "word list", "at95": "rule of the 95 %"}
+
+
+def quoted(tables: Sequence[Table], quotes: Sequence[Quote], options: Options) -> list[Table]:
+    """The tables with the quotes of their benchmark; of several, those with the quote's architecture.
+
+    UserError when a quote fits no table.
+    """
+    out = list(tables)
+    for one in quotes:
+        places = [i for i, table in enumerate(out) if _benchmark(table) == one.benchmark]
+        same = [i for i in places if _architecture(out[i]) == one.architecture]
+        if not places:
+            have = ", ".join(dict.fromkeys(filter(None, map(_benchmark, out)))) or "none"
+            raise UserError(f"--quote {one.key} is of benchmark {one.benchmark}; the tables here are of: {have}")
+        for i in same or places:
+            lines = (*out[i].lines, _line(one, out[i].blocks, options))
+            out[i] = replace(out[i], lines=lines, notes=(*out[i].notes, one.about))
+    return [replace(t, notes=(*t.notes, *differences(t.lines, quotes))) if _has_quote(t) else t for t in out]
+
+
+def numbers(one: Quote, blocks: Sequence[Block], options: Options) -> tuple[tuple[Cell, ...], ...]:
+    """Its cells in a table's columns; a mean over some sets only is not what was published."""
+    out = []
+    for block in blocks:
+        known = {} if options.sets and block.name.endswith("mean") else one.cells.get(block.name, {})
+        values = (known.get(column.name) for column in block.columns)
+        out.append(tuple(cell(Number(v.value), options) if v else Cell(None, DASH) for v in values))
+    return tuple(out)
+
+
+def differences(lines: Sequence[Line], quotes: Sequence[Quote]) -> list[str]:
+    """Where rows have other weights, prompts, resize filter, word list or rule, and what quotes do not state."""
+    known = {one.key: one for one in quotes}
+    here = {line.name: of_row(line.result) for line in lines if line.result}
+    there = [known[key] for line in lines if (key := str(line.facts.get("quote"))) in known]
+    out = []
+    for fact in _FACTS:
+        values: dict[str, list[str]] = {}
+        for name, those in here.items():
+            if those.get(fact):
+                values.setdefault(those[fact], []).append(name)
+        shared = len(here) > 1 and list(values.values()) == [list(here)]
+        for one in there:
+            if getattr(one, fact):
+                values.setdefault(getattr(one, fact), []).append(one.name)
+        if len(values) > 1:
+            said = []
+            for value, names in values.items():
+                rows = [name for name in names if not (shared and name in here)]
+                said.append(
+                    f"{value}: {', '.join([*(['all rows measured here'] if len(rows) < len(names) else []), *rows])}"
+                )
+            out.append(f"Differing {_SAID.get(fact, fact)}. {'; '.join(said)}.")
+    for one in there:
+        missing = [_SAID.get(f, f) for f in _FACTS if not getattr(one, f) and (f != "words" or one.method in _WORDS)]
+        if missing:
+            out.append(f"{one.name} does not state: {', '.join(missing)}.")
+    return out
+
+
+def of_row(row: Result) -> dict[str, str]:
+    """What a measured row has of the facts; a method without prompts or words lacks these."""
+    out = {
+        "architecture": str(row.encoder.get("architecture") or ""),
+        "weights": str(row.encoder.get("tag") or str(row.encoder.get("name", "")).rpartition("/")[2]),
+        "resize": str(row.encoder.get("interpolation") or ""),
+        "at95": str(row.conventions.get("at95") or ""),
+    }
+    out |= {"prompts": str(row.templates.get("name"))} if row.templates else {}
+    return out | ({"words": str(row.parameters["words"])} if "words" in row.parameters else {})
+
+
+def _line(one: Quote, blocks: Sequence[Block], options: Options) -> Line:
+    facts: dict[str, object] = {
+        "quote": one.key,
+        "source": one.source,
+        "confidence": one.confidence,
+        "benchmark": one.benchmark,
+        "method": one.method,
+        "status": "quoted; test-time adaptation" if one.adapts else "quoted",
+    }
+    for name, metrics in one.cells.items():
+        prefix = ".".join(reversed(name.split())) if name.endswith("mean") else f"ood.{name}"
+        facts |= {f"{prefix}.{metric}": number.value for metric, number in metrics.items()}
+    return Line(one.name, numbers(one, blocks, options), None, QUOTED, facts=facts)
+
+
+def _has_quote(table: Table) -> bool:
+    return any("quote" in line.facts for line in table.lines)
+
+
+def _benchmark(table: Table) -> str:
+    return next((line.result.benchmark for line in table.lines if line.result), "")
+
+
+def _architecture(table: Table) -> str:
+    return next((str(line.result.encoder.get("architecture", "")) for line in table.lines if line.result), "")

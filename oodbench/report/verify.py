@@ -1,0 +1,133 @@
+"""Verification: every metric of every row computed again from the stored scores per image."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from oodbench.errors import UserError
+from oodbench.image_scores import Images, by_dataset
+from oodbench.metrics import detection as metrics
+from oodbench.results import METRICS, Interval, Result, read, row_files
+
+Bounds = dict[str, Interval]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row that was looked at, and what is wrong with it: nothing when `problems` is empty."""
+
+    path: Path
+    label: str
+    cells: int  # numbers computed again
+    problems: tuple[str, ...] = ()
+    failed: bool = False  # a failed row, which has no numbers
+
+
+def verify(results: Path) -> Iterator[Finding]:
+    """Look at every row below a results folder, in order of path; problems say which cell, what is stored and found."""
+    for path in row_files(results):
+        yield _verified(path)
+
+
+def recomputed(row: Result, images: dict[str, Images]) -> Result:
+    """The row with its numbers as the scores give them. UserError when the sets differ from the row's."""
+    sets = [row.id.dataset, *(s.dataset for s in row.ood)]
+    if set(images) != set(sets):
+        raise UserError(f"its scores are of {', '.join(sorted(images))}, its row is of {', '.join(sets)}")
+    on_id = images[row.id.dataset]
+    id_scores = metrics.sort_scores(on_id.scores, row.id.dataset)
+    predicted = on_id.predictions >= 0
+    accuracy = float((on_id.predictions == on_id.labels).mean()) if predicted.any() else None
+    at95, aupr = row.conventions.get("at95", "first"), row.conventions.get("aupr", "average_precision")
+    ood = []
+    for stored in row.ood:
+        scores = metrics.sort_scores(images[stored.dataset].scores, stored.dataset)
+        values = metrics.evaluate(id_scores, scores, at95=at95, aupr=aupr)
+        found = {name: getattr(values, name) for name in (*METRICS, "tied")}
+        ood.append(dataclasses.replace(stored, n=values.n_ood, **found))
+    id_row = dataclasses.replace(row.id, n=len(on_id.scores), accuracy=accuracy)
+    return _with_intervals(dataclasses.replace(row, id=id_row, ood=tuple(ood)), images)
+
+
+def _with_intervals(row: Result, images: dict[str, Images]) -> Result:
+    """Intervals again, for rows that have them; those within rounding of the stored ones count as equal.
+
+    Intervals that were made otherwise than now, by an older version, stay as they are.
+    """
+    if not row.uncertainty:
+        return row
+    from oodbench.metrics import Scores, Settings, intervals
+    from oodbench.metrics.intervals import methods
+
+    try:
+        settings = Settings(
+            at95=row.conventions.get("at95", "first"),
+            aupr=row.conventions.get("aupr", "average_precision"),
+            replicates=int(row.uncertainty["replicates"]),
+            level=float(row.uncertainty["level"]),
+            seed=int(row.uncertainty["seed"]),
+        )
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"how its intervals were made cannot be read: {error!r}") from error
+    made = methods(settings)
+    if any(row.uncertainty.get(metric, how) != how for metric, how in made.items()):
+        return row
+    scores = {s.dataset: images[s.dataset].scores for s in row.ood}
+    groups = {s.dataset: s.group for s in row.ood}
+    found = intervals(Scores(images[row.id.dataset].scores, scores, groups), settings)
+    ood = tuple(dataclasses.replace(s, intervals=_near(s.intervals, found.sets[s.dataset])) for s in row.ood)
+    means = {group: _near(stored, found.means.get(group, {})) for group, stored in row.mean_intervals.items()}
+    return dataclasses.replace(row, ood=ood, mean_intervals=means)
+
+
+def _near(stored: Bounds, found: Bounds) -> Bounds:
+    """What was found, or what is stored where the two agree but for rounding."""
+
+    def same(metric: str) -> bool:
+        pairs = zip(stored[metric], found.get(metric, (math.nan, math.nan)), strict=True)
+        return all(math.isclose(a, b, abs_tol=1e-8) for a, b in pairs)
+
+    return {metric: stored[metric] if same(metric) else found.get(metric, (math.nan, math.nan)) for metric in stored}
+
+
+def _verified(path: Path) -> Finding:
+    try:
+        row = read(path)
+    except UserError as error:
+        return Finding(path, path.stem, 0, (str(error),))
+    if row.status != "ok":
+        return Finding(path, row.label, 0, failed=True)
+    try:
+        again = recomputed(row, by_dataset(path.with_suffix(".parquet")))
+    except UserError as error:
+        return Finding(path, row.label, 0, (str(error),))
+    problems = [
+        *_differing(f"ID {row.id.dataset}", row.id, again.id, ("n", "accuracy")),
+        *(
+            problem
+            for one, other in zip(row.ood, again.ood, strict=True)
+            for problem in _differing(one.dataset, one, other, ("n", *METRICS, "tied", "intervals"))
+        ),
+        *_differing("mean", row, again, ("mean_intervals",)),
+    ]
+    cells = 2 + len(row.ood) * (len(METRICS) + 2)
+    if not problems and again.digest != row.digest:
+        problems = [f"its digest is {again.digest[:12]} when computed again, {row.digest[:12]} as stored"]
+    return Finding(path, row.label, cells, tuple(problems))
+
+
+def _differing(where: str, one: object, other: object, fields: tuple[str, ...]) -> list[str]:
+    out = []
+    for name in fields:
+        stored, found = getattr(one, name), getattr(other, name)
+        if stored != found and not (_nan(stored) and _nan(found)):
+            out.append(f"{where}: {name} is {stored!r} in the row, {found!r} from its scores")
+    return out
+
+
+def _nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)

@@ -1,0 +1,1 @@
+"""Atomic files, downloads, archives, and the content-addressed store, local and shared."""

@@ -1,0 +1,103 @@
+"""What lies behind a URL: http and https, and what else fsspec reads (s3://, gs://, ... with their packages)."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from oodbench.errors import UserError
+from oodbench.storage.download import Patience, Wanted, download, opened
+from oodbench.storage.files import whole
+from oodbench.storage.urls import censored, shown
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+TIMEOUT = 60.0  # seconds without a byte
+TRIES = 3
+PAUSE = 1.0  # seconds before the second try, then doubled
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of a disk, never of the other side
+
+
+def reach(url: str) -> tuple[Any, str]:
+    """fsspec's file system of a URL, and the path in it. UserError when there is none, or its package is missing."""
+    import fsspec
+
+    try:
+        system, path = fsspec.url_to_fs(url)
+    except Exception as error:  # every file system has its own
+        raise UserError(f"{shown(url)} cannot be opened: {censored(url, error)}") from error
+    return system, str(path).rstrip("/")
+
+
+def insisting(url: str, what: str, call: Callable[[], T], after: str, tries: int = TRIES) -> T:
+    """What a call gives, tried again when it fails; FileNotFoundError passes. UserError `what`: why; `after`."""
+    for number in range(tries):
+        try:
+            return call()
+        except (FileNotFoundError, UserError):
+            raise
+        except Exception as error:  # every file system has its own
+            reason = censored(url, getattr(error, "reason", None) or error)
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise UserError(f"{what}: {reason} on this machine; make room") from error
+            if number == tries - 1:
+                raise UserError(f"{what}: {reason}; {after}") from error
+            log.warning("%s: %s; trying again", what, reason)
+            time.sleep(PAUSE * 2**number)
+    raise AssertionError("tries is at least one")
+
+
+def fetch(url: str, place: Path) -> Path:
+    """The content of a URL at `place`, which exists only when it is whole. UserError when it is not to be had."""
+    if _over_http(url):
+        return download(Wanted(url), place, Patience(timeout=TIMEOUT, queue=True))
+    system, path = reach(url)
+
+    def load() -> None:
+        system.get_file(path, str(part))
+        have, total = part.stat().st_size, system.info(path).get("size")
+        if total is not None and have != total:
+            raise OSError(f"it ended after {have:,} of {total:,} bytes")
+
+    try:
+        with whole(place) as part:
+            _asking(url, load)
+    except OSError as error:
+        raise UserError(f"cannot write {place}: {error.strerror or error}") from error
+    return place
+
+
+def stamp(url: str) -> str:
+    """What changes when the content behind a URL does: size, ETag, time. UserError when it does not answer."""
+    if _over_http(url):
+        request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "oodbench"})
+
+        def ask() -> str:
+            with opened(request, TIMEOUT) as answer:
+                return ":".join(str(answer.headers.get(name)) for name in ("Content-Length", "ETag", "Last-Modified"))
+
+        return _asking(url, ask)
+    system, path = reach(url)
+    system.invalidate_cache()
+    info = {
+        str(name).lower().replace("_", ""): value for name, value in _asking(url, lambda: system.info(path)).items()
+    }
+    return ":".join(str(info.get(name)) for name in ("size", "etag", "lastmodified", "updated", "generation", "mtime"))
+
+
+def _over_http(url: str) -> bool:
+    return url.lower().startswith(("http://", "https://"))
+
+
+def _asking(url: str, call: Callable[[], T]) -> T:
+    after = "the same command goes on when it answers"
+    try:
+        return insisting(url, f"cannot fetch {shown(url)}", call, after)
+    except FileNotFoundError as error:
+        raise UserError(f"cannot fetch {shown(url)}: it is not there; {after}") from error

@@ -1,0 +1,325 @@
+"""Bad input, as a user gives it: exit code 2, one line per problem saying what to do, no traceback, no model loaded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from oodbench.errors import UserError
+from oodbench.method import registry
+from oodbench.pipeline.jobs import make_jobs
+from oodbench.pipeline.plan import make_plan
+from oodbench.pipeline.request import RunRequest
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+CALLED = """
+import sys
+from oodbench.cli import main
+try:
+    main()
+finally:
+    heavy = {"torch", "open_clip", "mlflow", "pandas", "oodbench_methods"} & set(sys.modules)
+    print(f"loaded: {sorted(heavy)}")
+"""
+CALIBRATED = '''"""Calm: a method (Doe et al., ICML 2020, arXiv:2001.00001)."""
+from dataclasses import dataclass
+from oodbench.method import Method, Needs
+
+@dataclass(frozen=True)
+class Calm(Method[None]):
+    """Calibrates."""
+
+    needs = Needs.FEATURES | Needs.CALIBRATION
+    threshold: float = 1.0
+'''
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder: ID folders with two classes, OOD images, an empty folder, lists, plugins, a short MOS set."""
+    home = tmp_path_factory.mktemp("place")
+    for name in (
+        "id/cat/1.png",
+        "id/big_dog/2.png",
+        "loose/3.png",
+        "ood/4.png",
+        "a/x/5.png",
+        "b/x/6.png",
+        "a,b/7.png",
+        "data/imagenet1k/val/n01440764/8.png",
+        "data/dtd/images/banded/9.png",
+    ):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (len(name), 9, 9)).save(home / name)
+    (home / "empty/sub").mkdir(parents=True)
+    (home / "three.txt").write_text("cat\ndog\nbird\n")
+    (home / "plain.txt").write_text("a photo\n")
+    (home / "broken.py").write_text("def f(:\n")
+    (home / "calm.py").write_text(CALIBRATED)
+    (home / "bad.toml").write_text('metods = "mcm"\n')
+    (home / "no.toml").write_text("id = \n")
+    (home / "file").write_text("")
+    return home
+
+
+def refuse(place: Path, arguments: Sequence[str | Path], said: Sequence[str]) -> None:
+    """The command fails with these problems, one line each, and loads nothing heavy on the way."""
+    command = [sys.executable, "-c", CALLED, *map(str, arguments)]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == "loaded: []\n"
+    lines = done.stderr.splitlines()
+    errors = [line for line in lines if not line.startswith("  ")]
+    assert [line for line in errors if not line.startswith("error: ")] == []
+    assert len(errors) == len(said), done.stderr
+    for piece in said:
+        assert any(piece in line for line in lines), f"{piece!r} is not in:\n{done.stderr}"
+    assert not (place / "results").exists()
+
+
+FOLDERS = ("--id", "folder:id", "--ood", "folder:ood", "--encoder", "ViT-B-32/openai")
+CASES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
+    "unknown method": (["--methods", "mcm,enregy"], ["no method 'enregy'; did you mean 'energy'?"]),
+    "unknown dataset": (
+        ["--ood", "glyphs-leters,textures-of-mars"],
+        ["no dataset 'glyphs-leters'; did you mean 'glyphs-letters'?", "no dataset 'textures-of-mars'"],
+    ),
+    "unknown parameter": (
+        ["--set", "mcm.temprature=1", "--set", "mcn.x=1", "--methods", "mcm[scale=1]"],
+        [
+            "mcm has no hyper-parameter 'temprature'; it has: templates ('simple'), temperature (1.0); did you mean",
+            "no method 'mcn'; did you mean 'mcm'?",
+            "mcm has no hyper-parameter 'scale'",
+        ],
+    ),
+    "wrong type": (
+        ["--methods", "energy[scale=big],energy[temperature=none]"],
+        ["energy.scale takes float | None, not 'big'", "energy.temperature takes float, not None"],
+    ),
+    "missing data": (
+        ["--id", "imagenet1k", "--encoder", "ViT-B-16/openai", "--data", "elsewhere", "--ood", "sun"],
+        [
+            "dataset 'imagenet1k' was not found at $OODBENCH_DATA/imagenet1k/val (elsewhere/imagenet1k/val)",
+            "dataset 'sun' was not found at",
+        ],
+    ),
+    "fewer images than the catalogue counts": (
+        ["--id", "imagenet1k", "--encoder", "ViT-B-16/openai", "--data", "data", "--ood", "textures"],
+        [
+            "holds 1 images, the catalogue counts 50000; complete it, or run on what is there with --allow-partial",
+            "holds 1 images, the catalogue counts 5640",
+        ],
+    ),
+    "empty folder": (
+        ["--id", "folder:empty", "--ood", "folder:ood", "--encoder", "ViT-B-32/openai"],
+        ["dataset 'folder:empty': "],
+    ),
+    "missing folder": (
+        ["--id", "folder:id", "--ood", "folder:od", "--encoder", "ViT-B-32/openai"],
+        ["dataset 'folder:od' was not found at "],
+    ),
+    "ID set without class folders": (
+        ["--id", "folder:loose", "--ood", "folder:ood", "--encoder", "ViT-B-32/openai"],
+        ["an ID set needs one folder per class"],
+    ),
+    "class list of another length": (
+        [*FOLDERS, "--classes", "three.txt"],
+        ["class list 'three.txt' has 3 names, "],
+    ),
+    "no such class list": ([*FOLDERS, "--classes", "four.txt"], ["no class list 'four.txt', neither shipped nor"]),
+    "ID and OOD the same": (
+        ["--id", "glyphs", "--ood", "glyphs,glyphs-near"],
+        ["'glyphs' is both the ID set and an OOD set"],
+    ),
+    "one folder in the other": (
+        ["--id", "folder:id", "--ood", "folder:./id,folder:id/cat,folder:.", "--encoder", "ViT-B-32/openai"],
+        ["'folder:id' and 'folder:./id' share images", "'folder:id/cat' share images", "'folder:.' share images"],
+    ),
+    "no encoder, no OOD": (["--id", "folder:id"], ["has no benchmark of its own; name its OOD sets with --ood"]),
+    "no encoder": (["--id", "folder:id", "--ood", "folder:ood"], ["needs an encoder; name one, e.g. --encoder ViT"]),
+    "encoder that cannot be read": (["--encoder", "ViT-B-16"], ["cannot read encoder 'ViT-B-16'; write glyphs, "]),
+    "no such checkpoint": (["--encoder", "ViT-B-16@gone.pt"], ["gone.pt does not exist"]),
+    "results that cannot be written": (["--out", "file/below"], ["the results folder file/below cannot be written"]),
+    "store that cannot be written": (["--store", "file"], ["the store file cannot be written"]),
+    "no such template": (
+        ["--templates", "openai8"],
+        [
+            "no prompt set 'openai8'",
+        ],
+    ),
+    "template without a place": (["--templates", "plain.txt"], ["template 'a photo' must contain {} once"]),
+    "options out of range": (
+        ["--batch-size", "0", "--limit", "0", "--workers", "-1", "--seed", "-1", "--precision", "fp64", "--at95", "x"],
+        ["--batch-size", "--limit", "--workers", "--seed", "--precision fp64; did you mean", "--at95 x; known: "],
+    ),
+    "plugin that is not there": (
+        ["--plugin", "gone.py", "--plugin", "lost.py"],
+        ["plugin file gone.py does not exist", "plugin file lost.py does not exist"],
+    ),
+    "plugin that cannot be read": (
+        ["--plugin", "broken.py", "--methods", "broken"],
+        ["(broken.py, line 1)"],
+    ),
+    "calibration without a training split": (
+        [*FOLDERS, "--plugin", "calm.py", "--methods", "calm"],
+        ["calm calibrates on ID training images: 'folder:id' has no training split in the catalogue; sets that do: "],
+    ),
+    "unknown flag in a file": (["--config", "bad.toml"], ["no flag 'metods'; did you mean 'methods'?"]),
+    "file that is no TOML": (["--config", "no.toml"], ["--config no.toml: Invalid value"]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_one_line_before_anything_is_loaded(case: str, place: Path) -> None:
+    arguments, said = CASES[case]
+    refuse(place, ["run", *arguments], said)
+
+
+def test_all_problems_are_reported_at_once(place: Path) -> None:
+    arguments = ["run", "--methods", "mcmm,energy[scale=x]", "--id", "folder:gone", "--ood", "sunn,folder:empty"]
+    arguments += ["--precision", "fp8", "--out", "file/x", "--encoder", "ViT@gone.pt", "--set", "mcm.temperature"]
+    said = ["--precision fp8", "results folder", "'mcmm'", "energy.scale", "--set mcm.temperature", "'sunn'", "gone.pt"]
+    refuse(place, arguments, said)
+    arguments[arguments.index("sunn,folder:empty")] = "folder:empty"
+    refuse(place, arguments, [*said[:5], "gone.pt", "'folder:gone' was not found", "'folder:empty': "])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["methods", "mcn"], "no method 'mcn'; did you mean 'mcm'?"),
+        (["datasets", "glyph"], "no dataset 'glyph'; did you mean 'glyphs'?"),
+        (["report", "--results", "gone"], "no results folder gone; make one with: oodbench run --out gone"),
+        (["check", "gone.py"], "plugin file gone.py does not exist"),
+        (["store", "gc", "--max-size", "much"], "cannot read the size 'much'"),
+    ],
+)
+def test_other_commands_refuse_as_briefly(arguments: list[str], said: str, place: Path) -> None:
+    refuse(place, arguments, [said])
+
+
+def test_verbose_shows_the_traceback(place: Path, cli: Cli) -> None:
+    done = cli("run", "--methods", "mcmm", "-v", cwd=place)
+    assert done.returncode != 0 and "Traceback" in done.stderr and "no method 'mcmm'" in done.stderr
+
+
+# What is no error
+
+
+def planned(place: Path, **options: object) -> RunRequest:
+    return RunRequest(data=place / "data", out=place / "results", **options)  # type: ignore[arg-type]
+
+
+def test_all_runs_what_can_run(place: Path) -> None:
+    everything = make_jobs(planned(place, plugins=(place / "broken.py",)))
+    assert [name for name, _ in everything.left_out] == ["broken"]
+    assert {job.info.name for job in everything.jobs} == set(registry.methods())
+    named = make_jobs(planned(place, plugins=(place / "broken.py",), methods="mcm"))
+    assert [job.label for job in named.jobs] == ["mcm"] and not named.left_out
+
+
+def test_variants_are_rows_and_duplicates_are_not(place: Path) -> None:
+    request = planned(
+        place,
+        methods="energy[scale=1],energy[scale=100],energy,energy[scale=1.0],energy[temperature=1]",
+        settings=("energy.temperature=2",),
+    )
+    labels = [job.label for job in make_jobs(request).jobs]
+    assert labels == [
+        "energy[scale=1,temperature=2]",
+        "energy[scale=100,temperature=2]",
+        "energy[temperature=2]",
+        "energy",
+    ]
+    with pytest.raises(UserError, match="'all' stands alone"):
+        make_jobs(planned(place, methods="all,energy[scale=1]"))
+    with pytest.raises(UserError, match="--set msp.scale=1: msp is not among --methods energy"):
+        make_jobs(planned(place, methods="energy", settings=("msp.scale=1",)))
+
+
+def test_templates_are_set_for_every_method_that_has_them(place: Path) -> None:
+    jobs = make_jobs(planned(place, methods="mcm,msp[templates=simple]", templates="a {}.")).jobs
+    assert [job.label for job in jobs] == ["mcm[templates='a {}.']", "msp"]
+
+
+def test_folders_of_one_name_keep_names_and_titles_apart(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    plan = make_plan(planned(place, id="glyphs", ood=("folder:a/x", "folder:b/x", "folder:./a/x", "folder:a,b")))
+    assert [one.listing.dataset.title for one in plan.ood] == ["a/x", "b/x", "a,b"]
+    assert len({one.listing.dataset.name for one in plan.ood}) == 3
+    with pytest.raises(UserError, match="'textures' and 'folder:data/dtd/images' are one folder"):
+        make_plan(planned(place, id="glyphs", ood=("textures", "folder:data/dtd/images"), allow_partial=True))
+
+
+def test_folder_names_are_class_names(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    plan = make_plan(planned(place, id="folder:id", ood=("glyphs-near",), encoder="glyphs"))
+    assert plan.classes.lines == ("big dog", "cat")
+
+
+@pytest.mark.parametrize("allowance", [{"allow_partial": True}, {"limit": 5}])
+def test_fewer_images_run_when_allowed(allowance: dict[str, object], place: Path) -> None:
+    plan = make_plan(planned(place, id="glyphs", ood=("textures",), **allowance))
+    assert len(plan.ood[0].listing) == 1 and plan.ood[0].listing.dataset.count == 5640
+
+
+# What needs the checkpoint
+
+
+@pytest.mark.slow
+def test_checkpoints_that_do_not_serve_are_refused(place: Path, cli: Cli) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"visual.proj": torch.zeros(2, 2), "logit_scale": torch.zeros(())}, place / "other.safetensors")
+    (place / "garbage.safetensors").write_bytes(b"not weights")
+    (place / "garbage.pt").write_bytes(b"not weights")
+    for number, (encoder, said) in enumerate(
+        (
+            ("ViT-B-32@garbage.safetensors", "cannot be read"),
+            ("ViT-B-32@garbage.pt", "cannot be read"),
+            ("ViT-B-32@other.safetensors", "is of another architecture"),
+            ("ViT-B-23@other.safetensors", "no architecture 'ViT-B-23'; did you mean"),
+            ("ViT-B-32/openay@other.safetensors", "'openay'; did you mean 'openai'?"),
+        )
+    ):
+        head, _, file = encoder.partition("@")
+        with pytest.raises(UserError) as error:
+            make_plan(planned(place, encoder=f"{head}@{place / file}", limit=2))
+        assert said in str(error.value)
+        if number == 2:
+            done = cli("run", "--encoder", encoder, "--limit", "2", cwd=place)
+            assert (done.returncode, done.stderr.count("error:")) == (2, 1), done.stderr
+            assert said in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_without_a_network_a_tag_asks_for_a_path(place: Path, cli: Cli) -> None:
+    nowhere = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(place / "hub"), "https_proxy": "http://127.0.0.1:9"}
+    encoder = "ViT-B-32/laion2b_s34b_b79k"
+    done = cli("run", "--encoder", encoder, "--limit", "2", "--tracking-uri", "none", cwd=place, **nowhere)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    error, recipe = done.stderr.splitlines()
+    assert error.startswith("error: ") and encoder in error and "not on this machine" in error
+    assert f"--encoder {encoder}@path/to/weights.safetensors" in recipe
+
+
+@pytest.mark.slow
+def test_a_plugin_that_does_not_import_is_refused_when_chosen(place: Path, cli: Cli) -> None:
+    body = CALIBRATED.replace("CALIBRATION", "ACTIVATIONS").replace("Calm", "Sad")
+    (place / "sad.py").write_text(f"{body}import no_such_module\n")
+    run = ("run", "--plugin", "sad.py", "--limit", "8", "--tracking-uri", "none", "--out", "out")
+    done = cli(*run, "--methods", "sad,mcm", cwd=place)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "does not import: ModuleNotFoundError: No module named 'no_such_module'" in done.stderr
+    done = cli(*run, "--methods", "mcm", cwd=place)
+    assert done.returncode == 0, done.stderr
+    done = cli(*run, cwd=place)
+    assert done.returncode == 0 and "left out: sad: " in done.stderr

@@ -1,0 +1,339 @@
+"""Prints: images that are replaced are found, whatever holds them, before their embeddings are used or stored."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from oodbench.data import catalog as catalogue
+from oodbench.data.catalog import Dataset
+from oodbench.data.checks.inspection import inspect
+from oodbench.data.decode import Reading, batches
+from oodbench.data.imageset import Listing, listing
+from oodbench.errors import UserError
+from oodbench.storage.store import Store
+
+N = 4
+Form = Callable[[Path, int], Dataset]
+
+
+def fill(folder: Path, shade: int) -> Path:
+    """Images of as many bytes whatever their shade, with the same times."""
+    for i in range(N):
+        path = folder / f"class {i % 2}" / f"{i}.ppm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (shade, i, 0)).save(path)
+    return folder
+
+
+def as_folder(place: Path, shade: int) -> Dataset:
+    return catalogue.dataset(f"folder:{fill(place / 'photos', shade)}")
+
+
+def as_list(place: Path, shade: int) -> Dataset:
+    fill(place / "photos", shade)
+    (place / "list.txt").write_text("".join(f"class {i % 2}/{i}.ppm {i % 2}\n" for i in range(N)))
+    return catalogue.dataset(f"list:{place / 'list.txt'}@{place / 'photos'}")
+
+
+def as_tar(place: Path, shade: int) -> Dataset:
+    fill(place / "photos", shade)
+    with tarfile.open(place / "set.tar", "w") as archive:
+        archive.add(place / "photos", "")
+    shutil.rmtree(place / "photos")
+    return catalogue.dataset(f"tar:{place / 'set.tar'}")
+
+
+def cells(shade: int) -> list[bytes]:
+    return [f"P6 1 1 255\n{chr(65 + shade // 10)}{i}0".encode() for i in range(N)]
+
+
+def as_parquet(place: Path, shade: int) -> Dataset:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    whole = pa.table({"image": cells(shade), "label": [i % 2 for i in range(N)]})
+    pq.write_table(whole, place / "set.parquet", row_group_size=3, compression="none")
+    return catalogue.dataset(f"hf:{place / 'set.parquet'}")
+
+
+def as_arrow(place: Path, shade: int) -> Dataset:
+    import pyarrow as pa
+
+    (place / "saved").mkdir(exist_ok=True)
+    (place / "saved" / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+    whole = pa.table({"image": cells(shade), "label": [i % 2 for i in range(N)]})
+    with (
+        pa.OSFile(str(place / "saved" / "data.arrow"), "wb") as file,
+        pa.ipc.new_stream(file, whole.schema) as writer,
+    ):
+        writer.write_table(whole)
+    return catalogue.dataset(f"hf:{place / 'saved'}")
+
+
+def as_array(place: Path, shade: int) -> Dataset:
+    with (place / "set.npy").open("r+b" if (place / "set.npy").exists() else "wb") as file:
+        np.save(file, np.full((N, 8, 8, 3), shade, np.uint8))
+    return catalogue.dataset(f"arrays:{place / 'set.npy'}")
+
+
+def as_arrays(place: Path, shade: int) -> Dataset:
+    np.savez(place / "set.npz", images=np.full((N, 8, 8, 3), shade, np.uint8), labels=np.arange(N) % 2)
+    return catalogue.dataset(f"arrays:{place / 'set.npz'}")
+
+
+def as_torchvision(place: Path, shade: int) -> Dataset:
+    fill(place / "photos", shade)
+    return Dataset("mine", "Mine", "torchvision", str(place / "photos"), source="ImageFolder")
+
+
+FORMS = (as_folder, as_list, as_tar, as_parquet, as_arrow, as_array, as_arrays, as_torchvision)
+
+
+def settle(place: Path) -> None:
+    """Give every file one time, so that size and time of a file that replaces another are the other's."""
+    for path in place.rglob("*"):
+        os.utime(path, ns=(10**18, 10**18))
+
+
+def listed(dataset: Dataset, place: Path, strict: bool = False) -> Listing:
+    return listing(dataset, place, labelled=False, strict=strict, store=Store(place.parent / "store"))
+
+
+def decoded(found: Listing) -> list[int]:
+    """One value of every image, as a run reads them."""
+
+    def first(image: Image.Image) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(image.convert("RGB"))[0, 0, :1].reshape(1, 1, 1).copy())
+
+    parts = batches(found, Reading(2, "skip"), 3, (0, len(found)), first)
+    return [int(value) for part in parts if part.images is not None for value in part.images.flatten()]
+
+
+def made(form: Form, tmp_path: Path, shade: int, name: str = "set") -> tuple[Dataset, Path]:
+    place = tmp_path / name
+    place.mkdir(exist_ok=True)
+    dataset = form(place, shade)
+    settle(place)
+    return dataset, place
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_set_replaced_with_the_same_size_and_time_is_another(form: Form, tmp_path: Path) -> None:
+    dataset, place = made(form, tmp_path, 10)
+    before, strict = listed(dataset, place), listed(dataset, place, strict=True)
+    assert listed(dataset, place).stamp == before.stamp
+    values = decoded(before)
+    made(form, tmp_path, 90)
+    after = listed(dataset, place)
+    assert after.digest == before.digest, "the test replaces files by others of the same size and time"
+    assert after.stamp != before.stamp and decoded(after) != values
+    assert after.part_stamp(0, 2) != before.part_stamp(0, 2)
+    assert listed(dataset, place, strict=True).digest != strict.digest == strict.stamp
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_images_replaced_after_they_were_listed_are_refused(form: Form, strict: bool, tmp_path: Path) -> None:
+    dataset, place = made(form, tmp_path, 10)
+    found = listed(dataset, place, strict)
+    made(form, tmp_path, 90)
+    if strict and form is as_arrays:  # an .npz is held in memory since it was listed
+        assert decoded(found) == [10] * N
+        return
+    with pytest.raises(UserError, match=r"changed after it was listed; run again") as error:
+        decoded(found)
+    assert str(place) in str(error.value)
+
+
+def test_a_folder_that_is_exchanged_and_put_back_is_noticed_while_it_is_another(tmp_path: Path) -> None:
+    dataset, place = made(as_folder, tmp_path, 10)
+    _, other = made(as_folder, tmp_path, 90, "other")
+    found = listed(dataset, place)
+    right = decoded(found)
+    place.rename(tmp_path / "aside")
+    other.rename(place)
+    with pytest.raises(UserError, match=r"0\.ppm changed after it was listed"):
+        decoded(found)
+    with pytest.raises(UserError, match="changed after it was listed"):  # nor is what `datasets check` sees of it kept
+        inspect(found, Store(tmp_path / "looks"))
+    assert not list(Store(tmp_path / "looks").entries())
+    place.rename(other)
+    (tmp_path / "aside").rename(place)
+    assert decoded(found) == right and listed(dataset, place).stamp == found.stamp
+
+
+def test_links_are_told_apart_by_what_they_lead_to(tmp_path: Path) -> None:
+    """Links to files of equal size and time, such as deduplicated stores have, which are pointed at other files."""
+    dataset, place = made(as_folder, tmp_path, 10)
+    _, other = made(as_folder, tmp_path, 90, "other")
+    first = Path("photos/class 0/0.ppm")
+    (place / first).rename(tmp_path / "held.ppm")
+    (place / first).symlink_to(tmp_path / "held.ppm")
+    before = listed(dataset, place)
+    (place / first).unlink()
+    (place / first).symlink_to(other / first)
+    after = listed(dataset, place)
+    assert after.digest == before.digest and after.stamp != before.stamp
+    with pytest.raises(UserError, match=r"0\.ppm changed after it was listed"):
+        before.read(0)
+
+
+def test_elsewhere_only_sizes_and_times_are_compared(tmp_path: Path) -> None:
+    """A node that reads a copy which keeps its times (`rsync -t`) reads other inodes."""
+    dataset, place = made(as_folder, tmp_path, 10)
+    found = dataclasses.replace(listed(dataset, place), host="another")
+    shutil.copytree(place, tmp_path / "copy")
+    shutil.rmtree(place)
+    (tmp_path / "copy").rename(place)
+    settle(place)
+    assert len(decoded(found)) == N
+    os.utime(place / "photos/class 0/0.ppm")
+    with pytest.raises(UserError, match="changed after it was listed"):
+        decoded(found)
+
+
+def test_a_file_cut_short_after_it_was_listed_is_no_broken_image(tmp_path: Path) -> None:
+    """With --on-error skip a broken image is left out, and that is stored; a file under way must not be."""
+    dataset, place = made(as_folder, tmp_path, 10)
+    found = listed(dataset, place)
+    os.truncate(place / "photos/class 0/0.ppm", 20)
+    with pytest.raises(UserError, match="changed after it was listed"):
+        decoded(found)
+
+
+def test_rows_of_many_files_have_the_print_of_their_own(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for number in range(3):
+        (tmp_path / "set").mkdir(exist_ok=True)
+        pq.write_table(pa.table({"image": cells(10)}), tmp_path / "set" / f"{number}.parquet")
+    found = listed(catalogue.dataset(f"hf:{tmp_path / 'set'}"), tmp_path)
+    os.utime(tmp_path / "set" / "1.parquet")
+    again = listed(catalogue.dataset(f"hf:{tmp_path / 'set'}"), tmp_path)
+    same = [a == b for a, b in zip(found.prints, again.prints, strict=True)]
+    assert same == [True] * N + [False] * N + [True] * N
+
+
+def test_a_dataset_of_the_hub_is_told_by_the_files_of_its_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its library gives a fingerprint, which stays when a file of its cache is replaced."""
+    import sys
+    from types import SimpleNamespace
+
+    import pyarrow as pa
+
+    (tmp_path / "set").mkdir()
+    cache = tmp_path / "cached.arrow"
+    cache.write_bytes(b"x" * 100)
+    os.utime(cache, ns=(10**18, 10**18))
+
+    def load(name: str, split: str | None) -> object:
+        whole = pa.table({"image": cells(10), "label": [i % 2 for i in range(N)]})
+        data = SimpleNamespace(table=whole)
+        return SimpleNamespace(data=data, _fingerprint="abc", cache_files=[{"filename": str(cache)}])
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load))
+    before = listed(catalogue.dataset("hf:owner/none-such"), tmp_path / "set")
+    assert len(decoded(before)) == N
+    cache.write_bytes(b"y" * 100)
+    os.utime(cache, ns=(10**18, 10**18))
+    with pytest.raises(UserError, match="changed after it was listed"):
+        decoded(before)
+    after = listed(catalogue.dataset("hf:owner/none-such"), tmp_path / "set")
+    assert after.digest == before.digest and after.stamp != before.stamp and len(decoded(after)) == N
+
+
+def test_a_copy_of_a_url_that_is_replaced_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from oodbench.storage.reading import copy_of
+
+    monkeypatch.setenv("OODBENCH_STORE", str(tmp_path / "store"))
+    _, place = made(as_tar, tmp_path, 10)
+    url = f"file://{place}/set.tar"
+    before = listed(catalogue.dataset(f"tar:{url}"), tmp_path)
+    assert decoded(before) == [10] * N and before.stamp == before.digest, "it means the same on other machines"
+    made(as_tar, tmp_path, 90)
+    shutil.copyfile(place / "set.tar", copy_of(url))
+    with pytest.raises(UserError, match="changed after it was listed"):
+        decoded(before)
+    after = listed(catalogue.dataset(f"tar:{url}"), tmp_path)
+    assert after.stamp != before.stamp and decoded(after) == [90] * N
+
+
+def test_sources_found_anew_are_compared_with_what_was_listed(tmp_path: Path) -> None:
+    """A worker on Ray lists a torchvision folder again: it must be the folder that the driver listed."""
+    from oodbench.distributed.sources import Again
+
+    dataset, place = made(as_torchvision, tmp_path, 10)
+    found = listed(dataset, place)
+    again = dataclasses.replace(found, source=Again(dataset, place, tmp_path / "store"))
+    assert decoded(again) == [10] * N
+    later = Again(dataclasses.replace(dataset, title="listed later"), place, tmp_path / "store")
+    made(as_torchvision, tmp_path, 90)
+    with pytest.raises(UserError, match="changed after it was listed"):
+        decoded(again)
+    with pytest.raises(UserError, match="changed after it was listed"):
+        decoded(dataclasses.replace(found, source=later))
+
+
+def test_a_shard_of_captions_that_changes_before_it_is_fetched_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import io
+
+    from oodbench.storage import remote as reaching
+    from oodbench.training import captions_tar as shards
+
+    def pack(shade: int) -> None:
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            for name, content in (("0.ppm", cells(shade)[0]), ("0.txt", b"a photo")):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+
+    def fetch(url: str, place: Path) -> Path:
+        pack(90)  # between the question and the fetching
+        return reaching.fetch(url, place)
+
+    pack(10)
+    url, store = f"file://{tmp_path}/a.tar", Store(tmp_path / "store")
+    (part,) = shards.read_all(url, store)
+    pack(10)
+    (again,) = shards.read_all(url, store)
+    assert again.listing.stamp != part.listing.stamp
+    monkeypatch.setattr(shards, "fetch", fetch)
+    with pytest.raises(UserError, match=r"a\.tar changed after they were listed; run again"):
+        list(shards.read_all(url, Store(tmp_path / "another")))
+
+
+def test_inodes_count_only_where_a_file_system_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sshfs and its like give a file another number when they have forgotten it: that is no other file."""
+    from oodbench.data.prints import lasting, print_of
+    from oodbench.storage import entry
+
+    file = tmp_path / "file"
+    file.touch()
+    stat = file.stat()
+    number = f"{os.major(stat.st_dev)}:{os.minor(stat.st_dev)}"
+    lines = f"21 1 0:99999 / /proc rw - proc proc rw\n22 1 {number} / /mnt rw,noatime shared:1 - KIND host:/x rw\n"
+    kept = {"ext4": True, "nfs4": True, "overlay": True, "fuse.sshfs": False, "fuse": False, "cifs": False}
+    for kind, keeps in kept.items():
+        monkeypatch.setattr(Path, "read_text", lambda self, kind=kind, **_: lines.replace("KIND", kind))
+        entry.file_system.cache_clear()
+        assert entry.file_system(stat.st_dev) == kind
+        assert print_of(file).endswith(f":{stat.st_ino}" if keeps else ":0")
+        assert entry.file_stamp(file)["inode"] == (stat.st_ino if keeps else 0)
+        assert lasting(print_of(file)) == f"{stat.st_size}:{stat.st_mtime_ns}"
+    monkeypatch.undo()
+    entry.file_system.cache_clear()

@@ -1,0 +1,273 @@
+"""The promise of a detector's threshold: so many of new ID images are kept, whatever the method has learnt."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.stats import betabinom
+
+from oodbench import Detector, UserError
+from oodbench.data import catalog as catalogue
+from oodbench.data.glyphs import render, world
+from oodbench.data.imageset import Listing, listing
+from oodbench.detector import threshold
+from oodbench.detector.images import listed
+from oodbench.method import registry
+from oodbench.storage.store import Store, default_root, digest
+
+NAMES = list(world.CLASSES)
+SHIPPED = sorted(set(registry.methods()) - {"zoc_coca"})  # which takes an encoder that writes captions
+CHANCE = 1e-3  # of a draw outside of the bounds
+LEARNERS = '''
+"""Learners: methods that memorise their calibration images (Doe et al., ICML 2020, arXiv:2001.00001)."""
+from dataclasses import dataclass
+from typing import ClassVar
+import torch
+from oodbench.method import Method, Needs
+
+
+@dataclass(frozen=True)
+class {name}(Method):
+    """{name}."""
+
+    needs: ClassVar[Needs] = Needs.FEATURES | Needs.CALIBRATION
+
+    def fit(self, task):
+        seen = torch.cat([batch.features for batch in task.calibration()]).double()
+        return {state}
+
+    def score(self, batch, task, state):
+        new = batch.features.double()
+        return {score}
+'''
+METHODS = {
+    "knn": ("KNN", "seen", "-torch.cdist(new, state).amin(-1)"),
+    "mahalanobis": (
+        "Mahalanobis",
+        "(seen.mean(0), torch.linalg.pinv(seen.T.cov()))",
+        "-((new - state[0]) @ state[1] * (new - state[0])).sum(-1)",
+    ),
+    "total": ("Total", "seen", "-torch.cdist(new, state).sum(-1)"),  # grows with the number of images
+}
+
+
+@pytest.fixture(scope="module")
+def learners(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("learners")
+    for name, (kind, state, score) in METHODS.items():
+        (folder / f"{name}.py").write_text(LEARNERS.format(name=kind, state=state, score=score).lstrip())
+    return sorted(folder.iterdir())
+
+
+def images_of(name: str, n: int) -> Listing:
+    """Images of all classes, drawn at random."""
+    whole = listing(catalogue.dataset(name), Path(), labelled=False, strict=False, store=Store(default_root()))
+    return whole.sample(n, seed=0)
+
+
+def bounds(held_out: int, new: int, tpr: float = 0.95) -> tuple[float, float]:
+    """How many of new images a threshold keeps that is the r-th highest of exchangeable continuous scores."""
+    rank = next(r for r in range(1, held_out + 1) if Fraction(r, held_out + 1) >= Fraction(str(tpr)))
+    kept = betabinom(new, rank, held_out + 1 - rank)
+    return float(kept.ppf(CHANCE)), float(kept.ppf(1 - CHANCE))
+
+
+def held_out(one: Detector) -> int:
+    facts = one._engine.facts["threshold"]
+    assert facts
+    return int(facts["n"])
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_new_images_are_kept_though_the_method_has_memorised_its_own(method: str, learners: list[Path]) -> None:
+    """With 128 images for 128 dimensions, pooled scores of five folds would keep 1 % of Mahalanobis distances."""
+    one = Detector(method, classes=NAMES, plugins=learners).fit(images_of("glyphs-train", 128))
+    kept = int((one.predict(images_of("glyphs", 120)) == 1).sum())
+    low, high = bounds(held_out(one), 120)
+    assert held_out(one) == 32 and low <= kept <= high
+    assert (one.predict(images_of("glyphs-train", 128)) == 1).mean() > 0.95, "those that it learnt from are kept, too"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [*SHIPPED, *sorted(METHODS)])
+def test_every_method_keeps_its_promise(method: str, learners: list[Path], tmp_path: Path) -> None:
+    settings: dict[str, Any] = {}
+    if method == "neglabel":  # 70,000 words take a minute to encode
+        (tmp_path / "words.txt").write_text("".join(f"the nice thing number {i}\n" for i in range(500)))
+        settings = {"words": str(tmp_path / "words.txt"), "groups": 5}
+    one = Detector(method, classes=NAMES, settings=settings, plugins=learners).fit(images_of("glyphs-train", 600))
+    assert held_out(one) == (150 if method in ("react", *METHODS) else 600)
+    kept = int((one.predict(images_of("glyphs", 600)) == 1).sum())
+    low, high = bounds(held_out(one), 600)
+    assert low <= kept <= high
+
+
+@pytest.mark.parametrize("tpr", [0.01, 0.5, 0.7, 0.9, 0.95, 0.99])
+def test_the_share_is_kept_on_average_over_exchangeable_images(tpr: float, caplog: pytest.LogCaptureFixture) -> None:
+    """Exactly: each of n + 1 images is in turn the new one."""
+    least = threshold.least(tpr)
+    assert least == next(n for n in itertools.count(1) if Fraction(n, n + 1) >= Fraction(str(tpr)))
+    for n in sorted({least, least + 1, 40, 173}):
+        everyone = np.random.default_rng(n).normal(size=n + 1)
+        kept = sum(bool(new >= threshold.threshold(np.delete(everyone, i), tpr)) for i, new in enumerate(everyone))
+        if n >= least:
+            assert Fraction(str(tpr)) <= Fraction(kept, n + 1) < Fraction(str(tpr)) + Fraction(1, n + 1)
+    assert "lowest score" not in caplog.text or least > 40
+
+
+def test_too_few_images_and_scores_that_tie_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    assert threshold.threshold(np.array([3.0, 1.0, 2.0]), 0.95) == 1
+    assert "lowest score of 3 ID images, which keeps 75.0 % of new ID images on average" in caplog.text
+    assert "not the 95 % asked for, which takes at least 19 images" in caplog.text
+    caplog.clear()
+    assert threshold.threshold(np.arange(30.0), 1.0) == 0 and threshold.least(1.0) is None
+    assert "not the 100 % asked for, which no number of images can promise" in caplog.text
+    caplog.clear()
+    assert threshold.threshold(np.full(30, 2.5) + 1e-7 * (np.arange(30) > 9), 0.95) == 2.5
+    assert "all 30 ID images score 2.5, which tells nothing; every image that scores so is kept" in caplog.text
+    caplog.clear()
+    assert threshold.threshold(np.repeat([1.0, 2.0, 3.0], 10), 0.5) == 2
+    assert "20 of 30 ID images" in caplog.text and "66.7 % are kept, not the 50 % asked for" in caplog.text
+    caplog.clear()
+    pair = np.append(np.arange(99.0), 3.0)  # two images score exactly the threshold: 97 rather than 96 are kept
+    assert threshold.threshold(pair, 0.95) == 3 and not caplog.text
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    for i in range(48):
+        Image.fromarray(render.image("id-train", i)).save(folder / f"{i:02d}.png")
+    return folder
+
+
+def test_some_images_are_held_out(files: Path, tmp_path: Path) -> None:
+    whole = listed(files, Store(tmp_path))
+    for tpr, n in ((0.5, 12), (0.95, 19), (0.99, 24), (1.0, 12)):  # a quarter; what tpr takes; at most half
+        parts = threshold.parts(whole, tpr, 0)
+        assert len(parts.held_out) == n and len(parts.learnt) == 48 - n
+        assert sorted(parts.learnt.names + parts.held_out.names) == sorted(whole.names)
+        assert threshold.parts(whole, tpr, 0).held_out.names == parts.held_out.names
+        assert threshold.parts(whole, tpr, 1).held_out.names != parts.held_out.names
+    labels = [name for name, n in (("a", 24), ("b", 16), ("c", 8)) for _ in range(n)]
+    for seed in range(5):
+        chosen = threshold.parts(whole, 0.5, seed, labels).held_out.names
+        assert Counter(labels[whole.names.index(name)] for name in chosen) == {"a": 6, "b": 4, "c": 2}
+    often = Counter(name for seed in range(400) for name in threshold.parts(whole, 0.5, seed, labels).held_out.names)
+    assert len(often) == 48 and all(60 < n < 140 for n in often.values()), "each with probability 1/4"
+    with pytest.raises(UserError, match="there is only one"):
+        threshold.parts(whole.select([0]), 0.95, 0)
+
+
+def test_no_copy_of_a_held_out_image_is_learnt_from(files: Path, tmp_path: Path) -> None:
+    twice = shutil.copytree(files, tmp_path / "twice")
+    for path in files.iterdir():
+        shutil.copy(path, twice / f"copy-{path.name}")
+    parts = threshold.parts(listed(twice, Store(tmp_path)), 0.95, 0)
+    seen = [{(twice / name).read_bytes() for name in part.names} for part in (parts.learnt, parts.held_out)]
+    assert not seen[0] & seen[1] and len(seen[1]) == len(parts.held_out) == 19
+    arrays = [np.asarray(Image.open(path)) for path in sorted(files.iterdir())] * 2
+    held = threshold.parts(listed(arrays, Store(tmp_path)), 0.95, 0)
+    assert {int(name.split()[1]) % 48 for name in held.learnt.names}.isdisjoint(
+        int(name.split()[1]) % 48 for name in held.held_out.names
+    )
+
+
+def test_validation_images_set_the_threshold(learners: list[Path]) -> None:
+    train, other, new = images_of("glyphs-train", 128), images_of("glyphs", 120), images_of("glyphs-letters", 30)
+    one = Detector("knn", classes=NAMES, plugins=learners).fit(train, validation=other)
+    scores = np.sort(one.score_samples(other))
+    assert one.threshold_ == scores[120 - 115] and held_out(one) == 120  # 115 / 121 >= .95 > 114 / 121
+    by_hand = Detector("knn", classes=NAMES, plugins=learners, threshold=-1.0).fit(train)
+    assert (by_hand.score_samples(new) == one.score_samples(new)).all(), "all images were learnt from"
+    rank = Detector("knn", classes=NAMES, plugins=learners, tpr=None).fit(train)
+    assert rank.threshold_ is None and (rank.score_samples(new) == one.score_samples(new)).all()
+    plain = Detector("mcm", classes=NAMES).fit(train, validation=other)
+    assert plain.threshold_ == Detector("mcm", classes=NAMES).fit(other).threshold_
+    with pytest.raises(UserError, match="knn learns from 128 of the 128 images that are to set"):
+        Detector("knn", classes=NAMES, plugins=learners).fit(train, validation=train)
+    with pytest.raises(UserError, match="calibrates on ID images"):
+        Detector("knn", classes=NAMES, plugins=learners).fit(validation=other)
+    with pytest.raises(ValueError, match="leave them out"):
+        Detector("mcm", classes=NAMES, threshold=0.0).fit(train, validation=other)
+    for y, said in (([1], "y has 1 labels for 128 images"), ("ab", "one label per image"), ([None] * 128, "number")):
+        with pytest.raises(UserError, match=said):
+            Detector("mcm", classes=NAMES).fit(train, y)
+
+
+def test_the_same_images_in_another_form_are_no_validation_images(files: Path, learners: list[Path]) -> None:
+    arrays = [np.asarray(Image.open(path)) for path in sorted(files.iterdir())[:20]]
+    drawn = listing(
+        catalogue.dataset("glyphs-train"), Path(), labelled=False, strict=False, store=Store(default_root())
+    ).select(range(20))
+    one = Detector("knn", classes=NAMES, plugins=learners)
+    for learnt, validation in ((files, arrays), (arrays, files), (files, drawn), (drawn, arrays)):
+        with pytest.raises(UserError, match="knn learns from 20 of the"):
+            one.fit(learnt, validation=validation)
+    mixed = threshold.parts(listed([*arrays, *sorted(files.iterdir())[:20]], Store(default_root())), 0.95, 0)
+    assert len(mixed.held_out) == 10 and len(mixed.learnt) == 20
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_images_are_encoded_once(
+    keep: bool, files: Path, learners: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    before = Listing.read
+
+    def noted(self: Listing, index: int) -> Any:
+        read.append(self.names[index])
+        return before(self, index)
+
+    monkeypatch.setattr("oodbench.data.overlap.decode.glance", lambda listing: ())  # which looks at the first few
+    monkeypatch.setattr(Listing, "read", noted)
+    one = Detector("knn", classes=NAMES, plugins=learners, store=tmp_path, keep=keep).fit(files)
+    assert sorted(read) == sorted(path.name for path in files.iterdir())
+    again = Detector("knn", classes=NAMES, plugins=learners, store=tmp_path, keep=not keep).fit(files)
+    assert again.threshold_ == one.threshold_
+    mcm = Detector("mcm", classes=NAMES, store=tmp_path).fit(files)
+    assert len(read) == 96 and mcm.threshold_ is not None, "the list as a whole is in the store"
+
+
+def test_broken_images_neither_teach_nor_set_the_threshold(files: Path, learners: list[Path], tmp_path: Path) -> None:
+    mixed = shutil.copytree(files, tmp_path / "mixed")
+    for i in range(12):
+        (mixed / f"broken-{i}.png").write_text(f"nothing {i}")
+    one = Detector("knn", classes=NAMES, plugins=learners, on_error="skip").fit(mixed)
+    facts = one._engine.facts["threshold"]
+    assert facts and facts["n"] == 19 and facts["read"] < 19 and one.threshold_ is not None
+    with pytest.raises(UserError, match=r"broken-\d+\.png cannot be read"):
+        Detector("knn", classes=NAMES, plugins=learners).fit(mixed)
+    with pytest.raises(UserError, match="not one of"):
+        Detector("mcm", classes=NAMES, on_error="skip").fit([mixed / f"broken-{i}.png" for i in range(12)])
+
+
+def test_a_folder_of_an_older_version_scores_as_it_did(
+    files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It says nothing of the images that set its threshold: those that it learnt from."""
+    one = Detector("react", classes=NAMES).fit(files)
+    path = one.save(tmp_path / "saved") / "detector.json"
+    recipe = json.loads(path.read_text())
+    assert recipe["threshold_images"]["n"] == 19 and recipe["calibration"]["n"] == 29
+    again = Detector.load(path.parent)
+    assert json.loads((again.save(tmp_path / "again") / "detector.json").read_text()) == recipe
+    older = {name: value for name, value in recipe.items() if name not in ("threshold_images", "digest")}
+    path.write_text(json.dumps({**older, "digest": digest(older)}))
+    assert "promises" not in caplog.text
+    found = Detector.load(path.parent)
+    assert "was set on images that it learnt from" in caplog.text and "fit and save it anew" in caplog.text
+    caplog.clear()
+    Detector.load(found.save(tmp_path / "older"))
+    assert "was set on images that it learnt from" in caplog.text, "nor does saving it anew without fitting help"
+    assert found.threshold_ == one.threshold_
+    assert (found.score_samples(files) == one.score_samples(files)).all()

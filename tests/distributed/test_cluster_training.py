@@ -1,0 +1,160 @@
+"""A training on Ray: the curve of one process, a worker that dies, errors that are not tried again."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from oodbench.data.glyphs import render, world
+from oodbench.distributed.training import train as on_ray
+from oodbench.errors import UserError
+from oodbench.pipeline import weights
+from oodbench.training.checkpoints import State
+from oodbench.training.losses import lines
+from oodbench.training.request import TrainRequest
+from oodbench.training.train import Diverged, TrainWatch, train
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray Train's own are many
+
+TOY = '''"""Toy: a linear "no" (Nobody, Nowhere 2000)."""
+import os, pathlib, signal
+from dataclasses import dataclass
+from typing import ClassVar
+import torch
+from torch import nn
+from torch.nn.functional import normalize, softplus
+from oodbench.method import Needs, Optimiser, TrainedMethod
+
+@dataclass(frozen=True)
+class Toy(TrainedMethod):
+    """Far from what a linear map of the class name says."""
+
+    needs: ClassVar[Needs] = Needs.FEATURES | Needs.WEIGHTS
+    optimiser: ClassVar[Optimiser] = Optimiser(lr=1e-3, warmup=2, epochs=3, batch=16)
+    explode: int = -1
+    die: str = ""
+
+    def fit(self, task):
+        return None
+
+    def score(self, batch, task, state):
+        return batch.features.sum(-1)
+
+    def module(self, encoder):
+        width = encoder.text(["a"]).shape[1]
+        return nn.Sequential(nn.Linear(width, width), nn.Dropout(0.2), nn.Linear(width, width))
+
+    def inputs(self, pairs, encoder):
+        mark = pathlib.Path(self.die[1:])  # @PATH: as a file it would be part of what is trained
+        if self.die and pairs.step == 9 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        factor = float("nan") if pairs.step == self.explode else 1
+        return {"image": pairs.features, "text": pairs.text(encoder) * factor}
+
+    def embed(self, module, inputs):
+        return {"image": inputs["image"], "no": normalize(module(inputs["text"]), dim=-1)}
+
+    def loss(self, embedded):
+        logits = 10 * embedded["image"] @ embedded["no"].T
+        return {"own": softplus(logits.diagonal()).mean(), "others": 0.5 * softplus(-logits).mean()}
+'''
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """Two CPUs."""
+    os.environ.update({"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"})
+    import ray
+
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def ask(tmp_path: Path) -> Callable[..., TrainRequest]:
+    (tmp_path / "toy.py").write_text(TOY)
+    (tmp_path / "images").mkdir()
+    with (tmp_path / "captions.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["filepath", "caption"])
+        for i in range(96):
+            Image.fromarray(render.image("pairs", i)).save(tmp_path / f"images/{i}.png")
+            writer.writerow([f"images/{i}.png", world.caption(i)])
+    captions, plugins = str(tmp_path / "captions.csv"), (tmp_path / "toy.py",)
+    plain = TrainRequest("toy", plugins=plugins, captions=captions, device="cpu", store=tmp_path / "s", chunk=4)
+    return lambda name, **options: dataclasses.replace(plain, out=tmp_path / f"{name}.safetensors", **options)
+
+
+def losses(path: Path | None) -> list[dict[str, Any]]:
+    assert path
+    return lines(State(path).folder / "losses.jsonl")
+
+
+def equal(one: Path, other: Path) -> None:
+    for first, second in zip(losses(one), losses(other), strict=True):
+        assert first["terms"] == pytest.approx(second["terms"], rel=1e-5) and first["step"] == second["step"]
+    a, b = load_file(one), load_file(other)
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5)
+
+
+def test_two_workers_give_the_curve_of_one_process(ask: Callable[..., TrainRequest]) -> None:
+    alone = train(ask("alone"))
+    ready: list[Any] = []
+    steps: list[int] = []
+    watch = TrainWatch(ready=ready.append, step=lambda report: steps.append(report.step))
+    pair = on_ray(ask("pair"), "auto", 2, watch)
+    assert (pair.done, pair.steps, pair.made) == (18, 18, 18) and steps == list(range(1, 19))
+    assert ready[0].pairs == 96 and ready[0].plan.job.info.name == "toy"
+    assert weights.recipe_of(pair.out)["processes"] == 2
+    equal(alone.out, pair.out)
+    assert not [path for path in pair.out.parent.iterdir() if path.name.endswith(".ray")]
+
+
+def test_a_worker_that_dies_starts_again_from_the_checkpoint(ask: Callable[..., TrainRequest], tmp_path: Path) -> None:
+    alone = train(ask("alone"))
+    ready: list[Any] = []
+    asked = ask("pair", checkpoint_every=4, settings=(f"toy.die=@{tmp_path / 'died'}",))
+    pair = on_ray(asked, "auto", 2, TrainWatch(ready=ready.append))
+    assert (tmp_path / "died").exists() and [one.done for one in ready] == [0, 8]
+    equal(alone.out, pair.out)
+
+
+def test_a_restart_throws_away_once_and_only_when_it_can_begin(
+    ask: Callable[..., TrainRequest], tmp_path: Path
+) -> None:
+    kept = train(ask("pair", max_steps=5, checkpoint_every=4))
+    wrong = ask("pair", restart=True, batch=15)
+    with pytest.raises(UserError, match="a batch of 15 cannot be shared"):
+        on_ray(wrong, "auto", 2)
+    assert State(kept.out).steps()  # what was there is still there
+    ready: list[Any] = []
+    asked = ask("pair", restart=True, checkpoint_every=4, settings=(f"toy.die=@{tmp_path / 'died'}",))
+    pair = on_ray(asked, "auto", 2, TrainWatch(ready=ready.append))
+    assert (tmp_path / "died").exists() and [one.done for one in ready] == [0, 8]  # a worker's death is no restart
+    equal(train(ask("alone")).out, pair.out)
+
+
+def test_a_loss_that_is_no_number_is_not_tried_again(ask: Callable[..., TrainRequest]) -> None:
+    with pytest.raises(UserError, match="--num-workers 3: the Ray cluster has room for 2"):
+        on_ray(ask("many"), "auto", 3)
+    steps: list[int] = []
+    with pytest.raises(Diverged, match="the loss of step 4 is no number"):
+        on_ray(
+            ask("nan", settings=("toy.explode=3",)),
+            "auto",
+            2,
+            TrainWatch(step=lambda report: steps.append(report.step)),
+        )
+    assert steps == [1, 2, 3]

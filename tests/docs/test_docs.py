@@ -1,0 +1,68 @@
+"""The documents say what is true: generated parts, links, the method with notes in the margin."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from oodbench.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [p.relative_to(ROOT).as_posix() for p in [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]]
+
+
+def test_generated_parts_are_up_to_date() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "docs/generate.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (ROOT / page).parent.joinpath(link).exists(), link
+    for named in re.findall(r"`((?:docs|oodbench|tests|datasets|methods)/[\w./-]+\.\w+)`", text):
+        assert (ROOT / named).exists(), named
+
+
+def test_every_file_says_what_it_is_for() -> None:
+    for path in [p for f in ("oodbench", "methods", "tests", "docs") for p in (ROOT / f).rglob("*.py")]:
+        assert path.read_text(encoding="utf-8").startswith('"""'), path
+
+
+def test_the_notes_in_the_margin_are_on_the_method_as_it_is() -> None:
+    """The pieces of code, one after the other, are methods/mcm.py to the character."""
+    page = (ROOT / "docs/adding-a-method.md").read_text(encoding="utf-8")
+    section = page[page.index("## One method") : page.index("## Your own")]
+    pieces = re.findall(r"```python\n(.*?)```\n\n> ", section, re.DOTALL)
+    rest = (ROOT / "methods/mcm.py").read_text(encoding="utf-8")
+    for piece in pieces:
+        rest = rest.lstrip("\n")
+        assert rest.startswith(piece)
+        rest = rest.removeprefix(piece)
+    assert not rest and len(pieces) > 4
+
+
+def test_scripts_of_clusters_are_sound() -> None:
+    """bash reads the one for Slurm; the one for Kubernetes is YAML whose command exists. Nothing here runs them."""
+    page = (ROOT / "docs/scaling-out.md").read_text(encoding="utf-8")
+    script, manifest = (re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("bash", "yaml"))
+    assert script and manifest
+    read = subprocess.run(["bash", "-n"], input=script[1], capture_output=True, text=True, check=False)
+    assert read.returncode == 0 and not read.stderr, read.stderr
+    job = yaml.safe_load(manifest[1])
+    command = shlex.split(job["spec"]["entrypoint"])
+    assert command[:2] == ["oodbench", "run"] and main.commands["run"].make_context("run", command[2:])
+    groups = [job["spec"]["rayClusterSpec"]["headGroupSpec"], *job["spec"]["rayClusterSpec"]["workerGroupSpecs"]]
+    for group in groups:
+        pod = group["template"]["spec"]
+        [mount] = pod["containers"][0]["volumeMounts"]
+        assert mount["name"] in {volume["name"] for volume in pod["volumes"]}

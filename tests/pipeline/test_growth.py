@@ -1,0 +1,86 @@
+"""Memory does not grow with the number of images: every method scores 10^3 and 10^5 of them in about the same."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from oodbench.method import registry
+
+pytestmark = pytest.mark.slow
+
+# Random features of ViT-B-32's width in chunks, as the store hands them out; the tower is one matrix. What the method
+# learns is learnt before; the peak counted is that of scoring.
+CODE = """
+import json, resource, sys
+import torch
+from oodbench.method import registry
+from oodbench.method import Batch, Needs, Own, Sources, Task, Weights
+from oodbench.pipeline.score import CHUNK
+torch.manual_seed(0)
+name = sys.argv[1]
+WIDTH, DEPTH, SIDE = 768, 512, 8
+class Tower(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.token_embedding = torch.nn.Embedding(512, DEPTH)
+    def forward(self, tokens, offset=None):
+        x = self.token_embedding(tokens) + (0 if offset is None else offset)
+        return x.mean(1)
+class Captioner:
+    vocabulary = 512
+    def look(self, images): return images.flatten(2)
+    def follow(self, looked, tokens): return looked.mean(1) @ torch.randn(looked.shape[2], 512)
+class Encoder:
+    scale, size, std = 100.0, (SIDE, SIDE), torch.ones(3, 1, 1)
+    def __init__(self):
+        self.matrix = torch.randn(WIDTH, DEPTH) / WIDTH ** 0.5
+        self.tower = Tower().eval().requires_grad_(False)
+        self.first = torch.randn(3 * SIDE * SIDE, WIDTH) / 14
+    def project(self, activations): return activations @ self.matrix
+    def activations(self, images): return images.flatten(1) @ self.first
+    def pixels(self, images): return self.project(self.activations(images))
+    def tokenize(self, prompts): return torch.tensor([[510, hash(p) % 500, len(p) % 500, 511] for p in prompts])
+    def detokenize(self, token): return f"t{token}"
+    def text(self, prompts): return self.tower(self.tokenize(prompts))
+    def text_tower(self): return Tower()
+    def captioner(self): return Captioner()
+encoder = Encoder()
+unit = lambda x: torch.nn.functional.normalize(x, dim=-1)
+info = registry.methods()[name]
+parameters = {"neglabel": {"share": 0.05}, "odin": {"memory": 0.05}}.get(name, {})
+method = registry.make(info, registry.parameters(info, parameters))
+def batch(n):
+    activations = torch.randn(n, WIDTH)
+    embeddings = encoder.project(activations)
+    pixels = torch.rand(n, 3, SIDE, SIDE) if Needs.PIXELS in method.needs else None
+    return Batch(~Needs(0), n, unit(embeddings), embeddings, activations, pixels)
+bank = unit(torch.randn(1000, DEPTH))
+sources = Sources(lambda t: bank, lambda w: unit(torch.randn(len(w), DEPTH)), lambda: encoder, lambda: [batch(2000)])
+task = Task([f"c{i}" for i in range(1000)], 100.0, sources)
+if Needs.WEIGHTS in method.needs:
+    tensors = method.module(encoder).state_dict()
+    tensors.update({name: torch.ones_like(t) for name, t in tensors.items() if name == "seen"})  # all may be said
+    task = task.seen_by(~Needs(0), Own(lambda: Weights(tensors, {}), lambda depends, make: make()))
+with torch.no_grad():
+    state = method.fit(task)
+    peaks = []
+    for n in (1_000, int(sys.argv[2])):
+        for start in range(0, n, CHUNK):
+            method.score(batch(min(CHUNK, n - start)), task, state)
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(json.dumps(peaks))
+"""
+
+
+@pytest.mark.parametrize("name", [name for name, info in registry.methods().items() if not info.problem])
+def test_memory_is_flat_from_a_thousand_to_a_hundred_thousand_images(name: str) -> None:
+    images = {"zoc": "20000", "odin": "20000", "zoc_coca": "20000"}.get(name, "100000")
+    call = [sys.executable, "-c", CODE, name, images]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr
+    few, many = json.loads(done.stdout)
+    assert many - few < 60, f"{name}: {few:.0f} MiB after 1,000 images, {many:.0f} MiB after {images}"

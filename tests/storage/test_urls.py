@@ -1,0 +1,135 @@
+"""URLs as texts: nothing that lets somebody in is shown, whatever part of a URL holds it and whoever cites it."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from oodbench.cli import main
+from oodbench.cli.common import log
+from oodbench.data.catalog import dataset
+from oodbench.errors import UserError
+from oodbench.pipeline.events import Event, log_to
+from oodbench.storage import urls
+from oodbench.storage.download import Wanted, download
+from oodbench.training.captions_tar import check
+
+SECRETS = [
+    "http://user:hunter2@example.org/x.tar",
+    "http://hunter2@example.org/x.tar",
+    "http://user:hunt/er2@example.org/x.tar",
+    "http://user:hunt@er2@example.org/x.tar",
+    "http://user:hunt#er2@example.org/x.tar",
+    "http://user:%68unter2@example.org/x.tar",
+    "s3://AKIA:hunter2@bucket/x.tar",
+    "https://example.org/x.tar?password=hunter2",
+    "https://example.org/x.tar?a=1&Auth=hunter2",
+    "https://example.org/x.tar?token=hunter2",
+    "https://example.org/x.tar?access_token=hunter2#x",
+    "https://example.org/x.tar#access_token=hunter2",
+    "https://example.org/x.tar?api_key=hunter2",
+    "https://example.org/x.tar?pass%77ord=hunter2",
+    "https://example.org/x.tar?a=1;secret=hunter2",
+    "https://example.org/x.tar?X-Amz-Credential=AKIA%2F2&X-Amz-Signature=hunter2",
+    "https://example.org/x.tar?AWSAccessKeyId=AKIA&Signature=hunter2&Expires=3",
+    "https://example.org/x.tar?sv=2022&sig=hunter2",
+    "https://example.org/x.tar?Policy=hunter2&Key-Pair-Id=K",
+    "https://example.org/x.tar?GoogleAccessId=me&x-goog-signature=hunter2",
+]
+PLAIN = [
+    "https://example.org/x.tar",
+    "https://example.org:8443/a@2x/x.tar?version=3&raw=1",
+    "http://127.0.0.1:5000/#/experiments/1",
+    "s3://bucket/oodbench-{000..031}.tar",
+    "http://[::1]:80/x.tar",
+    "sqlite:////home/me/results/mlflow.db",
+]
+
+
+def is_clean(text: str) -> bool:
+    return not any(part in text for part in ("hunter2", "er2", "%68unter2"))
+
+
+@pytest.mark.parametrize("url", SECRETS)
+def test_secrets_of_urls_are_known_and_hidden(url: str) -> None:
+    assert urls.is_secret(url)
+    for text in (urls.shown(url), urls.hidden(f"cannot fetch '{url}' ({url}), twice"), str(UserError(f"lost {url}"))):
+        assert is_clean(text) and "example.org/x.tar" in text.replace("bucket", "example.org")
+    assert is_clean(repr(UserError(f"lost {url}"))) and is_clean(str(pickle.loads(pickle.dumps(UserError(url)))))
+
+
+@pytest.mark.parametrize("url", PLAIN)
+def test_other_urls_stay_as_they_are(url: str) -> None:
+    assert not urls.is_secret(url)
+    assert urls.hidden(f"see {url}.") == f"see {url}."
+
+
+def test_texts_that_are_no_urls_stay_as_they_are() -> None:
+    for text in ("list:a.txt@images", "ViT-B-16/openai@weights.pt", "a?token=x", "user:pw@host", "x" * 5000):
+        assert urls.hidden(text) == text
+
+
+def test_errors_that_cite_a_part_are_censored() -> None:
+    url = "http://user:hunter2@example.org/x?sig=s1gn"
+    for said in ("nonnumeric port: 'hunter2@example.org'", f"at {url}", "bad query sig=s1gn", "user:hunter2"):
+        found = urls.censored(url, ValueError(said))
+        assert "hunter2" not in found and "s1gn" not in found and found
+
+
+@pytest.mark.parametrize("url", [one for one in SECRETS if not one.startswith("s3")])
+def test_sets_and_captions_are_not_named_by_secrets(url: str) -> None:
+    """They would stand in rows, tables, MLflow and the headers of weights."""
+    for ask in (lambda: dataset(f"tar:{url}"), lambda: check(url)):
+        with pytest.raises(UserError, match="leave out password and signature") as error:
+            ask()
+        assert is_clean(str(error.value))
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://user:hunter2@127.0.0.1:9/x", "http://[::1/x?token=hunter2", "http://127.0.0.1:x/x?token=hunter2"],
+)
+def test_downloads_say_no_secret(url: str, tmp_path: Path) -> None:
+    from oodbench.storage.download import Patience
+
+    with pytest.raises(UserError, match="cannot fetch|gave up on") as error:
+        download(Wanted(url), tmp_path / "x", Patience(timeout=0.3, tries=2, pause=0.01))
+    assert is_clean(str(error.value)) and [one.name for one in tmp_path.iterdir()] == [".x.part.lock"]
+
+
+def test_logs_and_tracebacks_and_events_say_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    level = logging.getLogger("oodbench").level
+    stderr = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    try:
+        log(True)
+        try:
+            raise ValueError(SECRETS[0])
+        except ValueError:
+            logging.getLogger("oodbench").warning("lost %s", SECRETS[8], exc_info=True)
+    finally:
+        logging.getLogger("oodbench").setLevel(level)
+        root.setLevel(logging.WARNING)
+    assert "ValueError: http://example.org/x.tar" in stderr.getvalue() and is_clean(stderr.getvalue())
+    with log_to(tmp_path / "events.jsonl") as told:
+        told(Event("failed", "extract", "x", reason=f'lost "{SECRETS[0]}" and {SECRETS[7]}'))
+    text = (tmp_path / "events.jsonl").read_text()
+    assert json.loads(text)["reason"] == 'lost "http://example.org/x.tar" and https://example.org/x.tar?password=...'
+
+
+def test_a_verbose_error_shows_its_traceback_without_secrets(tmp_path: Path) -> None:
+    level = logging.getLogger("oodbench").level
+    try:
+        done = CliRunner().invoke(main, ["run", "-v", "--ood", f"tar:{SECRETS[0]}", "--out", str(tmp_path)])
+    finally:
+        logging.getLogger("oodbench").setLevel(level)
+    assert done.exit_code == 2 and "Traceback" in done.output and is_clean(done.output)
