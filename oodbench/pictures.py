@@ -1,0 +1,11 @@
+"""The old name of oodbench.report.figures: works, with a DeprecationWarning."""
+
+from __future__ import annotations
+
+import warnings
+
+from oodbench.report.figures import KINDS, Heading, Picture, pictures
+
+__all__ = ["KINDS", "Heading", "Picture", "pictures"]
+
+warnings.warn("oodbench.pictures is now oodbench.report.figures", DeprecationWarning, stacklevel=2)
