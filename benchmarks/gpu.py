@@ -24,8 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from oodbench.api import request_from
 from oodbench.data.decode import Decoded
 from oodbench.encoder.openclip import OpenClip, transform
-from oodbench.pipeline.encoding import encoded
-from oodbench.pipeline.extract import batches
+from oodbench.pipeline.extract import batches, encoded
 from oodbench.pipeline.plan import make_plan
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from oodbench.report.figures import pictures
-from oodbench.report.tables.gathering import from_folder
+from oodbench.report.tables.grouping import from_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = {"overview": "", "roc": "", "histogram": "maxlogit", "ranks": "", "mistakes": "maxlogit"}

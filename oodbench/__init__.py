@@ -35,7 +35,7 @@ def run(methods: str = "all", id: str = "glyphs", **options: Any) -> pd.DataFram
     Raises UserError for bad input; a method that failed has one line with metric "failed" and value NaN.
     """
     from oodbench.api import carry_out, request_from
-    from oodbench.frame import frame
+    from oodbench.results import frame
 
     tracking_uri = options.pop("tracking_uri", "")
     outcome = carry_out(request_from(methods=methods, id=id, **options), tracking_uri=tracking_uri)

@@ -16,10 +16,10 @@ from jaxtyping import install_import_hook
 install_import_hook(
     [
         "oodbench.method.batch",
-        "oodbench.method.bits",
+        "oodbench.method.checksum",
         "oodbench.method.encoder",
         "oodbench.method.method",
-        "oodbench.method.reduction",
+        "oodbench.method.task",
         "oodbench.method.task",
         "oodbench.method.toy",
         "oodbench.method.trained",

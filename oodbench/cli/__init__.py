@@ -8,12 +8,11 @@ from oodbench.cli.common import Group
 from oodbench.cli.datasets import datasets
 from oodbench.cli.explain import explain
 from oodbench.cli.methods import check, methods
-from oodbench.cli.register import register
 from oodbench.cli.report import report
 from oodbench.cli.run import run
 from oodbench.cli.score import score
 from oodbench.cli.store import store
-from oodbench.cli.tracking import sync
+from oodbench.cli.tracking import register, sync
 from oodbench.cli.train import train
 from oodbench.cli.weights import weights
 

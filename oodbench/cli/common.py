@@ -20,9 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from oodbench.data.paths import text_of
-from oodbench.errors import UserError, did_you_mean
-from oodbench.printable import printable
-from oodbench.storage.urls import hidden
+from oodbench.errors import UserError, did_you_mean, hidden, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,12 +10,10 @@ from pathlib import Path
 
 from oodbench.data import catalog as catalogue
 from oodbench.data.catalog import Benchmark, Dataset
-from oodbench.errors import UserError
+from oodbench.errors import UserError, hidden, is_url, printable
 from oodbench.method.introspection import MethodInfo
 from oodbench.method.parameters import written
-from oodbench.printable import printable
 from oodbench.storage.store import Store
-from oodbench.storage.urls import hidden, is_url
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -150,7 +148,7 @@ def _status(one: Dataset, data: Path) -> str:
     if not os.path.exists(one.folder(data)) and one.loader not in ("tar", "hf"):
         return "not found"
     if one.loader == "tar":
-        from oodbench.data.loaders.tars import expand
+        from oodbench.data.loaders.tar import expand
 
         try:
             return "found" if all(os.path.isfile(path) for path in expand(str(one.folder(data)))) else "not found"

@@ -11,13 +11,12 @@ import click
 from click.core import ParameterSource
 
 from oodbench.cli.common import FOLDER, note
-from oodbench.errors import UserError
-from oodbench.printable import printable
+from oodbench.errors import UserError, printable
 from oodbench.report.options import SHOWN, Options
 
 if TYPE_CHECKING:
     from oodbench.report.output import Request
-    from oodbench.report.tables.gathering import Gathered
+    from oodbench.report.tables.grouping import Gathered
     from oodbench.report.tables.table import Table
 
 
@@ -134,7 +133,7 @@ def _alone() -> None:
 def _draw(found: Gathered, options: Options, folder: Path, data: Path | None) -> None:
     """Write the pictures of the tables of some methods and sets."""
     from oodbench.report import tables
-    from oodbench.report.figures.writing import write
+    from oodbench.report.figures.write import write
 
     chosen = tables(found.rows, Options(methods=options.methods, sets=options.sets))
     count = write(chosen, found.paths, folder, data=data, sets=options.sets)
@@ -142,7 +141,7 @@ def _draw(found: Gathered, options: Options, folder: Path, data: Path | None) ->
 
 
 def _gather(results: Path, uri: str, experiment: str) -> Gathered:
-    from oodbench.report.tables.gathering import Gathered, from_folder, ordered
+    from oodbench.report.tables.grouping import Gathered, from_folder, ordered
 
     if not uri:
         return from_folder(results)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,80 @@ from oodbench.cli.common import FOLDER, Integers, configure, log, note, print_ta
 if TYPE_CHECKING:
     from oodbench.pipeline.plan import Plan
     from oodbench.pipeline.run import Outcome
+
+
+def describe_placement(plan: Plan) -> str:
+    """The placement in words; "" for a run in this process. UserError when the cluster is not there or too small."""
+    from oodbench.cli.listings import bytes_text
+    from oodbench.distributed.cluster import Demand, chosen, connected, here, layout, nodes
+    from oodbench.distributed.payload import pack, unmark
+    from oodbench.distributed.worker import parts
+
+    request = plan.request
+    where = chosen(request.ray, request.device)
+    if not where:
+        return ""
+    if where == "local":
+        offered = here()
+    else:
+        with connected(where):
+            offered = nodes()
+    found = layout(Demand(request.device, request.actors, request.gpus_per_actor), offered)
+    cpus, gpus = (sum(node.get(kind, 0) for node in offered) for kind in ("CPU", "GPU"))
+    works = parts(plan)
+    missing = [s for work in works for s in work.shards() if not work.store.has("embeddings", work.inputs(*s))]
+    card = plan.card
+    width = card.embed_dim + (0 if card.activation == "embedding" else card.width)
+    images = sum(stop - start for start, stop in missing)
+    parcel = pack(plan)
+    unmark(parcel)
+    return "\n".join(
+        (
+            "",
+            f"ray        {where}: {len(offered)} nodes with {cpus:g} CPU and {gpus:g} GPU",
+            f"  {found.words()}",
+            f"  {len(missing):,} shards to encode, about {bytes_text(images * width * 4)} to the store",
+            f"  {bytes_text(len(pickle.dumps(parcel)))} sent to every worker; scores and embeddings go by the store",
+        )
+    )
+
+
+def describe(plan: Plan) -> str:
+    """The plan in words; looks into the store, computes nothing."""
+    from oodbench.cli import listings
+    from oodbench.pipeline.score import find_scores
+
+    pass
+    from oodbench.errors import printable
+
+    card = plan.card
+    lines = [
+        f"benchmark  {plan.benchmark.name}: {plan.benchmark.title}",
+        f"encoder    {card.name}, weights {card.weights[:12]}, {card.size[0]}x{card.size[1]} {card.interpolation} "
+        f"{card.resize_mode}, scale {card.scale:.4g}, {plan.request.precision}",
+        f"classes    {len(plan.classes.lines)} from '{plan.classes.name}'",
+        f"store      {plan.store.root}",
+        "",
+        "images",
+    ]
+    total = 0
+    for listing in plan.listings:
+        missing = plan.work(listing).missing()
+        total += missing
+        state = "stored" if not missing else f"{missing:,} to encode"
+        of = f" of {listing.dataset.count:,}" if listing.dataset.count and listing.dataset.count != len(listing) else ""
+        lines.append(f"  {listing.dataset.name}: {len(listing):,}{of} images, {state}")
+    width = card.embed_dim + (0 if card.activation == "embedding" else card.width)
+    lines += [f"  {total:,} images to encode, about {listings.bytes_text(total * width * 4)} to store", "", "jobs"]
+    for job in plan.jobs:
+        have = [x.dataset.name for x in plan.listings if find_scores(plan, job, x)]
+        lacking = [x.dataset.name for x in plan.listings if x.dataset.name not in have]
+        state = "stored" if not lacking else f"to score: {', '.join(lacking)}"
+        values = ", ".join(f"{k}={v}" for k, v in job.parameters.items())
+        lines.append(f"  {job.label} ({values}): {state}")
+    lines += [f"  left out: {name}: {reason}" for name, reason in (*plan.left_out, *plan.beyond)]
+    placed = [describe_placement(plan)] if plan.request.ray else []
+    return "\n".join([*map(printable, lines), *placed]).rstrip()
 
 
 @click.command()
@@ -89,18 +164,18 @@ def run(
     dry_run, verbose = options.pop("dry_run"), options.pop("verbose")
     log(verbose)
     from oodbench import api as session
-    from oodbench import provenance
-    from oodbench.data.glyphs.deviation import deviation
-    from oodbench.pipeline import sweep
+    from oodbench import results as provenance
+    from oodbench.pipeline import jobs
     from oodbench.pipeline.plan import make_plan
+    from oodbench.report.reference import deviation
 
     tracker = session.tracker_of(options["out"], tracking_uri)
-    requests = sweep.requests(session.request_from(id=id_, **options), encoder, seed)
+    requests = jobs.requests(session.request_from(id=id_, **options), encoder, seed)
     plans = [make_plan(request) for request in requests]
     for told in dict.fromkeys(told for plan in plans for told in (*plan.card.notes, *plan.notes)):
         note(f"note: {told}")
     if dry_run:
-        from oodbench.cli.dryrun import describe
+        pass
 
         say("\n\n".join(describe(plan) for plan in plans))
         return
@@ -125,7 +200,7 @@ def run(
 
 
 def _carry_out(plans: list[Plan], events: Path | None) -> list[Outcome]:
-    from oodbench.cli.run_progress import Progress
+    from oodbench.cli.progress import Progress
     from oodbench.distributed.cluster import chosen
     from oodbench.pipeline import run as runner
     from oodbench.pipeline.events import Event, log_to

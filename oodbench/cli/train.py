@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +16,46 @@ import click
 from oodbench.cli.common import FOLDER, configure, log, note, say, stoppable, tell
 
 if TYPE_CHECKING:
-    from oodbench.training.request import TrainRequest
-    from oodbench.training.train import Outcome, Ready
+    from oodbench.training.plan import TrainRequest
+    from oodbench.training.train import Outcome, Ready, TrainWatch
+
+
+def followed(
+    request: TrainRequest,
+    tracking_uri: str | None,
+    ready: Callable[[Ready], None],
+    carry_out: Callable[[TrainRequest, TrainWatch], Outcome] | None = None,
+) -> Outcome:
+    """Train and show. `tracking_uri` None: the sqlite file beside the weights; "" or "none": no MLflow.
+
+    `carry_out` trains elsewhere than in this process.
+    """
+    from oodbench import api as session
+    from oodbench.cli.progress import Bar
+    from oodbench.tracking.curves import Sender, following
+    from oodbench.training.plan import place
+    from oodbench.training.train import TrainWatch
+    from oodbench.training.train import train as in_this_process
+
+    tracker = session.tracker_of(place(request), tracking_uri)
+    if os.environ.get("RANK", "0") != "0":
+        return in_this_process(request)
+    with Bar() as bar, ExitStack() as stack:
+        sender = Sender()
+
+        def begin(one: Ready) -> None:
+            nonlocal sender
+            ready(one)
+            bar.start(one.done, one.steps)
+            if tracker is not None:
+                sender = stack.enter_context(following(tracker, one.folder))
+
+        outcome = (carry_out or in_this_process)(request, TrainWatch(bar.extracting, begin, bar.step))
+        sender.status = "KILLED" if outcome.signal else "FINISHED"
+    if sender.reason:
+        logging.getLogger("oodbench.training").warning("%s", sender.reason)
+    return outcome
+
 
 SHOWN = 5  # things that were left out
 
@@ -72,8 +113,8 @@ def train(
     """
     log(verbose)
     _quiet_unless_told(verbose)
-    from oodbench.cli.follow import followed
-    from oodbench.training.request import TrainRequest
+    pass
+    from oodbench.training.plan import TrainRequest
     from oodbench.training.train import Diverged
 
     request = TrainRequest(betas=_numbers(betas), **options)

@@ -19,7 +19,7 @@ from oodbench.cli.common import FOLDER, say
 @click.option("--plugin", "plugins", multiple=True, type=FOLDER, help="File with a method of your own. Repeatable.")
 def weights(file: Path, release: Path | None, encoder: str, plugins: tuple[Path, ...]) -> None:
     """Show the recipe of trained weights, or write them in the release's layout."""
-    from oodbench.pipeline import release as released
+    from oodbench.pipeline import assign_weights
     from oodbench.pipeline import weights as files
     from oodbench.storage.store import Store, default_root
 
@@ -28,5 +28,5 @@ def weights(file: Path, release: Path | None, encoder: str, plugins: tuple[Path,
         say(f"{found.path.name}  sha256 {found.digest}")
         say(json.dumps(found.recipe, indent=1, sort_keys=True) if found.recipe else "no recipe in its header")
         return
-    released.write(found, release, encoder, plugins)
+    assign_weights.write(found, release, encoder, plugins)
     say(f"wrote {release}")

@@ -14,10 +14,9 @@ from oodbench.data import overlap as sets
 from oodbench.data.catalog import LOADERS, Dataset
 from oodbench.data.imageset import Listing, listing
 from oodbench.data.paths import expand, real
-from oodbench.errors import UserError, did_you_mean
+from oodbench.errors import UserError, did_you_mean, is_url
 from oodbench.storage.files import write_text
 from oodbench.storage.store import Store
-from oodbench.storage.urls import is_url
 
 ADDABLE = tuple(loader for loader in LOADERS if loader not in ("part", "union", "glyphs"))
 

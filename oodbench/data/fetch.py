@@ -11,10 +11,9 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from oodbench.data.catalog import Dataset
-from oodbench.errors import UserError
+from oodbench.errors import UserError, hidden
 from oodbench.storage.archives import Bounds, Damaged, is_archive, unpack
 from oodbench.storage.download import Patience, Wanted, download
-from oodbench.storage.urls import hidden
 
 WORK = ".downloads"  # folder below the data root for what is not whole yet
 _WHOLE = ("tar", "arrays", "parquet")  # loaders that read the file itself

@@ -9,8 +9,7 @@ from pathlib import Path
 from oodbench.data import catalog as catalogue
 from oodbench.data import decode, prompts
 from oodbench.data.catalog import Benchmark, Dataset
-from oodbench.data.imageset import CALIBRATION_LIMIT, Listing, listing
-from oodbench.data.items import Placed
+from oodbench.data.imageset import CALIBRATION_LIMIT, Listing, Placed, listing
 from oodbench.data.loaders.layout import same_prompts
 from oodbench.data.loaders.tar import Archives
 from oodbench.data.prompts import Lines

@@ -7,10 +7,15 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from oodbench.data.lines import lines
 from oodbench.data.paths import declarations, expand
 from oodbench.errors import UserError, did_you_mean
 from oodbench.storage.store import digest
+
+
+def lines(text: str) -> list[str]:
+    """The lines of a text, without their ends; str.splitlines also splits at form feeds, U+0085 and U+2028."""
+    found = re.split(r"\r\n|\n|\r", text)
+    return found[:-1] if found[-1] == "" else found
 
 
 @dataclass(frozen=True)

@@ -2,27 +2,88 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from oodbench.data.imageset import Listing
 from oodbench.data.paths import expand
-from oodbench.detector import restoring, threshold
 from oodbench.detector import saving as saved
-from oodbench.detector.conventions import OutlierEstimator
-from oodbench.detector.engine import Engine, Scored, job_of, joined, lines
+from oodbench.detector import threshold
+from oodbench.detector.engine import Engine, InvalidParameter, Scored, checked, job_of, joined, lines, request_of
 from oodbench.detector.images import in_memory, listed, notes
-from oodbench.detector.request import InvalidParameter, checked, request_of
 from oodbench.detector.store import Keeping
-from oodbench.errors import UserError
+from oodbench.errors import UserError, did_you_mean
 from oodbench.pipeline.request import RunRequest
 from oodbench.storage.shared import opened
 from oodbench.storage.store import Store, default_root
+
+
+class NotFitted(UserError, ValueError, AttributeError):
+    """Something was asked of a detector that only a fitted one knows."""
+
+
+class OutlierEstimator:
+    """An estimator whose constructor's arguments are its parameters; fit() sets `_engine` and `threshold_`."""
+
+    _estimator_type = "outlier_detector"
+
+    _engine: Engine
+    threshold_: float | None
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {name: getattr(self, name) for name in self._defaults()}
+
+    def set_params(self, **parameters: Any) -> Self:
+        """Change arguments of the constructor; they count from the next fit(). UserError for unknown ones."""
+        known = self._defaults()
+        for name, value in parameters.items():
+            if name not in known:
+                raise UserError(f"no parameter '{name}'{did_you_mean(name, known)}")
+            setattr(self, name, value)
+        return self
+
+    def __repr__(self) -> str:
+        usual = self._defaults()
+        changed = {name: value for name, value in self.get_params().items() if value is not usual[name]}
+        shown = ", ".join(f"{name}={_short(value)}" for name, value in changed.items() if value != usual[name])
+        return f"{type(self).__name__}({shown})"
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_engine")
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import InputTags, Tags, TargetTags
+
+        return Tags("outlier_detector", TargetTags(required=False), input_tags=InputTags(two_d_array=False))
+
+    @classmethod
+    def _defaults(cls) -> dict[str, Any]:
+        """The constructor's arguments with their defaults."""
+        return {name: one.default for name, one in inspect.signature(cls).parameters.items()}
+
+    def _fitted(self) -> Engine:
+        if not hasattr(self, "_engine"):
+            raise NotFitted("this detector is not fitted; call fit(images) first, or Detector.load(folder)")
+        return self._engine
+
+    def _threshold(self) -> float:
+        self._fitted()
+        if self.threshold_ is None:
+            raise NotFitted("this detector has no threshold; call fit(images) with ID images, or give threshold=")
+        return float(self.threshold_)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +160,7 @@ class Detector(OutlierEstimator):
         `y` [n], the class of each image, gives every class its share of the held-out part; nothing is learnt from it.
         Too few images for `tpr` are a logged warning. UserError for bad input.
         """
-        if self.weights == restoring.SAVED:
+        if self.weights == saved.SAVED:
             raise UserError(
                 "a saved detector of a trained method is fitted anew with weights: set_params(weights=FILE)"
             )
@@ -198,9 +259,9 @@ class Detector(OutlierEstimator):
         UserError naming a file that is missing or changed.
         """
         found = saved.read(expand(Path(folder)))
-        one = cls(**restoring.parameters(found, changes, cls._defaults()))
+        one = cls(**saved.parameters(found, changes, cls._defaults()))
         request = one._request()
-        one._begin(restoring.engine(found, request, one._store(restoring.store(found))), found.recipe["threshold"])
+        one._begin(saved.engine(found, request, one._store(saved.store(found))), found.recipe["threshold"])
         return one
 
     def _begin(self, engine: Engine, threshold: float | None) -> None:
@@ -221,5 +282,5 @@ class Detector(OutlierEstimator):
     def _request(self) -> RunRequest:
         """The request of a run. InvalidParameter for arguments that are not what they should be."""
         params = checked(self.get_params())
-        weights = "" if self.weights == restoring.SAVED else self.weights
+        weights = "" if self.weights == saved.SAVED else self.weights
         return request_of({**params, "weights": weights, "store": self._root()})

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from oodbench import results as result
 from oodbench.detector.images import listed
 from oodbench.detector.store import Keeping
-from oodbench.errors import UserError
+from oodbench.errors import UserError, printable
 from oodbench.pipeline import extract
 from oodbench.pipeline.batches import Running
 from oodbench.pipeline.extract import Embedded
@@ -22,7 +22,6 @@ from oodbench.pipeline.plan import Plan, make_plan
 from oodbench.pipeline.request import RunRequest
 from oodbench.pipeline.run import Watch, loader, methods_of, own, pick_device, task_of
 from oodbench.pipeline.score import Scorer
-from oodbench.printable import printable
 
 USUAL = "simple"  # the prompts of the nearest class names, unless others are given
 

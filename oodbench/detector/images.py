@@ -13,16 +13,14 @@ import numpy as np
 from oodbench.data import catalog as catalogue
 from oodbench.data import overlap as sets
 from oodbench.data import prompts
-from oodbench.data.catalog import Dataset
+from oodbench.data.catalog import OWN, Dataset
 from oodbench.data.decode import reason
-from oodbench.data.imageset import Listing, listing
-from oodbench.data.items import Files
+from oodbench.data.imageset import Files, Listing, listing
 from oodbench.data.loaders.layout import same_prompts
 from oodbench.data.paths import expand
-from oodbench.data.prints import Taken, pixels, print_of
 from oodbench.data.prompts import Lines
-from oodbench.data.reference import OWN
 from oodbench.errors import UserError
+from oodbench.storage.fingerprints import Taken, pixels, print_of
 from oodbench.storage.store import Store
 
 if TYPE_CHECKING:

@@ -98,7 +98,7 @@ def _rows(data: DataFrame) -> list[dict[str, Any]]:
 
 def _image(row: Mapping[str, Any]) -> Any:
     """A path, or the image that bytes hold."""
-    from oodbench.data.prints import decoded
+    from oodbench.storage.fingerprints import decoded
 
     content = row.get("bytes")
     if not isinstance(content, bytes):

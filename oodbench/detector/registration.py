@@ -13,8 +13,7 @@ from oodbench.detector import saving as folder
 from oodbench.detector.engine import lines
 from oodbench.errors import UserError
 from oodbench.pipeline import weights
-from oodbench.provenance import versions
-from oodbench.results import flatten
+from oodbench.results import flatten, versions
 from oodbench.storage.store import file_digest
 from oodbench.tracking.models import Model
 

@@ -13,9 +13,8 @@ from typing import Any
 from oodbench.distributed.cluster import Layout
 from oodbench.distributed.payload import Parcel
 from oodbench.distributed.worker import Done, Worker
-from oodbench.errors import UserError
+from oodbench.errors import UserError, printable
 from oodbench.pipeline.events import Event, Tell
-from oodbench.printable import printable
 
 log = logging.getLogger(__name__)
 

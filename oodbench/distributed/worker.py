@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from oodbench.distributed.cluster import Scratch
 from oodbench.distributed.payload import Parcel, unpack
-from oodbench.distributed.scratch import Scratch
 from oodbench.errors import UserError
 from oodbench.pipeline.extract import Work, extract, shard
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import open_clip
 import torch
+from torch import Tensor, nn
 
-from oodbench.encoder import hub
+from oodbench.encoder import pretrained
 from oodbench.encoder.card import EncoderCard
-from oodbench.encoder.hub import quietly, reason
-from oodbench.encoder.pretrained import Origin
+from oodbench.encoder.pretrained import Origin, quietly, reason
 from oodbench.errors import UserError
 
 
@@ -56,14 +56,14 @@ def tokenizer(card: EncoderCard, folder: Path | None) -> Any:
             raise UserError(
                 f"encoder '{card.name}': the tokenizer in {folder} cannot be read ({reason(error)}); {hint}"
             ) from error
-    found = hub.cached(card.tokenizer, "tokenizer_config.json", "tokenizer.json")
+    found = pretrained.cached(card.tokenizer, "tokenizer_config.json", "tokenizer.json")
     if found is not None:
         try:  # as a folder, of which transformers asks no network
             return quietly(lambda: open_clip.tokenizer.HFTokenizer(str(found.parent), **options))
         except (OSError, ValueError):
             pass  # an incomplete one, as a broken download leaves it
     try:
-        hub.require()
+        pretrained.require()
         return quietly(lambda: open_clip.tokenizer.HFTokenizer(card.tokenizer, **options))
     except Exception as error:
         raise UserError(
@@ -75,3 +75,68 @@ def tokenizer(card: EncoderCard, folder: Path | None) -> Any:
 def tokenizer_name(config: dict[str, Any]) -> str:
     """`clip` for CLIP's own byte pairs, else a repository of the Hugging Face Hub."""
     return str(config["text_cfg"].get("hf_tokenizer_name") or "clip")
+
+
+class Tower(nn.Module):
+    """An image tower of open_clip, taken over: `activations(x)` [b 3 h w] -> [b w], `project` [b w] -> [b d]."""
+
+    def __init__(self, visual: Any) -> None:
+        super().__init__()
+        self.kind, last = _cut(visual)
+        self.visual = visual
+        self.last = last
+
+    @property
+    def width(self) -> int | None:
+        """Width of the activations; None when they are the embedding."""
+        return int(self.last.in_features) if isinstance(self.last, nn.Linear) else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.project(self.activations(images))
+
+    def activations(self, images: Tensor) -> Tensor:
+        out = self.visual(images)
+        pooled = out[0] if isinstance(out, tuple) else out  # towers with output_tokens return tokens, too
+        assert isinstance(pooled, Tensor)
+        return pooled
+
+    def project(self, activations: Tensor) -> Tensor:
+        projected = self.last(activations)
+        assert isinstance(projected, Tensor)
+        return projected
+
+
+def _cut(visual: Any) -> tuple[str, nn.Module]:
+    if isinstance(getattr(visual, "proj", None), nn.Parameter):
+        matrix = visual.proj
+        visual.proj = None
+        return "proj", _linear(matrix.T, None)
+    if isinstance(getattr(getattr(visual, "attnpool", None), "c_proj", None), nn.Linear):
+        last = visual.attnpool.c_proj
+        eye = torch.eye(last.in_features, device=last.weight.device, dtype=last.weight.dtype)
+        visual.attnpool.c_proj = _linear(eye, torch.zeros_like(last.weight[0]))
+        return "c_proj", last
+    head = getattr(visual, "head", None)
+    if isinstance(getattr(head, "proj", None), nn.Linear):
+        last, visual.head.proj = head.proj, nn.Identity()  # type: ignore[union-attr]
+        return "head", last
+    if isinstance(getattr(getattr(head, "mlp", None), "fc2", None), nn.Linear):
+        last, visual.head.mlp.fc2 = head.mlp.fc2, nn.Identity()  # type: ignore[union-attr]
+        return "fc2", last
+    trunk = getattr(visual, "trunk", None)
+    if trunk is not None and isinstance(head, nn.Sequential) and len(head) == 0:
+        for name, module in trunk.named_modules():
+            if module is trunk.get_classifier() and isinstance(module, nn.Linear):
+                owner = trunk.get_submodule(name.rpartition(".")[0])
+                setattr(owner, name.rpartition(".")[2], nn.Identity())
+                return "head", module
+    return "embedding", nn.Identity()
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A frozen linear map of its own copies."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device=weight.device, dtype=weight.dtype)
+    layer.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+    return layer

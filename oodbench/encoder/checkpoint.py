@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from oodbench.encoder.card import EMBEDDED
-from oodbench.encoder.hub import reason
+from oodbench.encoder.pretrained import reason
 from oodbench.errors import UserError
 from oodbench.storage.store import file_digest
 

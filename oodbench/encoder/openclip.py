@@ -17,11 +17,10 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resiz
 from torchvision.transforms.functional import pil_to_tensor
 
 from oodbench.encoder import build, checkpoint
-from oodbench.encoder.captioner import CoCaCaptioner
+from oodbench.encoder.build import Tower
 from oodbench.encoder.card import EncoderCard
 from oodbench.encoder.resolve import Resolved
-from oodbench.encoder.text_tower import OffsetTower, text_side
-from oodbench.encoder.tower import Tower
+from oodbench.encoder.text_tower import CoCaCaptioner, OffsetTower, text_side
 from oodbench.errors import UserError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -5,18 +5,84 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import logging
+import os
+import ssl
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import huggingface_hub
 import open_clip
+from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.transform import PreprocessCfg
 
-from oodbench.encoder import hub
 from oodbench.encoder.card import EMBEDDED, LOCAL_FOLDER, EncoderSpec
-from oodbench.encoder.hub import quietly, reason
 from oodbench.errors import UserError, did_you_mean
+
+_SECONDS = 5  # to wait for an answer of the Hub
+
+
+def weights(repository: str, name: str = "") -> Path:
+    """The checkpoint of a repository, safetensors where there are some; an OSError when out of reach."""
+    names = [f"{name.rpartition('.')[0]}.safetensors", name] if name else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
+    return cached(repository, *names) or _download(repository, name or None)
+
+
+def config_file(repository: str) -> Path:
+    """open_clip's config of a repository."""
+    return cached(repository, HF_CONFIG_NAME) or _download(repository, HF_CONFIG_NAME)
+
+
+def cached(repository: str, *names: str) -> Path | None:
+    """The first of these files that an earlier download left on this machine."""
+    for name in names:
+        found = huggingface_hub.try_to_load_from_cache(repository, name)
+        if isinstance(found, str):
+            return Path(found)
+    return None
+
+
+def require() -> None:
+    """ConnectionError when the Hub does not answer: its own client retries for 23 seconds a file before it says so."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        raise ConnectionError("HF_HUB_OFFLINE is set")
+    if os.environ.get("ALL_PROXY") or os.environ.get("all_proxy"):
+        return  # urllib does not read it, the client does
+    address = huggingface_hub.constants.ENDPOINT
+    try:
+        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=_SECONDS).close()
+    except urllib.error.HTTPError as error:
+        error.close()  # it answered
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        if not isinstance(reason, ssl.SSLError):  # the client may trust other certificates
+            raise ConnectionError(f"{address} cannot be reached ({reason})") from error
+
+
+def _download(repository: str, name: str | None) -> Path:
+    require()
+    return Path(download_pretrained_from_hf(repository, filename=name))
+
+
+def reason(error: Exception) -> str:
+    """Kind and first line of an error."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+
+
+def quietly(call: Callable[[], T]) -> T:
+    """Run without open_clip's and the hub's log lines: what went wrong becomes one error."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        return call()
+    finally:
+        logging.disable(previous)
+
 
 _PREPROCESS = ("mean", "std", "resize_mode", "interpolation", "fill_color")
 T = TypeVar("T")
@@ -46,19 +112,19 @@ def origin(spec: EncoderSpec) -> Origin:
     assert spec.path is not None  # parse_encoder refuses a spec without tag and file
     if spec.json:
         raw = _json(Path(spec.architecture))
-        architecture, config = Path(spec.architecture).stem, raw.get("model_cfg", raw)
+        architecture, config_file = Path(spec.architecture).stem, raw.get("model_cfg", raw)
     else:
-        raw, architecture, config = {}, spec.architecture, _known(spec)
+        raw, architecture, config_file = {}, spec.architecture, _known(spec)
     preprocess = _preprocess(raw.get("preprocess_cfg", {}))
     notes: tuple[str, ...] = ()
     if "preprocess_cfg" not in raw:
         notes = (
             f"{architecture} without a tag: assuming its default activation "
-            f"({'QuickGELU' if config.get('quick_gelu') else 'GELU'}), CLIP's mean and std, "
+            f"({'QuickGELU' if config_file.get('quick_gelu') else 'GELU'}), CLIP's mean and std, "
             f"and {preprocess['interpolation']} resizing of the {preprocess['resize_mode']} side"
             + (f"; for those of a tag write {architecture}/TAG@FILE" if not spec.json else ""),
         )
-    return Origin(spec.text, architecture, config, preprocess, spec.path, notes=notes)
+    return Origin(spec.text, architecture, config_file, preprocess, spec.path, notes=notes)
 
 
 def _embedded() -> Origin:
@@ -69,7 +135,7 @@ def _embedded() -> Origin:
 
 
 def _tagged(spec: EncoderSpec) -> Origin:
-    config = _known(spec)
+    config_file = _known(spec)
     tags = open_clip.list_pretrained_tags_by_model(spec.architecture)
     tagged = open_clip.get_pretrained_cfg(spec.architecture, spec.tag)  # in any case, - for _
     if not tagged:
@@ -79,11 +145,11 @@ def _tagged(spec: EncoderSpec) -> Origin:
         raise UserError(f"{spec.architecture} has no weights tagged '{spec.tag}'{hint}")
     tag = next(tag for tag in tags if open_clip.get_pretrained_cfg(spec.architecture, tag) is tagged)
     # open_clip itself takes the architecture's activation, and only warns when the tag was trained with the other.
-    config["quick_gelu"] = bool(tagged.get("quick_gelu") or config.get("quick_gelu"))
+    config_file["quick_gelu"] = bool(tagged.get("quick_gelu") or config_file.get("quick_gelu"))
     name = f"{spec.architecture}/{tag}"
     path = spec.path or _fetched(lambda: _weights(tagged), spec, name)
     return Origin(
-        f"{name}@{spec.path}" if spec.path else name, spec.architecture, config, _preprocess(tagged), path, tag=tag
+        f"{name}@{spec.path}" if spec.path else name, spec.architecture, config_file, _preprocess(tagged), path, tag=tag
     )
 
 
@@ -99,8 +165,8 @@ def _from_hub(spec: EncoderSpec) -> Origin:
             raise UserError(f"{what}: {folder} holds no checkpoint (.safetensors, .bin or .pth)")
         path, architecture = Path(found), folder.resolve().name
     else:
-        raw = _json(_fetched(lambda: hub.config(place), spec, "ARCHITECTURE/TAG"))
-        path, architecture = _fetched(lambda: hub.weights(place), spec, "ARCHITECTURE/TAG"), spec.text
+        raw = _json(_fetched(lambda: config_file(place), spec, "ARCHITECTURE/TAG"))
+        path, architecture = _fetched(lambda: weights(place), spec, "ARCHITECTURE/TAG"), spec.text
     return Origin(spec.text, architecture, raw.get("model_cfg", raw), _preprocess(raw.get("preprocess_cfg", {})), path)
 
 
@@ -122,8 +188,8 @@ def _known(spec: EncoderSpec) -> dict[str, Any]:
 def _json(path: Path) -> dict[str, Any]:
     try:
         raw: Any = json.loads(path.read_text(encoding="utf-8"))
-        config = raw.get("model_cfg", raw)
-        complete = {"embed_dim", "vision_cfg", "text_cfg"} <= set(config)
+        config_file = raw.get("model_cfg", raw)
+        complete = {"embed_dim", "vision_cfg", "text_cfg"} <= set(config_file)
     except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"model config {path} is not a JSON object: {reason(error)}") from error
     if not complete:
@@ -148,7 +214,7 @@ def _preprocess(given: dict[str, Any]) -> dict[str, Any]:
 
 def _weights(tagged: dict[str, Any]) -> Path:
     repository, _, name = tagged.get("hf_hub", "").rpartition("/")
-    return hub.weights(repository, name) if repository else Path(open_clip.download_pretrained(tagged))
+    return weights(repository, name) if repository else Path(open_clip.download_pretrained(tagged))
 
 
 def _fetched(fetch: Callable[[], T], spec: EncoderSpec, name: str) -> T:

@@ -14,13 +14,68 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oodbench.encoder.card import EMBEDDED, LOCAL_FOLDER, EncoderCard, EncoderSpec, card_from
-from oodbench.encoder.textfiles import TextFiles, text_files
 from oodbench.errors import UserError
-from oodbench.storage.store import Store, file_digest, file_stamp
+from oodbench.storage.store import Store, digest, file_digest, file_stamp
 
 if TYPE_CHECKING:
+    from oodbench.encoder.build import Tower
+    from oodbench.encoder.checkpoint import StateDict
     from oodbench.encoder.pretrained import Origin
-    from oodbench.encoder.tower import Tower
+
+# One of these is in every folder that transformers reads a tokenizer from.
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
+# What no tokenizer reads. All else is taken for its files: each kind of tokenizer has names of its own.
+_OTHERS = frozenset((".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".md"))
+
+
+@dataclass(frozen=True)
+class TextFiles:
+    """Folders: of the tokenizer, and of the text tower's config; None where nothing is read from this machine."""
+
+    tokenizer: Path | None = None
+    tower: Path | None = None
+
+    def files(self) -> list[Path]:
+        """What is read, and what may be."""
+        folders = dict.fromkeys(one for one in (self.tokenizer, self.tower) if one)
+        return [path for folder in folders for path in sorted(folder.iterdir()) if _is_read(path)]
+
+    def digest(self) -> str:
+        """sha256 of the names and contents of the files; "" when there is no folder."""
+        found = self.files()
+        return digest([[path.name, file_digest(path)] for path in found]) if found else ""
+
+
+def text_files(spec: EncoderSpec, text: dict[str, Any]) -> TextFiles:
+    """The folders that an encoder's `text_cfg` names. UserError for an absolute one that is not there.
+
+    A relative one starts from the folder of the config, else from the working folder, as transformers has it. The
+    folder of a `local-dir:` encoder is the tokenizer's when it holds one.
+    """
+    local = Path(spec.text.removeprefix(LOCAL_FOLDER)).expanduser() if spec.text.startswith(LOCAL_FOLDER) else None
+    base = local or (Path(spec.architecture).parent if spec.json else None)
+    tower = _folder(spec, str(text.get("hf_model_name") or ""), None, "text tower's config")
+    name = str(text.get("hf_tokenizer_name") or "")
+    if not name:  # CLIP's own byte pairs, whatever else lies there
+        return TextFiles(None, tower)
+    if local and not (local / name).is_dir() and any((local / one).is_file() for one in _TOKENIZERS):
+        return TextFiles(local, tower)
+    return TextFiles(_folder(spec, name, base, "tokenizer"), tower)
+
+
+def _folder(spec: EncoderSpec, name: str, base: Path | None, what: str) -> Path | None:
+    if not name:
+        return None
+    path = Path(name).expanduser()
+    if path.is_absolute() and not path.is_dir():
+        raise UserError(f"encoder '{spec.text}': the folder of its {what}, {path}, is not there")
+    return next((one for one in ([base / path] if base else []) + [path] if one.is_dir()), None)
+
+
+def _is_read(path: Path) -> bool:
+    hidden = path.name.startswith(".") or path.name == "open_clip_config.json"  # the config is known in full
+    return path.is_file() and not hidden and path.suffix.lower() not in _OTHERS
+
 
 _CHECKPOINTS = (".safetensors", ".bin", ".pth", ".pt")
 EXAMINATION = 1  # raise when the same files give another card than before
@@ -112,7 +167,7 @@ def _examine(source: Origin, resize: str | None, texts: TextFiles) -> EncoderCar
     import torch
 
     from oodbench.encoder import build, checkpoint
-    from oodbench.encoder.tower import Tower
+    from oodbench.encoder.build import Tower
 
     model = build.model(source, torch.device("meta"))
     state = checkpoint.fit(model, checkpoint.weights(source.name, source.path), f"checkpoint {source.path}")
@@ -152,3 +207,14 @@ def _check_size(tower: Tower, size: tuple[int, int], architecture: str) -> None:
         raise UserError(
             f"the image tower of {architecture} does not take {size[0]}x{size[1]} pixels: {reason}"
         ) from error
+
+
+def frozen(resolved: Resolved) -> StateDict:
+    """State dict as the model has it; no model is built in memory."""
+    import torch
+
+    from oodbench.encoder import build, checkpoint
+
+    model = build.model(resolved.card, torch.device("meta"))
+    state = checkpoint.weights(resolved.card.name, resolved.path, resolved.card.weights)
+    return checkpoint.fit(model, state, f"checkpoint {resolved.path}")

@@ -8,7 +8,7 @@ from enum import Flag, auto
 from jaxtyping import Float
 from torch import Tensor
 
-from oodbench.method.bits import Lent
+from oodbench.method.checksum import Lent
 
 
 class Needs(Flag):

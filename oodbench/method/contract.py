@@ -20,8 +20,7 @@ from oodbench.method import Method, Needs, Own, Task, TrainedMethod, Weights, ch
 from oodbench.method.registry import MethodInfo
 from oodbench.method.toy import CLASSES, World
 from oodbench.metrics import detection as metrics
-from oodbench.pipeline.batches import Running
-from oodbench.pipeline.guards import difference, held
+from oodbench.pipeline.batches import Running, difference, held
 from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.score import CHUNK
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oodbench.method import parts
+from oodbench.method import source_files
 from oodbench.method.parameters import conform
 
 NEEDS = (
@@ -38,7 +38,7 @@ class MethodInfo:
 
     origin    "built-in", "plugin" or "entry point of NAME"
     module    import name; "" for a file
-    source    sha256 of the file and of its parts (oodbench/method/parts.py), taken when it was read
+    source    sha256 of the file and of its parts (oodbench/method/source_files.py), taken when it was read
     """
 
     name: str
@@ -100,7 +100,7 @@ def describe(name: str, path: Path, origin: str, module: str, subclass: str = ""
         path=path,
         origin=origin,
         module=module,
-        source=parts.source_digest(path, module, [one.path for one in lineage]),
+        source=source_files.source_digest(path, module, [one.path for one in lineage]),
         subclass=lineage[0].node.name,
         title=title or name,
         citation=citation,
@@ -115,7 +115,7 @@ def describe(name: str, path: Path, origin: str, module: str, subclass: str = ""
 
 def _chosen(path: Path, module: str, name: str) -> list[_Class]:
     """The method of a file and the classes that it inherits from, nearest first, as far as they can be read."""
-    tree = parts.tree_of(path)
+    tree = source_files.tree_of(path)
     classes = [_Class(node, path, tree) for node in tree.body if isinstance(node, ast.ClassDef)]
     lineages = [found for one in classes if (found := _lineage(one, path, module))]
     # A class that another one of the file inherits from is not the method.
@@ -168,9 +168,9 @@ def _base(base: ast.expr, one: _Class, main: Path, module: str) -> _Class | None
                 return _Class(node, one.path, one.tree)
             if isinstance(node, ast.Assign) and expression.id in map(_name, node.targets):
                 return _base(node.value, one, main, module)
-    if built_in := parts.loaded(expression):
-        path = parts.built_in_file(built_in)
-        return _chosen(path, f"{parts.BUILT_IN}.{built_in}", "")[0] if path else None
+    if built_in := source_files.loaded(expression):
+        path = source_files.built_in_file(built_in)
+        return _chosen(path, f"{source_files.BUILT_IN}.{built_in}", "")[0] if path else None
     owner, _, name = ast.unparse(expression).rpartition(".")
     for line in ast.walk(one.tree):
         if not isinstance(line, ast.Import | ast.ImportFrom):
@@ -178,11 +178,11 @@ def _base(base: ast.expr, one: _Class, main: Path, module: str) -> _Class | None
         for alias in line.names:
             known = alias.asname or alias.name
             if isinstance(line, ast.ImportFrom) and not owner and known == name:
-                files = parts.imported(one.path, line, main, module) or _elsewhere(line.module)
+                files = source_files.imported(one.path, line, main, module) or _elsewhere(line.module)
                 return _defined(files, alias.name, main, module)
             if known == owner:
                 dotted = alias.name if isinstance(line, ast.Import) else f"{line.module}.{alias.name}"
-                files = parts.imported(one.path, line, main, module) or _elsewhere(dotted)
+                files = source_files.imported(one.path, line, main, module) or _elsewhere(dotted)
                 return _defined(files, name, main, module)
     return None
 
@@ -190,14 +190,14 @@ def _base(base: ast.expr, one: _Class, main: Path, module: str) -> _Class | None
 def _elsewhere(module: str | None) -> list[Path]:
     """The file of a module of another package; no method is sought in Python's own and in torch, which are large."""
     top = (module or "").partition(".")[0]
-    file = parts.module_file(module) if module and top not in {*sys.stdlib_module_names, "torch"} else None
+    file = source_files.module_file(module) if module and top not in {*sys.stdlib_module_names, "torch"} else None
     return [file] if file and file.suffix == ".py" else []
 
 
 def _defined(files: list[Path], name: str, main: Path, module: str) -> _Class | None:
     """The class of that name in one of the files, or imported there."""
     for path in reversed(files):
-        tree = parts.tree_of(path)
+        tree = source_files.tree_of(path)
         stand_in = _Class(ast.ClassDef("", [ast.Name(name)], [], [], []), path, tree)
         if (found := _base(ast.Name(name), stand_in, main, module)) is not None:
             return found

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from oodbench.errors import UserError
 from oodbench.method.batch import Batch, Needs
-from oodbench.method.reduction import scaled_logsumexp
-from oodbench.method.task import Task
+from oodbench.method.task import Task, scaled_logsumexp
 
 State = TypeVar("State")
 INTEGERS = 1 << 53  # up to here every integer is a float64

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from oodbench.data.paths import expand, real
 from oodbench.errors import UserError, did_you_mean, raise_all
-from oodbench.method import parts
+from oodbench.method import source_files
 from oodbench.method.introspection import MethodInfo, describe
 from oodbench.method.parameters import conform
 
@@ -90,7 +90,7 @@ def _unread(info: MethodInfo, found: type[Method[Any]]) -> str:
 @contextlib.contextmanager
 def imported_anew(info: MethodInfo) -> Iterator[None]:
     """Within it, load() imports a method and its parts once more: nothing that they kept in their modules is there."""
-    own = set(map(str, parts.files(info.path, info.module)))
+    own = set(map(str, source_files.files(info.path, info.module)))
     before = {name: module for name, module in sys.modules.items() if getattr(module, "__file__", None) in own}
     for name in before:
         del sys.modules[name]
@@ -139,7 +139,7 @@ def _built_in() -> Iterable[MethodInfo]:
 def _from_entry_points() -> Iterable[MethodInfo]:
     for point in entry_points(group=GROUP):
         owner = f"entry point of {point.dist.name}" if point.dist else "entry point"
-        path = parts.module_file(point.module)
+        path = source_files.module_file(point.module)
         if path is None:
             problem = f"its module {point.module} does not exist"
             yield MethodInfo(point.name, Path(point.module), owner, point.module, problem=problem)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from oodbench.metrics.bootstrap import Settings
-from oodbench.metrics.delong import auroc_interval, auroc_variance
+from oodbench.metrics.delong import Scores, auroc_interval, auroc_variance
 from oodbench.metrics.detection import (
     AT95,
     AUPR,
@@ -22,7 +22,6 @@ from oodbench.metrics.detection import (
     threshold_at_tpr,
 )
 from oodbench.metrics.intervals import Intervals, intervals
-from oodbench.metrics.pairs import Scores
 from oodbench.metrics.significance import Difference, Differences, Marks, compare, holm, indistinguishable
 
 __all__ = [

@@ -2,18 +2,163 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import hashlib
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from oodbench.errors import UserError
 from oodbench.metrics import detection as metrics
+from oodbench.metrics.delong import Pair, Side
 from oodbench.metrics.detection import Counts, Floats, fewest
-from oodbench.metrics.draws import Draws, chunks
-from oodbench.metrics.pairs import Pair
-from oodbench.metrics.sums import Below, Blocks, Scratch, Sums
 from oodbench.results import METRICS
+
+_BLOCK = 256
+
+
+class Scratch:
+    """Memory that is taken once: fresh pages would cost more than the arithmetic on them."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Floats] = {}
+
+    def array(self, name: str, rows: int, columns: int) -> Floats:
+        """An array [rows, columns] with anything in it, the same memory for the same name."""
+        if name not in self._kept or self._kept[name].size < rows * columns:
+            self._kept[name] = np.zeros(rows * columns)
+        return self._kept[name][: rows * columns].reshape(rows, columns)
+
+
+class Below(Protocol):
+    """Resamples of one side, asked about single levels, one per replicate."""
+
+    def level(self, positions: NDArray[Any] | int) -> Counts:
+        """The level of the image at a sorted position (from 0), one for all or one each."""
+
+    def under(self, levels: Counts) -> NDArray[Any]:
+        """Images below a level."""
+
+
+class Sums:
+    """Times drawn per level [replicates, levels], and in all levels below [replicates, levels + 1]: whole numbers.
+
+    As float64, which holds them exactly and saves conversions.
+    """
+
+    def __init__(self, side: Side, times: Times, scratch: Scratch, name: str) -> None:
+        rows, levels = len(times), side.sorted.levels.size
+        self.cells = scratch.array(f"{name} cells", rows, levels)
+        self.below = scratch.array(f"{name} below", rows, levels + 1)
+        self.cells[:] = side.cells(times)
+        self.below[:, 0] = 0
+        np.cumsum(self.cells, axis=1, out=self.below[:, 1:])
+
+    def level(self, positions: NDArray[Any] | int) -> Counts:
+        asked = zip(self.below, np.broadcast_to(positions, len(self.below)).tolist(), strict=True)
+        return np.array([row.searchsorted(position, "right") - 1 for row, position in asked])
+
+    def under(self, levels: Counts) -> NDArray[Any]:
+        return self.below[np.arange(len(levels)), levels]
+
+
+class Blocks:
+    """As Sums for a few questions, at a quarter of the time: sums of blocks, and within one block when asked."""
+
+    def __init__(self, side: Side, times: Times) -> None:
+        self._cells = side.cells(times)
+        starts = np.arange(0, self._cells.shape[1], _BLOCK)
+        self._sums = np.zeros((len(times), starts.size + 1), dtype=np.int64)
+        whole = self._cells.shape[1] // _BLOCK
+        inner = self._cells[:, : whole * _BLOCK].reshape(len(times), whole, _BLOCK)
+        inner.sum(axis=2, out=self._sums[:, 1 : whole + 1])
+        if whole < starts.size:
+            self._sums[:, -1] = self._cells[:, whole * _BLOCK :].sum(axis=1)
+        np.cumsum(self._sums, axis=1, out=self._sums)
+
+    def level(self, positions: NDArray[Any] | int) -> Counts:
+        found = []
+        asked = np.broadcast_to(positions, len(self._cells)).tolist()
+        for cells, sums, position in zip(self._cells, self._sums, asked, strict=True):
+            block = int(sums.searchsorted(position, "right")) - 1
+            inner = cells[block * _BLOCK : (block + 1) * _BLOCK].cumsum(dtype=np.int64)
+            found.append(block * _BLOCK + int(inner.searchsorted(position - sums[block], "right")))
+        return np.array(found)
+
+    def under(self, levels: Counts) -> NDArray[Any]:
+        found = []
+        for cells, sums, level in zip(self._cells, self._sums, levels.tolist(), strict=True):
+            block = level // _BLOCK
+            found.append(sums[block] + cells[block * _BLOCK : level].sum())
+        return np.array(found, dtype=np.int64)
+
+
+Times = NDArray[np.uint8]  # how often each image was drawn, [replicates, n]
+
+_ONE = np.uint8(1)
+
+
+class Draws:
+    """Resamples of one image set: n of its n images with replacement, so many times.
+
+    They follow from seed, name and n alone, not from how many are drawn at once: methods scored on the same images
+    are resampled alike, which makes the comparison paired, and the ID images once for all OOD sets.
+
+    Counts of independent draws are independent Poisson counts, given their sum. So every image gets a Poisson count
+    from a table, of a mean a little below 1, and what is missing to n is drawn image by image: a quarter of the time.
+    """
+
+    def __init__(self, name: str, n: int, seed: int = 0) -> None:
+        bulk, rest = _sequence(name, seed).spawn(2)
+        self._n = n
+        self._words = -(-n // 4)
+        self._bulk = np.random.PCG64(bulk)
+        self._rest = np.random.Generator(np.random.PCG64(rest))
+        self._table = _poisson(max(0.0, 1 - 4 / math.sqrt(n)))  # 4 sd below: more than n is rare
+
+    def times(self, replicates: int) -> Times:
+        """The next resamples, every row with sum n."""
+        n = self._n
+        raw = self._bulk.random_raw(replicates * self._words).view(np.uint16).reshape(replicates, -1)
+        times = np.take(self._table, raw[:, :n], mode="clip")
+        sums = times.sum(axis=1, dtype=np.uint32).astype(np.int64)
+        times[sums > n] = 0
+        missing = n - np.where(sums > n, 0, sums)
+        images = self._rest.integers(0, n, missing.sum())
+        images += np.repeat(np.arange(0, replicates * n, n), missing)
+        np.add.at(times.reshape(-1), images, _ONE)
+        return times
+
+
+def generator(name: str, seed: int = 0) -> np.random.Generator:
+    """Random numbers that follow from a name and a seed."""
+    return np.random.Generator(np.random.PCG64(_sequence(name, seed)))
+
+
+def _sequence(name: str, seed: int) -> np.random.SeedSequence:
+    words = np.frombuffer(hashlib.sha256(name.encode()).digest(), dtype="<u4").tolist()
+    return np.random.SeedSequence([seed, *words])
+
+
+def _poisson(mean: float) -> Times:
+    """Counts of which a random one of 65,536 is Poisson, its probabilities rounded to 1 / 65,536."""
+    shares, share = [], math.exp(-mean)
+    for k in range(1, 40):
+        shares.append(share)
+        share *= mean / k
+    ends = np.round(np.cumsum(shares) * 65536).astype(np.int64)
+    return np.searchsorted(ends, np.arange(65536), side="right").clip(max=39).astype(np.uint8)
+
+
+def chunks(replicates: int, images: int, cells: int) -> Iterator[int]:
+    """Numbers of replicates to take at once, so that about so many counts stay in the processor's cache."""
+    most = max(1, cells // images)
+    for start in range(0, replicates, most):
+        yield min(most, replicates - start)
+
 
 TPR = 0.95
 

@@ -3,17 +3,178 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from oodbench.errors import UserError
-from oodbench.metrics.detection import Floats
-from oodbench.metrics.few import Interval, effective, is_few, score_interval
-from oodbench.metrics.pairs import Pair, pair, side
+from oodbench.metrics.detection import Counts, Floats, Sorted, sort_scores
+
+Interval = tuple[float, float]
+
+FEW = 5.0  # images; under so many, normal approximations of shares are not used by convention
+_MOST = 200.0  # of the logarithm of odds: an AUROC that is 1 in floating point
+_LOG_ODDS = np.arange(-60.0, 60.0, 0.05)
+
+
+def is_few(value: float, images: float) -> bool:
+    """Whether less than `FEW` of so many images are lost by an area, or won where it is near 0."""
+    return images * min(value, 1 - value) < FEW
+
+
+def effective(sizes: Sequence[int]) -> float:
+    """Size of one set that is as certain as the mean over sets of these sizes."""
+    return len(sizes) ** 2 / sum(1 / size for size in sizes)
+
+
+def score_interval(value: float, n: float, m: float, z: float) -> Interval:
+    """The interval of an AUROC on n and m images, z normal deviates to each side, that takes no variance from them.
+
+    Both ends lie z of their own standard errors from the value, as in R. G. Newcombe (2006), method 5, here with the
+    variance of logistic scores. At a value of 1 the upper end is 1, and the lower one is below it.
+    """
+
+    def excess(log_constant: float) -> float:
+        end, spread = _logistic_auroc(log_constant), _logistic_variance(log_constant)
+        variance = (end * (1 - end) + (n + m - 2) * spread) / (n * m)
+        return (end - value) ** 2 - z * z * variance
+
+    inside = logistic_constant(value)
+    low = 0.0 if value <= 0 else _logistic_auroc(_root(excess, inside, -_MOST))
+    high = 1.0 if value >= 1 else _logistic_auroc(_root(excess, inside, _MOST))
+    return low, high
+
+
+def logistic_aupr(auroc: float, ratio: float) -> float:
+    """Area under precision and recall where both sides' scores are logistic with the same spread.
+
+    `ratio` is the number of negatives for each positive.
+    """
+    odds, constant = np.exp(_LOG_ODDS), math.exp(logistic_constant(auroc))
+    lost = ratio * (1 + odds) / (odds + constant + ratio * (1 + odds))  # 1 - precision, where recall has these odds
+    density = odds / (1 + odds) ** 2
+    return float(1 - np.trapezoid(lost * density, _LOG_ODDS))
+
+
+def logistic_constant(auroc: float) -> float:
+    """Of logistic scores with an AUROC the logarithm of what the odds of TPR and FPR differ by, at any threshold."""
+    sign = 1 if auroc >= 0.5 else -1
+    return sign * _root(lambda x: _logistic_auroc(x) - max(auroc, 1 - auroc), 0.0, _MOST)
+
+
+def _logistic_auroc(log_constant: float) -> float:
+    if log_constant < 0:
+        return 1 - _logistic_auroc(-log_constant)
+    if log_constant < 0.01:
+        return 0.5 + log_constant / 6
+    constant = math.exp(log_constant)
+    return 1 - (log_constant - 1 + 1 / constant) * constant / (constant - 1) ** 2
+
+
+def _logistic_variance(log_constant: float) -> float:
+    """Variance of the share of one side that an image of the other is right about, in either direction."""
+    x = abs(log_constant)
+    if x < 0.1:
+        return 1 / 12
+    constant = math.exp(x)
+    square = (constant - 1 / constant - 2 * x) * constant / (constant - 1) ** 3
+    return square - (1 - _logistic_auroc(x)) ** 2
+
+
+def _root(function: Callable[[float], float], start: float, end: float) -> float:
+    """Where a function that is not positive at the start becomes positive on the way to the end."""
+    for _ in range(64):
+        middle = (start + end) / 2
+        if function(middle) > 0:
+            end = middle
+        else:
+            start = middle
+    return (start + end) / 2
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """One method's scores, higher for ID: [images] of the ID set and of each OOD set, in the order of the image lists.
+
+    `groups` names the group ("near", "far") of the OOD sets that have one.
+    """
+
+    id: NDArray[Any]
+    ood: Mapping[str, NDArray[Any]]
+    groups: Mapping[str, str] = field(default_factory=dict)
+
+    def means(self) -> dict[str, list[str]]:
+        """Group -> its OOD sets; group "" is all of them."""
+        named = {group: [name for name in self.ood if self.groups.get(name) == group] for group in self._named()}
+        return {"": list(self.ood), **named}
+
+    def _named(self) -> list[str]:
+        return list(dict.fromkeys(group for name in self.ood if (group := self.groups.get(name, ""))))
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """Scores of one image set in ascending order: sorted position -> image, and the levels of tied ones."""
+
+    sorted: Sorted
+    order: Counts
+
+    @property
+    def n(self) -> int:
+        return self.order.size
+
+    def cells(self, times: NDArray[np.uint8]) -> NDArray[Any]:
+        """Times drawn per image [replicates, n] as those per level [replicates, levels], ascending."""
+        ascending = np.take(times, self.order, axis=1)
+        if self.sorted.levels.size < self.n:
+            return np.add.reduceat(ascending, self.sorted.starts[:-1], axis=1, dtype=np.uint32)
+        return ascending
+
+    def by_image(self, of_levels: Floats) -> Floats:
+        """One number per level as one per image, in the order of the image list."""
+        out = np.empty(self.n)
+        out[self.order] = np.repeat(of_levels, np.diff(self.sorted.starts))
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """ID and OOD sides, and for each level of one side how many levels of the other lie below it, or not above it."""
+
+    id: Side
+    ood: Side
+    id_over: Counts  # [ID levels]: OOD levels below
+    id_upto: Counts  # OOD levels below or equal
+    ood_over: Counts  # [OOD levels]: ID levels below
+    ood_upto: Counts
+
+
+def side(scores: NDArray[Any], what: str) -> Side:
+    """Sort one image set's scores. UserError when they are none, not numbers of one dimension, or NaN."""
+    found = sort_scores(scores, what)
+    return Side(found, np.argsort(found.given))
+
+
+def pair(id: Side, ood: Side) -> Pair:
+    """Place the levels of each side among those of the other."""
+    a, b = id.sorted.levels, ood.sorted.levels
+    id_over, ood_over = np.searchsorted(b, a), np.searchsorted(a, b)
+    shared = np.take(b, id_over, mode="clip") == a
+    if not shared.any():  # the same objects: no level is tied, and sums up to one are sums below it
+        return Pair(id, ood, id_over, id_over, ood_over, ood_over)
+    return Pair(id, ood, id_over, id_over + shared, ood_over, ood_over + (np.take(a, ood_over, mode="clip") == b))
+
+
+def pairs(scores: Scores, what: str = "scores") -> dict[str, Pair]:
+    """OOD set -> its pair; the ID side is sorted once. UserError without OOD sets or for scores that are refused."""
+    if not scores.ood:
+        raise UserError(f"{what}: no OOD set to compare with")
+    id = side(scores.id, f"{what} on ID")
+    return {name: pair(id, side(values, f"{what} on {name}")) for name, values in scores.ood.items()}
+
 
 SCALES = ("logit", "plain")
 

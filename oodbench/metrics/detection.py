@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from oodbench.errors import UserError, did_you_mean
 from oodbench.metrics import counts as merged
-from oodbench.metrics.levels import Counts as Counts  # statistics takes it from here
-from oodbench.metrics.levels import Tally
+from oodbench.metrics.counts import Counts as Counts  # statistics takes it from here
+from oodbench.metrics.counts import Tally
 
 Floats = NDArray[np.float64]
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 from oodbench.errors import UserError, did_you_mean
 from oodbench.metrics.bootstrap import Settings, check, observed, replicates
-from oodbench.metrics.delong import Placements, mean_placements, placements
+from oodbench.metrics.delong import Placements, Scores, mean_placements, pairs, placements
 from oodbench.metrics.detection import Floats
-from oodbench.metrics.pairs import Scores, pairs
 from oodbench.results import METRICS
 
 HIGHER = ("auroc", "aupr_in", "aupr_out")  # better when higher

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +14,72 @@ from oodbench.encoder.card import EMBEDDED, EncoderCard, EncoderSpec
 from oodbench.encoder.resolve import Resolved
 from oodbench.errors import UserError, did_you_mean, raise_all
 from oodbench.method import registry
-from oodbench.pipeline import release
 from oodbench.pipeline.jobs import Job, Jobs, files_of
 from oodbench.pipeline.request import RunRequest
 from oodbench.pipeline.weights import SHIPPED, WeightsFile, examine, in_float32, read
-from oodbench.storage.store import Store, digest
+from oodbench.storage.files import whole
+from oodbench.storage.store import Store, default_root, digest
 
 if TYPE_CHECKING:
-    from oodbench.method import Weights
+    from oodbench.method import TrainedMethod, Weights
+
+
+def translated(job: Job, file: WeightsFile, encoder: Resolved, store: Store) -> Mapping[str, Any]:
+    """Arrays of a release under our names, translated by the method once; UserError says why it does not fit."""
+    inputs = {
+        "file": file.digest,
+        "encoder": encoder.card.identity,
+        "source": job.info.source,
+        "trained": {name: job.parameters[name] for name in job.info.trained},
+    }
+    entry = store.find("weights", inputs)
+    if entry is None:
+        from oodbench.encoder import checkpoint
+        from oodbench.encoder.resolve import frozen
+
+        file.check()
+        state = checkpoint.read(file.path)
+        method: TrainedMethod[Any] = job.made()  # type: ignore[assignment]
+        try:
+            tensors = method.translate(state, frozen(encoder))
+        except ValueError as error:
+            raise UserError(f"weights {file.path}: {error}") from error
+        arrays = {name: tensor.detach().numpy() for name, tensor in tensors.items()}
+        entry = store.write("weights", inputs, arrays, {"file": file.path.name})
+    return {name: entry.array(name) for name in entry.names}
+
+
+def write(file: WeightsFile, path: Path, encoder: str, plugins: Sequence[Path] = ()) -> None:
+    """Write our weights as the method's released code saves them. UserError when they are not ours, or it has none."""
+    import torch
+
+    from oodbench.encoder.card import parse_encoder
+    from oodbench.encoder.openclip import OpenClip
+    from oodbench.encoder.resolve import frozen, resolve
+    from oodbench.method import TrainedMethod, Weights
+
+    if not file.recipe:
+        raise UserError(f"{file.path} was not written by oodbench train")
+    resolved = resolve(parse_encoder(encoder or file.recipe["encoder"]["name"]), None, Store(default_root()))
+    info = registry.method_info(file.recipe["method"], registry.methods(plugins))
+    known = {name: value for name, value in file.recipe["parameters"].items() if name in info.defaults()}
+    if problem := file.misfit(resolved.card):
+        raise UserError(problem)
+    method = registry.make(info, registry.parameters(info, known))
+    assert isinstance(method, TrainedMethod)
+    tensors = read(file.path)
+    try:
+        if any(name.endswith(".rows") for name in tensors):  # packed: the rest is the encoder's
+            model = OpenClip(resolved, "cpu", "fp32")
+            tensors = dict(Weights(tensors, file.recipe).load(method.module(model)).state_dict())
+        state = method.release(tensors, frozen(resolved))
+    except ValueError as error:
+        raise UserError(f"weights {file.path}: {error}") from error
+    try:
+        with whole(path) as partial:
+            torch.save({"name": file.path.stem, "state_dict": state}, partial)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be written: {error}") from error
 
 
 def given(request: RunRequest) -> dict[str, Path]:
@@ -72,7 +130,7 @@ def attach(
             file = examine(path, store, strict)
             fitted = _adopted(job, file, encoder.card)
             if not file.recipe:
-                release.translated(fitted, file, encoder, store)
+                translated(fitted, file, encoder, store)
             out.append(dataclasses.replace(fitted, weights=file))
         except UserError as error:
             problems.append(f"{job.label}: {error}")
@@ -95,7 +153,7 @@ def load(job: Job, encoder: Resolved, store: Store, device: str) -> Weights:
         file.check()
         tensors = read(file.path)
     else:
-        arrays = release.translated(job, file, encoder, store)
+        arrays = translated(job, file, encoder, store)
         tensors = in_float32({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
     return Weights({name: tensor.to(device) for name, tensor in tensors.items()}, file.recipe)
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oodbench.errors import UserError
-from oodbench.storage.urls import hidden
+from oodbench.errors import UserError, hidden
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import itertools
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,14 +16,47 @@ from oodbench.data.prompts import Lines
 from oodbench.errors import UserError, did_you_mean, raise_all
 from oodbench.method import registry
 from oodbench.method.introspection import MethodInfo
-from oodbench.method.parameters import Choice, label, parse_choices, parse_setting
-from oodbench.pipeline import sweep
+from oodbench.method.parameters import Choice, label, parse_choices, parse_names, parse_setting, parse_value, split
 from oodbench.pipeline.request import RunRequest
 from oodbench.storage.store import content_digest
 
 if TYPE_CHECKING:
     from oodbench.method import Method
     from oodbench.pipeline.weights import WeightsFile
+
+Overrides = dict[str, Any]
+
+
+def variants(
+    sweeps: Sequence[str], known: Collection[str], chosen: Collection[str], problems: list[str]
+) -> Mapping[str, list[Overrides]]:
+    """--sweep METHOD.PARAMETER=A,B,...: by method, every combination of its values. What is wrong joins `problems`."""
+    swept: dict[str, dict[str, list[Any]]] = {}
+    for text in sweeps:
+        target, equals, rest = text.partition("=")
+        method, dot, parameter = (piece.strip() for piece in target.partition("."))
+        values = [parse_value(one) for one in split(rest, ",")]
+        if not (equals and dot and method and parameter and values):
+            problems.append(f"cannot read --sweep {text}; write --sweep method.parameter=value,value,...")
+        elif method not in known:
+            problems.append(f"--sweep {text}: no method '{method}'{did_you_mean(method, known)}")
+        elif method not in chosen:
+            problems.append(f"--sweep {text}: {method} is not among --methods")
+        elif parameter in swept.get(method, {}):
+            problems.append(f"--sweep {text}: {method}.{parameter} is swept twice; write all its values in one")
+        else:
+            swept.setdefault(method, {})[parameter] = values
+    return {
+        method: [dict(zip(values, chosen_ones, strict=True)) for chosen_ones in itertools.product(*values.values())]
+        for method, values in swept.items()
+    }
+
+
+def requests(request: RunRequest, encoders: str, seeds: Sequence[int]) -> list[RunRequest]:
+    """One request per encoder and seed. Encoders are comma-separated; double quotes keep a comma of a path."""
+    names = list(dict.fromkeys(parse_names(encoders))) or [""]
+    numbers = list(dict.fromkeys(seeds)) or [request.seed]
+    return [dataclasses.replace(request, encoder=name, seed=seed) for name in names for seed in numbers]
 
 
 @dataclass(frozen=True)
@@ -91,7 +126,7 @@ def make_jobs(request: RunRequest) -> Jobs:
     problems: list[str] = []
     left_out: list[tuple[str, str]] = []
     settings = _settings(request, known, choices, problems)
-    swept = sweep.variants(request.sweeps, known, {choice.name for choice in choices}, problems)
+    swept = variants(request.sweeps, known, {choice.name for choice in choices}, problems)
     jobs: dict[str, Job] = {}
     for choice in choices:
         info = known.get(choice.name)

@@ -13,12 +13,12 @@ import numpy.typing as npt
 
 from oodbench.data.imageset import Listing
 from oodbench.errors import UserError
-from oodbench.pipeline import guards
+from oodbench.pipeline import batches as guards
 from oodbench.pipeline.batches import Changed, Given, Running, over
 from oodbench.pipeline.extract import Embedded, batches
 from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.plan import Plan
-from oodbench.provenance import stamp
+from oodbench.results import stamp
 from oodbench.storage.store import Entry
 
 if TYPE_CHECKING:

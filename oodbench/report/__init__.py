@@ -6,7 +6,6 @@ from oodbench.report.formats.markdown import markdown
 from oodbench.report.formats.terminal import console
 from oodbench.report.options import Options
 from oodbench.report.tables.build import Alike, tables
-from oodbench.report.tables.table import Table
-from oodbench.report.tables.transposition import transposed
+from oodbench.report.tables.table import Table, transposed
 
 __all__ = ["Alike", "Options", "Table", "console", "csv", "latex", "markdown", "parquet", "tables", "transposed"]

@@ -7,8 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from oodbench.errors import UserError, did_you_mean
-from oodbench.printable import printable
+from oodbench.errors import UserError, did_you_mean, printable
 from oodbench.results import METRICS, Result, SetRow, flatten
 
 _PARTS = (

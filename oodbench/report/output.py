@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,22 +13,45 @@ from pathlib import Path
 
 from oodbench.data.paths import real
 from oodbench.errors import UserError, did_you_mean, raise_all
-from oodbench.report.document import document
-from oodbench.report.formats.bibtex import bibtex
+from oodbench.report.formats.bibtex import bibtex, entries
 from oodbench.report.formats.csv import csv, parquet
-from oodbench.report.formats.latex import latex
-from oodbench.report.formats.letters import remark
+from oodbench.report.formats.latex import as_codes, escape, latex, preamble, remark
 from oodbench.report.formats.markdown import markdown
 from oodbench.report.options import Options, check
-from oodbench.report.tables.alike import tester
-from oodbench.report.tables.build import tables
-from oodbench.report.tables.comparison import compared
+from oodbench.report.tables.build import tables, tester
 from oodbench.report.tables.published import quote
-from oodbench.report.tables.quoting import quoted
-from oodbench.report.tables.table import Table
-from oodbench.report.tables.transposition import transposed
+from oodbench.report.tables.quoting import compared, quoted
+from oodbench.report.tables.table import Table, transposed
 from oodbench.results import Result
 from oodbench.storage.files import whole
+
+_HEAD = r"""%s\documentclass{article}
+%s
+\usepackage[margin=2cm]{geometry}
+\usepackage{booktabs}
+\begin{document}
+"""
+_ENGINE = "% Compile with lualatex or xelatex: this {remark}, and prints their codes.\n"
+
+
+def document(tables: Sequence[Table], options: Options) -> str:
+    """A whole article for any engine; its first line says when pdflatex lacks letters. With `cite`, its references."""
+    body = "\n".join(latex(table) for table in tables)
+    references = []
+    if options.cite:
+        references = [r"\clearpage", r"\begin{thebibliography}{99}"]
+        for work in entries(tables):
+            said = [work.authors, work.title, f"{work.venue} {work.year}".strip()]
+            said += [f"arXiv:{work.arxiv}"] if work.arxiv else []
+            references.append(rf"\bibitem{{{work.key}}} {escape('. '.join(filter(None, said)))}.")
+        references.append(r"\end{thebibliography}")
+    text = "\n".join([body, *references, r"\end{document}"]) + "\n"
+    lacking = remark(text)
+    if lacking:
+        log.warning("the LaTeX %s, and prints their codes: compile it with lualatex or xelatex", lacking)
+    text = re.sub(r"^% The table holds .*\n", "", text, flags=re.MULTILINE)  # of a table by itself
+    return _HEAD % (_ENGINE.format(remark=lacking) if lacking else "", preamble(text)) + as_codes(text)
+
 
 log = logging.getLogger(__name__)
 

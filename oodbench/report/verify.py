@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oodbench.errors import UserError
-from oodbench.image_scores import Images, by_dataset
 from oodbench.metrics import detection as metrics
+from oodbench.report.image_scores import Images, by_dataset
 from oodbench.results import METRICS, Interval, Result, read, row_files
 
 Bounds = dict[str, Interval]

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oodbench.errors import UserError
-from oodbench.storage.urls import censored, has_user, shown
+from oodbench.errors import UserError, censored, has_user, shown
 
 _BLOCK = 1 << 18  # bytes
 _PROGRESS = 1 << 16  # bytes that a try must bring so that the tries are counted anew

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
 import logging
 import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
-from oodbench.errors import UserError
+from oodbench.errors import UserError, censored, shown
 from oodbench.storage.download import Patience, Wanted, download, opened
-from oodbench.storage.files import whole
-from oodbench.storage.urls import censored, shown
+from oodbench.storage.files import whole, write_text
+from oodbench.storage.fingerprints import print_of
+from oodbench.storage.store import default_root, file_digest
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -101,3 +105,32 @@ def _asking(url: str, call: Callable[[], T]) -> T:
         return insisting(url, f"cannot fetch {shown(url)}", call, after)
     except FileNotFoundError as error:
         raise UserError(f"cannot fetch {shown(url)}: it is not there; {after}") from error
+
+
+def copy_of(url: str) -> Path:
+    """Where the local copy of a URL lies, or would."""
+    name = Path(unquote(urlsplit(url).path)).name or "file"
+    return default_root() / "fetched" / hashlib.sha256(url.encode()).hexdigest()[:16] / name
+
+
+def fetched(url: str, what: str) -> Path:
+    """The local copy of a URL, fetched when it is not there. UserError when the server fails or sends too little."""
+    place = copy_of(url)
+    if place.is_file():
+        return place
+    try:
+        return fetch(url, place)
+    except UserError as error:
+        raise UserError(f"dataset '{what}': {error}") from error
+
+
+def print_of_copy(place: Path) -> str:
+    """The sha256 of a copy, kept beside it: unlike size and time, the same wherever it was fetched."""
+    note = place.with_name(f".{place.name}.sha256")
+    state = print_of(place).replace("\n", " ")
+    known = note.read_text(encoding="utf-8").split("\n") if note.is_file() else []
+    if known[:1] != [state]:
+        known = [state, file_digest(place)]
+        with contextlib.suppress(OSError):  # a cache that this user may only read
+            write_text(note, "\n".join(known))
+    return known[1]

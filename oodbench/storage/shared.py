@@ -21,12 +21,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from oodbench import errors
 from oodbench.data.paths import expand
 from oodbench.errors import UserError
 from oodbench.storage import remote as reaching
-from oodbench.storage import urls
-from oodbench.storage.entry import DAMAGE, Array, Entry, beside, place, verified
-from oodbench.storage.store import Store, default_root
+from oodbench.storage.store import DAMAGE, Array, Entry, Store, beside, default_root, place, verified
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -61,14 +60,14 @@ class Shared(Store):
         self.url = url.rstrip("/")
 
     def __str__(self) -> str:
-        return urls.shown(self.url)
+        return errors.shown(self.url)
 
     def at(self, root: Path) -> Shared:
         return Shared(root, self.url)
 
     def check(self) -> None:
         """UserError unless the other side takes a file."""
-        if not urls.is_url(self.url):
+        if not errors.is_url(self.url):
             raise UserError(
                 f"--shared or $OODBENCH_SHARED: {self.url} is no URL; write for example s3://bucket/oodbench"
             )
@@ -188,7 +187,7 @@ class Shared(Store):
         try:
             self._ask(put, tries)
         except FileNotFoundError as error:
-            raise UserError(f"the shared store {self} cannot be written: {urls.censored(self.url, error)}") from error
+            raise UserError(f"the shared store {self} cannot be written: {errors.censored(self.url, error)}") from error
 
 
 def _named(name: str, facts: Mapping[str, Any]) -> str:

@@ -6,11 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from oodbench.results import Result
 from oodbench.results import rows as rows_below
-from oodbench.tracking import ledger
-from oodbench.tracking.connection import Sent, Tracker, default_uri, tracker_of
+from oodbench.tracking import runs
+from oodbench.tracking.connection import Sent, Tracker, default_uri, quiet, silence, tracker_of
 from oodbench.tracking.fields import encoder_slug
-from oodbench.tracking.hush import quiet
-from oodbench.tracking.probe import silence
 from oodbench.tracking.runs import Attach, Parcel, converse
 
 __all__ = ["Attach", "Sent", "Tracker", "default_uri", "send", "sync", "tracker_of"]
@@ -38,13 +36,13 @@ def sync(tracker: Tracker, attach: Attach = nothing) -> Sent:
 
 def _deliver(tracker: Tracker, parcels: Sequence[Parcel]) -> Sent:
     wanted = {row.digest for parcel in parcels for row in parcel.rows}
-    known = ledger.arrived(tracker) & wanted
+    known = runs.arrived(tracker) & wanted
     if known == wanted:
         return Sent(0, len(known), 0, "")
     if why := silence(tracker):
         return Sent(0, len(known), len(wanted - known), tracker.reason("does not answer", why))
     try:
-        with ledger.locked(tracker) as sender, quiet():
+        with runs.locked(tracker) as sender, quiet():
             return converse(tracker, parcels, known, sender)
     except OSError as error:
         return Sent(0, len(known), len(wanted - known), tracker.reason("was not asked", error))

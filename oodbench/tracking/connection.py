@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -150,3 +156,99 @@ def _refusal(uri: str) -> str:
         if unknown and "uri" not in dict(parse_qsl(options)):
             return f"has the option '{unknown[0]}' that sqlite does not know (a `?` in a path is written %3F)"
     return ""
+
+
+_SECONDS = 3
+
+
+def silence(tracker: Tracker) -> str:
+    """Why nothing answers, or "" when something does; stores that are neither a server nor sqlite are not asked."""
+    if tracker.database:
+        return _sqlite_silence(tracker.database)
+    if tracker.scheme not in ("http", "https"):
+        return ""
+    if _http_silence(f"{tracker.place}/health"):
+        time.sleep(0.5)
+        return _http_silence(f"{tracker.place}/health")
+    return ""
+
+
+def _http_silence(url: str) -> str:
+    import http.client
+    import ssl
+    import urllib.error
+    import urllib.request
+
+    try:
+        urllib.request.urlopen(url, timeout=_SECONDS).close()
+    except urllib.error.HTTPError as error:
+        error.close()
+        # Below 500 something is there; whether it lets us in, MLflow finds out with the user's credentials.
+        return str(error) if error.code >= 500 else ""
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a host name that is none
+        # Likewise for certificates, for which MLflow has settings of its own.
+        return "" if isinstance(getattr(error, "reason", None), ssl.SSLError) else str(error) or type(error).__name__
+    return ""
+
+
+def _sqlite_silence(database: Path) -> str:
+    import sqlite3
+
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(database, timeout=_SECONDS)) as connection:
+            connection.execute("BEGIN IMMEDIATE")  # what cannot be locked cannot be written
+            connection.execute("SELECT count(*) FROM sqlite_master")  # MLflow would try for minutes to read it
+    except sqlite3.DatabaseError as error:
+        damaged = type(error) is sqlite3.DatabaseError  # not one of its kinds, such as a lock
+        return f"{error}; move {database} away, and the rows are sent to a new one" if damaged else str(error)
+    except OSError as error:
+        return str(error)
+    return ""
+
+
+# In force while rows are sent, where the user set nothing. MLflow reads each at every request, telemetry on import.
+_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # by itself it tries eight times, for four minutes
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # compute nodes are often offline
+    "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_UV_AUTO_DETECT": "false",  # a model has nothing of the folder it is registered from
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # when rows are read back
+}
+
+
+@contextmanager
+def quiet(seconds: int = 10) -> Iterator[None]:
+    """MLflow without chatter and long retries; environment, log levels and warning filters are put back.
+
+    seconds  how long one request may take, where the user set nothing
+    """
+    wanted = {**_ENVIRONMENT, "MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds)}
+    try:
+        Path.home()
+    except RuntimeError:  # a user whom the system does not know: MLflow asks for a home when it is imported
+        wanted["HOME"] = tempfile.gettempdir()
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
+    # What MLflow logs as an error it raises as well, and we tell it.
+    levels = {logging.getLogger("mlflow"): logging.CRITICAL, logging.getLogger("urllib3.connectionpool"): logging.ERROR}
+    try:
+        with warnings.catch_warnings():
+            # MLflow 3.17's own tables use a loader that SQLAlchemy 2.1 deprecates.
+            warnings.filterwarnings("ignore", message="The ``noload`` loader strategy", category=DeprecationWarning)
+            # A model's signature is written out: an example would have to be an image.
+            warnings.filterwarnings("ignore", message=".*input example was not provided", category=UserWarning)
+            import mlflow  # noqa: F401  (importing it sets its log level, so it comes first)
+
+            before = {logger: logger.level for logger in levels}
+            for logger, level in levels.items():
+                logger.setLevel(max(level, logger.level))
+            try:
+                yield
+            finally:
+                for logger, level in before.items():
+                    logger.setLevel(level)
+    finally:
+        for name in added:
+            os.environ.pop(name, None)

@@ -20,13 +20,11 @@ from typing import Any
 
 from oodbench.results import flatten
 from oodbench.storage.files import write_text
-from oodbench.tracking import ledger
-from oodbench.tracking.connection import Tracker
+from oodbench.tracking import runs
+from oodbench.tracking.connection import Tracker, quiet, silence
 from oodbench.tracking.database import connect
-from oodbench.tracking.experiment import TRAINING, experiment_id
 from oodbench.tracking.fields import cut, shortened
-from oodbench.tracking.hush import quiet
-from oodbench.tracking.probe import silence
+from oodbench.tracking.runs import TRAINING, experiment_id
 
 EVERY = 3.0  # seconds between deliveries
 PATIENCE = 60.0  # seconds between attempts when nothing answered
@@ -122,7 +120,7 @@ class Follower:
         from mlflow.entities import Param
         from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
-        with ledger.locked(self.tracker):  # two at once would both set up a new store
+        with runs.locked(self.tracker):  # two at once would both set up a new store
             client = connect(self.tracker)
             experiment = experiment_id(client, self.tracker, TRAINING)
         if self.run:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from oodbench.printable import printable
+from oodbench.errors import printable
 from oodbench.results import METRICS, Result, flatten, slug
 
 RUNS = "oodbench/"  # before the names of experiments

@@ -12,12 +12,10 @@ from typing import Any
 
 from oodbench.errors import UserError
 from oodbench.tracking import fields as entries
-from oodbench.tracking import ledger
-from oodbench.tracking.connection import Tracker
+from oodbench.tracking import runs as ledger
+from oodbench.tracking.connection import Tracker, quiet, silence
 from oodbench.tracking.database import connect
-from oodbench.tracking.experiment import MODELS, TRAINING, experiment_id
-from oodbench.tracking.hush import quiet
-from oodbench.tracking.probe import silence
+from oodbench.tracking.runs import MODELS, TRAINING, experiment_id
 
 _SECONDS = 120  # for one request: weights are large
 _URI = "MLFLOW_TRACKING_URI"

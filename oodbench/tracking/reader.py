@@ -11,9 +11,7 @@ from typing import Any
 from oodbench.errors import UserError, did_you_mean
 from oodbench.results import Result, from_json
 from oodbench.tracking import fields as entries
-from oodbench.tracking.connection import Tracker
-from oodbench.tracking.hush import quiet
-from oodbench.tracking.probe import silence
+from oodbench.tracking.connection import Tracker, quiet, silence
 from oodbench.tracking.runs import runs_of
 
 log = logging.getLogger(__name__)

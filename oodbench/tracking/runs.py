@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,11 +15,103 @@ from typing import Any
 
 from oodbench.results import Result
 from oodbench.tracking import fields as entries
-from oodbench.tracking import ledger
-from oodbench.tracking.connection import Sent, Tracker
+from oodbench.tracking.connection import Sent, Tracker, silence
 from oodbench.tracking.database import connect
-from oodbench.tracking.experiment import experiment_id
-from oodbench.tracking.probe import silence
+from oodbench.tracking.fields import RUNS
+
+log = logging.getLogger(__name__)
+
+TRAINING, MODELS = "oodbench/train", "oodbench/models"
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # else MLflow takes its interface for chat bots
+_NOTE = "mlflow.note.content"
+_NOTES = {
+    RUNS: """\
+One run per `oodbench run`, with its table and pictures as artifacts; below it, one run per method.
+
+- Sort by `auroc/mean`: the methods of all runs in order, which the chart view shows as bars.
+- Search `tags.method = 'clipn'`, `tags.encoder = 'ViT-B-16/openai'`, `tags.status = 'failed'`.
+- Search `tags.method LIKE '%' AND metrics."fpr95/mean" < 0.3`: methods alone, without the runs above them.
+""",
+    TRAINING: "One run per `oodbench train`: chart `loss`. `tags.method`, `tags.encoder`, and `tags.weights` (sha256).",
+    MODELS: "What `oodbench register` logged; versions lie in the model registry.",
+}
+
+
+def experiment_id(client: Any, tracker: Tracker, name: str) -> str:
+    """The id of an experiment, made when there is none; one that was deleted keeps its name, and is restored."""
+    from mlflow.exceptions import MlflowException
+
+    about = {**_KIND, _NOTE: _NOTES.get(name, _NOTES[RUNS])}
+    if found := client.get_experiment_by_name(name):
+        if found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
+            log.warning("the experiment %s was deleted in %s; it is restored, with its runs", name, tracker.place)
+        for key in about if not set(_KIND) & set(found.tags) else ():  # one of before
+            client.set_experiment_tag(found.experiment_id, key, about[key])
+        return str(found.experiment_id)
+    served = tracker.scheme in ("http", "https", "databricks", "")
+    # Without a server that has a place for artifacts, they would go to ./mlruns.
+    location = None if served else (tracker.results.absolute() / "mlartifacts").as_uri()
+    try:
+        return str(client.create_experiment(name, artifact_location=location, tags=about))
+    except MlflowException:
+        if found := client.get_experiment_by_name(name):  # another process was faster
+            return str(found.experiment_id)
+        raise
+
+
+NAME = "sent.jsonl"
+_LOCK_SECONDS = 60
+
+
+def arrived(tracker: Tracker) -> set[str]:
+    """Digests of the rows noted for this store; none when its sqlite file was removed."""
+    file, database = tracker.results / NAME, tracker.database
+    if not file.is_file() or (database and not (database.is_file() and database.stat().st_size)):
+        return set()
+    digests = set()
+    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
+        with suppress(json.JSONDecodeError, AttributeError):  # a torn line: the store is asked instead
+            entry = json.loads(line)
+            if entry.get("uri") == tracker.place:
+                digests.add(str(entry.get("digest")))
+    return digests
+
+
+def note(tracker: Tracker, digests: Iterable[str]) -> None:
+    """Append rows that arrived, on a new line even after a torn one."""
+    tracker.results.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps({"uri": tracker.place, "digest": digest}) + "\n" for digest in sorted(digests))
+    with (tracker.results / NAME).open("ab+") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        torn = file.read(1) not in (b"\n", b"")
+        file.write(("\n" if torn else "").encode() + lines.encode())
+
+
+@contextmanager
+def locked(tracker: Tracker) -> Iterator[str]:
+    """One process at a time sends from a results folder; raises OSError when another does not come to an end.
+
+    Gives a name for the folder, the same at every time: what it left unfinished in MLflow is found by it.
+    """
+    import sqlite3
+
+    # Two at once would both set up a new store (one fails, or both), and both send the row they share.
+    tracker.results.mkdir(parents=True, exist_ok=True)
+    try:
+        # sqlite's lock works on every system and goes with the process.
+        lock = sqlite3.connect(tracker.results / ".sending", timeout=_LOCK_SECONDS, isolation_level=None)
+        with closing(lock):
+            lock.execute("BEGIN EXCLUSIVE")
+            lock.execute("CREATE TABLE IF NOT EXISTS sender (name TEXT)")
+            if lock.execute("SELECT name FROM sender").fetchone() is None:
+                lock.execute("INSERT INTO sender VALUES (?)", (secrets.token_hex(16),))
+                lock.execute("COMMIT")
+                lock.execute("BEGIN EXCLUSIVE")
+            yield str(lock.execute("SELECT name FROM sender").fetchone()[0])
+    except sqlite3.Error as error:
+        raise OSError(f"{tracker.results / '.sending'}: {error}") from error
+
 
 # Files beside the rows of a run, by name: `table.md`, `pictures/roc.png`. Asked for when there is a row to send.
 Attach = Callable[[Sequence[Result]], Iterable[tuple[str, bytes]]]
@@ -49,7 +144,7 @@ class Delivery:
         experiment = experiment_id(self.client, self.tracker, entries.experiment(parcel.rows[0].benchmark))
         self._end_killed(experiment)
         if found := self._found(experiment, parcel.rows[0], set(missing)):
-            ledger.note(self.tracker, found)
+            note(self.tracker, found)
             self.known |= found
             missing = {digest: row for digest, row in missing.items() if digest not in found}
         if missing:
@@ -95,7 +190,7 @@ class Delivery:
             self.arrived.add(digest)
         self.client.set_terminated(parent, end_time=end)
         self.unfinished = []
-        ledger.note(self.tracker, missing)  # last: once all rows are noted, nobody looks for a parent left open
+        note(self.tracker, missing)  # last: once all rows are noted, nobody looks for a parent left open
 
     def _describe(self, run: str, params: Mapping[str, str], row: Result, metrics: Sequence[Any] = ()) -> None:
         """Parameters, metrics, and the data sets that a row reads."""

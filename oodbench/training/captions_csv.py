@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from oodbench.data.prints import print_of
 from oodbench.errors import UserError
+from oodbench.storage.fingerprints import print_of
 from oodbench.training.corpus import Part, listed
 
 COLUMNS = ("filepath", "caption")

@@ -16,13 +16,11 @@ from typing import Any
 import numpy as np
 
 from oodbench.data.loaders.layout import is_image
-from oodbench.data.loaders.tar import Archives
-from oodbench.data.loaders.tars import Member, expand, members, read_member
-from oodbench.data.prints import Taken, inside, print_of
-from oodbench.errors import UserError
+from oodbench.data.loaders.tar import Archives, Member, expand, members, read_member
+from oodbench.errors import UserError, is_secret, is_url, shown
+from oodbench.storage.fingerprints import Taken, inside, print_of
 from oodbench.storage.remote import fetch, stamp
 from oodbench.storage.store import Store
-from oodbench.storage.urls import is_secret, is_url, shown
 from oodbench.training.corpus import Part, listed
 
 ENGINE = 2  # raise when the same shard gives other pairs than before

@@ -12,11 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from oodbench.data.catalog import Dataset
-from oodbench.data.imageset import Listing, listing
-from oodbench.data.items import Source
+from oodbench.data.imageset import Listing, Source, listing
 from oodbench.errors import UserError
 from oodbench.storage.store import Store, digest
-from oodbench.training.request import GLYPHS, TrainRequest
+from oodbench.training.plan import GLYPHS, TrainRequest
 
 SHOWN = 5  # problems that are named; all are counted
 

@@ -17,7 +17,7 @@ from oodbench.pipeline.text_embeddings import WordParts
 from oodbench.storage.store import Entry, Store, digest
 from oodbench.training import corpus
 from oodbench.training.corpus import Part
-from oodbench.training.request import TrainRequest
+from oodbench.training.plan import TrainRequest
 
 if TYPE_CHECKING:
     from oodbench.encoder.openclip import OpenClip

@@ -3,27 +3,154 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
+import json
+import os
+import signal
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any
 
 from oodbench.encoder.openclip import OpenClip
 from oodbench.errors import UserError
 from oodbench.pipeline import weights
 from oodbench.pipeline.extract import Recipe
-from oodbench.training import preparation
-from oodbench.training.batches import Feed, reads_text
+from oodbench.pipeline.text_embeddings import WordParts
+from oodbench.results import commit, versions
+from oodbench.training.batches import Crops, Feed, reads_text
 from oodbench.training.checkpoints import State
-from oodbench.training.halt import Halt
-from oodbench.training.header import recipe, written
 from oodbench.training.loop import Diverged, Report, Trainer
 from oodbench.training.losses import Curves
-from oodbench.training.material import BATCH, gather
-from oodbench.training.plan import TrainPlan, make_plan
+from oodbench.training.material import BATCH, Encoders, Material, Tell, add_texts, gather
+from oodbench.training.plan import TrainPlan, TrainRequest, make_plan
 from oodbench.training.processes import World, joined
-from oodbench.training.request import TrainRequest
+from oodbench.training.schedule import Schedule
+
+
+def written(out: Path, identity: dict[str, Any], done: int) -> bool:
+    """Whether the file holds what this training gave so far."""
+    try:
+        found = weights.recipe_of(out)
+    except UserError:
+        return False
+    return found.get("training") == json.loads(json.dumps(identity)) and found.get("steps") == done
+
+
+def recipe(plan: TrainPlan, identity: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
+    """What the header says; `made` is what only the end of a training knows."""
+    captions = dict(identity["captions"])
+    return {
+        "method": plan.job.info.name,
+        "parameters": plan.job.parameters,
+        "encoder": plan.encoder.card.row(),
+        "source": plan.job.info.source,
+        "captions": {"name": captions.pop("source"), **captions},
+        "augment": plan.request.augment,
+        "optimiser": dataclasses.asdict(plan.optimiser),
+        "batch": plan.optimiser.batch,
+        "epochs": plan.optimiser.epochs if plan.request.steps is None else None,
+        "steps": made["done"],
+        "schedule": identity["steps"],
+        "seed": plan.request.seed,
+        "precision": plan.request.compute,
+        "chunk": made["chunk"],
+        "processes": made["world"],
+        "loss": made["loss"],
+        "training": identity,
+        "versions": versions(),
+        "commit": commit(),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+class Halt:
+    """Within it, the first signal is only noted; a second Ctrl-C stops at once. Outside the main thread: nothing."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Halt:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = self.signal or number
+
+
+def try_out(plan: TrainPlan, load: Encoders) -> None:
+    """Embed two pairs, so that hyper-parameters that do not fit are told before a corpus is embedded."""
+    import torch
+
+    from oodbench.method import Pairs
+
+    encoder = load()
+    embeddings = torch.ones(2, plan.encoder.card.embed_dim, device=encoder.device)
+    try:
+        module = plan.method.module(encoder).to(encoder.device)
+        with torch.no_grad():
+            pairs = Pairs(embeddings, ("a", "b"), torch.arange(2), 0, plan.request.seed, 2)
+            plan.method.embed(module, plan.method.inputs(pairs, encoder))
+    except ValueError as error:
+        raise UserError(f"{plan.job.label}: {error}") from error
+
+
+def build_schedule(plan: TrainPlan, material: Material) -> Schedule:
+    """Which pairs each step reads, and its learning rate. UserError for fewer pairs than a batch has."""
+    batch = plan.optimiser.batch
+    if len(material) < batch:
+        raise UserError(
+            f"the corpus {plan.request.captions} has {len(material):,} pairs, fewer than one batch of {batch:,}; "
+            f"use a smaller one, as in --batch {max(1, len(material) // 2)}"
+        )
+    steps = plan.request.steps or plan.optimiser.epochs * (len(material) // batch)
+    if plan.optimiser.warmup >= steps:
+        raise UserError(f"--warmup {plan.optimiser.warmup} leaves none of {steps} steps for learning; use less")
+    return Schedule(plan.optimiser, len(material), steps, plan.request.seed)
+
+
+def describe_captions(plan: TrainPlan, material: Material) -> dict[str, Any]:
+    """What identifies the corpus, for the recipe."""
+    return {
+        "source": Path(plan.request.captions).name,
+        "pairs": len(material),
+        "images": material.distinct,
+        "digest": material.digest,
+        "skipped": len(material.skipped),
+    }
+
+
+def embed_texts(plan: TrainPlan, material: Material, world: World, load: Encoders, tell: Tell) -> None:
+    """Add the captions' embeddings, which one process makes and the others read."""
+    kept = WordParts(plan.encoder.card.identity, plan.request.compute, plan.store)
+    if world.first:
+        add_texts(material, kept, load, tell)
+    world.wait()
+    if not world.first:
+        add_texts(material, kept, load, tell)
+
+
+def build_crops(plan: TrainPlan, material: Material, world: World) -> Crops | None:
+    """Random crops of the images, with --augment."""
+    if not plan.request.augment:
+        return None
+    workers = plan.request.workers or min(max((os.cpu_count() or 1) // world.size, 1), 16)
+    return Crops(material, plan.encoder.card.size, plan.request.seed, workers)
+
 
 __all__ = ["Diverged", "Outcome", "TrainWatch", "train"]
 
@@ -86,10 +213,10 @@ def _train(plan: TrainPlan, world: World, watch: TrainWatch) -> Outcome:
     load = functools.cache(lambda: OpenClip(plan.encoder, world.device, request.compute))
     how = Recipe(plan.encoder.card.identity, request.compute, BATCH)
     if request.restart or not state.newest():
-        preparation.try_out(plan, load)
+        try_out(plan, load)
     material = gather(request, how, plan.store, load, world, watch.extracting)
-    schedule = preparation.schedule(plan, material)
-    identity = {**plan.identity(), "captions": preparation.captions(plan, material), "steps": schedule.steps}
+    schedule = build_schedule(plan, material)
+    identity = {**plan.identity(), "captions": describe_captions(plan, material), "steps": schedule.steps}
     if request.restart:  # all that can be wrong with the request is known by now
         if world.first:
             state.clear()
@@ -105,8 +232,8 @@ def _train(plan: TrainPlan, world: World, watch: TrainWatch) -> Outcome:
     if done >= last and written(plan.out, identity, done):
         return Outcome(plan.out, done, schedule.steps, 0, first=world.first)
     if reads_text(plan.method, load(), material.captions):
-        preparation.embed_texts(plan, material, world, load, watch.extracting)
-    crops = preparation.crops(plan, material, world)
+        embed_texts(plan, material, world, load, watch.extracting)
+    crops = build_crops(plan, material, world)
     try:
         feed = Feed(material, schedule, load(), request.chunk, crops)
         return _steps(plan, Trainer(plan.method, feed, world, request.compute), state, (done, last), watch, identity)

@@ -25,14 +25,14 @@ from oodbench.cli import main
 from oodbench.data import catalog as catalogue
 from oodbench.data.paths import text_of
 from oodbench.distributed import cluster as connection
-from oodbench.distributed.scratch import Scratch, sweep
+from oodbench.distributed.cluster import Scratch, sweep
 from oodbench.errors import Collected, UserError, raise_all
 from oodbench.method.parameters import conform, parse_names
 from oodbench.pipeline.request import RunRequest, check_options
 from oodbench.storage.files import write_text
 from oodbench.storage.store import default_root
-from oodbench.training.request import TrainRequest
-from oodbench.training.request import check_options as check_training
+from oodbench.training.plan import TrainRequest
+from oodbench.training.plan import check_options as check_training
 
 HOSTILE = "a\x1b[31m\u202e\x07[bold]b"
 SEEN = r"a\x1b[31m\u202e\x07[bold]b"
@@ -216,7 +216,7 @@ def test_warnings_of_a_command_without_a_log_are_printable(tmp_path: Path) -> No
 def test_bars_show_names_as_they_are_spelled(monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.console import Console
 
-    from oodbench.cli.datasets_check import bars
+    from oodbench.cli.datasets import bars
     from oodbench.cli.progress import Live
 
     screen = io.StringIO()
@@ -467,7 +467,7 @@ def test_ray_has_a_short_folder_for_its_sockets(monkeypatch: pytest.MonkeyPatch)
 
 def test_folders_of_dead_workers_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    code = "import os, tempfile\nfrom oodbench.distributed.scratch import Scratch\n"
+    code = "import os, tempfile\nfrom oodbench.distributed.cluster import Scratch\n"
     code += (
         f"tempfile.tempdir = {str(tmp_path)!r}\none = Scratch()\nprint(one.path, flush=True)\nos.kill(os.getpid(), 9)\n"
     )

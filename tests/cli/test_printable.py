@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from oodbench.printable import printable
+from oodbench.errors import printable
 
 
 @pytest.mark.parametrize(

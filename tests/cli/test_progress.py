@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from oodbench.cli.run_progress import Progress
+from oodbench.cli.progress import Progress
 from oodbench.pipeline.events import Event
 
 

@@ -21,15 +21,15 @@ from click.testing import CliRunner
 from PIL import Image
 
 from oodbench.cli import main
-from oodbench.cli.datasets_check import check
+from oodbench.cli.datasets import check
 from oodbench.data import catalog as catalogue
 from oodbench.data.catalog import Dataset
-from oodbench.data.checks import calibration, duplicates, inspection, single, wordnet
-from oodbench.data.checks.findings import Card, Finding, Report
-from oodbench.data.checks.look import Look, look, perceptual
+from oodbench.data.checks import calibration, duplicates, inspection, single
+from oodbench.data.checks import pairs as wordnet
+from oodbench.data.checks.findings import Card, Finding, Report, text
+from oodbench.data.checks.inspection import Look, look, perceptual
 from oodbench.data.checks.run import Settings, examine
 from oodbench.data.checks.scope import Scope, scope
-from oodbench.data.checks.text import text
 from oodbench.data.imageset import Listing, listing
 from oodbench.errors import UserError
 from oodbench.storage.store import Store

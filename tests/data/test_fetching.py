@@ -24,7 +24,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from oodbench.cli.datasets_check import get
+from oodbench.cli.datasets import get
 from oodbench.data import catalog as catalogue
 from oodbench.data import fetch as fetching
 from oodbench.data.catalog import Dataset

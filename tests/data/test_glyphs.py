@@ -16,8 +16,8 @@ from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
 
-from oodbench.data.glyphs import captions, concepts, fonts, render, textures, weights, world
-from oodbench.data.glyphs.deviation import deviation
+from oodbench.data.glyphs import fonts, render, textures, weights, world
+from oodbench.report.reference import deviation
 from oodbench.results import rows
 
 OOD = ("near", "letters", "textures", "digits")
@@ -130,7 +130,7 @@ def render_stream(index: int) -> bytes:
 
 def test_images_show_something() -> None:
     """A glyph that is missing, empty or of the colour of its background has next to no contrast."""
-    for concept in concepts.concepts():
+    for concept in world.concepts():
         for code in concept.codes:
             faces = fonts.faces_for(code)
             assert faces, concept
@@ -153,15 +153,15 @@ def test_classes_are_distinct_and_balanced() -> None:
 
 
 def test_ood_concepts_are_no_classes() -> None:
-    taken = {code for codes in concepts.CLASSES.values() for code in codes}
+    taken = {code for codes in world.CLASS_CODES.values() for code in codes}
     for split in ("near", "letters", "textures"):
-        group = concepts.group(split)
+        group = world.group(split)
         assert len(group) >= 20
         assert not {concept.name for concept in group} & set(world.CLASSES)
         assert not {code for concept in group for code in concept.codes} & taken
         assert world.length(split) >= len(group)  # every concept is shown
     assert all(world.label(split, 3) == -1 for split in OOD)
-    names = [concept.name for concept in concepts.concepts()]
+    names = [concept.name for concept in world.concepts()]
     assert len(set(names)) == len(names) >= 600
 
 
@@ -179,14 +179,14 @@ def test_captions_name_what_is_drawn() -> None:
         assert shown is not None
         assert shown.name in text
     assert any(text.startswith("a photo of a ") and not text.endswith(".") for text in said)
-    assert sum(any(f" {colour} " in f" {text} " for colour in captions.COLOURS) for text in said) > 500
+    assert sum(any(f" {colour} " in f" {text} " for colour in world.COLOURS) for text in said) > 500
 
 
 def test_captions_fit_and_use_trained_tokens_only(tokenizer: SimpleTokenizer) -> None:
     trained = set(load_file(weights.FILE)[weights.TOKENS].tolist())
     longest = 0
     texts = [world.caption(index) for index in range(0, 40_000, 20)]
-    texts += [f"a photo of a {concept.name}" for concept in concepts.concepts()]
+    texts += [f"a photo of a {concept.name}" for concept in world.concepts()]
     for text in texts:
         tokens = tokenizer.encode(text)
         longest = max(longest, len(tokens) + 2)
@@ -228,7 +228,7 @@ def test_weights_are_complete_and_small(model: CLIP) -> None:
 def test_header_records_training() -> None:
     header = weights.header()
     assert int(header["images"]) >= 100_000
-    assert int(header["concepts"]) == len(concepts.concepts())
+    assert int(header["concepts"]) == len(world.concepts())
     assert {"seed", "steps", "stages", "loss", "accuracy"} <= set(header)
 
 

@@ -343,7 +343,7 @@ def test_links_that_lead_nowhere_are_named(kind: bytes, target: str, said: str, 
 
 
 def test_links_to_folders_cannot_multiply_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("oodbench.data.loaders.links._MOST", 1000)
+    monkeypatch.setattr("oodbench.data.loaders.tar_links._MOST", 1000)
     members: list[tuple[str, bytes | tuple[bytes, str]]] = [("f0/1.png", colour(1))]
     members += [(f"f{i}/{side}", (tarfile.SYMTYPE, f"../f{i - 1}")) for i in range(1, 30) for side in "ab"]
     with pytest.raises(UserError, match=r"x\.tar: its links stand for more than 1,000"):

@@ -26,7 +26,7 @@ from oodbench.data import overlap as sets
 from oodbench.data.catalog import Dataset
 from oodbench.data.imageset import Listing, listing
 from oodbench.data.loaders.imagelist import read_list
-from oodbench.data.loaders.tars import Member, expand, members, read_member
+from oodbench.data.loaders.tar import Member, expand, members, read_member
 from oodbench.errors import Missing, UserError
 from oodbench.storage.store import Store
 

@@ -256,7 +256,7 @@ def test_a_dataset_of_the_hub_is_told_by_the_files_of_its_cache(
 
 
 def test_a_copy_of_a_url_that_is_replaced_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from oodbench.storage.reading import copy_of
+    from oodbench.storage.remote import copy_of
 
     monkeypatch.setenv("OODBENCH_STORE", str(tmp_path / "store"))
     _, place = made(as_tar, tmp_path, 10)
@@ -273,7 +273,7 @@ def test_a_copy_of_a_url_that_is_replaced_is_noticed(tmp_path: Path, monkeypatch
 
 def test_sources_found_anew_are_compared_with_what_was_listed(tmp_path: Path) -> None:
     """A worker on Ray lists a torchvision folder again: it must be the folder that the driver listed."""
-    from oodbench.distributed.sources import Again
+    from oodbench.distributed.payload import Again
 
     dataset, place = made(as_torchvision, tmp_path, 10)
     found = listed(dataset, place)
@@ -319,8 +319,8 @@ def test_a_shard_of_captions_that_changes_before_it_is_fetched_is_refused(
 
 def test_inodes_count_only_where_a_file_system_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """sshfs and its like give a file another number when they have forgotten it: that is no other file."""
-    from oodbench.data.prints import lasting, print_of
-    from oodbench.storage import entry
+    from oodbench.storage import store as entry
+    from oodbench.storage.fingerprints import lasting, print_of
 
     file = tmp_path / "file"
     file.touch()

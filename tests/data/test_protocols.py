@@ -127,7 +127,7 @@ def test_a_range_names_class_folders_where_these_are_numbers(tmp_path: Path, mon
 def test_parts_and_unions_of_what_holds_files_open_travel(photos: Path, tmp_path: Path, monkeypatch: Any) -> None:
     import pickle
 
-    from oodbench.distributed.sources import portable
+    from oodbench.distributed.payload import portable
     from tests.data.test_loaders import as_parquet
 
     path = as_parquet(photos / "photos", tmp_path).removeprefix("hf:")

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from oodbench.api import request_from
-from oodbench.data.items import Files
+from oodbench.data.imageset import Files
 from oodbench.distributed import cluster as connection
 from oodbench.distributed import payload as parcel
 from oodbench.distributed.cluster import Demand, Layout, layout
@@ -455,7 +455,7 @@ def test_where_a_run_goes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_dry_run_prints_the_placement(cluster: str, images: Path, tmp_path: Path) -> None:
-    from oodbench.cli.dryrun import describe
+    from oodbench.cli.run import describe
 
     said = describe(plan(images, tmp_path))
     assert "auto: 1 nodes with 2 CPU and 0 GPU" in said
@@ -468,7 +468,7 @@ def test_sources_that_hold_files_open_are_found_anew(images: Path, tmp_path: Pat
     import pickle
     import threading
 
-    from oodbench.distributed.sources import Again, portable
+    from oodbench.distributed.payload import Again, portable
 
     made = plan(images, tmp_path)
     source: Any = Files(images / "ood")

@@ -80,7 +80,7 @@ def test_a_node_lost_in_training_costs_the_steps_since_the_checkpoint(cluster: A
 
     from oodbench.data.glyphs import render, world
     from oodbench.distributed.training import train
-    from oodbench.training.request import TrainRequest
+    from oodbench.training.plan import TrainRequest
     from oodbench.training.train import Ready, TrainWatch
 
     (tmp_path / "images").mkdir()

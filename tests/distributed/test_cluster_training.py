@@ -20,7 +20,7 @@ from oodbench.errors import UserError
 from oodbench.pipeline import weights
 from oodbench.training.checkpoints import State
 from oodbench.training.losses import lines
-from oodbench.training.request import TrainRequest
+from oodbench.training.plan import TrainRequest
 from oodbench.training.train import Diverged, TrainWatch, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray Train's own are many

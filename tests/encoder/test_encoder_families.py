@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 
 from oodbench.data.decode import Decoded
 from oodbench.encoder import build
+from oodbench.encoder.build import Tower
 from oodbench.encoder.card import parse_encoder
 from oodbench.encoder.openclip import OpenClip
 from oodbench.encoder.pretrained import Origin
 from oodbench.encoder.resolve import resolve
-from oodbench.encoder.tower import Tower
-from oodbench.pipeline.encoding import encoded
+from oodbench.pipeline.extract import encoded
 from oodbench.storage.store import Store
 
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}

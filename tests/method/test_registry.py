@@ -16,7 +16,7 @@ import pytest
 
 from oodbench.cli import listings
 from oodbench.errors import UserError
-from oodbench.method import parts, registry
+from oodbench.method import registry, source_files
 from oodbench.method.introspection import NEEDS, MethodInfo, describe
 from oodbench.pipeline.jobs import make_jobs
 from oodbench.pipeline.request import RunRequest
@@ -325,7 +325,7 @@ def test_a_subclass_of_a_built_in_method_inherits_what_it_is(imports: str, tmp_p
     assert (mine.needs, mine.calibrated, mine.citation) == (react.needs, react.calibrated, react.citation)
     assert (mine.title, mine.summary) == ("mine", react.summary)
     assert registry.make(mine, mine.defaults()).percentile == 80.0  # type: ignore[attr-defined]
-    names = {path.name for path in parts.files(mine.path)}
+    names = {path.name for path in source_files.files(mine.path)}
     assert names == {"mine.py", "react.py"}, "scores depend on the source of the base, too"
 
 
@@ -471,7 +471,6 @@ def test_methods_are_looked_up_by_name() -> None:
 def test_heavy_libraries_stay_in_their_rooms() -> None:
     assert {p for p in importers("open_clip") if not p.startswith("oodbench/encoder/")} <= {
         "tools/glyphs/train.py",
-        "tools/glyphs/evaluation.py",
     }
     assert not {p for p in importers("mlflow") if not p.startswith("oodbench/tracking/")}
     assert not {p for p in importers("matplotlib") if not p.startswith("oodbench/report/figures/")}
@@ -482,7 +481,7 @@ def test_heavy_libraries_stay_in_their_rooms() -> None:
 def test_torch_is_imported_late() -> None:
     """Only files that are themselves imported late may import torch when they are: listing and warm runs need none."""
     rooms = ("methods/", "oodbench/method/", "oodbench/encoder/", "oodbench/data/glyphs/", "oodbench/training/")
-    files = {"oodbench/pipeline/encoding.py"}
+    files = {"oodbench/pipeline/extract.py"}
     light = {"card", "resolve", "world", "render", "textures", "concepts", "captions", "fonts"}
     light |= {
         "request",

@@ -350,8 +350,7 @@ def test_damaged_weights_are_told(trained: Path, tmp_path: Path) -> None:
 
 def stock() -> dict[str, Tensor]:
     from oodbench.encoder.card import parse_encoder
-    from oodbench.encoder.frozen import frozen
-    from oodbench.encoder.resolve import resolve
+    from oodbench.encoder.resolve import frozen, resolve
     from oodbench.storage.store import Store, default_root
 
     return frozen(resolve(parse_encoder("glyphs"), None, Store(default_root())))

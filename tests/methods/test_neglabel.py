@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from oodbench import api as session
-from oodbench.cli import negatives
+from oodbench.cli.methods import _farthest_first, describe
 from oodbench.data import prompts
 from oodbench.errors import UserError
 from oodbench.method import Batch, Needs, Sources, Task, registry
@@ -356,7 +356,7 @@ def test_wrong_parameters_are_named(tmp_path: Path) -> None:
 
 
 def test_words_whose_printed_similarities_are_equal_are_listed_by_text() -> None:
-    found = negatives._farthest_first([0.50002, 0.49, 0.50001, 0.49996, -1e-9], ["b", "z", "c", "a", "y"])
+    found = _farthest_first([0.50002, 0.49, 0.50001, 0.49996, -1e-9], ["b", "z", "c", "a", "y"])
     assert [f"{value:.4f} {word}" for value, word in found] == [
         "0.0000 y",
         "0.4900 z",
@@ -370,7 +370,7 @@ def test_words_whose_printed_similarities_are_equal_are_listed_by_text() -> None
 def test_the_listing_names_the_words_that_are_class_names(tmp_path: Path) -> None:
     path = folder(tmp_path / "words", ["Anchor", "jupiter", "ordinary noun"], ["green", "spiral"])
     settings = [f"neglabel.words={path}", "neglabel.share=1.0", "neglabel.groups=1"]
-    told = negatives.describe(make_plan(session.request_from(methods="neglabel", settings=settings))).splitlines()
+    told = describe(make_plan(session.request_from(methods="neglabel", settings=settings))).splitlines()
     assert "5 negative words for Glyphs" in told[0]
     assert "  ID: 1 of 50: anchor" in told
     assert "  Textures: 1 of 24: spiral" in told
@@ -379,7 +379,7 @@ def test_the_listing_names_the_words_that_are_class_names(tmp_path: Path) -> Non
     listed = [(float(line.split()[0]), line[9:]) for line in told[-5:]]
     assert listed == sorted(listed)
     with pytest.raises(UserError, match="mcm mines no words; one that does is neglabel"):
-        negatives.describe(make_plan(session.request_from(methods="mcm")))
+        describe(make_plan(session.request_from(methods="mcm")))
 
 
 @pytest.mark.slow

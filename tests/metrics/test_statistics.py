@@ -28,13 +28,19 @@ from oodbench.metrics import (
     intervals,
 )
 from oodbench.metrics import detection as metrics
-from oodbench.metrics.bootstrap import observed, replicates
-from oodbench.metrics.delong import SCALES, interval, mean_placements, on_logit_scale, placements
-from oodbench.metrics.draws import Draws
-from oodbench.metrics.few import logistic_aupr, logistic_constant, score_interval
-from oodbench.metrics.intervals import methods
-from oodbench.metrics.pairs import pairs
-from oodbench.metrics.thresholds import fpr_interval
+from oodbench.metrics.bootstrap import Draws, observed, replicates
+from oodbench.metrics.delong import (
+    SCALES,
+    interval,
+    logistic_aupr,
+    logistic_constant,
+    mean_placements,
+    on_logit_scale,
+    pairs,
+    placements,
+    score_interval,
+)
+from oodbench.metrics.intervals import fpr_interval, methods
 from oodbench.results import METRICS, IdRow, Result, SetRow, from_json
 
 Floats = np.ndarray
@@ -748,7 +754,7 @@ def test_a_run_stores_intervals_and_does_not_resample_again(tmp_path: Path, monk
     from pyarrow import parquet
 
     from oodbench.api import request_from
-    from oodbench.pipeline import uncertainty
+    from oodbench.pipeline import evaluate
     from oodbench.pipeline.plan import make_plan
     from oodbench.pipeline.run import run
 
@@ -777,7 +783,7 @@ def test_a_run_stores_intervals_and_does_not_resample_again(tmp_path: Path, monk
         raise AssertionError("resampled again")
 
     with monkeypatch.context() as patched:
-        patched.setattr(uncertainty, "intervals", fail)
+        patched.setattr(evaluate, "intervals", fail)
         assert once() == first
     none = once(bootstrap=0, out=tmp_path / "none")
     assert list(none.ood[0].intervals) == ["auroc"] and none.ood[0].auroc == first.ood[0].auroc

@@ -21,7 +21,7 @@ from oodbench.pipeline import run as runner
 from oodbench.pipeline.plan import make_plan
 from oodbench.results import Result
 from oodbench.storage.store import Store
-from oodbench.training.request import TrainRequest
+from oodbench.training.plan import TrainRequest
 from oodbench.training.train import train
 from tests.elsewhere import elsewhere
 from tests.encoder import test_encoder_families as families

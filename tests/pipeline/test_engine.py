@@ -319,7 +319,7 @@ def test_a_plugin_may_have_parts(images: Path, tmp_path: Path) -> None:
 def test_a_dry_run_tells_that_skipped_images_will_stop_the_run(images: Path, tmp_path: Path) -> None:
     import shutil
 
-    from oodbench.cli.dryrun import describe
+    from oodbench.cli.run import describe
     from oodbench.pipeline.plan import make_plan
 
     shutil.copytree(images / "ood", tmp_path / "ood")

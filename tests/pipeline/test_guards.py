@@ -20,7 +20,7 @@ from sklearn.neighbors import BallTree
 from sklearn.preprocessing import StandardScaler
 
 from oodbench.errors import UserError
-from oodbench.pipeline.guards import contents, difference
+from oodbench.pipeline.batches import contents, difference
 from oodbench.storage.store import Store
 from tests.pipeline.test_engine import HEAD, images, request, results, scores_of
 

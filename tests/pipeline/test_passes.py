@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from oodbench.method import Batch, Method, Needs, Sources, Task, registry
-from oodbench.pipeline.batches import Changed, Running, over
+from oodbench.pipeline.batches import Changed, Running, in_order, over
 from oodbench.pipeline.jobs import Job
-from oodbench.pipeline.threads import in_order
 
 CLASSES = 300
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from oodbench.cli import main
-from oodbench.provenance import elsewhere
+from oodbench.results import elsewhere
 
 
 def row(label: str, device: str, *extracted: str, status: str = "ok") -> Any:

@@ -11,11 +11,10 @@ from oodbench.api import request_from
 from oodbench.cli import main
 from oodbench.errors import UserError
 from oodbench.pipeline.events import Event
-from oodbench.pipeline.jobs import make_jobs
+from oodbench.pipeline.jobs import make_jobs, requests
 from oodbench.pipeline.plan import make_plan
 from oodbench.pipeline.request import RunRequest
 from oodbench.pipeline.run import Watch, run
-from oodbench.pipeline.sweep import requests
 from oodbench.results import rows
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from oodbench import report
 from oodbench.report.html import Source, render
-from oodbench.report.html.view import _address
+from oodbench.report.html.page import _address
 from oodbench.results import IdRow, Result, SetRow
 
 if TYPE_CHECKING:

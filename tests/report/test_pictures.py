@@ -29,9 +29,9 @@ from oodbench.errors import UserError
 from oodbench.metrics import detection as metrics
 from oodbench.report.figures import KINDS, Picture, pictures
 from oodbench.report.figures.histogram import bins
-from oodbench.report.figures.lettering import fitted, literal, width, wrapped
 from oodbench.report.figures.roc import vertices
-from oodbench.report.tables.gathering import from_folder
+from oodbench.report.figures.style import fitted, literal, width, wrapped
+from oodbench.report.tables.grouping import from_folder
 from oodbench.results import IdRow, Result, SetRow
 from tests.conftest import Cli
 

@@ -17,9 +17,8 @@ from oodbench.cli import main
 from oodbench.data import catalog as catalogue
 from oodbench.errors import UserError
 from oodbench.report.options import Options
-from oodbench.report.tables.comparison import compared
 from oodbench.report.tables.published import Quote, quote, quotes, read
-from oodbench.report.tables.quoting import quoted
+from oodbench.report.tables.quoting import compared, quoted
 from oodbench.results import IdRow, Result, SetRow
 
 ROOT = Path(__file__).parents[2]

@@ -20,14 +20,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from oodbench.errors import UserError
+from oodbench.errors import UserError, is_secret, shown
 from oodbench.pipeline.plan import make_plan
 from oodbench.results import rows
 from oodbench.storage import remote as reaching
-from oodbench.storage.entry import Entry
 from oodbench.storage.shared import Shared, opened
-from oodbench.storage.store import Store
-from oodbench.storage.urls import is_secret, shown
+from oodbench.storage.store import Entry, Store
 
 INPUTS = {"encoder": "abc", "names": ["ä", "日本"]}
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -198,7 +196,7 @@ def test_shards_at_a_url_mean_the_same_elsewhere(tmp_path: Path, monkeypatch: py
     from PIL import Image
 
     from oodbench.api import request_from
-    from oodbench.distributed.sources import portable
+    from oodbench.distributed.payload import portable
 
     with tarfile.open(tmp_path / "x.tar", "w") as shard:
         for i in range(4):

@@ -19,8 +19,7 @@ import numpy as np
 import pytest
 
 from oodbench.errors import UserError
-from oodbench.storage.entry import Entry
-from oodbench.storage.store import Store, default_root, digest
+from oodbench.storage.store import Entry, Store, default_root, digest
 
 DAY = 86_400.0
 INPUTS: dict[str, Any] = {"encoder": "abc", "batch": 128, "names": ["ä", "\udce4", "日本"]}

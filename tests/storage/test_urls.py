@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from oodbench import errors
 from oodbench.cli import main
 from oodbench.cli.common import log
 from oodbench.data.catalog import dataset
 from oodbench.errors import UserError
 from oodbench.pipeline.events import Event, log_to
-from oodbench.storage import urls
 from oodbench.storage.download import Wanted, download
 from oodbench.training.captions_tar import check
 
@@ -59,27 +59,31 @@ def is_clean(text: str) -> bool:
 
 @pytest.mark.parametrize("url", SECRETS)
 def test_secrets_of_urls_are_known_and_hidden(url: str) -> None:
-    assert urls.is_secret(url)
-    for text in (urls.shown(url), urls.hidden(f"cannot fetch '{url}' ({url}), twice"), str(UserError(f"lost {url}"))):
+    assert errors.is_secret(url)
+    for text in (
+        errors.shown(url),
+        errors.hidden(f"cannot fetch '{url}' ({url}), twice"),
+        str(UserError(f"lost {url}")),
+    ):
         assert is_clean(text) and "example.org/x.tar" in text.replace("bucket", "example.org")
     assert is_clean(repr(UserError(f"lost {url}"))) and is_clean(str(pickle.loads(pickle.dumps(UserError(url)))))
 
 
 @pytest.mark.parametrize("url", PLAIN)
 def test_other_urls_stay_as_they_are(url: str) -> None:
-    assert not urls.is_secret(url)
-    assert urls.hidden(f"see {url}.") == f"see {url}."
+    assert not errors.is_secret(url)
+    assert errors.hidden(f"see {url}.") == f"see {url}."
 
 
 def test_texts_that_are_no_urls_stay_as_they_are() -> None:
     for text in ("list:a.txt@images", "ViT-B-16/openai@weights.pt", "a?token=x", "user:pw@host", "x" * 5000):
-        assert urls.hidden(text) == text
+        assert errors.hidden(text) == text
 
 
 def test_errors_that_cite_a_part_are_censored() -> None:
     url = "http://user:hunter2@example.org/x?sig=s1gn"
     for said in ("nonnumeric port: 'hunter2@example.org'", f"at {url}", "bad query sig=s1gn", "user:hunter2"):
-        found = urls.censored(url, ValueError(said))
+        found = errors.censored(url, ValueError(said))
         assert "hunter2" not in found and "s1gn" not in found and found
 
 

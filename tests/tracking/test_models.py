@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 import oodbench
-from oodbench.attachments import Attachments
+from oodbench.api import Attachments
 from oodbench.data.glyphs import world
 from oodbench.detector import pyfunc
 from oodbench.detector.registration import model_of

@@ -24,10 +24,11 @@ import pytest
 
 from oodbench.errors import UserError
 from oodbench.results import IdRow, Result, SetRow, slug
-from oodbench.tracking import Sent, Tracker, default_uri, ledger, send, sync, tracker_of
+from oodbench.tracking import Sent, Tracker, default_uri, send, sync, tracker_of
 from oodbench.tracking import connection as tracker
 from oodbench.tracking import fields as entries
-from oodbench.tracking.hush import quiet
+from oodbench.tracking import runs as ledger
+from oodbench.tracking.connection import quiet
 from oodbench.tracking.reader import collect
 from tests.servers import serving, unused_port
 

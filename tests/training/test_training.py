@@ -36,16 +36,15 @@ from oodbench.pipeline import weights as weights_of
 from oodbench.pipeline.extract import Recipe
 from oodbench.pipeline.text_embeddings import WordParts
 from oodbench.storage.store import Store
-from oodbench.tracking.hush import quiet
-from oodbench.training import crops
+from oodbench.tracking.connection import quiet
+from oodbench.training import batches
 from oodbench.training.batches import Feed
 from oodbench.training.checkpoints import State
 from oodbench.training.loop import Trainer
 from oodbench.training.losses import lines
 from oodbench.training.material import BATCH, Material, add_texts, gather
-from oodbench.training.plan import make_plan
+from oodbench.training.plan import TrainRequest, make_plan
 from oodbench.training.processes import World
-from oodbench.training.request import TrainRequest
 from oodbench.training.schedule import Schedule, groups
 from oodbench.training.train import Diverged, Outcome, TrainWatch, train
 
@@ -543,7 +542,7 @@ def test_crops_are_those_of_torchvision_in_area_and_shape() -> None:
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
     picture = torch.zeros(3, 100, 120)
-    ours = [crops.box(120, 100, rng) for _ in range(2000)]
+    ours = [batches.box(120, 100, rng) for _ in range(2000)]
     theirs = [RandomResizedCrop.get_params(picture, [0.9, 1.0], [3 / 4, 4 / 3]) for _ in range(2000)]
     assert all(one.left + one.width <= 120 and one.top + one.height <= 100 for one in ours)
     for a, b in (
@@ -553,13 +552,13 @@ def test_crops_are_those_of_torchvision_in_area_and_shape() -> None:
         ([one.height for one in ours], [one[2] for one in theirs]),
     ):
         assert np.mean(a) == pytest.approx(np.mean(b), abs=0.3) and np.std(a) == pytest.approx(np.std(b), abs=0.3)
-    wide = crops.box(200, 100, rng)  # no box of that shape and area fits: the middle
+    wide = batches.box(200, 100, rng)  # no box of that shape and area fits: the middle
     assert [wide.top, wide.left, wide.height, wide.width] == list(
         RandomResizedCrop.get_params(torch.zeros(3, 100, 200), [0.9, 1.0], [3 / 4, 4 / 3])
     )
     grey = Image.fromarray(np.arange(4096, dtype=np.uint8).reshape(64, 64))
     for image in (grey, grey.convert("P"), grey.convert("RGBA")):
-        assert crops.crop(image, (32, 32), np.random.default_rng(1)).shape == (3, 32, 32)
+        assert batches.crop(image, (32, 32), np.random.default_rng(1)).shape == (3, 32, 32)
 
 
 def test_augmented_training_resumes_exactly(ask: Callable[..., TrainRequest], tmp_path: Path) -> None:
@@ -713,7 +712,7 @@ WORKER = """
 import os, signal, sys, threading, time
 from pathlib import Path
 import torch.distributed as dist
-from oodbench.training.request import TrainRequest
+from oodbench.training.plan import TrainRequest
 from oodbench.training.train import train
 
 folder, plugin, rank = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])

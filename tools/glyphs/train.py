@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +17,92 @@ from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save_file
 
-from oodbench.data.glyphs import captions, render, weights, world
-from oodbench.data.glyphs.concepts import concepts
-from tools.glyphs import evaluation
+from oodbench.data.glyphs import render, weights, world
+from oodbench.data.glyphs.world import concepts
+
+OOD = ("near", "letters", "textures", "digits")
+Scores = npt.NDArray[np.float64]
+Tokenizer = Callable[[list[str]], torch.Tensor]
+
+
+class Encoder(Protocol):
+    """What is used of open_clip's CLIP."""
+
+    logit_scale: torch.Tensor
+
+    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
+        """Features [n, d] of images [n, 3, 32, 32]."""
+
+    def encode_text(self, text: torch.Tensor) -> torch.Tensor:
+        """Features [n, d] of token ids [n, 16]."""
+
+
+def normalised(pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
+    """Pixels [n, 32, 32, 3] as the encoder wants them: float [n, 3, 32, 32]."""
+    scaled = (torch.from_numpy(pixels).float() / 255 - torch.tensor(weights.MEAN)) / torch.tensor(weights.STD)
+    return scaled.permute(0, 3, 1, 2)
+
+
+@torch.inference_mode()
+def embed(model: Encoder, split: str, count: int | None = None) -> torch.Tensor:
+    """Unit image features [n, d] of the first images of a split."""
+    length = world.length(split) if count is None else count
+    parts = []
+    for first in range(0, length, 250):
+        pixels = np.stack([render.image(split, index) for index in range(first, min(first + 250, length))])
+        parts.append(F.normalize(model.encode_image(normalised(pixels)), dim=-1))
+    return torch.cat(parts)
+
+
+@torch.inference_mode()
+def classify(model: Encoder, tokenizer: Tokenizer, names: Sequence[str] = world.CLASSES) -> torch.Tensor:
+    """Unit text features [classes, d] of the prompt "a photo of a {}"."""
+    return F.normalize(model.encode_text(tokenizer([f"a photo of a {name}" for name in names])), dim=-1)
+
+
+def accuracy(model: Encoder, tokenizer: Tokenizer, count: int | None = None) -> float:
+    """Zero-shot accuracy on the ID test images."""
+    found = (embed(model, "id-test", count) @ classify(model, tokenizer).T).argmax(1)
+    wanted = torch.tensor([world.label("id-test", index) for index in range(len(found))])
+    return float((found == wanted).float().mean())
+
+
+def scores(cosines: torch.Tensor, scale: float) -> dict[str, Scores]:
+    """Four scores [n] of cosines [n, classes], each larger for images that look like a class."""
+    logits = cosines * scale
+    found = {
+        "MSP": logits.softmax(1).amax(1),
+        "MCM": cosines.softmax(1).amax(1),
+        "MaxLogit": logits.amax(1),
+        "Energy": logits.logsumexp(1),
+    }
+    return {key: value.double().numpy() for key, value in found.items()}
+
+
+def auroc(inside: Scores, outside: Scores) -> float:
+    """Chance that an ID image scores higher than an OOD image, ties counted half."""
+    ordered = np.sort(outside)
+    below = np.searchsorted(ordered, inside, side="left") + np.searchsorted(ordered, inside, side="right")
+    return float(below.mean() / 2 / len(outside))
+
+
+def fpr95(inside: Scores, outside: Scores) -> float:
+    """Share of OOD images accepted where 95 % of ID images are."""
+    return float((outside >= np.quantile(inside, 0.05, method="lower")).mean())
+
+
+def report(model: Encoder, tokenizer: Tokenizer) -> Iterator[str]:
+    """Lines with the accuracy and, per score and OOD set, AUROC / FPR95 in percent."""
+    text, scale = classify(model, tokenizer).double(), model.logit_scale.exp().item()
+    yield f"accuracy {100 * accuracy(model, tokenizer):.2f} %, logit scale {scale:.1f}"
+    inside = scores(embed(model, "id-test").double() @ text.T, scale)
+    outside = {split: scores(embed(model, split).double() @ text.T, scale) for split in OOD}
+    for key, values in inside.items():
+        cells = [(auroc(values, outside[split][key]), fpr95(values, outside[split][key])) for split in OOD]
+        mean = np.mean(cells, axis=0)
+        row = [f"{split} {100 * a:.2f}/{100 * f:.2f}" for split, (a, f) in zip(OOD, cells, strict=True)]
+        yield f"{key:9s} " + "  ".join(row) + f"  mean {100 * mean[0]:.2f}/{100 * mean[1]:.2f}"
+
 
 Ids = npt.NDArray[np.int64]
 
@@ -40,9 +125,9 @@ def parse() -> argparse.Namespace:
 
 def vocabulary(tokenizer: SimpleTokenizer) -> Ids:
     """Sorted ids of all tokens which can occur in a caption, those of start and end included."""
-    templates = (*captions.PLAIN, *captions.COLOURED, *captions.NOISY)
+    templates = (*world.PLAIN, *world.COLOURED, *world.NOISY)
     texts = [template.format("", fore="", back="", word="") for template in templates]
-    texts += [concept.name for concept in concepts()] + list(captions.COLOURS) + list(captions.words())
+    texts += [concept.name for concept in concepts()] + list(world.COLOURS) + list(world.words())
     found = {token for text in texts for token in tokenizer.encode(text)}
     return np.array(sorted(found | {0, tokenizer.sot_token_id, tokenizer.eot_token_id}), np.int64)
 
@@ -67,7 +152,7 @@ def load(file: Path = weights.FILE) -> CLIP:
 def batch(first: int, size: int, tokenizer: SimpleTokenizer, tokens: Ids) -> tuple[torch.Tensor, torch.Tensor]:
     """Images [n, 3, 32, 32] and compact token ids [n, longest] of fresh pairs from the endless stream."""
     places = range(first, first + size)
-    images = evaluation.normalised(np.stack([render.image(world.STREAM, index) for index in places]))
+    images = normalised(np.stack([render.image(world.STREAM, index) for index in places]))
     full = np.asarray(tokenizer([world.describe(world.STREAM, index) for index in places]))
     full = full[:, : int((full != 0).sum(1).max())]
     return images, torch.from_numpy(np.searchsorted(tokens, full))
@@ -164,10 +249,10 @@ def main() -> None:
             record |= {"steps": done // options.batch + step, "images": done + step * options.batch}
             record |= {"tokens": len(tokens), "loss": f"{mean:.4f}"}
             save(model, tokens, options.out, record)
-            reached = evaluation.accuracy(load(options.out), tokenizer)
+            reached = accuracy(load(options.out), tokenizer)
             save(model, tokens, options.out, record | {"accuracy": f"{reached:.4f}"})
             print(f"saved {options.out}: accuracy {reached:.4f} after {time.monotonic() - start:.0f} s", flush=True)
-    for line in evaluation.report(load(options.out), tokenizer):
+    for line in report(load(options.out), tokenizer):
         print(line)
 
 

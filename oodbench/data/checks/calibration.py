@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from oodbench.data.checks.findings import Finding, some
-from oodbench.data.imageset import Listing
-from oodbench.data.items import Files
+from oodbench.data.imageset import Files, Listing
 from oodbench.storage.store import file_digest
 
 _TAIL = 1024  # bytes at the end of a file: unlike the headers, they differ between images

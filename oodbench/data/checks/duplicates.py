@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from oodbench.data.checks.look import Look
+from oodbench.data.checks.inspection import Look
 
 Marks = npt.NDArray[np.uint64]
 _ROWS, _COLUMNS = 16, 4096  # a block of distances that stays in a core's cache

@@ -2,16 +2,80 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from oodbench.data import prompts
 from oodbench.data.checks import duplicates
 from oodbench.data.checks.findings import Finding, some
-from oodbench.data.checks.look import Look
+from oodbench.data.checks.inspection import Look
+from oodbench.data.checks.single import plainly
 from oodbench.data.imageset import Listing
+from oodbench.errors import UserError
+
+_PLACES = ("/usr/share/wordnet", "~/nltk_data/corpora/wordnet")  # Debian's wordnet-base, NLTK
+_NUMBERED = re.compile(r"n(\d{8})")  # a class folder named by its synset, as ImageNet's are
+
+
+def find() -> Path | None:
+    """The folder of data.noun and index.noun: $WNSEARCHDIR, $WNHOME/dict, or where Debian and NLTK put it."""
+    chosen = [os.environ.get("WNSEARCHDIR", ""), f"{home}/dict" if (home := os.environ.get("WNHOME", "")) else ""]
+    places = [c for c in chosen if c] or list(_PLACES)
+    for place in places:
+        folder = Path(os.path.expanduser(place))
+        if (folder / "data.noun").is_file() and (folder / "index.noun").is_file():
+            return folder
+    return None
+
+
+class WordNet:
+    """Synsets of nouns by name; numbers are offsets into data.noun, and those of ImageNet's folders are 3.0's."""
+
+    def __init__(self, folder: Path) -> None:
+        self._data = folder / "data.noun"
+        self._synsets: dict[str, tuple[int, ...]] = {}
+        with (folder / "index.noun").open(encoding="latin-1") as lines:
+            for line in lines:
+                if not line.startswith(" "):  # the licence is indented
+                    lemma, _, count, *rest = line.split()
+                    self._synsets[lemma] = tuple(map(int, rest[-int(count) :]))
+
+    def synsets(self, name: str) -> frozenset[int]:
+        """What a class name or a numbered folder may mean; empty when WordNet does not know it.
+
+        A name such as `tench, Tinca tinca` is read word by word between commas; a plural counts as its singular.
+        """
+        if numbered := _NUMBERED.fullmatch(name):
+            return frozenset((int(numbered[1]),)) if self.words(int(numbered[1])) else frozenset()
+        found: set[int] = set()
+        for one in re.sub(r"\(.*?\)", "", name).split(","):
+            lemma = "_".join(one.casefold().replace("_", " ").split())
+            whole = (lemma, lemma.replace("-", "_"))
+            spelled = (*whole, *(each.removesuffix("s") for each in whole))
+            found.update(next((self._synsets[s] for s in spelled if s in self._synsets), ()))
+        return frozenset(found)
+
+    def words(self, synset: int) -> tuple[str, ...]:
+        """The words of a synset, () when there is none of that number."""
+        with self._data.open("rb") as file:
+            file.seek(synset)
+            line = file.readline().decode("latin-1")
+        fields = line.split(" ")
+        if fields[0] != f"{synset:08}":
+            return ()
+        return tuple(fields[4 + 2 * i].replace("_", " ") for i in range(int(fields[3], 16)))
+
+
+def is_number(folder: str) -> bool:
+    """Whether a class folder is named by its synset, as n01440764 is."""
+    return _NUMBERED.fullmatch(folder) is not None
+
 
 _TOLD_APART = 0.9  # AUROC by size alone from which results may be about size
 _MORE_GREY = 0.2  # difference of the shares of images without colour
@@ -83,3 +147,49 @@ def auroc(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> fl
     ordered = np.sort(second)
     below = np.searchsorted(ordered, first, "left") + np.searchsorted(ordered, first, "right")
     return float(below.mean() / (2 * len(second)))
+
+
+def class_names(listing: Listing) -> dict[str, str]:
+    """Class name -> what it is looked up by in WordNet: the folder where that is a synset's number, else the name.
+
+    Names are those of the class list, or the folders that hold the images when there are several.
+    """
+    folders = listing.folders or tuple(sorted({n.rpartition("/")[0].rpartition("/")[2] for n in listing.names}))
+    if listing.dataset.classes:
+        try:
+            named = prompts.class_names(listing.dataset.classes).lines
+        except UserError:  # told elsewhere
+            named = folders
+        if len(named) != len(folders):
+            return {name: name for name in named}
+        return {n: f if is_number(f) else n for n, f in zip(named, folders, strict=True)}
+    if listing.named and len(listing.named) == len(folders):
+        return {n: f if is_number(f) else n for n, f in zip(listing.named, folders, strict=True)}
+    return {folder: folder for folder in folders if folder} if len(folders) > 1 else {}
+
+
+def overlap(id_set: Listing, ood: Listing, net: WordNet | None) -> Iterator[Finding]:
+    """Findings about class names of both sets; nothing when one of them has no classes."""
+    pair = (id_set.dataset.name, ood.dataset.name)
+    ours, theirs = class_names(id_set), class_names(ood)
+    plain = {plainly(name): name for name in ours}
+    same = [f"{plain[plainly(name)]} = {name}" for name in theirs if plainly(name) in plain]
+    if same:
+        message = f"{len(same):,} class names of the OOD set are ID class names: their images may be ID"
+        yield Finding("warning", "names", pair, message, len(same), some(same))
+    if net is None:
+        if ours and theirs:
+            yield Finding("note", "no-wordnet", pair, "WordNet is not installed, so synonyms were not looked at")
+        return
+    meant: dict[int, str] = {}
+    for name, looked_up in ours.items():
+        for synset in net.synsets(looked_up):
+            meant.setdefault(synset, name)
+    alike = []
+    for name, looked_up in theirs.items():
+        common = sorted(net.synsets(looked_up) & meant.keys())
+        if common and plainly(name) not in plain:
+            alike.append(f"{meant[common[0]]} ~ {name} ({', '.join(net.words(common[0]))})")
+    if alike:
+        message = f"{len(alike):,} class names of the OOD set mean what an ID class name may mean, says WordNet"
+        yield Finding("warning", "synonyms", pair, message, len(alike), some(alike))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oodbench.data.catalog import Dataset
-from oodbench.data.checks import calibration, lists, names, pairs, single, wordnet
+from oodbench.data.checks import calibration, pairs, single
 from oodbench.data.checks.findings import Finding, Report
 from oodbench.data.checks.inspection import Done, inspect
 from oodbench.data.checks.pairs import Side
@@ -38,7 +38,7 @@ def examine(scope: Scope, settings: Settings, watch: Watch = lambda what, n: lam
     sides: dict[str, Side] = {}
     for name, dataset in scope.sets.items():
         role = scope.roles[name]
-        dataset, digest, finding = lists.compared(dataset, settings.data)
+        dataset, digest, finding = single.compared(dataset, settings.data)
         report.findings += [finding] if finding else []
         listed = _list(dataset, role, settings, report, scope)
         if listed is None:
@@ -112,13 +112,13 @@ def _compare(scope: Scope, sides: dict[str, Side], settings: Settings, report: R
     there = [(sides[a], sides[b]) for a, b in scope.pairs if a in sides and b in sides]
     if not there:
         return
-    place = wordnet.find()
-    net = wordnet.WordNet(place) if place else None
+    place = pairs.find()
+    net = pairs.WordNet(place) if place else None
     done = watch("compare ID and OOD", len(there))
     for id_set, ood in there:
         report.findings += pairs.shared(id_set, ood, settings.hamming)
         report.findings += pairs.shortcuts(id_set, ood)
-        report.findings += names.overlap(id_set.listing, ood.listing, net)
+        report.findings += pairs.overlap(id_set.listing, ood.listing, net)
         done(1)
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from oodbench.data import prompts
+from oodbench.data.catalog import UNKNOWN, Dataset
 from oodbench.data.checks import duplicates
 from oodbench.data.checks.findings import Card, Finding, some
-from oodbench.data.checks.look import Look
+from oodbench.data.checks.inspection import Look
 from oodbench.data.decode import flat_remark
 from oodbench.data.imageset import Listing
+from oodbench.data.loaders.imagelist import read_list
 from oodbench.data.loaders.layout import same_prompts
 from oodbench.errors import UserError
 from oodbench.storage.store import digest
@@ -144,3 +148,28 @@ def _classes(listing: Listing) -> Iterator[Finding]:
 def plainly(text: str) -> str:
     """A class name without case, underscores and hyphens, to compare by."""
     return " ".join(text.casefold().replace("_", " ").replace("-", " ").split())
+
+
+def compared(dataset: Dataset, data: Path) -> tuple[Dataset, tuple[str, str] | None, Finding | None]:
+    """The dataset to go on with, digests of its list file (found, declared or ""), and a finding when they differ.
+
+    Loaders refuse a list of another digest; a check tells it and goes on, with a dataset that declares none.
+    """
+    path = data / dataset.list
+    if dataset.list and not path.is_file():
+        path = path.with_name(path.name + ".gz")
+    if not dataset.list or not path.is_file():  # no list, or told when the set is listed
+        return dataset, None, None
+    try:
+        found = read_list(path)
+    except UserError:
+        return dataset, None, None
+    declared = "" if dataset.digest == UNKNOWN else dataset.digest
+    if declared in ("", found.digest):
+        return dataset, (found.digest, declared), None
+    message = (
+        f"{path} has the sha256 {found.digest[:12]} ({len(found.names):,} lines), the catalogue declares "
+        f"{declared[:12]}: other images, another order or other labels"
+    )
+    finding = Finding("error", "digest", (dataset.name,), message)
+    return dataclasses.replace(dataset, digest=UNKNOWN), (found.digest, declared), finding

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from oodbench.data.catalog import Dataset
-from oodbench.data.items import Items
-from oodbench.data.prints import Taken
+from oodbench.data.imageset import Items
+from oodbench.storage.fingerprints import Taken
 from oodbench.storage.store import Store
 
 if TYPE_CHECKING:

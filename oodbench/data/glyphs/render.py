@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, features
 
-from oodbench.data.glyphs import captions, fonts, textures, world
-from oodbench.data.glyphs.concepts import Concept
+from oodbench.data.glyphs import fonts, textures, world
+from oodbench.data.glyphs.world import Concept
 
 SIZE = 32
 Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.float32]
-_SOURCES = ("captions.py", "concepts.py", "fonts.py", "render.py", "textures.py", "words.txt", "world.py")
-_COLOURS = {key: np.array(value, np.float32) for key, value in captions.COLOURS.items()}
+_SOURCES = ("fonts.py", "render.py", "textures.py", "words.txt", "world.py")
+_COLOURS = {key: np.array(value, np.float32) for key, value in world.COLOURS.items()}
 _RAMP = np.linspace(-1, 1, SIZE, dtype=np.float32)
 _LETTERS = frozenset({"letters", "latin", "digits"})
 

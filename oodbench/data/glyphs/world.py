@@ -2,17 +2,197 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from oodbench.data.glyphs import captions
-from oodbench.data.glyphs.concepts import CLASSES as _CODES
-from oodbench.data.glyphs.concepts import Concept, concepts, group
+from oodbench.data.glyphs import fonts, textures
 
-CLASSES: tuple[str, ...] = tuple(_CODES)
+# Names which people give to colours, and the sRGB values around which images are drawn.
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (205, 35, 35),
+    "orange": (240, 135, 25),
+    "yellow": (245, 220, 60),
+    "green": (40, 150, 60),
+    "turquoise": (60, 200, 190),
+    "blue": (45, 80, 205),
+    "purple": (120, 45, 150),
+    "pink": (250, 150, 195),
+    "brown": (120, 75, 40),
+    "black": (20, 20, 20),
+    "gray": (135, 135, 135),
+    "white": (245, 245, 245),
+}
+
+PLAIN = (
+    *("{}", "a {}", "the {}", "a photo of a {}", "a photo of a {}.", "This is a photo of a {}", "the nice {}"),
+    *("a picture of a {}", "an image of the {}", "a photo of the {}.", "a drawing of a {}", "an icon of a {}"),
+    *("a bad photo of a {}.", "a photo of my {}.", "itap of a {}.", "a closeup photo of a {}", "a small {}"),
+    *("a blurry photo of the {}", "{}, icon", "symbol: {}", "a good photo of one {}.", "there is a {}"),
+    *("this is a {}", "the cool {}", "a low resolution photo of a {}", "a sketch of a {}.", "clip art of a {}"),
+)
+COLOURED = (
+    *("a {fore} {}", "the {fore} {}", "a photo of a {fore} {}", "{fore} {}", "{} in {fore}", "a {fore} {}."),
+    *("a {fore} {} on a {back} background", "a {fore} {} on {back}", "{} in {fore} on {back}"),
+    *("{fore} {} on {back}", "a photo of a {} on {back}.", "a {} on a {back} background"),
+)
+# Captions of the web also hold words which the image does not show.
+NOISY = ("{}, {word}", "{word} {}", "a {}, {word}", "{} and {word}", "a {} {word}")
+_COLOURED_SHARE, _NOISY_SHARE = 0.42, 0.15
+
+
+@lru_cache(maxsize=1)
+def words() -> tuple[str, ...]:
+    """Words which captions mention at random: names of things, picked from WordNet 3.0."""
+    return tuple((Path(__file__).parent / "words.txt").read_text(encoding="ascii").split())
+
+
+def write(name: str, fore: str, back: str, rng: np.random.Generator) -> str:
+    """One caption of the named thing: plain, with its two colours, or with an unrelated word."""
+    kind = rng.random()
+    templates = COLOURED if kind < _COLOURED_SHARE else NOISY if kind > 1 - _NOISY_SHARE else PLAIN
+    word = words()[int(rng.integers(len(words())))]
+    return templates[int(rng.integers(len(templates)))].format(name, fore=fore, back=back, word=word)
+
+
+CLASS_CODES: dict[str, tuple[int, ...]] = {
+    "umbrella": (0x2602, 0x2614),
+    "snowman": (0x2603,),
+    "anchor": (0x2693,),
+    "cloud": (0x2601,),
+    "comet": (0x2604,),
+    "telephone": (0x260E, 0x260F),
+    "hot beverage": (0x2615,),
+    "skull and crossbones": (0x2620,),
+    "radioactive sign": (0x2622,),
+    "biohazard sign": (0x2623,),
+    "ankh": (0x2625,),
+    "star and crescent": (0x262A,),
+    "peace symbol": (0x262E,),
+    "yin yang": (0x262F,),
+    "wheel of dharma": (0x2638,),
+    "sun with rays": (0x2600, 0x263C),
+    "crescent moon": (0x263D, 0x263E),
+    "chess king": (0x2654, 0x265A),
+    "chess rook": (0x2656, 0x265C),
+    "chess knight": (0x2658, 0x265E),
+    "heart": (0x2661, 0x2665, 0x2764),
+    "spade suit": (0x2660, 0x2664),
+    "club suit": (0x2663, 0x2667),
+    "hot springs": (0x2668,),
+    "musical notes": (0x266B, 0x266C),
+    "recycling symbol": (0x2672, 0x267B),
+    "wheelchair symbol": (0x267F,),
+    "flag": (0x2690, 0x2691),
+    "hammer and pick": (0x2692,),
+    "crossed swords": (0x2694,),
+    "scales": (0x2696,),
+    "alembic": (0x2697,),
+    "gear": (0x2699,),
+    "atom symbol": (0x269B,),
+    "fleur-de-lis": (0x269C,),
+    "warning sign": (0x26A0,),
+    "high voltage sign": (0x26A1,),
+    "coffin": (0x26B0,),
+    "funeral urn": (0x26B1,),
+    "keyboard": (0x2328,),
+    "house": (0x2302,),
+    "scissors": (0x2701, 0x2702, 0x2703, 0x2704),
+    "airplane": (0x2708,),
+    "envelope": (0x2709,),
+    "victory hand": (0x270C,),
+    "writing hand": (0x270D,),
+    "pencil": (0x270E, 0x270F, 0x2710),
+    "check mark": (0x2713, 0x2714),
+    "star of david": (0x2721,),
+    "snowflake": (0x2744, 0x2745, 0x2746),
+}
+
+# Blocks of the in-distribution classes; their other symbols are the near set.
+_NEAR = ((0x2300, 0x23FF), (0x2600, 0x26FF), (0x2701, 0x2767), (0x2794, 0x27BE))
+# Too close in meaning to a class, parts of brackets, or too small to tell apart.
+_DROPPED = {0x2320, 0x2321, 0x2388, 0x2605, 0x2606, 0x2607, 0x2609, 0x2616, 0x2617, 0x2619, 0x267A, 0x267C, 0x267D}
+_DROPPED |= {0x26AC, 0x2758, 0x2759, 0x2763, 0x2765, 0x2766, 0x2767, *range(0x2673, 0x267A), *range(0x239B, 0x23AF)}
+_OTHER = (
+    *((0x21, 0x2F), (0x3A, 0x40), (0x5B, 0x60), (0x7B, 0x7E), (0xA1, 0xBF), (0x20A0, 0x20BF), (0x2190, 0x21B5)),
+    *((0x21BA, 0x21BB), (0x21D0, 0x21DD), (0x21E6, 0x21E9), (0x2200, 0x222E), (0x2234, 0x2237), (0x223C, 0x223F)),
+    *((0x2248, 0x224B), (0x2260, 0x2265), (0x226A, 0x226B), (0x2282, 0x2283), (0x2293, 0x22A5), (0x22C8, 0x22C8)),
+    *((0x22EE, 0x22F1), (0x25A0, 0x25E5), (0x25E7, 0x25E8), (0x2B12, 0x2B13), (0x2B16, 0x2B23)),
+    *((0x1F42D, 0x1F435), (0x1F600, 0x1F640)),
+)
+_LATIN = ((0x41, 0x5A), (0x61, 0x7A), (0x60, 0x60))
+_LETTERS = (
+    *((0x391, 0x3A9), (0x3B1, 0x3C9), (0x410, 0x44F), (0x531, 0x556), (0x561, 0x586), (0x10A0, 0x10C5)),
+    *((0x10D0, 0x10F0), (0x5D0, 0x5EA), (0x621, 0x64A), (0xE81, 0xEAE), (0x2D30, 0x2D65)),
+)
+_STYLE = re.compile(r"(?<![\w-])(black|white|heavy|medium|light|small|large|outlined|capital|ornament)(?![\w-])")
+# Long-winded names, mostly of dialects and of arrows.
+_SKIPPED = re.compile(
+    r"\b(apl|tuareg|ahaggar|academy|tawellemet|ayer|tatweel|crop|tilted|teardrop|concave|feathered|open-outlined|tip)\b"
+)
+_LONGEST = 34  # characters of a name; longer ones would not fit into the context of the text tower
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A name and what draws it: code points, or a texture of that name."""
+
+    name: str
+    group: str
+    codes: tuple[int, ...]
+
+
+def clean(name: str) -> str:
+    """Lower-case name without words for style, so that solid and outlined variants share it."""
+    words = _STYLE.sub(" ", name.lower())
+    return " ".join(words.replace("-pointing", " pointing").split())
+
+
+def _ranges(ranges: tuple[tuple[int, int], ...], group: str, taken: set[str], used: set[int]) -> list[Concept]:
+    found: dict[str, list[int]] = {}
+    for first, last in ranges:
+        for code in range(first, last + 1):
+            raw = unicodedata.name(chr(code), "")
+            if code in used or not raw or unicodedata.combining(chr(code)) or not fonts.faces_for(code):
+                continue
+            name = clean(raw)
+            if len(name.split()) > 5 or _SKIPPED.search(name):
+                continue
+            if 2 < len(name) <= _LONGEST and name not in taken:
+                found.setdefault(name, []).append(code)
+    return [Concept(name, group, tuple(codes)) for name, codes in found.items()]
+
+
+@lru_cache(maxsize=1)
+def concepts() -> tuple[Concept, ...]:
+    """All concepts of the world in a fixed order: classes first, then near, letters, textures, digits, other."""
+    known = [Concept(name, "id", codes) for name, codes in CLASS_CODES.items()]
+    taken, used = set(CLASS_CODES), {code for codes in CLASS_CODES.values() for code in codes} | _DROPPED
+    digits = [Concept(clean(unicodedata.name(chr(48 + d))), "digits", (48 + d,)) for d in range(10)]
+    taken |= set(textures.NAMES) | {concept.name for concept in digits}
+    drawn = [Concept(name, "textures", ()) for name in textures.NAMES]
+    for ranges, group in ((_NEAR, "near"), (_LETTERS, "letters"), (_LATIN, "latin"), (_OTHER, "other")):
+        part = _ranges(ranges, group, taken, used)
+        taken |= {concept.name for concept in part}
+        used |= {code for concept in part for code in concept.codes}
+        known += part
+        if group == "letters":
+            known += drawn + digits
+    return tuple(known)
+
+
+@lru_cache(maxsize=16)
+def group(name: str) -> tuple[Concept, ...]:
+    """Concepts of one group, in order."""
+    return tuple(concept for concept in concepts() if concept.group == name)
+
+
+CLASSES: tuple[str, ...] = tuple(CLASS_CODES)
 _LENGTHS = {
     "id-test": 1500,
     "id-train": 2000,
@@ -76,7 +256,7 @@ def describe(split: str, index: int) -> str:
     """Caption of image `index` of the pairs or of the endless training stream."""
     shown = scene(split, index, generator(split, index))
     assert shown.concept is not None
-    return captions.write(shown.concept.name, shown.fore, shown.back, generator(split, index, words=True))
+    return write(shown.concept.name, shown.fore, shown.back, generator(split, index, words=True))
 
 
 def scene(split: str, index: int, rng: np.random.Generator) -> Scene:
@@ -108,5 +288,5 @@ def _cumulated() -> npt.NDArray[np.float64]:
 @lru_cache(maxsize=1)
 def _contrasts() -> tuple[tuple[str, str], ...]:
     """Ordered pairs of colour names which differ enough in brightness for a shape to be seen."""
-    light = {key: 0.30 * r + 0.59 * g + 0.11 * b for key, (r, g, b) in captions.COLOURS.items()}
+    light = {key: 0.30 * r + 0.59 * g + 0.11 * b for key, (r, g, b) in COLOURS.items()}
     return tuple((a, b) for a in light for b in light if abs(light[a] - light[b]) > 60)

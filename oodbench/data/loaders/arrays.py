@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from oodbench.data.catalog import Dataset
-from oodbench.data.items import Items, empty, keys_of, missing, unlabelled
-from oodbench.data.prints import Taken, inside, print_of
+from oodbench.data.imageset import Items, empty, keys_of, missing, unlabelled
 from oodbench.errors import UserError
+from oodbench.storage.fingerprints import Taken, inside, print_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from oodbench.data.catalog import Dataset
-from oodbench.data.items import Files, Items, classes_of, empty, missing
+from oodbench.data.imageset import Files, Items, classes_of, empty, missing
 from oodbench.data.loaders.layout import Classes, is_beside, is_hidden, is_image, left_out, twice
-from oodbench.data.prints import stat_print
 from oodbench.errors import UserError
-from oodbench.storage.regular import irregular
+from oodbench.storage.files import irregular
+from oodbench.storage.fingerprints import stat_print
 
 
 @dataclass

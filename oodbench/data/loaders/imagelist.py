@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from oodbench.data.catalog import UNKNOWN, Dataset
-from oodbench.data.items import Files, Items, keys_of, missing, unlabelled
-from oodbench.data.lines import lines
+from oodbench.data.imageset import Files, Items, keys_of, missing, unlabelled
 from oodbench.data.loaders.layout import Remark, is_image, twice
-from oodbench.data.prints import print_of
+from oodbench.data.prompts import lines
 from oodbench.errors import Missing, UserError
+from oodbench.storage.fingerprints import print_of
 
 
 @dataclass(frozen=True)

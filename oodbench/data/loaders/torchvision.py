@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from oodbench.data.catalog import Dataset
-from oodbench.data.items import Items, keys_of, missing, unlabelled
-from oodbench.data.prints import Taken, inside, joined, lasting, pixels, print_of
+from oodbench.data.imageset import Items, keys_of, missing, unlabelled
 from oodbench.errors import Missing, UserError, did_you_mean
+from oodbench.storage.fingerprints import Taken, inside, joined, lasting, pixels, print_of
 from oodbench.storage.store import digest
 
 if TYPE_CHECKING:

@@ -9,12 +9,23 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from oodbench.image_scores import Images
 from oodbench.metrics import detection as metrics
 from oodbench.report.figures.figure import Picture, stem
-from oodbench.report.figures.lettering import fitted, width
-from oodbench.report.figures.style import GREY, ID_COLOUR, OOD_COLOUR, SIZE, Layout, house, pages, put, sheet
+from oodbench.report.figures.style import (
+    GREY,
+    ID_COLOUR,
+    OOD_COLOUR,
+    SIZE,
+    Layout,
+    fitted,
+    house,
+    pages,
+    put,
+    sheet,
+    width,
+)
 from oodbench.report.figures.subject import Entrant, Subject
+from oodbench.report.image_scores import Images
 from oodbench.results import SetRow
 
 Floats = NDArray[np.float64]

@@ -12,8 +12,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from oodbench.report.figures.figure import Picture
-from oodbench.report.figures.lettering import fitted, width
-from oodbench.report.figures.style import GREY, SIZE, Layout, house, put, sheet
+from oodbench.report.figures.style import GREY, SIZE, Layout, fitted, house, put, sheet, width
 from oodbench.report.figures.subject import Entrant, Subject
 
 Floats = NDArray[np.float64]

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from oodbench.metrics import detection as metrics
 from oodbench.report.figures.figure import Picture
-from oodbench.report.figures.lettering import fitted
-from oodbench.report.figures.style import GREY, SIZE, Layout, house, marker, pages, put, sheet, style
+from oodbench.report.figures.style import GREY, SIZE, Layout, fitted, house, marker, pages, put, sheet, style
 from oodbench.report.figures.subject import Entrant, Subject
 from oodbench.results import SetRow
 

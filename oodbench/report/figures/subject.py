@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 
 from oodbench.errors import UserError
-from oodbench.image_scores import Images, of_row
 from oodbench.report.figures.figure import Heading, stem
-from oodbench.report.tables.footing import footings
-from oodbench.report.tables.naming import names
+from oodbench.report.image_scores import Images, of_row
+from oodbench.report.tables.grouping import footings
+from oodbench.report.tables.lines import names
 from oodbench.results import Result, SetRow
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,34 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from oodbench.report.formats.latex import escape
-from oodbench.report.formats.titles import TITLES
 from oodbench.report.tables.table import Table
+
+TITLES = {
+    "1311.3618": "Describing Textures in the Wild",
+    "1409.0575": "ImageNet Large Scale Visual Recognition Challenge",
+    "1506.03365": "LSUN: Construction of a Large-scale Image Dataset using Deep Learning with Humans in the Loop",
+    "1610.02136": "A Baseline for Detecting Misclassified and Out-of-Distribution Examples in Neural Networks",
+    "1706.02690": "Enhancing The Reliability of Out-of-distribution Image Detection in Neural Networks",
+    "1707.06642": "The iNaturalist Species Classification and Detection Dataset",
+    "1902.10811": "Do ImageNet Classifiers Generalize to ImageNet?",
+    "1903.12261": "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
+    "1905.13549": "Learning Robust Global Representations by Penalizing Local Predictive Power",
+    "1907.07174": "Natural Adversarial Examples",
+    "1911.11132": "Scaling Out-of-Distribution Detection for Real-World Settings",
+    "2006.16241": "The Many Faces of Robustness: A Critical Analysis of Out-of-Distribution Generalization",
+    "2010.03759": "Energy-based Out-of-distribution Detection",
+    "2105.01879": "MOS: Towards Scaling Out-of-distribution Detection for Large Semantic Space",
+    "2109.02748": "Zero-Shot Out-of-Distribution Detection Based on the Pre-trained Model CLIP",
+    "2110.06207": "Open-Set Recognition: a Good Closed-Set Classifier is All You Need?",
+    "2111.12797": "ReAct: Out-of-distribution Detection With Rectified Activations",
+    "2203.10807": "ViM: Out-Of-Distribution with Virtual-logit Matching",
+    "2211.13445": "Delving into Out-of-Distribution Detection with Vision-Language Representations",
+    "2306.00826": "In or Out? Fixing ImageNet Out-of-Distribution Detection Evaluation",
+    "2306.09301": "OpenOOD v1.5: Enhanced Benchmark for Out-of-Distribution Detection",
+    "2308.12213": "CLIPN for Zero-Shot OOD Detection: Teaching CLIP to Say No",
+    "2403.20078": "Negative Label Guided OOD Detection with Pretrained Vision-Language Models",
+}
+
 
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 _YEAR = re.compile(r"\b(?:19|20)\d\d\b")

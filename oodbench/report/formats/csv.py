@@ -10,11 +10,23 @@ from csv import DictWriter
 from dataclasses import replace
 from pathlib import Path
 
-from oodbench.printable import printable
-from oodbench.report.formats.csvtext import csv_text
+from oodbench.errors import printable
 from oodbench.report.options import SHOWN, Options
 from oodbench.report.tables.table import Line, Table
 from oodbench.results import METRICS, Result, flatten
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet compute a text
+
+
+def csv_text(value: object) -> object:
+    r"""A value for a cell: a text is printable, and one that a spreadsheet would take for a formula begins with `'`.
+
+    A line break in a name would end the row for whoever reads lines, and csv.writer does not quote a lone `\r`.
+    """
+    if not isinstance(value, str):
+        return value
+    return f"'{printable(value)}" if value.startswith(_FORMULA) else printable(value)
+
 
 _RUN = ("precision", "resize", "limit", "seed", "device", "batch_size")
 

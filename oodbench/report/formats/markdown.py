@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from itertools import groupby
 
-from oodbench.report.tables.remarks import ALIKE, BEYOND
+from oodbench.report.tables.caption import ALIKE, BEYOND
 from oodbench.report.tables.table import Cell, Column, Table
 
 _ARROWS = {1: " ↑", -1: " ↓", 0: ""}

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from oodbench.report.tables.panels import panels
-from oodbench.report.tables.remarks import ALIKE, BEYOND
-from oodbench.report.tables.table import Cell, Column, Table
+from oodbench.report.tables.caption import ALIKE, BEYOND
+from oodbench.report.tables.table import Cell, Column, Table, panels
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult

@@ -94,7 +94,7 @@ def gallery(tables: Sequence[Table], source: Source, sets: Sequence[str], wanted
         return Gallery(reason=f"left out of a page with more than {MOST} tables; --pictures puts them in")
     if not any(_there(table, source.paths) for table in tables):
         return Gallery(reason="there are none, as no row has its scores per image beside it")
-    from oodbench.report.figures.writing import headings
+    from oodbench.report.figures.write import headings
 
     walls = {
         number: tuple(_walls(table, heading, source, sets))

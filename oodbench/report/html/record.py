@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from oodbench.printable import printable
+from oodbench.errors import printable
 from oodbench.report.tables.published import Quote, quotes
 from oodbench.report.tables.table import Line
 from oodbench.results import METRICS, IdRow, Result, SetRow, flatten, slug

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from oodbench.errors import UserError, printable
 from oodbench.report.formats.bibtex import keys_of_dataset, keys_of_method
 from oodbench.report.options import Options
 from oodbench.report.tables.caption import caption
-from oodbench.report.tables.columns import Plan, cells, plan
-from oodbench.report.tables.footing import Footing, footings
-from oodbench.report.tables.grouping import Group, group
-from oodbench.report.tables.lines import repeats, summary
-from oodbench.report.tables.marks import marked
-from oodbench.report.tables.naming import names
-from oodbench.report.tables.sections import by_training
+from oodbench.report.tables.columns import Plan, cells, marked, plan
+from oodbench.report.tables.grouping import Footing, Group, footings, group
+from oodbench.report.tables.lines import by_training, names, repeats, summary
 from oodbench.report.tables.table import Line, Table
 from oodbench.results import IdRow, Result, SetRow
+
+if TYPE_CHECKING:
+    from oodbench.metrics import Scores
 
 Digests = Mapping[str, Mapping[str, frozenset[str]]]
 
@@ -136,3 +139,51 @@ def _cites(model: Result, options: Options) -> tuple[tuple[str, tuple[str, ...]]
 def _note(line: Line) -> str:
     error = " ".join(((line.result and line.result.error) or "no message").split())
     return f"{line.name} failed: {error if len(error) <= 300 else error[:297] + '...'}"
+
+
+log = logging.getLogger(__name__)
+
+MOST = 40  # rows; of more, a column's best is one of many, and the bootstrap takes minutes
+QUICK = 500_000  # scores, which take about two seconds
+
+
+def tester(paths: Mapping[str, Path], options: Options, *, quick: bool = False) -> Test:
+    """A test for `tables`; `paths` are the rows' files by digest. Rows without scores per image are not compared.
+
+    `quick` leaves out tables whose tests would take more than some seconds.
+    """
+
+    def test(rows: Sequence[Result], sets: Sequence[str]) -> Alike:
+        metrics = [m for m in ("auroc", "fpr95") if m in options.shown]
+        found = {row.digest: paths[row.digest].with_suffix(".parquet") for row in rows if row.digest in paths}
+        there = {digest: path for digest, path in found.items() if path.exists() or path.is_symlink()}
+        images = sum(row.id.n + sum(s.n for s in row.ood) for row in rows if row.digest in there)
+        if not metrics or not 2 <= len(there) <= MOST or (quick and images > QUICK):
+            return Alike()
+        from oodbench.metrics import Settings, indistinguishable
+
+        scores = {}
+        for row in rows:
+            if row.digest in there:
+                try:
+                    scores[row.digest] = _scores(row, there[row.digest], sets)
+                except UserError as error:
+                    log.warning("%s is not compared: %s", printable(row.label), printable(str(error)))
+        if len(scores) < 2:
+            return Alike()
+        rules = rows[0].conventions
+        settings = Settings(at95=rules.get("at95", "first"), aupr=rules.get("aupr", "average_precision"))
+        marks = indistinguishable(scores, settings, metrics)
+        return Alike(marks.sets, marks.means)
+
+    return test
+
+
+def _scores(row: Result, path: Path, sets: Sequence[str]) -> Scores:
+    from oodbench.metrics import Scores
+    from oodbench.report.image_scores import of_row
+
+    found = of_row(row, path)
+    kept = [s for s in row.ood if not sets or s.dataset in sets]
+    ood = {s.dataset: found[s.dataset].scores for s in kept}
+    return Scores(found[row.id.dataset].scores, ood, {s.dataset: s.group for s in kept})

@@ -77,3 +77,10 @@ def _size(images: IdRow | SetRow, classes: object = None) -> str:
     remarks = [images.partial or f"n = {images.n:,}", f"{images.skipped:,} skipped" if images.skipped else ""]
     remarks += [f"{classes:,} class{'' if classes == 1 else 'es'}"] if isinstance(classes, int) else []
     return f"{images.title} ({', '.join(filter(None, remarks))})"
+
+
+ALIKE = (
+    "not distinguishable from the best of its column (paired tests on the same images: DeLong for AUROC, bootstrap for"
+    " the others; corrected for all pairs, level 0.05)."
+)
+BEYOND = "difference beyond the tolerance."

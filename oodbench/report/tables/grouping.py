@@ -6,8 +6,10 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from oodbench.results import IdRow, Result, SetRow, flatten
+from oodbench.errors import UserError
+from oodbench.results import IdRow, Result, SetRow, flatten, rows
 
 # Parts of `Result.run` that change the numbers of every method. Seed and device split no table: rows that differ in
 # them are named apart instead.
@@ -126,3 +128,88 @@ def _family(row: Result) -> tuple[str, str]:
 
 def _job(row: Result) -> tuple[str, str]:
     return row.label, str(row.run.get("seed"))
+
+
+_GIVEN = re.compile(r"[\[,]templates=")
+
+
+@dataclass(frozen=True)
+class Footing:
+    """Rows of one table, and the prompts that were given to all of them: a name, or "" for each method's own.
+
+    `title` is what the table's title says of it, "" while there is nothing to tell apart.
+    """
+
+    rows: tuple[Result, ...]
+    prompts: str = ""
+    title: str = ""
+    missing: tuple[str, ...] = ()  # titles of methods that stand in the table of own prompts but not in this one
+
+
+def footings(rows: Sequence[Result]) -> list[Footing]:
+    """Comparable rows, divided by whose prompts they have.
+
+    Prompts that some rows were given (`oodbench run --templates`) and that two methods have make a table: the rows that
+    were given them, rows of other methods whose own they are, and rows without prompts. The others stay together; a
+    variant with prompts that no other method has stays there, too, told by its name.
+    """
+    given: dict[str, list[Result]] = {}
+    for row in rows:
+        if _GIVEN.search(row.label) and row.templates:
+            given.setdefault(str(row.templates.get("digest")), []).append(row)
+    shared = {
+        digest: those
+        for digest, those in given.items()
+        if len({row.method for row in rows if row.templates.get("digest") == digest}) > 1
+    }
+    if not shared:
+        return [Footing(tuple(rows))]
+    moved = {id(row) for those in shared.values() for row in those}
+    own = [row for row in rows if id(row) not in moved]
+    out = []
+    for digest, those in shared.items():
+        methods = {row.method for row in those}
+        equal = [row for row in own if row.method not in methods and _same(row, digest)]
+        kept = {id(row) for row in (*those, *equal)}
+        have = {row.method for row in (*those, *equal)}
+        missing = dict.fromkeys(row.title or row.method for row in own if row.method not in have)
+        ordered = tuple(row for row in rows if id(row) in kept)
+        name = str(those[0].templates.get("name"))
+        out.append(Footing(ordered, name, f"equal prompts for all methods: {name}", tuple(missing)))
+    if any({id(row) for row in own} <= {id(row) for row in one.rows} for one in out):
+        return out  # a run with --templates alone: no method's own prompts differ from the equal ones
+    return [Footing(tuple(own), title="each method's own prompts"), *out]
+
+
+def _same(row: Result, digest: str) -> bool:
+    """Whether a row has these prompts, or none at all; a failed row is taken at its word."""
+    return not row.templates or row.templates.get("digest") == digest
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Rows in order; `paths` are the files of those that lie on disk, by digest."""
+
+    rows: tuple[Result, ...]
+    paths: dict[str, Path]
+
+
+def from_folder(results: Path) -> Gathered:
+    """The rows of a results folder. UserError when it is not there or holds none."""
+    if not results.is_dir():
+        raise UserError(f"no results folder {results}; make one with: oodbench run --out {results}")
+    found = list(rows(results))
+    if not found:
+        raise UserError(f"{results} holds no rows; make some with: oodbench run --out {results}")
+    return Gathered(ordered([row for _, row in found]), {row.digest: path for path, row in found})
+
+
+def ordered(found: Sequence[Result]) -> tuple[Result, ...]:
+    """Rows by benchmark, encoder, method, variant, seed: the same tables from wherever they come."""
+    return tuple(sorted(found, key=_place))
+
+
+def _place(row: Result) -> tuple[str, str, str, bool, str, str, str]:
+    encoder = str(row.encoder.get("slug") or row.encoder.get("name", ""))
+    seed = f"{row.run.get('seed')!s:>12}"
+    return row.benchmark, encoder, row.method, row.label != row.method, row.label, seed, row.digest

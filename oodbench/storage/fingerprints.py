@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from oodbench.storage.entry import inode
-from oodbench.storage.regular import check_regular
+from oodbench.storage.files import check_regular
+from oodbench.storage.store import inode
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from oodbench.data.paths import expand
-from oodbench.errors import UserError
-from oodbench.printable import printable
+from oodbench.errors import UserError, printable
 from oodbench.report.figures import Heading, Picture, pictures
 from oodbench.report.figures.figure import stem, unique
 from oodbench.report.tables.table import Table
