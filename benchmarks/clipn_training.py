@@ -27,10 +27,10 @@ from oodbench.encoder.openclip import OpenClip
 from oodbench.encoder.resolve import resolve
 from oodbench.method import registry
 from oodbench.storage.store import Store
-from oodbench.training.batches import Feed, autocast
+from oodbench.training.batches import PairBatches, autocast
 from oodbench.training.loop import Trainer
-from oodbench.training.material import Material, Rows
-from oodbench.training.processes import World
+from oodbench.training.material import Rows, TrainingData
+from oodbench.training.processes import ProcessGroup
 from oodbench.training.schedule import Schedule
 
 ARCHITECTURE = "ViT-B-16"
@@ -48,14 +48,14 @@ CAPTIONS = (
 )
 
 
-def material(folder: Path, pairs: int, depth: int) -> Material:
+def material(folder: Path, pairs: int, depth: int) -> TrainingData:
     """Stored embeddings of so many pairs."""
     rng = np.random.default_rng(0)
     for name in ("images", "texts"):
         rows = rng.normal(size=(pairs, depth)).astype(np.float32)
         np.save(folder / f"{name}.npy", rows / np.linalg.norm(rows, axis=1, keepdims=True))
     every = np.arange(pairs)
-    return Material(
+    return TrainingData(
         captions=[CAPTIONS[i % len(CAPTIONS)] for i in range(pairs)],
         images=Rows([folder / "images.npy"], [0, pairs]),
         image=every,
@@ -132,8 +132,8 @@ def measured(encoder: OpenClip, model: Any, folder: Path, asked: argparse.Namesp
     pairs = 16 * batch
     recipe = type(method.optimiser)(**{**vars(method.optimiser), "batch": batch})
     schedule = Schedule(recipe, pairs, 1000, 0)
-    feed = Feed(material(folder, pairs, encoder.card.embed_dim), schedule, encoder, min(batch, CHUNK))
-    trainer = Trainer(method, feed, World(0, 1, asked.device), asked.precision)
+    feed = PairBatches(material(folder, pairs, encoder.card.embed_dim), schedule, encoder, min(batch, CHUNK))
+    trainer = Trainer(method, feed, ProcessGroup(0, 1, asked.device), asked.precision)
     release = Release(model, method, encoder, batch, asked.precision)
     tokens = encoder.tokenize(feed.material.captions[:batch]).to(encoder.device)
     which = torch.arange(batch, device=encoder.device) % 17

@@ -33,7 +33,7 @@ def floor(id: Floats, ood: Floats) -> None:
 
 
 def all_metrics(id: Floats, ood: Floats) -> None:
-    metrics.evaluate(metrics.sort_scores(id, "id"), metrics.sort_scores(ood, "ood"))
+    metrics.evaluate(metrics.score_set(id, "id"), metrics.score_set(ood, "ood"))
 
 
 def as_usually_written(id: Floats, ood: Floats) -> None:

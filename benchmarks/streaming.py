@@ -69,7 +69,7 @@ def main() -> None:
             return streaming.evaluate_shards(paths["id"], paths["ood"], memory=1 << 25)
 
         def at_once() -> metrics.Metrics:
-            return metrics.evaluate(metrics.sort_scores(id, "id"), metrics.sort_scores(ood, "ood"))
+            return metrics.evaluate(metrics.score_set(id, "id"), metrics.score_set(ood, "ood"))
 
         assert streamed().auroc == at_once().auroc
         parts = {

@@ -22,7 +22,7 @@ from oodbench.data.glyphs.world import CLASSES
 from oodbench.encoder.card import parse_encoder
 from oodbench.encoder.openclip import OpenClip
 from oodbench.encoder.resolve import resolve
-from oodbench.method import Batch, Needs, Own, Sources, Task, Weights, registry
+from oodbench.method import Batch, MethodResources, Needs, Sources, Task, Weights, registry
 from oodbench.storage.store import Store
 
 PROMPT = "This is a photo of a {}"
@@ -58,7 +58,7 @@ def measure(encoder: OpenClip, images: int, slow: int, tokens: int) -> list[Row]
         return normalize(encoder.text(prompts), dim=-1)
 
     sources = Sources(text, words, lambda: encoder, list)
-    own = Own(lambda: Weights(module.state_dict(), {}), lambda depends, make: make())
+    own = MethodResources(lambda: Weights(module.state_dict(), {}), lambda depends, make: make())
     task = Task(CLASSES, encoder.scale, sources).seen_by(method.needs, own)
     embeddings = 10 * torch.randn(images, 128)
     batch = Batch(Needs.FEATURES, images, normalize(embeddings, dim=-1), embeddings)

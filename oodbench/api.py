@@ -15,7 +15,7 @@ from oodbench.errors import did_you_mean, hidden, raise_all
 from oodbench.method.parameters import conform, parse_names, written
 from oodbench.pipeline.plan import make_plan
 from oodbench.pipeline.request import RunRequest
-from oodbench.pipeline.run import Outcome, run
+from oodbench.pipeline.run import RunOutcome, run
 from oodbench.results import Result, rows, slug
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _option(name: str, kind: str, value: Any) -> Any:
     return None if value is None and kind.endswith("| None") else conform(value, kind)
 
 
-def carry_out(request: RunRequest, *, tracking_uri: str | None = None) -> Outcome:
+def carry_out(request: RunRequest, *, tracking_uri: str | None = None) -> RunOutcome:
     """Plan, run and record. `tracking_uri` None: the sqlite file beside the rows; "" or "none": no MLflow."""
     tracker = tracker_of(request.out, tracking_uri)
     plan = make_plan(request)
@@ -137,7 +137,7 @@ def tracker_of(results: Path, tracking_uri: str | None) -> Tracker | None:
     return tracking.tracker_of(results, tracking_uri)
 
 
-def record(tracker: Tracker | None, outcome: Outcome) -> str:
+def record(tracker: Tracker | None, outcome: RunOutcome) -> str:
     """Send the rows to MLflow; why some wait, or "". Never fails a run: the rows are on disk."""
     if tracker is None or not outcome.results:
         return ""

@@ -28,4 +28,4 @@ def test_what_was_a_module_of_metrics_is_a_package_with_the_same_names() -> None
     from oodbench import metrics
     from oodbench.metrics import detection
 
-    assert metrics.evaluate is detection.evaluate and metrics.sort_scores is detection.sort_scores
+    assert metrics.evaluate is detection.evaluate and metrics.score_set is detection.score_set

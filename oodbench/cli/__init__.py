@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from oodbench.cli.common import Group
+from oodbench.cli.common import CommandGroup
 from oodbench.cli.datasets import datasets
 from oodbench.cli.explain import explain
 from oodbench.cli.methods import check, methods
@@ -17,7 +17,7 @@ from oodbench.cli.train import train
 from oodbench.cli.weights import weights
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="oodbench")
 def main() -> None:
     """Compare CLIP-based out-of-distribution detection methods.

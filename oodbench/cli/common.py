@@ -70,7 +70,7 @@ class Integers(click.ParamType):  # type: ignore[type-arg]  # generic in its stu
             self.fail(f"{value!r} is no whole number, nor several as 0,1,2", param, ctx)
 
 
-class Group(click.Group):
+class CommandGroup(click.Group):
     """Turns errors into one line and exit code 2, and suggests commands."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:

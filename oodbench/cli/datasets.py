@@ -47,14 +47,16 @@ def check(
     """
     from oodbench.data import catalog as catalogue
     from oodbench.data.checks.findings import text
-    from oodbench.data.checks.run import Settings, examine
+    from oodbench.data.checks.run import CheckSettings, examine
     from oodbench.data.checks.scope import scope
     from oodbench.errors import UserError
     from oodbench.storage.store import Store, default_root
 
     if workers < 0:
         raise UserError(f"--workers takes a number of threads, not {workers}")
-    settings = Settings(catalogue.data_root(_inherited(data)), Store(store or default_root()), workers, hamming, limit)
+    settings = CheckSettings(
+        catalogue.data_root(_inherited(data)), Store(store or default_root()), workers, hamming, limit
+    )
     with bars("images") as watch:
         report = examine(scope(names, id_), settings, watch)
     plain = json.dumps(report.as_dict(), indent=2)

@@ -13,7 +13,7 @@ from oodbench.cli.common import FOLDER, log, say
 from oodbench.errors import UserError, hidden, printable
 
 if TYPE_CHECKING:
-    from oodbench.data.imageset import Listing
+    from oodbench.data.imageset import ImageSet
     from oodbench.pipeline.plan import Plan
 
 
@@ -47,7 +47,7 @@ def _farthest_first(similarity: Sequence[float], words: Sequence[str]) -> list[t
     return sorted((round(value, 4) + 0.0, word) for value, word in zip(similarity, words, strict=True))  # -0 + 0 is 0
 
 
-def class_names(listing: Listing) -> tuple[str, ...]:
+def class_names(listing: ImageSet) -> tuple[str, ...]:
     """What is known of the classes of an OOD set: its class list, else its folders; () when it is one folder."""
     from oodbench.data import prompts
 

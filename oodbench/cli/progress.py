@@ -14,7 +14,7 @@ from oodbench.pipeline.run import Watch
 from oodbench.results import Result
 
 if TYPE_CHECKING:
-    from oodbench.training.loop import Report
+    from oodbench.training.loop import StepReport
 
 
 class Live:
@@ -149,7 +149,7 @@ class Bar(Live):
         self._steps = steps
         self._line = self.line("train", steps, done)
 
-    def step(self, report: Report) -> None:
+    def step(self, report: StepReport) -> None:
         """One step more."""
         self._speed = report.speed if not self._speed else 0.9 * self._speed + 0.1 * report.speed
         told = f"loss {report.loss:.4f}  {self._speed:,.0f} samples/s"

@@ -12,10 +12,10 @@ from click.core import ParameterSource
 
 from oodbench.cli.common import FOLDER, note
 from oodbench.errors import UserError, printable
-from oodbench.report.options import SHOWN, Options
+from oodbench.report.options import SHOWN, TableOptions
 
 if TYPE_CHECKING:
-    from oodbench.report.output import Request
+    from oodbench.report.output import OutputOptions
     from oodbench.report.tables.grouping import Gathered
     from oodbench.report.tables.table import Table
 
@@ -86,9 +86,9 @@ def report(
         return
     tables = shape.shaped(found.rows, found.paths, options, request)
     if request.output:
-        from oodbench.report.html import Source, render
+        from oodbench.report.html import FigureSource, render
 
-        source = Source(found.paths, None if uri else results, data)
+        source = FigureSource(found.paths, None if uri else results, data)
         shape.write(tables, options, request, lambda: render(tables, source, options, request.pictures))
         note(f"wrote {request.output}")
     elif request.form == "terminal" and not request.bib:
@@ -97,15 +97,15 @@ def report(
         click.echo(shape.text(tables, options, request), nl=False)
 
 
-def _read(flags: dict[str, Any]) -> tuple[Options, Request]:
+def _read(flags: dict[str, Any]) -> tuple[TableOptions, OutputOptions]:
     """Options and request from the flags; UserError for words that a flag does not take."""
     from oodbench.method.parameters import parse_names, split
-    from oodbench.report.output import Request
+    from oodbench.report.output import OutputOptions
 
     for flag, word in (("group", "trained"), ("compare", "published")):
         if flags[flag] not in ("", word):
             raise UserError(f"--{flag} '{flags[flag]}' does not exist; known: {word}")
-    options = Options(
+    options = TableOptions(
         methods=tuple(filter(None, (m.strip() for m in split(flags["methods"], ",")))),
         sets=tuple(parse_names(flags["sets"])),
         metrics=tuple(dict.fromkeys(m.strip() for m in flags["metrics"].split(",") if m.strip())),
@@ -114,7 +114,7 @@ def _read(flags: dict[str, Any]) -> tuple[Options, Request]:
     )
     names = ("standalone", "bib", "quotes", "tests", "output", "pictures")
     form = flags["form"] or "terminal"
-    return options, Request(form=form, compare=bool(flags["compare"]), **{name: flags[name] for name in names})
+    return options, OutputOptions(form=form, compare=bool(flags["compare"]), **{name: flags[name] for name in names})
 
 
 def _alone() -> None:
@@ -130,12 +130,12 @@ def _alone() -> None:
         raise UserError(f"--figures draws pictures and nothing else: run {', '.join(given)} by itself")
 
 
-def _draw(found: Gathered, options: Options, folder: Path, data: Path | None) -> None:
+def _draw(found: Gathered, options: TableOptions, folder: Path, data: Path | None) -> None:
     """Write the pictures of the tables of some methods and sets."""
     from oodbench.report import tables
     from oodbench.report.figures.write import write
 
-    chosen = tables(found.rows, Options(methods=options.methods, sets=options.sets))
+    chosen = tables(found.rows, TableOptions(methods=options.methods, sets=options.sets))
     count = write(chosen, found.paths, folder, data=data, sets=options.sets)
     note(f"wrote {count} pictures to {folder}")
 

@@ -14,7 +14,7 @@ from oodbench.cli.common import FOLDER, Integers, configure, log, note, print_ta
 
 if TYPE_CHECKING:
     from oodbench.pipeline.plan import Plan
-    from oodbench.pipeline.run import Outcome
+    from oodbench.pipeline.run import RunOutcome
 
 
 def describe_placement(plan: Plan) -> str:
@@ -199,7 +199,7 @@ def run(
         sys.exit(1)
 
 
-def _carry_out(plans: list[Plan], events: Path | None) -> list[Outcome]:
+def _carry_out(plans: list[Plan], events: Path | None) -> list[RunOutcome]:
     from oodbench.cli.progress import Progress
     from oodbench.distributed.cluster import chosen
     from oodbench.pipeline import run as runner

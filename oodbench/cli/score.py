@@ -16,10 +16,10 @@ import click
 from oodbench.cli.common import FOLDER, log, note, stoppable
 from oodbench.data.paths import expand
 from oodbench.errors import UserError
-from oodbench.storage.files import whole
+from oodbench.storage.files import atomic_write
 
 if TYPE_CHECKING:
-    from oodbench.data.imageset import Listing
+    from oodbench.data.imageset import ImageSet
     from oodbench.detector.engine import Scored
 
 SUFFIXES = (".csv", ".parquet")
@@ -91,7 +91,7 @@ def _writer(out: Path | None, names: list[str]) -> Iterator[Any]:
             raise UserError(f"the table cannot be written to standard output: {error.strerror or error}") from error
         return
     try:
-        with whole(out) as partial:
+        with atomic_write(out) as partial:
             if out.suffix.lower() == ".csv":
                 with partial.open("w", encoding="utf-8", newline="") as file:
                     yield _rows(file, names)
@@ -251,7 +251,7 @@ def _loaded(options: dict[str, Any]) -> Any:
     return Detector.load(options["detector"], keep=not options["no_store"], **changes)
 
 
-def _parts(detector: Any, images: Listing) -> Iterator[Scored]:
+def _parts(detector: Any, images: ImageSet) -> Iterator[Scored]:
     from oodbench.cli.progress import Progress
 
     with Progress() as progress:

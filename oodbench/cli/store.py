@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from oodbench.cli.common import FOLDER, Group, say
+from oodbench.cli.common import FOLDER, CommandGroup, say
 from oodbench.errors import UserError
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def store() -> None:
     """Show and bound the store of embeddings and scores."""
 

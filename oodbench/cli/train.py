@@ -17,15 +17,15 @@ from oodbench.cli.common import FOLDER, configure, log, note, say, stoppable, te
 
 if TYPE_CHECKING:
     from oodbench.training.plan import TrainRequest
-    from oodbench.training.train import Outcome, Ready, TrainWatch
+    from oodbench.training.train import Ready, TrainOutcome, TrainWatch
 
 
 def followed(
     request: TrainRequest,
     tracking_uri: str | None,
     ready: Callable[[Ready], None],
-    carry_out: Callable[[TrainRequest, TrainWatch], Outcome] | None = None,
-) -> Outcome:
+    carry_out: Callable[[TrainRequest, TrainWatch], TrainOutcome] | None = None,
+) -> TrainOutcome:
     """Train and show. `tracking_uri` None: the sqlite file beside the weights; "" or "none": no MLflow.
 
     `carry_out` trains elsewhere than in this process.
@@ -167,7 +167,7 @@ def _tell_ready(ready: Ready) -> None:
         note(f"going on after step {ready.done:,}")
 
 
-def _tell(outcome: Outcome, request: TrainRequest) -> None:
+def _tell(outcome: TrainOutcome, request: TrainRequest) -> None:
     if outcome.signal:
         say(
             f"stopped and saved after step {outcome.done:,} of {outcome.steps:,}; the same command goes on from there",

@@ -12,7 +12,7 @@ from pathlib import Path
 from oodbench.data import catalog as catalogue
 from oodbench.data import overlap as sets
 from oodbench.data.catalog import LOADERS, Dataset
-from oodbench.data.imageset import Listing, listing
+from oodbench.data.imageset import ImageSet, listing
 from oodbench.data.paths import expand, real
 from oodbench.errors import UserError, did_you_mean, is_url
 from oodbench.storage.files import write_text
@@ -29,7 +29,7 @@ class Declared:
     """
 
     file: Path
-    listing: Listing
+    listing: ImageSet
     only_ood: str
 
 

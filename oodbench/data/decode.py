@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oodbench.data.imageset import Listing
+from oodbench.data.imageset import ImageSet
 from oodbench.data.loaders.layout import Remark
 from oodbench.errors import UserError
 
@@ -28,7 +28,7 @@ _GLANCE = 4  # images
 
 
 @dataclass(frozen=True)
-class Reading:
+class DecodeConfig:
     """How images are read."""
 
     workers: int
@@ -45,8 +45,8 @@ class Decoded:
 
 
 def batches(
-    listing: Listing,
-    reading: Reading,
+    listing: ImageSet,
+    reading: DecodeConfig,
     batch: int,
     bounds: tuple[int, int],
     transform: Callable[[Any], Tensor],
@@ -113,7 +113,7 @@ def flat_remark(names: Sequence[str], how_many: str = "") -> Remark:
     return Remark("flat", message, len(names), tuple(names[:10]))
 
 
-def glance(listing: Listing) -> tuple[Remark, ...]:
+def glance(listing: ImageSet) -> tuple[Remark, ...]:
     """The remark on the first few images of a list that become constant; images that cannot be read are told later."""
     flat = []
     with decoding():
@@ -164,7 +164,7 @@ def broken(error: Exception) -> bool:
     return not isinstance(error, MemoryError) and getattr(error, "errno", None) is None
 
 
-def unreadable(listing: Listing, name: str, reason: str) -> UserError:
+def unreadable(listing: ImageSet, name: str, reason: str) -> UserError:
     """The error that names a broken image."""
     return UserError(
         f"dataset '{listing.dataset.name}': image {listing.folder / name} cannot be read ({reason}); "
@@ -172,7 +172,7 @@ def unreadable(listing: Listing, name: str, reason: str) -> UserError:
     )
 
 
-def _withheld(listing: Listing, name: str, reason: str) -> UserError:
+def _withheld(listing: ImageSet, name: str, reason: str) -> UserError:
     return UserError(
         f"dataset '{listing.dataset.name}': image {listing.folder / name} is withheld by the system ({reason}); "
         "see to that and run again (--on-error skip is for images that are broken)"

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from oodbench.data.catalog import Dataset
 from oodbench.errors import UserError, hidden
 from oodbench.storage.archives import Bounds, Damaged, is_archive, unpack
-from oodbench.storage.download import Patience, Wanted, download
+from oodbench.storage.download import Download, RetryPolicy, download
 
 WORK = ".downloads"  # folder below the data root for what is not whole yet
 _WHOLE = ("tar", "arrays", "parquet")  # loaders that read the file itself
@@ -22,7 +22,7 @@ Watch = Callable[[str, int], Callable[[int], None]]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FetchOutcome:
     """What became of it; `by_hand` when a person has to get it."""
 
     message: str
@@ -33,23 +33,23 @@ def get(
     dataset: Dataset,
     data: Path,
     watch: Watch = lambda what, total: lambda n: None,
-    patience: Patience | None = None,
+    patience: RetryPolicy | None = None,
     bounds: Bounds | None = None,
-) -> Outcome:
+) -> FetchOutcome:
     """Fetch a dataset below the data folder unless it is there. UserError when that fails; nothing half is in place."""
     if dataset.loader == "glyphs":
-        return Outcome("embedded, there is nothing to fetch")
+        return FetchOutcome("embedded, there is nothing to fetch")
     if dataset.within or dataset.parts:
         others = ", ".join(dict.fromkeys((dataset.within, *dataset.parts))).strip(", ")
-        return Outcome(f"made of {others}; get that", by_hand=True)
+        return FetchOutcome(f"made of {others}; get that", by_hand=True)
     place = dataset.folder(data)
     if dataset.loader == "torchvision":
-        return _torchvision(dataset, data, patience or Patience())
+        return _torchvision(dataset, data, patience or RetryPolicy())
     if place.exists():
-        return Outcome(f"is there already: {place}")
+        return FetchOutcome(f"is there already: {place}")
     if not dataset.download:
-        return Outcome(instructions(dataset, place), by_hand=True)
-    wanted = Wanted(dataset.download, dataset.sha256, dataset.md5)
+        return FetchOutcome(instructions(dataset, place), by_hand=True)
+    wanted = Download(dataset.download, dataset.sha256, dataset.md5)
     name = Path(unquote(urlsplit(dataset.download).path)).name or dataset.name
     whole = download(wanted, data / WORK / dataset.name / name, patience, watch)
     try:
@@ -62,7 +62,7 @@ def get(
         raise UserError(f"cannot write {place}: {error.strerror or error}") from error
     shutil.rmtree(whole.parent, ignore_errors=True)
     unchecked = "" if wanted.sha256 or wanted.md5 else " (no checksum is known; see: oodbench datasets check)"
-    return Outcome(f"fetched to {place}{unchecked}")
+    return FetchOutcome(f"fetched to {place}{unchecked}")
 
 
 def instructions(dataset: Dataset, place: Path) -> str:
@@ -99,7 +99,7 @@ def _unpacked(dataset: Dataset, archive: Path, data: Path, bounds: Bounds | None
     source.rename(place)
 
 
-def _torchvision(dataset: Dataset, data: Path, patience: Patience) -> Outcome:
+def _torchvision(dataset: Dataset, data: Path, patience: RetryPolicy) -> FetchOutcome:
     """Let torchvision fetch, which checks what it fetches and leaves alone what is there.
 
     A folder that is not there yet is filled elsewhere and moved: torchvision takes a half unpacked set for a whole one.
@@ -113,7 +113,7 @@ def _torchvision(dataset: Dataset, data: Path, patience: Patience) -> Outcome:
     root = dataset.folder(data)
     kind = getattr(known, dataset.source, None)
     if kind is not None and "download" not in inspect.signature(kind).parameters:
-        return Outcome(instructions(dataset, root), by_hand=True)
+        return FetchOutcome(instructions(dataset, root), by_hand=True)
     new = not root.exists() or not any(root.iterdir())
     work = data / WORK / dataset.name
     place = work / root.name if new else root
@@ -133,4 +133,4 @@ def _torchvision(dataset: Dataset, data: Path, patience: Patience) -> Outcome:
         socket.setdefaulttimeout(waited)
         if new:
             shutil.rmtree(work, ignore_errors=True)
-    return Outcome(f"{number:,} images in {root}")
+    return FetchOutcome(f"{number:,} images in {root}")

@@ -31,17 +31,17 @@ from oodbench.data.loaders.layout import (
 )
 from oodbench.errors import Missing, Unlabelled, UserError
 from oodbench.storage.files import irregular, regular
-from oodbench.storage.fingerprints import Taken, encoded, lasting, stat_print
+from oodbench.storage.fingerprints import ReadImage, encoded, lasting, stat_fingerprint
 from oodbench.storage.store import Store, digest, file_digest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-class Source(Protocol):
+class ImageSource(Protocol):
     """Reads images by name. Threads share it; it holds no image."""
 
-    def take(self, name: str) -> Taken:
+    def take(self, name: str) -> ReadImage:
         """Read one image, which is decoded in its own mode. Raises OSError, or what Pillow raises, when that fails."""
 
     def content(self, name: str) -> str:
@@ -86,7 +86,7 @@ class Items:
     names: tuple[str, ...]
     prints: tuple[str, ...]
     labels: npt.NDArray[np.int64]
-    source: Source
+    source: ImageSource
     folders: tuple[str, ...] = ()
     named: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
@@ -95,16 +95,16 @@ class Items:
 
 
 @dataclass(frozen=True)
-class Files:
+class ImageFiles:
     """Image files below a folder, named by their paths."""
 
     folder: Path
 
-    def take(self, name: str) -> Taken:
+    def take(self, name: str) -> ReadImage:
         """Read a file."""
         with regular(self.folder / name) as file:
             raw = file.read()
-            return encoded(stat_print(os.fstat(file.fileno())), raw)
+            return encoded(stat_fingerprint(os.fstat(file.fileno())), raw)
 
     def content(self, name: str) -> str:
         """sha256 of the file."""
@@ -163,22 +163,22 @@ def unlabelled(dataset: Dataset, place: Path | str, what: str) -> UserError:
     )
 
 
-__all__ = ["CALIBRATION_LIMIT", "EXTENSIONS", "Listing", "Origin", "listing", "source"]
+__all__ = ["CALIBRATION_LIMIT", "EXTENSIONS", "ImageSet", "SubsetOf", "listing", "source"]
 
 CALIBRATION_LIMIT = 50_000  # training images that a method may calibrate on
 
 
 @dataclass(frozen=True)
-class Origin:
+class SubsetOf:
     """Where images of a derived list come from: its rows `here` [k] are the rows `there` [k] of another list."""
 
-    listing: Listing
+    listing: ImageSet
     here: npt.NDArray[np.int64]
     there: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Listing:
+class ImageSet:
     """A dataset's images in list order.
 
     names      posix paths below `folder`, or names of rendered images
@@ -203,17 +203,17 @@ class Listing:
     folders: tuple[str, ...] = ()
     total: int = 0
     content: bool = False
-    source: Source | None = None
+    source: ImageSource | None = None
     named: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     remarks: tuple[Remark, ...] = ()
-    origins: tuple[Origin, ...] = ()
+    origins: tuple[SubsetOf, ...] = ()
     host: str = field(default_factory=socket.gethostname)
 
     @property
-    def reader(self) -> Source:
+    def reader(self) -> ImageSource:
         """What reads an image by its name."""
-        return self.source or Files(self.folder)
+        return self.source or ImageFiles(self.folder)
 
     @cached_property
     def digest(self) -> str:
@@ -265,26 +265,26 @@ class Listing:
     def _changed(self, place: Path) -> UserError:
         return UserError(f"dataset '{self.dataset.name}': {place} changed after it was listed; run again")
 
-    def select(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> Listing:
+    def select(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> ImageSet:
         """The listing of some of its images."""
         chosen = [int(i) for i in indices]
         names, prints = (tuple(column[i] for i in chosen) for column in (self.names, self.prints))
         return replace(self, names=names, prints=prints, labels=self.labels[chosen], origins=())
 
-    def by_content(self) -> Listing:
+    def by_content(self) -> ImageSet:
         """The same list with contents for prints, which takes reading every image."""
         if self.content:
             return self
         origins = tuple(replace(one, listing=one.listing.by_content()) for one in self.origins)
         return replace(self, prints=_contents(self), content=True, origins=origins)
 
-    def limit(self, n: int | None) -> Listing:
+    def limit(self, n: int | None) -> ImageSet:
         """At most n images, evenly spread over the list, so that every class keeps its share."""
         if n is None or n >= len(self):
             return self
         return self.select([i * len(self) // n for i in range(n)])
 
-    def sample(self, n: int, seed: int) -> Listing:
+    def sample(self, n: int, seed: int) -> ImageSet:
         """At most n images drawn without replacement, in list order."""
         if n >= len(self):
             return self
@@ -293,12 +293,12 @@ class Listing:
 
 def listing(
     dataset: Dataset, data: Path, *, labelled: bool, strict: bool, store: Store, limit: int | None = None
-) -> Listing:
+) -> ImageSet:
     """List a dataset. UserError when its folder is missing or empty, or (labelled) has no class folders.
 
     labelled  an ID set: sorted folders are the labels. Otherwise every image below the folder is taken.
     strict    prints are sha256 of the content instead of sizes and times of files
-    limit     see Listing.limit
+    limit     see ImageSet.limit
     """
     whole = _whole(dataset, data, labelled, strict, store)
     if labelled:
@@ -308,7 +308,7 @@ def listing(
     return whole.by_content() if strict else whole
 
 
-def _whole(dataset: Dataset, data: Path, labelled: bool, strict: bool, store: Store) -> Listing:
+def _whole(dataset: Dataset, data: Path, labelled: bool, strict: bool, store: Store) -> ImageSet:
     """All images of a set; with `strict` the sets that a derived one is made of are listed by content."""
     if dataset.within:
         from oodbench.data import subsets as derived
@@ -323,7 +323,7 @@ def _whole(dataset: Dataset, data: Path, labelled: bool, strict: bool, store: St
         parts = [listing(one, data, labelled=labelled, strict=strict, store=store) for one in sets]
         return derived.union(dataset, parts)
     found = _loaded(dataset, data, labelled, store)
-    return Listing(
+    return ImageSet(
         dataset,
         found.folder,
         found.names,
@@ -339,7 +339,7 @@ def _whole(dataset: Dataset, data: Path, labelled: bool, strict: bool, store: St
     )
 
 
-def source(dataset: Dataset, data: Path, store: Store) -> Source:
+def source(dataset: Dataset, data: Path, store: Store) -> ImageSource:
     """What reads the images of a set that is not derived, found anew: for another process."""
     return _loaded(dataset, data, False, store).source
 
@@ -378,7 +378,7 @@ def _named_like(dataset: Dataset, data: Path, folders: tuple[str, ...]) -> tuple
     return tuple(names[number[folder]] for folder in folders)
 
 
-def _contents(listing: Listing) -> tuple[str, ...]:
+def _contents(listing: ImageSet) -> tuple[str, ...]:
     from concurrent.futures import ThreadPoolExecutor
 
     try:

@@ -9,10 +9,10 @@ from pathlib import Path
 from oodbench.data import catalog as catalogue
 from oodbench.data import decode, prompts
 from oodbench.data.catalog import Benchmark, Dataset
-from oodbench.data.imageset import CALIBRATION_LIMIT, Listing, Placed, listing
+from oodbench.data.imageset import CALIBRATION_LIMIT, ImageSet, Placed, listing
 from oodbench.data.loaders.layout import same_prompts
 from oodbench.data.loaders.tar import Archives
-from oodbench.data.prompts import Lines
+from oodbench.data.prompts import TextList
 from oodbench.errors import UserError, raise_all
 from oodbench.pipeline.request import RunRequest
 from oodbench.storage.store import Store
@@ -53,7 +53,7 @@ def without(benchmark: Benchmark, absent: Collection[str]) -> Benchmark:
     )
 
 
-def listed(dataset: Dataset, request: RunRequest, labelled: bool, store: Store) -> Listing:
+def listed(dataset: Dataset, request: RunRequest, labelled: bool, store: Store) -> ImageSet:
     """The images of a set, as many as the catalogue counts unless the request allows for less."""
     data = catalogue.data_root(request.data)
     found = listing(dataset, data, labelled=labelled, strict=request.strict, store=store, limit=request.limit)
@@ -68,25 +68,25 @@ def listed(dataset: Dataset, request: RunRequest, labelled: bool, store: Store) 
     return found
 
 
-def listed_sample(dataset: Dataset, request: RunRequest, store: Store) -> Listing:
+def listed_sample(dataset: Dataset, request: RunRequest, store: Store) -> ImageSet:
     """ID training images to calibrate on: at most CALIBRATION_LIMIT, drawn with the run's seed."""
     whole = listed(dataset, replace(request, strict=False), True, store)
     drawn = whole.sample(CALIBRATION_LIMIT, request.seed)
     return drawn.by_content() if request.strict else drawn
 
 
-def class_names(id_set: Listing) -> Lines:
+def class_names(id_set: ImageSet) -> TextList:
     """The class names of an ID set: a list as long as its class folders, or the folders' own names."""
     named = id_set.dataset.classes
     if not named and id_set.named:
-        return Lines(f"of {id_set.dataset.like or id_set.dataset.within or 'the source'}", id_set.named)
+        return TextList(f"of {id_set.dataset.like or id_set.dataset.within or 'the source'}", id_set.named)
     if not named and id_set.dataset.loader not in ("classes", "glyphs") and all(f.isdecimal() for f in id_set.folders):
         raise UserError(
             f"dataset '{id_set.dataset.name}': its {len(id_set.folders)} classes are numbers; name them in that order "
             "with --classes FILE, one name a line"
         )
     if not named:
-        return Lines("folders", tuple(folder.replace("_", " ") for folder in id_set.folders))
+        return TextList("folders", tuple(folder.replace("_", " ") for folder in id_set.folders))
     lines = prompts.class_names(named)
     if len(lines.lines) != len(id_set.folders):
         raise UserError(
@@ -98,7 +98,7 @@ def class_names(id_set: Listing) -> Lines:
     return lines
 
 
-def notes(found: Listing, classes: Lines | None = None) -> list[str]:
+def notes(found: ImageSet, classes: TextList | None = None) -> list[str]:
     """What may mislead about a set, one sentence each; with `classes` that of an ID set's class names, too.
 
     Looks at the first few images. The names of shipped class lists are those of their protocols.
@@ -111,11 +111,11 @@ def notes(found: Listing, classes: Lines | None = None) -> list[str]:
     return [f"{found.dataset.name}: {one.message}" for one in seen]
 
 
-def check_folders(id_set: Listing, ood: Sequence[Listing]) -> None:
+def check_folders(id_set: ImageSet, ood: Sequence[ImageSet]) -> None:
     """Two sets in one folder, or ID and OOD one inside the other, would share images."""
     problems = []
     home = id_set.folder.resolve()
-    seen: dict[Path, list[Listing]] = {}
+    seen: dict[Path, list[ImageSet]] = {}
     for one in ood:
         name, other = one.dataset.name, one.folder.resolve()
         if one.dataset.loader == "glyphs" or name == id_set.dataset.name:
@@ -133,13 +133,13 @@ def check_folders(id_set: Listing, ood: Sequence[Listing]) -> None:
     raise_all(problems)
 
 
-def _near(one: Listing, other: Listing) -> bool:
+def _near(one: ImageSet, other: ImageSet) -> bool:
     """Whether folders of two sets are one, or one inside the other."""
     pairs = [(a, b) for a in _folders(one) for b in _folders(other)]
     return any(a == b or a in b.parents or b in a.parents for a, b in pairs)
 
 
-def _folders(listing: Listing) -> set[Path]:
+def _folders(listing: ImageSet) -> set[Path]:
     if listing.dataset.loader == "union":
         return set().union(*(_folders(one.listing) for one in listing.origins))
     if isinstance(listing.source, Archives):
@@ -147,7 +147,7 @@ def _folders(listing: Listing) -> set[Path]:
     return {listing.folder.resolve()}
 
 
-def _share(one: Listing, other: Listing) -> bool:
+def _share(one: ImageSet, other: ImageSet) -> bool:
     """Whether two sets in one place share images: folders hold all in them, all others are compared by name."""
     if not any(
         two.dataset.loader in ("part", "union", "list") or isinstance(two.source, Placed) for two in (one, other)
@@ -156,7 +156,7 @@ def _share(one: Listing, other: Listing) -> bool:
     return not _images(one).isdisjoint(_images(other))
 
 
-def _images(listing: Listing) -> set[str]:
+def _images(listing: ImageSet) -> set[str]:
     """The paths of a list's images, under the same names whichever list they are in."""
     if listing.dataset.loader == "union":
         return set().union(*(_images(one.listing) for one in listing.origins))

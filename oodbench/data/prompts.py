@@ -19,7 +19,7 @@ def lines(text: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Lines:
+class TextList:
     """A named list of texts: templates or class names."""
 
     name: str
@@ -39,10 +39,10 @@ class Lines:
         return [line for line, n in Counter(self.lines).items() if n > 1]
 
 
-def templates(name: str) -> Lines:
+def templates(name: str) -> TextList:
     """Prompt templates: a set's name, a file with one template a line, or a single template with `{}` in it."""
     if "{}" in name:
-        lines = Lines(name, (name,))
+        lines = TextList(name, (name,))
     else:
         lines = _lines(name, "prompts", "prompt set", ", nor a template with {} in it")
     wrong = [line for line in lines.lines if line.count("{}") != 1]
@@ -52,7 +52,7 @@ def templates(name: str) -> Lines:
     return lines
 
 
-def class_names(name: str) -> Lines:
+def class_names(name: str) -> TextList:
     """Class names in label order: a shipped list's name, or a file with one name a line. Duplicates are kept."""
     return _lines(name, "classes", "class list", "")
 
@@ -62,7 +62,7 @@ def names(kind: str) -> list[str]:
     return sorted(path.stem for path in (declarations() / kind).glob("*.txt"))
 
 
-def _lines(name: str, kind: str, what: str, alternative: str) -> Lines:
+def _lines(name: str, kind: str, what: str, alternative: str) -> TextList:
     """The lines of a shipped list or of a file, stripped, without empty ones and comments.
 
     A comment is a line that begins with # and a space: `#1 fan` is a name.
@@ -77,4 +77,4 @@ def _lines(name: str, kind: str, what: str, alternative: str) -> Lines:
     kept = tuple(line.strip() for line in lines(text) if line.strip() and not re.match(r"#(\s|$)", line))
     if not kept:
         raise UserError(f"{what} {path} is empty")
-    return Lines(name if name in names(kind) else path.name, kept)
+    return TextList(name if name in names(kind) else path.name, kept)

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from oodbench.data import prompts
-from oodbench.data.imageset import Listing, Origin, empty, keys_of, unlabelled
+from oodbench.data.imageset import ImageSet, SubsetOf, empty, keys_of, unlabelled
 from oodbench.data.loaders.imagelist import ImageList, declared_list
 from oodbench.data.loaders.layout import Remark
 from oodbench.data.prompts import lines
 from oodbench.errors import Missing, UserError, did_you_mean
-from oodbench.storage.fingerprints import Taken
+from oodbench.storage.fingerprints import ReadImage
 
 if TYPE_CHECKING:
     from oodbench.data.catalog import Dataset
 
 
-def positions_of(dataset: Dataset, whole: Listing, wanted: ImageList) -> list[int | None]:
+def positions_of(dataset: Dataset, whole: ImageSet, wanted: ImageList) -> list[int | None]:
     """Where each name of a list is in the whole; None: not there.
 
     A name of the list ends with all of an image's name below its root, whichever images are there. Where no name does,
@@ -55,7 +55,7 @@ def positions_of(dataset: Dataset, whole: Listing, wanted: ImageList) -> list[in
     return [ends.get(tail) for tail in tails]
 
 
-def classes(dataset: Dataset, whole: Listing, data: Path) -> list[int]:
+def classes(dataset: Dataset, whole: ImageSet, data: Path) -> list[int]:
     """Class numbers of the whole that a part keeps, in the part's label order."""
     wanted = list(dataset.keep)
     if dataset.keep_file:
@@ -89,7 +89,7 @@ def classes(dataset: Dataset, whole: Listing, data: Path) -> list[int]:
     return [n for n in range(len(whole.folders)) if n not in set(numbers)] if others else numbers
 
 
-def _range(dataset: Dataset, whole: Listing, first: str, last: str) -> range:
+def _range(dataset: Dataset, whole: ImageSet, first: str, last: str) -> range:
     """Class numbers from one to another; both are class folders where these are numbers, as single classes are."""
     folders = [end in whole.folders for end in (first, last)]
     if any(folders) and not all(folders):
@@ -103,7 +103,7 @@ def _range(dataset: Dataset, whole: Listing, first: str, last: str) -> range:
     return range(start, end + 1)
 
 
-def part(dataset: Dataset, whole: Listing, data: Path, labelled: bool) -> Listing:
+def part(dataset: Dataset, whole: ImageSet, data: Path, labelled: bool) -> ImageSet:
     """Some images of a set: those of an image list, in its order, or those of the classes kept, in the set's order.
 
     UserError when a class is not there, when labels of list and folders differ, or when nothing is left.
@@ -126,11 +126,11 @@ def part(dataset: Dataset, whole: Listing, data: Path, labelled: bool) -> Listin
         named=named if labelled else (),
         total=len(positions),
         remarks=_of_images(whole),
-        origins=(Origin(whole, np.arange(len(positions)), positions),),
+        origins=(SubsetOf(whole, np.arange(len(positions)), positions),),
     )
 
 
-def union(dataset: Dataset, parts: Sequence[Listing]) -> Listing:
+def union(dataset: Dataset, parts: Sequence[ImageSet]) -> ImageSet:
     """Several sets as one, in order. UserError when they are labelled by different numbers of classes."""
     widths = {len(one.folders) for one in parts}
     if len(widths) > 1:
@@ -138,7 +138,7 @@ def union(dataset: Dataset, parts: Sequence[Listing]) -> Listing:
         raise UserError(f"dataset '{dataset.name}': its parts differ in classes: {counts}")
     starts = np.cumsum([0, *(len(one) for one in parts)])
     names = [f"{one.dataset.name}/{name}" for one in parts for name in one.names]
-    return Listing(
+    return ImageSet(
         dataset,
         parts[0].folder,
         tuple(names),
@@ -152,7 +152,7 @@ def union(dataset: Dataset, parts: Sequence[Listing]) -> Listing:
         absent=tuple(f"{one.dataset.name}/{name}" for one in parts for name in one.absent),
         remarks=tuple(remark for one in parts for remark in one.remarks),
         origins=tuple(
-            Origin(one, np.arange(start, start + len(one)), np.arange(len(one)))
+            SubsetOf(one, np.arange(start, start + len(one)), np.arange(len(one)))
             for one, start in zip(parts, starts, strict=False)
         ),
     )
@@ -161,14 +161,14 @@ def union(dataset: Dataset, parts: Sequence[Listing]) -> Listing:
 class Several:
     """Reads `set/name` from the set."""
 
-    def __init__(self, parts: dict[str, Listing]) -> None:
+    def __init__(self, parts: dict[str, ImageSet]) -> None:
         self.parts = parts
 
-    def _found(self, name: str) -> tuple[Listing, str]:
+    def _found(self, name: str) -> tuple[ImageSet, str]:
         first = next(one for one in self.parts if name.startswith(f"{one}/"))
         return self.parts[first], name[len(first) + 1 :]
 
-    def take(self, name: str) -> Taken:
+    def take(self, name: str) -> ReadImage:
         """Read an image of one of the sets."""
         listing, inner = self._found(name)
         return listing.reader.take(inner)
@@ -179,7 +179,7 @@ class Several:
         return listing.reader.content(inner)
 
 
-def _by_list(dataset: Dataset, whole: Listing, wanted: ImageList, labelled: bool) -> Listing:
+def _by_list(dataset: Dataset, whole: ImageSet, wanted: ImageList, labelled: bool) -> ImageSet:
     """The images of a set that a list names, wherever the list's paths start from."""
     found = positions_of(dataset, whole, wanted)
     twice = [position for position, times in Counter(found).items() if position is not None and times > 1]
@@ -213,10 +213,10 @@ def _by_list(dataset: Dataset, whole: Listing, wanted: ImageList, labelled: bool
         total=len(kept),
         absent=absent,
         remarks=_of_images(whole),
-        origins=(Origin(whole, np.arange(len(kept)), positions),),
+        origins=(SubsetOf(whole, np.arange(len(kept)), positions),),
     )
 
 
-def _of_images(whole: Listing) -> tuple[Remark, ...]:
+def _of_images(whole: ImageSet) -> tuple[Remark, ...]:
     """The remarks that hold for a part, too: which of the classes have no image is asked anew."""
     return tuple(remark for remark in whole.remarks if remark.kind != "empty-class")

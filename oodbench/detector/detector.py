@@ -11,13 +11,13 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from oodbench.data.imageset import Listing
+from oodbench.data.imageset import ImageSet
 from oodbench.data.paths import expand
 from oodbench.detector import saving as saved
 from oodbench.detector import threshold
 from oodbench.detector.engine import Engine, InvalidParameter, Scored, checked, job_of, joined, lines, request_of
 from oodbench.detector.images import in_memory, listed, notes
-from oodbench.detector.store import Keeping
+from oodbench.detector.store import DetectorStore
 from oodbench.errors import UserError, did_you_mean
 from oodbench.pipeline.request import RunRequest
 from oodbench.storage.shared import opened
@@ -200,7 +200,7 @@ class Detector(OutlierEstimator):
         """Names, scores and class indices at once."""
         return joined(list(self.stream(images)))
 
-    def listed(self, images: Images) -> Listing:
+    def listed(self, images: Images) -> ImageSet:
         """The images as a list, which score_samples() and the others also take."""
         return listed(images, self._fitted().store)
 
@@ -269,13 +269,13 @@ class Detector(OutlierEstimator):
         self.threshold_ = threshold
         self.classes_ = np.array(engine.plan.classes.lines, dtype=object)
 
-    def _store(self, saved: Store | None = None) -> Keeping:
-        return Keeping(opened(self._root(), self.shared), saved, self.keep)
+    def _store(self, saved: Store | None = None) -> DetectorStore:
+        return DetectorStore(opened(self._root(), self.shared), saved, self.keep)
 
     def _root(self) -> Path:
         return expand(self.store or default_root())
 
-    def _kept(self, images: Listing | None) -> bool:
+    def _kept(self, images: ImageSet | None) -> bool:
         """Whether embeddings of images are kept: never of images in memory."""
         return self.keep and not (images is not None and in_memory(images))
 

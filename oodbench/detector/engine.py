@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from oodbench.data.catalog import Benchmark, Dataset
-from oodbench.data.imageset import Listing
-from oodbench.data.prompts import Lines, class_names
-from oodbench.detector.store import Keeping
+from oodbench.data.imageset import ImageSet
+from oodbench.data.prompts import TextList, class_names
+from oodbench.detector.store import DetectorStore
 from oodbench.detector.threshold import threshold
 from oodbench.encoder.card import EMBEDDED, parse_encoder
 from oodbench.encoder.resolve import Resolved, resolve
@@ -26,7 +26,7 @@ from oodbench.errors import UserError
 from oodbench.method.parameters import written
 from oodbench.pipeline import assign_weights as assignment
 from oodbench.pipeline import extract
-from oodbench.pipeline.batches import Running
+from oodbench.pipeline.batches import FittedMethod
 from oodbench.pipeline.extract import Embedded
 from oodbench.pipeline.jobs import Job, make_jobs
 from oodbench.pipeline.plan import Plan
@@ -37,7 +37,7 @@ from oodbench.pipeline.score import Scorer
 if TYPE_CHECKING:
     from oodbench.method import Method
 
-NOBODY = Listing(Dataset("images", "images", "images", ""), Path(), (), (), np.zeros(0, np.int64))
+EMPTY_ID_SET = ImageSet(Dataset("images", "images", "images", ""), Path(), (), (), np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Scored:
     skipped: tuple[str, ...] = ()
 
 
-def job_of(request: RunRequest, store: Keeping) -> tuple[Job, Resolved]:
+def job_of(request: RunRequest, store: DetectorStore) -> tuple[Job, Resolved]:
     """The one method of a request with its weights, and its encoder. UserError as a run raises it."""
     check_options(request)
     jobs = make_jobs(request)
@@ -70,7 +70,7 @@ def job_of(request: RunRequest, store: Keeping) -> tuple[Job, Resolved]:
     return job, encoder
 
 
-def lines(classes: Any) -> Lines:
+def lines(classes: Any) -> TextList:
     """Class names: the name of a list, a file with one a line, or the names themselves."""
     if isinstance(classes, str | os.PathLike):
         return class_names(os.fspath(classes))
@@ -83,7 +83,7 @@ def lines(classes: Any) -> Lines:
             raise UserError(f"classes holds {name!r}, which is no name; {how}")
     if not names:
         raise UserError(f"no class names were given; {how}")
-    return Lines("given", tuple(map(str, names)))
+    return TextList("given", tuple(map(str, names)))
 
 
 class Engine:
@@ -92,14 +92,16 @@ class Engine:
     facts   which images it learnt from and which set the threshold; None for either where there were none
     """
 
-    def __init__(self, request: RunRequest, job: Job, encoder: Resolved, classes: Lines, store: Keeping) -> None:
+    def __init__(
+        self, request: RunRequest, job: Job, encoder: Resolved, classes: TextList, store: DetectorStore
+    ) -> None:
         self.store = store
         self.plan = Plan(
             request=request,
             benchmark=Benchmark("images", "images", "images"),
             encoder=encoder,
             classes=classes,
-            id=NOBODY,
+            id=EMPTY_ID_SET,
             ood=(),
             calibration=None,
             jobs=(job,),
@@ -109,7 +111,7 @@ class Engine:
         self.device = pick_device(request.device)
         self.encoder = loader(self.plan, self.device)
         self.method: Method[Any] = job.made()
-        self.running = Running(job, self.method)
+        self.running = FittedMethod(job, self.method)
         self.scorer = self._scorer()
         self.facts: dict[str, dict[str, Any] | None] = {"calibration": None, "threshold": None}
 
@@ -118,7 +120,7 @@ class Engine:
         """Whether the method learns from ID images."""
         return self.plan.jobs[0].calibrates
 
-    def fit(self, calibration: Listing | None) -> None:
+    def fit(self, calibration: ImageSet | None) -> None:
         """Let the method learn; images calibrate a method that asks for them. UserError when it cannot."""
         job = self.plan.jobs[0]
         if job.calibrates and calibration is None:
@@ -128,7 +130,7 @@ class Engine:
             )
         self.plan = dataclasses.replace(self.plan, calibration=calibration if job.calibrates else None)
         self.facts["calibration"] = _facts(calibration) if calibration and job.calibrates else None
-        self.running = Running(job, self.method)
+        self.running = FittedMethod(job, self.method)
         self.scorer = self._scorer()
         self.scorer.fit([self.running])
         if self.running.error:
@@ -138,13 +140,13 @@ class Engine:
         """Take what an earlier fit() returned."""
         self.running.state, self.running.fitted = state, True
 
-    def scored(self, images: Listing, done: Callable[[int], None] = lambda n: None) -> Iterator[Scored]:
+    def scored(self, images: ImageSet, done: Callable[[int], None] = lambda n: None) -> Iterator[Scored]:
         """Scores part by part, a few thousand images each; digits are those of a run on the same list."""
         for part in self.parts(images):
             yield self._scored(part)
             done(len(part.listing))
 
-    def threshold(self, images: Listing, tpr: float) -> float:
+    def threshold(self, images: ImageSet, tpr: float) -> float:
         """The score that keeps a share of new ID images, set on some that the method has not learnt from."""
         if self._is_held_out(images):  # embedded with the images to learn from, as one list
             scores = self._scored(extract.extract(self.plan.work(images), self.encoder)).scores
@@ -157,13 +159,13 @@ class Engine:
         self.facts["threshold"] = {**_facts(images), "read": len(read), "tpr": tpr, "value": found}
         return found
 
-    def _is_held_out(self, images: Listing) -> bool:
+    def _is_held_out(self, images: ImageSet) -> bool:
         """Whether the images are the rest of those that the method learnt from."""
         learnt = self.plan.calibration
         both = learnt.origins and images.origins if learnt else ()
         return bool(both) and learnt is not None and images.origins[0].listing is learnt.origins[0].listing
 
-    def parts(self, images: Listing) -> Iterator[Embedded]:
+    def parts(self, images: ImageSet) -> Iterator[Embedded]:
         """Embeddings of the shards of a list, each as a list of its own: never more than one is held."""
         for start, stop in self.plan.work(images).shards():
             part = images.select(range(start, stop))  # a part of a derived list counts as images of its own
@@ -190,7 +192,7 @@ class Engine:
         return Scorer(self.plan, task_of(self.plan, self.encoder, self.device, Watch()), self.device)
 
 
-def _facts(images: Listing) -> dict[str, Any]:
+def _facts(images: ImageSet) -> dict[str, Any]:
     return {"n": len(images), "digest": images.digest}
 
 

@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from oodbench import results as result
 from oodbench.detector.images import listed
-from oodbench.detector.store import Keeping
+from oodbench.detector.store import DetectorStore
 from oodbench.errors import UserError, printable
 from oodbench.pipeline import extract
-from oodbench.pipeline.batches import Running
+from oodbench.pipeline.batches import FittedMethod
 from oodbench.pipeline.extract import Embedded
 from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.plan import Plan, make_plan
@@ -69,7 +69,7 @@ class Explanation:
 def explain(request: RunRequest, images: Any, top: int = 5) -> list[Explanation]:
     """Explain images one by one; `top` names of each list. UserError as a run of the same request raises it."""
     plan = make_plan(request)
-    store = Keeping(plan.store)
+    store = DetectorStore(plan.store)
     plan = dataclasses.replace(plan, store=store)
     device = pick_device(request.device)
     encoder = loader(plan, device)
@@ -134,7 +134,9 @@ def _same(row: result.Result, job: Job, plan: Plan) -> bool:
     return made == wanted and run == (plan.request.seed, plan.request.precision)
 
 
-def _verdict(scorer: Scorer, one: Running, part: Embedded, known: npt.NDArray[np.float64] | None, top: int) -> Verdict:
+def _verdict(
+    scorer: Scorer, one: FittedMethod, part: Embedded, known: npt.NDArray[np.float64] | None, top: int
+) -> Verdict:
     from oodbench.method import Needs
 
     if one.error:
@@ -152,7 +154,7 @@ def _verdict(scorer: Scorer, one: Running, part: Embedded, known: npt.NDArray[np
     return Verdict(one.job.label, score, prediction, rank, accepted, short, why)
 
 
-def _said(scorer: Scorer, one: Running, batch: Any) -> tuple[dict[str, list[tuple[str, float]]], bool | None, str]:
+def _said(scorer: Scorer, one: FittedMethod, batch: Any) -> tuple[dict[str, list[tuple[str, float]]], bool | None, str]:
     """The method's own explanation and decision; nothing and why when it fails, which leaves the score as it is."""
     import torch
 

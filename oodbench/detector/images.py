@@ -15,12 +15,12 @@ from oodbench.data import overlap as sets
 from oodbench.data import prompts
 from oodbench.data.catalog import OWN, Dataset
 from oodbench.data.decode import reason
-from oodbench.data.imageset import Files, Listing, listing
+from oodbench.data.imageset import ImageFiles, ImageSet, listing
 from oodbench.data.loaders.layout import same_prompts
 from oodbench.data.paths import expand
-from oodbench.data.prompts import Lines
+from oodbench.data.prompts import TextList
 from oodbench.errors import UserError
-from oodbench.storage.fingerprints import Taken, pixels, print_of
+from oodbench.storage.fingerprints import ReadImage, fingerprint, pixels
 from oodbench.storage.store import Store
 
 if TYPE_CHECKING:
@@ -31,31 +31,31 @@ _WIDE = ("I", "F")  # modes with more than 8 bits a channel, and I;16
 
 
 @dataclass(frozen=True)
-class Given:
+class GivenImages:
     """Images held in memory, by name, beside files."""
 
     held: Mapping[str, Image]
 
-    def take(self, name: str) -> Taken:
+    def take(self, name: str) -> ReadImage:
         """The image itself, whose print is its sha256, or the file."""
         if name not in self.held:
-            return Files(Path()).take(name)
+            return ImageFiles(Path()).take(name)
         return pixels(self.content(name), self.held[name])
 
     def content(self, name: str) -> str:
         """sha256 of mode, size and pixels, or of the file."""
         if name not in self.held:
-            return Files(Path()).content(name)
+            return ImageFiles(Path()).content(name)
         return pixels("", self.held[name]).content()
 
 
-def listed(images: Any, store: Store, data: Path | None = None) -> Listing:
+def listed(images: Any, store: Store, data: Path | None = None) -> ImageSet:
     """The images that were given, in their order; files of a folder sorted by path.
 
     images  a folder, a file, a data set's name or reference (`glyphs-letters`, `list:FILE`), one image, or several
     UserError when there are none, a file is missing, or something is no image.
     """
-    if isinstance(images, Listing):
+    if isinstance(images, ImageSet):
         return images
     if isinstance(images, str | os.PathLike):
         path = _path(images)
@@ -73,19 +73,19 @@ def listed(images: Any, store: Store, data: Path | None = None) -> Listing:
     return _several(list(images))
 
 
-def notes(classes: Lines, *images: Listing) -> list[str]:
+def notes(classes: TextList, *images: ImageSet) -> list[str]:
     """What may mislead about class names that were given and about images, one sentence each, as a run tells it."""
     own = classes.name not in prompts.names("classes")
     told = [one.message for one in same_prompts(classes.lines)] if own else []
     return list(dict.fromkeys([*told, *(note for one in images for note in sets.notes(one))]))
 
 
-def in_memory(images: Listing) -> bool:
+def in_memory(images: ImageSet) -> bool:
     """Whether some images are held in memory, so that their embeddings are not worth keeping."""
-    return isinstance(images.source, Given) and bool(images.source.held)
+    return isinstance(images.source, GivenImages) and bool(images.source.held)
 
 
-def _whole(dataset: Dataset, store: Store, data: Path | None) -> Listing:
+def _whole(dataset: Dataset, store: Store, data: Path | None) -> ImageSet:
     return listing(dataset, catalogue.data_root(data), labelled=False, strict=False, store=store)
 
 
@@ -113,7 +113,7 @@ def _is_pil(value: Any) -> bool:
     return isinstance(value, Image.Image)
 
 
-def _several(images: list[Any]) -> Listing:
+def _several(images: list[Any]) -> ImageSet:
     names: list[str] = []
     prints: list[str] = []
     held: dict[str, Image] = {}
@@ -128,18 +128,18 @@ def _several(images: list[Any]) -> Listing:
         prints.append(mark)
     if not names:
         raise UserError(f"no images were given; give {_KINDS}")
-    source = Given(held)
+    source = GivenImages(held)
     prints = [source.content(name) if name in held else mark for name, mark in zip(names, prints, strict=True)]
     dataset = Dataset("images", "images", "images", "")
     labels = np.full(len(names), -1)
-    return Listing(dataset, Path(), tuple(names), tuple(prints), labels, (), len(names), source=source)
+    return ImageSet(dataset, Path(), tuple(names), tuple(prints), labels, (), len(names), source=source)
 
 
 def _file(path: Path) -> tuple[str, str]:
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder among images; give the folder alone")
     try:
-        return str(path.absolute()), print_of(path)
+        return str(path.absolute()), fingerprint(path)
     except OSError as error:
         raise UserError(f"image {path} cannot be read: {error.strerror}; give {_KINDS}") from error
 

@@ -23,7 +23,7 @@ from typing import Any
 from oodbench.data import prompts
 from oodbench.detector.engine import Engine, lines
 from oodbench.detector.state import Packed, Unpackable, pack, unpack
-from oodbench.detector.store import Keeping
+from oodbench.detector.store import DetectorStore
 from oodbench.encoder.card import EMBEDDED, card_from, parse_encoder
 from oodbench.encoder.resolve import Resolved, TextFiles, resolve
 from oodbench.errors import UserError, did_you_mean
@@ -226,7 +226,7 @@ def store(saved: Saved) -> Store:
     return Store(saved.folder / "store")
 
 
-def engine(saved: Saved, request: RunRequest, kept: Keeping) -> Engine:
+def engine(saved: Saved, request: RunRequest, kept: DetectorStore) -> Engine:
     """The fitted engine of a saved detector."""
     recipe = saved.recipe
     known = registry.methods(request.plugins)
@@ -298,7 +298,7 @@ def _weights(saved: Saved) -> WeightsFile | None:
     return WeightsFile(saved.folder / "weights" / card["name"], card["digest"], card["recipe"])
 
 
-def _encoder(saved: Saved, request: RunRequest, kept: Keeping) -> Resolved:
+def _encoder(saved: Saved, request: RunRequest, kept: DetectorStore) -> Resolved:
     """The encoder that was saved, or one with the same identity."""
     stated = dict(saved.recipe["encoder"])
     spec, identity = stated.pop("spec"), stated.pop("identity")

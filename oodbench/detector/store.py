@@ -16,7 +16,7 @@ _NEEDED = ("text", "words", "kept", "weights")  # what fit() and score() read be
 
 
 @dataclass(frozen=True)
-class Held(Entry):
+class InMemoryEntry(Entry):
     """An entry that is in memory only."""
 
     arrays: Mapping[str, Array] = field(default_factory=dict)
@@ -25,7 +25,7 @@ class Held(Entry):
         return self.arrays[name]
 
 
-class Keeping(Store):
+class DetectorStore(Store):
     """A store before another one, which remembers which class vectors, word vectors and kept parts were used.
 
     behind  the store that entries are read from and written to
@@ -33,7 +33,7 @@ class Keeping(Store):
     keep    whether embeddings are stored; if not they are handed on in memory
     """
 
-    _held: dict[str, Held] | None = None  # embeddings by key while they are remembered
+    _held: dict[str, InMemoryEntry] | None = None  # embeddings by key while they are remembered
 
     def __init__(self, behind: Store, saved: Store | None = None, keep: bool = True) -> None:
         super().__init__(behind.root)
@@ -57,7 +57,7 @@ class Keeping(Store):
     ) -> Entry:
         if kind == "embeddings" and not self.keep:
             plain = json.loads(json.dumps(facts))
-            made = Held(self.key(kind, inputs), Path(), dict(inputs), plain, tuple(arrays), dict(arrays))
+            made = InMemoryEntry(self.key(kind, inputs), Path(), dict(inputs), plain, tuple(arrays), dict(arrays))
             if self._held is not None:
                 self._held[made.key] = made
             return made

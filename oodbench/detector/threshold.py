@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oodbench.data.decode import decoding
-from oodbench.data.imageset import Listing, Origin
+from oodbench.data.imageset import ImageSet, SubsetOf
 from oodbench.detector.images import in_memory
 from oodbench.errors import UserError
 from oodbench.metrics import detection as metrics
@@ -39,8 +39,8 @@ HELD_OUT = 0.25  # share of the images that sets the threshold, unless `tpr` tak
 class Parts:
     """Images that the method learns from, and those that set the threshold."""
 
-    learnt: Listing
-    held_out: Listing
+    learnt: ImageSet
+    held_out: ImageSet
 
 
 def least(tpr: float) -> int | None:
@@ -62,8 +62,8 @@ def threshold(scores: npt.NDArray[np.float64], tpr: float) -> float:
 
     This is the r-th highest with the smallest r such that r / (n + 1) >= tpr; images that score exactly it are kept.
     """
-    known = metrics.sort_scores(scores, "the images that set the threshold").values
-    n, rank = len(known), metrics.fewest(len(known) + 1, tpr)
+    known = metrics.score_set(scores, "the images that set the threshold").values
+    n, rank = len(known), metrics.min_accepted(len(known) + 1, tpr)
     if rank > n:
         needed = least(tpr)
         promised = f"which takes at least {needed} images" if needed else "which no number of images can promise"
@@ -92,7 +92,7 @@ def threshold(scores: npt.NDArray[np.float64], tpr: float) -> float:
     return limit
 
 
-def parts(images: Listing, tpr: float, seed: int, labels: Sequence[Any] | None = None) -> Parts:
+def parts(images: ImageSet, tpr: float, seed: int, labels: Sequence[Any] | None = None) -> Parts:
     """Draw a quarter of the images, or as many as `tpr` takes but at most half, to set the threshold.
 
     Files of equal content count as one image: no copy of a held-out image is learnt from. With labels [n] the held-out
@@ -120,7 +120,7 @@ def parts(images: Listing, tpr: float, seed: int, labels: Sequence[Any] | None =
     return Parts(_part(images, sorted(learnt)), _part(images, sorted(distinct[one][0] for one in chosen)))
 
 
-def check_apart(learnt: Listing, validation: Listing, label: str) -> None:
+def check_apart(learnt: ImageSet, validation: ImageSet, label: str) -> None:
     """UserError when images for validation are, by content, among those that the method learns from."""
     pixels = _kind(learnt) != _kind(validation)
     known = set(_contents(learnt, pixels))
@@ -133,7 +133,7 @@ def check_apart(learnt: Listing, validation: Listing, label: str) -> None:
         )
 
 
-def label_sequence(y: Any, images: Listing) -> list[Any] | None:
+def label_sequence(y: Any, images: ImageSet) -> list[Any] | None:
     """Labels of the images as a list, or None. UserError when there are not as many of them."""
     if y is None:
         return None
@@ -147,18 +147,18 @@ def label_sequence(y: Any, images: Listing) -> list[Any] | None:
     return labels
 
 
-def _part(images: Listing, positions: list[int]) -> Listing:
+def _part(images: ImageSet, positions: list[int]) -> ImageSet:
     """Some of the images, whose embeddings are taken from those of all."""
     here, there = np.arange(len(positions)), np.array(positions, np.int64)
-    return replace(images.select(positions), total=len(positions), origins=(Origin(images, here, there),))
+    return replace(images.select(positions), total=len(positions), origins=(SubsetOf(images, here, there),))
 
 
-def _kind(images: Listing) -> str:
+def _kind(images: ImageSet) -> str:
     """What the digests of contents are of: arrays and drawn images have other ones than files."""
     return "memory" if in_memory(images) else images.dataset.loader if images.content else "files"
 
 
-def _contents(images: Listing, pixels: bool) -> list[str]:
+def _contents(images: ImageSet, pixels: bool) -> list[str]:
     """What every image holds, as a digest; its name where it cannot be read, which its decoding will tell.
 
     pixels  of the decoded image in RGB, which takes decoding all, rather than of what is stored

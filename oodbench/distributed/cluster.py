@@ -24,7 +24,7 @@ _PREFIX = "oodbench-worker-"
 _LOCK = ".lock"  # held while the worker lives: the system lets go of it when a process dies, in whatever way
 
 
-class Scratch:
+class WorkerFolder:
     """A folder of this process."""
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class Demand:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Placement:
     """Workers: how many, what each takes, how many share a node at most, and threads of torch on a CPU."""
 
     actors: int
@@ -190,7 +190,7 @@ def here() -> list[dict[str, float]]:
     return [{"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}]
 
 
-def layout(demand: Demand, offered: list[dict[str, float]]) -> Layout:
+def layout(demand: Demand, offered: list[dict[str, float]]) -> Placement:
     """How many workers fit: one per GPU, or two where there is none. UserError when none fits."""
     if demand.device.startswith("cuda:"):
         raise UserError(f"--device {demand.device} names one GPU; on Ray use --device cuda, and --actors 1 for one")
@@ -206,7 +206,7 @@ def layout(demand: Demand, offered: list[dict[str, float]]) -> Layout:
     actors = min(demand.actors or (sum(fits) if on_gpu else 2), sum(fits))
     share = max(1, min(max(fits), math.ceil(actors / sum(1 for n in fits if n))))
     device = "cuda" if on_gpu else "cpu" if demand.device == "auto" else demand.device
-    return Layout(actors, gpus, 1.0, share, device, demand.threads)
+    return Placement(actors, gpus, 1.0, share, device, demand.threads)
 
 
 def _fits(node: dict[str, float], gpus: float) -> int:

@@ -20,7 +20,7 @@ from oodbench.data import catalog as catalogue
 from oodbench.data import imageset as images
 from oodbench.data.catalog import Dataset
 from oodbench.data.catalog import dataset as declared
-from oodbench.data.imageset import Listing, Tree
+from oodbench.data.imageset import ImageSet, Tree
 from oodbench.data.paths import expand
 from oodbench.data.subsets import Several
 from oodbench.encoder.card import EMBEDDED, parse_encoder
@@ -34,21 +34,21 @@ from oodbench.storage.shared import root_here
 from oodbench.storage.store import Store
 
 if TYPE_CHECKING:
-    from oodbench.data.imageset import Source
-    from oodbench.storage.fingerprints import Taken
+    from oodbench.data.imageset import ImageSource
+    from oodbench.storage.fingerprints import ReadImage
 
 _OPENING = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Again:
+class LazySource:
     """Reads a set's images after looking for it once more, at the first image."""
 
     dataset: Dataset
     data: Path
     root: Path
 
-    def take(self, name: str) -> Taken:
+    def take(self, name: str) -> ReadImage:
         """Read one image."""
         return self._found().take(name)
 
@@ -67,17 +67,17 @@ class Again:
         source = self._found()
         return source.listed_print if isinstance(source, Tree) else ""
 
-    def _found(self) -> Source:
+    def _found(self) -> ImageSource:
         with _OPENING:  # threads ask for their first image at once
             return _source(self)
 
 
 @functools.cache
-def _source(again: Again) -> Source:
+def _source(again: LazySource) -> ImageSource:
     return images.source(again.dataset, again.data, Store(again.root))
 
 
-def portable(listing: Listing, data: Path, store: Store) -> Listing:
+def portable(listing: ImageSet, data: Path, store: Store) -> ImageSet:
     """The same list with a source that can be pickled, in its origins, too."""
     origins = tuple(dataclasses.replace(one, listing=portable(one.listing, data, store)) for one in listing.origins)
     source = listing.source if _travels(listing) else _anew(listing, data, store)
@@ -86,7 +86,7 @@ def portable(listing: Listing, data: Path, store: Store) -> Listing:
     return made
 
 
-def _travels(listing: Listing) -> bool:
+def _travels(listing: ImageSet) -> bool:
     """Whether the source means the same elsewhere: it can be pickled, and is no copy that this machine has fetched."""
     if isinstance(listing.source, Several):
         return all(_travels(one) for one in listing.source.parts.values())
@@ -99,11 +99,11 @@ def _travels(listing: Listing) -> bool:
     return True
 
 
-def _anew(listing: Listing, data: Path, store: Store) -> Source:
+def _anew(listing: ImageSet, data: Path, store: Store) -> ImageSource:
     """What finds the images once more: those of a part in its whole, those of several sets in each."""
     if isinstance(listing.source, Several):
         return Several({name: portable(one, data, store) for name, one in listing.source.parts.items()})
-    return Again(_whole(listing.dataset), data, store.root)
+    return LazySource(_whole(listing.dataset), data, store.root)
 
 
 def _whole(dataset: Dataset) -> Dataset:
@@ -132,7 +132,7 @@ class Code:
 
 
 @dataclass(frozen=True)
-class Files:
+class SentFiles:
     """Files by name, to be written below a folder of the worker's own."""
 
     contents: tuple[tuple[str, bytes], ...]
@@ -147,13 +147,13 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Parcel:
+class WorkerPayload:
     """A plan on its way. `token` is in the driver's store: a worker that does not find it sees another one."""
 
     plan: Plan
     code: Code
-    plugins: tuple[Files, ...]
-    config: Files
+    plugins: tuple[SentFiles, ...]
+    config: SentFiles
     folder: str
     token: dict[str, str]
 
@@ -168,7 +168,7 @@ def code() -> Code:
     return Code(versions(), commit(), whole.hexdigest())
 
 
-def pack(plan: Plan) -> Parcel:
+def pack(plan: Plan) -> WorkerPayload:
     """What workers need to carry out a plan. The token is to be forgotten with `unmark` when they are done."""
     store = plan.store.at(plan.store.root.absolute())
     token = {"token": secrets.token_hex(8)}
@@ -178,15 +178,15 @@ def pack(plan: Plan) -> Parcel:
     ood = tuple(dataclasses.replace(one, listing=portable(one.listing, data, store)) for one in plan.ood)
     sent = dataclasses.replace(plan, store=store, id=portable(plan.id, data, store), ood=ood, calibration=calibration)
     plugins = tuple(plugin_files(expand(path)) for path in plan.request.plugins)
-    return Parcel(sent, code(), plugins, _config(), os.getcwd(), token)
+    return WorkerPayload(sent, code(), plugins, _config(), os.getcwd(), token)
 
 
-def unmark(parcel: Parcel) -> None:
+def unmark(parcel: WorkerPayload) -> None:
     """Remove the token from the store."""
     parcel.plan.store.forget("cluster", parcel.token)
 
 
-def unpack(parcel: Parcel, scratch: Path) -> Plan:
+def unpack(parcel: WorkerPayload, scratch: Path) -> Plan:
     """The plan as this process can carry it out, with the driver's files below `scratch`.
 
     UserError when code, methods, files or store are not the driver's.
@@ -261,17 +261,17 @@ def _encoder(plan: Plan) -> Resolved:
     return found
 
 
-def plugin_files(path: Path) -> Files:
+def plugin_files(path: Path) -> SentFiles:
     """A method's file first, and its parts below the same folder."""
     found = [one for one in source_files.files(path) if path.parent in one.parents and one.stat().st_size <= _LARGEST]
-    return Files(tuple((one.relative_to(path.parent).as_posix(), one.read_bytes()) for one in found))
+    return SentFiles(tuple((one.relative_to(path.parent).as_posix(), one.read_bytes()) for one in found))
 
 
-def _config() -> Files:
+def _config() -> SentFiles:
     """The user's own declarations."""
     root = catalogue.own_folder()
     if root is None:
-        return Files(())
+        return SentFiles(())
     files = [one for one in sorted(root.rglob("*")) if one.is_file() and one.stat().st_size <= _LARGEST]
     kept = [one for one in files if one.suffix in (".toml", ".txt")]
-    return Files(tuple((one.relative_to(root).as_posix(), one.read_bytes()) for one in kept))
+    return SentFiles(tuple((one.relative_to(root).as_posix(), one.read_bytes()) for one in kept))

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from oodbench.distributed.cluster import Layout
-from oodbench.distributed.payload import Parcel
+from oodbench.distributed.cluster import Placement
+from oodbench.distributed.payload import WorkerPayload
 from oodbench.distributed.worker import Done, Worker
 from oodbench.errors import UserError, printable
 from oodbench.pipeline.events import Event, Tell
@@ -25,7 +25,7 @@ PATIENCE = 30.0  # seconds without any worker, after which that is told
 
 
 @dataclass
-class Task:
+class PoolTask:
     """A call of a worker's method; `then` is told what came out, and may give the pool more to do."""
 
     name: str  # as in `ray list tasks`
@@ -42,7 +42,7 @@ class _Actor:
     name: str
     handle: Any
     ready: bool = False
-    task: Task | None = None
+    task: PoolTask | None = None
     place: str = ""
 
 
@@ -50,11 +50,11 @@ class _Actor:
 class Pool:
     """Workers on the cluster that is connected. Only one task per worker is under way: nothing piles up there."""
 
-    layout: Layout
-    parcel: Parcel
+    layout: Placement
+    parcel: WorkerPayload
     tell: Tell = lambda event: None
-    _todo: collections.deque[Task] = field(default_factory=collections.deque)
-    _soon: collections.deque[Task] = field(default_factory=collections.deque)
+    _todo: collections.deque[PoolTask] = field(default_factory=collections.deque)
+    _soon: collections.deque[PoolTask] = field(default_factory=collections.deque)
     _flying: dict[Any, _Actor] = field(default_factory=dict)
     _idle: list[_Actor] = field(default_factory=list)
     _started: int = 0
@@ -62,7 +62,7 @@ class Pool:
     _reference: Any = None
     _alone: float = 0.0
 
-    def add(self, task: Task, *, first: bool = False) -> None:
+    def add(self, task: PoolTask, *, first: bool = False) -> None:
         """A task to be done; `first`: before those that wait."""
         (self._soon if first else self._todo).append(task)
 
@@ -139,13 +139,13 @@ class Pool:
         actor.ready, actor.place = True, done.place
         self.tell(Event("joined", "worker", actor.name, seconds=round(done.seconds, 3), worker=done.place))
 
-    def _send(self, actor: _Actor, task: Task) -> None:
+    def _send(self, actor: _Actor, task: PoolTask) -> None:
         actor.task, task.began = task, time.perf_counter()
         method = getattr(actor.handle, task.stage)
         self.tell(Event("started", task.stage, task.name, worker=actor.place))
         self._flying[method.options(name=printable(task.name)).remote(*task.arguments)] = actor
 
-    def _settle(self, actor: _Actor, task: Task, done: Done) -> None:
+    def _settle(self, actor: _Actor, task: PoolTask, done: Done) -> None:
         if done.error and not done.asked:
             self._again(task, done.error, actor.place)
             return
@@ -154,7 +154,7 @@ class Pool:
         self.tell(Event(what, task.stage, task.name, task.images, seconds, actor.place, done.error))
         task.then(done)
 
-    def _lost(self, actor: _Actor, task: Task | None, reason: str) -> None:
+    def _lost(self, actor: _Actor, task: PoolTask | None, reason: str) -> None:
         log.warning("%s is lost: %s", actor.name, reason)
         self.tell(Event("lost", "worker", actor.name, worker=actor.place, reason=reason))
         _end(actor)
@@ -165,7 +165,7 @@ class Pool:
         if self._dead >= STARTS:
             raise UserError(f"{STARTS} workers in a row died before they began: {reason}; see the logs of Ray")
 
-    def _again(self, task: Task, reason: str, place: str) -> None:
+    def _again(self, task: PoolTask, reason: str, place: str) -> None:
         task.tries += 1
         if task.tries < TRIES:
             log.warning("%s is tried again: %s", task.name, reason)

@@ -7,20 +7,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from oodbench.data.imageset import Listing
+from oodbench.data.imageset import ImageSet
 from oodbench.distributed.cluster import Demand, connected, layout, nodes
 from oodbench.distributed.payload import pack, unmark
-from oodbench.distributed.pool import Pool, Task
+from oodbench.distributed.pool import Pool, PoolTask
 from oodbench.distributed.worker import Done, leaves, parts
 from oodbench.errors import UserError, raise_all
-from oodbench.pipeline.batches import Running
+from oodbench.pipeline.batches import FittedMethod
 from oodbench.pipeline.plan import Plan
 from oodbench.pipeline.run import Watch
 from oodbench.pipeline.score import find_scores, forget_scores
 from oodbench.storage.store import Entry
 
 if TYPE_CHECKING:
-    from oodbench.pipeline.extract import Work
+    from oodbench.pipeline.extract import ExtractionJob
 
 Scores = dict[str, dict[str, Entry]]
 Finish = Callable[..., None]
@@ -45,7 +45,7 @@ class Stages:
     """What is left to do of a plan, and what has become of it so far."""
 
     plan: Plan
-    running: dict[str, Running]
+    running: dict[str, FittedMethod]
     scores: Scores
     watch: Watch
     finish: Finish
@@ -76,7 +76,7 @@ class Stages:
         name = self.plan.listings[number].dataset.name
         return [label for label in self.running if name not in self.scores[label]]
 
-    def _extract(self, number: int, work: Work) -> None:
+    def _extract(self, number: int, work: ExtractionJob) -> None:
         shards = work.shards()
         listing = work.listing
         missing = [(i, s) for i, s in enumerate(shards) if not work.store.has("embeddings", work.inputs(*s))]
@@ -95,7 +95,7 @@ class Stages:
                     gate.arrive()
 
             name = f"extract[{listing.dataset.name} {i + 1}/{len(shards)}]"
-            self.pool.add(Task(name, "extract", (number, start, stop), then, stop - start))
+            self.pool.add(PoolTask(name, "extract", (number, start, stop), then, stop - start))
         gate.arrive()
 
     def _complete(self, digest: str) -> None:
@@ -103,7 +103,7 @@ class Stages:
         for gate in self._gates.pop(digest, []):
             gate.arrive()
 
-    def _when_encoded(self, listing: Listing | None, opened: Callable[[], None]) -> None:
+    def _when_encoded(self, listing: ImageSet | None, opened: Callable[[], None]) -> None:
         """Call when every list that this one is made of is encoded."""
         found = leaves(self.plan.work(listing)) if listing else iter(())
         awaited = {leaf.listing.stamp for leaf in found} - self._ready
@@ -112,7 +112,7 @@ class Stages:
             self._gates[digest].append(gate)
         gate.arrive()
 
-    def _await_fit(self, group: Sequence[Running]) -> None:
+    def _await_fit(self, group: Sequence[FittedMethod]) -> None:
         labels = tuple(one.job.label for one in group)
         calibrates = any(one.job.calibrates for one in group)
         self._when_encoded(self.plan.calibration if calibrates else None, lambda: self._fit(labels))
@@ -129,7 +129,7 @@ class Stages:
             if alive:
                 self._await_scores(alive)
 
-        self.pool.add(Task(f"fit[{', '.join(labels)}]", "fit", (labels,), then), first=True)
+        self.pool.add(PoolTask(f"fit[{', '.join(labels)}]", "fit", (labels,), then), first=True)
 
     def _await_scores(self, labels: tuple[str, ...]) -> None:
         lacking = {
@@ -154,7 +154,7 @@ class Stages:
 
         self.watch.scoring(listing.dataset.name, labels)
         name = f"score[{listing.dataset.name}: {', '.join(labels)}]"
-        self.pool.add(Task(name, "score", (number, labels), then, len(listing)), first=True)
+        self.pool.add(PoolTask(name, "score", (number, labels), then, len(listing)), first=True)
 
     def _apart(self, result: Done, labels: tuple[str, ...], again: Callable[[tuple[str, ...]], None]) -> bool:
         """What failed by its worker's death is tried method by method, so that one does not take others with it."""
@@ -192,14 +192,14 @@ class Stages:
             raise UserError(result.error)
 
 
-def _groups(running: list[Running]) -> list[list[Running]]:
+def _groups(running: list[FittedMethod]) -> list[list[FittedMethod]]:
     """Methods that read stored features share a pass; those that calibrate, or run the model, go by themselves."""
     alone = {"PIXELS", "ENCODER"}
     light = [one for one in running if not alone & set(one.job.info.needs) and not one.job.calibrates]
     return [*([light] if light else []), *([one] for one in running if one not in light)]
 
 
-def score(plan: Plan, running: Sequence[Running], scores: Scores, watch: Watch, finish: Finish) -> None:
+def score(plan: Plan, running: Sequence[FittedMethod], scores: Scores, watch: Watch, finish: Finish) -> None:
     """Score what is missing on the cluster that the request names; the counterpart of the runner's own."""
     import torch
 

@@ -12,43 +12,43 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oodbench.data.paths import expand
-from oodbench.distributed.cluster import Demand, Layout, Scratch, connected, layout, nodes
-from oodbench.distributed.payload import Code, Files, check_code, code, plugin_files
+from oodbench.distributed.cluster import Demand, Placement, WorkerFolder, connected, layout, nodes
+from oodbench.distributed.payload import Code, SentFiles, check_code, code, plugin_files
 from oodbench.errors import UserError
 from oodbench.storage.shared import root_here
 
 if TYPE_CHECKING:
     from oodbench.training.plan import TrainRequest
-    from oodbench.training.train import Outcome, Ready, TrainWatch
+    from oodbench.training.train import Ready, TrainOutcome, TrainWatch
 
 POLL = 0.5  # seconds between looks
 
 
 @dataclass(frozen=True)
-class Fault:
+class TrainingError:
     """Why a training ended that is of no use to start again; `diverged`: the loss is no number."""
 
     message: str
     diverged: bool
 
 
-class Board:
+class StatusActor:
     """The actor where the first process writes what the driver shows."""
 
     def __init__(self) -> None:
         self._told: list[Any] = []
-        self._fault: Fault | None = None
+        self._fault: TrainingError | None = None
         self._begun = False
 
     def tell(self, what: Any) -> None:
         """Add something that happened."""
-        if isinstance(what, Fault):
+        if isinstance(what, TrainingError):
             self._fault = self._fault or what
         else:
             self._begun = True
             self._told.append(what)
 
-    def fault(self) -> Fault | None:
+    def fault(self) -> TrainingError | None:
         """Why there is no use in going on."""
         return self._fault
 
@@ -62,12 +62,12 @@ class Board:
         return told
 
 
-class Shown:
+class StatusPoller:
     """What the board tells, passed on to the driver's own watch."""
 
     def __init__(self, plan: Any, watch: TrainWatch, board: Any) -> None:
         self.ended = threading.Event()
-        self.outcome: Outcome | None = None
+        self.outcome: TrainOutcome | None = None
         self._plan, self._watch, self._board = plan, watch, board
 
     def follow(self) -> None:
@@ -104,13 +104,13 @@ class Call:
 
     request: TrainRequest
     code: Code
-    plugins: tuple[Files, ...]
+    plugins: tuple[SentFiles, ...]
     folder: str
     threads: int
     gpu: bool
 
 
-def train(request: TrainRequest, where: str, workers: int, watch: TrainWatch | None = None) -> Outcome:
+def train(request: TrainRequest, where: str, workers: int, watch: TrainWatch | None = None) -> TrainOutcome:
     """Train on a Ray cluster. UserError and Diverged as in one process; UserError when too many workers are lost."""
     import ray
     import torch
@@ -131,8 +131,8 @@ def train(request: TrainRequest, where: str, workers: int, watch: TrainWatch | N
         call = Call(sent, code(), plugins, os.getcwd(), found.threads, bool(found.gpus))
         # On the driver's node: a board on another one would take the training with it.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
-        shown = Shown(plan, watch, board)
+        board = ray.remote(StatusActor).options(num_cpus=0, scheduling_strategy=here).remote()
+        shown = StatusPoller(plan, watch, board)
         follower = threading.Thread(target=shown.follow, daemon=True)
         follower.start()
         try:
@@ -144,14 +144,14 @@ def train(request: TrainRequest, where: str, workers: int, watch: TrainWatch | N
             shown.ended.set()
             follower.join()
             shown.look()
-        fault: Fault | None = ray.get(board.fault.remote())
+        fault: TrainingError | None = ray.get(board.fault.remote())
     if fault:
         raise Diverged(fault.message) if fault.diverged else UserError(fault.message)
     assert shown.outcome is not None  # the first process tells it last
     return shown.outcome
 
 
-def _fit(call: Call, board: Any, found: Layout, out: Path) -> None:
+def _fit(call: Call, board: Any, found: Placement, out: Path) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -187,7 +187,7 @@ def _process(config: dict[str, Any]) -> None:
     call, board = config["call"], config["board"]
     if ray.get(board.fault.remote()):
         return
-    scratch = Scratch()
+    scratch = WorkerFolder()
     try:
         check_code(call.code)
         if os.path.isdir(call.folder):
@@ -211,7 +211,7 @@ def _process(config: dict[str, Any]) -> None:
             ray.get(board.tell.remote(("outcome", outcome, place)))
     except (UserError, session.Diverged) as error:
         # Told, then raised: the others may wait for this process. All are started again, and find that it was told.
-        ray.get(board.tell.remote(Fault(str(error), isinstance(error, session.Diverged))))
+        ray.get(board.tell.remote(TrainingError(str(error), isinstance(error, session.Diverged))))
         raise
     finally:
         scratch.remove()

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from oodbench.distributed.cluster import Scratch
-from oodbench.distributed.payload import Parcel, unpack
+from oodbench.distributed.cluster import WorkerFolder
+from oodbench.distributed.payload import WorkerPayload, unpack
 from oodbench.errors import UserError
-from oodbench.pipeline.extract import Work, extract, shard
+from oodbench.pipeline.extract import ExtractionJob, extract, shard
 
 if TYPE_CHECKING:
-    from oodbench.distributed.cluster import Layout
-    from oodbench.pipeline.batches import Running
+    from oodbench.distributed.cluster import Placement
+    from oodbench.pipeline.batches import FittedMethod
     from oodbench.pipeline.plan import Plan
 
 
@@ -39,17 +39,17 @@ class Done:
     stateful: tuple[str, ...] = ()
 
 
-def parts(plan: Plan) -> list[Work]:
+def parts(plan: Plan) -> list[ExtractionJob]:
     """Every list that is encoded itself, in an order that driver and workers share; derived lists take from these."""
     lists = [*plan.listings, *([plan.calibration] if plan.calibration else [])]
-    found: dict[str, Work] = {}
+    found: dict[str, ExtractionJob] = {}
     for listing in lists:
         for work in leaves(plan.work(listing)):
             found.setdefault(work.listing.stamp, work)
     return list(found.values())
 
 
-def leaves(work: Work) -> Iterator[Work]:
+def leaves(work: ExtractionJob) -> Iterator[ExtractionJob]:
     """The lists at the bottom of a derived one, or the list itself."""
     if not work.listing.origins:
         yield work
@@ -60,10 +60,10 @@ def leaves(work: Work) -> Iterator[Work]:
 class Worker:
     """The actor. Its methods never raise: what went wrong is told, so that only a dead process looks like one."""
 
-    def __init__(self, parcel: Parcel, layout: Layout) -> None:
+    def __init__(self, parcel: WorkerPayload, layout: Placement) -> None:
         self._parcel, self._layout = parcel, layout
-        self._running: dict[str, Running] = {}
-        self._scratch = Scratch()
+        self._running: dict[str, FittedMethod] = {}
+        self._scratch = WorkerFolder()
 
     def begin(self) -> Done:
         """Unpack and check: versions, sources, store and device."""
@@ -133,13 +133,13 @@ class Worker:
         self._scorer.score(fresh, extract(self.plan.work(listing), self._encoder))
         return {one.job.label: one.error for one in fresh if one.error}
 
-    def _fresh(self, labels: tuple[str, ...]) -> list[Running]:
+    def _fresh(self, labels: tuple[str, ...]) -> list[FittedMethod]:
         """The methods, kept from task to task with what they learnt; one that failed begins anew."""
-        from oodbench.pipeline.batches import Running
+        from oodbench.pipeline.batches import FittedMethod
         from oodbench.pipeline.run import own
 
         for label in labels:
             if label not in self._running or self._running[label].error:
                 job = self._jobs[label]
-                self._running[label] = Running(job, job.made(), own(self.plan, job, self.device))
+                self._running[label] = FittedMethod(job, job.made(), own(self.plan, job, self.device))
         return [self._running[label] for label in labels]

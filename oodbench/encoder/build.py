@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from oodbench.encoder import pretrained
 from oodbench.encoder.card import EncoderCard
-from oodbench.encoder.pretrained import Origin, quietly, reason
+from oodbench.encoder.pretrained import PretrainedFiles, quietly, reason
 from oodbench.errors import UserError
 
 
-def model(source: Origin | EncoderCard, device: torch.device) -> Any:
+def model(source: PretrainedFiles | EncoderCard, device: torch.device) -> Any:
     """The model with random weights (none at all on the meta device), in evaluation mode, frozen."""
     config = copy.deepcopy(source.config)
     custom = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]

@@ -89,7 +89,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Origin:
+class PretrainedFiles:
     """How to build a model and where its weights are."""
 
     name: str
@@ -101,7 +101,7 @@ class Origin:
     notes: tuple[str, ...] = ()
 
 
-def origin(spec: EncoderSpec) -> Origin:
+def origin(spec: EncoderSpec) -> PretrainedFiles:
     """Config, preprocessing and file of a spec; fetches the weights of a tag when they are not cached."""
     if spec.text == EMBEDDED:
         return _embedded()
@@ -124,17 +124,17 @@ def origin(spec: EncoderSpec) -> Origin:
             f"and {preprocess['interpolation']} resizing of the {preprocess['resize_mode']} side"
             + (f"; for those of a tag write {architecture}/TAG@FILE" if not spec.json else ""),
         )
-    return Origin(spec.text, architecture, config_file, preprocess, spec.path, notes=notes)
+    return PretrainedFiles(spec.text, architecture, config_file, preprocess, spec.path, notes=notes)
 
 
-def _embedded() -> Origin:
+def _embedded() -> PretrainedFiles:
     from oodbench.data.glyphs import weights
 
     preprocess = _preprocess({"mean": weights.MEAN, "std": weights.STD})
-    return Origin(EMBEDDED, EMBEDDED, copy.deepcopy(weights.config()), preprocess, weights.FILE)
+    return PretrainedFiles(EMBEDDED, EMBEDDED, copy.deepcopy(weights.config()), preprocess, weights.FILE)
 
 
-def _tagged(spec: EncoderSpec) -> Origin:
+def _tagged(spec: EncoderSpec) -> PretrainedFiles:
     config_file = _known(spec)
     tags = open_clip.list_pretrained_tags_by_model(spec.architecture)
     tagged = open_clip.get_pretrained_cfg(spec.architecture, spec.tag)  # in any case, - for _
@@ -148,12 +148,12 @@ def _tagged(spec: EncoderSpec) -> Origin:
     config_file["quick_gelu"] = bool(tagged.get("quick_gelu") or config_file.get("quick_gelu"))
     name = f"{spec.architecture}/{tag}"
     path = spec.path or _fetched(lambda: _weights(tagged), spec, name)
-    return Origin(
+    return PretrainedFiles(
         f"{name}@{spec.path}" if spec.path else name, spec.architecture, config_file, _preprocess(tagged), path, tag=tag
     )
 
 
-def _from_hub(spec: EncoderSpec) -> Origin:
+def _from_hub(spec: EncoderSpec) -> PretrainedFiles:
     place = spec.text.partition(":")[2]
     what = f"encoder '{spec.text}'"
     if spec.text.startswith(LOCAL_FOLDER):
@@ -167,7 +167,9 @@ def _from_hub(spec: EncoderSpec) -> Origin:
     else:
         raw = _json(_fetched(lambda: config_file(place), spec, "ARCHITECTURE/TAG"))
         path, architecture = _fetched(lambda: weights(place), spec, "ARCHITECTURE/TAG"), spec.text
-    return Origin(spec.text, architecture, raw.get("model_cfg", raw), _preprocess(raw.get("preprocess_cfg", {})), path)
+    return PretrainedFiles(
+        spec.text, architecture, raw.get("model_cfg", raw), _preprocess(raw.get("preprocess_cfg", {})), path
+    )
 
 
 def _known(spec: EncoderSpec) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from oodbench.storage.store import Store, digest, file_digest, file_stamp
 if TYPE_CHECKING:
     from oodbench.encoder.build import Tower
     from oodbench.encoder.checkpoint import StateDict
-    from oodbench.encoder.pretrained import Origin
+    from oodbench.encoder.pretrained import PretrainedFiles
 
 # One of these is in every folder that transformers reads a tokenizer from.
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
@@ -162,7 +162,7 @@ def _remembered(store: Store, known: dict[str, Any]) -> Path | None:
     return path
 
 
-def _examine(source: Origin, resize: str | None, texts: TextFiles) -> EncoderCard:
+def _examine(source: PretrainedFiles, resize: str | None, texts: TextFiles) -> EncoderCard:
     """Build the model without storage, compare it with the weights, and write down what was found."""
     import torch
 

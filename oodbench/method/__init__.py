@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from oodbench.method.batch import Batch, Needs, Undeclared
     from oodbench.method.encoder import Captioner, Encoder, TextTower
     from oodbench.method.method import Method, check_predictions, check_scores, logsumexp
-    from oodbench.method.task import Own, Sources, Task
+    from oodbench.method.task import MethodResources, Sources, Task
     from oodbench.method.trained import Optimiser, Pairs, TrainedMethod, Weights
 
 _HOMES = {
     "batch": "Batch Needs Undeclared",
     "encoder": "Captioner Encoder TextTower",
     "method": "Method check_predictions check_scores logsumexp",
-    "task": "Own Sources Task",
+    "task": "MethodResources Sources Task",
     "trained": "Optimiser Pairs TrainedMethod Weights",
 }
 
@@ -48,9 +48,9 @@ __all__ = [
     "Captioner",
     "Encoder",
     "Method",
+    "MethodResources",
     "Needs",
     "Optimiser",
-    "Own",
     "Pairs",
     "Sources",
     "Task",

@@ -16,11 +16,21 @@ import torch
 from torch import Tensor
 
 from oodbench.errors import UserError
-from oodbench.method import Method, Needs, Own, Task, TrainedMethod, Weights, check_predictions, check_scores, registry
+from oodbench.method import (
+    Method,
+    MethodResources,
+    Needs,
+    Task,
+    TrainedMethod,
+    Weights,
+    check_predictions,
+    check_scores,
+    registry,
+)
 from oodbench.method.registry import MethodInfo
-from oodbench.method.toy import CLASSES, World
+from oodbench.method.toy import CLASSES, ToyWorld
 from oodbench.metrics import detection as metrics
-from oodbench.pipeline.batches import Running, difference, held
+from oodbench.pipeline.batches import FittedMethod, difference, held
 from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.score import CHUNK
 
@@ -35,7 +45,7 @@ class Trial:
 
     info: MethodInfo
     method: Method[Any]
-    world: World
+    world: ToyWorld
     task: Task
     state: Any
 
@@ -50,9 +60,9 @@ def trial(info: MethodInfo) -> Trial:
         method = registry.load(info)()
     except TypeError as error:
         raise UserError(f"it cannot be constructed without arguments: {error}") from error
-    world = World()
+    world = ToyWorld()
     torch.manual_seed(0)
-    own = Own(functools.cache(lambda: _trained(method, world)), lambda depends, make: make())
+    own = MethodResources(functools.cache(lambda: _trained(method, world)), lambda depends, make: make())
     task = world.task().seen_by(method.needs, own)
     with torch.no_grad():
         state = method.fit(task)
@@ -61,7 +71,7 @@ def trial(info: MethodInfo) -> Trial:
     return Trial(info, method, world, task, state)
 
 
-def _trained(method: Method[Any], world: World) -> Weights:
+def _trained(method: Method[Any], world: ToyWorld) -> Weights:
     """A trained method's weights after some steps on the toy world's pairs."""
     if not isinstance(method, TrainedMethod):
         raise UserError("it reads weights but is no TrainedMethod, so nothing can train it")
@@ -115,7 +125,7 @@ def is_deterministic(t: Trial) -> str:
 
 def keeps_nothing_of_what_it_sees(t: Trial) -> str:
     """After thousands of images, what fit() returned and the scores of the first images are what they were."""
-    one = Running(cast(Job, None), t.method, state=t.state)
+    one = FittedMethod(cast(Job, None), t.method, state=t.state)
     before, first = held(one), t.scores(t.world.id)
     both = torch.cat([t.world.ood, t.world.id])
     for _ in range(SEEN // CHUNK):
@@ -165,7 +175,7 @@ def predicts_classes(t: Trial) -> str:
 
 def tells_id_from_ood(t: Trial) -> str:
     """Higher means more in-distribution: ID images of the toy world score above OOD ones."""
-    id, ood = (metrics.sort_scores(t.scores(x).double().numpy(), "toy world") for x in (t.world.id, t.world.ood))
+    id, ood = (metrics.score_set(t.scores(x).double().numpy(), "toy world") for x in (t.world.id, t.world.ood))
     auroc = metrics.evaluate(id, ood).auroc
     if auroc >= LEAST_AUROC:
         return ""

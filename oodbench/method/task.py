@@ -57,7 +57,7 @@ class Sources:
 
 
 @dataclass(frozen=True)
-class Own:
+class MethodResources:
     """What one method alone is given: its trained weights, and the store for what it makes of them."""
 
     weights: Callable[[], Weights]
@@ -78,14 +78,14 @@ class Task:
         self.seed = seed
         self._sources = sources
         self._needs = ~Needs(0)
-        self._own: Own | None = None
+        self._own: MethodResources | None = None
         self._banks: dict[str, Tensor] = {}  # templates -> class vectors
         self._last: dict[str, tuple[Tensor, Tensor]] = {}  # templates -> features, their cosines
         self._passes: dict[tuple[str, ...], Tensor] = {}  # what a pass over the last cosines gave, templates first
         self._lent, self._lent_last = Lent(copies=True), Lent()  # of class vectors and cosines, what methods were given
         self._one = threading.RLock()  # the encoder is asked by one thread at a time, and once
 
-    def seen_by(self, needs: Needs, own: Own | None = None) -> Task:
+    def seen_by(self, needs: Needs, own: MethodResources | None = None) -> Task:
         """The same task for a method with other needs; what is remembered is shared."""
         view = copy.copy(self)
         view._needs = needs

@@ -100,7 +100,7 @@ class ToyCaptioner:
         return logits.scatter(1, tokens, -torch.inf)
 
 
-class World:
+class ToyWorld:
     """ID images of eight classes, OOD images of none, and the task that goes with them."""
 
     def __init__(self, seed: int = 0) -> None:

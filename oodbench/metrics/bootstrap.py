@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from oodbench.errors import UserError
 from oodbench.metrics import detection as metrics
-from oodbench.metrics.delong import Pair, Side
-from oodbench.metrics.detection import Counts, Floats, fewest
+from oodbench.metrics.delong import ScorePair, ScoreSide
+from oodbench.metrics.detection import Counts, Floats, min_accepted
 from oodbench.results import METRICS
 
 _BLOCK = 256
 
 
-class Scratch:
+class Workspace:
     """Memory that is taken once: fresh pages would cost more than the arithmetic on them."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Sums:
     As float64, which holds them exactly and saves conversions.
     """
 
-    def __init__(self, side: Side, times: Times, scratch: Scratch, name: str) -> None:
+    def __init__(self, side: ScoreSide, times: Times, scratch: Workspace, name: str) -> None:
         rows, levels = len(times), side.sorted.levels.size
         self.cells = scratch.array(f"{name} cells", rows, levels)
         self.below = scratch.array(f"{name} below", rows, levels + 1)
@@ -68,7 +68,7 @@ class Sums:
 class Blocks:
     """As Sums for a few questions, at a quarter of the time: sums of blocks, and within one block when asked."""
 
-    def __init__(self, side: Side, times: Times) -> None:
+    def __init__(self, side: ScoreSide, times: Times) -> None:
         self._cells = side.cells(times)
         starts = np.arange(0, self._cells.shape[1], _BLOCK)
         self._sums = np.zeros((len(times), starts.size + 1), dtype=np.int64)
@@ -175,7 +175,7 @@ class Settings:
 
 
 def replicates(
-    methods: Sequence[Mapping[str, Pair]], settings: Settings, wanted: Collection[str] = METRICS
+    methods: Sequence[Mapping[str, ScorePair]], settings: Settings, wanted: Collection[str] = METRICS
 ) -> dict[str, Floats]:
     """Metric -> its values [methods, OOD sets, replicates] on the same resampled images for all methods.
 
@@ -187,7 +187,7 @@ def replicates(
     ood_draws = [Draws(f"ood {name}", methods[0][name].ood.n, settings.seed) for name in names]
     found = {metric: np.empty((len(methods), len(names), settings.replicates)) for metric in wanted}
     images = first.n + max(pair.ood.n for pair in methods[0].values())
-    scratch = Scratch()
+    scratch = Workspace()
     sides = [next(iter(pairs.values())).id for pairs in methods]
     single = {"fpr95", "fpr95_ood"}.issuperset(wanted)  # a few levels of each resample are enough
     start = 0
@@ -209,9 +209,9 @@ def replicates(
     return found
 
 
-def observed(pair: Pair, settings: Settings, wanted: Collection[str] = METRICS) -> dict[str, float]:
+def observed(pair: ScorePair, settings: Settings, wanted: Collection[str] = METRICS) -> dict[str, float]:
     """Metric -> its value on the images themselves, every one drawn once."""
-    scratch = Scratch()
+    scratch = Workspace()
     id = Sums(pair.id, np.ones((1, pair.id.n), np.uint8), scratch, "id")
     ood = Sums(pair.ood, np.ones((1, pair.ood.n), np.uint8), scratch, "ood")
     found = measured(Drawn(pair, id, ood, scratch), settings, wanted)
@@ -222,10 +222,10 @@ def observed(pair: Pair, settings: Settings, wanted: Collection[str] = METRICS) 
 class Drawn:
     """Some resamples of a pair."""
 
-    pair: Pair
+    pair: ScorePair
     id: Sums
     ood: Sums
-    scratch: Scratch
+    scratch: Workspace
 
 
 def measured(drawn: Drawn, settings: Settings, wanted: Collection[str] = METRICS) -> dict[str, Floats]:
@@ -279,17 +279,17 @@ def _area(counts: Floats, found: Floats, false: Floats, false_before: Floats | N
     return out
 
 
-def fprs(pair: Pair, id: Below, ood: Below, rule: str, wanted: Collection[str]) -> dict[str, Floats]:
+def fprs(pair: ScorePair, id: Below, ood: Below, rule: str, wanted: Collection[str]) -> dict[str, Floats]:
     """Both FPR95s, as far as they are wanted, per replicate."""
     found = {}
     if "fpr95" in wanted:
-        found["fpr95"] = fpr95(pair, id, ood, rule, fewest(pair.id.n, TPR), TPR)
+        found["fpr95"] = fpr95(pair, id, ood, rule, min_accepted(pair.id.n, TPR), TPR)
     if "fpr95_ood" in wanted:
-        found["fpr95_ood"] = fpr95_ood(pair, id, ood, rule, fewest(pair.ood.n, TPR), TPR)
+        found["fpr95_ood"] = fpr95_ood(pair, id, ood, rule, min_accepted(pair.ood.n, TPR), TPR)
     return found
 
 
-def fpr95(pair: Pair, id: Below, ood: Below, rule: str, kept: Counts | int, tpr: Floats | float) -> Floats:
+def fpr95(pair: ScorePair, id: Below, ood: Below, rule: str, kept: Counts | int, tpr: Floats | float) -> Floats:
     """Share of OOD accepted where so many ID images are, which is the fewest for a TPR; per replicate."""
     n, m = pair.id.n, pair.ood.n
     level = id.level(n - kept)
@@ -303,7 +303,7 @@ def fpr95(pair: Pair, id: Below, ood: Below, rule: str, kept: Counts | int, tpr:
     return _ruled(rule, tpr, ((n - stop) / n, (n - start) / n), (before, first, last))
 
 
-def fpr95_ood(pair: Pair, id: Below, ood: Below, rule: str, kept: Counts | int, tpr: Floats | float) -> Floats:
+def fpr95_ood(pair: ScorePair, id: Below, ood: Below, rule: str, kept: Counts | int, tpr: Floats | float) -> Floats:
     """Share of ID rejected where so many OOD images are caught: as `fpr95` seen from the other end."""
     n, m = pair.id.n, pair.ood.n
     level = ood.level(kept - 1)

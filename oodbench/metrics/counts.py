@@ -19,7 +19,7 @@ Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class At:
+class ThresholdPoint:
     """The level of a threshold: images below it, images that have it, and the point next to it on the curve.
 
     beside    of the other kind: up to the next lower ID level (threshold on ID), or below the next higher OOD level
@@ -34,7 +34,7 @@ class At:
 
 
 @dataclass
-class Tally:
+class ThresholdCounts:
     """What is known after some levels, the lowest first; `n_id` and `n_ood` images are in all.
 
     id_rank, ood_rank   the thresholds: those of the ID and OOD images with so many of their kind before them
@@ -56,8 +56,8 @@ class Tally:
     area_in: float = 0.0
     area_out: float = 0.0
     tied: int = 0
-    at_id: At | None = None
-    at_ood: At | None = None
+    at_id: ThresholdPoint | None = None
+    at_ood: ThresholdPoint | None = None
     _ood_upto: int | None = field(default=None, repr=False)  # OOD images up to the last ID level so far
 
     def add(self, id_upto: Counts, upto: Counts) -> None:
@@ -77,9 +77,9 @@ class Tally:
     def _thresholds(self, id: Counts, ood: Counts, id_upto: Counts, ood_upto: Counts) -> None:
         of_id, of_ood = np.flatnonzero(id), np.flatnonzero(ood)
 
-        def at(level: int, beside: int | None) -> At:
+        def at(level: int, beside: int | None) -> ThresholdPoint:
             own, other = int(id[level]), int(ood[level])
-            return At(int(id_upto[level]) - own, own, int(ood_upto[level]) - other, other, beside)
+            return ThresholdPoint(int(id_upto[level]) - own, own, int(ood_upto[level]) - other, other, beside)
 
         if self.id <= self.id_rank < id_upto[-1]:
             level = int(np.searchsorted(id_upto, self.id_rank, "right"))
@@ -151,7 +151,7 @@ def _places(values: NDArray[np.float64]) -> Counts:
     return bits
 
 
-def count(sorted_keys: Counts, tally: Tally, *, plain: bool) -> None:
+def count(sorted_keys: Counts, tally: ThresholdCounts, *, plain: bool) -> None:
     """Add all levels to the tally, block by block.
 
     What has few ties is counted image by image, which gives the same sums. `plain`: by levels throughout, which alone
@@ -200,7 +200,7 @@ def _last(ascending: Counts) -> Counts:
     return np.flatnonzero(is_last)
 
 
-def _images(tally: Tally, block: Counts) -> None:
+def _images(tally: ThresholdCounts, block: Counts) -> None:
     """Add a block, image by image, then put right those that are tied. Few temporaries: the cache is small."""
     labels = (block & 1).astype(np.bool_)
     of_id = np.flatnonzero(labels)  # positions in the block
@@ -235,13 +235,13 @@ def _images(tally: Tally, block: Counts) -> None:
     tally.ood += m
 
 
-def _at(tally: Tally, block: Counts, of_id: Counts, image: int) -> At:
+def _at(tally: ThresholdCounts, block: Counts, of_id: Counts, image: int) -> ThresholdPoint:
     """The level of the image at a position of the block."""
     key = int(block[image])
     start, middle = np.searchsorted(block, [key & -2, key | 1]).tolist()
     stop = int(np.searchsorted(block, key | 1, "right"))
     id_below = int(np.searchsorted(of_id, start))
-    return At(tally.id + id_below, stop - middle, tally.ood + start - id_below, middle - start, None)
+    return ThresholdPoint(tally.id + id_below, stop - middle, tally.ood + start - id_below, middle - start, None)
 
 
 def _put(array: NDArray[np.float64], starts: Counts, stops: Counts, values: NDArray[np.float64]) -> None:

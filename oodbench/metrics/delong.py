@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oodbench.errors import UserError
-from oodbench.metrics.detection import Counts, Floats, Sorted, sort_scores
+from oodbench.metrics.detection import Counts, Floats, ScoreSet, score_set
 
 Interval = tuple[float, float]
 
@@ -116,10 +116,10 @@ class Scores:
 
 
 @dataclass(frozen=True, eq=False)
-class Side:
+class ScoreSide:
     """Scores of one image set in ascending order: sorted position -> image, and the levels of tied ones."""
 
-    sorted: Sorted
+    sorted: ScoreSet
     order: Counts
 
     @property
@@ -141,34 +141,34 @@ class Side:
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
+class ScorePair:
     """ID and OOD sides, and for each level of one side how many levels of the other lie below it, or not above it."""
 
-    id: Side
-    ood: Side
+    id: ScoreSide
+    ood: ScoreSide
     id_over: Counts  # [ID levels]: OOD levels below
     id_upto: Counts  # OOD levels below or equal
     ood_over: Counts  # [OOD levels]: ID levels below
     ood_upto: Counts
 
 
-def side(scores: NDArray[Any], what: str) -> Side:
+def side(scores: NDArray[Any], what: str) -> ScoreSide:
     """Sort one image set's scores. UserError when they are none, not numbers of one dimension, or NaN."""
-    found = sort_scores(scores, what)
-    return Side(found, np.argsort(found.given))
+    found = score_set(scores, what)
+    return ScoreSide(found, np.argsort(found.given))
 
 
-def pair(id: Side, ood: Side) -> Pair:
+def pair(id: ScoreSide, ood: ScoreSide) -> ScorePair:
     """Place the levels of each side among those of the other."""
     a, b = id.sorted.levels, ood.sorted.levels
     id_over, ood_over = np.searchsorted(b, a), np.searchsorted(a, b)
     shared = np.take(b, id_over, mode="clip") == a
     if not shared.any():  # the same objects: no level is tied, and sums up to one are sums below it
-        return Pair(id, ood, id_over, id_over, ood_over, ood_over)
-    return Pair(id, ood, id_over, id_over + shared, ood_over, ood_over + (np.take(a, ood_over, mode="clip") == b))
+        return ScorePair(id, ood, id_over, id_over, ood_over, ood_over)
+    return ScorePair(id, ood, id_over, id_over + shared, ood_over, ood_over + (np.take(a, ood_over, mode="clip") == b))
 
 
-def pairs(scores: Scores, what: str = "scores") -> dict[str, Pair]:
+def pairs(scores: Scores, what: str = "scores") -> dict[str, ScorePair]:
     """OOD set -> its pair; the ID side is sorted once. UserError without OOD sets or for scores that are refused."""
     if not scores.ood:
         raise UserError(f"{what}: no OOD set to compare with")
@@ -205,7 +205,7 @@ class Placements:
         return Placements(self.id - other.id, tuple(a - b for a, b in zip(self.ood, other.ood, strict=True)))
 
 
-def placements(pair: Pair) -> Placements:
+def placements(pair: ScorePair) -> Placements:
     """Placements of one ID and one OOD set; O(n) after sorting, exact with ties."""
     id, ood = pair.id.sorted, pair.ood.sorted
     of_id = (ood.starts[pair.id_over] + ood.starts[pair.id_upto]) / (2 * pair.ood.n)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from oodbench.errors import UserError, did_you_mean
 from oodbench.metrics import counts as merged
 from oodbench.metrics.counts import Counts as Counts  # statistics takes it from here
-from oodbench.metrics.counts import Tally
+from oodbench.metrics.counts import ThresholdCounts
 
 Floats = NDArray[np.float64]
 
@@ -24,7 +24,7 @@ AUPR = ("average_precision", "trapezoid")
 
 
 @dataclass(frozen=True, eq=False)
-class Sorted:
+class ScoreSet:
     """Scores of one image set, checked, to be sorted when that is needed: `given` must not be changed meanwhile.
 
     values          ascending, float64
@@ -68,7 +68,7 @@ class Metrics:
     n_ood: int
 
 
-def sort_scores(scores: NDArray[Any] | Sequence[float], what: str, names: Sequence[str] | None = None) -> Sorted:
+def score_set(scores: NDArray[Any] | Sequence[float], what: str, names: Sequence[str] | None = None) -> ScoreSet:
     """Check one image set's scores, which may be infinite; `what` and image `names` are for the refusals.
 
     UserError for what float64 cannot rank, see `exact`.
@@ -82,7 +82,7 @@ def sort_scores(scores: NDArray[Any] | Sequence[float], what: str, names: Sequen
         raise UserError(f"{what}: no scores; is its image list empty?")
     if np.isnan(given.max()):  # which NaN goes through
         raise UserError(f"{what}: {_first_nan(given, names)}")
-    return Sorted(given)
+    return ScoreSet(given)
 
 
 def exact(scores: NDArray[Any], what: str) -> NDArray[Any]:
@@ -113,7 +113,7 @@ def _first_nan(scores: np.ndarray, names: Sequence[str] | None) -> str:
     return f"{image} is NaN" + (f", and {found.size - 1} more" if found.size > 1 else "")
 
 
-def evaluate(id: Sorted, ood: Sorted, at95: str = "first", aupr: str = "average_precision") -> Metrics:
+def evaluate(id: ScoreSet, ood: ScoreSet, at95: str = "first", aupr: str = "average_precision") -> Metrics:
     """Compare ID with OOD scores, of which higher ones mean more in-distribution; tied scores are accepted together.
 
     `at95` applies to both FPR95s (see `fpr_at_tpr`). `aupr` is scikit-learn's `average_precision`, or the `trapezoid`
@@ -127,12 +127,14 @@ def evaluate(id: Sorted, ood: Sorted, at95: str = "first", aupr: str = "average_
     return metrics_of(tally, at95)
 
 
-def tally_of(n_id: int, n_ood: int, aupr: str = "average_precision") -> Tally:
+def tally_of(n_id: int, n_ood: int, aupr: str = "average_precision") -> ThresholdCounts:
     """An empty tally of so many images, with its thresholds where 95 % of ID, and of OOD, are called that."""
-    return Tally(n_id, n_ood, n_id - fewest(n_id, 0.95), fewest(n_ood, 0.95) - 1, aupr == "trapezoid")
+    return ThresholdCounts(
+        n_id, n_ood, n_id - min_accepted(n_id, 0.95), min_accepted(n_ood, 0.95) - 1, aupr == "trapezoid"
+    )
 
 
-def metrics_of(tally: Tally, at95: str = "first") -> Metrics:
+def metrics_of(tally: ThresholdCounts, at95: str = "first") -> Metrics:
     """The metrics of a tally that has seen all images."""
     n_id, n_ood, id, ood = tally.n_id, tally.n_ood, tally.at_id, tally.at_ood
     assert id and ood and (tally.id, tally.ood) == (n_id, n_ood)
@@ -151,12 +153,12 @@ def metrics_of(tally: Tally, at95: str = "first") -> Metrics:
     )
 
 
-def threshold_at_tpr(id: Sorted, tpr: float = 0.95) -> float:
+def threshold_at_tpr(id: ScoreSet, tpr: float = 0.95) -> float:
     """The highest score such that calling everything at or above it ID keeps at least `tpr` of the ID images."""
-    return float(id.values[-fewest(id.values.size, tpr)])
+    return float(id.values[-min_accepted(id.values.size, tpr)])
 
 
-def fpr_at_tpr(id: Sorted, ood: Sorted, tpr: float = 0.95, rule: str = "first") -> float:
+def fpr_at_tpr(id: ScoreSet, ood: ScoreSet, tpr: float = 0.95, rule: str = "first") -> float:
     """Share of OOD accepted where the share `tpr` of ID is.
 
     Few curves have a point at exactly `tpr`. `first`: the smallest FPR of all points whose TPR is no less. `nearest`
@@ -167,7 +169,7 @@ def fpr_at_tpr(id: Sorted, ood: Sorted, tpr: float = 0.95, rule: str = "first") 
     _check_option("rule", rule, AT95)
     positive, negative = id.values, ood.values
     n, m = positive.size, negative.size
-    threshold = positive[n - fewest(n, tpr)]
+    threshold = positive[n - min_accepted(n, tpr)]
     start, stop = (int(np.searchsorted(positive, threshold, side)) for side in ("left", "right"))
     upto = None if not start else int(np.searchsorted(negative, positive[start - 1], "right"))
     below, through = (int(np.searchsorted(negative, threshold, side)) for side in ("left", "right"))
@@ -201,7 +203,7 @@ def _at(tpr: float, rule: str, positives: tuple[int, int, int], accepted: _Accep
     return last if high == tpr else float(np.interp(tpr, (low, high), (before, first)))
 
 
-def fewest(n: int, tpr: float) -> int:
+def min_accepted(n: int, tpr: float) -> int:
     """Smallest k with k / n >= tpr in floating point, which `ceil(tpr * n)` can miss by one."""
     if not 0 < tpr <= 1:
         raise UserError(f"tpr {tpr}: a share above 0 and up to 1 is needed, such as 0.95")

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from oodbench.metrics.bootstrap import TPR, Settings, check, fpr95, fpr95_ood, generator, observed, replicates
 from oodbench.metrics.delong import (
     Interval,
-    Pair,
     Placements,
+    ScorePair,
     Scores,
-    Side,
+    ScoreSide,
     effective,
     interval,
     is_few,
@@ -27,7 +27,7 @@ from oodbench.metrics.delong import (
     placements,
     score_interval,
 )
-from oodbench.metrics.detection import Counts, Floats, fewest
+from oodbench.metrics.detection import Counts, Floats, min_accepted
 from oodbench.results import METRICS
 
 DRAWS = 10  # for each replicate of the bootstrap, which costs as much as thousands of these
@@ -36,7 +36,7 @@ DRAWS = 10  # for each replicate of the bootstrap, which costs as much as thousa
 class Once:
     """The images themselves, asked about single levels as resamples are."""
 
-    def __init__(self, side: Side) -> None:
+    def __init__(self, side: ScoreSide) -> None:
         self._starts = side.sorted.starts
 
     def level(self, positions: NDArray[Any] | int) -> Counts:
@@ -48,7 +48,7 @@ class Once:
         return self._starts[levels]
 
 
-def fpr_interval(found: Mapping[str, Pair], metric: str, settings: Settings) -> Interval:
+def fpr_interval(found: Mapping[str, ScorePair], metric: str, settings: Settings) -> Interval:
     """The interval of one set's FPR95 (`fpr95` or `fpr95_ood`), or of the mean over sets with the same ID images.
 
     The side that sets the threshold has binomially many images beyond the point that 95 % of all there could be keep:
@@ -73,7 +73,7 @@ def fpr_interval(found: Mapping[str, Pair], metric: str, settings: Settings) -> 
     return min(ends[0], mean), max(*ends[1:], mean)
 
 
-def _counted(pair: Pair, of_id: bool) -> Side:
+def _counted(pair: ScorePair, of_id: bool) -> ScoreSide:
     return pair.ood if of_id else pair.id
 
 
@@ -83,19 +83,19 @@ def _kept(random: np.random.Generator, n: int, draws: int) -> Counts:
     return n - beyond.clip(0, n - 1)
 
 
-def _accepted(pair: Pair, metric: str, settings: Settings, kept: Counts | None = None) -> Floats:
+def _accepted(pair: ScorePair, metric: str, settings: Settings, kept: Counts | None = None) -> Floats:
     """How many of the other side pass the thresholds that keep so many; the metric's own threshold for None."""
     one, other = Once(pair.id), Once(pair.ood)
     of_id = metric == "fpr95"
     n = (pair.id if of_id else pair.ood).n
-    point = (np.array([fewest(n, TPR)]), TPR) if kept is None else (kept, kept / n)
+    point = (np.array([min_accepted(n, TPR)]), TPR) if kept is None else (kept, kept / n)
     function = fpr95 if of_id else fpr95_ood
     shares: Floats = function(pair, one, other, settings.at95, *point)
     return shares * _counted(pair, of_id).n
 
 
 def _shares(
-    found: Mapping[str, Pair], accepted: Mapping[str, Floats], extra: int, of_id: bool, settings: Settings
+    found: Mapping[str, ScorePair], accepted: Mapping[str, Floats], extra: int, of_id: bool, settings: Settings
 ) -> Floats:
     """True shares of the counted side for accepted numbers [sets, draws]; `extra` 0 for the lower end, 1 for the upper.
 
@@ -128,7 +128,7 @@ def _beta(random: np.random.Generator, counts: Floats, n: int, extra: int) -> Fl
 
 
 def _continued(
-    found: Mapping[str, Pair], short: Sequence[int], high: Floats, metric: str, settings: Settings
+    found: Mapping[str, ScorePair], short: Sequence[int], high: Floats, metric: str, settings: Settings
 ) -> Floats:
     """As `high`, but for sets whose threshold may lie beyond all images of its side.
 
@@ -142,7 +142,7 @@ def _continued(
     for i, (name, pair) in enumerate(found.items()):
         if i in short:
             n = (pair.id if of_id else pair.ood).n
-            few = fewest(n, TPR)
+            few = min_accepted(n, TPR)
             random = generator(f"continued {'id' if of_id else name}", settings.seed)
             tpr = random.beta(few, n - few + 1, draws)
             with np.errstate(divide="ignore"):

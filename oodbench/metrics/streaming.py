@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from oodbench.errors import UserError
 from oodbench.metrics import counts as merged
 from oodbench.metrics import detection as metrics
-from oodbench.metrics.counts import Counts, Tally
+from oodbench.metrics.counts import Counts, ThresholdCounts
 from oodbench.metrics.detection import Floats, Metrics, exact
 
 ROWS = 1 << 22  # of a sorted run: 32 MB
@@ -226,7 +226,7 @@ def evaluate_shards(
 class _Waiting:
     """A tally whose highest level waits: the next batch may have more of it."""
 
-    def __init__(self, tally: Tally, *, plain: bool) -> None:
+    def __init__(self, tally: ThresholdCounts, *, plain: bool) -> None:
         self._tally = tally
         self._plain = plain
         self._value = np.nan

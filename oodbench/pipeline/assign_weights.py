@@ -17,7 +17,7 @@ from oodbench.method import registry
 from oodbench.pipeline.jobs import Job, Jobs, files_of
 from oodbench.pipeline.request import RunRequest
 from oodbench.pipeline.weights import SHIPPED, WeightsFile, examine, in_float32, read
-from oodbench.storage.files import whole
+from oodbench.storage.files import atomic_write
 from oodbench.storage.store import Store, default_root, digest
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def write(file: WeightsFile, path: Path, encoder: str, plugins: Sequence[Path] =
     except ValueError as error:
         raise UserError(f"weights {file.path}: {error}") from error
     try:
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             torch.save({"name": file.path.stem, "state_dict": state}, partial)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path} cannot be written: {error}") from error

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from oodbench.errors import UserError
 
 if TYPE_CHECKING:
-    from oodbench.method import Batch, Method, Own, Task
+    from oodbench.method import Batch, Method, MethodResources, Task
     from oodbench.pipeline.jobs import Job
 
 ROWS, PIXEL_ROWS = 32, 4  # images of each half of a sample; the second for methods that read pixels
@@ -52,12 +52,12 @@ class Sample:
         return self.copies()[::-1]
 
 
-def held(one: Running) -> dict[str, object]:
+def held(one: FittedMethod) -> dict[str, object]:
     """What a method has learnt and is set to, by place: `state['mean'][0]`, `self.scale`."""
     return {**contents(one.state, "state"), **{f"self{k}": v for k, v in contents(vars(one.method)).items()}}
 
 
-def kept(one: Running, again: Given, close: float) -> str:
+def kept(one: FittedMethod, again: MethodOutput, close: float) -> str:
     """Why a method keeps something of the images that it has seen, or "".
 
     `again` is what it gives of the sample in the opposite order; `close` 0: scores are compared to the last digit.
@@ -80,7 +80,7 @@ def kept(one: Running, again: Given, close: float) -> str:
     return ""
 
 
-def mixed(one: Running, whole: Given) -> str:
+def mixed(one: FittedMethod, whole: MethodOutput) -> str:
     """Why the scores of a set's first and last images are not theirs in a small batch, or ""."""
     if not one.sample or not one.first.scores:
         return ""
@@ -228,7 +228,7 @@ def in_order(call: Callable[[Item], Made], items: Iterable[Item], count: int) ->
 
 
 @dataclass
-class Given:
+class MethodOutput:
     """What a method gave, batch by batch; nothing more after its first error."""
 
     scores: list[npt.NDArray[np.float64]] = field(default_factory=list)
@@ -236,7 +236,7 @@ class Given:
     seconds: float = 0.0
     error: Exception | None = None
 
-    def add(self, other: Given) -> None:
+    def add(self, other: MethodOutput) -> None:
         """Append the next batch."""
         self.scores += other.scores
         self.predictions += other.predictions
@@ -245,7 +245,7 @@ class Given:
 
 
 @dataclass
-class Running:
+class FittedMethod:
     """A job under way: its method, what it learnt, and why it failed if it did.
 
     held      what it has learnt and is set to, by place, when it had learnt it
@@ -257,32 +257,32 @@ class Running:
 
     job: Job
     method: Method[Any]
-    own: Own | None = None
+    own: MethodResources | None = None
     state: Any = None
     fitted: bool = False
     fit_seconds: float = 0.0
     error: str = ""
     held: dict[str, object] = field(default_factory=dict)
     sample: Sample | None = None
-    first: Given = field(default_factory=Given)
+    first: MethodOutput = field(default_factory=MethodOutput)
     seen: int = 0
     looked: int = 0
     stateful: bool = False
 
 
-class Changed(UserError):
+class InputMutated(UserError):
     """A method changed in place what others read, too."""
 
 
 def over(
-    batches: Callable[[], Iterable[Batch]], group: Sequence[Running], task: Task, threads: int | None
-) -> list[Given]:
+    batches: Callable[[], Iterable[Batch]], group: Sequence[FittedMethod], task: Task, threads: int | None
+) -> list[MethodOutput]:
     """What each method gives for all batches. `threads`: by so many, each on one core; None: in this one, on all.
 
     Changed stands as the error of the method that did it, when one did; what the others gave is then worthless.
     """
     found = _passed(batches(), group, task, threads, each=False)
-    if any(isinstance(one.error, Changed) for one in found):
+    if any(isinstance(one.error, InputMutated) for one in found):
         # Something was changed: again, in one thread, looking after every method, to find out by whom.
         task.intact()  # puts right what another thread wrote last
         found = _passed(batches(), group, task, threads and 1, each=True)
@@ -290,13 +290,13 @@ def over(
 
 
 def _passed(
-    batches: Iterable[Batch], group: Sequence[Running], task: Task, threads: int | None, *, each: bool
-) -> list[Given]:
+    batches: Iterable[Batch], group: Sequence[FittedMethod], task: Task, threads: int | None, *, each: bool
+) -> list[MethodOutput]:
     """One pass; `each`: what was changed is looked for after each method, not after each batch."""
     mine = threading.local()
-    found = [Given() for _ in group]
+    found = [MethodOutput() for _ in group]
 
-    def made(batch: Batch) -> list[Given]:
+    def made(batch: Batch) -> list[MethodOutput]:
         if not hasattr(mine, "task"):
             mine.task = task if threads is None else task.apart()
         return _batch(group, batch, mine.task, found, each=each)
@@ -306,38 +306,40 @@ def _passed(
     return _joined(found, in_order(made, batches, threads), threads)
 
 
-def _joined(found: list[Given], made: Iterable[list[Given]], threads: int) -> list[Given]:
+def _joined(found: list[MethodOutput], made: Iterable[list[MethodOutput]], threads: int) -> list[MethodOutput]:
     """Batches added in their order, up to the one in which a method changed something."""
     batches = 0
     for parts in made:
         batches += 1
         for one, part in zip(found, parts, strict=False):
-            if one.error is None or isinstance(part.error, Changed):
+            if one.error is None or isinstance(part.error, InputMutated):
                 one.add(part)
-        if any(isinstance(one.error, Changed) for one in found):
+        if any(isinstance(one.error, InputMutated) for one in found):
             break
     for one in found:
         one.seconds /= max(1, min(threads, batches))  # side by side
     return found
 
 
-def _batch(group: Sequence[Running], batch: Batch, task: Task, earlier: Sequence[Given], *, each: bool) -> list[Given]:
+def _batch(
+    group: Sequence[FittedMethod], batch: Batch, task: Task, earlier: Sequence[MethodOutput], *, each: bool
+) -> list[MethodOutput]:
     """One batch by every method that did not fail; the last one has Changed as its error if any changed something."""
-    found: list[Given] = []
+    found: list[MethodOutput] = []
     for one, known in zip(group, earlier, strict=True):
-        found.append(_scored(one, batch, task) if known.error is None else Given())
+        found.append(_scored(one, batch, task) if known.error is None else MethodOutput())
         if (each or len(found) == len(group)) and not (task.intact() and batch.intact()):
-            found[-1].error = Changed("it changes in place what it was given; clone it first")
+            found[-1].error = InputMutated("it changes in place what it was given; clone it first")
             break
     return found
 
 
-def _scored(one: Running, batch: Batch, task: Task) -> Given:
+def _scored(one: FittedMethod, batch: Batch, task: Task) -> MethodOutput:
     import torch
 
     from oodbench.method import Needs, check_predictions, check_scores
 
-    began, found = time.perf_counter(), Given()
+    began, found = time.perf_counter(), MethodOutput()
     try:
         # Not inference_mode: a method may need gradients with respect to the pixels.
         with torch.no_grad():

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from oodbench.data.imageset import Listing
+from oodbench.data.imageset import ImageSet
 from oodbench.errors import hidden
 from oodbench.metrics import detection as metrics
 from oodbench.metrics.bootstrap import Settings
@@ -154,12 +154,12 @@ def _run(plan: Plan, job: Job) -> dict[str, Any]:
     }
 
 
-def _calibration(listing: Listing) -> dict[str, Any]:
+def _calibration(listing: ImageSet) -> dict[str, Any]:
     count = listing.dataset.count or listing.total
     return {"dataset": listing.dataset.name, "n": len(listing), "of": count, "digest": listing.digest}
 
 
-def _id_row(listing: Listing) -> IdRow:
+def _id_row(listing: ImageSet) -> IdRow:
     return IdRow(
         dataset=listing.dataset.name,
         title=listing.dataset.title,
@@ -171,7 +171,7 @@ def _id_row(listing: Listing) -> IdRow:
     )
 
 
-def _set_row(plan: Plan, job: Job, one: OodSet, entry: Entry, id_scores: metrics.Sorted) -> SetRow:
+def _set_row(plan: Plan, job: Job, one: OodSet, entry: Entry, id_scores: metrics.ScoreSet) -> SetRow:
     listing = one.listing
     values = metrics.evaluate(id_scores, _sorted(job, listing, entry), at95=plan.request.at95, aupr=plan.request.aupr)
     return SetRow(
@@ -191,14 +191,14 @@ def _set_row(plan: Plan, job: Job, one: OodSet, entry: Entry, id_scores: metrics
     )
 
 
-def _expected(listing: Listing) -> int | None:
+def _expected(listing: ImageSet) -> int | None:
     """What the catalogue counts; for a set of unknown size, what was there before a limit."""
     return listing.dataset.count or listing.total
 
 
-def _sorted(job: Job, listing: Listing, entry: Entry) -> metrics.Sorted:
+def _sorted(job: Job, listing: ImageSet, entry: Entry) -> metrics.ScoreSet:
     names = [listing.names[i] for i in entry.array("positions")]
-    return metrics.sort_scores(np.array(entry.array("scores")), f"{job.label} on {listing.dataset.name}", names)
+    return metrics.score_set(np.array(entry.array("scores")), f"{job.label} on {listing.dataset.name}", names)
 
 
 def _accuracy(plan: Plan, entry: Entry) -> float | None:

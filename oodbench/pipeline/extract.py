@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from oodbench.data import decode
-from oodbench.data.decode import Decoded, Reading
-from oodbench.data.imageset import Listing
+from oodbench.data.decode import DecodeConfig, Decoded
+from oodbench.data.imageset import ImageSet
 from oodbench.errors import UserError
 from oodbench.results import distinct, stamp
 from oodbench.storage.store import Entry, Store
@@ -86,14 +86,14 @@ def _joined(parts: list[Floats], width: int) -> Floats:
     return np.concatenate(parts) if parts else np.zeros((0, width), np.float32)
 
 
-__all__ = ["Decoded", "Embedded", "Reading", "Recipe", "Work", "batches", "extract", "shard"]
+__all__ = ["Decoded", "Embedded", "EmbeddingConfig", "ExtractionJob", "batches", "extract", "shard"]
 
 ENGINE = 2  # raise when extraction gives other numbers than before
 SHARD = 2048  # images, rounded up to whole batches
 
 
 @dataclass(frozen=True)
-class Recipe:
+class EmbeddingConfig:
     """What embeddings depend on besides the images."""
 
     encoder: str  # identity of the card
@@ -102,12 +102,12 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Work:
+class ExtractionJob:
     """One list to be embedded: which images, how, and where the embeddings go."""
 
-    listing: Listing
-    recipe: Recipe
-    reading: Reading
+    listing: ImageSet
+    recipe: EmbeddingConfig
+    reading: DecodeConfig
     store: Store
 
     def inputs(self, start: int, stop: int) -> dict[str, Any]:
@@ -128,7 +128,7 @@ class Work:
         own = sum(b - a for a, b in self.shards() if not self.store.has("embeddings", self.inputs(a, b)))
         return sum(one.missing() for one in self.origins()) if own and self.listing.origins else own
 
-    def origins(self) -> list[Work]:
+    def origins(self) -> list[ExtractionJob]:
         """The lists that a derived one takes its embeddings from."""
         return [replace(self, listing=one.listing) for one in self.listing.origins]
 
@@ -141,7 +141,7 @@ class Work:
 class Embedded:
     """A list's embeddings, still on disk: `shards` in list order."""
 
-    listing: Listing
+    listing: ImageSet
     shards: tuple[Entry, ...]
     starts: tuple[int, ...]
 
@@ -165,7 +165,9 @@ class Embedded:
         return distinct(shard.facts["stamp"] for shard in self.shards)
 
 
-def extract(work: Work, encoder: Callable[[], OpenClip], done: Callable[[int], None] = lambda n: None) -> Embedded:
+def extract(
+    work: ExtractionJob, encoder: Callable[[], OpenClip], done: Callable[[int], None] = lambda n: None
+) -> Embedded:
     """Embeddings of a whole list, from the store where they are there. `done` is told how many images are ready.
 
     Raises UserError naming the image when one cannot be read and `reading.on_error` is "stop".
@@ -193,12 +195,12 @@ def extract(work: Work, encoder: Callable[[], OpenClip], done: Callable[[int], N
     return embedded
 
 
-def shard(work: Work, bounds: tuple[int, int], encoder: Callable[[], OpenClip]) -> Entry:
+def shard(work: ExtractionJob, bounds: tuple[int, int], encoder: Callable[[], OpenClip]) -> Entry:
     """One shard of a list that is not derived, from the store where it is there. UserError as `extract` raises it."""
     return work.store.find("embeddings", work.inputs(*bounds)) or _encode(work, bounds, encoder(), lambda n: None)
 
 
-def _take(work: Work, bounds: tuple[int, int], origins: list[Embedded]) -> Entry:
+def _take(work: ExtractionJob, bounds: tuple[int, int], origins: list[Embedded]) -> Entry:
     """A shard of a derived list: rows of its origins' shards."""
     start, stop = bounds
     names: list[str] = [""] * (stop - start)
@@ -232,12 +234,14 @@ def _take(work: Work, bounds: tuple[int, int], origins: list[Embedded]) -> Entry
     return work.store.write("embeddings", work.inputs(start, stop), arrays, facts)
 
 
-def batches(work: Work, bounds: tuple[int, int], transform: Callable[[Any], Tensor]) -> Generator[Decoded, None, None]:
+def batches(
+    work: ExtractionJob, bounds: tuple[int, int], transform: Callable[[Any], Tensor]
+) -> Generator[Decoded, None, None]:
     """The images of a part of the list, decoded in the batches that the model sees."""
     return decode.batches(work.listing, work.reading, work.recipe.batch_size, bounds, transform)
 
 
-def _encode(work: Work, bounds: tuple[int, int], encoder: OpenClip, done: Callable[[int], None]) -> Entry:
+def _encode(work: ExtractionJob, bounds: tuple[int, int], encoder: OpenClip, done: Callable[[int], None]) -> Entry:
     import time
 
     from oodbench.encoder.openclip import transform

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from oodbench.data import prompts
 from oodbench.data.paths import expand
-from oodbench.data.prompts import Lines
+from oodbench.data.prompts import TextList
 from oodbench.errors import UserError, did_you_mean, raise_all
 from oodbench.method import registry
 from oodbench.method.introspection import MethodInfo
@@ -65,7 +65,7 @@ class Job:
 
     info: MethodInfo
     parameters: dict[str, Any]
-    templates: Lines | None
+    templates: TextList | None
     weights: WeightsFile | None = None
     given: tuple[str, ...] = ()  # the hyper-parameters that the user set
 

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from oodbench.data import catalog as catalogue
 from oodbench.data import overlap as sets
 from oodbench.data.catalog import Benchmark
-from oodbench.data.imageset import Listing
+from oodbench.data.decode import DecodeConfig
+from oodbench.data.imageset import ImageSet
 from oodbench.data.paths import expand
-from oodbench.data.prompts import Lines
+from oodbench.data.prompts import TextList
 from oodbench.encoder.card import EMBEDDED, EncoderCard, parse_encoder
 from oodbench.encoder.resolve import Resolved, resolve
 from oodbench.errors import Collected, Missing, UserError, raise_all
 from oodbench.pipeline import assign_weights as assignment
-from oodbench.pipeline.extract import Reading, Recipe, Work
+from oodbench.pipeline.extract import EmbeddingConfig, ExtractionJob
 from oodbench.pipeline.jobs import Job, Jobs, make_jobs
 from oodbench.pipeline.request import RunRequest, check_options
 from oodbench.storage.shared import opened
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 class OodSet:
     """An OOD set of the benchmark and its group ("near", "far" or "")."""
 
-    listing: Listing
+    listing: ImageSet
     group: str
 
 
@@ -41,10 +42,10 @@ class Plan:
     request: RunRequest
     benchmark: Benchmark
     encoder: Resolved
-    classes: Lines
-    id: Listing
+    classes: TextList
+    id: ImageSet
     ood: tuple[OodSet, ...]
-    calibration: Listing | None
+    calibration: ImageSet | None
     jobs: tuple[Job, ...]
     left_out: tuple[tuple[str, str], ...]  # with --methods all: name, reason
     store: Store
@@ -63,16 +64,16 @@ class Plan:
         return [*sets.notes(self.id, self.classes), *about, *self.skipped]
 
     @property
-    def recipe(self) -> Recipe:
-        return Recipe(self.card.identity, self.request.precision, self.request.batch_size)
+    def recipe(self) -> EmbeddingConfig:
+        return EmbeddingConfig(self.card.identity, self.request.precision, self.request.batch_size)
 
-    def work(self, listing: Listing) -> Work:
+    def work(self, listing: ImageSet) -> ExtractionJob:
         """How one of the lists is embedded."""
-        reading = Reading(self.request.workers or min(os.cpu_count() or 1, 16), self.request.on_error)
-        return Work(listing, self.recipe, reading, self.store)
+        reading = DecodeConfig(self.request.workers or min(os.cpu_count() or 1, 16), self.request.on_error)
+        return ExtractionJob(listing, self.recipe, reading, self.store)
 
     @property
-    def listings(self) -> list[Listing]:
+    def listings(self) -> list[ImageSet]:
         """The ID set first, then the OOD sets."""
         return [self.id, *(s.listing for s in self.ood)]
 
@@ -160,8 +161,8 @@ def _instead(job: Job) -> str:
 
 
 def _calibration(
-    benchmark: Benchmark, id_set: Listing, request: RunRequest, store: Store, jobs: Jobs
-) -> tuple[Listing | None, Jobs]:
+    benchmark: Benchmark, id_set: ImageSet, request: RunRequest, store: Store, jobs: Jobs
+) -> tuple[ImageSet | None, Jobs]:
     """The calibration images, listed only when a method asks for them; and the jobs that can run."""
     asking = [job for job in jobs.jobs if job.calibrates]
     if not asking:

@@ -12,7 +12,7 @@ from oodbench.errors import UserError
 from oodbench.pipeline.plan import Plan
 from oodbench.pipeline.request import RunRequest
 from oodbench.results import Result, read, slug
-from oodbench.storage.files import whole, write_text
+from oodbench.storage.files import atomic_write, write_text
 from oodbench.storage.store import Entry, digest
 
 
@@ -37,7 +37,7 @@ def write_row(plan: Plan, result: Result, entries: Mapping[str, Entry]) -> Path:
     if result.status == "ok":
         columns = _scores(plan, entries)
         if not (old is result and _holds(scores, columns)):
-            with whole(scores) as partial:
+            with atomic_write(scores) as partial:
                 _write(columns, partial)
     if old is not result:
         write_text(path, result.to_json())

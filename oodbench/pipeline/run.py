@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from oodbench.data.imageset import Listing
+from oodbench.data.imageset import ImageSet
 from oodbench.distributed.cluster import chosen
 from oodbench.errors import UserError, raise_all
 from oodbench.pipeline import assign_weights as assignment
 from oodbench.pipeline import evaluate, extract, rows
-from oodbench.pipeline.batches import Running
+from oodbench.pipeline.batches import FittedMethod
 from oodbench.pipeline.events import Event
 from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.plan import Plan
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from oodbench.encoder.openclip import OpenClip
-    from oodbench.method import Batch, Own, Task
+    from oodbench.method import Batch, MethodResources, Task
     from oodbench.pipeline.extract import Embedded
 
 log = logging.getLogger(__name__)
@@ -48,14 +48,14 @@ class Watch:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """The rows of a run in the order of its methods, and what `--methods all` left out."""
 
     results: tuple[Result, ...]
     left_out: tuple[tuple[str, str], ...]
 
 
-def run(plan: Plan, watch: Watch | None = None) -> Outcome:
+def run(plan: Plan, watch: Watch | None = None) -> RunOutcome:
     """Carry out a plan. Imports torch only when a score is missing. UserError when the input turns out to be bad."""
     watch = watch or Watch()
     scores: dict[str, dict[str, Entry]] = {}
@@ -94,15 +94,15 @@ def run(plan: Plan, watch: Watch | None = None) -> Outcome:
         else:
             _score(plan, running, scores, watch, finish)
     ordered = [results[job.label] for job in plan.jobs if job.label in results]
-    return Outcome(tuple(ordered), tuple(left_out))
+    return RunOutcome(tuple(ordered), tuple(left_out))
 
 
-def methods_of(plan: Plan, jobs: Sequence[Job]) -> tuple[list[Running], list[tuple[str, str]]]:
+def methods_of(plan: Plan, jobs: Sequence[Job]) -> tuple[list[FittedMethod], list[tuple[str, str]]]:
     """Import the methods that have work to do. One that does not import is an error if named, else left out."""
     running, broken = [], []
     for job in jobs:
         try:
-            running.append(Running(job, job.made()))
+            running.append(FittedMethod(job, job.made()))
         except UserError as error:
             broken.append((job.label, str(error)))
     if plan.request.methods.strip() != "all":
@@ -112,7 +112,7 @@ def methods_of(plan: Plan, jobs: Sequence[Job]) -> tuple[list[Running], list[tup
 
 def _score(
     plan: Plan,
-    running: Sequence[Running],
+    running: Sequence[FittedMethod],
     scores: dict[str, dict[str, Entry]],
     watch: Watch,
     finish: Callable[..., None],
@@ -144,7 +144,7 @@ def _score(
                 finish(one.job)
 
 
-def _extracted(plan: Plan, listing: Listing, encoder: Callable[[], OpenClip], watch: Watch) -> Embedded:
+def _extracted(plan: Plan, listing: ImageSet, encoder: Callable[[], OpenClip], watch: Watch) -> Embedded:
     work = plan.work(listing)
     missing = work.missing()
     if not missing:
@@ -177,11 +177,11 @@ def task_of(plan: Plan, encoder: Callable[[], OpenClip], device: str, watch: Wat
     return Task(plan.classes.lines, plan.card.scale, sources, plan.request.seed)
 
 
-def own(plan: Plan, job: Job, device: str) -> Own:
+def own(plan: Plan, job: Job, device: str) -> MethodResources:
     """What a job's method alone is given: its weights, and the store for what it makes of them."""
     import torch
 
-    from oodbench.method import Own
+    from oodbench.method import MethodResources
 
     images = None  # that fit() reads: which, and what their embeddings depend on
     if plan.calibration and job.calibrates:
@@ -202,7 +202,7 @@ def own(plan: Plan, job: Job, device: str) -> Own:
             entry = plan.store.write("kept", inputs, arrays, {"method": job.info.name})
         return torch.from_numpy(np.array(entry.array("kept"))).to(device)
 
-    return Own(functools.cache(lambda: assignment.load(job, plan.encoder, plan.store, device)), keep)
+    return MethodResources(functools.cache(lambda: assignment.load(job, plan.encoder, plan.store, device)), keep)
 
 
 def pick_device(asked: str) -> str:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from oodbench.data.imageset import Listing
+from oodbench.data.imageset import ImageSet
 from oodbench.errors import UserError
 from oodbench.pipeline import batches as guards
-from oodbench.pipeline.batches import Changed, Given, Running, over
+from oodbench.pipeline.batches import FittedMethod, InputMutated, MethodOutput, over
 from oodbench.pipeline.extract import Embedded, batches
 from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.plan import Plan
@@ -31,7 +31,7 @@ THREADS = 16  # at most: each holds a chunk, and Python itself runs in one at a 
 CHUNK = 1024  # images scored at once: with 1000 classes 4 MB of cosines, which stay in the processor's cache
 
 
-def score_inputs(plan: Plan, job: Job, listing: Listing) -> dict[str, Any]:
+def score_inputs(plan: Plan, job: Job, listing: ImageSet) -> dict[str, Any]:
     """Everything that the scores of one method on one set depend on."""
     inputs = {
         "engine": ENGINE,
@@ -48,7 +48,7 @@ def score_inputs(plan: Plan, job: Job, listing: Listing) -> dict[str, Any]:
     return inputs | ({"weights": job.weights.digest} if job.weights else {})
 
 
-def find_scores(plan: Plan, job: Job, listing: Listing) -> Entry | None:
+def find_scores(plan: Plan, job: Job, listing: ImageSet) -> Entry | None:
     """Stored scores, unless images were skipped for them and this run is to stop at such."""
     entry = plan.store.find("scores", score_inputs(plan, job, listing))
     return None if entry and entry.facts["skipped"] and plan.request.on_error == "stop" else entry
@@ -68,7 +68,7 @@ class Scorer:
         self.task = task
         self.device = device
 
-    def score(self, running: Sequence[Running], embedded: Embedded) -> None:
+    def score(self, running: Sequence[FittedMethod], embedded: Embedded) -> None:
         """Score one set with several methods and store what comes out; a method that fails keeps its error."""
         from oodbench.method import Needs
 
@@ -79,12 +79,12 @@ class Scorer:
             for one, given in self._given(group, embedded, pixels):
                 self._write(one, embedded, given)
 
-    def fit(self, running: Sequence[Running]) -> None:
+    def fit(self, running: Sequence[FittedMethod]) -> None:
         """Fit methods that have not been; one that fails keeps its error."""
         for one in running:
             self._fit(one)
 
-    def values(self, one: Running, embedded: Embedded) -> Values:
+    def values(self, one: FittedMethod, embedded: Embedded) -> Values:
         """Scores and predictions of one method on a set that is not empty, not stored. UserError when it fails.
 
         Whether it keeps something of the images that it has seen is looked at every few hundred images.
@@ -100,8 +100,8 @@ class Scorer:
         raise UserError(f"{one.job.label}: {why}")
 
     def _given(
-        self, group: Sequence[Running], embedded: Embedded, pixels: bool, every: int = 0
-    ) -> list[tuple[Running, Given]]:
+        self, group: Sequence[FittedMethod], embedded: Embedded, pixels: bool, every: int = 0
+    ) -> list[tuple[FittedMethod, MethodOutput]]:
         """What methods that read the same batches give of a set; those that fail keep their error and are left out.
 
         `every`: so many images lie between two looks at whether a method keeps something of what it has seen.
@@ -112,7 +112,9 @@ class Scorer:
                 return [(one, given) for one, given in zip(group, found, strict=True) if not one.error]
         return []
 
-    def _attempt(self, group: Sequence[Running], embedded: Embedded, pixels: bool, every: int) -> list[Given] | None:
+    def _attempt(
+        self, group: Sequence[FittedMethod], embedded: Embedded, pixels: bool, every: int
+    ) -> list[MethodOutput] | None:
         """The same once; None when a method changed what others read: it has failed, and the rest start anew."""
         fresh = [one for one in group if not one.seen]
         if fresh:
@@ -140,7 +142,7 @@ class Scorer:
             one.looked = one.seen
         return found
 
-    def _steady(self, group: Sequence[Running], pixels: bool) -> bool:
+    def _steady(self, group: Sequence[FittedMethod], pixels: bool) -> bool:
         """Let methods fail that keep something of what they have seen; False when one changed what others read."""
         close = 0.0 if self.device == "cpu" else guards.LOW_CLOSE if pixels and self._halved else guards.CLOSE
         for sample in {id(one.sample): one.sample for one in group if one.sample}.values():
@@ -158,18 +160,18 @@ class Scorer:
         """Whether the model computes in half precision, where another batch size changes more than the last digits."""
         return self.plan.request.precision != "fp32"
 
-    def _keep_out(self, one: Running, why: str) -> None:
+    def _keep_out(self, one: FittedMethod, why: str) -> None:
         """Refuse a method that does not score each image on its own, if there is a reason; nothing of it stays."""
         if why:
             _failed(one, UserError(why))
             one.stateful = True
             forget_scores(self.plan, one.job)
 
-    def _settled(self, group: Sequence[Running], found: Sequence[Given]) -> bool:
+    def _settled(self, group: Sequence[FittedMethod], found: Sequence[MethodOutput]) -> bool:
         """Let methods fail that raised; False when one changed what others read: nothing of it holds then."""
-        changed = any(isinstance(given.error, Changed) for given in found)
+        changed = any(isinstance(given.error, InputMutated) for given in found)
         for one, given in zip(group, found, strict=True):
-            if given.error and (not changed or isinstance(given.error, Changed)):
+            if given.error and (not changed or isinstance(given.error, InputMutated)):
                 _failed(one, given.error)
         return not changed
 
@@ -194,14 +196,16 @@ class Scorer:
             rows.append(np.arange(count) + (total - count if behind else 0))
         return guards.Sample(tuple(made), tuple(rows))
 
-    def _over(self, batches: Callable[[], Iterable[Batch]], group: Sequence[Running], pixels: bool) -> list[Given]:
+    def _over(
+        self, batches: Callable[[], Iterable[Batch]], group: Sequence[FittedMethod], pixels: bool
+    ) -> list[MethodOutput]:
         """On CPUs a chunk of embeddings is one core's; the model, and a GPU, are worth all of them at once."""
         import torch
 
         threads = min(torch.get_num_threads(), THREADS) if self.device == "cpu" and not pixels else None
         return over(batches, group, self.task, threads)
 
-    def _fit(self, one: Running) -> bool:
+    def _fit(self, one: FittedMethod) -> bool:
         import torch
 
         if one.error:
@@ -240,7 +244,7 @@ class Scorer:
                     row += len(batch.positions)
                     yield _batch(shard, rows, self.device, batch.images.to(self.device).float() / 255)
 
-    def _write(self, one: Running, embedded: Embedded, given: Given) -> None:
+    def _write(self, one: FittedMethod, embedded: Embedded, given: MethodOutput) -> None:
         scores, positions = np.concatenate(given.scores), embedded.positions
         arrays: dict[str, npt.NDArray[Any]] = {"scores": scores, "positions": positions}
         if given.predictions:
@@ -265,7 +269,7 @@ class Values:
     predictions: npt.NDArray[np.int32] | None
 
 
-def _unfit(embedded: Embedded, given: Given) -> str:
+def _unfit(embedded: Embedded, given: MethodOutput) -> str:
     """Why scores are no scores, or "": NaN and infinity are the method's failure."""
     scores, listing = np.concatenate(given.scores), embedded.listing
     bad = np.flatnonzero(~np.isfinite(scores))
@@ -297,7 +301,7 @@ def _batch(shard: Entry, rows: slice, device: str, pixels: Any) -> Batch:
     return Batch(~Needs(0), len(embeddings), features, embeddings, activations, pixels)
 
 
-def _failed(one: Running, error: Exception) -> bool:
+def _failed(one: FittedMethod, error: Exception) -> bool:
     one.error = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     log.info("%s failed", one.job.label, exc_info=error)
     return False

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from oodbench.encoder.card import EncoderCard
 from oodbench.errors import UserError
-from oodbench.storage.files import whole
+from oodbench.storage.files import atomic_write
 from oodbench.storage.store import Store, file_digest, file_stamp
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], recipe: Mapping[str, Any]) 
     header = {HEADER: json.dumps({"format": FORMAT, **recipe}, sort_keys=True)}
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             save_file(held, partial, header)
             partial.chmod(0o644)  # safetensors makes files that only their owner can read
     except (OSError, SafetensorError) as error:

@@ -4,8 +4,8 @@ from oodbench.report.formats.csv import csv, parquet
 from oodbench.report.formats.latex import latex
 from oodbench.report.formats.markdown import markdown
 from oodbench.report.formats.terminal import console
-from oodbench.report.options import Options
+from oodbench.report.options import TableOptions
 from oodbench.report.tables.build import Alike, tables
 from oodbench.report.tables.table import Table, transposed
 
-__all__ = ["Alike", "Options", "Table", "console", "csv", "latex", "markdown", "parquet", "tables", "transposed"]
+__all__ = ["Alike", "Table", "TableOptions", "console", "csv", "latex", "markdown", "parquet", "tables", "transposed"]

@@ -17,7 +17,7 @@ COLUMNS = ("dataset", "name", "label", "score", "prediction")
 
 
 @dataclass(frozen=True, eq=False)
-class Images:
+class ImageScores:
     """One image set of a row, in the order of its list; a prediction of -1 is none."""
 
     labels: NDArray[np.int64]
@@ -25,7 +25,7 @@ class Images:
     predictions: NDArray[np.int64]
 
 
-def by_dataset(path: Path) -> dict[str, Images]:
+def by_dataset(path: Path) -> dict[str, ImageScores]:
     """Dataset -> its images. UserError for a file that is not there, cannot be read or lacks a column."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -44,18 +44,18 @@ def by_dataset(path: Path) -> dict[str, Images]:
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise UserError(f"{path} cannot be read: {reason[:200]}") from error
     chosen = {str(name): names == name for name in dict.fromkeys(names.tolist())}
-    return {name: Images(label[those], score[those], prediction[those]) for name, those in chosen.items()}
+    return {name: ImageScores(label[those], score[those], prediction[those]) for name, those in chosen.items()}
 
 
-def of_row(row: Result, path: Path) -> dict[str, Images]:
+def of_row(row: Result, path: Path) -> dict[str, ImageScores]:
     """The images of a row, in the file of its scores. UserError for scores that are not of its images."""
     found = by_dataset(path)
     remedy = "look at it with: oodbench report --verify"
     if {name: len(one.scores) for name, one in found.items()} != sizes(row):
         raise UserError(f"{path}: its scores are not of its images; {remedy}")
-    on_id = metrics.sort_scores(found[row.id.dataset].scores, f"{path}: {row.id.dataset}")
+    on_id = metrics.score_set(found[row.id.dataset].scores, f"{path}: {row.id.dataset}")
     for one in row.ood:
-        on_ood = metrics.sort_scores(found[one.dataset].scores, f"{path}: {one.dataset}")
+        on_ood = metrics.score_set(found[one.dataset].scores, f"{path}: {one.dataset}")
         if not math.isclose(metrics.evaluate(on_id, on_ood).auroc, one.auroc, abs_tol=1e-9):
             raise UserError(f"{path}: its scores do not give its AUROC on {one.dataset}; {remedy}")
     return found

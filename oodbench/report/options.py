@@ -14,7 +14,7 @@ SHOWN = ("auroc", "fpr95", "accuracy", "seconds")
 
 
 @dataclass(frozen=True)
-class Options:
+class TableOptions:
     """The shape of a report; the defaults give every row, in percent.
 
     methods    names or labels (`mcm`, `energy[scale=1]`) to keep; empty: all
@@ -49,7 +49,7 @@ class Options:
         return tuple(m for m in self.metrics if m in METRICS)
 
 
-def check(options: Options, labels: Sequence[str], sets: Sequence[str]) -> None:
+def check(options: TableOptions, labels: Sequence[str], sets: Sequence[str]) -> None:
     """UserError with every option that no report can follow; `labels` (and method names) and `sets` exist."""
     problems = [f"no metric '{m}'{did_you_mean(m, CHOICES)}" for m in options.metrics if m not in CHOICES]
     problems += [f"no rows of method '{m}'{did_you_mean(m, labels)}" for m in options.methods if m not in labels]

@@ -17,13 +17,13 @@ from oodbench.report.formats.bibtex import bibtex, entries
 from oodbench.report.formats.csv import csv, parquet
 from oodbench.report.formats.latex import as_codes, escape, latex, preamble, remark
 from oodbench.report.formats.markdown import markdown
-from oodbench.report.options import Options, check
+from oodbench.report.options import TableOptions, check
 from oodbench.report.tables.build import tables, tester
 from oodbench.report.tables.published import quote
 from oodbench.report.tables.quoting import compared, quoted
 from oodbench.report.tables.table import Table, transposed
 from oodbench.results import Result
-from oodbench.storage.files import whole
+from oodbench.storage.files import atomic_write
 
 _HEAD = r"""%s\documentclass{article}
 %s
@@ -34,7 +34,7 @@ _HEAD = r"""%s\documentclass{article}
 _ENGINE = "% Compile with lualatex or xelatex: this {remark}, and prints their codes.\n"
 
 
-def document(tables: Sequence[Table], options: Options) -> str:
+def document(tables: Sequence[Table], options: TableOptions) -> str:
     """A whole article for any engine; its first line says when pdflatex lacks letters. With `cite`, its references."""
     body = "\n".join(latex(table) for table in tables)
     references = []
@@ -61,7 +61,7 @@ _DATA = ("csv", "parquet")  # every row in full, whatever the shape
 
 
 @dataclass(frozen=True)
-class Request:
+class OutputOptions:
     """What `oodbench report` was asked for besides the options of the table; "" for none."""
 
     form: str = "terminal"
@@ -74,7 +74,7 @@ class Request:
     pictures: bool | None = None  # in HTML; None: where there are few tables
 
 
-def check_request(request: Request, options: Options, rows: Sequence[Result]) -> None:
+def check_request(request: OutputOptions, options: TableOptions, rows: Sequence[Result]) -> None:
     """UserError with all that is wrong with a request."""
     problems = []
     if request.form not in FORMATS:
@@ -105,7 +105,9 @@ def check_request(request: Request, options: Options, rows: Sequence[Result]) ->
     raise_all(problems)
 
 
-def shaped(rows: Sequence[Result], paths: Mapping[str, Path], options: Options, request: Request) -> list[Table]:
+def shaped(
+    rows: Sequence[Result], paths: Mapping[str, Path], options: TableOptions, request: OutputOptions
+) -> list[Table]:
     """The tables of rows as the request wants them; `paths` are the rows' files by digest."""
     if request.form in _DATA or request.bib:
         options = dataclasses.replace(options, seeds=False, transpose=False)
@@ -120,7 +122,7 @@ def shaped(rows: Sequence[Result], paths: Mapping[str, Path], options: Options, 
     return [transposed(table) for table in out] if options.transpose else out
 
 
-def text(tables: Sequence[Table], options: Options, request: Request) -> str:
+def text(tables: Sequence[Table], options: TableOptions, request: OutputOptions) -> str:
     """All but the terminal's format; parquet is written to the request's file, and is no text; for HTML see `write`."""
     if request.bib:
         return bibtex(tables)
@@ -138,13 +140,17 @@ def text(tables: Sequence[Table], options: Options, request: Request) -> str:
     return "\n".join(map(markdown, tables))
 
 
-def write(tables: Sequence[Table], options: Options, request: Request, page: Callable[[], str] | None = None) -> None:
+def write(
+    tables: Sequence[Table], options: TableOptions, request: OutputOptions, page: Callable[[], str] | None = None
+) -> None:
     """Write the request's file, whole or not at all. UserError when it cannot be written. `page` gives the HTML."""
     assert request.output
     path = real(request.output)  # what a link leads to is written, and the link stays
     html = page() if page and request.form == "html" and not request.bib else ""
     try:
-        with nullcontext(path) if path.exists() and not path.is_file() else whole(path) as partial:  # /dev/stdout
+        with (
+            nullcontext(path) if path.exists() and not path.is_file() else atomic_write(path) as partial
+        ):  # /dev/stdout
             if request.form == "parquet" and not request.bib:
                 parquet(tables, partial, options)
             else:

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from oodbench.errors import UserError
 from oodbench.metrics import detection as metrics
-from oodbench.report.image_scores import Images, by_dataset
+from oodbench.report.image_scores import ImageScores, by_dataset
 from oodbench.results import METRICS, Interval, Result, read, row_files
 
 Bounds = dict[str, Interval]
 
 
 @dataclass(frozen=True)
-class Finding:
+class Mismatch:
     """One row that was looked at, and what is wrong with it: nothing when `problems` is empty."""
 
     path: Path
@@ -27,25 +27,25 @@ class Finding:
     failed: bool = False  # a failed row, which has no numbers
 
 
-def verify(results: Path) -> Iterator[Finding]:
+def verify(results: Path) -> Iterator[Mismatch]:
     """Look at every row below a results folder, in order of path; problems say which cell, what is stored and found."""
     for path in row_files(results):
         yield _verified(path)
 
 
-def recomputed(row: Result, images: dict[str, Images]) -> Result:
+def recomputed(row: Result, images: dict[str, ImageScores]) -> Result:
     """The row with its numbers as the scores give them. UserError when the sets differ from the row's."""
     sets = [row.id.dataset, *(s.dataset for s in row.ood)]
     if set(images) != set(sets):
         raise UserError(f"its scores are of {', '.join(sorted(images))}, its row is of {', '.join(sets)}")
     on_id = images[row.id.dataset]
-    id_scores = metrics.sort_scores(on_id.scores, row.id.dataset)
+    id_scores = metrics.score_set(on_id.scores, row.id.dataset)
     predicted = on_id.predictions >= 0
     accuracy = float((on_id.predictions == on_id.labels).mean()) if predicted.any() else None
     at95, aupr = row.conventions.get("at95", "first"), row.conventions.get("aupr", "average_precision")
     ood = []
     for stored in row.ood:
-        scores = metrics.sort_scores(images[stored.dataset].scores, stored.dataset)
+        scores = metrics.score_set(images[stored.dataset].scores, stored.dataset)
         values = metrics.evaluate(id_scores, scores, at95=at95, aupr=aupr)
         found = {name: getattr(values, name) for name in (*METRICS, "tied")}
         ood.append(dataclasses.replace(stored, n=values.n_ood, **found))
@@ -53,7 +53,7 @@ def recomputed(row: Result, images: dict[str, Images]) -> Result:
     return _with_intervals(dataclasses.replace(row, id=id_row, ood=tuple(ood)), images)
 
 
-def _with_intervals(row: Result, images: dict[str, Images]) -> Result:
+def _with_intervals(row: Result, images: dict[str, ImageScores]) -> Result:
     """Intervals again, for rows that have them; those within rounding of the stored ones count as equal.
 
     Intervals that were made otherwise than now, by an older version, stay as they are.
@@ -94,17 +94,17 @@ def _near(stored: Bounds, found: Bounds) -> Bounds:
     return {metric: stored[metric] if same(metric) else found.get(metric, (math.nan, math.nan)) for metric in stored}
 
 
-def _verified(path: Path) -> Finding:
+def _verified(path: Path) -> Mismatch:
     try:
         row = read(path)
     except UserError as error:
-        return Finding(path, path.stem, 0, (str(error),))
+        return Mismatch(path, path.stem, 0, (str(error),))
     if row.status != "ok":
-        return Finding(path, row.label, 0, failed=True)
+        return Mismatch(path, row.label, 0, failed=True)
     try:
         again = recomputed(row, by_dataset(path.with_suffix(".parquet")))
     except UserError as error:
-        return Finding(path, row.label, 0, (str(error),))
+        return Mismatch(path, row.label, 0, (str(error),))
     problems = [
         *_differing(f"ID {row.id.dataset}", row.id, again.id, ("n", "accuracy")),
         *(
@@ -117,7 +117,7 @@ def _verified(path: Path) -> Finding:
     cells = 2 + len(row.ood) * (len(METRICS) + 2)
     if not problems and again.digest != row.digest:
         problems = [f"its digest is {again.digest[:12]} when computed again, {row.digest[:12]} as stored"]
-    return Finding(path, row.label, cells, tuple(problems))
+    return Mismatch(path, row.label, cells, tuple(problems))
 
 
 def _differing(where: str, one: object, other: object, fields: tuple[str, ...]) -> list[str]:

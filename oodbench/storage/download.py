@@ -27,7 +27,7 @@ _TROUBLE = (OSError, http.client.HTTPException)
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long to wait: seconds without a byte, tries without progress, seconds before the second (then doubled).
 
     queue: whether to wait for another process that fetches the same, which is an error otherwise.
@@ -40,7 +40,7 @@ class Patience:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Download:
     """What to fetch: a URL, and the checksum of its content as hex digits ("": none known)."""
 
     url: str
@@ -49,9 +49,9 @@ class Wanted:
 
 
 def download(
-    wanted: Wanted,
+    wanted: Download,
     place: Path,
-    patience: Patience | None = None,
+    patience: RetryPolicy | None = None,
     watch: Callable[[str, int], Callable[[int], None]] = lambda what, total: lambda n: None,
 ) -> Path:
     """The content of a URL at `place`, which exists only when it is whole and has the checksum.
@@ -62,7 +62,7 @@ def download(
     """
     if not wanted.url.lower().startswith(("http://", "https://")):
         raise UserError(f"cannot fetch '{shown(wanted.url)}': only http:// and https:// addresses")
-    patience = patience or Patience()
+    patience = patience or RetryPolicy()
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         part = place.with_name(f".{place.name}.part")
@@ -86,7 +86,7 @@ def download(
 
 
 def _receive(
-    wanted: Wanted, part: Path, patience: Patience, watch: Callable[[str, int], Callable[[int], None]]
+    wanted: Download, part: Path, patience: RetryPolicy, watch: Callable[[str, int], Callable[[int], None]]
 ) -> None:
     """Fill `part` until the server says that it is whole."""
     tries, done = 0, None
@@ -221,7 +221,7 @@ def _start(answer: Any) -> int:
     return int(text) if text.isdecimal() else -1
 
 
-def _wrong(wanted: Wanted, part: Path) -> str:
+def _wrong(wanted: Download, part: Path) -> str:
     """How the content differs from the checksum, "" when it does not."""
     for kind, expected in (("sha256", wanted.sha256), ("md5", wanted.md5)):
         if expected:

@@ -14,7 +14,7 @@ from oodbench.errors import UserError
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A hidden name beside `path` to write to: after the block it is on the disk as `path`; after an error, nowhere.
 
     Makes the folder. Several processes may write one file: the last one to end wins. A device is written to as it is.
@@ -39,7 +39,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text in UTF-8, whole or not at all."""
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 

@@ -24,7 +24,7 @@ _LOCAL = "\n"  # no ETag of a server, which a print may hold, has a line feed
 
 
 @dataclass(frozen=True)
-class Taken:
+class ReadImage:
     """What was read for one image: the print of its file at that time, the decoded image, and the sha256 of the bytes.
 
     Image and sha256 are made when they are asked for, both of the same bytes.
@@ -35,9 +35,9 @@ class Taken:
     content: Callable[[], str]
 
 
-def encoded(print: str, raw: bytes) -> Taken:
+def encoded(print: str, raw: bytes) -> ReadImage:
     """What was read of an image that is stored in a format of Pillow's."""
-    return Taken(print, lambda: decoded(raw), lambda: hashlib.sha256(raw).hexdigest())
+    return ReadImage(print, lambda: decoded(raw), lambda: hashlib.sha256(raw).hexdigest())
 
 
 def decoded(raw: bytes) -> Image:
@@ -51,23 +51,23 @@ def decoded(raw: bytes) -> Image:
     return image
 
 
-def pixels(print: str, image: Image) -> Taken:
+def pixels(print: str, image: Image) -> ReadImage:
     """What was read of an image that is decoded already; its sha256 is that of mode, size and pixels."""
 
     def content() -> str:
         return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
 
-    return Taken(print, lambda: image, content)
+    return ReadImage(print, lambda: image, content)
 
 
-def print_of(path: Path) -> str:
+def fingerprint(path: Path) -> str:
     """The print of a file, links followed. UserError when it is a folder, a FIFO or a device."""
     state = path.stat()
     check_regular(path, state.st_mode)
-    return stat_print(state)
+    return stat_fingerprint(state)
 
 
-def stat_print(stat: os.stat_result) -> str:
+def stat_fingerprint(stat: os.stat_result) -> str:
     """The print of a file from what the system says of it."""
     return joined(f"{stat.st_size}:{stat.st_mtime_ns}", f"{stat.st_ctime_ns}:{inode(stat)}")
 

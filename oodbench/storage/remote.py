@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from oodbench.errors import UserError, censored, shown
-from oodbench.storage.download import Patience, Wanted, download, opened
-from oodbench.storage.files import whole, write_text
-from oodbench.storage.fingerprints import print_of
+from oodbench.storage.download import Download, RetryPolicy, download, opened
+from oodbench.storage.files import atomic_write, write_text
+from oodbench.storage.fingerprints import fingerprint
 from oodbench.storage.store import default_root, file_digest
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ PAUSE = 1.0  # seconds before the second try, then doubled
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of a disk, never of the other side
 
 
-def reach(url: str) -> tuple[Any, str]:
+def open_filesystem(url: str) -> tuple[Any, str]:
     """fsspec's file system of a URL, and the path in it. UserError when there is none, or its package is missing."""
     import fsspec
 
@@ -39,7 +39,7 @@ def reach(url: str) -> tuple[Any, str]:
     return system, str(path).rstrip("/")
 
 
-def insisting(url: str, what: str, call: Callable[[], T], after: str, tries: int = TRIES) -> T:
+def retry(url: str, what: str, call: Callable[[], T], after: str, tries: int = TRIES) -> T:
     """What a call gives, tried again when it fails; FileNotFoundError passes. UserError `what`: why; `after`."""
     for number in range(tries):
         try:
@@ -60,8 +60,8 @@ def insisting(url: str, what: str, call: Callable[[], T], after: str, tries: int
 def fetch(url: str, place: Path) -> Path:
     """The content of a URL at `place`, which exists only when it is whole. UserError when it is not to be had."""
     if _over_http(url):
-        return download(Wanted(url), place, Patience(timeout=TIMEOUT, queue=True))
-    system, path = reach(url)
+        return download(Download(url), place, RetryPolicy(timeout=TIMEOUT, queue=True))
+    system, path = open_filesystem(url)
 
     def load() -> None:
         system.get_file(path, str(part))
@@ -70,14 +70,14 @@ def fetch(url: str, place: Path) -> Path:
             raise OSError(f"it ended after {have:,} of {total:,} bytes")
 
     try:
-        with whole(place) as part:
+        with atomic_write(place) as part:
             _asking(url, load)
     except OSError as error:
         raise UserError(f"cannot write {place}: {error.strerror or error}") from error
     return place
 
 
-def stamp(url: str) -> str:
+def remote_fingerprint(url: str) -> str:
     """What changes when the content behind a URL does: size, ETag, time. UserError when it does not answer."""
     if _over_http(url):
         request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "oodbench"})
@@ -87,7 +87,7 @@ def stamp(url: str) -> str:
                 return ":".join(str(answer.headers.get(name)) for name in ("Content-Length", "ETag", "Last-Modified"))
 
         return _asking(url, ask)
-    system, path = reach(url)
+    system, path = open_filesystem(url)
     system.invalidate_cache()
     info = {
         str(name).lower().replace("_", ""): value for name, value in _asking(url, lambda: system.info(path)).items()
@@ -102,7 +102,7 @@ def _over_http(url: str) -> bool:
 def _asking(url: str, call: Callable[[], T]) -> T:
     after = "the same command goes on when it answers"
     try:
-        return insisting(url, f"cannot fetch {shown(url)}", call, after)
+        return retry(url, f"cannot fetch {shown(url)}", call, after)
     except FileNotFoundError as error:
         raise UserError(f"cannot fetch {shown(url)}: it is not there; {after}") from error
 
@@ -127,7 +127,7 @@ def fetched(url: str, what: str) -> Path:
 def print_of_copy(place: Path) -> str:
     """The sha256 of a copy, kept beside it: unlike size and time, the same wherever it was fetched."""
     note = place.with_name(f".{place.name}.sha256")
-    state = print_of(place).replace("\n", " ")
+    state = fingerprint(place).replace("\n", " ")
     known = note.read_text(encoding="utf-8").split("\n") if note.is_file() else []
     if known[:1] != [state]:
         known = [state, file_digest(place)]

@@ -111,7 +111,7 @@ class Shared(Store):
 
     @functools.cached_property
     def _reached(self) -> tuple[Any, str]:
-        return reaching.reach(self.url)
+        return reaching.open_filesystem(self.url)
 
     @property
     def _system(self) -> Any:
@@ -170,7 +170,7 @@ class Shared(Store):
     def _ask(self, call: Callable[[], T], tries: int = reaching.TRIES) -> T:
         """What a call to the other side gives, tried again when it fails."""
         kept = f"what was made is kept in {self.root}; run the same command again"
-        return reaching.insisting(self.url, f"the shared store {self} does not answer", call, kept, tries)
+        return reaching.retry(self.url, f"the shared store {self} does not answer", call, kept, tries)
 
     def _put(self, call: Callable[[], None], goal: str, tries: int = reaching.TRIES) -> None:
         """A call that writes to `goal`, whose folder is made where there are folders; never a bucket."""

@@ -86,7 +86,7 @@ class Tracker:
 
 
 @dataclass(frozen=True)
-class Sent:
+class SyncReport:
     """How many rows arrived now, were there before, still wait, and why (`reason`, "" when all went well)."""
 
     arrived: int
@@ -161,7 +161,7 @@ def _refusal(uri: str) -> str:
 _SECONDS = 3
 
 
-def silence(tracker: Tracker) -> str:
+def unreachable_reason(tracker: Tracker) -> str:
     """Why nothing answers, or "" when something does; stores that are neither a server nor sqlite are not asked."""
     if tracker.database:
         return _sqlite_silence(tracker.database)
@@ -219,7 +219,7 @@ _ENVIRONMENT = {
 
 
 @contextmanager
-def quiet(seconds: int = 10) -> Iterator[None]:
+def quiet_mlflow(seconds: int = 10) -> Iterator[None]:
     """MLflow without chatter and long retries; environment, log levels and warning filters are put back.
 
     seconds  how long one request may take, where the user set nothing

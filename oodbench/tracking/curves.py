@@ -21,7 +21,7 @@ from typing import Any
 from oodbench.results import flatten
 from oodbench.storage.files import write_text
 from oodbench.tracking import runs
-from oodbench.tracking.connection import Tracker, quiet, silence
+from oodbench.tracking.connection import Tracker, quiet_mlflow, unreachable_reason
 from oodbench.tracking.database import connect
 from oodbench.tracking.fields import cut, shortened
 from oodbench.tracking.runs import TRAINING, experiment_id
@@ -95,7 +95,7 @@ class Follower:
 
     def deliver(self, status: str = "") -> str:
         """Send what is new, and the status at the end; why that did not work, or ""."""
-        if self.client is None and (why := silence(self.tracker)):
+        if self.client is None and (why := unreachable_reason(self.tracker)):
             return why
         try:
             new = [line for line in _lines(self.folder) if line["step"] > self.sent]
@@ -174,7 +174,7 @@ def main(folder: Path, results: Path, uri: str) -> None:
     """Follow a training until its process closes our input, which it does when it ends in whatever way."""
     follower = Follower(Tracker(uri, results), folder)
     wait = 0.0
-    with quiet():
+    with quiet_mlflow():
         while True:
             ready, _, _ = select.select([sys.stdin], [], [], wait)
             if ready:

@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from oodbench.storage.files import whole
+from oodbench.storage.files import atomic_write
 from oodbench.tracking.connection import Tracker, beside
 
 _POOL = "MLFLOW_SQLALCHEMYSTORE_POOLCLASS"
@@ -48,7 +48,7 @@ def _make(database: Path) -> None:
     from mlflow import MlflowClient
 
     try:
-        with whole(database) as partial:
+        with atomic_write(database) as partial:
             MlflowClient(tracking_uri=beside(partial.parent, partial.name))
     finally:
         # Nobody else makes one meanwhile: these are journals, and what a killed process left.

@@ -13,7 +13,7 @@ from typing import Any
 from oodbench.errors import UserError
 from oodbench.tracking import fields as entries
 from oodbench.tracking import runs as ledger
-from oodbench.tracking.connection import Tracker, quiet, silence
+from oodbench.tracking.connection import Tracker, quiet_mlflow, unreachable_reason
 from oodbench.tracking.database import connect
 from oodbench.tracking.runs import MODELS, TRAINING, experiment_id
 
@@ -66,7 +66,7 @@ class Version:
 
 def register(tracker: Tracker, name: str, model: Model) -> Version:
     """Log a model and make it the newest version of a name. UserError when the name or the store does not do."""
-    with quiet(_SECONDS), _asked(tracker.uri):
+    with quiet_mlflow(_SECONDS), _asked(tracker.uri):
         from mlflow.exceptions import MlflowException
         from mlflow.utils.validation import _validate_model_name
         from sqlalchemy.exc import SQLAlchemyError
@@ -75,7 +75,7 @@ def register(tracker: Tracker, name: str, model: Model) -> Version:
             _validate_model_name(name)
         except MlflowException as error:
             raise UserError(f"--name {name!r}: {_first(error)}") from error
-        if why := silence(tracker):
+        if why := unreachable_reason(tracker):
             raise UserError(f"tracking store {tracker.place} does not answer ({why}); give another by --tracking-uri")
         try:
             with ledger.locked(tracker):

@@ -11,7 +11,7 @@ from typing import Any
 from oodbench.errors import UserError, did_you_mean
 from oodbench.results import Result, from_json
 from oodbench.tracking import fields as entries
-from oodbench.tracking.connection import Tracker, quiet, silence
+from oodbench.tracking.connection import Tracker, quiet_mlflow, unreachable_reason
 from oodbench.tracking.runs import runs_of
 
 log = logging.getLogger(__name__)
@@ -26,9 +26,9 @@ def collect(tracker: Tracker, experiment: str = "") -> list[Result]:
     database = tracker.database
     if database and not database.is_file():  # asking would make it
         raise UserError(f"tracking store {tracker.place} does not exist; rows are sent there by oodbench run and sync")
-    if why := silence(tracker):
+    if why := unreachable_reason(tracker):
         raise UserError(f"tracking store {tracker.place} does not answer ({why}); give another with --mlflow URI")
-    with quiet(), TemporaryDirectory() as folder:
+    with quiet_mlflow(), TemporaryDirectory() as folder:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError

@@ -15,7 +15,7 @@ from typing import Any
 
 from oodbench.results import Result
 from oodbench.tracking import fields as entries
-from oodbench.tracking.connection import Sent, Tracker, silence
+from oodbench.tracking.connection import SyncReport, Tracker, unreachable_reason
 from oodbench.tracking.database import connect
 from oodbench.tracking.fields import RUNS
 
@@ -118,7 +118,7 @@ Attach = Callable[[Sequence[Result]], Iterable[tuple[str, bytes]]]
 
 
 @dataclass(frozen=True)
-class Parcel:
+class RunUpload:
     """What becomes one parent run: rows of one benchmark and encoder, and the files that go with them."""
 
     rows: tuple[Result, ...]
@@ -136,7 +136,7 @@ class Delivery:
     arrived: set[str] = field(default_factory=set)
     unfinished: list[str] = field(default_factory=list)  # run ids, the parent first
 
-    def send(self, parcel: Parcel) -> None:
+    def send(self, parcel: RunUpload) -> None:
         """Make a parent run for those rows of a parcel that the store lacks."""
         missing = {row.digest: row for row in parcel.rows if row.digest not in self.known | self.arrived}
         if not missing:
@@ -169,7 +169,7 @@ class Delivery:
                     self.client.set_terminated(child.info.run_id, "KILLED")
             self.client.set_terminated(run, "KILLED")
 
-    def _record(self, experiment: str, parcel: Parcel, missing: Mapping[str, Result]) -> None:
+    def _record(self, experiment: str, parcel: RunUpload, missing: Mapping[str, Result]) -> None:
         """Log the whole run on a parent, and a child for each missing row."""
         from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
@@ -247,7 +247,7 @@ def runs_of(client: Any, experiment: str, condition: str = "") -> Iterator[Any]:
             return
 
 
-def _laid(parcel: Parcel, folder: Path) -> str:
+def _laid(parcel: RunUpload, folder: Path) -> str:
     """Write the files of a parcel below a folder; the table in Markdown, "" when it has none."""
     files = {**dict(parcel.attach(parcel.rows)), "rows.json": _together(parcel.rows).encode()}
     for name, content in files.items():
@@ -261,7 +261,7 @@ def _together(rows: Sequence[Result]) -> str:
     return f"[{','.join(row.to_json() for row in rows)}]\n"
 
 
-def converse(tracker: Tracker, parcels: Sequence[Parcel], known: set[str], sender: str) -> Sent:
+def upload(tracker: Tracker, parcels: Sequence[RunUpload], known: set[str], sender: str) -> SyncReport:
     """Send parcels one by one; what the store or the way to it cannot take waits. The ledger must be locked."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -271,16 +271,16 @@ def converse(tracker: Tracker, parcels: Sequence[Parcel], known: set[str], sende
     try:
         delivery = Delivery(connect(tracker), tracker, known, sender)
     except failures as error:
-        return Sent(0, len(known), len(wanted - known), tracker.reason("cannot be used", error))
+        return SyncReport(0, len(known), len(wanted - known), tracker.reason("cannot be used", error))
     reason = ""
     for parcel in parcels:
         try:
             delivery.send(parcel)
         except failures as error:
             reason = reason or tracker.reason("failed in the middle", error)
-            if silence(tracker):
+            if unreachable_reason(tracker):
                 break
             with suppress(*failures):  # the first error is the one to tell
                 delivery.abandon()
     waiting = wanted - delivery.known - delivery.arrived
-    return Sent(len(delivery.arrived), len(delivery.known), len(waiting), reason)
+    return SyncReport(len(delivery.arrived), len(delivery.known), len(waiting), reason)

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from oodbench.data import decode
 from oodbench.method import Pairs
-from oodbench.training.material import Material
+from oodbench.training.material import TrainingData
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from oodbench.encoder.openclip import OpenClip
     from oodbench.method import TrainedMethod
-    from oodbench.training.processes import World
+    from oodbench.training.processes import ProcessGroup
     from oodbench.training.schedule import Schedule
 
 SCALE = (0.9, 1.0)  # share of the area that a crop keeps, as CLIP's own training does
@@ -71,7 +71,7 @@ def crop(image: Image, size: tuple[int, int], rng: np.random.Generator) -> Tenso
 class Crops:
     """Crops of a corpus's images, some of them on their way already."""
 
-    def __init__(self, material: Material, size: tuple[int, int], seed: int, workers: int) -> None:
+    def __init__(self, material: TrainingData, size: tuple[int, int], seed: int, workers: int) -> None:
         self._material, self._size, self._seed = material, size, seed
         self._ends = np.cumsum([len(part.listing) for part in material.parts]).tolist()
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="crop")
@@ -105,16 +105,16 @@ class Crops:
 
 
 @dataclass(frozen=True)
-class Feed:
+class PairBatches:
     """Gives a step's pairs: stored embeddings, or random crops through the encoder."""
 
-    material: Material
+    material: TrainingData
     schedule: Schedule
     encoder: OpenClip
     chunk: int
     crops: Crops | None = None
 
-    def chunks(self, step: int, world: World) -> Iterator[Pairs]:
+    def chunks(self, step: int, world: ProcessGroup) -> Iterator[Pairs]:
         """This process's pairs of a step, `chunk` at a time."""
         spans = self._spans(world)
         for number, span in enumerate(spans):
@@ -125,7 +125,7 @@ class Feed:
                     self.crops.ahead(self._of(*following), self.schedule.epoch(following[0]))
             yield self._pairs(step, span)
 
-    def _spans(self, world: World) -> list[range]:
+    def _spans(self, world: ProcessGroup) -> list[range]:
         """Positions in the global batch of each chunk."""
         own = self.schedule.optimiser.batch // world.size
         start = world.rank * own

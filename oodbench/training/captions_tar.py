@@ -18,8 +18,8 @@ import numpy as np
 from oodbench.data.loaders.layout import is_image
 from oodbench.data.loaders.tar import Archives, Member, expand, members, read_member
 from oodbench.errors import UserError, is_secret, is_url, shown
-from oodbench.storage.fingerprints import Taken, inside, print_of
-from oodbench.storage.remote import fetch, stamp
+from oodbench.storage.fingerprints import ReadImage, fingerprint, inside
+from oodbench.storage.remote import fetch, remote_fingerprint
 from oodbench.storage.store import Store
 from oodbench.training.corpus import Part, listed
 
@@ -69,7 +69,7 @@ class Copy:
 
     def stamp(self) -> str:
         """What changes when the shard does."""
-        return stamp(self.place) if is_url(self.place) else print_of(self.path)
+        return remote_fingerprint(self.place) if is_url(self.place) else fingerprint(self.path)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Remote:
     copy: Copy
     inside: Archives
 
-    def take(self, name: str) -> Taken:
+    def take(self, name: str) -> ReadImage:
         """Read a member; the print of a copy of our own is that of the shard."""
         self.copy.fetched()
         taken = self.inside.take(name)

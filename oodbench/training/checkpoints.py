@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oodbench.errors import UserError
-from oodbench.storage.files import whole
+from oodbench.storage.files import atomic_write
 
 if TYPE_CHECKING:
     from oodbench.training.loop import Trainer
@@ -21,7 +21,7 @@ KEPT = 2
 REQUEST = "request.json"
 
 
-class State:
+class Checkpoints:
     """The folder `FILE.training` beside a file of weights."""
 
     def __init__(self, out: Path) -> None:
@@ -121,7 +121,7 @@ def _short(value: Any) -> str:
 
 def _write(path: Path, content: bytes | memoryview) -> None:
     try:
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_bytes(content)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oodbench.data.catalog import Dataset
-from oodbench.data.imageset import Listing, Source, listing
+from oodbench.data.imageset import ImageSet, ImageSource, listing
 from oodbench.errors import UserError
 from oodbench.storage.store import Store, digest
 from oodbench.training.plan import GLYPHS, TrainRequest
@@ -30,7 +30,7 @@ class Part:
     skipped    what could not be used, each with its place and the reason
     """
 
-    listing: Listing
+    listing: ImageSet
     image: npt.NDArray[np.int64]
     captions: Sequence[str]
     skipped: tuple[str, ...] = ()
@@ -70,11 +70,11 @@ def glyphs(store: Store) -> Part:
     return Part(found, np.arange(len(found)), tuple(world.caption(i) for i in range(len(found))))
 
 
-def listed(name: str, place: Path, files: Sequence[str], prints: Sequence[str], source: Source | None) -> Listing:
+def listed(name: str, place: Path, files: Sequence[str], prints: Sequence[str], source: ImageSource | None) -> ImageSet:
     """A list of images with captions: they have no labels."""
     dataset = Dataset(name=name, title=name, loader="images", path=str(place))
     labels: npt.NDArray[Any] = np.full(len(files), -1)
-    return Listing(dataset, place, tuple(files), tuple(prints), labels, total=len(files), source=source)
+    return ImageSet(dataset, place, tuple(files), tuple(prints), labels, total=len(files), source=source)
 
 
 def told(where: str, problems: Sequence[str]) -> str:

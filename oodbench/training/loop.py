@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from oodbench.method import Pairs, TrainedMethod
-from oodbench.training.batches import Feed, autocast
-from oodbench.training.processes import World
+from oodbench.training.batches import PairBatches, autocast
+from oodbench.training.processes import ProcessGroup
 from oodbench.training.schedule import Schedule, groups
 
 Inputs = dict[str, Tensor]
@@ -30,7 +30,7 @@ class Diverged(Exception):
 
 
 @dataclass(frozen=True)
-class Report:
+class StepReport:
     """What a step tells: its number from 1, the terms of the loss, whose sum is the loss, and pairs a second."""
 
     step: int
@@ -47,7 +47,7 @@ class Report:
 class Trainer:
     """A module, its optimiser, and how a step changes them."""
 
-    def __init__(self, method: TrainedMethod[Any], feed: Feed, world: World, compute: str) -> None:
+    def __init__(self, method: TrainedMethod[Any], feed: PairBatches, world: ProcessGroup, compute: str) -> None:
         schedule = feed.schedule
         torch.manual_seed(schedule.seed)
         device = feed.encoder.device
@@ -62,7 +62,7 @@ class Trainer:
         self._method, self._feed, self._compute = method, feed, compute
         self._device = device
 
-    def step(self, number: int) -> Report:
+    def step(self, number: int) -> StepReport:
         """Carry out a step, counted from 0. Raises Diverged before anything is changed by a loss that is no number."""
         began = time.perf_counter()
         chunks = self._inputs(number)
@@ -70,7 +70,7 @@ class Trainer:
         lr = self.schedule.lr(number)
         self._update(number, lr)
         speed = self.schedule.optimiser.batch / (time.perf_counter() - began)
-        return Report(number + 1, terms, lr, speed)
+        return StepReport(number + 1, terms, lr, speed)
 
     def _inputs(self, number: int) -> list[tuple[int, Inputs]]:
         """What embed() reads, and the position where each chunk begins."""

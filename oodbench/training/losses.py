@@ -14,7 +14,7 @@ from oodbench.errors import UserError
 from oodbench.storage.files import write_text
 
 if TYPE_CHECKING:
-    from oodbench.training.loop import Report
+    from oodbench.training.loop import StepReport
 
 NAME = "losses.jsonl"
 LAST = 100  # steps over which the final means are taken
@@ -53,7 +53,7 @@ class Curves:
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(f"{self.path} cannot be written ({error.strerror or error}); the last checkpoint stays")
 
-    def add(self, report: Report) -> None:
+    def add(self, report: StepReport) -> None:
         """Append a step."""
         line = {
             "step": report.step,

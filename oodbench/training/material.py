@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from oodbench.data.decode import DecodeConfig
 from oodbench.errors import UserError
-from oodbench.pipeline.extract import Reading, Recipe, Work, extract
+from oodbench.pipeline.extract import EmbeddingConfig, ExtractionJob, extract
 from oodbench.pipeline.text_embeddings import WordParts
 from oodbench.storage.store import Entry, Store, digest
 from oodbench.training import corpus
@@ -21,7 +22,7 @@ from oodbench.training.plan import TrainRequest
 
 if TYPE_CHECKING:
     from oodbench.encoder.openclip import OpenClip
-    from oodbench.training.processes import World
+    from oodbench.training.processes import ProcessGroup
 
 BATCH = 128  # images encoded at once; part of the store's keys, so that of `oodbench run`
 
@@ -64,7 +65,7 @@ class Rows:
 
 
 @dataclass
-class Material:
+class TrainingData:
     """A corpus that is ready.
 
     captions   of every pair
@@ -91,20 +92,22 @@ class Material:
         return len(self.captions)
 
 
-def gather(request: TrainRequest, recipe: Recipe, store: Store, load: Encoders, world: World, tell: Tell) -> Material:
+def gather(
+    request: TrainRequest, recipe: EmbeddingConfig, store: Store, load: Encoders, world: ProcessGroup, tell: Tell
+) -> TrainingData:
     """Embed the images of a corpus into the store, part by part; processes share the parts among them."""
-    reading = Reading(request.workers or min(os.cpu_count() or 1, 16), request.on_error)
+    reading = DecodeConfig(request.workers or min(os.cpu_count() or 1, 16), request.on_error)
     if world.size > 1 and not request.augment:  # each process makes its parts; afterwards all are there for all
         for number, part in enumerate(corpus.parts(request, store)):
             if number % world.size == world.rank and part.captions:
-                _embedded(Work(part.listing, recipe, reading, store), load, tell)
+                _embedded(ExtractionJob(part.listing, recipe, reading, store), load, tell)
         world.wait()
-    material, digests, places = Material(), [], []
+    material, digests, places = TrainingData(), [], []
     for part in corpus.parts(request, store):
         material.skipped += part.skipped
         if not part.captions:
             continue
-        work = Work(part.listing, recipe, reading, store)
+        work = ExtractionJob(part.listing, recipe, reading, store)
         rows = _looked_at(material, part, work, tell) if request.augment else _rows(material, work, load, tell)
         usable = rows[part.image] >= 0
         places.append(rows[part.image][usable])
@@ -117,7 +120,7 @@ def gather(request: TrainRequest, recipe: Recipe, store: Store, load: Encoders, 
     return material
 
 
-def add_texts(material: Material, parts: WordParts, load: Encoders, tell: Tell) -> None:
+def add_texts(material: TrainingData, parts: WordParts, load: Encoders, tell: Tell) -> None:
     """Embed the distinct captions into the store."""
     number: dict[str, int] = {}
     material.text = np.array([number.setdefault(one, len(number)) for one in material.captions], np.int64)
@@ -128,14 +131,14 @@ def add_texts(material: Material, parts: WordParts, load: Encoders, tell: Tell) 
         done(int(entry.facts["count"]))
 
 
-def _embedded(work: Work, load: Encoders, tell: Tell) -> list[tuple[int, Entry]]:
+def _embedded(work: ExtractionJob, load: Encoders, tell: Tell) -> list[tuple[int, Entry]]:
     name = work.listing.dataset.name
     done = tell(name, len(work.listing)) if work.missing() else (lambda n: None)
     found = extract(work, load, done)
     return list(zip(found.starts, found.shards, strict=True))
 
 
-def _rows(material: Material, work: Work, load: Encoders, tell: Tell) -> npt.NDArray[np.int64]:
+def _rows(material: TrainingData, work: ExtractionJob, load: Encoders, tell: Tell) -> npt.NDArray[np.int64]:
     """The stored row of every image of a list, -1 for one that could not be read."""
     rows = np.full(len(work.listing), -1)
     for start, entry in _embedded(work, load, tell):
@@ -146,7 +149,7 @@ def _rows(material: Material, work: Work, load: Encoders, tell: Tell) -> npt.NDA
     return rows
 
 
-def _looked_at(material: Material, part: Part, work: Work, tell: Tell) -> npt.NDArray[np.int64]:
+def _looked_at(material: TrainingData, part: Part, work: ExtractionJob, tell: Tell) -> npt.NDArray[np.int64]:
     """The place of every image behind those of earlier parts, -1 for one that cannot be read.
 
     Only with --on-error skip are the images decoded for it, once per corpus: what a step sees must be known before.
@@ -160,7 +163,7 @@ def _looked_at(material: Material, part: Part, work: Work, tell: Tell) -> npt.ND
     return places
 
 
-def _broken(work: Work, tell: Tell) -> Sequence[tuple[int, str]]:
+def _broken(work: ExtractionJob, tell: Tell) -> Sequence[tuple[int, str]]:
     import torch
 
     from oodbench.data import decode

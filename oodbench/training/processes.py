@@ -21,7 +21,7 @@ PATIENCE = datetime.timedelta(days=7)
 
 
 @dataclass(frozen=True)
-class World:
+class ProcessGroup:
     """This process's place among `size`; results do not depend on how many there are."""
 
     rank: int
@@ -74,21 +74,21 @@ class World:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[World]:
+def joined(device: str) -> Iterator[ProcessGroup]:
     """The world of this process; a group is made, and taken down at the end, only where torchrun asks for one."""
     if dist.is_available() and dist.is_initialized():
-        yield World(dist.get_rank(), dist.get_world_size(), _own(device))
+        yield ProcessGroup(dist.get_rank(), dist.get_world_size(), _own(device))
         return
     size = _given("WORLD_SIZE", "1")
     chosen = _own(device)
     if size == 1:
-        yield World(0, 1, chosen)
+        yield ProcessGroup(0, 1, chosen)
         return
     if chosen.startswith("cuda"):
         torch.cuda.set_device(chosen)
     dist.init_process_group("nccl" if chosen.startswith("cuda") else "gloo", timeout=PATIENCE)
     try:
-        yield World(dist.get_rank(), dist.get_world_size(), chosen)
+        yield ProcessGroup(dist.get_rank(), dist.get_world_size(), chosen)
     finally:
         dist.destroy_process_group()
 

@@ -18,20 +18,20 @@ from typing import Any
 from oodbench.encoder.openclip import OpenClip
 from oodbench.errors import UserError
 from oodbench.pipeline import weights
-from oodbench.pipeline.extract import Recipe
+from oodbench.pipeline.extract import EmbeddingConfig
 from oodbench.pipeline.text_embeddings import WordParts
 from oodbench.results import commit, versions
-from oodbench.training.batches import Crops, Feed, reads_text
-from oodbench.training.checkpoints import State
-from oodbench.training.loop import Diverged, Report, Trainer
+from oodbench.training.batches import Crops, PairBatches, reads_text
+from oodbench.training.checkpoints import Checkpoints
+from oodbench.training.loop import Diverged, StepReport, Trainer
 from oodbench.training.losses import Curves
-from oodbench.training.material import BATCH, Encoders, Material, Tell, add_texts, gather
+from oodbench.training.material import BATCH, Encoders, Tell, TrainingData, add_texts, gather
 from oodbench.training.plan import TrainPlan, TrainRequest, make_plan
-from oodbench.training.processes import World, joined
+from oodbench.training.processes import ProcessGroup, joined
 from oodbench.training.schedule import Schedule
 
 
-def written(out: Path, identity: dict[str, Any], done: int) -> bool:
+def is_finished(out: Path, identity: dict[str, Any], done: int) -> bool:
     """Whether the file holds what this training gave so far."""
     try:
         found = weights.recipe_of(out)
@@ -67,14 +67,14 @@ def recipe(plan: TrainPlan, identity: dict[str, Any], made: dict[str, Any]) -> d
     }
 
 
-class Halt:
+class GracefulStop:
     """Within it, the first signal is only noted; a second Ctrl-C stops at once. Outside the main thread: nothing."""
 
     def __init__(self) -> None:
         self.signal = 0
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> Halt:
+    def __enter__(self) -> GracefulStop:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._note)
@@ -109,7 +109,7 @@ def try_out(plan: TrainPlan, load: Encoders) -> None:
         raise UserError(f"{plan.job.label}: {error}") from error
 
 
-def build_schedule(plan: TrainPlan, material: Material) -> Schedule:
+def build_schedule(plan: TrainPlan, material: TrainingData) -> Schedule:
     """Which pairs each step reads, and its learning rate. UserError for fewer pairs than a batch has."""
     batch = plan.optimiser.batch
     if len(material) < batch:
@@ -123,7 +123,7 @@ def build_schedule(plan: TrainPlan, material: Material) -> Schedule:
     return Schedule(plan.optimiser, len(material), steps, plan.request.seed)
 
 
-def describe_captions(plan: TrainPlan, material: Material) -> dict[str, Any]:
+def describe_captions(plan: TrainPlan, material: TrainingData) -> dict[str, Any]:
     """What identifies the corpus, for the recipe."""
     return {
         "source": Path(plan.request.captions).name,
@@ -134,7 +134,7 @@ def describe_captions(plan: TrainPlan, material: Material) -> dict[str, Any]:
     }
 
 
-def embed_texts(plan: TrainPlan, material: Material, world: World, load: Encoders, tell: Tell) -> None:
+def embed_texts(plan: TrainPlan, material: TrainingData, world: ProcessGroup, load: Encoders, tell: Tell) -> None:
     """Add the captions' embeddings, which one process makes and the others read."""
     kept = WordParts(plan.encoder.card.identity, plan.request.compute, plan.store)
     if world.first:
@@ -144,7 +144,7 @@ def embed_texts(plan: TrainPlan, material: Material, world: World, load: Encoder
         add_texts(material, kept, load, tell)
 
 
-def build_crops(plan: TrainPlan, material: Material, world: World) -> Crops | None:
+def build_crops(plan: TrainPlan, material: TrainingData, world: ProcessGroup) -> Crops | None:
     """Random crops of the images, with --augment."""
     if not plan.request.augment:
         return None
@@ -152,7 +152,7 @@ def build_crops(plan: TrainPlan, material: Material, world: World) -> Crops | No
     return Crops(material, plan.encoder.card.size, plan.request.seed, workers)
 
 
-__all__ = ["Diverged", "Outcome", "TrainWatch", "train"]
+__all__ = ["Diverged", "TrainOutcome", "TrainWatch", "train"]
 
 
 @dataclass(frozen=True)
@@ -174,11 +174,11 @@ class TrainWatch:
 
     extracting: Callable[[str, int], Callable[[int], None]] = lambda what, count: lambda n: None
     ready: Callable[[Ready], None] = lambda ready: None
-    step: Callable[[Report], None] = lambda report: None
+    step: Callable[[StepReport], None] = lambda report: None
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainOutcome:
     """What became of a training.
 
     out      the file of weights
@@ -197,21 +197,21 @@ class Outcome:
     terms: dict[str, float] = field(default_factory=dict)
 
 
-def train(request: TrainRequest, watch: TrainWatch | None = None) -> Outcome:
+def train(request: TrainRequest, watch: TrainWatch | None = None) -> TrainOutcome:
     """Train a method's part, going on where the same request stopped. UserError for bad input; Diverged for NaN."""
     plan = make_plan(request)
     with joined(request.device) as world:
         return _train(plan, world, (watch if world.first else None) or TrainWatch())
 
 
-def _train(plan: TrainPlan, world: World, watch: TrainWatch) -> Outcome:
-    request, state = plan.request, State(plan.out)
+def _train(plan: TrainPlan, world: ProcessGroup, watch: TrainWatch) -> TrainOutcome:
+    request, state = plan.request, Checkpoints(plan.out)
     if not request.restart:
         state.check(plan.identity())
     if plan.optimiser.batch % world.size:
         raise UserError(f"a batch of {plan.optimiser.batch} cannot be shared evenly among {world.size} processes")
     load = functools.cache(lambda: OpenClip(plan.encoder, world.device, request.compute))
-    how = Recipe(plan.encoder.card.identity, request.compute, BATCH)
+    how = EmbeddingConfig(plan.encoder.card.identity, request.compute, BATCH)
     if request.restart or not state.newest():
         try_out(plan, load)
     material = gather(request, how, plan.store, load, world, watch.extracting)
@@ -229,13 +229,13 @@ def _train(plan: TrainPlan, world: World, watch: TrainWatch) -> Outcome:
     if world.first:
         state.begin(identity)
     watch.ready(ready)
-    if done >= last and written(plan.out, identity, done):
-        return Outcome(plan.out, done, schedule.steps, 0, first=world.first)
+    if done >= last and is_finished(plan.out, identity, done):
+        return TrainOutcome(plan.out, done, schedule.steps, 0, first=world.first)
     if reads_text(plan.method, load(), material.captions):
         embed_texts(plan, material, world, load, watch.extracting)
     crops = build_crops(plan, material, world)
     try:
-        feed = Feed(material, schedule, load(), request.chunk, crops)
+        feed = PairBatches(material, schedule, load(), request.chunk, crops)
         return _steps(plan, Trainer(plan.method, feed, world, request.compute), state, (done, last), watch, identity)
     finally:
         if crops:
@@ -245,18 +245,18 @@ def _train(plan: TrainPlan, world: World, watch: TrainWatch) -> Outcome:
 def _steps(
     plan: TrainPlan,
     trainer: Trainer,
-    state: State,
+    state: Checkpoints,
     span: tuple[int, int],
     watch: TrainWatch,
     identity: dict[str, Any],
-) -> Outcome:
+) -> TrainOutcome:
     done, last = span
     world = trainer.world
     if done:
         state.take_up(trainer, done)
     world.wait()
     number = saved = done
-    with Halt() as halt, Curves(state.folder, done, world.first) as curves:
+    with GracefulStop() as halt, Curves(state.folder, done, world.first) as curves:
         while number < last:
             report = trainer.step(number)
             number += 1
@@ -269,7 +269,7 @@ def _steps(
             if stopped:
                 break
     stopped = world.most(halt.signal)
-    outcome = Outcome(plan.out, number, trainer.schedule.steps, number - done, 0, world.first, curves.means())
+    outcome = TrainOutcome(plan.out, number, trainer.schedule.steps, number - done, 0, world.first, curves.means())
     if number < last:
         return dataclasses.replace(outcome, signal=stopped)
     if world.first:

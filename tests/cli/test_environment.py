@@ -25,7 +25,7 @@ from oodbench.cli import main
 from oodbench.data import catalog as catalogue
 from oodbench.data.paths import text_of
 from oodbench.distributed import cluster as connection
-from oodbench.distributed.cluster import Scratch, sweep
+from oodbench.distributed.cluster import WorkerFolder, sweep
 from oodbench.errors import Collected, UserError, raise_all
 from oodbench.method.parameters import conform, parse_names
 from oodbench.pipeline.request import RunRequest, check_options
@@ -84,7 +84,7 @@ def test_several_problems_are_lines_of_their_own() -> None:
     collected.attempt(fails)
     assert collected.problems == ["one\nwith a line break", "two\n  which goes on"]
 
-    @click.group(cls=group.Group)
+    @click.group(cls=group.CommandGroup)
     def outer() -> None:
         pass
 
@@ -101,7 +101,7 @@ def test_several_problems_are_lines_of_their_own() -> None:
 
 
 def failing(error: Exception) -> click.Group:
-    @click.group(cls=group.Group)
+    @click.group(cls=group.CommandGroup)
     def outer() -> None:
         pass
 
@@ -471,7 +471,7 @@ def test_folders_of_dead_workers_are_removed(tmp_path: Path, monkeypatch: pytest
     code += (
         f"tempfile.tempdir = {str(tmp_path)!r}\none = Scratch()\nprint(one.path, flush=True)\nos.kill(os.getpid(), 9)\n"
     )
-    own = Scratch()
+    own = WorkerFolder()
     (own.path / "plugin.py").write_text("")
     killed = Path(
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout.strip()

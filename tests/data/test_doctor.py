@@ -26,11 +26,11 @@ from oodbench.data import catalog as catalogue
 from oodbench.data.catalog import Dataset
 from oodbench.data.checks import calibration, duplicates, inspection, single
 from oodbench.data.checks import pairs as wordnet
-from oodbench.data.checks.findings import Card, Finding, Report, text
+from oodbench.data.checks.findings import Card, CheckReport, Finding, text
 from oodbench.data.checks.inspection import Look, look, perceptual
-from oodbench.data.checks.run import Settings, examine
+from oodbench.data.checks.run import CheckSettings, examine
 from oodbench.data.checks.scope import Scope, scope
-from oodbench.data.imageset import Listing, listing
+from oodbench.data.imageset import ImageSet, listing
 from oodbench.errors import UserError
 from oodbench.storage.store import Store
 
@@ -74,11 +74,11 @@ def sets(**changes: Any) -> Scope:
     return found
 
 
-def checked(data: Path, what: Scope | None = None, **settings: Any) -> Report:
-    return examine(what or sets(), Settings(data, Store(data.parent / "store"), workers=2, **settings))
+def checked(data: Path, what: Scope | None = None, **settings: Any) -> CheckReport:
+    return examine(what or sets(), CheckSettings(data, Store(data.parent / "store"), workers=2, **settings))
 
 
-def found(report: Report, kind: str, level: str) -> Finding:
+def found(report: CheckReport, kind: str, level: str) -> Finding:
     """The one finding of a kind, and that it has this level."""
     (one,) = [f for f in report.findings if f.kind == kind]
     assert one.level == level, text(report)
@@ -256,7 +256,7 @@ def test_calibration_images_among_test_images(data: Path, how: str) -> None:
 
 
 def test_calibration_images_of_archives_are_compared_by_content(data: Path, tmp_path: Path) -> None:
-    def arrays(name: str, seeds: range) -> Listing:
+    def arrays(name: str, seeds: range) -> ImageSet:
         images = np.stack([np.asarray(picture(seed)) for seed in seeds])
         np.savez(data / name, images=images, labels=np.arange(len(images)) % 2)
         one = Dataset(name=name, title=name, loader="arrays", path=name)
@@ -317,7 +317,7 @@ def test_perceptual_hashes() -> None:
     assert min(apart) > 8 and 24 < np.mean(apart) < 40
 
 
-def listed(folder: Path, store: Store) -> Listing:
+def listed(folder: Path, store: Store) -> ImageSet:
     return listing(catalogue.dataset(f"folder:{folder}"), Path(), labelled=False, strict=False, store=store)
 
 
@@ -348,7 +348,7 @@ def test_splits_of_one_file_are_told_apart(tmp_path: Path) -> None:
     """Two splits of one torchvision folder have the same names, sizes and times."""
     one = Dataset(name="a", title="a", loader="torchvision", path="x", source="CIFAR10", split="test")
     lists = [
-        Listing(dataclasses.replace(one, split=split), tmp_path, ("0",), ("s:0",), np.array([0]))
+        ImageSet(dataclasses.replace(one, split=split), tmp_path, ("0",), ("s:0",), np.array([0]))
         for split in ("test", "train")
     ]
     assert len({json.dumps(inspection._inputs(each, (0, 1))) for each in lists}) == 2
@@ -374,7 +374,7 @@ def test_scopes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no dataset 'texture'(?s:.)*no dataset 'nowhere'"):
         scope(["texture", "nowhere"])
     with pytest.raises(UserError, match="no dataset of the catalogue lies below"):
-        examine(scope([]), Settings(tmp_path, Store(tmp_path / "store")))
+        examine(scope([]), CheckSettings(tmp_path, Store(tmp_path / "store")))
 
 
 def call(*arguments: str | Path) -> Any:
@@ -532,7 +532,7 @@ def test_frames_and_pages(data: Path, tmp_path: Path, kind: str) -> None:
 def test_names_of_sets_and_images_keep_to_their_lines() -> None:
     """A line break, an escape or a line separator in a name opens no line of the report, nor of `datasets add`."""
     name = "folder:a\n\x1b[31mb\u2028c"
-    report = Report([Card(name, "")], [Finding("warning", "odd", (name,), f"{name} is odd\n  so", 1, (name,))])
+    report = CheckReport([Card(name, "")], [Finding("warning", "odd", (name,), f"{name} is odd\n  so", 1, (name,))])
     seen = r"folder:a\n\x1b[31mb\u2028c"
     lines = text(report).split("\n")
     assert lines[1].startswith(f"{seen}  ")

@@ -30,13 +30,13 @@ from oodbench.data import fetch as fetching
 from oodbench.data.catalog import Dataset
 from oodbench.errors import UserError
 from oodbench.storage.archives import Bounds, Damaged, unpack
-from oodbench.storage.download import Patience, Wanted, download
+from oodbench.storage.download import Download, RetryPolicy, download
 
 pytestmark = pytest.mark.slow  # servers
 
 CONTENT = np.random.default_rng(0).bytes(600_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-HASTE = Patience(timeout=0.3, tries=3, pause=0.01)
+HASTE = RetryPolicy(timeout=0.3, tries=3, pause=0.01)
 
 
 @dataclass
@@ -125,7 +125,7 @@ def server() -> Iterator[Server]:
 
 
 def fetch(server: Server, folder: Path, path: str = "/a.bin", sha256: str = SHA256) -> Path:
-    return download(Wanted(server.url + path, sha256), folder / "a.bin", HASTE)
+    return download(Download(server.url + path, sha256), folder / "a.bin", HASTE)
 
 
 def left(folder: Path) -> set[str]:
@@ -141,7 +141,7 @@ def test_a_whole_file(server: Server, tmp_path: Path) -> None:
         totals.append(total)
         return told.append
 
-    place = download(Wanted(f"{server.url}/a.bin", SHA256), tmp_path / "a.bin", HASTE, watch)
+    place = download(Download(f"{server.url}/a.bin", SHA256), tmp_path / "a.bin", HASTE, watch)
     assert place.read_bytes() == CONTENT and left(tmp_path) == {"a.bin"}
     assert totals == [len(CONTENT)] and sum(told) == len(CONTENT)
     fetch(server, tmp_path)
@@ -200,23 +200,23 @@ def test_a_wrong_checksum_leaves_nothing(server: Server, tmp_path: Path) -> None
         fetch(server, tmp_path, sha256="0" * 64)
     assert left(tmp_path) == set()
     md5 = hashlib.md5(CONTENT, usedforsecurity=False).hexdigest()
-    download(Wanted(f"{server.url}/a.bin", md5=md5), tmp_path / "a.bin", HASTE)
+    download(Download(f"{server.url}/a.bin", md5=md5), tmp_path / "a.bin", HASTE)
     with pytest.raises(UserError, match="md5"):
-        download(Wanted(f"{server.url}/a.bin", md5="0" * 32), tmp_path / "b.bin", HASTE)
+        download(Download(f"{server.url}/a.bin", md5="0" * 32), tmp_path / "b.bin", HASTE)
 
 
 def test_redirects(server: Server, tmp_path: Path) -> None:
     server.cut = 300_000
     assert fetch(server, tmp_path, "/moved/a.bin").read_bytes() == CONTENT
     with pytest.raises(UserError, match="cannot fetch .*/loop"):
-        download(Wanted(f"{server.url}/loop"), tmp_path / "b.bin", HASTE)
+        download(Download(f"{server.url}/loop"), tmp_path / "b.bin", HASTE)
 
 
 @pytest.mark.parametrize("to", ["ftp://127.0.0.1/a.bin", "file:///etc/hostname", "FTP://x/a", "gopher://x/a"])
 def test_redirects_to_anything_but_http_are_refused(server: Server, tmp_path: Path, to: str) -> None:
     server.away = to
     with pytest.raises(UserError, match="cannot fetch .*/away") as error:
-        download(Wanted(f"{server.url}/away"), tmp_path / "b.bin", HASTE)
+        download(Download(f"{server.url}/away"), tmp_path / "b.bin", HASTE)
     assert to.partition(":")[0].lower() in str(error.value).lower() and len(server.asked) == 1
     assert left(tmp_path) == set()
 
@@ -234,7 +234,7 @@ def test_a_length_that_is_no_number_is_one_line(server: Server, tmp_path: Path, 
 def test_an_answer_that_is_packed_is_not_taken_for_the_file(server: Server, tmp_path: Path) -> None:
     server.encoding = "gzip"
     with pytest.raises(UserError, match="the server sends it encoded as 'gzip'"):
-        download(Wanted(f"{server.url}/a.bin"), tmp_path / "a.bin", HASTE)
+        download(Download(f"{server.url}/a.bin"), tmp_path / "a.bin", HASTE)
     server.encoding = "identity"
     assert fetch(server, tmp_path).read_bytes() == CONTENT
 
@@ -264,19 +264,19 @@ def test_states(server: Server, tmp_path: Path) -> None:
     assert fetch(server, tmp_path).is_file()
     server.states = [404]
     with pytest.raises(UserError, match="404"):
-        download(Wanted(f"{server.url}/b.bin"), tmp_path / "b.bin", HASTE)
+        download(Download(f"{server.url}/b.bin"), tmp_path / "b.bin", HASTE)
     assert len(server.asked) == 4  # 404 is not asked again
     server.states = [503] * 3
     with pytest.raises(UserError, match="gave up on .* after 3 tries: 503"):
-        download(Wanted(f"{server.url}/b.bin"), tmp_path / "b.bin", HASTE)
+        download(Download(f"{server.url}/b.bin"), tmp_path / "b.bin", HASTE)
     assert left(tmp_path) == {"a.bin"}
 
 
 def test_no_server_and_no_address(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="refused"):
-        download(Wanted("http://127.0.0.1:9/a.bin"), tmp_path / "a.bin", HASTE)
+        download(Download("http://127.0.0.1:9/a.bin"), tmp_path / "a.bin", HASTE)
     with pytest.raises(UserError, match="only http"):
-        download(Wanted(f"file://{tmp_path}/x"), tmp_path / "a.bin", HASTE)
+        download(Download(f"file://{tmp_path}/x"), tmp_path / "a.bin", HASTE)
 
 
 def test_two_processes_do_not_write_one_part(server: Server, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from oodbench.data import catalog as catalogue
 from oodbench.data.decode import decoding
-from oodbench.data.imageset import Listing, listing
+from oodbench.data.imageset import ImageSet, listing
 from oodbench.encoder.card import EncoderCard
 from oodbench.encoder.openclip import transform
 from oodbench.errors import UserError
@@ -38,7 +38,7 @@ def save(path: Path, shade: int = 0, size: tuple[int, int] = (8, 8)) -> None:
     Image.new("RGB", size, (shade, 0, 0)).save(path)
 
 
-def listed(folder: Path, labelled: bool = True, strict: bool = False) -> Listing:
+def listed(folder: Path, labelled: bool = True, strict: bool = False) -> ImageSet:
     dataset = catalogue.dataset(f"folder:{folder}")
     return listing(dataset, Path(), labelled=labelled, strict=strict, store=Store(folder.parent / "store"))
 
@@ -160,12 +160,12 @@ def test_a_sample_depends_on_the_seed_alone(folder: Path) -> None:
     assert some.prints == tuple(name[-7:] for name in some.names)
 
 
-def many(folder: Path, n: int, classes: int) -> Listing:
+def many(folder: Path, n: int, classes: int) -> ImageSet:
     """A list without files."""
     names = tuple(f"{i * classes // n}/{i:03}.png" for i in range(n))
     labels = np.array([int(name[0]) for name in names])
     dataset = catalogue.dataset(f"folder:{folder}")
-    return Listing(dataset, folder, names, tuple(name[-7:] for name in names), labels, tuple("0123456789"), n)
+    return ImageSet(dataset, folder, names, tuple(name[-7:] for name in names), labels, tuple("0123456789"), n)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from oodbench.data import decode, prompts
 from oodbench.data import overlap as sets
 from oodbench.data.add import declare
 from oodbench.data.catalog import Dataset
-from oodbench.data.imageset import Listing, listing
+from oodbench.data.imageset import ImageSet, listing
 from oodbench.data.loaders import layout
 from oodbench.errors import UserError
 from oodbench.storage.store import Store
@@ -31,7 +31,7 @@ from oodbench.storage.store import Store
 Tree = Mapping[str, bytes]
 
 
-def listed(dataset: str | Dataset, labelled: bool = True, classes: str = "") -> Listing:
+def listed(dataset: str | Dataset, labelled: bool = True, classes: str = "") -> ImageSet:
     one = catalogue.dataset(dataset, classes) if isinstance(dataset, str) else dataset
     return listing(one, Path(), labelled=labelled, strict=False, store=Store(Path("/nowhere")))
 
@@ -48,7 +48,7 @@ def tree(names: Sequence[str]) -> dict[str, bytes]:
     return {name: colour(i) if not name.endswith((".txt", ".json")) else b"a text" for i, name in enumerate(names)}
 
 
-def seen(found: Listing) -> list[tuple[str, int]]:
+def seen(found: ImageSet) -> list[tuple[str, int]]:
     """(class name, colour) of every image, sorted: what a run would take the images for."""
     names = found.named or found.folders
     colours = [int(np.asarray(found.read(i).convert("RGB"))[0, 0, 0]) for i in range(len(found))]
@@ -57,7 +57,7 @@ def seen(found: Listing) -> list[tuple[str, int]]:
     )
 
 
-def kinds(found: Listing) -> list[str]:
+def kinds(found: ImageSet) -> list[str]:
     return [one.kind for one in found.remarks]
 
 
@@ -291,7 +291,7 @@ def test_a_label_means_the_same_in_every_form(
 # What is seen and told, and what is refused
 
 
-def told(found: Listing, kind: str) -> layout.Remark:
+def told(found: ImageSet, kind: str) -> layout.Remark:
     (one,) = [one for one in found.remarks if one.kind == kind]
     return one
 
@@ -586,7 +586,7 @@ def test_images_that_become_constant_are_logged_when_they_are_decoded(
         Image.fromarray(pixels.astype(np.uint16)).save(tmp_path / f"x/{i}.png")
     found = listed(f"folder:{tmp_path / 'x'}", labelled=False)
     assert sets.notes(found) == []
-    reading = decode.Reading(2, "stop")
+    reading = decode.DecodeConfig(2, "stop")
     assert len(list(decode.batches(found, reading, 4, (0, 6), lambda image: torch.zeros(3, 2, 2)))) == 2
     assert "1 images of more than 8 bits become white or black as RGB, or nearly so (5.png first)" in caplog.text
 

@@ -24,7 +24,7 @@ from PIL import Image
 from oodbench.data import catalog as catalogue
 from oodbench.data import overlap as sets
 from oodbench.data.catalog import Dataset
-from oodbench.data.imageset import Listing, listing
+from oodbench.data.imageset import ImageSet, listing
 from oodbench.data.loaders.imagelist import read_list
 from oodbench.data.loaders.tar import Member, expand, members, read_member
 from oodbench.errors import Missing, UserError
@@ -37,12 +37,12 @@ LISTS = {
 }  # fmt: skip
 
 
-def listed(dataset: str | Dataset, labelled: bool = False, data: Path = Path(), strict: bool = False) -> Listing:
+def listed(dataset: str | Dataset, labelled: bool = False, data: Path = Path(), strict: bool = False) -> ImageSet:
     one = catalogue.dataset(dataset) if isinstance(dataset, str) else dataset
     return listing(one, data, labelled=labelled, strict=strict, store=Store(Path("/nowhere")))
 
 
-def pixels(found: Listing) -> list[Any]:
+def pixels(found: ImageSet) -> list[Any]:
     """Every image as RGB, read by threads as a run reads them."""
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(lambda i: np.asarray(found.read(i).convert("RGB")), range(len(found))))

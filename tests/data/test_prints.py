@@ -17,8 +17,8 @@ from PIL import Image
 from oodbench.data import catalog as catalogue
 from oodbench.data.catalog import Dataset
 from oodbench.data.checks.inspection import inspect
-from oodbench.data.decode import Reading, batches
-from oodbench.data.imageset import Listing, listing
+from oodbench.data.decode import DecodeConfig, batches
+from oodbench.data.imageset import ImageSet, listing
 from oodbench.errors import UserError
 from oodbench.storage.store import Store
 
@@ -105,17 +105,17 @@ def settle(place: Path) -> None:
         os.utime(path, ns=(10**18, 10**18))
 
 
-def listed(dataset: Dataset, place: Path, strict: bool = False) -> Listing:
+def listed(dataset: Dataset, place: Path, strict: bool = False) -> ImageSet:
     return listing(dataset, place, labelled=False, strict=strict, store=Store(place.parent / "store"))
 
 
-def decoded(found: Listing) -> list[int]:
+def decoded(found: ImageSet) -> list[int]:
     """One value of every image, as a run reads them."""
 
     def first(image: Image.Image) -> torch.Tensor:
         return torch.from_numpy(np.asarray(image.convert("RGB"))[0, 0, :1].reshape(1, 1, 1).copy())
 
-    parts = batches(found, Reading(2, "skip"), 3, (0, len(found)), first)
+    parts = batches(found, DecodeConfig(2, "skip"), 3, (0, len(found)), first)
     return [int(value) for part in parts if part.images is not None for value in part.images.flatten()]
 
 
@@ -273,13 +273,13 @@ def test_a_copy_of_a_url_that_is_replaced_is_noticed(tmp_path: Path, monkeypatch
 
 def test_sources_found_anew_are_compared_with_what_was_listed(tmp_path: Path) -> None:
     """A worker on Ray lists a torchvision folder again: it must be the folder that the driver listed."""
-    from oodbench.distributed.payload import Again
+    from oodbench.distributed.payload import LazySource
 
     dataset, place = made(as_torchvision, tmp_path, 10)
     found = listed(dataset, place)
-    again = dataclasses.replace(found, source=Again(dataset, place, tmp_path / "store"))
+    again = dataclasses.replace(found, source=LazySource(dataset, place, tmp_path / "store"))
     assert decoded(again) == [10] * N
-    later = Again(dataclasses.replace(dataset, title="listed later"), place, tmp_path / "store")
+    later = LazySource(dataclasses.replace(dataset, title="listed later"), place, tmp_path / "store")
     made(as_torchvision, tmp_path, 90)
     with pytest.raises(UserError, match="changed after it was listed"):
         decoded(again)
@@ -320,7 +320,7 @@ def test_a_shard_of_captions_that_changes_before_it_is_fetched_is_refused(
 def test_inodes_count_only_where_a_file_system_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """sshfs and its like give a file another number when they have forgotten it: that is no other file."""
     from oodbench.storage import store as entry
-    from oodbench.storage.fingerprints import lasting, print_of
+    from oodbench.storage.fingerprints import fingerprint, lasting
 
     file = tmp_path / "file"
     file.touch()
@@ -332,8 +332,8 @@ def test_inodes_count_only_where_a_file_system_keeps_them(tmp_path: Path, monkey
         monkeypatch.setattr(Path, "read_text", lambda self, kind=kind, **_: lines.replace("KIND", kind))
         entry.file_system.cache_clear()
         assert entry.file_system(stat.st_dev) == kind
-        assert print_of(file).endswith(f":{stat.st_ino}" if keeps else ":0")
+        assert fingerprint(file).endswith(f":{stat.st_ino}" if keeps else ":0")
         assert entry.file_stamp(file)["inode"] == (stat.st_ino if keeps else 0)
-        assert lasting(print_of(file)) == f"{stat.st_size}:{stat.st_mtime_ns}"
+        assert lasting(fingerprint(file)) == f"{stat.st_size}:{stat.st_mtime_ns}"
     monkeypatch.undo()
     entry.file_system.cache_clear()

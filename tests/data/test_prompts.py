@@ -62,7 +62,7 @@ def test_a_file_is_read_by_lines(tmp_path: Path) -> None:
     file.write_bytes("\ufeff# from a paper\na photo of a {}. \n\nein Foto: {}\r\n".encode())
     lines = prompts.templates(str(file))
     assert lines.lines == ("a photo of a {}.", "ein Foto: {}") and lines.name == "mine.txt"
-    assert lines.digest == prompts.Lines("other name", lines.lines).digest
+    assert lines.digest == prompts.TextList("other name", lines.lines).digest
 
 
 def test_a_path_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +74,7 @@ def test_a_path_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_template_may_be_given_itself() -> None:
-    assert prompts.templates("a {}!") == prompts.Lines("a {}!", ("a {}!",))
+    assert prompts.templates("a {}!") == prompts.TextList("a {}!", ("a {}!",))
     with pytest.raises(UserError, match=r"template 'a \{\} and a \{\}' must contain \{\} once"):
         prompts.templates("a {} and a {}")
 

@@ -19,7 +19,7 @@ import pytest
 from oodbench.data import catalog as catalogue
 from oodbench.data.add import declare
 from oodbench.data.catalog import Dataset
-from oodbench.data.imageset import Listing, listing
+from oodbench.data.imageset import ImageSet, listing
 from oodbench.errors import UserError
 from oodbench.pipeline import run as runner
 from oodbench.pipeline.extract import Embedded, extract
@@ -63,7 +63,7 @@ def declared(photos: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Dataset
     return known
 
 
-def listed(dataset: str, data: Path, labelled: bool = True, **options: Any) -> Listing:
+def listed(dataset: str, data: Path, labelled: bool = True, **options: Any) -> ImageSet:
     one = catalogue.dataset(dataset)
     return listing(one, data, labelled=labelled, strict=False, store=Store(data / "store"), **options)
 
@@ -73,7 +73,7 @@ def planned(data: Path, tmp_path: Path, **options: Any) -> Plan:
     return make_plan(RunRequest(**{**fixed, "out": tmp_path / "out", "store": tmp_path / "store", **options}))
 
 
-def embedded(plan: Plan, one: Listing) -> Embedded:
+def embedded(plan: Plan, one: ImageSet) -> Embedded:
     return extract(plan.work(one), runner.loader(plan, "cpu"))
 
 

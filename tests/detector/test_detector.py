@@ -23,7 +23,7 @@ import oodbench
 from oodbench import Detector, UserError
 from oodbench.data import catalog as catalogue
 from oodbench.data.glyphs import render, world
-from oodbench.data.imageset import Listing, listing
+from oodbench.data.imageset import ImageSet, listing
 from oodbench.detector.images import listed
 from oodbench.detector.state import Unpackable, pack, unpack
 from oodbench.method import registry
@@ -34,7 +34,7 @@ NAMES = list(world.CLASSES)
 METHODS = sorted(set(registry.methods()) - {"zoc_coca"})  # which takes an encoder that writes captions
 
 
-def images_of(name: str, n: int | None = N) -> Listing:
+def images_of(name: str, n: int | None = N) -> ImageSet:
     """The images that a run with --limit takes."""
     store = Store(default_root())
     return listing(catalogue.dataset(name), Path(), labelled=False, strict=False, store=store, limit=n)

@@ -18,7 +18,7 @@ from scipy.stats import betabinom
 from oodbench import Detector, UserError
 from oodbench.data import catalog as catalogue
 from oodbench.data.glyphs import render, world
-from oodbench.data.imageset import Listing, listing
+from oodbench.data.imageset import ImageSet, listing
 from oodbench.detector import threshold
 from oodbench.detector.images import listed
 from oodbench.method import registry
@@ -68,7 +68,7 @@ def learners(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def images_of(name: str, n: int) -> Listing:
+def images_of(name: str, n: int) -> ImageSet:
     """Images of all classes, drawn at random."""
     whole = listing(catalogue.dataset(name), Path(), labelled=False, strict=False, store=Store(default_root()))
     return whole.sample(n, seed=0)
@@ -222,14 +222,14 @@ def test_images_are_encoded_once(
     keep: bool, files: Path, learners: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    before = Listing.read
+    before = ImageSet.read
 
-    def noted(self: Listing, index: int) -> Any:
+    def noted(self: ImageSet, index: int) -> Any:
         read.append(self.names[index])
         return before(self, index)
 
     monkeypatch.setattr("oodbench.data.overlap.decode.glance", lambda listing: ())  # which looks at the first few
-    monkeypatch.setattr(Listing, "read", noted)
+    monkeypatch.setattr(ImageSet, "read", noted)
     one = Detector("knn", classes=NAMES, plugins=learners, store=tmp_path, keep=keep).fit(files)
     assert sorted(read) == sorted(path.name for path in files.iterdir())
     again = Detector("knn", classes=NAMES, plugins=learners, store=tmp_path, keep=not keep).fit(files)

@@ -19,10 +19,10 @@ import pytest
 from PIL import Image
 
 from oodbench.api import request_from
-from oodbench.data.imageset import Files
+from oodbench.data.imageset import ImageFiles
 from oodbench.distributed import cluster as connection
 from oodbench.distributed import payload as parcel
-from oodbench.distributed.cluster import Demand, Layout, layout
+from oodbench.distributed.cluster import Demand, Placement, layout
 from oodbench.errors import UserError
 from oodbench.pipeline.events import Event
 from oodbench.pipeline.plan import Plan, make_plan
@@ -174,7 +174,7 @@ def test_a_worker_that_is_killed_is_replaced(cluster: str, images: Path, tmp_pat
     assert [e.name for e in events if e.what == "retried"] == [f"extract[folder:{images}/ood 2/3]"]
 
 
-class Deadly(Files):
+class Deadly(ImageFiles):
     """Kills whoever reads one of the images."""
 
     def take(self, name: str) -> Any:
@@ -384,12 +384,12 @@ def test_two_drivers_share_a_store(cluster: str, images: Path, tmp_path: Path, u
 
 def test_tasks_cost_little(cluster: str, images: Path, tmp_path: Path) -> None:
     """A thousand tasks that do nothing: under 10 ms of the driver's CPU each, and the driver does not grow."""
-    from oodbench.distributed.pool import Pool, Task
+    from oodbench.distributed.pool import Pool, PoolTask
 
     made = plan(images, tmp_path)
     run(made)
     sent = parcel.pack(made)
-    pool = Pool(Layout(2, 0.0, 1.0, 2, "cpu", 1), sent)
+    pool = Pool(Placement(2, 0.0, 1.0, 2, "cpu", 1), sent)
     began: list[float] = []
     resident: list[int] = []
 
@@ -398,7 +398,7 @@ def test_tasks_cost_little(cluster: str, images: Path, tmp_path: Path) -> None:
         resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
 
     for i in range(1000):
-        pool.add(Task(f"extract[{i}]", "extract", (0, 0, 60), note))
+        pool.add(PoolTask(f"extract[{i}]", "extract", (0, 0, 60), note))
     pool.run()
     parcel.unmark(sent)
     assert len(began) == 1000
@@ -468,13 +468,13 @@ def test_sources_that_hold_files_open_are_found_anew(images: Path, tmp_path: Pat
     import pickle
     import threading
 
-    from oodbench.distributed.payload import Again, portable
+    from oodbench.distributed.payload import LazySource, portable
 
     made = plan(images, tmp_path)
-    source: Any = Files(images / "ood")
+    source: Any = ImageFiles(images / "ood")
     object.__setattr__(source, "lock", threading.Lock())
     sent = portable(dataclasses.replace(made.ood[0].listing, source=source), tmp_path, made.store)
-    assert isinstance(sent.source, Again) and sent.digest == made.ood[0].listing.digest
+    assert isinstance(sent.source, LazySource) and sent.digest == made.ood[0].listing.digest
     there = pickle.loads(pickle.dumps(sent))
     assert there.read(3).tobytes() == made.ood[0].listing.read(3).tobytes()
-    assert there.reader.content(there.names[3]) == Files(images / "ood").content(there.names[3])
+    assert there.reader.content(there.names[3]) == ImageFiles(images / "ood").content(there.names[3])

@@ -18,7 +18,7 @@ from oodbench.data.glyphs import render, world
 from oodbench.distributed.training import train as on_ray
 from oodbench.errors import UserError
 from oodbench.pipeline import weights
-from oodbench.training.checkpoints import State
+from oodbench.training.checkpoints import Checkpoints
 from oodbench.training.losses import lines
 from oodbench.training.plan import TrainRequest
 from oodbench.training.train import Diverged, TrainWatch, train
@@ -98,7 +98,7 @@ def ask(tmp_path: Path) -> Callable[..., TrainRequest]:
 
 def losses(path: Path | None) -> list[dict[str, Any]]:
     assert path
-    return lines(State(path).folder / "losses.jsonl")
+    return lines(Checkpoints(path).folder / "losses.jsonl")
 
 
 def equal(one: Path, other: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_restart_throws_away_once_and_only_when_it_can_begin(
     wrong = ask("pair", restart=True, batch=15)
     with pytest.raises(UserError, match="a batch of 15 cannot be shared"):
         on_ray(wrong, "auto", 2)
-    assert State(kept.out).steps()  # what was there is still there
+    assert Checkpoints(kept.out).steps()  # what was there is still there
     ready: list[Any] = []
     asked = ask("pair", restart=True, checkpoint_every=4, settings=(f"toy.die=@{tmp_path / 'died'}",))
     pair = on_ray(asked, "auto", 2, TrainWatch(ready=ready.append))

@@ -17,7 +17,7 @@ from oodbench.encoder import build
 from oodbench.encoder.build import Tower
 from oodbench.encoder.card import parse_encoder
 from oodbench.encoder.openclip import OpenClip
-from oodbench.encoder.pretrained import Origin
+from oodbench.encoder.pretrained import PretrainedFiles
 from oodbench.encoder.resolve import resolve
 from oodbench.pipeline.extract import encoded
 from oodbench.storage.store import Store
@@ -156,7 +156,7 @@ def kinds() -> dict[tuple[Any, ...], str]:
 def test_every_kind_of_tower_is_cut_and_takes_its_own_size(name: str) -> None:
     config = open_clip.get_model_config(name)
     vision = config["vision_cfg"]
-    visual = build.model(Origin(name, name, config, {}, Path()), torch.device("meta")).visual
+    visual = build.model(PretrainedFiles(name, name, config, {}, Path()), torch.device("meta")).visual
     size = visual.image_size if isinstance(visual.image_size, tuple) else (visual.image_size,) * 2
     tower = Tower(visual)
     expected = "c_proj" if isinstance(vision.get("layers"), list) else "proj"

@@ -20,8 +20,8 @@ from torch import Tensor
 from oodbench import Detector
 from oodbench.cli import main
 from oodbench.data import prompts
-from oodbench.method import Batch, Needs, Own, Sources, Task, TrainedMethod, Weights, registry
-from oodbench.method.toy import World
+from oodbench.method import Batch, MethodResources, Needs, Sources, Task, TrainedMethod, Weights, registry
+from oodbench.method.toy import ToyWorld
 from oodbench.pipeline import weights
 
 Array = npt.NDArray[np.float64]
@@ -148,8 +148,8 @@ def test_decisions_are_the_paper_s_rules(decision: str) -> None:
     assert 0 < atd.sum() < 300 and 0 < ctw.sum() < 300
 
 
-def start(**parameters: Any) -> tuple[TrainedMethod[Any], World, torch.nn.Module]:
-    world = World()
+def start(**parameters: Any) -> tuple[TrainedMethod[Any], ToyWorld, torch.nn.Module]:
+    world = ToyWorld()
     method = clipn(**parameters)
     return method, world, method.module(world.encoder)
 
@@ -165,7 +165,7 @@ def test_before_training_everything_is_undecided(prompt: str) -> None:
     assert found == pytest.approx({"yes": math.log(2), "no": math.log(2), "tso": 1.99}, abs=1e-5)
     assert sum(value.item() for value in terms.values()) == pytest.approx(1.688147, abs=1e-5)
     task = world.task().seen_by(
-        method.needs, Own(lambda: Weights(module.state_dict(), {}), lambda depends, make: make())
+        method.needs, MethodResources(lambda: Weights(module.state_dict(), {}), lambda depends, make: make())
     )
     for rule in ("ctw", "atd"):
         one = clipn(rule=rule, prompt=prompt, **same)

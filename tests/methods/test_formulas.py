@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from oodbench.method import Batch, Needs, Sources, Task, registry
-from oodbench.method.toy import ToyEncoder, World
+from oodbench.method.toy import ToyEncoder, ToyWorld
 
 Cosines = npt.NDArray[np.float64]
 
@@ -42,7 +42,7 @@ FORMULAS: dict[str, list[tuple[dict[str, Any], Callable[[Cosines, float], Cosine
 }
 
 
-def react(world: World, images: torch.Tensor, percentile: float, threshold: float | None) -> Cosines:
+def react(world: ToyWorld, images: torch.Tensor, percentile: float, threshold: float | None) -> Cosines:
     """Clip at a percentile of all training activations, project, normalise, energy at the encoder's scale."""
     if threshold is None:
         threshold = float(np.percentile(world.encoder.activations(world.train).double().numpy(), percentile))
@@ -53,7 +53,7 @@ def react(world: World, images: torch.Tensor, percentile: float, threshold: floa
     return scores
 
 
-def odin(world: World, images: torch.Tensor, temperature: float, epsilon: float) -> Cosines:
+def odin(world: ToyWorld, images: torch.Tensor, temperature: float, epsilon: float) -> Cosines:
     """One signed step against the gradient of -log of the largest probability, by hand for the toy's linear tower."""
     back = (
         world.encoder.pixels(0.5 + torch.eye(192).view(192, 3, 8, 8)).double().numpy()
@@ -76,13 +76,13 @@ def odin(world: World, images: torch.Tensor, temperature: float, epsilon: float)
     return best_logs
 
 
-def text(world: World) -> Cosines:
+def text(world: ToyWorld) -> Cosines:
     vectors: Cosines = world.task().text("simple").double().numpy()
     return vectors
 
 
 # The same for methods that look past the cosines.
-DEEPER: dict[str, list[tuple[dict[str, Any], Callable[[World, torch.Tensor], Cosines]]]] = {
+DEEPER: dict[str, list[tuple[dict[str, Any], Callable[[ToyWorld, torch.Tensor], Cosines]]]] = {
     "react": [
         ({}, lambda world, x: react(world, x, 90, None)),
         ({"percentile": 60.0}, lambda world, x: react(world, x, 60, None)),
@@ -104,12 +104,12 @@ CASES = [(name, number) for name, cases in FORMULAS.items() for number in range(
 
 
 @pytest.fixture(scope="module")
-def world() -> World:
-    return World()
+def world() -> ToyWorld:
+    return ToyWorld()
 
 
 @pytest.mark.parametrize(("name", "number"), CASES)
-def test_score_is_the_textbook_formula(name: str, number: int, world: World) -> None:
+def test_score_is_the_textbook_formula(name: str, number: int, world: ToyWorld) -> None:
     parameters, formula = FORMULAS[name][number]
     method = registry.make(registry.methods()[name], parameters)
     task = world.task()
@@ -122,7 +122,7 @@ def test_score_is_the_textbook_formula(name: str, number: int, world: World) -> 
 
 
 @pytest.mark.parametrize(("name", "number"), DEEPER_CASES)
-def test_score_is_the_formula_through_the_tower(name: str, number: int, world: World) -> None:
+def test_score_is_the_formula_through_the_tower(name: str, number: int, world: ToyWorld) -> None:
     parameters, formula = DEEPER[name][number]
     method = registry.make(registry.methods()[name], parameters)
     task = world.task()
@@ -133,7 +133,7 @@ def test_score_is_the_formula_through_the_tower(name: str, number: int, world: W
 
 
 @pytest.mark.parametrize(("zero", "moved"), [("minus", -0.01), ("none", 0.0)])
-def test_odin_moves_where_the_gradient_is_zero_as_asked(zero: str, moved: float, world: World) -> None:
+def test_odin_moves_where_the_gradient_is_zero_as_asked(zero: str, moved: float, world: ToyWorld) -> None:
     """With one class its probability is 1 and every gradient 0."""
     seen = []
 
@@ -155,7 +155,7 @@ def test_odin_moves_where_the_gradient_is_zero_as_asked(zero: str, moved: float,
     torch.testing.assert_close(after - before, torch.full_like(before, moved))
 
 
-def test_odin_s_step_is_in_pixels_of_0_to_1(world: World) -> None:
+def test_odin_s_step_is_in_pixels_of_0_to_1(world: ToyWorld) -> None:
     """OpenOOD's postprocessor, which steps on normalised pixels and divides by their deviation, at its default step."""
     mean, std = torch.tensor([0.48, 0.46, 0.41]).view(3, 1, 1), torch.tensor([0.1, 0.25, 0.6]).view(3, 1, 1)
     towers = torch.randn(3 * 8 * 8, 16, generator=torch.Generator().manual_seed(0)).double()
@@ -196,7 +196,7 @@ def test_odin_s_step_is_in_pixels_of_0_to_1(world: World) -> None:
     assert (scores - still).min() > 1e-4  # the step is seen
 
 
-def test_odin_keeps_to_its_memory(world: World) -> None:
+def test_odin_keeps_to_its_memory(world: ToyWorld) -> None:
     """The step on 96 images is taken in as many parts as the memory asks for, with the same scores."""
     sizes = []
 
@@ -222,7 +222,7 @@ def test_odin_keeps_to_its_memory(world: World) -> None:
     torch.testing.assert_close(scores[2.0], scores[2e-6])
 
 
-def test_odin_does_not_count_a_weight_for_every_image(world: World) -> None:
+def test_odin_does_not_count_a_weight_for_every_image(world: ToyWorld) -> None:
     """A weight that is seen once per image or token is one piece of memory all the same."""
     sizes = []
 
@@ -252,7 +252,7 @@ def test_every_method_has_a_formula() -> None:
         assert "def test_the_score_is_the_paper_s" in path.read_text(), name
 
 
-def test_a_confident_softmax_does_not_tie(world: World) -> None:
+def test_a_confident_softmax_does_not_tie(world: ToyWorld) -> None:
     """In float32 both images below have probability exactly 1; their order must survive."""
     from oodbench.method import logsumexp
 
@@ -276,7 +276,7 @@ def test_raw_cosines_of_a_thousand_classes_keep_their_order() -> None:
     assert np.abs(ours - exact).max() < 1e-7
 
 
-def test_predictions_are_the_best_class(world: World) -> None:
+def test_predictions_are_the_best_class(world: ToyWorld) -> None:
     method = registry.make(registry.methods()["mcm"], {})
     predicted = method.predict(world.batch(world.id, Needs.FEATURES), world.task(), None)
     assert predicted is not None

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from oodbench.method import Batch, Needs, Own, Pairs, Task, TrainedMethod, Weights, registry
-from oodbench.method.toy import CLASSES, DEPTH, TOKENS, ToyEncoder, World
+from oodbench.method import Batch, MethodResources, Needs, Pairs, Task, TrainedMethod, Weights, registry
+from oodbench.method.toy import CLASSES, DEPTH, TOKENS, ToyEncoder, ToyWorld
 from oodbench.pipeline import weights
 
 INFO = registry.methods()["zoc"]
@@ -77,9 +77,9 @@ def train(
 
 
 def task(encoder: ToyEncoder, given: Weights | SimpleNamespace) -> Task:
-    world = World()
+    world = ToyWorld()
     world.encoder = encoder
-    return world.task().seen_by(~Needs(0), Own(lambda: given, lambda depends, make: make()))  # type: ignore[arg-type,return-value]
+    return world.task().seen_by(~Needs(0), MethodResources(lambda: given, lambda depends, make: make()))  # type: ignore[arg-type,return-value]
 
 
 def batch(embeddings: Tensor) -> Batch:

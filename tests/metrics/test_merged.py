@@ -10,7 +10,7 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 
 from oodbench.metrics import counts as merged
-from oodbench.metrics.detection import Metrics, evaluate, metrics_of, sort_scores, tally_of
+from oodbench.metrics.detection import Metrics, evaluate, metrics_of, score_set, tally_of
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 TINY = float(np.finfo(np.float64).smallest_subnormal)
@@ -44,7 +44,7 @@ SIZES = [(1, 1), (2, 40), (40, 2), (700, 900), (30_000, 40_000), (90_000, 20_000
 
 
 def measure(id: np.ndarray, ood: np.ndarray) -> Metrics:
-    return evaluate(sort_scores(id, "id"), sort_scores(ood, "ood"))
+    return evaluate(score_set(id, "id"), score_set(ood, "ood"))
 
 
 def plain(id: np.ndarray, ood: np.ndarray) -> Metrics:

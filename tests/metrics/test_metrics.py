@@ -12,7 +12,7 @@ from scipy.interpolate import interp1d
 from sklearn import metrics as sklearn_metrics
 
 from oodbench.errors import UserError
-from oodbench.metrics.detection import AT95, AUPR, Metrics, Sorted, evaluate, fpr_at_tpr, sort_scores, threshold_at_tpr
+from oodbench.metrics.detection import AT95, AUPR, Metrics, ScoreSet, evaluate, fpr_at_tpr, score_set, threshold_at_tpr
 
 
 def near(expected: float | tuple[float, ...]) -> Any:
@@ -89,7 +89,7 @@ def pairs(request: pytest.FixtureRequest) -> list[tuple[np.ndarray, np.ndarray]]
 
 
 def measure(id: np.ndarray, ood: np.ndarray, at95: str = "first", aupr: str = "average_precision") -> Metrics:
-    return evaluate(sort_scores(id, "id"), sort_scores(ood, "ood"), at95, aupr)
+    return evaluate(score_set(id, "id"), score_set(ood, "ood"), at95, aupr)
 
 
 def labelled(id: np.ndarray, ood: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -153,7 +153,7 @@ def test_both_fpr95s_equal_their_definition(pairs: list[tuple[np.ndarray, np.nda
 @pytest.mark.parametrize("tpr", [0.05, 0.3, 0.5, 0.8, 0.9, 0.99])
 def test_fpr_at_other_tprs(pairs: list[tuple[np.ndarray, np.ndarray]], rule: str, tpr: float) -> None:
     for id, ood in pairs[:4]:
-        found = fpr_at_tpr(sort_scores(id, "id"), sort_scores(ood, "ood"), tpr, rule)
+        found = fpr_at_tpr(score_set(id, "id"), score_set(ood, "ood"), tpr, rule)
         assert found == near(REFERENCES[rule](*labelled(id, ood), tpr))
 
 
@@ -167,11 +167,11 @@ def test_tied_counts_images_that_share_a_score(pairs: list[tuple[np.ndarray, np.
 def test_95_percent_is_decided_as_scikit_learn_divides(tpr: float) -> None:
     for n in [*range(1, 2000), 9_000, 45_000, 50_000]:
         fewest = int(np.argmax(np.arange(n + 1) / n >= tpr))
-        assert threshold_at_tpr(sort_scores(np.arange(n), "id"), tpr) == n - fewest
+        assert threshold_at_tpr(score_set(np.arange(n), "id"), tpr) == n - fewest
 
 
 def test_threshold_keeps_tied_images_together() -> None:
-    scores = sort_scores(np.array([0.3] * 4 + [0.7] * 96), "id")
+    scores = score_set(np.array([0.3] * 4 + [0.7] * 96), "id")
     assert threshold_at_tpr(scores) == 0.7
     assert threshold_at_tpr(scores, 0.97) == 0.3
 
@@ -214,7 +214,7 @@ def test_perfect_and_inverted_scores(at95: str, aupr: str) -> None:
 
 def test_the_rules_differ_where_no_threshold_keeps_95_percent() -> None:
     """ID at 10, 20 ... 100 and OOD at 5, 15, 25: keeping 9 of 10 accepts OOD 25 or 25 and 15, all 10 the latter."""
-    id, ood = sort_scores(np.arange(10, 101, 10), "id"), sort_scores(np.array([5, 15, 25]), "ood")
+    id, ood = score_set(np.arange(10, 101, 10), "id"), score_set(np.array([5, 15, 25]), "ood")
     assert fpr_at_tpr(id, ood, rule="first") == 2 / 3
     assert fpr_at_tpr(id, ood, 0.94, rule="nearest") == 2 / 3  # the higher FPR of the two points at TPR 0.9
     assert fpr_at_tpr(id, ood, 0.89, rule="first") == 1 / 3
@@ -276,15 +276,15 @@ def test_one_sorted_id_side_serves_every_ood_set() -> None:
     rng = np.random.default_rng(0)
     id = rng.normal(1, 1, 300).round(1)
     before = id.copy()
-    once = sort_scores(id, "id")
+    once = score_set(id, "id")
     for ood in (rng.normal(0, 1, 50).round(1), rng.normal(0, 1, 500)):
         for aupr in AUPR:
-            assert evaluate(once, sort_scores(ood, "ood"), aupr=aupr) == measure(id, ood, aupr=aupr)
+            assert evaluate(once, score_set(ood, "ood"), aupr=aupr) == measure(id, ood, aupr=aupr)
     assert np.array_equal(id, before)
 
 
 def test_sorting_widens_without_changing_a_score() -> None:
-    found = sort_scores(np.array([0.1, np.inf, 0.1, -np.inf, 0.0, -0.0], dtype=np.float32), "id")
+    found = score_set(np.array([0.1, np.inf, 0.1, -np.inf, 0.0, -0.0], dtype=np.float32), "id")
     narrow = float(np.float32(0.1))
     assert found.values.dtype == np.float64
     assert found.values.tolist() == [-np.inf, 0, 0, narrow, narrow, np.inf]
@@ -307,11 +307,11 @@ def test_nan_is_refused_with_the_image() -> None:
     names = [f"banded/{i}.jpg" for i in range(5640)]
     name = "mcm on textures"
     expected = "mcm on textures: score of image 'banded/16.jpg' (17 of 5640) is NaN"
-    assert refusal(lambda: sort_scores(scores, name, names)) == expected
-    assert refusal(lambda: sort_scores(scores, name)) == "mcm on textures: score 17 of 5640 is NaN"
+    assert refusal(lambda: score_set(scores, name, names)) == expected
+    assert refusal(lambda: score_set(scores, name)) == "mcm on textures: score 17 of 5640 is NaN"
     scores[3000:3004] = np.nan
-    assert refusal(lambda: sort_scores(scores, name)) == "mcm on textures: score 17 of 5640 is NaN, and 4 more"
-    assert refusal(lambda: sort_scores(-scores, name)) == "mcm on textures: score 17 of 5640 is NaN, and 4 more"
+    assert refusal(lambda: score_set(scores, name)) == "mcm on textures: score 17 of 5640 is NaN, and 4 more"
+    assert refusal(lambda: score_set(-scores, name)) == "mcm on textures: score 17 of 5640 is NaN, and 4 more"
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def test_nan_is_refused_with_the_image() -> None:
     ],
 )
 def test_scores_that_are_refused(scores: np.ndarray, names: list[str] | None, message: str) -> None:
-    assert message in refusal(lambda: sort_scores(scores, "mcm on textures", names))
+    assert message in refusal(lambda: score_set(scores, "mcm on textures", names))
 
 
 HUGE = 2**60
@@ -350,7 +350,7 @@ HUGE = 2**60
 )
 def test_scores_that_float64_would_round_are_refused(scores: Any) -> None:
     """They would tie: AUROC .5 for `HUGE + arange(5)` against `HUGE - arange(1, 6)`."""
-    said = refusal(lambda: sort_scores(scores, "mcm on textures"))
+    said = refusal(lambda: score_set(scores, "mcm on textures"))
     assert "mcm on textures: " in said and ("more digits than float64 keeps" in said or "not object" in said)
 
 
@@ -361,15 +361,15 @@ def test_scores_that_float64_keeps_are_ranked_exactly(base: int, kind: Any) -> N
         kind([base + k for k in some]) if kind is list else np.array([base + k for k in some], kind)
         for some in ((5, 6, 7, 8, 9), (0, 1, 2, 3, 4))
     )
-    assert evaluate(sort_scores(id, "ID"), sort_scores(ood, "OOD")).auroc == 1.0
-    assert evaluate(sort_scores(ood, "ID"), sort_scores(id, "OOD")).auroc == 0.0
+    assert evaluate(score_set(id, "ID"), score_set(ood, "OOD")).auroc == 1.0
+    assert evaluate(score_set(ood, "ID"), score_set(id, "OOD")).auroc == 0.0
 
 
 def test_half_precision_is_ranked_as_it_is() -> None:
     """All 63,488 finite values of float16 differ in float64, too."""
     every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     finite = np.unique(every[np.isfinite(every)])
-    id, ood = sort_scores(finite[1::2], "ID"), sort_scores(finite[::2], "OOD")
+    id, ood = score_set(finite[1::2], "ID"), score_set(finite[::2], "OOD")
     n, m = id.given.size, ood.given.size
     assert n + m == 63487  # of 63,488, for 0 and -0 are one
     assert evaluate(id, ood).auroc == sklearn_metrics.roc_auc_score(
@@ -379,16 +379,16 @@ def test_half_precision_is_ranked_as_it_is() -> None:
 
 
 @pytest.fixture
-def some() -> Sorted:
-    return sort_scores(np.arange(4), "id")
+def some() -> ScoreSet:
+    return score_set(np.arange(4), "id")
 
 
-def test_unknown_options_are_refused(some: Sorted) -> None:
+def test_unknown_options_are_refused(some: ScoreSet) -> None:
     assert refusal(lambda: evaluate(some, some, at95="frist")) == "at95 'frist' does not exist; did you mean 'first'?"
     assert "; did you mean 'trapezoid'?" in refusal(lambda: evaluate(some, some, aupr="trapez"))
     assert "rule 'x' does not exist; known: first" in refusal(lambda: fpr_at_tpr(some, some, rule="x"))
 
 
 @pytest.mark.parametrize("tpr", [0.0, -0.1, 1.01, 95, float("nan")])
-def test_a_tpr_is_a_share(some: Sorted, tpr: float) -> None:
+def test_a_tpr_is_a_share(some: ScoreSet, tpr: float) -> None:
     assert f"tpr {tpr}: a share" in refusal(lambda: threshold_at_tpr(some, tpr))

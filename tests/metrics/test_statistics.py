@@ -53,7 +53,7 @@ def near(expected: float | tuple[float, float], within: float = 1e-12) -> Any:
 
 
 def evaluated(id: Floats, ood: Floats, at95: str = "first", aupr: str = "average_precision") -> metrics.Metrics:
-    return metrics.evaluate(metrics.sort_scores(id, "id"), metrics.sort_scores(ood, "ood"), at95, aupr)
+    return metrics.evaluate(metrics.score_set(id, "id"), metrics.score_set(ood, "ood"), at95, aupr)
 
 
 def smooth(rng: np.random.Generator) -> tuple[Floats, Floats]:
@@ -283,9 +283,9 @@ def test_a_threshold_that_may_lie_below_all_images_is_continued() -> None:
     ood = np.linspace(0, 1, 1000)
     for n in (20, 71):
         id = np.linspace(0.5, 1.5, n)
-        of_value = int((ood >= np.sort(id)[n - metrics.fewest(n, 0.95)]).sum())
+        of_value = int((ood >= np.sort(id)[n - metrics.min_accepted(n, 0.95)]).sum())
         share = rng.beta(of_value + 1, 1000 - of_value, 200_000)
-        tpr = rng.beta(metrics.fewest(n, 0.95), n - metrics.fewest(n, 0.95) + 1, 200_000)
+        tpr = rng.beta(metrics.min_accepted(n, 0.95), n - metrics.min_accepted(n, 0.95) + 1, 200_000)
         ratio = (share / (1 - share)) / (tpr / (1 - tpr))
         expected = float(np.quantile(19 * ratio / (1 + 19 * ratio), 0.975))
         found = fpr_interval(pairs(Scores(id, {"x": ood})), "fpr95", Settings())

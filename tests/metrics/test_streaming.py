@@ -16,7 +16,7 @@ import pytest
 
 from oodbench.errors import UserError
 from oodbench.metrics import streaming
-from oodbench.metrics.detection import AT95, AUPR, evaluate, sort_scores
+from oodbench.metrics.detection import AT95, AUPR, evaluate, score_set
 
 HOSTILE = "a_b & 50% <script>alert(1)"
 
@@ -58,7 +58,7 @@ def test_shards_give_the_metrics_of_all_scores_at_once(seed: int, tmp_path: Path
     rules: dict[str, Any] = {"at95": AT95[seed % 3], "aupr": AUPR[seed % 2]}
     sides = shards(rng, id, tmp_path / "id"), shards(rng, ood, tmp_path / "ood")
     found = streaming.evaluate_shards(*sides, memory=int(rng.choice([1, 2000, 50_000, 1 << 27])), **rules)
-    expected = evaluate(sort_scores(id, "id"), sort_scores(ood, "ood"), **rules)
+    expected = evaluate(score_set(id, "id"), score_set(ood, "ood"), **rules)
     assert astuple(found) == pytest.approx(astuple(expected), rel=0, abs=1e-12)
     for counted in ("auroc", "fpr95", "fpr95_ood", "tied", "n_id", "n_ood"):
         assert getattr(found, counted) == getattr(expected, counted)
@@ -74,7 +74,7 @@ def test_unsorted_scores_are_sorted_into_shards(tmp_path: Path) -> None:
     sorted_ood = streaming.sort([tmp_path / "row.parquet"], tmp_path / "sorted ood", rows=1000, dataset="x")
     assert [np.load(path).size for path in sorted_id] == [999] * 5 + [5]
     assert len(sorted_ood) == 7
-    expected = evaluate(sort_scores(id, "id"), sort_scores(ood, "ood"))
+    expected = evaluate(score_set(id, "id"), score_set(ood, "ood"))
     found = streaming.evaluate_shards(sorted_id, sorted_ood, memory=10_000)
     assert astuple(found) == pytest.approx(astuple(expected), rel=0, abs=1e-12)
 

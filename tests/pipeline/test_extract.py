@@ -22,12 +22,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from oodbench.data import catalog as catalogue
-from oodbench.data.imageset import Listing, listing
+from oodbench.data.decode import DecodeConfig
+from oodbench.data.imageset import ImageSet, listing
 from oodbench.encoder.card import parse_encoder
 from oodbench.encoder.openclip import OpenClip, transform
 from oodbench.encoder.resolve import resolve
 from oodbench.errors import UserError
-from oodbench.pipeline.extract import Embedded, Reading, Recipe, Work, batches, extract
+from oodbench.pipeline.extract import Embedded, EmbeddingConfig, ExtractionJob, batches, extract
 from oodbench.storage.store import Store
 
 CONFIG: dict[str, Any] = {
@@ -69,11 +70,13 @@ def fill(folder: Path, n: int, classes: int, size: int = 8) -> Path:
     return folder
 
 
-def work(folder: Path, store: Path, tiny: Tiny, batch: int = 32, workers: int = 2, on_error: str = "stop") -> Work:
+def work(
+    folder: Path, store: Path, tiny: Tiny, batch: int = 32, workers: int = 2, on_error: str = "stop"
+) -> ExtractionJob:
     dataset = catalogue.dataset(f"folder:{folder}")
     listed = listing(dataset, Path(), labelled=True, strict=False, store=Store(store))
-    recipe = Recipe(tiny.encoder.card.identity, "fp32", batch)
-    return Work(listed, recipe, Reading(workers, on_error), Store(store))
+    recipe = EmbeddingConfig(tiny.encoder.card.identity, "fp32", batch)
+    return ExtractionJob(listed, recipe, DecodeConfig(workers, on_error), Store(store))
 
 
 def embeddings(embedded: Embedded) -> npt.NDArray[np.float32]:
@@ -194,14 +197,14 @@ def test_embeddings_that_are_not_finite_are_refused(
 def test_few_images_are_decoded_ahead(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = work(fill(tmp_path / "photos", 300, 1), tmp_path / "store", tiny, batch=10)
     read: list[int] = []
-    original = Listing.read
+    original = ImageSet.read
 
-    def counted(self: Listing, index: int) -> Image.Image:
+    def counted(self: ImageSet, index: int) -> Image.Image:
         read.append(index)
         time.sleep(0.2 if index >= 12 else 0)
         return original(self, index)
 
-    monkeypatch.setattr(Listing, "read", counted)
+    monkeypatch.setattr(ImageSet, "read", counted)
     parts = batches(task, (0, 300), lambda image: torch.zeros(3, 1, 1, dtype=torch.uint8))
     next(parts)
     assert len(read) <= 10 + 10 + 4 * 2

@@ -18,7 +18,7 @@ CODE = """
 import json, resource, sys
 import torch
 from oodbench.method import registry
-from oodbench.method import Batch, Needs, Own, Sources, Task, Weights
+from oodbench.method import Batch, MethodResources, Needs, Sources, Task, Weights
 from oodbench.pipeline.score import CHUNK
 torch.manual_seed(0)
 name = sys.argv[1]
@@ -64,7 +64,7 @@ task = Task([f"c{i}" for i in range(1000)], 100.0, sources)
 if Needs.WEIGHTS in method.needs:
     tensors = method.module(encoder).state_dict()
     tensors.update({name: torch.ones_like(t) for name, t in tensors.items() if name == "seen"})  # all may be said
-    task = task.seen_by(~Needs(0), Own(lambda: Weights(tensors, {}), lambda depends, make: make()))
+    task = task.seen_by(~Needs(0), MethodResources(lambda: Weights(tensors, {}), lambda depends, make: make()))
 with torch.no_grad():
     state = method.fit(task)
     peaks = []

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from oodbench.method import Batch, Method, Needs, Sources, Task, registry
-from oodbench.pipeline.batches import Changed, Running, in_order, over
+from oodbench.pipeline.batches import FittedMethod, InputMutated, in_order, over
 from oodbench.pipeline.jobs import Job
 
 CLASSES = 300
@@ -46,11 +46,11 @@ class Probe(Method[None]):
         return self.body(batch, task)
 
 
-def running(method: Method[Any]) -> Running:
-    return Running(cast(Job, None), method)
+def running(method: Method[Any]) -> FittedMethod:
+    return FittedMethod(cast(Job, None), method)
 
 
-def shipped() -> list[Running]:
+def shipped() -> list[FittedMethod]:
     known = registry.methods()
     return [running(registry.make(known[name], {})) for name in ("mcm", "msp", "maxlogit", "energy")]
 
@@ -182,7 +182,7 @@ def test_who_changes_something_is_found_and_nobody_else(threads: int | None, wha
     group = [running(Probe(slow)), shipped()[0], running(Probe(changes)), shipped()[1]]
     given_task = task()
     found = over(batches, group, given_task, threads)
-    assert [isinstance(one.error, Changed) for one in found] == [False, False, True, False]
+    assert [isinstance(one.error, InputMutated) for one in found] == [False, False, True, False]
     assert all(one.error is None for one in (found[0], found[1], found[3]))
     # The rest start anew with the same task, and get what they would have got.
     rest = [group[0], group[1], group[3]]

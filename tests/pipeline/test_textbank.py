@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from oodbench.data import prompts
-from oodbench.data.prompts import Lines
+from oodbench.data.prompts import TextList
 from oodbench.errors import UserError
 from oodbench.pipeline.text_embeddings import WordParts, text_bank
 from oodbench.storage.store import Store
@@ -44,7 +44,7 @@ def plan(store: Path, file: Path, name: str) -> Any:
         store=Store(store),
         card=SimpleNamespace(identity="x", name="x"),
         request=SimpleNamespace(precision="fp32"),
-        classes=Lines("two", ("cat", "dogs")),
+        classes=TextList("two", ("cat", "dogs")),
     )
 
 

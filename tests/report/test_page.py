@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from oodbench import report
-from oodbench.report.html import Source, render
+from oodbench.report.html import FigureSource, render
 from oodbench.report.html.page import _address
 from oodbench.results import IdRow, Result, SetRow
 
@@ -438,7 +438,7 @@ def test_a_mean_is_over_the_sets_that_are_shown(cli: Cli, tmp_path: Path, visit:
 
 
 def test_rows_from_mlflow_have_no_path() -> None:
-    text = render(report.tables([row()]), Source({}), report.Options())
+    text = render(report.tables([row()]), FigureSource({}), report.TableOptions())
     assert '"path":"in MLflow alone"' in text and "oodbench report --mlflow URI --explain mcm" in text
     assert "as no row has its scores per image beside it" in text and "--verify" not in text
 

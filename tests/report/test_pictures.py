@@ -53,10 +53,10 @@ def scores_of(seed: int, n: int, sets: Sequence[str]) -> Scores:
 
 def lay(results: Path, method: str, scores: Scores, **changes: Any) -> Result:
     """A row with its scores per image on disk, as a run leaves them."""
-    on_id = metrics.sort_scores(scores["cats"], "id")
+    on_id = metrics.score_set(scores["cats"], "id")
     ood = []
     for name in list(scores)[1:]:
-        found = metrics.evaluate(on_id, metrics.sort_scores(scores[name], name))
+        found = metrics.evaluate(on_id, metrics.score_set(scores[name], name))
         values = (found.auroc, found.fpr95, found.fpr95_ood, found.aupr_in, found.aupr_out, found.tied)
         ood.append(SetRow(name, name.upper(), "", len(scores[name]), None, 0, f"list of {name}", *values))
     row = Result(

@@ -21,7 +21,7 @@ from oodbench import report
 from oodbench.cli import main
 from oodbench.errors import UserError
 from oodbench.report.formats.bibtex import bibtex, works
-from oodbench.report.options import Options, check
+from oodbench.report.options import TableOptions, check
 from oodbench.results import IdRow, Result, SetRow
 
 HOSTILE = r"a_b & 50% \input{x} <script> =1+1"
@@ -90,12 +90,12 @@ ROWS = (
 
 
 def test_methods_sets_and_metrics_are_chosen_and_ordered() -> None:
-    options = Options(methods=("zoc", "mcm"), sets=("dtd", "sun"), metrics=("fpr95", "auroc"))
+    options = TableOptions(methods=("zoc", "mcm"), sets=("dtd", "sun"), metrics=("fpr95", "auroc"))
     (table,) = report.tables(ROWS, options)
     assert names(table) == ["ZOC", "MCM"]
     assert [b.title for b in table.blocks] == ["DTD", "SUN", "Mean"]
     assert texts(table)[1] == ["50.00", "80.00", "20.00", "95.10", "35.00", "87.55"]
-    (one,) = report.tables(ROWS, Options(sets=("dtd",)))
+    (one,) = report.tables(ROWS, TableOptions(sets=("dtd",)))
     assert [b.title for b in one.blocks] == ["DTD", "ID", ""]
     assert "Shown: 1 of the 2 OOD sets of the benchmark; means are over these." in one.caption
 
@@ -103,27 +103,29 @@ def test_methods_sets_and_metrics_are_chosen_and_ordered() -> None:
 @pytest.mark.parametrize(
     ("options", "cells"),
     [
-        (Options(decimals=1, metrics=("auroc",)), ["95.1", "80.0", "87.5"]),
-        (Options(percent=False, metrics=("auroc",)), ["0.9510", "0.8000", "0.8755"]),
-        (Options(percent=False, decimals=2, metrics=("auroc",)), ["0.95", "0.80", "0.88"]),
-        (Options(metrics=("aupr_out", "aupr_in")), ["70.00", "60.00", "70.00", "60.00", "70.00", "60.00"]),
-        (Options(metrics=("accuracy",)), ["66.73"]),
+        (TableOptions(decimals=1, metrics=("auroc",)), ["95.1", "80.0", "87.5"]),
+        (TableOptions(percent=False, metrics=("auroc",)), ["0.9510", "0.8000", "0.8755"]),
+        (TableOptions(percent=False, decimals=2, metrics=("auroc",)), ["0.95", "0.80", "0.88"]),
+        (TableOptions(metrics=("aupr_out", "aupr_in")), ["70.00", "60.00", "70.00", "60.00", "70.00", "60.00"]),
+        (TableOptions(metrics=("accuracy",)), ["66.73"]),
     ],
 )
-def test_decimals_fractions_and_other_metrics(options: Options, cells: list[str]) -> None:
+def test_decimals_fractions_and_other_metrics(options: TableOptions, cells: list[str]) -> None:
     (table,) = report.tables(ROWS, options)
     assert texts(table)[0] == cells
 
 
 def test_captions_name_what_is_shown() -> None:
-    (table,) = report.tables(ROWS, Options(metrics=("fpr95_ood", "aupr_in"), percent=False))
+    (table,) = report.tables(ROWS, TableOptions(metrics=("fpr95_ood", "aupr_in"), percent=False))
     said = " ".join(table.caption)
     assert said.startswith("FPR95 and AUPR-in as fractions. FPR95-OOD: share of ID images rejected when at least 95 %")
     assert "AUPR-in has ID as its positive class" in said and "Seconds" not in said and "ID positive" not in said
 
 
 def test_all_wrong_options_are_told_at_once() -> None:
-    options = Options(methods=("mmc",), sets=("sum",), metrics=("aroc",), decimals=99, intervals="full", seeds=True)
+    options = TableOptions(
+        methods=("mmc",), sets=("sum",), metrics=("aroc",), decimals=99, intervals="full", seeds=True
+    )
     with pytest.raises(UserError) as error:
         check(options, ["mcm"], ["sun"])
     text = str(error.value)
@@ -136,12 +138,12 @@ def test_intervals_are_printed_where_a_row_has_them() -> None:
     sets = (ood("sun", intervals={"auroc": (0.88, 0.93)}), ood("dtd"))
     new = row("mcm", *sets, mean_intervals={"": {"auroc": (0.87, 0.94)}}, uncertainty={"level": 0.9})
     rows = [new, row("old")]
-    (table,) = report.tables(rows, Options(metrics=("auroc",), intervals="half"))
+    (table,) = report.tables(rows, TableOptions(metrics=("auroc",), intervals="half"))
     assert texts(table) == [["90.00 ± 2.50", "90.00", "90.00 ± 3.50"], ["90.00", "90.00", "90.00"]]
     assert any("90 % interval" in part for part in table.caption)
-    (table,) = report.tables(rows, Options(metrics=("auroc",), intervals="range"))
+    (table,) = report.tables(rows, TableOptions(metrics=("auroc",), intervals="range"))
     assert texts(table)[0] == ["90.00 [88.00, 93.00]", "90.00", "90.00 [87.00, 94.00]"]
-    (table,) = report.tables(rows, Options(metrics=("auroc",), intervals="half", sets=("sun", "dtd")))
+    (table,) = report.tables(rows, TableOptions(metrics=("auroc",), intervals="half", sets=("sun", "dtd")))
     assert texts(table)[0][2] == "90.00 ± 3.50"
     assert r"$\pm$2.50" in report.latex(table) and "± 2.50" in report.markdown(table)
 
@@ -149,24 +151,24 @@ def test_intervals_are_printed_where_a_row_has_them() -> None:
 def test_seeds_become_one_line() -> None:
     values = [0.9, 0.92, 0.97]
     rows = [row("mcm", ood("sun", v), ood("dtd"), seed=i) for i, v in enumerate(values)]
-    (table,) = report.tables([*rows, row("zoc")], Options(seeds=True, metrics=("auroc",)))
+    (table,) = report.tables([*rows, row("zoc")], TableOptions(seeds=True, metrics=("auroc",)))
     assert names(table) == ["MCM, 3 seeds", "ZOC"]
     deviation = 100 * statistics.stdev(values)
     assert texts(table)[0][0] == f"{100 * statistics.fmean(values):.2f} ± {deviation:.2f}" == "93.00 ± 3.61"
     assert texts(table)[1] == ["90.00", "90.00", "90.00"]
     other = [dataclasses.replace(rows[1], parameters={"k": 2})]
-    assert len(report.tables([rows[0], *other], Options(seeds=True))[0].lines) == 2
+    assert len(report.tables([rows[0], *other], TableOptions(seeds=True))[0].lines) == 2
     trained = [
         dataclasses.replace(r, weights={"name": f"{i}.pt", "digest": str(i), "recipe": {"seed": i, "steps": 5}})
         for i, r in enumerate(rows)
     ]
-    assert names(report.tables(trained, Options(seeds=True))[0]) == ["MCM, 3 seeds"]
+    assert names(report.tables(trained, TableOptions(seeds=True))[0]) == ["MCM, 3 seeds"]
 
 
 def test_trained_methods_stand_apart() -> None:
     trained = row("mine", weights={"name": "w", "digest": "d", "recipe": {}})
     failed = dataclasses.replace(row("clipn"), ood=(), status="failed", error="no weights")
-    (table,) = report.tables([trained, row("mcm"), failed], Options(trained=True))
+    (table,) = report.tables([trained, row("mcm"), failed], TableOptions(trained=True))
     assert [(line.section, line.name) for line in table.lines] == [
         ("Training-free", "MCM"),
         ("Trained", "MINE"),
@@ -218,7 +220,7 @@ def test_what_cannot_be_told_from_the_best_is_marked() -> None:
     both = frozenset(r.digest for r in rows)
     alike = report.Alike({"sun": {"auroc": both}}, {"far": {"auroc": both}, "": {"fpr95": both}})
     asked: list[Any] = []
-    (table,) = report.tables(rows, Options(), lambda rows, sets: asked.append((rows, sets)) or alike)  # type: ignore[func-returns-value]
+    (table,) = report.tables(rows, TableOptions(), lambda rows, sets: asked.append((rows, sets)) or alike)  # type: ignore[func-returns-value]
     assert [len(rows) for rows, _ in asked] == [2]
     assert texts(table)[1] == [
         *("80.00†", "40.00", "80.00", "40.00", "80.00", "40.00", "80.00†", "40.00", "80.00", "40.00"),
@@ -333,7 +335,7 @@ def test_bib_holds_methods_and_datasets_once(tmp_path: Path) -> None:
         *("cimpoi2014-1311.3618", "hendrycks2017-1610.02136", "huang2021-2105.01879"),
         *("ming2022-2211.13445", "xiao2010-cvpr", "zhou2018-tpami"),
     ]
-    (table,) = report.tables(rows, Options(cite=True))
+    (table,) = report.tables(rows, TableOptions(cite=True))
     text = report.latex(table)
     assert r"MSP~\cite{hendrycks2017-1610.02136} & " in text
     assert r"SUN~\cite{xiao2010-cvpr,huang2021-2105.01879}" in text
@@ -374,7 +376,7 @@ def golden_tables() -> list[report.Table]:
         row("zoc", ood("sun", 0.8120, 0.8151, "near"), ood("dtd", 0.7646, 0.989, "far"), title=HOSTILE),
         dataclasses.replace(row("clipn"), ood=(), status="failed", error="no weights_here"),
     ]
-    return report.tables(rows, Options(trained=True))
+    return report.tables(rows, TableOptions(trained=True))
 
 
 @pytest.mark.parametrize("form", ["tex", "md"])

@@ -18,7 +18,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from oodbench.cli import main
 from oodbench.metrics import detection as metrics
-from oodbench.report.verify import Finding, verify
+from oodbench.report.verify import Mismatch, verify
 from oodbench.results import IdRow, Result, SetRow, from_json
 
 SETS = ("sun", "dtd")
@@ -39,7 +39,7 @@ def lay(results: Path, method: str = "mcm", shift: float = 1.5, seed: int = 0, n
         scores[name] = shared.normal(size=n) - shift + 0.2 * place + 0.1 * own.normal(size=n)
         is_id = np.r_[np.ones(n), np.zeros(n)]
         both = np.r_[scores["cats"], scores[name]]
-        found = metrics.evaluate(metrics.sort_scores(scores["cats"], "id"), metrics.sort_scores(scores[name], name))
+        found = metrics.evaluate(metrics.score_set(scores["cats"], "id"), metrics.score_set(scores[name], name))
         auroc = float(roc_auc_score(is_id, both))
         assert found.auroc == pytest.approx(auroc, abs=1e-12)
         assert found.aupr_in == pytest.approx(average_precision_score(is_id, both), abs=1e-12)
@@ -83,7 +83,7 @@ def lay(results: Path, method: str = "mcm", shift: float = 1.5, seed: int = 0, n
     return path
 
 
-def only(results: Path) -> Finding:
+def only(results: Path) -> Mismatch:
     (finding,) = verify(results)
     return finding
 

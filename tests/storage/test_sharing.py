@@ -164,7 +164,7 @@ def test_passwords_and_signatures_are_not_shown(tmp_path: Path, cli: Cli, caplog
         assert done.returncode == 2 and "leave out password and signature" in done.stderr
         assert "s3cret" not in done.stderr and "https://host/x.tar" in done.stderr
     with pytest.raises(UserError, match=r"github://x cannot be opened: "):
-        reaching.reach("github://x")
+        reaching.open_filesystem("github://x")
     assert shown("https://host/a?download=1") == "https://host/a" and not is_secret("https://host/a?download=1")
 
 

@@ -18,7 +18,7 @@ from oodbench.cli.common import log
 from oodbench.data.catalog import dataset
 from oodbench.errors import UserError
 from oodbench.pipeline.events import Event, log_to
-from oodbench.storage.download import Wanted, download
+from oodbench.storage.download import Download, download
 from oodbench.training.captions_tar import check
 
 SECRETS = [
@@ -101,10 +101,10 @@ def test_sets_and_captions_are_not_named_by_secrets(url: str) -> None:
     ["http://user:hunter2@127.0.0.1:9/x", "http://[::1/x?token=hunter2", "http://127.0.0.1:x/x?token=hunter2"],
 )
 def test_downloads_say_no_secret(url: str, tmp_path: Path) -> None:
-    from oodbench.storage.download import Patience
+    from oodbench.storage.download import RetryPolicy
 
     with pytest.raises(UserError, match="cannot fetch|gave up on") as error:
-        download(Wanted(url), tmp_path / "x", Patience(timeout=0.3, tries=2, pause=0.01))
+        download(Download(url), tmp_path / "x", RetryPolicy(timeout=0.3, tries=2, pause=0.01))
     assert is_clean(str(error.value)) and [one.name for one in tmp_path.iterdir()] == [".x.part.lock"]
 
 

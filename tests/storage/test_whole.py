@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from oodbench.report.options import Options
-from oodbench.report.output import Request, write
-from oodbench.storage.files import whole, write_text
+from oodbench.report.options import TableOptions
+from oodbench.report.output import OutputOptions, write
+from oodbench.storage.files import atomic_write, write_text
 
 
 def test_the_last_of_two_writers_wins_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getpid", lambda: 1)  # two containers have the same
     goal = tmp_path / "new/row.json"
-    with whole(goal) as first:
+    with atomic_write(goal) as first:
         first.write_text("A" * 10)
-        with whole(goal) as second:
+        with atomic_write(goal) as second:
             second.write_text("B" * 5)
         assert goal.read_text() == "B" * 5
     assert goal.read_text() == "A" * 10 and [path.name for path in goal.parent.iterdir()] == ["row.json"]
@@ -26,7 +26,7 @@ def test_the_last_of_two_writers_wins_whole(tmp_path: Path, monkeypatch: pytest.
 def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
     goal = tmp_path / f"{'n' * 200}.txt"
     goal.write_text("old")
-    with pytest.raises(RuntimeError, match="in the middle"), whole(goal) as partial:
+    with pytest.raises(RuntimeError, match="in the middle"), atomic_write(goal) as partial:
         partial.write_text("ne")
         raise RuntimeError("in the middle")
     assert goal.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
@@ -34,11 +34,11 @@ def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
 
 def test_output_goes_through_links_and_to_pipes(tmp_path: Path) -> None:
     (tmp_path / "link.md").symlink_to("target.md")
-    write([], Options(), Request(form="markdown", output=tmp_path / "link.md"))
+    write([], TableOptions(), OutputOptions(form="markdown", output=tmp_path / "link.md"))
     assert (tmp_path / "link.md").is_symlink() and (tmp_path / "target.md").is_file()
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
-    write([], Options(), Request(form="markdown", output=tmp_path / "pipe"), lambda: "")
+    write([], TableOptions(), OutputOptions(form="markdown", output=tmp_path / "pipe"), lambda: "")
     assert (tmp_path / "pipe").is_fifo()
     os.close(reader)
 

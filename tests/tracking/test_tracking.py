@@ -24,11 +24,11 @@ import pytest
 
 from oodbench.errors import UserError
 from oodbench.results import IdRow, Result, SetRow, slug
-from oodbench.tracking import Sent, Tracker, default_uri, send, sync, tracker_of
+from oodbench.tracking import SyncReport, Tracker, default_uri, send, sync, tracker_of
 from oodbench.tracking import connection as tracker
 from oodbench.tracking import fields as entries
 from oodbench.tracking import runs as ledger
-from oodbench.tracking.connection import quiet
+from oodbench.tracking.connection import quiet_mlflow
 from oodbench.tracking.reader import collect
 from tests.servers import serving, unused_port
 
@@ -76,7 +76,7 @@ class Store:
 
     @property
     def client(self) -> Any:
-        with quiet():
+        with quiet_mlflow():
             from mlflow import MlflowClient
 
             return MlflowClient(tracking_uri=self.uri)
@@ -164,7 +164,7 @@ def local(fresh: Tracker, empty_store: Path) -> Tracker:
 def test_one_parent_one_child_per_method(fresh: Tracker, capfd: pytest.CaptureFixture[str]) -> None:
     energy, mcm = row("energy"), row("mcm", parameters={"temperature": 0.01})
     environment = dict(os.environ)
-    assert send(fresh, [energy, mcm], attach) == Sent(arrived=2, known=0, waiting=0, reason="")
+    assert send(fresh, [energy, mcm], attach) == SyncReport(arrived=2, known=0, waiting=0, reason="")
     assert capfd.readouterr() == ("", "")
     assert dict(os.environ) == environment
 
@@ -283,28 +283,28 @@ def test_rows_sent_by_an_older_oodbench_are_not_sent_again(local: Tracker, monke
         patch.setattr(entries, "row_tags", lambda row: {"oodbench.encoder": "Vi-T-B", "oodbench.method": row.method})
         assert send(local, [row()], attach).arrived == 1
     (local.results / ledger.NAME).unlink()
-    assert send(local, [row(), row("mcm")], attach) == Sent(1, 1, 0, "")
+    assert send(local, [row(), row("mcm")], attach) == SyncReport(1, 1, 0, "")
 
 
 def test_a_row_arrives_once(local: Tracker) -> None:
     energy, mcm, msp = row("energy"), row("mcm"), row("msp")
-    assert send(local, [energy], attach) == Sent(1, 0, 0, "")
-    assert send(local, [energy], attach) == Sent(0, 1, 0, "")
+    assert send(local, [energy], attach) == SyncReport(1, 0, 0, "")
+    assert send(local, [energy], attach) == SyncReport(0, 1, 0, "")
     assert len(Store(local.uri).runs) == 2
     (local.results / ledger.NAME).unlink()
-    assert send(local, [energy], attach) == Sent(0, 1, 0, "")
+    assert send(local, [energy], attach) == SyncReport(0, 1, 0, "")
     assert len(Store(local.uri).runs) == 2  # the store was asked; no empty parent was made
     assert ledger.arrived(local) == {energy.digest}
 
     with (local.results / ledger.NAME).open("ab") as file:
         file.write(b'{"uri": "sqlite:///x", "dig\xc3')  # a crash while writing
-    assert send(local, [energy, mcm], attach) == Sent(1, 1, 0, "")
+    assert send(local, [energy, mcm], attach) == SyncReport(1, 1, 0, "")
     assert ledger.arrived(local) == {energy.digest, mcm.digest}
-    assert send(local, [energy, mcm, mcm], attach) == Sent(0, 2, 0, "")
+    assert send(local, [energy, mcm, mcm], attach) == SyncReport(0, 2, 0, "")
     written = (local.results / ledger.NAME).read_bytes()
     (local.results / ledger.NAME).write_bytes(written[:-20])  # the torn line is the one of mcm
     assert ledger.arrived(local) == {energy.digest}
-    assert send(local, [energy, mcm, msp, msp], attach) == Sent(1, 2, 0, "")
+    assert send(local, [energy, mcm, msp, msp], attach) == SyncReport(1, 2, 0, "")
     assert Store(local.uri).digests == digests(energy, mcm, msp)
     assert len(Store(local.uri).parents) == 3
 
@@ -317,7 +317,7 @@ def test_the_same_scores_at_another_time_are_the_same_row(local: Tracker) -> Non
 def test_another_store_has_its_own_ledger(local: Tracker, tmp_path: Path) -> None:
     send(local, [row()], attach)
     other = Tracker(f"sqlite:///{tmp_path}/other.db", local.results)
-    assert send(other, [row()], attach) == Sent(1, 0, 0, "")
+    assert send(other, [row()], attach) == SyncReport(1, 0, 0, "")
     assert Store(other.uri).digests == digests(row())
 
 
@@ -343,7 +343,7 @@ def test_odd_names_and_big_rows(local: Tracker) -> None:
     many = {f"p{number}": number for number in range(150)}
     odd = row(ood=sets, parameters={**many, "words": "w" * 10_000, "nothing": ""}, error="e" * 10_000)
     odd = replace(odd, ood=(*odd.ood, ood("void", "", math.nan)))
-    assert send(local, [odd], attach) == Sent(1, 0, 0, "")
+    assert send(local, [odd], attach) == SyncReport(1, 0, 0, "")
     (child,) = Store(local.uri).children
     params, metrics = child.data.params, child.data.metrics
     assert {name: params[name] for name in many} == {name: str(value) for name, value in many.items()}
@@ -375,7 +375,7 @@ def test_a_cut_off_child_does_not_count(local: Tracker, monkeypatch: pytest.Monk
     assert {run.info.status for run in store.children} == {"FINISHED", "KILLED"}
     assert store.digests == digests(energy)
 
-    assert sync(local) == Sent(arrived=1, known=1, waiting=0, reason="")
+    assert sync(local) == SyncReport(arrived=1, known=1, waiting=0, reason="")
     assert store.digests == digests(energy, mcm)
     assert len(store.children) == 3
 
@@ -402,7 +402,7 @@ def test_a_deleted_experiment_is_restored(local: Tracker, caplog: pytest.LogCapt
     """MLflow keeps the name of an experiment that was deleted in its pages, and takes no run for it."""
     assert send(local, [row("msp")], attach).arrived == 1
     Store(local.uri).client.delete_experiment(Store(local.uri).experiment.experiment_id)
-    assert send(local, [row("mcm")], attach) == Sent(1, 0, 0, "")
+    assert send(local, [row("mcm")], attach) == SyncReport(1, 0, 0, "")
     assert Store(local.uri).digests == digests(row("msp"), row("mcm"))
     assert "oodbench/glyphs was deleted" in caplog.text
 
@@ -437,7 +437,7 @@ def test_what_a_kill_left_running_is_ended_by_the_next_sync(
     assert {run.info.status for run in store.runs} <= {"FINISHED", "KILLED"}
     assert all(run.info.status == "FINISHED" for run in store.children if "oodbench.digest" in run.data.tags)
     assert all(run.info.status == "KILLED" for run in store.children if "oodbench.digest" not in run.data.tags)
-    assert sync(local, attach) == Sent(0, 2, 0, "")
+    assert sync(local, attach) == SyncReport(0, 2, 0, "")
 
 
 def test_runs_of_another_results_folder_are_left_alone(local: Tracker, tmp_path: Path) -> None:
@@ -460,7 +460,7 @@ def test_names_beyond_the_limits_of_mlflow(local: Tracker) -> None:
     more = row(benchmark=other, id=replace(odd.id, dataset="i" * 600), encoder={"name": "e" * 9000, "slug": "e" * 9000})
     escape = row(benchmark="a\x1b[31m\u202e\udcff\nb", label="a\nb", error="\x1b[0m")
     lay(local.results, odd, more, escape)
-    assert sync(local) == Sent(3, 0, 0, "")
+    assert sync(local) == SyncReport(3, 0, 0, "")
     names = {one.name for one in Store(local.uri).client.search_experiments()} - {"Default"}
     assert len(names) == 3 and all(len(name) <= 250 and name.isprintable() for name in names)
     for benchmark in (odd.benchmark, more.benchmark, escape.benchmark):
@@ -470,7 +470,7 @@ def test_names_beyond_the_limits_of_mlflow(local: Tracker) -> None:
         assert child.info.run_name.isprintable() and all(text.isprintable() for text in child.data.tags.values())
         assert [one.digest for one in collect(local, benchmark)] == store.digests
     (local.results / ledger.NAME).unlink()
-    assert sync(local) == Sent(0, 3, 0, "")
+    assert sync(local) == SyncReport(0, 3, 0, "")
 
 
 # What becomes of the sqlite file
@@ -481,7 +481,7 @@ def test_a_results_folder_of_any_name_has_its_own_database(name: str, tmp_path: 
     results = tmp_path / name
     tracker = tracker_of(results, None)
     lay(results, row())
-    assert sync(tracker, attach) == Sent(1, 0, 0, "")
+    assert sync(tracker, attach) == SyncReport(1, 0, 0, "")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["cwd", name])
     assert tracker.database == results / "mlflow.db" and ledger.arrived(tracker) == {row().digest}
     store = Store(tracker.uri)
@@ -511,7 +511,7 @@ def test_a_database_that_a_kill_left_half_made_is_made_anew(fresh: Tracker) -> N
     half_made(fresh.results / "mlflow.db")
     (fresh.results / ".mlflow.db.0123456789abcdef.tmp").write_text("of a process that was killed")
     (fresh.results / ".mlflow.db.0123456789abcdef.tmp-journal").write_text("")
-    assert sync(fresh) == Sent(1, 0, 0, "")
+    assert sync(fresh) == SyncReport(1, 0, 0, "")
     assert Store(fresh.uri).digests == digests(row())
     names = {".sending", "mlartifacts", "mlflow.db", "runs", "sent.jsonl"}
     assert {path.name for path in fresh.results.iterdir()} == names
@@ -547,7 +547,7 @@ def test_a_disk_that_fills_while_the_database_is_made(fresh: Tracker, monkeypatc
         sent = sync(place)
     assert sent.waiting == 1 and "cannot be used" in sent.reason and "disk is full" in sent.reason
     assert {path.name for path in place.results.iterdir()} <= {"runs", ".sending", "mlflow.db"}
-    assert sync(place) == Sent(1, 0, 0, "")
+    assert sync(place) == SyncReport(1, 0, 0, "")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.6, 0.9])
@@ -572,10 +572,10 @@ def test_a_damaged_database_is_one_line(share: float, local: Tracker, capfd: pyt
 def test_sync_groups_by_benchmark_and_encoder(local: Tracker) -> None:
     large = row("mcm", encoder={"name": "L", "slug": "L"}, status="failed", error="x", ood=())
     all_rows = [row("energy"), row("mcm"), large, row("energy", benchmark="other")]
-    assert sync(local) == Sent(0, 0, 0, "")
+    assert sync(local) == SyncReport(0, 0, 0, "")
     lay(local.results, *all_rows)
-    assert sync(local) == Sent(4, 0, 0, "")
-    assert sync(local) == Sent(0, 4, 0, "")
+    assert sync(local) == SyncReport(4, 0, 0, "")
+    assert sync(local) == SyncReport(0, 4, 0, "")
     glyphs = {run.info.run_name: json.loads(artifact(run, "rows.json")) for run in Store(local.uri).parents}
     both, alone = "Vi/T B on glyphs: energy[scale=1], mcm[scale=1], seed 3", "L on glyphs: mcm[scale=1], seed 3"
     assert {name: len(rows) for name, rows in glyphs.items()} == {both: 2, alone: 1}
@@ -745,11 +745,11 @@ def test_a_server_gets_every_row_once(
     )
     with monkeypatch.context() as patch:
         counter = Counter(patch)
-        assert send(here, [*all_rows, odd], attach) == Sent(5, 0, 0, "")
+        assert send(here, [*all_rows, odd], attach) == SyncReport(5, 0, 0, "")
     assert counter.count <= 9 * 5 + 14
     assert capfd.readouterr() == ("", "")
-    assert send(there, all_rows, attach) == Sent(0, 4, 0, "")  # another machine, with no ledger
-    assert send(there, [*all_rows, row("new", benchmark="once")], attach) == Sent(1, 4, 0, "")
+    assert send(there, all_rows, attach) == SyncReport(0, 4, 0, "")  # another machine, with no ledger
+    assert send(there, [*all_rows, row("new", benchmark="once")], attach) == SyncReport(1, 4, 0, "")
     assert store.digests == digests(*all_rows, odd, row("new", benchmark="once"))
     assert len(store.parents) == 2 and len(store.children) == 6
     assert {run.info.status for run in store.runs} == {"FINISHED"}
@@ -779,7 +779,7 @@ def test_a_cable_cut_at_any_request(
         sent = send(tracker, both, attach)
     assert sent.reason.startswith(f"tracking server {server} failed in the middle (") and "cable cut" in sent.reason
     assert sent.waiting + sent.arrived == 2 and sent.arrived == len(store.digests)
-    assert sync(tracker) == Sent(sent.waiting, sent.arrived, 0, "")
+    assert sync(tracker) == SyncReport(sent.waiting, sent.arrived, 0, "")
     assert store.digests == digests(*both)
     assert capfd.readouterr() == ("", "")
 
@@ -791,9 +791,9 @@ def test_a_server_that_was_down(tmp_path: Path) -> None:
     lay(tracker.results, row("energy"), row("mcm"))
     check_waits(tracker, "refused")
     with serving(tmp_path / "server", port) as running:
-        assert sync(tracker) == Sent(2, 0, 0, "")
+        assert sync(tracker) == SyncReport(2, 0, 0, "")
         assert Store(running.uri).digests == digests(row("energy"), row("mcm"))
-        assert sync(tracker) == Sent(0, 2, 0, "")
+        assert sync(tracker) == SyncReport(0, 2, 0, "")
     check = send(tracker, [row("energy"), row("new")], attach)
     assert (check.arrived, check.known, check.waiting) == (0, 1, 1)
 

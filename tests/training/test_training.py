@@ -33,20 +33,20 @@ from oodbench.encoder.resolve import resolve
 from oodbench.errors import UserError
 from oodbench.method import Optimiser, TrainedMethod, registry
 from oodbench.pipeline import weights as weights_of
-from oodbench.pipeline.extract import Recipe
+from oodbench.pipeline.extract import EmbeddingConfig
 from oodbench.pipeline.text_embeddings import WordParts
 from oodbench.storage.store import Store
-from oodbench.tracking.connection import quiet
+from oodbench.tracking.connection import quiet_mlflow
 from oodbench.training import batches
-from oodbench.training.batches import Feed
-from oodbench.training.checkpoints import State
+from oodbench.training.batches import PairBatches
+from oodbench.training.checkpoints import Checkpoints
 from oodbench.training.loop import Trainer
 from oodbench.training.losses import lines
-from oodbench.training.material import BATCH, Material, add_texts, gather
+from oodbench.training.material import BATCH, TrainingData, add_texts, gather
 from oodbench.training.plan import TrainRequest, make_plan
-from oodbench.training.processes import World
+from oodbench.training.processes import ProcessGroup
 from oodbench.training.schedule import Schedule, groups
-from oodbench.training.train import Diverged, Outcome, TrainWatch, train
+from oodbench.training.train import Diverged, TrainOutcome, TrainWatch, train
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 OODBENCH = str(Path(sys.executable).with_name("oodbench"))
@@ -143,7 +143,7 @@ def same(one: Path, other: Path) -> bool:
 
 
 def losses(out: Path) -> list[dict[str, Any]]:
-    return lines(State(out).folder / "losses.jsonl")
+    return lines(Checkpoints(out).folder / "losses.jsonl")
 
 
 # The loop
@@ -157,13 +157,13 @@ def encoder() -> OpenClip:
 def trainer_of(encoder: OpenClip, request: TrainRequest, **settings: Any) -> Trainer:
     store = Store(Path(os.environ["OODBENCH_STORE"]))
     load = functools.partial(lambda one: one, encoder)
-    recipe, alone = Recipe(encoder.card.identity, "fp32", BATCH), World(0, 1, "cpu")
+    recipe, alone = EmbeddingConfig(encoder.card.identity, "fp32", BATCH), ProcessGroup(0, 1, "cpu")
     material = gather(request, recipe, store, load, alone, lambda what, n: lambda k: None)
     add_texts(material, WordParts(encoder.card.identity, "fp32", store), load, lambda what, n: lambda k: None)
     info = registry.methods(request.plugins)["toy"]
     method: Any = registry.make(info, {**info.defaults(), **settings})
     schedule = Schedule(Optimiser(lr=1e-3, batch=32), len(material), 9, 0)
-    return Trainer(method, Feed(material, schedule, encoder, request.chunk), alone, "fp32")
+    return Trainer(method, PairBatches(material, schedule, encoder, request.chunk), alone, "fp32")
 
 
 def gradients(trainer: Trainer) -> dict[str, Tensor]:
@@ -241,7 +241,7 @@ def test_adamw_adds_eps_before_or_after_the_bias_is_corrected(
         return Trainer(made._method, feed, made.world, "fp32")
 
     trainer = begun()
-    state = State(tmp_path / "adamw.safetensors")
+    state = Checkpoints(tmp_path / "adamw.safetensors")
     state.begin({})
     rng = np.random.default_rng(0)
     expected = [one.detach().double().numpy().copy() for one in trainer.parameters]
@@ -324,7 +324,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
 ) -> None:
     whole = train(ask(out=tmp_path / "whole.safetensors"))
     train(ask(max_steps=9, checkpoint_every=4))
-    state = State(tmp_path / "toy.safetensors")
+    state = Checkpoints(tmp_path / "toy.safetensors")
     assert state.steps() == [8, 9]
     state.path(9).write_bytes(state.path(9).read_bytes()[:5000])
     resumed = train(ask(checkpoint_every=4))
@@ -344,7 +344,7 @@ def test_another_training_in_the_same_place_is_refused(ask: Callable[..., TrainR
 def test_nan_stops_and_leaves_the_last_good_checkpoint(ask: Callable[..., TrainRequest], tmp_path: Path) -> None:
     with pytest.raises(Diverged, match=r"the loss of step 6 is no number \(own nan"):
         train(ask(settings=("toy.explode=5",), checkpoint_every=2))
-    state = State(tmp_path / "toy.safetensors")
+    state = Checkpoints(tmp_path / "toy.safetensors")
     assert state.steps() == [2, 4] and not (tmp_path / "toy.safetensors").exists()
     good = torch.load(state.path(4), weights_only=True)
     assert all(bool(value.isfinite().all()) for value in good["module"].values())
@@ -611,7 +611,7 @@ def test_killed_and_stopped_trainings_go_on_to_the_same_bits(
         await_lines(out, number)
         process.send_signal(how)
         _, told = process.communicate(timeout=120)
-        saved = State(out).steps()[-1]
+        saved = Checkpoints(out).steps()[-1]
         if how == signal.SIGKILL:
             assert process.returncode == -9 and len(losses(out)) - saved <= 10
         else:
@@ -646,7 +646,7 @@ def test_two_processes_give_what_one_gives(
     _, told = done.communicate(timeout=240)
     assert done.returncode == 0, told
     pair = [
-        torch.load(State(tmp_path / name).path(1), weights_only=True)
+        torch.load(Checkpoints(tmp_path / name).path(1), weights_only=True)
         for name in ("alone.safetensors", "toy.safetensors")
     ]
     moments = [[one["exp_avg"] for one in found["optimiser"]["state"].values()] for found in pair]
@@ -668,7 +668,7 @@ def test_two_processes_give_what_one_gives(
 
 def curve(database: Path, name: str) -> tuple[str, list[int]]:
     """Status of the one run of a store, and the steps of one of its metrics."""
-    with quiet():
+    with quiet_mlflow():
         from mlflow import MlflowClient
 
         client = MlflowClient(f"sqlite:///{database}")
@@ -797,7 +797,7 @@ def test_real_captions_and_a_vit_b_32_of_real_size(shared: Path, tmp_path: Path)
     plain = TrainRequest(
         "clipn", encoder=encoder, batch=8, max_steps=3, chunk=4, lr=1e-5, device="cpu", store=tmp_path / "store"
     )
-    outcomes: list[Outcome] = []
+    outcomes: list[TrainOutcome] = []
     for name, captions, data in (
         ("some", tmp_path / "some.csv", source.parent),
         ("csv", tmp_path / "firsts.csv", source.parent),
@@ -811,8 +811,8 @@ def test_real_captions_and_a_vit_b_32_of_real_size(shared: Path, tmp_path: Path)
         first = losses(out)[0]
         assert first["loss"] == pytest.approx(1.688147, abs=1e-4)
         assert losses(out)[2]["loss"] < first["loss"]
-        for step in State(out).steps():  # a gigabyte each
-            State(out).path(step).unlink()
+        for step in Checkpoints(out).steps():  # a gigabyte each
+            Checkpoints(out).path(step).unlink()
     assert [outcome.steps for outcome in outcomes] == [120, 40, 40]
     assert same(outcomes[1].out, outcomes[2].out)
     zoc = dataclasses.replace(plain, method="zoc", lr=1e-3, captions=str(tmp_path / "firsts.csv"), data=source.parent)
@@ -829,4 +829,4 @@ def test_real_captions_and_a_vit_b_32_of_real_size(shared: Path, tmp_path: Path)
 
 def test_the_interface_is_what_the_loop_serves() -> None:
     assert TrainedMethod.__abstractmethods__ >= {"module", "inputs", "embed", "loss"}
-    assert Material().captions == [] and json.dumps(dataclasses.asdict(Optimiser()))
+    assert TrainingData().captions == [] and json.dumps(dataclasses.asdict(Optimiser()))

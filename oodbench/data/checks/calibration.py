@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from oodbench.data.checks.findings import Finding, some
-from oodbench.data.imageset import Files, Listing
+from oodbench.data.imageset import ImageFiles, ImageSet
 from oodbench.storage.store import file_digest
 
 _TAIL = 1024  # bytes at the end of a file: unlike the headers, they differ between images
 
 
-def overlap(test: Listing, calibration: Listing) -> Iterator[Finding]:
+def overlap(test: ImageSet, calibration: ImageSet) -> Iterator[Finding]:
     """The finding about test images that are calibration images, too.
 
     Files are compared by place, then by size and last kilobyte, and only where those agree by all their bytes: a
@@ -21,7 +21,7 @@ def overlap(test: Listing, calibration: Listing) -> Iterator[Finding]:
     UserError when that fails.
     """
     pair = (test.dataset.name, calibration.dataset.name)
-    files = isinstance(test.reader, Files) and isinstance(calibration.reader, Files)
+    files = isinstance(test.reader, ImageFiles) and isinstance(calibration.reader, ImageFiles)
     common = sorted(
         {*_by_place(test, calibration), *_by_bytes(test, calibration)} if files else _by_content(test, calibration)
     )
@@ -34,18 +34,18 @@ def overlap(test: Listing, calibration: Listing) -> Iterator[Finding]:
     yield Finding("error", "calibration", pair, message, len(common), some([test.names[i] for i in common]))
 
 
-def _by_content(test: Listing, other: Listing) -> list[int]:
+def _by_content(test: ImageSet, other: ImageSet) -> list[int]:
     """Positions in `test` of what is stored for an image of `other`, too; reads both."""
     prints = set(other.by_content().prints)
     return [i for i, one in enumerate(test.by_content().prints) if one in prints]
 
 
-def _by_place(test: Listing, other: Listing) -> list[int]:
+def _by_place(test: ImageSet, other: ImageSet) -> list[int]:
     known = set(_places(other))
     return [i for i, place in enumerate(_places(test)) if place in known]
 
 
-def _places(listing: Listing) -> Iterator[str]:
+def _places(listing: ImageSet) -> Iterator[str]:
     """Where every image lies, with links in the folders resolved (a link per image is found by its bytes)."""
     real: dict[str, str] = {}
     root = str(listing.folder)
@@ -56,7 +56,7 @@ def _places(listing: Listing) -> Iterator[str]:
         yield f"{real[folder]}/{file}"
 
 
-def _by_bytes(test: Listing, other: Listing) -> list[int]:
+def _by_bytes(test: ImageSet, other: ImageSet) -> list[int]:
     """Positions in `test` of files whose bytes are those of a file of `other`."""
     ends: dict[tuple[int, bytes], list[int]] = {}
     for i, name in enumerate(test.names):

@@ -18,7 +18,7 @@ _KEEP = 1000  # pairs that are returned; all are counted
 
 
 @dataclass(frozen=True)
-class Pair:
+class DuplicatePair:
     """Positions in two lists, and in how many bits the hashes differ."""
 
     first: int
@@ -27,49 +27,51 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class DuplicatePairs:
     """The closest pairs, and how many images of the second list have a partner in the first."""
 
-    pairs: list[Pair]
+    pairs: list[DuplicatePair]
     images: int
 
 
-def identical(first: Sequence[Look], second: Sequence[Look]) -> list[Pair]:
+def identical(first: Sequence[Look], second: Sequence[Look]) -> list[DuplicatePair]:
     """Every image of the second list whose pixels are those of an image of the first."""
     known: dict[str, int] = {}
     for i, one in enumerate(first):
         if not one.problem:
             known.setdefault(one.pixels, i)
-    return [Pair(known[one.pixels], j) for j, one in enumerate(second) if not one.problem and one.pixels in known]
+    return [
+        DuplicatePair(known[one.pixels], j) for j, one in enumerate(second) if not one.problem and one.pixels in known
+    ]
 
 
-def repeated(looks: Sequence[Look]) -> list[Pair]:
+def repeated(looks: Sequence[Look]) -> list[DuplicatePair]:
     """Every image that has the pixels of an earlier one of its list."""
     seen: dict[str, int] = {}
-    pairs = [Pair(seen.setdefault(one.pixels, i), i) for i, one in enumerate(looks) if not one.problem]
+    pairs = [DuplicatePair(seen.setdefault(one.pixels, i), i) for i, one in enumerate(looks) if not one.problem]
     return [pair for pair in pairs if pair.first != pair.second]
 
 
-def similar(first: Sequence[Look], second: Sequence[Look], radius: int) -> Pairs:
+def similar(first: Sequence[Look], second: Sequence[Look], radius: int) -> DuplicatePairs:
     """Pairs whose hashes differ in at most `radius` of 64 bits and whose pixels differ, closest first."""
     known = {one.pixels for one in first}
     at, marks = _marks(first, frozenset())
     at_other, other = _marks(second, known)
     found = near(marks, other, radius)
-    pairs = [Pair(int(at[p.first]), int(at_other[p.second]), p.distance) for p in found.pairs]
-    return Pairs(sorted(pairs, key=lambda p: (p.distance, p.second)), found.images)
+    pairs = [DuplicatePair(int(at[p.first]), int(at_other[p.second]), p.distance) for p in found.pairs]
+    return DuplicatePairs(sorted(pairs, key=lambda p: (p.distance, p.second)), found.images)
 
 
-def near(first: Marks, second: Marks, radius: int, keep: int = _KEEP) -> Pairs:
+def near(first: Marks, second: Marks, radius: int, keep: int = _KEEP) -> DuplicatePairs:
     """Pairs of 64-bit hashes [n], [m] that differ in at most `radius` bits: every distance is taken.
 
     About 1e9 distances a second and core. At most `keep` pairs are returned; the number of images is exact.
     """
     hit = np.zeros(len(second), bool)
-    pairs: list[Pair] = []
+    pairs: list[DuplicatePair] = []
 
-    def rows(start: int) -> list[Pair]:
-        kept: list[Pair] = []
+    def rows(start: int) -> list[DuplicatePair]:
+        kept: list[DuplicatePair] = []
         block = first[start : start + _ROWS, None]
         for left in range(0, len(second), _COLUMNS):
             distance = np.bitwise_count(block ^ second[None, left : left + _COLUMNS])
@@ -80,7 +82,7 @@ def near(first: Marks, second: Marks, radius: int, keep: int = _KEEP) -> Pairs:
             i, j = np.nonzero(close)
             order = np.argsort(distance[i, j], kind="stable")[: keep - len(kept)]
             kept += [
-                Pair(start + int(a), left + int(b), int(distance[a, b]))
+                DuplicatePair(start + int(a), left + int(b), int(distance[a, b]))
                 for a, b in zip(i[order], j[order], strict=True)
             ]
         return kept
@@ -88,7 +90,7 @@ def near(first: Marks, second: Marks, radius: int, keep: int = _KEEP) -> Pairs:
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
         for found in pool.map(rows, range(0, len(first), _ROWS)):
             pairs += found[: keep - len(pairs)]
-    return Pairs(pairs, int(hit.sum()))
+    return DuplicatePairs(pairs, int(hit.sum()))
 
 
 def _marks(looks: Sequence[Look], without: Collection[str]) -> tuple[npt.NDArray[np.int64], Marks]:

@@ -50,7 +50,7 @@ class Card:
 
 
 @dataclass
-class Report:
+class CheckReport:
     """All that was found; `ok` unless there is an error."""
 
     cards: list[Card] = field(default_factory=list)
@@ -87,7 +87,7 @@ def some(examples: list[str]) -> tuple[str, ...]:
 _HEAD = ("set", "role", "images", "expected", "unreadable", "modes", "grey", "shorter side", "list")
 
 
-def text(report: Report) -> str:
+def text(report: CheckReport) -> str:
     """The report as plain text."""
     rows = [_HEAD, *(tuple(map(printable, _row(card))) for card in report.cards)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]

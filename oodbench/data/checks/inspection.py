@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from oodbench.data import decode
 from oodbench.data.decode import DEEP, flattened
-from oodbench.data.imageset import Listing
+from oodbench.data.imageset import ImageSet
 from oodbench.errors import UserError
 from oodbench.storage.store import Store
 
@@ -110,7 +110,7 @@ PART = 64  # images, on average
 Done = Callable[[int], None]
 
 
-def inspect(listing: Listing, store: Store, workers: int = 0, done: Done = lambda n: None) -> list[Look]:
+def inspect(listing: ImageSet, store: Store, workers: int = 0, done: Done = lambda n: None) -> list[Look]:
     """A look at every image in list order; those of earlier runs come from the store unless the image changed.
 
     `done` is told how many images are ready. An image that the system withholds (no permission, a drive that went away)
@@ -165,7 +165,7 @@ def parts(names: tuple[str, ...]) -> list[tuple[int, int]]:
     return list(zip([0, *ends], ends, strict=False))
 
 
-def _inputs(listing: Listing, bounds: tuple[int, int]) -> dict[str, object]:
+def _inputs(listing: ImageSet, bounds: tuple[int, int]) -> dict[str, object]:
     one = listing.dataset  # splits of one torchvision folder have the same names, sizes and times
     return {
         "engine": ENGINE,
@@ -174,7 +174,7 @@ def _inputs(listing: Listing, bounds: tuple[int, int]) -> dict[str, object]:
     }
 
 
-def _look(listing: Listing, index: int) -> tuple[Look, bool]:
+def _look(listing: ImageSet, index: int) -> tuple[Look, bool]:
     """The look, and whether it will be the same next time."""
     try:
         image = listing.read(index)

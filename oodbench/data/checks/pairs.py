@@ -16,7 +16,7 @@ from oodbench.data.checks import duplicates
 from oodbench.data.checks.findings import Finding, some
 from oodbench.data.checks.inspection import Look
 from oodbench.data.checks.single import plainly
-from oodbench.data.imageset import Listing
+from oodbench.data.imageset import ImageSet
 from oodbench.errors import UserError
 
 _PLACES = ("/usr/share/wordnet", "~/nltk_data/corpora/wordnet")  # Debian's wordnet-base, NLTK
@@ -89,10 +89,10 @@ _FEATURES: dict[str, Callable[[Look], float]] = {
 
 
 @dataclass(frozen=True)
-class Side:
+class ImageSide:
     """A set and the looks at its images."""
 
-    listing: Listing
+    listing: ImageSet
     looks: Sequence[Look]
 
     @property
@@ -100,11 +100,11 @@ class Side:
         return self.listing.dataset.name
 
 
-def shared(id_set: Side, ood: Side, radius: int) -> Iterator[Finding]:
+def shared(id_set: ImageSide, ood: ImageSide, radius: int) -> Iterator[Finding]:
     """Identical images, and those whose perceptual hashes differ in at most `radius` bits (0: equal hashes)."""
     pair = (id_set.name, ood.name)
 
-    def told(p: duplicates.Pair) -> str:
+    def told(p: duplicates.DuplicatePair) -> str:
         return f"{id_set.listing.names[p.first]} = {ood.listing.names[p.second]}"
 
     same = duplicates.identical(id_set.looks, ood.looks)
@@ -118,7 +118,7 @@ def shared(id_set: Side, ood: Side, radius: int) -> Iterator[Finding]:
         yield Finding("warning", "near-duplicates", pair, message, near.images, some(examples))
 
 
-def shortcuts(id_set: Side, ood: Side) -> Iterator[Finding]:
+def shortcuts(id_set: ImageSide, ood: ImageSide) -> Iterator[Finding]:
     """Whether size or colour alone tells the sets apart, so that scores may measure that instead of the content."""
     pair = (id_set.name, ood.name)
     ours, theirs = ([one for one in side.looks if not one.problem] for side in (id_set, ood))
@@ -149,7 +149,7 @@ def auroc(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> fl
     return float(below.mean() / (2 * len(second)))
 
 
-def class_names(listing: Listing) -> dict[str, str]:
+def class_names(listing: ImageSet) -> dict[str, str]:
     """Class name -> what it is looked up by in WordNet: the folder where that is a synset's number, else the name.
 
     Names are those of the class list, or the folders that hold the images when there are several.
@@ -168,7 +168,7 @@ def class_names(listing: Listing) -> dict[str, str]:
     return {folder: folder for folder in folders if folder} if len(folders) > 1 else {}
 
 
-def overlap(id_set: Listing, ood: Listing, net: WordNet | None) -> Iterator[Finding]:
+def overlap(id_set: ImageSet, ood: ImageSet, net: WordNet | None) -> Iterator[Finding]:
     """Findings about class names of both sets; nothing when one of them has no classes."""
     pair = (id_set.dataset.name, ood.dataset.name)
     ours, theirs = class_names(id_set), class_names(ood)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from oodbench.data.catalog import Dataset
 from oodbench.data.checks import calibration, pairs, single
-from oodbench.data.checks.findings import Finding, Report
+from oodbench.data.checks.findings import CheckReport, Finding
 from oodbench.data.checks.inspection import Done, inspect
-from oodbench.data.checks.pairs import Side
+from oodbench.data.checks.pairs import ImageSide
 from oodbench.data.checks.scope import Scope
-from oodbench.data.imageset import Listing, listing
+from oodbench.data.imageset import ImageSet, listing
 from oodbench.errors import Missing, Unlabelled, UserError
 from oodbench.storage.store import Store
 
@@ -22,7 +22,7 @@ Watch = Callable[[str, int], Done]  # (what is done, how many steps) -> a functi
 
 
 @dataclass(frozen=True)
-class Settings:
+class CheckSettings:
     """How to look: where data lie, threads (0: one per core), bits of near-duplicates, images of each set at most."""
 
     data: Path
@@ -32,10 +32,10 @@ class Settings:
     limit: int | None = None
 
 
-def examine(scope: Scope, settings: Settings, watch: Watch = lambda what, n: lambda done: None) -> Report:
+def examine(scope: Scope, settings: CheckSettings, watch: Watch = lambda what, n: lambda done: None) -> CheckReport:
     """Check all of a scope. Data that are wrong are in the report; UserError when there are none at all."""
-    report = Report()
-    sides: dict[str, Side] = {}
+    report = CheckReport()
+    sides: dict[str, ImageSide] = {}
     for name, dataset in scope.sets.items():
         role = scope.roles[name]
         dataset, digest, finding = single.compared(dataset, settings.data)
@@ -54,7 +54,7 @@ def examine(scope: Scope, settings: Settings, watch: Watch = lambda what, n: lam
         if len(listed) < listed.total:
             message = f"only {len(listed):,} of {listed.total:,} images were looked at"
             report.findings.append(Finding("note", "limit", (name,), message))
-        sides[name] = Side(listed, looks)
+        sides[name] = ImageSide(listed, looks)
     _compare(scope, sides, settings, report, watch)
     for name, dataset in scope.calibrations.items():
         if name in sides:
@@ -67,7 +67,7 @@ def examine(scope: Scope, settings: Settings, watch: Watch = lambda what, n: lam
     return report
 
 
-def _list(dataset: Dataset, role: str, settings: Settings, report: Report, scope: Scope) -> Listing | None:
+def _list(dataset: Dataset, role: str, settings: CheckSettings, report: CheckReport, scope: Scope) -> ImageSet | None:
     """The images of a set, labelled where it is an ID set; None and a finding when they cannot be listed.
 
     A set that has no role may be meant for either: what is wrong with its classes is a warning.
@@ -91,7 +91,7 @@ def _list(dataset: Dataset, role: str, settings: Settings, report: Report, scope
     return None
 
 
-def _with_classes(listed: Listing, settings: Settings, report: Report) -> Listing:
+def _with_classes(listed: ImageSet, settings: CheckSettings, report: CheckReport) -> ImageSet:
     """The same list with the remarks on its classes, where it has some."""
     try:
         labelled = _listing(listed.dataset, True, settings)
@@ -104,11 +104,13 @@ def _with_classes(listed: Listing, settings: Settings, report: Report) -> Listin
     return dataclasses.replace(listed, remarks=labelled.remarks)
 
 
-def _listing(dataset: Dataset, labelled: bool, settings: Settings) -> Listing:
+def _listing(dataset: Dataset, labelled: bool, settings: CheckSettings) -> ImageSet:
     return listing(dataset, settings.data, labelled=labelled, strict=False, store=settings.store, limit=settings.limit)
 
 
-def _compare(scope: Scope, sides: dict[str, Side], settings: Settings, report: Report, watch: Watch) -> None:
+def _compare(
+    scope: Scope, sides: dict[str, ImageSide], settings: CheckSettings, report: CheckReport, watch: Watch
+) -> None:
     there = [(sides[a], sides[b]) for a, b in scope.pairs if a in sides and b in sides]
     if not there:
         return
@@ -122,7 +124,7 @@ def _compare(scope: Scope, sides: dict[str, Side], settings: Settings, report: R
         done(1)
 
 
-def _calibration(test: Listing, dataset: Dataset, settings: Settings, report: Report) -> None:
+def _calibration(test: ImageSet, dataset: Dataset, settings: CheckSettings, report: CheckReport) -> None:
     """Card and findings of a calibration set: its list and what of it is tested on. Its images are not decoded."""
     try:
         listed = _listing(dataset, True, dataclasses.replace(settings, limit=None))

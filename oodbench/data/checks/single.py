@@ -13,7 +13,7 @@ from oodbench.data.checks import duplicates
 from oodbench.data.checks.findings import Card, Finding, some
 from oodbench.data.checks.inspection import Look
 from oodbench.data.decode import flat_remark
-from oodbench.data.imageset import Listing
+from oodbench.data.imageset import ImageSet
 from oodbench.data.loaders.imagelist import read_list
 from oodbench.data.loaders.layout import same_prompts
 from oodbench.errors import UserError
@@ -22,12 +22,12 @@ from oodbench.storage.store import digest
 _PLAIN = ("RGB", "L")  # modes that nobody needs to think about
 
 
-def list_digest(listing: Listing) -> str:
+def list_digest(listing: ImageSet) -> str:
     """sha256 of the names in list order and their labels: the same wherever the images lie."""
     return digest([list(listing.names), listing.labels.tolist()])
 
 
-def card(listing: Listing, role: str) -> Card:
+def card(listing: ImageSet, role: str) -> Card:
     """What a list says without a look at its images."""
     return Card(
         name=listing.dataset.name,
@@ -50,7 +50,7 @@ def see(seen: Card, looks: Sequence[Look]) -> None:
     seen.shorter = (sides[0], sides[len(sides) // 2], sides[-1]) if sides else None
 
 
-def of_list(seen: Card, listing: Listing) -> Iterator[Finding]:
+def of_list(seen: Card, listing: ImageSet) -> Iterator[Finding]:
     """Findings that take no look at an image: count, absent files, class folders."""
     name = (seen.name,)
     if seen.expected is not None and seen.images != seen.expected:
@@ -69,7 +69,7 @@ def of_list(seen: Card, listing: Listing) -> Iterator[Finding]:
         yield from of_names(listing)
 
 
-def of_images(listing: Listing, looks: Sequence[Look]) -> Iterator[Finding]:
+def of_images(listing: ImageSet, looks: Sequence[Look]) -> Iterator[Finding]:
     """Findings about the images: broken ones, modes, repetitions."""
     name = (listing.dataset.name,)
     broken = [f"{n}: {one.problem}" for n, one in zip(listing.names, looks, strict=True) if one.problem]
@@ -103,7 +103,7 @@ def of_images(listing: Listing, looks: Sequence[Look]) -> Iterator[Finding]:
         yield Finding("warning", "repeated", name, message, len(again), some(told_pairs))
 
 
-def of_names(listing: Listing) -> Iterator[Finding]:
+def of_names(listing: ImageSet) -> Iterator[Finding]:
     """The finding about class names that the tokenizer does not tell apart, unless the list is a shipped one."""
     classes, names = listing.dataset.classes, listing.named or listing.folders
     try:
@@ -114,7 +114,7 @@ def of_names(listing: Listing) -> Iterator[Finding]:
         yield Finding("note", one.kind, (listing.dataset.name,), one.message, one.count, one.examples)
 
 
-def _classes(listing: Listing) -> Iterator[Finding]:
+def _classes(listing: ImageSet) -> Iterator[Finding]:
     """Class folders against the class-name list."""
     dataset, folders = listing.dataset, listing.folders
     if not dataset.classes:

@@ -10,7 +10,7 @@ import numpy as np
 
 from oodbench.data.catalog import Dataset
 from oodbench.data.imageset import Items
-from oodbench.storage.fingerprints import Taken
+from oodbench.storage.fingerprints import ReadImage
 from oodbench.storage.store import Store
 
 if TYPE_CHECKING:
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 class Rendered:
     """Glyphs by `split/number-name`."""
 
-    def take(self, name: str) -> Taken:
+    def take(self, name: str) -> ReadImage:
         """Draw one image; its print is the sha256 of its pixels."""
         image = self._drawn(name)
         content = hashlib.sha256(image.tobytes()).hexdigest()
-        return Taken(content, lambda: image, lambda: content)
+        return ReadImage(content, lambda: image, lambda: content)
 
     def content(self, name: str) -> str:
         """sha256 of the pixels."""

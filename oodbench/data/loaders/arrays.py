@@ -14,7 +14,7 @@ import numpy.typing as npt
 from oodbench.data.catalog import Dataset
 from oodbench.data.imageset import Items, empty, keys_of, missing, unlabelled
 from oodbench.errors import UserError
-from oodbench.storage.fingerprints import Taken, inside, print_of
+from oodbench.storage.fingerprints import ReadImage, fingerprint, inside
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,10 +28,10 @@ class Pixels:
     path: Path
     key: str  # name of the array in the file, "" in a .npy file
 
-    def take(self, name: str) -> Taken:
+    def take(self, name: str) -> ReadImage:
         """The image at an index: greyscale, RGB or RGBA; its sha256 is that of shape and pixels."""
         pixels = np.array(self.array[int(name)], order="C")
-        now = inside(print_of(self.path), *filter(None, (self.key,)), int(name))  # after the pixels are read
+        now = inside(fingerprint(self.path), *filter(None, (self.key,)), int(name))  # after the pixels are read
 
         def image() -> Image:
             from PIL import Image
@@ -41,7 +41,7 @@ class Pixels:
         def content() -> str:
             return hashlib.sha256(f"{pixels.shape} ".encode() + pixels.tobytes()).hexdigest()
 
-        return Taken(now, image, content)
+        return ReadImage(now, image, content)
 
     def content(self, name: str) -> str:
         """sha256 of shape and pixels."""
@@ -62,7 +62,7 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     if not path.is_file():
         raise missing(dataset, path)
     try:
-        whole = print_of(path)  # before it is opened
+        whole = fingerprint(path)  # before it is opened
         key, images, labels = _arrays(dataset, path)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"dataset '{dataset.name}': {path} cannot be read: {error}") from error

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from oodbench.data.catalog import Dataset
-from oodbench.data.imageset import Files, Items, classes_of, empty, missing
+from oodbench.data.imageset import ImageFiles, Items, classes_of, empty, missing
 from oodbench.data.loaders.layout import Classes, is_beside, is_hidden, is_image, left_out, twice
 from oodbench.errors import UserError
 from oodbench.storage.files import irregular
-from oodbench.storage.fingerprints import stat_print
+from oodbench.storage.fingerprints import stat_fingerprint
 
 
 @dataclass
@@ -58,7 +58,7 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     if labelled:
         classes = classes_of(dataset, folder, names, found.others, found.folders)
     remarks = (*left_out(found.others, found.irregular), *twice(found.again()), *classes.remarks)
-    return Items(folder, names, prints, classes.labels, Files(folder), classes.folders, remarks=remarks)
+    return Items(folder, names, prints, classes.labels, ImageFiles(folder), classes.folders, remarks=remarks)
 
 
 def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], found: _Found) -> None:
@@ -80,7 +80,7 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], found: 
                 if irregular(stat.st_mode):
                     found.irregular.append(name)
                 else:
-                    found.images.append((name, stat_print(stat)))
+                    found.images.append((name, stat_fingerprint(stat)))
                     found.files.extend((stat.st_dev, stat.st_ino))
             else:
                 if entry.is_symlink() and not is_beside(name):

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from oodbench.data.catalog import UNKNOWN, Dataset
-from oodbench.data.imageset import Files, Items, keys_of, missing, unlabelled
+from oodbench.data.imageset import ImageFiles, Items, keys_of, missing, unlabelled
 from oodbench.data.loaders.layout import Remark, is_image, twice
 from oodbench.data.prompts import lines
 from oodbench.errors import Missing, UserError
-from oodbench.storage.fingerprints import print_of
+from oodbench.storage.fingerprints import fingerprint
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     prints: list[str | None] = []
     for name in wanted.names:
         try:
-            prints.append(print_of(folder / name))
+            prints.append(fingerprint(folder / name))
         except (FileNotFoundError, NotADirectoryError):
             prints.append(None)
         except OSError as error:
@@ -125,7 +125,7 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
         tuple(wanted.names[i] for i in there),
         tuple(prints[i] or "" for i in there),
         labels if labelled else np.full(len(there), -1),
-        Files(folder),
+        ImageFiles(folder),
         keys,
         absent=absent,
         remarks=_repeated(dataset, wanted, labelled),

@@ -20,7 +20,7 @@ from oodbench.data.catalog import Dataset
 from oodbench.data.imageset import Items, empty, keys_of, missing, unlabelled
 from oodbench.data.loaders.layout import Remark, is_hidden, some
 from oodbench.errors import Unlabelled, UserError
-from oodbench.storage.fingerprints import Taken, encoded, inside, joined, lasting, print_of
+from oodbench.storage.fingerprints import ReadImage, encoded, fingerprint, inside, joined, lasting
 from oodbench.storage.store import digest
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _SPLITS = ("test", "validation", "val", "train")
 
 
 @dataclass(frozen=True)
-class Table:
+class ParquetTable:
     """Columns of one or several files.
 
     schema   names and types of the columns, with Hugging Face's own facts
@@ -53,7 +53,7 @@ class Table:
     remarks: tuple[Remark, ...] = ()
 
 
-def on_disk(dataset: Dataset, place: Path) -> Table:
+def on_disk(dataset: Dataset, place: Path) -> ParquetTable:
     """Parquet files, or the arrow files of a saved dataset; of a folder with splits, the one that is asked for."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -69,7 +69,7 @@ def on_disk(dataset: Dataset, place: Path) -> Table:
     schemas: list[Any] = []
     first = None
     for path in files:
-        now = print_of(path)  # before it is opened
+        now = fingerprint(path)  # before it is opened
         if path.suffix == ".arrow":  # mapped into memory, not read
             whole = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
             schema = whole.schema
@@ -89,7 +89,7 @@ def on_disk(dataset: Dataset, place: Path) -> Table:
                 homed.append(path)
                 schemas.append(schema)
         first = first or schema
-    return Table(first, groups, prints, place, homes, homed, schemas, remarks)
+    return ParquetTable(first, groups, prints, place, homes, homed, schemas, remarks)
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _json(dataset: Dataset, path: Path) -> Any:
         raise UserError(f"dataset '{dataset.name}': {path} cannot be read: {error}") from error
 
 
-def on_hub(dataset: Dataset) -> Table:
+def on_hub(dataset: Dataset) -> ParquetTable:
     """A dataset by its name on the hub, through Hugging Face's own library and cache."""
     if any(c in dataset.path for c in "*?[{"):
         raise UserError(
@@ -192,12 +192,12 @@ def on_hub(dataset: Dataset) -> Table:
     now = cached_print(str(getattr(found, "_fingerprint", "")), files)
     home = f"{dataset.path}/{split}"
     groups = [(whole.num_rows, whole.column)]
-    return Table(whole.schema, groups, [now], Path(dataset.path), [home], files, [whole.schema], remarks)
+    return ParquetTable(whole.schema, groups, [now], Path(dataset.path), [home], files, [whole.schema], remarks)
 
 
-def cached_print(fingerprint: str, files: Sequence[Path]) -> str:
+def cached_print(known: str, files: Sequence[Path]) -> str:
     """The print of a dataset of the hub: its fingerprint, and the files of the cache that hold it."""
-    return joined(fingerprint, digest([print_of(path) for path in files]))
+    return joined(known, digest([fingerprint(path) for path in files]))
 
 
 _IMAGES = ("image", "img", "jpg", "png", "images", "pixels", "bytes")
@@ -205,7 +205,7 @@ _LABELS = ("label", "fine_label", "labels", "cls", "target", "class")
 
 
 @dataclass
-class Column:
+class ParquetColumn:
     """Image cells of several tables; of a parquet file, the row group read last is held.
 
     groups  per group: rows, and a function that reads its cells
@@ -243,7 +243,7 @@ class Column:
             raise ValueError(f"row {name} holds no image")
         return cell if isinstance(cell, bytes) else np.array(cell, np.uint8)
 
-    def take(self, name: str) -> Taken:
+    def take(self, name: str) -> ReadImage:
         """The image of a row."""
         cell = self.stored(name)
         now = self._print(int(name))  # after the cell is read
@@ -255,10 +255,10 @@ class Column:
 
             return Image.fromarray(cell)
 
-        return Taken(now, image, lambda: hashlib.sha256(cell.tobytes()).hexdigest())
+        return ReadImage(now, image, lambda: hashlib.sha256(cell.tobytes()).hexdigest())
 
     def _print(self, index: int) -> str:
-        return inside(print_of(self.files[self._group(index)]), index)
+        return inside(fingerprint(self.files[self._group(index)]), index)
 
     def _group(self, index: int) -> int:
         ends = list(accumulate(rows for rows, _ in self.groups))
@@ -276,7 +276,7 @@ class Column:
 
 
 @dataclass
-class Cached(Column):
+class Cached(ParquetColumn):
     """Image cells of a dataset of the hub, whose library says which files hold them, not which of them holds which."""
 
     listed_print: str = ""
@@ -305,7 +305,7 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
         image, label = _columns(dataset, table, labelled)
         groups = [(rows, _reader(read, image)) for rows, read in table.groups]
         column = (
-            Column(groups, table.homes, table.files)
+            ParquetColumn(groups, table.homes, table.files)
             if place.exists()
             else Cached(groups, table.homes, table.files, listed_print=table.prints[0])
         )
@@ -328,7 +328,7 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     )
 
 
-def _columns(dataset: Dataset, table: Table, labelled: bool) -> tuple[str, str]:
+def _columns(dataset: Dataset, table: ParquetTable, labelled: bool) -> tuple[str, str]:
     """Names of the image and the label column, "" for labels that are not asked for."""
     import pyarrow as pa
 
@@ -367,7 +367,7 @@ def _columns(dataset: Dataset, table: Table, labelled: bool) -> tuple[str, str]:
 
 
 def _labels(
-    dataset: Dataset, table: Table, label: str
+    dataset: Dataset, table: ParquetTable, label: str
 ) -> tuple[npt.NDArray[np.int64], tuple[str, ...], tuple[Remark, ...]]:
     """Class indices [n], -1 for null; the class names that Hugging Face keeps beside them; what was seen.
 

@@ -22,7 +22,7 @@ from oodbench.data.loaders.tar_links import files
 from oodbench.data.paths import expand as expand_home
 from oodbench.errors import Missing, UserError, is_url
 from oodbench.storage.files import regular
-from oodbench.storage.fingerprints import Taken, encoded, inside, print_of, stat_print
+from oodbench.storage.fingerprints import ReadImage, encoded, fingerprint, inside, stat_fingerprint
 from oodbench.storage.remote import fetched, print_of_copy
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -117,7 +117,7 @@ def read_member(path: Path, member: Member) -> tuple[bytes, str]:
             content = file.read(member.size)
             while 0 < len(content) < member.size and (more := file.read(member.size - len(content))):
                 content += more
-            now = stat_print(os.fstat(file.fileno()))
+            now = stat_fingerprint(os.fstat(file.fileno()))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     if len(content) != member.size:
@@ -187,7 +187,7 @@ class Archives:
     where: Mapping[str, tuple[Path, Member]]
     copies: Mapping[Path, tuple[str, str]] = field(default_factory=dict)
 
-    def take(self, name: str) -> Taken:
+    def take(self, name: str) -> ReadImage:
         """Read a member."""
         path, member = self.where[name]
         raw, now = read_member(path, member)
@@ -219,7 +219,7 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     for path in paths:
         if not path.is_file():
             raise missing(dataset, path)
-        whole = print_of(path)
+        whole = fingerprint(path)
         if is_url(pattern):
             copies[path] = (whole, print_of_copy(path))
             whole = copies[path][1]

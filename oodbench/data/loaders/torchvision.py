@@ -14,7 +14,7 @@ import numpy as np
 from oodbench.data.catalog import Dataset
 from oodbench.data.imageset import Items, keys_of, missing, unlabelled
 from oodbench.errors import Missing, UserError, did_you_mean
-from oodbench.storage.fingerprints import Taken, inside, joined, lasting, pixels, print_of
+from oodbench.storage.fingerprints import ReadImage, fingerprint, inside, joined, lasting, pixels
 from oodbench.storage.store import digest
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Torchvision:
     root: Path
     listed_print: str
 
-    def take(self, name: str) -> Taken:
+    def take(self, name: str) -> ReadImage:
         """The image at an index; its sha256 is that of mode, size and pixels: the stored form differs by set."""
         from PIL.Image import Image
 
@@ -136,6 +136,6 @@ def _tree(dataset: Dataset, root: Path) -> str:
     found = []
     for folder, _, names in os.walk(root):
         for path in (Path(folder, name) for name in names):
-            found.append(f"{path.relative_to(root).as_posix()}:{print_of(path)}")
+            found.append(f"{path.relative_to(root).as_posix()}:{fingerprint(path)}")
     known = digest([dataset.source, dataset.split, sorted(lasting(one) for one in found)])
     return joined(known, digest(sorted(found)))

@@ -16,7 +16,7 @@ from oodbench.report.figures.style import (
     ID_COLOUR,
     OOD_COLOUR,
     SIZE,
-    Layout,
+    FigureLayout,
     fitted,
     house,
     pages,
@@ -25,14 +25,14 @@ from oodbench.report.figures.style import (
     width,
 )
 from oodbench.report.figures.subject import Entrant, Subject
-from oodbench.report.image_scores import Images
+from oodbench.report.image_scores import ImageScores
 from oodbench.results import SetRow
 
 Floats = NDArray[np.float64]
 
 BINS, PANELS = 60, 12
 TAIL = 0.001  # share of a set's scores that may lie beyond either end of the axis
-_LAYOUT = Layout((3.0, 1.35), gap=(0.25, 0.5), left=0.5, head=0.4)
+_LAYOUT = FigureLayout((3.0, 1.35), gap=(0.25, 0.5), left=0.5, head=0.4)
 
 
 def draw(subject: Subject, _: Path | None = None) -> Iterator[Picture]:
@@ -58,11 +58,11 @@ def bins(sets: Sequence[Floats]) -> Floats:
 
 
 def _page(
-    subject: Subject, one: Entrant, found: tuple[Mapping[str, Images], Floats], sets: Sequence[SetRow], number: int
+    subject: Subject, one: Entrant, found: tuple[Mapping[str, ImageScores], Floats], sets: Sequence[SetRow], number: int
 ) -> Picture:
     images, edges = found
     on_id = images[one.row.id.dataset].scores
-    threshold = metrics.threshold_at_tpr(metrics.sort_scores(on_id, one.row.id.dataset))
+    threshold = metrics.threshold_at_tpr(metrics.score_set(on_id, one.row.id.dataset))
     title = f"Scores of {one.name}" + (f" ({number})" if number else "")
     with house():
         figure, axes = sheet([title, subject.heading.title], len(sets), _LAYOUT)
@@ -124,7 +124,7 @@ def _legend(panel: Axes, one: Entrant) -> None:
         x += (width(text, SIZE) + 0.35) / wide
 
 
-def _outside(one: Entrant, images: Mapping[str, Images], edges: Floats) -> str:
+def _outside(one: Entrant, images: Mapping[str, ImageScores], edges: Floats) -> str:
     """A sentence on what the axis does not show."""
     found = {one.row.id.title: _beyond(images[one.row.id.dataset].scores, edges)}
     found |= {s.title: _beyond(images[s.dataset].scores, edges) for s in one.row.ood if s.dataset in images}

@@ -16,14 +16,14 @@ from oodbench.data import overlap as sets
 from oodbench.data import prompts
 from oodbench.data.catalog import Dataset
 from oodbench.data.decode import decoding, reason
-from oodbench.data.imageset import Listing
+from oodbench.data.imageset import ImageSet
 from oodbench.data.loaders.tar import expand as expand_pattern
 from oodbench.data.paths import expand
 from oodbench.errors import UserError, is_url, shown
 from oodbench.metrics import detection as metrics
 from oodbench.pipeline.request import RunRequest
 from oodbench.report.figures.figure import Picture, stem
-from oodbench.report.figures.style import GREY, SIZE, WRONG, Layout, fitted, house, pages, put, sheet
+from oodbench.report.figures.style import GREY, SIZE, WRONG, FigureLayout, fitted, house, pages, put, sheet
 from oodbench.report.figures.subject import Entrant, Subject
 from oodbench.results import IdRow, Result, SetRow
 from oodbench.storage.remote import copy_of
@@ -37,12 +37,12 @@ LARGEST = 192  # pixels of the longer side; larger images are scaled down
 
 
 @dataclass
-class Gallery:
+class MistakeGallery:
     """Lists of a table's images, each made once. `absent` says of every list that is not to be had why it is not."""
 
     data: Path | None
     absent: dict[str, str] = field(default_factory=dict)
-    _lists: dict[str, Listing] = field(default_factory=dict)
+    _lists: dict[str, ImageSet] = field(default_factory=dict)
     _names: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def images(self, row: Result, of: IdRow | SetRow, names: Sequence[str]) -> list[Pixels] | None:
@@ -88,7 +88,7 @@ class Gallery:
         log.warning("the class names '%s' of the rows are not to be had; pictures give class numbers", name)
         return ()
 
-    def _listing(self, row: Result, of: IdRow | SetRow) -> Listing | None:
+    def _listing(self, row: Result, of: IdRow | SetRow) -> ImageSet | None:
         name = of.dataset
         if name not in self._lists and name not in self.absent:
             try:
@@ -97,7 +97,7 @@ class Gallery:
                 self._leave_out(of, str(error))
         return self._lists.get(name)
 
-    def _listed(self, row: Result, of: IdRow | SetRow) -> Listing:
+    def _listed(self, row: Result, of: IdRow | SetRow) -> ImageSet:
         strict = row.run.get("lists") == "content"
         request = RunRequest(data=self.data, strict=strict, limit=row.run.get("limit"), allow_partial=True)
         store = Store(expand(default_root()))
@@ -126,7 +126,7 @@ def _urls(dataset: Dataset) -> list[str]:
     return [*own, *(url for name in made_of for url in _urls(catalogue.dataset(name)))]
 
 
-def _pixels(listing: Listing, index: int) -> Pixels:
+def _pixels(listing: ImageSet, index: int) -> Pixels:
     """An image in RGB, scaled down when it is larger than LARGEST."""
     image = listing.read(index).convert("RGB")
     image.thumbnail((LARGEST, LARGEST))
@@ -139,7 +139,7 @@ _SMALL = SIZE - 1.5
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownImage:
     """One image of a strip. `wrong`: on the wrong side of the threshold that keeps 95 % of ID."""
 
     pixels: Pixels
@@ -153,12 +153,12 @@ class Strip:
 
     title: str
     said: str
-    images: tuple[Shown, ...]
+    images: tuple[ShownImage, ...]
 
 
 def draw(subject: Subject, data: Path | None = None) -> Iterator[Picture]:
     """One picture for each method, of at most STRIPS sets; sets whose images are not to be had are left out."""
-    gallery = Gallery(data)
+    gallery = MistakeGallery(data)
     for one in subject.scored:
         strips = _strips(subject, one, gallery)
         split = pages(strips, STRIPS)
@@ -172,9 +172,9 @@ def worst(scores: NDArray[np.float64], count: int, *, lowest: bool) -> NDArray[n
     return np.argsort(scores if lowest else -scores, kind="stable")[:count]
 
 
-def _strips(subject: Subject, one: Entrant, gallery: Gallery) -> list[Strip]:
+def _strips(subject: Subject, one: Entrant, gallery: MistakeGallery) -> list[Strip]:
     images, names = subject.read(one), subject.image_names(one)
-    on_id = metrics.sort_scores(images[one.row.id.dataset].scores, one.row.id.dataset)
+    on_id = metrics.score_set(images[one.row.id.dataset].scores, one.row.id.dataset)
     threshold = metrics.threshold_at_tpr(on_id)
     out = []
     sets: list[IdRow | SetRow] = [one.row.id, *(subject.of(one, s.dataset) for s in subject.sets)]
@@ -192,7 +192,7 @@ def _strips(subject: Subject, one: Entrant, gallery: Gallery) -> list[Strip]:
             chosen = found.predictions[place]
             lines = [*truth, f"CLIP: {_class(chosen, classes)}" if chosen >= 0 else "CLIP: none"]
             tail = names[of.dataset][place].rpartition("/")[2]
-            shown.append(Shown(pixels, (*lines, f"{found.scores[place]:#.5g}", tail), bool(wrong[place])))
+            shown.append(ShownImage(pixels, (*lines, f"{found.scores[place]:#.5g}", tail), bool(wrong[place])))
         what = "ID, lowest scores" if is_id else "OOD, highest scores"
         verdict = "rejected" if is_id else "accepted"
         said = f"{what}; {wrong.sum():,} of {len(wrong):,} {verdict} where 95 % of ID are kept"
@@ -204,11 +204,11 @@ def _class(number: int, classes: Sequence[str]) -> str:
     return classes[number] if 0 <= number < len(classes) else f"class {number}"
 
 
-def _page(subject: Subject, one: Entrant, found: tuple[Sequence[Strip], Gallery], number: int) -> Picture:
+def _page(subject: Subject, one: Entrant, found: tuple[Sequence[Strip], MistakeGallery], number: int) -> Picture:
     strips, gallery = found
     title = f"What {one.name} gets most wrong" + (f" ({number})" if number else "")
     text = max(len(image.lines) for strip in strips for image in strip.images) * _PITCH
-    layout = Layout(
+    layout = FigureLayout(
         (IMAGES * _STEP, _CELL + text), columns=1, gap=(0, 0.33), left=0.15, right=0.05, bottom=0.12, head=0.25
     )
     with house():

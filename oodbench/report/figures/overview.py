@@ -12,7 +12,19 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from oodbench.report.figures.figure import Picture
-from oodbench.report.figures.style import COLOURS, GREY, SIZE, Layout, fitted, house, marker, put, sheet, style, width
+from oodbench.report.figures.style import (
+    COLOURS,
+    GREY,
+    SIZE,
+    FigureLayout,
+    fitted,
+    house,
+    marker,
+    put,
+    sheet,
+    style,
+    width,
+)
 from oodbench.report.figures.subject import Entrant, Subject
 from oodbench.results import Interval, SetRow
 
@@ -136,7 +148,7 @@ def draw(subject: Subject, _: Path | None = None) -> Iterator[Picture]:
     best = sorted(subject.entrants, key=lambda one: -_mean(subject, one, subject.sets, "auroc"))[:NAMED]
     with house():
         panel_size, columns = ((3.6, 3.1), 3) if len(best) <= FEW else ((5.2, 4.4), 2)
-        layout = Layout(panel_size, columns, gap=(0.65, 0.75), head=0.3)
+        layout = FigureLayout(panel_size, columns, gap=(0.65, 0.75), head=0.3)
         figure, axes = sheet(["AUROC and FPR95", subject.heading.title], len(shown), layout)
         bars = [_panel(panel, subject, sets, best) for panel, sets in zip(axes, shown.values(), strict=True)]
         for panel, (name, sets) in zip(axes, shown.items(), strict=True):

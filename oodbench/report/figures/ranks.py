@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from oodbench.report.figures.figure import Picture
-from oodbench.report.figures.style import GREY, SIZE, Layout, fitted, house, put, sheet, width
+from oodbench.report.figures.style import GREY, SIZE, FigureLayout, fitted, house, put, sheet, width
 from oodbench.report.figures.subject import Entrant, Subject
 
 Floats = NDArray[np.float64]
@@ -34,7 +34,9 @@ def draw(subject: Subject, _: Path | None = None) -> Iterator[Picture]:
     cell = 0.42 if len(shown) <= 12 else 0.34
     side = cell * len(shown)
     with house():
-        layout = Layout((max(side, 1.2), side), columns=1, left=wide + 0.15, right=0.75, bottom=wide + 0.1, head=0.1)
+        layout = FigureLayout(
+            (max(side, 1.2), side), columns=1, left=wide + 0.15, right=0.75, bottom=wide + 0.1, head=0.1
+        )
         figure, (panel,) = sheet(["Rank correlation", subject.heading.title], 1, layout)
         panel.set_xlim(-0.5, max(side, 1.2) / cell - 0.5)
         _map(panel, grid, names, side)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from oodbench.metrics import detection as metrics
 from oodbench.report.figures.figure import Picture
-from oodbench.report.figures.style import GREY, SIZE, Layout, fitted, house, marker, pages, put, sheet, style
+from oodbench.report.figures.style import GREY, SIZE, FigureLayout, fitted, house, marker, pages, put, sheet, style
 from oodbench.report.figures.subject import Entrant, Subject
 from oodbench.results import SetRow
 
@@ -64,7 +64,7 @@ def _page(
     sets: Sequence[SetRow],
     number: int,
 ) -> Picture:
-    layout = Layout((_SIDE, _SIDE), gap=(_KEY + 0.75, 0.6), right=_KEY + 0.27, head=0.3)
+    layout = FigureLayout((_SIDE, _SIDE), gap=(_KEY + 0.75, 0.6), right=_KEY + 0.27, head=0.3)
     model = methods[0][0].row
     title = "ROC curves" + (f" ({number})" if number else "")
     with house():
@@ -102,7 +102,7 @@ def _curve(panel: Axes, one: Entrant, curve: tuple[Floats, Floats], fpr95: float
     fpr, tpr = curve
     panel.plot(fpr, tpr, **style(one.place), gid=one.name)
     there = tpr[np.isclose(fpr, fpr95, rtol=0, atol=1e-12)]
-    kept = metrics.fewest(one.row.id.n, 0.95) / one.row.id.n
+    kept = metrics.min_accepted(one.row.id.n, 0.95) / one.row.id.n
     height = float(np.clip(kept, there.min(), there.max())) if there.size else 0.95
     looks = {"color": style(one.place)["color"], "marker": marker(one.place), "markersize": 3.6}
     panel.plot([fpr95], [height], **looks, markeredgecolor="white", markeredgewidth=0.4, zorder=3, gid="fpr95")

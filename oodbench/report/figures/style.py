@@ -133,7 +133,7 @@ def put(where: Axes | Figure, at: tuple[float, float], text: str, **looks: Any) 
 
 
 @dataclass(frozen=True)
-class Layout:
+class FigureLayout:
     """Panels of equal size in a grid; all in inches."""
 
     panel: tuple[float, float]
@@ -145,7 +145,7 @@ class Layout:
     head: float = 0.25  # between the heading and the first panels
 
 
-def sheet(heading: Sequence[str], panels: int, layout: Layout) -> tuple[Figure, list[Axes]]:
+def sheet(heading: Sequence[str], panels: int, layout: FigureLayout) -> tuple[Figure, list[Axes]]:
     """A figure with its heading (the first line in bold) and panels row by row."""
     columns = min(layout.columns, panels)
     rows = -(-panels // columns)

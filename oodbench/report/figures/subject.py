@@ -10,8 +10,8 @@ from pathlib import Path
 
 from oodbench.errors import UserError
 from oodbench.report.figures.figure import Heading, stem
-from oodbench.report.image_scores import Images, of_row
-from oodbench.report.tables.grouping import footings
+from oodbench.report.image_scores import ImageScores, of_row
+from oodbench.report.tables.grouping import by_prompts
 from oodbench.report.tables.lines import names
 from oodbench.results import Result, SetRow
 
@@ -55,7 +55,7 @@ class Subject:
                 out.append(one)
         return tuple(out)
 
-    def read(self, one: Entrant) -> dict[str, Images]:
+    def read(self, one: Entrant) -> dict[str, ImageScores]:
         """The scores of a row by dataset, read anew. UserError when they are not there, or are not the row's."""
         path = self.paths.get(one.row.digest)
         if path is None:
@@ -89,7 +89,7 @@ def subject(
     rows: Sequence[Result], paths: Mapping[str, Path], sets: Sequence[str], heading: Heading | None
 ) -> Subject | None:
     """What is drawn of a table's rows: `sets` in that order, all when there are none named; None: nothing to draw."""
-    said = next((one.prompts for one in footings(rows) if len(one.rows) == len(rows)), "")  # in the table's title
+    said = next((one.prompts for one in by_prompts(rows) if len(one.rows) == len(rows)), "")  # in the table's title
     named = list(zip(names(rows, "templates" if said else ""), rows, strict=True))
     entrants = tuple(
         Entrant(place, name, row) for place, (name, row) in enumerate(pair for pair in named if pair[1].status == "ok")

@@ -12,7 +12,7 @@ from oodbench.errors import UserError, printable
 from oodbench.report.figures import Heading, Picture, pictures
 from oodbench.report.figures.figure import stem, unique
 from oodbench.report.tables.table import Table
-from oodbench.storage.files import whole
+from oodbench.storage.files import atomic_write
 
 CAPTIONS = "captions.txt"
 
@@ -60,7 +60,7 @@ def _write(folder: Path, picture: Picture) -> None:
 def _whole(folder: Path, files: Mapping[str, bytes]) -> None:
     try:
         for name, content in files.items():
-            with whole(folder / name) as partial:
+            with atomic_write(folder / name) as partial:
                 partial.write_bytes(content)
     except OSError as error:
         raise UserError(f"cannot write pictures to {folder}: {error.strerror or error}; name another folder") from error

@@ -48,7 +48,7 @@ OWN = "oodbench"
 
 
 @dataclass(frozen=True)
-class Work:
+class BibEntry:
     """What a citation says of one work; "" where it does not."""
 
     authors: str
@@ -80,7 +80,7 @@ class Work:
         return "\n".join([f"@{kind}{{{self.key},", *lines, "}"]) + "\n"
 
 
-def works(citation: str, title: str = "") -> list[Work]:
+def works(citation: str, title: str = "") -> list[BibEntry]:
     """The works of a citation, none for the project's own; `title` is the first's where the paper's is not known."""
     out = []
     for number, part in enumerate(filter(None, (p.strip() for p in citation.split(";")))):
@@ -99,9 +99,9 @@ def keys_of_dataset(name: str) -> tuple[str, ...]:
     return tuple(work.key for work in _of_dataset(name))
 
 
-def entries(tables: Iterable[Table]) -> list[Work]:
+def entries(tables: Iterable[Table]) -> list[BibEntry]:
     """The works of all methods and datasets in tables, once each, sorted by key."""
-    found: dict[str, Work] = {}
+    found: dict[str, BibEntry] = {}
     for table in tables:
         for row in (line.result for line in table.lines):
             if row is not None:
@@ -117,7 +117,7 @@ def bibtex(tables: Iterable[Table]) -> str:
 
 
 @functools.cache
-def _of_method(name: str) -> tuple[Work, ...]:
+def _of_method(name: str) -> tuple[BibEntry, ...]:
     from oodbench.method import registry
 
     info = registry.methods().get(name)
@@ -125,7 +125,7 @@ def _of_method(name: str) -> tuple[Work, ...]:
 
 
 @functools.cache
-def _of_dataset(name: str) -> tuple[Work, ...]:
+def _of_dataset(name: str) -> tuple[BibEntry, ...]:
     from oodbench.data import catalog as catalogue
     from oodbench.errors import UserError
 
@@ -136,7 +136,7 @@ def _of_dataset(name: str) -> tuple[Work, ...]:
     return tuple(works(found.cite, found.title))
 
 
-def _work(text: str, title: str) -> Work:
+def _work(text: str, title: str) -> BibEntry:
     """Authors, then what lies between them and the year, which is a venue when it ends in it, else a title."""
     found = _ARXIV.search(text)
     arxiv = found[1] if found else ""
@@ -147,4 +147,4 @@ def _work(text: str, title: str) -> Work:
     year = years[-1] if years else f"20{arxiv[:2]}" if arxiv else ""
     bare = re.sub(r"[,\s]*$", "", rest.replace(years[-1], "", 1) if years and rest.endswith(years[-1]) else rest)
     venue = bare if len(parts) == 2 else ""
-    return Work(authors, venue, year, arxiv, TITLES.get(arxiv) or (bare if bare and not venue else title))
+    return BibEntry(authors, venue, year, arxiv, TITLES.get(arxiv) or (bare if bare and not venue else title))

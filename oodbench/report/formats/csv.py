@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from oodbench.errors import printable
-from oodbench.report.options import SHOWN, Options
+from oodbench.report.options import SHOWN, TableOptions
 from oodbench.report.tables.table import Line, Table
 from oodbench.results import METRICS, Result, flatten
 
@@ -31,13 +31,13 @@ def csv_text(value: object) -> object:
 _RUN = ("precision", "resize", "limit", "seed", "device", "batch_size")
 
 
-def csv(tables: Sequence[Table], options: Options | None = None) -> str:
+def csv(tables: Sequence[Table], options: TableOptions | None = None) -> str:
     """All tables under one header; metrics are fractions, and rows of equal `table` number are comparable.
 
     Empty cells: the benchmark of that row lacks the set, the row failed, or the method has no such value. Texts are
     made safe by `csv_text`. Of the options, sets and metrics choose columns.
     """
-    found = _records(tables, options or Options())
+    found = _records(tables, options or TableOptions())
     records = [{printable(name): csv_text(value) for name, value in record.items()} for record in found]
     text = io.StringIO()
     writer = DictWriter(text, _names(records), restval="", lineterminator="\n")
@@ -46,12 +46,12 @@ def csv(tables: Sequence[Table], options: Options | None = None) -> str:
     return text.getvalue()
 
 
-def parquet(tables: Sequence[Table], path: Path, options: Options | None = None) -> None:
+def parquet(tables: Sequence[Table], path: Path, options: TableOptions | None = None) -> None:
     """The same records as `csv`, texts as they are and nulls for empty cells."""
     import pyarrow as pa
     from pyarrow import parquet as file
 
-    records = _records(tables, options or Options())
+    records = _records(tables, options or TableOptions())
     columns = {name: [_null(record.get(name)) for record in records] for name in _names(records)}
     made = io.BytesIO()  # given a path, pyarrow removes what lies there when it cannot write, a device, too
     file.write_table(pa.table({name: _array(pa, values) for name, values in columns.items()}), made)
@@ -67,7 +67,7 @@ def _array(pa: object, values: list[object]) -> object:
     return pa.array(values)  # type: ignore[attr-defined]
 
 
-def _records(tables: Sequence[Table], options: Options) -> list[dict[str, object]]:
+def _records(tables: Sequence[Table], options: TableOptions) -> list[dict[str, object]]:
     return [_record(number, line, options) for number, table in enumerate(tables, 1) for line in table.lines]
 
 
@@ -80,7 +80,7 @@ def _rank(name: str) -> int:
     return next((i for i, prefix in enumerate(("ood.", "mean.", "seconds.", "row."), 1) if name.startswith(prefix)), 0)
 
 
-def _record(number: int, line: Line, options: Options) -> dict[str, object]:
+def _record(number: int, line: Line, options: TableOptions) -> dict[str, object]:
     row = line.result
     if row is None:
         return {"table": number, "name": line.name, **line.facts}
@@ -112,7 +112,7 @@ def _record(number: int, line: Line, options: Options) -> dict[str, object]:
     return {name: "" if isinstance(v, float) and math.isnan(v) else v for name, v in facts.items()}
 
 
-def _metrics(row: Result, options: Options) -> dict[str, object]:
+def _metrics(row: Result, options: TableOptions) -> dict[str, object]:
     metrics = METRICS if options.metrics == SHOWN else options.shown
     kept = [s for s in row.ood if not options.sets or s.dataset in options.sets]
     chosen = replace(row, ood=tuple(kept))

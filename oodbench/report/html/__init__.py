@@ -1,6 +1,6 @@
 """Page: tables -> one self-contained HTML file that sorts, filters and tells where each cell comes from."""
 
-from oodbench.report.html.figures import Source
+from oodbench.report.html.figures import FigureSource
 from oodbench.report.html.page import render
 
-__all__ = ["Source", "render"]
+__all__ = ["FigureSource", "render"]

@@ -27,7 +27,7 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Source:
+class FigureSource:
     """Where rows come from: their files by digest, and the results folder; None: from MLflow.
 
     `data` is the folder of the datasets, for pictures of their images; None: where `oodbench run` looks.
@@ -69,7 +69,7 @@ class Wall:
 
 
 @dataclass(frozen=True)
-class Gallery:
+class FigureGallery:
     """Walls by number of the table; `reason` says why there are none."""
 
     walls: Mapping[int, tuple[Wall, ...]] = field(default_factory=dict)
@@ -86,14 +86,14 @@ class Gallery:
         return sum(wall.bytes for walls in self.walls.values() for wall in walls)
 
 
-def gallery(tables: Sequence[Table], source: Source, sets: Sequence[str], wanted: bool | None) -> Gallery:
+def gallery(tables: Sequence[Table], source: FigureSource, sets: Sequence[str], wanted: bool | None) -> FigureGallery:
     """Pictures of every table with scores per image, of some OOD sets; all when empty."""
     if wanted is False:
-        return Gallery(reason="left out, as --no-pictures asks")
+        return FigureGallery(reason="left out, as --no-pictures asks")
     if wanted is None and len(tables) > MOST:
-        return Gallery(reason=f"left out of a page with more than {MOST} tables; --pictures puts them in")
+        return FigureGallery(reason=f"left out of a page with more than {MOST} tables; --pictures puts them in")
     if not any(_there(table, source.paths) for table in tables):
-        return Gallery(reason="there are none, as no row has its scores per image beside it")
+        return FigureGallery(reason="there are none, as no row has its scores per image beside it")
     from oodbench.report.figures.write import headings
 
     walls = {
@@ -101,7 +101,7 @@ def gallery(tables: Sequence[Table], source: Source, sets: Sequence[str], wanted
         for number, (table, heading) in enumerate(zip(tables, headings(tables), strict=True), 1)
         if _there(table, source.paths)
     }
-    return Gallery({number: those for number, those in walls.items() if those})
+    return FigureGallery({number: those for number, those in walls.items() if those})
 
 
 def _there(table: Table, paths: Mapping[str, Path]) -> bool:
@@ -109,7 +109,7 @@ def _there(table: Table, paths: Mapping[str, Path]) -> bool:
     return any(paths[row.digest].with_suffix(".parquet").is_file() for row in rows)
 
 
-def _walls(table: Table, heading: Heading, source: Source, sets: Sequence[str]) -> Iterator[Wall]:
+def _walls(table: Table, heading: Heading, source: FigureSource, sets: Sequence[str]) -> Iterator[Wall]:
     from oodbench.report.figures import pictures
 
     rows = [row for line in table.lines for row in line.rows]

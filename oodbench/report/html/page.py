@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oodbench.errors import printable
-from oodbench.report.html.figures import Gallery, Source, gallery
+from oodbench.report.html.figures import FigureGallery, FigureSource, gallery
 from oodbench.report.html.record import Records
-from oodbench.report.options import Options
+from oodbench.report.options import TableOptions
 from oodbench.report.tables.caption import ALIKE, BEYOND
 from oodbench.report.tables.table import Block, Cell, Line, Table
 from oodbench.results import slug
@@ -52,7 +52,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Shown:
+class PageNumber:
     """A cell; `exact` is "" for one without a number."""
 
     cell: Cell
@@ -60,13 +60,13 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Entry:
+class PageRow:
     """A line; `record` is the address of what lies behind it, "" for none."""
 
     name: str
     record: str
     failed: bool
-    cells: tuple[Shown, ...]
+    cells: tuple[PageNumber, ...]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Section:
     """Lines under one heading, "" for none; they are sorted among themselves."""
 
     title: str
-    entries: tuple[Entry, ...]
+    entries: tuple[PageRow, ...]
 
 
 @dataclass(frozen=True)
@@ -157,16 +157,16 @@ def _address(name: str) -> str:
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def _entry(line: Line, records: Records) -> Entry:
+def _entry(line: Line, records: Records) -> PageRow:
     failed = line.result is not None and line.result.status != "ok"
-    cells = tuple(Shown(c, "" if c.value is None else repr(c.value)) for those in line.cells for c in those)
-    return Entry(line.name, records.add(line), failed, cells)
+    cells = tuple(PageNumber(c, "" if c.value is None else repr(c.value)) for those in line.cells for c in those)
+    return PageRow(line.name, records.add(line), failed, cells)
 
 
 HERE = Path(__file__).parent
 
 
-def render(tables: Sequence[Table], source: Source, options: Options, pictures: bool | None = None) -> str:
+def render(tables: Sequence[Table], source: FigureSource, options: TableOptions, pictures: bool | None = None) -> str:
     """The page. It asks for nothing from a network, and every name in it is text.
 
     Pictures are of rows with their scores per image beside them; None: where there are few tables (`gallery.MOST`).
@@ -177,7 +177,7 @@ def render(tables: Sequence[Table], source: Source, options: Options, pictures: 
     return _text(_page(views, shown, records, tables))
 
 
-def _page(views: Sequence[View], pictures: Gallery, records: Records, tables: Sequence[Table]) -> str:
+def _page(views: Sequence[View], pictures: FigureGallery, records: Records, tables: Sequence[Table]) -> str:
     style, *scripts = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "table.js", "panel.js"))
     benchmarks, encoders = _distinct(v.benchmark for v in views), _distinct(v.encoder for v in views)
     policy = (

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from oodbench.errors import UserError, printable
 from oodbench.report.formats.bibtex import keys_of_dataset, keys_of_method
-from oodbench.report.options import Options
+from oodbench.report.options import TableOptions
 from oodbench.report.tables.caption import caption
-from oodbench.report.tables.columns import Plan, cells, marked, plan
-from oodbench.report.tables.grouping import Footing, Group, footings, group
+from oodbench.report.tables.columns import ColumnPlan, cells, marked, plan
+from oodbench.report.tables.grouping import PromptGroup, TableGroup, by_prompts, group
 from oodbench.report.tables.lines import by_training, names, repeats, summary
 from oodbench.report.tables.table import Line, Table
 from oodbench.results import IdRow, Result, SetRow
@@ -35,24 +35,24 @@ class Alike:
 Test = Callable[[Sequence[Result], Sequence[str]], Alike]
 
 
-def tables(rows: Iterable[Result], options: Options | None = None, test: Test | None = None) -> list[Table]:
+def tables(rows: Iterable[Result], options: TableOptions | None = None, test: Test | None = None) -> list[Table]:
     """One table for each set of comparable rows, in order of first appearance.
 
     Rows are comparable when benchmark, encoder with its weights, image lists, class names, precision, resize, limit and
     conventions are the same; rows that were all given the same prompts have a table of their own. `test` says which
     rows cannot be told from the best of them, on the sets that are shown.
     """
-    options = options or Options()
+    options = options or TableOptions()
     chosen = [row for row in rows if not options.methods or {row.method, row.label} & set(options.methods)]
     out = []
     for one in group(chosen):
-        for footing in footings(one.results):
+        for footing in by_prompts(one.results):
             if not options.sets or any(s.dataset in options.sets for row in footing.rows for s in row.ood):
                 out.append(_table(one, footing, options, test))
     return out
 
 
-def _table(one: Group, footing: Footing, options: Options, test: Test | None) -> Table:
+def _table(one: TableGroup, footing: PromptGroup, options: TableOptions, test: Test | None) -> Table:
     results = _ordered(footing.rows, options.methods)
     model = next((row for row in results if row.status == "ok"), results[0])
     plans = plan(model, options)
@@ -85,7 +85,7 @@ def _ordered(rows: Sequence[Result], wanted: Sequence[str]) -> list[Result]:
     return sorted(rows, key=place) if wanted else list(rows)
 
 
-def _lines(results: Sequence[Result], plans: Sequence[Plan], options: Options, unsaid: str) -> list[Line]:
+def _lines(results: Sequence[Result], plans: Sequence[ColumnPlan], options: TableOptions, unsaid: str) -> list[Line]:
     if options.seeds:
         sets = repeats(results)
         printed = names([rows[0] for rows in sets], unsaid)
@@ -105,7 +105,7 @@ def _lines(results: Sequence[Result], plans: Sequence[Plan], options: Options, u
     ]
 
 
-def _tested(lines: Sequence[Line], plans: Sequence[Plan], options: Options, test: Test) -> list[Line]:
+def _tested(lines: Sequence[Line], plans: Sequence[ColumnPlan], options: TableOptions, test: Test) -> list[Line]:
     """Lines whose cells say whether they cannot be told from the best of their column."""
     alike = test([line.result for line in lines if line.result and line.result.status == "ok"], options.sets)
     known = [alike.sets.get(p.block.name, {}) if p.mean is None else alike.means.get(p.mean, {}) for p in plans]
@@ -125,11 +125,11 @@ def _tested(lines: Sequence[Line], plans: Sequence[Plan], options: Options, test
     return out
 
 
-def _method_keys(row: Result, options: Options) -> tuple[str, ...]:
+def _method_keys(row: Result, options: TableOptions) -> tuple[str, ...]:
     return keys_of_method(row.method) if options.cite else ()
 
 
-def _cites(model: Result, options: Options) -> tuple[tuple[str, tuple[str, ...]], ...]:
+def _cites(model: Result, options: TableOptions) -> tuple[tuple[str, tuple[str, ...]], ...]:
     kept = [s for s in model.ood if not options.sets or s.dataset in options.sets]
     images: list[IdRow | SetRow] = [model.id, *kept]
     found = [(s.title, keys_of_dataset(s.dataset)) for s in images]
@@ -147,7 +147,7 @@ MOST = 40  # rows; of more, a column's best is one of many, and the bootstrap ta
 QUICK = 500_000  # scores, which take about two seconds
 
 
-def tester(paths: Mapping[str, Path], options: Options, *, quick: bool = False) -> Test:
+def tester(paths: Mapping[str, Path], options: TableOptions, *, quick: bool = False) -> Test:
     """A test for `tables`; `paths` are the rows' files by digest. Rows without scores per image are not compared.
 
     `quick` leaves out tables whose tests would take more than some seconds.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from oodbench.report.options import Options
+from oodbench.report.options import TableOptions
 from oodbench.report.tables.columns import COLUMNS
 from oodbench.results import IdRow, Result, SetRow
 
 
-def caption(model: Result, apart: Sequence[str], options: Options) -> tuple[str, ...]:
+def caption(model: Result, apart: Sequence[str], options: TableOptions) -> tuple[str, ...]:
     """Sentences on conventions, sets, encoder; `apart` is what other tables of the same benchmark have otherwise."""
     weights = str(model.encoder.get("weights") or "")
     sentences = [
@@ -25,7 +25,7 @@ def caption(model: Result, apart: Sequence[str], options: Options) -> tuple[str,
     return tuple(filter(None, sentences))
 
 
-def _units(options: Options) -> str:
+def _units(options: TableOptions) -> str:
     names = [
         "ID accuracy" if m == "accuracy" else COLUMNS[m].title.removesuffix("-OOD")
         for m in options.metrics
@@ -50,7 +50,7 @@ def _conventions(rules: Mapping[str, str], metrics: Sequence[str]) -> list[str]:
     return out
 
 
-def _uncertainty(model: Result, options: Options) -> str:
+def _uncertainty(model: Result, options: TableOptions) -> str:
     if options.seeds:
         return "±: standard deviation over seeds, where there are several."
     if not options.intervals:

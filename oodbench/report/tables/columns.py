@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from oodbench.report.options import Options
+from oodbench.report.options import TableOptions
 from oodbench.report.tables.table import DASH, Block, Cell, Column, Line
 from oodbench.results import Result
 
@@ -31,7 +31,7 @@ class Number:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ColumnPlan:
     """A block, what fills it from a finished row, and whether its numbers are shares (seconds are not).
 
     mean     the group of sets that it is the mean of, "" for all sets; None: of none
@@ -43,13 +43,13 @@ class Plan:
     mean: str | None = None
 
 
-def plan(model: Result, options: Options) -> list[Plan]:
+def plan(model: Result, options: TableOptions) -> list[ColumnPlan]:
     """Blocks in order; a mean that would repeat the numbers of a single set is left out."""
     columns = tuple(COLUMNS[m] for m in options.shown)
     kept = [s for s in model.ood if not options.sets or s.dataset in options.sets]
     if options.sets:
         kept.sort(key=lambda s: options.sets.index(s.dataset))
-    out: list[Plan] = []
+    out: list[ColumnPlan] = []
     groups = dict.fromkeys(s.group for s in kept)
     grouped = len([name for name in groups if name]) > 1
     for name in groups if columns else ():
@@ -57,32 +57,32 @@ def plan(model: Result, options: Options) -> list[Plan]:
         shown = name if grouped else ""
         for s in members:
             block = Block(s.title, columns, shown, s.partial, s.dataset)
-            out.append(Plan(block, _of_set(s.dataset, options)))
+            out.append(ColumnPlan(block, _of_set(s.dataset, options)))
         if shown and len(members) > 1:
             names = tuple(s.dataset for s in members)
             block = Block(f"{name.capitalize()} mean", columns, shown, name=f"{name} mean")
-            out.append(Plan(block, _mean(names, name, options), mean=name))
+            out.append(ColumnPlan(block, _mean(names, name, options), mean=name))
     if len(kept) > 1 and columns:
         block = Block("Mean", columns, name="mean")
-        out.append(Plan(block, _mean(tuple(s.dataset for s in kept), "", options), mean=""))
+        out.append(ColumnPlan(block, _mean(tuple(s.dataset for s in kept), "", options), mean=""))
     for metric in options.metrics:
         if metric == "accuracy":
             block = Block("ID", (COLUMNS[metric],), stamp=model.id.partial)
-            out.append(Plan(block, lambda row: (Number(row.id.accuracy),)))
+            out.append(ColumnPlan(block, lambda row: (Number(row.id.accuracy),)))
         elif metric == "seconds":
             block = Block("", (COLUMNS[metric],))
-            out.append(Plan(block, lambda row: (Number(row.seconds.get("score")),), share=False))
+            out.append(ColumnPlan(block, lambda row: (Number(row.seconds.get("score")),), share=False))
     return out
 
 
-def cells(row: Result, one: Plan, options: Options) -> tuple[Cell, ...]:
+def cells(row: Result, one: ColumnPlan, options: TableOptions) -> tuple[Cell, ...]:
     """The cells of a row in a block; dashes for a failed row."""
     if row.status != "ok":
         return tuple(Cell(None, DASH) for _ in one.block.columns)
     return tuple(cell(number, options, share=one.share) for number in one.fill(row))
 
 
-def cell(number: Number, options: Options, *, share: bool = True, extra: str = "") -> Cell:
+def cell(number: Number, options: TableOptions, *, share: bool = True, extra: str = "") -> Cell:
     """A number in print; seconds always with two decimals."""
     if number.value is None or not math.isfinite(number.value):
         return Cell(None, DASH)
@@ -94,12 +94,12 @@ def cell(number: Number, options: Options, *, share: bool = True, extra: str = "
     return Cell(number.value, text, extra=extra)
 
 
-def written(value: float, options: Options) -> str:
+def written(value: float, options: TableOptions) -> str:
     """A fraction as the options want it: 0.9234 as `92.34` or `0.9234`."""
     return f"{value * (100 if options.percent else 1):.{options.digits}f}"
 
 
-def _of_set(dataset: str, options: Options) -> Callable[[Result], tuple[Number, ...]]:
+def _of_set(dataset: str, options: TableOptions) -> Callable[[Result], tuple[Number, ...]]:
     def fill(row: Result) -> tuple[Number, ...]:
         ood = next(s for s in row.ood if s.dataset == dataset)
         return tuple(Number(getattr(ood, m), ood.intervals.get(m)) for m in options.shown)
@@ -107,7 +107,7 @@ def _of_set(dataset: str, options: Options) -> Callable[[Result], tuple[Number, 
     return fill
 
 
-def _mean(names: tuple[str, ...], group: str, options: Options) -> Callable[[Result], tuple[Number, ...]]:
+def _mean(names: tuple[str, ...], group: str, options: TableOptions) -> Callable[[Result], tuple[Number, ...]]:
     """The plain mean over some sets; its interval is known where these are all sets, or all of a group."""
 
     def fill(row: Result) -> tuple[Number, ...]:

@@ -18,7 +18,7 @@ _DERIVED = ("identity", "notes")  # parts of the encoder's card that say nothing
 
 
 @dataclass
-class Group:
+class TableGroup:
     """Rows that may be compared, each with its place in the input; `facts` is all they agree in."""
 
     facts: dict[str, str]
@@ -36,21 +36,21 @@ class Group:
         return [row for row in ordered if row.status == "ok" or mended.get(_job(row), "") <= row.created]
 
 
-def group(rows: Iterable[Result]) -> list[Group]:
+def group(rows: Iterable[Result]) -> list[TableGroup]:
     """Put rows together that agree in all facts, ordered by first appearance; a row repeated counts once.
 
     A failed row does not know all facts: it joins the first group of its benchmark and encoder that it does not
     contradict.
     """
-    families: dict[tuple[str, str], list[Group]] = {}
-    agreeing: dict[tuple[tuple[str, str], ...], Group] = {}
+    families: dict[tuple[str, str], list[TableGroup]] = {}
+    agreeing: dict[tuple[tuple[str, str], ...], TableGroup] = {}
     numbered = list(enumerate(_newest(rows)))
     for number, row in numbered:
         if row.status == "ok":
             known = facts(row)
             key = tuple(sorted(known.items()))
             if key not in agreeing:
-                agreeing[key] = Group(known)
+                agreeing[key] = TableGroup(known)
                 families.setdefault(_family(row), []).append(agreeing[key])
             agreeing[key].rows.append((number, row))
     for number, row in numbered:
@@ -59,7 +59,7 @@ def group(rows: Iterable[Result]) -> list[Group]:
             family = families.setdefault(_family(row), [])
             home = next((g for g in family if all(g.facts.get(k, v) == v for k, v in known.items())), None)
             if home is None:
-                home = Group(known)
+                home = TableGroup(known)
                 family.append(home)
             home.rows.append((number, row))
     for family in families.values():
@@ -99,7 +99,7 @@ def _newest(rows: Iterable[Result]) -> list[Result]:
     return list(newest.values())
 
 
-def _tell_apart(family: Sequence[Group]) -> None:
+def _tell_apart(family: Sequence[TableGroup]) -> None:
     """Note where the groups differ, less what a caption says anyway (the sets and their sizes)."""
     differing = [
         name
@@ -134,7 +134,7 @@ _GIVEN = re.compile(r"[\[,]templates=")
 
 
 @dataclass(frozen=True)
-class Footing:
+class PromptGroup:
     """Rows of one table, and the prompts that were given to all of them: a name, or "" for each method's own.
 
     `title` is what the table's title says of it, "" while there is nothing to tell apart.
@@ -146,7 +146,7 @@ class Footing:
     missing: tuple[str, ...] = ()  # titles of methods that stand in the table of own prompts but not in this one
 
 
-def footings(rows: Sequence[Result]) -> list[Footing]:
+def by_prompts(rows: Sequence[Result]) -> list[PromptGroup]:
     """Comparable rows, divided by whose prompts they have.
 
     Prompts that some rows were given (`oodbench run --templates`) and that two methods have make a table: the rows that
@@ -163,7 +163,7 @@ def footings(rows: Sequence[Result]) -> list[Footing]:
         if len({row.method for row in rows if row.templates.get("digest") == digest}) > 1
     }
     if not shared:
-        return [Footing(tuple(rows))]
+        return [PromptGroup(tuple(rows))]
     moved = {id(row) for those in shared.values() for row in those}
     own = [row for row in rows if id(row) not in moved]
     out = []
@@ -175,10 +175,10 @@ def footings(rows: Sequence[Result]) -> list[Footing]:
         missing = dict.fromkeys(row.title or row.method for row in own if row.method not in have)
         ordered = tuple(row for row in rows if id(row) in kept)
         name = str(those[0].templates.get("name"))
-        out.append(Footing(ordered, name, f"equal prompts for all methods: {name}", tuple(missing)))
+        out.append(PromptGroup(ordered, name, f"equal prompts for all methods: {name}", tuple(missing)))
     if any({id(row) for row in own} <= {id(row) for row in one.rows} for one in out):
         return out  # a run with --templates alone: no method's own prompts differ from the equal ones
-    return [Footing(tuple(own), title="each method's own prompts"), *out]
+    return [PromptGroup(tuple(own), title="each method's own prompts"), *out]
 
 
 def _same(row: Result, digest: str) -> bool:

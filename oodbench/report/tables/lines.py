@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from oodbench.report.options import Options
-from oodbench.report.tables.columns import Number, Plan, cell, cells, written
+from oodbench.report.options import TableOptions
+from oodbench.report.tables.columns import ColumnPlan, Number, cell, cells, written
 from oodbench.report.tables.table import DASH, Cell, Line
 from oodbench.results import Result
 
@@ -25,7 +25,7 @@ def repeats(rows: Sequence[Result]) -> list[list[Result]]:
     return list(out.values())
 
 
-def summary(rows: Sequence[Result], one: Plan, options: Options) -> tuple[Cell, ...]:
+def summary(rows: Sequence[Result], one: ColumnPlan, options: TableOptions) -> tuple[Cell, ...]:
     """Mean and sample standard deviation over rows; a single row has no deviation."""
     if len(rows) == 1:
         return cells(rows[0], one, options)
@@ -33,7 +33,7 @@ def summary(rows: Sequence[Result], one: Plan, options: Options) -> tuple[Cell, 
     return tuple(_summary([number.value for number in column], options, share=one.share) for column in columns)
 
 
-def _summary(values: Sequence[float | None], options: Options, *, share: bool) -> Cell:
+def _summary(values: Sequence[float | None], options: TableOptions, *, share: bool) -> Cell:
     known = [v for v in values if v is not None]
     if len(known) < len(values):
         return Cell(None, DASH)

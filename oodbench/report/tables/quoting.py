@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from oodbench.errors import UserError
-from oodbench.report.options import Options
+from oodbench.report.options import TableOptions
 from oodbench.report.tables.columns import Number, cell
 from oodbench.report.tables.published import Quote, quotes
 from oodbench.report.tables.table import DASH, Block, Cell, Column, Line, Table
@@ -18,7 +18,7 @@ _WORDS = ("neglabel",)  # methods with a word list
 _SAID = {"resize": "resize filter", "words": "word list", "at95": "rule of the 95 %"}
 
 
-def quoted(tables: Sequence[Table], quotes: Sequence[Quote], options: Options) -> list[Table]:
+def quoted(tables: Sequence[Table], quotes: Sequence[Quote], options: TableOptions) -> list[Table]:
     """The tables with the quotes of their benchmark; of several, those with the quote's architecture.
 
     UserError when a quote fits no table.
@@ -36,7 +36,7 @@ def quoted(tables: Sequence[Table], quotes: Sequence[Quote], options: Options) -
     return [replace(t, notes=(*t.notes, *differences(t.lines, quotes))) if _has_quote(t) else t for t in out]
 
 
-def numbers(one: Quote, blocks: Sequence[Block], options: Options) -> tuple[tuple[Cell, ...], ...]:
+def numbers(one: Quote, blocks: Sequence[Block], options: TableOptions) -> tuple[tuple[Cell, ...], ...]:
     """Its cells in a table's columns; a mean over some sets only is not what was published."""
     out = []
     for block in blocks:
@@ -88,7 +88,7 @@ def of_row(row: Result) -> dict[str, str]:
     return out | ({"words": str(row.parameters["words"])} if "words" in row.parameters else {})
 
 
-def _line(one: Quote, blocks: Sequence[Block], options: Options) -> Line:
+def _line(one: Quote, blocks: Sequence[Block], options: TableOptions) -> Line:
     facts: dict[str, object] = {
         "quote": one.key,
         "source": one.source,
@@ -121,7 +121,7 @@ CAPTION = (
 )
 
 
-def compared(tables: Sequence[Table], options: Options) -> list[Table]:
+def compared(tables: Sequence[Table], options: TableOptions) -> list[Table]:
     """For each line that has been published a table: measured, then published and difference.
 
     UserError when no row of any table has been published.
@@ -151,7 +151,7 @@ def _published(line: Line) -> list[Quote]:
     return published_of(line.result) if line.result and line.result.status == "ok" else []
 
 
-def _compared(table: Table, line: Line, options: Options) -> Table:
+def _compared(table: Table, line: Line, options: TableOptions) -> Table:
     found = _published(line)
     lines = tuple(_beside(table, line, found, options))
     return replace(
@@ -163,7 +163,7 @@ def _compared(table: Table, line: Line, options: Options) -> Table:
     )
 
 
-def _beside(table: Table, line: Line, found: Sequence[Quote], options: Options) -> Iterator[Line]:
+def _beside(table: Table, line: Line, found: Sequence[Quote], options: TableOptions) -> Iterator[Line]:
     """The measured line, then two for each published one; columns that were not published are dashes in these."""
     own = tuple(tuple(replace(cell, mark="", alike=False) for cell in cells) for cells in line.cells)
     yield replace(line, name=f"{line.name}, measured", cells=own, section="")
@@ -177,7 +177,7 @@ def _beside(table: Table, line: Line, found: Sequence[Quote], options: Options) 
         yield Line("difference", cells, None)
 
 
-def _difference(own: Cell, theirs: Cell, column: Column, one: Quote, options: Options) -> Cell:
+def _difference(own: Cell, theirs: Cell, column: Column, one: Quote, options: TableOptions) -> Cell:
     if own.value is None or theirs.value is None:
         return Cell(None, DASH)
     value = own.value - theirs.value
