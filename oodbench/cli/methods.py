@@ -82,7 +82,7 @@ def _fitted(plan: Plan) -> Any:
     torch.manual_seed(plan.request.seed)
     try:
         with torch.no_grad():
-            return method.fit(task.seen_by(method.needs, own(plan, job, device)))
+            return method.fit(task.for_method(method.needs, own(plan, job, device)))
     except ValueError as error:
         raise UserError(f"{job.label}: {error}") from error
 
@@ -127,9 +127,9 @@ def check(file: Path, verbose: bool) -> None:
     from oodbench.method import registry
 
     info = registry.methods([file])[file.stem]
-    from oodbench.method.contract import verdict
+    from oodbench.pipeline.contract import run_checks
 
-    found = verdict(info)
+    found = run_checks(info)
     for name, problem in found:
         say(printable(hidden(f"{'FAIL' if problem else 'ok':5}{name}{': ' + problem if problem else ''}")))
     bad = sum(bool(problem) for _, problem in found)

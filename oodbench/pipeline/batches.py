@@ -298,7 +298,7 @@ def _passed(
 
     def made(batch: Batch) -> list[MethodOutput]:
         if not hasattr(mine, "task"):
-            mine.task = task if threads is None else task.apart()
+            mine.task = task if threads is None else task.for_thread()
         return _batch(group, batch, mine.task, found, each=each)
 
     if threads is None:
@@ -343,9 +343,9 @@ def _scored(one: FittedMethod, batch: Batch, task: Task) -> MethodOutput:
     try:
         # Not inference_mode: a method may need gradients with respect to the pixels.
         with torch.no_grad():
-            needs, task = one.method.needs, task.seen_by(one.method.needs, one.own)
-            scores = one.method.score(batch.seen_by(needs), task, one.state)
-            predictions = one.method.predict(batch.seen_by(needs | Needs.FEATURES), task, one.state)
+            needs, task = one.method.needs, task.for_method(one.method.needs, one.own)
+            scores = one.method.score(batch.for_method(needs), task, one.state)
+            predictions = one.method.predict(batch.for_method(needs | Needs.FEATURES), task, one.state)
         found.scores.append(check_scores(scores, batch.size))
         if predictions is not None:
             check_predictions(predictions, batch.size, len(task.classes))

@@ -217,7 +217,7 @@ class Scorer:
                     self.task.prepare(one.job.parameters["templates"])
                 began = time.perf_counter()
                 with torch.no_grad():
-                    one.state = one.method.fit(self.task.seen_by(one.method.needs, one.own))
+                    one.state = one.method.fit(self.task.for_method(one.method.needs, one.own))
                 if not self.task.intact():
                     raise UserError("fit() changes in place what it was given; clone it first")
             except Exception as error:

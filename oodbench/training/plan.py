@@ -125,7 +125,7 @@ class TrainPlan:
 
     def identity(self) -> dict[str, Any]:
         """What the weights depend on besides the corpus: two trainings with the same may go on from one another."""
-        optimiser = dataclasses.asdict(self.optimiser)
+        optimiser = self.optimiser.as_recorded()
         if not self.optimiser.epsilon_hat:
             del optimiser["epsilon_hat"]  # as trainings have it that began before there was one
         return {

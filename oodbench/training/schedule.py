@@ -63,8 +63,8 @@ def _order(seed: int, epoch: int, pairs: int) -> npt.NDArray[np.int64]:
 def groups(module: nn.Module, optimiser: Optimiser) -> list[dict[str, Any]]:
     """Parameters with and without weight decay."""
     named = [(name, one) for name, one in module.named_parameters() if one.requires_grad]
-    bare = {name for name, one in named if one.ndim < 2 or any(part in name for part in optimiser.bare)}
+    no_decay = {name for name, one in named if one.ndim < 2 or any(part in name for part in optimiser.no_decay)}
     return [
-        {"params": [one for name, one in named if name not in bare], "weight_decay": optimiser.weight_decay},
-        {"params": [one for name, one in named if name in bare], "weight_decay": 0.0},
+        {"params": [one for name, one in named if name not in no_decay], "weight_decay": optimiser.weight_decay},
+        {"params": [one for name, one in named if name in no_decay], "weight_decay": 0.0},
     ]

@@ -50,7 +50,7 @@ def recipe(plan: TrainPlan, identity: dict[str, Any], made: dict[str, Any]) -> d
         "source": plan.job.info.source,
         "captions": {"name": captions.pop("source"), **captions},
         "augment": plan.request.augment,
-        "optimiser": dataclasses.asdict(plan.optimiser),
+        "optimiser": plan.optimiser.as_recorded(),
         "batch": plan.optimiser.batch,
         "epochs": plan.optimiser.epochs if plan.request.steps is None else None,
         "steps": made["done"],
