@@ -163,7 +163,7 @@ class Engine:
         """Whether the images are the rest of those that the method learnt from."""
         learnt = self.plan.calibration
         both = learnt.origins and images.origins if learnt else ()
-        return bool(both) and learnt is not None and images.origins[0].listing is learnt.origins[0].listing
+        return bool(both) and learnt is not None and images.origins[0].source is learnt.origins[0].source
 
     def parts(self, images: ImageSet) -> Iterator[Embedded]:
         """Embeddings of the shards of a list, each as a list of its own: never more than one is held."""

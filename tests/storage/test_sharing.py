@@ -210,7 +210,7 @@ def test_shards_at_a_url_mean_the_same_elsewhere(tmp_path: Path, monkeypatch: py
     assert found[0].digest == found[1].digest
     sent = pickle.dumps(portable(found[0], tmp_path, Store(tmp_path / "here")))
     shutil.rmtree(tmp_path / "here")
-    assert pickle.loads(sent).source.take("c/3.png").image().getpixel((0, 0))[0] == 180
+    assert pickle.loads(sent).source.read("c/3.png").image().getpixel((0, 0))[0] == 180
 
 
 @pytest.fixture
