@@ -30,7 +30,7 @@ from oodbench.data.loaders.layout import (
     without_images,
 )
 from oodbench.errors import Missing, Unlabelled, UserError
-from oodbench.storage.files import irregular, regular
+from oodbench.storage.files import irregular, open_regular
 from oodbench.storage.fingerprints import ReadImage, encoded, lasting, stat_fingerprint
 from oodbench.storage.store import Store, digest, file_digest
 
@@ -102,7 +102,7 @@ class ImageFiles:
 
     def take(self, name: str) -> ReadImage:
         """Read a file."""
-        with regular(self.folder / name) as file:
+        with open_regular(self.folder / name) as file:
             raw = file.read()
             return encoded(stat_fingerprint(os.fstat(file.fileno())), raw)
 
