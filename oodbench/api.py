@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oodbench import results as provenance
-from oodbench.data.paths import expand
-from oodbench.errors import did_you_mean, hidden, raise_all
+from oodbench.errors import did_you_mean, raise_all, redact
 from oodbench.method.parameters import conform, parse_names, written
 from oodbench.pipeline.plan import make_plan
 from oodbench.pipeline.request import RunRequest
 from oodbench.pipeline.run import RunOutcome, run
 from oodbench.results import Result, rows, slug
+from oodbench.storage.files import expand
 
 if TYPE_CHECKING:
     from oodbench.tracking import Tracker
@@ -145,4 +145,4 @@ def record(tracker: Tracker | None, outcome: RunOutcome) -> str:
 
     pass
 
-    return hidden(tracking.send(tracker, outcome.results, Attachments(tracker.results)).reason)
+    return redact(tracking.send(tracker, outcome.results, Attachments(tracker.results)).reason)

@@ -21,8 +21,6 @@ UPWARD: set[str] = {
     "oodbench.pipeline.run -> oodbench.distributed.run",
     "oodbench.pipeline.run -> oodbench.distributed.cluster",
     "oodbench.detector.engine -> oodbench.api",
-    "oodbench.storage.shared -> oodbench.data.paths",
-    "oodbench.storage.store -> oodbench.data.paths",
     "oodbench.data.overlap -> oodbench.pipeline.request",
 }
 
