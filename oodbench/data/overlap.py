@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from oodbench.data import catalog as catalogue
 from oodbench.data import decode, prompts
-from oodbench.data.catalog import Benchmark, Dataset
+from oodbench.data.catalog import Dataset
 from oodbench.data.imageset import CALIBRATION_LIMIT, ImageSet, Placed, listing
 from oodbench.data.loaders.layout import same_prompts
 from oodbench.data.loaders.tar import Archives
@@ -16,41 +16,6 @@ from oodbench.data.prompts import TextList
 from oodbench.errors import UserError, raise_all
 from oodbench.pipeline.request import RunRequest
 from oodbench.storage.store import Store
-
-
-def datasets(benchmark: Benchmark, classes: str) -> list[Dataset]:
-    """The ID set, then the OOD sets, under titles that differ."""
-    return catalogue.titled(
-        [catalogue.dataset(benchmark.id, classes), *(catalogue.dataset(name) for name, _ in benchmark.sets())]
-    )
-
-
-def check_benchmark(benchmark: Benchmark, request: RunRequest) -> None:
-    """Raise UserError when a benchmark lacks OOD sets or an encoder, or has its ID set among the OOD sets."""
-    names = [name for name, _ in benchmark.sets()]
-    problems = []
-    if not names:
-        problems.append(f"benchmark '{benchmark.name}' has no OOD set; name some with --ood")
-    if benchmark.id in names:
-        problems.append(f"'{benchmark.id}' is both the ID set and an OOD set")
-    if not (request.encoder or benchmark.encoder):
-        problems.append(f"benchmark '{benchmark.name}' needs an encoder; name one, e.g. --encoder ViT-B-16/openai")
-    raise_all(problems)
-
-
-def without(benchmark: Benchmark, absent: Collection[str]) -> Benchmark:
-    """The benchmark less some OOD sets, under a name and title that say so: its mean is another one."""
-    near, far, ood = (tuple(n for n in s if n not in absent) for s in (benchmark.near, benchmark.far, benchmark.ood))
-    if not (near or far or ood):
-        raise UserError(f"none of the OOD sets of '{benchmark.name}' is there: {', '.join(absent)}")
-    return replace(
-        benchmark,
-        name=f"{benchmark.name}-without-{'+'.join(absent)}",
-        title=f"{benchmark.title}, without {', '.join(catalogue.dataset(name).title for name in absent)}",
-        near=near,
-        far=far,
-        ood=ood,
-    )
 
 
 def listed(dataset: Dataset, request: RunRequest, labelled: bool, store: Store) -> ImageSet:
