@@ -9,6 +9,7 @@ from enum import Flag, auto
 from jaxtyping import Float
 from torch import Tensor
 
+from oodbench.errors import Undeclared
 from oodbench.method.checksum import SharedTensors
 
 
@@ -22,10 +23,6 @@ class Needs(Flag):
     CALIBRATION = auto()  # fit() reads ID training images
     WEIGHTS = auto()  # fit() reads weights from `oodbench train` or from a released checkpoint
     CAPTIONS = auto()  # score() lets the encoder write captions, which only a CoCa can
-
-
-class Undeclared(RuntimeError):
-    """A method read something that its `needs` does not name."""
 
 
 @dataclass(frozen=True)
