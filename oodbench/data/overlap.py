@@ -1,52 +1,13 @@
-"""The image sets of a request: found, counted, named, and checked against each other."""
+"""Checks that the ID and OOD sets of a run share no images."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
-from oodbench.data import catalog as catalogue
-from oodbench.data.catalog import Benchmark, Dataset
 from oodbench.data.imageset import ContainerSource, ImageSet
 from oodbench.data.loaders.tar import Archives
-from oodbench.errors import UserError, raise_all
-from oodbench.pipeline.request import RunRequest
-
-
-def datasets(benchmark: Benchmark, classes: str) -> list[Dataset]:
-    """The ID set, then the OOD sets, under titles that differ."""
-    return catalogue.titled(
-        [catalogue.dataset(benchmark.id, classes), *(catalogue.dataset(name) for name, _ in benchmark.sets())]
-    )
-
-
-def check_benchmark(benchmark: Benchmark, request: RunRequest) -> None:
-    """Raise UserError when a benchmark lacks OOD sets or an encoder, or has its ID set among the OOD sets."""
-    names = [name for name, _ in benchmark.sets()]
-    problems = []
-    if not names:
-        problems.append(f"benchmark '{benchmark.name}' has no OOD set; name some with --ood")
-    if benchmark.id in names:
-        problems.append(f"'{benchmark.id}' is both the ID set and an OOD set")
-    if not (request.encoder or benchmark.encoder):
-        problems.append(f"benchmark '{benchmark.name}' needs an encoder; name one, e.g. --encoder ViT-B-16/openai")
-    raise_all(problems)
-
-
-def without(benchmark: Benchmark, absent: Collection[str]) -> Benchmark:
-    """The benchmark less some OOD sets, under a name and title that say so: its mean is another one."""
-    near, far, ood = (tuple(n for n in s if n not in absent) for s in (benchmark.near, benchmark.far, benchmark.ood))
-    if not (near or far or ood):
-        raise UserError(f"none of the OOD sets of '{benchmark.name}' is there: {', '.join(absent)}")
-    return replace(
-        benchmark,
-        name=f"{benchmark.name}-without-{'+'.join(absent)}",
-        title=f"{benchmark.title}, without {', '.join(catalogue.dataset(name).title for name in absent)}",
-        near=near,
-        far=far,
-        ood=ood,
-    )
+from oodbench.errors import raise_all
 
 
 def check_folders(id_set: ImageSet, ood: Sequence[ImageSet]) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 
 from oodbench.data import catalog as catalogue
-from oodbench.data import overlap as sets
-from oodbench.data.catalog import Benchmark
+from oodbench.data.catalog import Benchmark, Dataset
 from oodbench.data.decode import DecodeConfig
 from oodbench.data.imageset import ImageSet
 from oodbench.data.load import LoadOptions, class_names, load_calibration, load_images, notes
+from oodbench.data.overlap import check_folders
 from oodbench.data.paths import expand
 from oodbench.data.prompts import TextList
 from oodbench.encoder.card import EMBEDDED, EncoderCard, parse_encoder
@@ -49,10 +50,12 @@ class Plan:
     ood: tuple[OodSet, ...]
     calibration: ImageSet | None
     jobs: tuple[Job, ...]
-    left_out: tuple[tuple[str, str], ...]  # with --methods all: name, reason
+    skipped_methods: tuple[tuple[str, str], ...]  # with --methods all: name, reason
     store: Store
     skipped: tuple[str, ...] = ()  # with --skip-missing: a note for every OOD set that is not there
-    beyond: tuple[tuple[str, str], ...] = ()  # with --methods all: methods for another kind of encoder, with reason
+    incompatible_methods: tuple[
+        tuple[str, str], ...
+    ] = ()  # with --methods all: methods for another kind of encoder, with reason
 
     @property
     def card(self) -> EncoderCard:
@@ -98,7 +101,7 @@ def make_plan(request: RunRequest) -> Plan:
     ood: list[OodSet] = []
     absent: dict[str, str] = {}  # OOD sets that --skip-missing leaves out, with the reason
     if benchmark:
-        attempt(sets.check_benchmark, benchmark, request)
+        attempt(check_benchmark, benchmark, request)
         # --strict hashes every image, and glyphs are drawn to be listed: not while there is something to report.
         options = LoadOptions(
             catalogue.data_root(request.data),
@@ -107,7 +110,7 @@ def make_plan(request: RunRequest) -> Plan:
             limit=request.limit,
             allow_partial=request.allow_partial,
         )
-        all_sets = sets.datasets(benchmark, request.classes)
+        all_sets = datasets(benchmark, request.classes)
         id_dataset, *ood_datasets = (
             d if d.loader != "glyphs" or d.classes or not collected.problems else None for d in all_sets
         )
@@ -123,15 +126,15 @@ def make_plan(request: RunRequest) -> Plan:
                     collected.problems += error.problems
             else:
                 ood += [OodSet(listed, group)] if listed else []
-        benchmark = attempt(sets.without, benchmark, absent) if absent else benchmark
+        benchmark = attempt(without, benchmark, absent) if absent else benchmark
         if id_set:
-            attempt(sets.check_folders, id_set, [one.listing for one in ood])
+            attempt(check_folders, id_set, [one.listing for one in ood])
         if id_set and jobs and benchmark:
             calibration, jobs = attempt(_calibration, benchmark, id_set, request, options, jobs) or (None, jobs)
     raise_all(collected.problems)  # before the encoder: reading a checkpoint takes seconds
     assert jobs and files is not None and benchmark and spec and id_set and classes
     resolved = resolve(spec, request.resize, store, strict=request.strict)
-    jobs, beyond = _served(jobs, resolved.card, request)
+    jobs, incompatible_methods = _served(jobs, resolved.card, request)
     jobs = assignment.attach(jobs, files, resolved, spec, store, strict=request.strict)
     return Plan(
         request=request,
@@ -142,10 +145,10 @@ def make_plan(request: RunRequest) -> Plan:
         ood=tuple(ood),
         calibration=calibration,
         jobs=jobs.jobs,
-        left_out=jobs.left_out,
+        skipped_methods=jobs.skipped_methods,
         store=store,
         skipped=tuple(absent.values()),
-        beyond=beyond,
+        incompatible_methods=incompatible_methods,
     )
 
 
@@ -154,14 +157,14 @@ def _served(jobs: Jobs, card: EncoderCard, request: RunRequest) -> tuple[Jobs, t
 
     `all` does not mean those: nothing that a user could do is missing, so only --dry-run and -v tell them.
     """
-    mute = [job for job in jobs.jobs if card.mute and "CAPTIONS" in job.info.needs]
+    mute = [job for job in jobs.jobs if card.caption_error and "CAPTIONS" in job.info.needs]
     if request.methods.strip() != "all":
-        raise_all([f"{job.label}: {card.mute}" for job in mute])
-    beyond = tuple((job.label, card.mute) for job in mute)
-    for label, reason in beyond:
+        raise_all([f"{job.label}: {card.caption_error}" for job in mute])
+    incompatible_methods = tuple((job.label, card.caption_error) for job in mute)
+    for label, reason in incompatible_methods:
         log.info("left out: %s: %s", label, reason)
     rest = tuple(job for job in jobs.jobs if job not in mute)
-    return Jobs(rest, jobs.left_out), beyond
+    return Jobs(rest, jobs.skipped_methods), incompatible_methods
 
 
 def _instead(job: Job) -> str:
@@ -188,4 +191,39 @@ def _calibration(
     rest = tuple(job for job in jobs.jobs if job not in asking)
     if not rest:
         raise UserError(f"no method can run: {'; '.join(job.label for job in asking)} {reason}")
-    return None, Jobs(rest, (*jobs.left_out, *((job.label, reason) for job in asking)))
+    return None, Jobs(rest, (*jobs.skipped_methods, *((job.label, reason) for job in asking)))
+
+
+def datasets(benchmark: Benchmark, classes: str) -> list[Dataset]:
+    """Return the ID set and the OOD sets of a benchmark, with titles that differ."""
+    return catalogue.titled(
+        [catalogue.dataset(benchmark.id, classes), *(catalogue.dataset(name) for name, _ in benchmark.sets())]
+    )
+
+
+def check_benchmark(benchmark: Benchmark, request: RunRequest) -> None:
+    """Raise UserError if a benchmark has no OOD set, no encoder, or its ID set among the OOD sets."""
+    names = [name for name, _ in benchmark.sets()]
+    problems = []
+    if not names:
+        problems.append(f"benchmark '{benchmark.name}' has no OOD set; name some with --ood")
+    if benchmark.id in names:
+        problems.append(f"'{benchmark.id}' is both the ID set and an OOD set")
+    if not (request.encoder or benchmark.encoder):
+        problems.append(f"benchmark '{benchmark.name}' needs an encoder; name one, e.g. --encoder ViT-B-16/openai")
+    raise_all(problems)
+
+
+def without(benchmark: Benchmark, absent: Collection[str]) -> Benchmark:
+    """Return the benchmark without some OOD sets. Its name and title say so, because its averages differ."""
+    near, far, ood = (tuple(n for n in s if n not in absent) for s in (benchmark.near, benchmark.far, benchmark.ood))
+    if not (near or far or ood):
+        raise UserError(f"none of the OOD sets of '{benchmark.name}' is there: {', '.join(absent)}")
+    return dataclasses.replace(
+        benchmark,
+        name=f"{benchmark.name}-without-{'+'.join(absent)}",
+        title=f"{benchmark.title}, without {', '.join(catalogue.dataset(name).title for name in absent)}",
+        near=near,
+        far=far,
+        ood=ood,
+    )

@@ -18,15 +18,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oodbench.api import request_from
+from oodbench.api import run
 from oodbench.data.imageset import ImageFiles
 from oodbench.distributed import cluster as connection
 from oodbench.distributed import payload as parcel
 from oodbench.distributed.cluster import Demand, Placement, layout
 from oodbench.errors import UserError
-from oodbench.pipeline.events import Event
+from oodbench.pipeline.events import Event, Watch
 from oodbench.pipeline.plan import Plan, make_plan
-from oodbench.pipeline.run import Watch, run
+from oodbench.pipeline.request import request_from
 from oodbench.results import rows
 from oodbench.storage.store import Store
 

@@ -195,8 +195,8 @@ def test_shards_at_a_url_mean_the_same_elsewhere(tmp_path: Path, monkeypatch: py
     """Fetched anew on another machine: the same list by digest, and images that are found there."""
     from PIL import Image
 
-    from oodbench.api import request_from
     from oodbench.distributed.payload import portable
+    from oodbench.pipeline.request import request_from
 
     with tarfile.open(tmp_path / "x.tar", "w") as shard:
         for i in range(4):
