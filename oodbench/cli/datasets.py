@@ -87,10 +87,12 @@ def get(names: tuple[str, ...], data: Path | None) -> None:
     problems: list[str] = []
     wanted: dict[str, catalogue.Dataset] = {}
     for name in names:
-        protocol = catalogue.benchmarks().get(name)
         try:
-            for one in [protocol.id, *(n for n, _ in protocol.sets())] if protocol else [name]:
-                found = catalogue.dataset(one)
+            if name in catalogue.benchmarks():
+                protocol = catalogue.protocol(name)
+                wanted |= {found.name: found for found in (protocol.id, *(one for one, _ in protocol.ood))}
+            else:
+                found = catalogue.dataset(name)
                 wanted[found.name] = found
         except UserError as error:
             problems += error.problems
@@ -178,7 +180,7 @@ def show(outer: Path | None, name: str, data: Path | None) -> None:
 
     root = catalogue.data_root(data or outer)
     if name in catalogue.benchmarks() and name not in catalogue.datasets():
-        say(listings.benchmark(catalogue.benchmarks()[name], root))
+        say(listings.benchmark(catalogue.protocol(name), root))
     else:
         say(listings.dataset(catalogue.dataset(name), root))
 
