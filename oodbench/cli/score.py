@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from oodbench.cli.common import FOLDER, log, note, stoppable
-from oodbench.data.paths import expand
 from oodbench.errors import UserError
-from oodbench.storage.files import atomic_write
+from oodbench.storage.files import atomic_write, expand
 
 if TYPE_CHECKING:
     from oodbench.data.imageset import ImageSet

@@ -13,9 +13,8 @@ from oodbench.data import catalog as catalogue
 from oodbench.data.catalog import LOADERS, Dataset
 from oodbench.data.imageset import ImageSet
 from oodbench.data.load import LoadOptions, class_names, load_images
-from oodbench.data.paths import expand, real
 from oodbench.errors import UserError, did_you_mean, is_url
-from oodbench.storage.files import write_text
+from oodbench.storage.files import expand, real_path, write_text
 from oodbench.storage.store import Store
 
 ADDABLE = tuple(loader for loader in LOADERS if loader not in ("part", "union", "glyphs"))
@@ -79,7 +78,7 @@ def _dataset(name: str, fields: Mapping[str, str]) -> Dataset:
         name=name,
         title=fields.get("title") or name,
         loader=loader,
-        path=path if remote else str(real(path)),
+        path=path if remote else str(real_path(path)),
         list=_absolute(fields.get("list", "")),
         source=fields.get("source", ""),
         split=fields.get("split", ""),
@@ -92,7 +91,7 @@ def _dataset(name: str, fields: Mapping[str, str]) -> Dataset:
 
 def _absolute(text: str) -> str:
     """A file of the user's by its whole path; other text (the name of a class list) as it is."""
-    return str(real(text)) if text and expand(text).is_file() else text
+    return str(real_path(text)) if text and expand(text).is_file() else text
 
 
 def _written(one: Dataset, count: int) -> dict[str, str | int]:

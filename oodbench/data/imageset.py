@@ -18,7 +18,7 @@ from oodbench.data import prompts
 from oodbench.data.catalog import Dataset
 from oodbench.data.loaders.layout import Classes, Remark, by_folder, by_suffix, label_keys
 from oodbench.errors import Missing, Unlabelled, UserError
-from oodbench.storage.files import irregular, regular
+from oodbench.storage.files import irregular, open_regular
 from oodbench.storage.fingerprints import ReadImage, encoded, lasting, stat_fingerprint
 from oodbench.storage.store import digest, file_digest
 
@@ -64,7 +64,7 @@ class ImageFiles:
 
     def read(self, name: str) -> ReadImage:
         """Read a file."""
-        with regular(self.folder / name) as file:
+        with open_regular(self.folder / name) as file:
             raw = file.read()
             return encoded(stat_fingerprint(os.fstat(file.fileno())), raw)
 

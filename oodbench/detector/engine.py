@@ -22,7 +22,7 @@ from oodbench.detector.store import DetectorStore
 from oodbench.detector.threshold import threshold
 from oodbench.encoder.card import EMBEDDED, parse_encoder
 from oodbench.encoder.resolve import Resolved, resolve
-from oodbench.errors import UserError
+from oodbench.errors import InvalidParameter, UserError
 from oodbench.method.parameters import written
 from oodbench.pipeline import assign_weights as assignment
 from oodbench.pipeline import extract
@@ -220,10 +220,6 @@ _SAME = (
     "plugins",
     "shared",
 )
-
-
-class InvalidParameter(UserError, ValueError):
-    """A constructor's argument of a wrong type or outside its range."""
 
 
 def checked(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from oodbench.data.catalog import OWN, Dataset
 from oodbench.data.decode import reason
 from oodbench.data.imageset import ImageFiles, ImageSet
 from oodbench.data.loaders.layout import same_prompts
-from oodbench.data.paths import expand
 from oodbench.data.prompts import TextList
 from oodbench.errors import UserError
+from oodbench.storage.files import expand
 from oodbench.storage.fingerprints import ReadImage, fingerprint, pixels
 from oodbench.storage.store import Store
 

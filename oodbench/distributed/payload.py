@@ -21,7 +21,6 @@ from oodbench.data.catalog import Dataset
 from oodbench.data.catalog import dataset as declared
 from oodbench.data.imageset import ImageSet, TreeSource
 from oodbench.data.load import load_source
-from oodbench.data.paths import expand
 from oodbench.data.subsets import UnionSource
 from oodbench.encoder.card import EMBEDDED, parse_encoder
 from oodbench.encoder.resolve import GLYPHS, Resolved, resolve
@@ -30,6 +29,7 @@ from oodbench.method import registry, source_files
 from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.plan import Plan
 from oodbench.results import commit, versions
+from oodbench.storage.files import expand
 from oodbench.storage.shared import root_here
 from oodbench.storage.store import Store
 

@@ -13,15 +13,15 @@ from oodbench.data.decode import DecodeConfig
 from oodbench.data.imageset import ImageSet
 from oodbench.data.load import LoadOptions, class_names, load_calibration, load_images, notes
 from oodbench.data.overlap import check_folders
-from oodbench.data.paths import expand
 from oodbench.data.prompts import TextList
 from oodbench.encoder.card import EMBEDDED, EncoderCard, parse_encoder
 from oodbench.encoder.resolve import Resolved, resolve
-from oodbench.errors import Collected, Missing, UserError, raise_all
+from oodbench.errors import Missing, ProblemList, UserError, raise_all
 from oodbench.pipeline import assign_weights as assignment
 from oodbench.pipeline.extract import EmbeddingConfig, ExtractionJob
 from oodbench.pipeline.jobs import Job, Jobs, make_jobs
 from oodbench.pipeline.request import RunRequest, check_options
+from oodbench.storage.files import expand
 from oodbench.storage.shared import opened
 from oodbench.storage.store import Store
 
@@ -85,7 +85,7 @@ def make_plan(request: RunRequest) -> Plan:
     """Check a request and plan it. Raises UserError with every problem that was found."""
     request = dataclasses.replace(request, out=expand(request.out))
     store = opened(request.store, request.shared)
-    collected = Collected()
+    collected = ProblemList()
     attempt = collected.attempt
     attempt(check_options, request)
     jobs = attempt(make_jobs, request)

@@ -17,7 +17,7 @@ import numpy as np
 
 from oodbench.data.loaders.layout import is_image
 from oodbench.data.loaders.tar import Archives, Member, expand, members, read_member
-from oodbench.errors import UserError, is_secret, is_url, shown
+from oodbench.errors import UserError, has_credentials, is_url, redact_url
 from oodbench.storage.fingerprints import ReadImage, fingerprint, inside
 from oodbench.storage.remote import fetch, remote_fingerprint
 from oodbench.storage.store import Store
@@ -38,9 +38,11 @@ def read_all(pattern: str, store: Store) -> Iterator[Part]:
 def check(pattern: str) -> None:
     """UserError for a pattern that is none, and for shards that are not there; URLs are not asked."""
     found = expand(pattern)
-    secret = next((place for place in found if is_url(place) and is_secret(place)), "")
+    secret = next((place for place in found if is_url(place) and has_credentials(place)), "")
     if secret:  # it would stand in the header of the weights
-        raise UserError(f"captions {shown(secret)}: captions are named by their URL: leave out password and signature")
+        raise UserError(
+            f"captions {redact_url(secret)}: captions are named by their URL: leave out password and signature"
+        )
     places = [Path(place) for place in found if not is_url(place)]
     absent = [str(place) for place in places if not place.is_file()]
     if absent:

@@ -26,7 +26,8 @@ from oodbench.data.glyphs import render, world
 from oodbench.data.imageset import ImageSet
 from oodbench.data.load import LoadOptions, load_images
 from oodbench.detector.images import listed
-from oodbench.detector.state import Unpackable, pack, unpack
+from oodbench.detector.state import pack, unpack
+from oodbench.errors import Unpackable
 from oodbench.method import registry
 from oodbench.storage.store import Store, default_root, digest
 

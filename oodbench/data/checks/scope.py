@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from oodbench.data import catalog as catalogue
 from oodbench.data.catalog import Dataset, Protocol
-from oodbench.errors import Collected, raise_all
+from oodbench.errors import ProblemList, raise_all
 
 
 @dataclass
@@ -54,9 +54,9 @@ def scope(names: Sequence[str], id_name: str = "") -> Scope:
     """
     if not names and not id_name:
         return _everything()
-    collected = Collected()
+    problems = ProblemList()
     result = Scope()
-    id_set = collected.attempt(catalogue.dataset, id_name) if id_name else None
+    id_set = problems.attempt(catalogue.dataset, id_name) if id_name else None
     if id_set:
         result.add(id_set, "ID")
     for name in names:
@@ -67,12 +67,12 @@ def scope(names: Sequence[str], id_name: str = "") -> Scope:
             elif id_set:
                 for ood, _ in protocol.ood:
                     result.add_pair(id_set, ood)
-        elif dataset := collected.attempt(catalogue.dataset, name):
+        elif dataset := problems.attempt(catalogue.dataset, name):
             if id_set:
                 result.add_pair(id_set, dataset)
             else:
                 result.add(dataset, "")
-    raise_all(collected.problems)
+    raise_all(problems.problems)
     return result
 
 

@@ -19,9 +19,9 @@ from oodbench.data.catalog import Dataset
 from oodbench.data.imageset import ImageSet, class_keys, empty_error, folder_classes, missing_error, unlabelled_error
 from oodbench.data.loaders.layout import Classes, is_hidden, is_image, left_out, some, twice
 from oodbench.data.loaders.tar_links import files
-from oodbench.data.paths import expand as expand_home
 from oodbench.errors import Missing, UserError, is_url
-from oodbench.storage.files import regular
+from oodbench.storage.files import expand as expand_home
+from oodbench.storage.files import open_regular
 from oodbench.storage.fingerprints import ReadImage, encoded, fingerprint, inside, stat_fingerprint
 from oodbench.storage.remote import fetched, print_of_copy
 
@@ -82,7 +82,7 @@ def contents(path: Path) -> Contents:
     found: list[Member] = []
     inside: list[tarfile.TarInfo] = []
     try:
-        with regular(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             size = os.fstat(file.fileno()).st_size
             for one in archive:
                 if one.issparse():
