@@ -45,18 +45,16 @@ def check(
     NAME is a dataset, a benchmark or folder:PATH; without any it is all that lies in the data folder. A check that was
     stopped goes on where it was; images are looked at again when they change. Exit code 1 when there are errors.
     """
-    from oodbench.data import catalog as catalogue
     from oodbench.data.checks.findings import text
     from oodbench.data.checks.run import CheckSettings, examine
     from oodbench.data.checks.scope import scope
+    from oodbench.data.paths import data_root
     from oodbench.errors import UserError
     from oodbench.storage.store import Store, default_root
 
     if workers < 0:
         raise UserError(f"--workers takes a number of threads, not {workers}")
-    settings = CheckSettings(
-        catalogue.data_root(_inherited(data)), Store(store or default_root()), workers, hamming, limit
-    )
+    settings = CheckSettings(data_root(_inherited(data)), Store(store or default_root()), workers, hamming, limit)
     with bars("images") as watch:
         report = examine(scope(names, id_), settings, watch)
     plain = json.dumps(report.as_dict(), indent=2)
@@ -81,9 +79,10 @@ def get(names: tuple[str, ...], data: Path | None) -> None:
     """
     from oodbench.data import catalog as catalogue
     from oodbench.data.fetch import get as fetch
+    from oodbench.data.paths import data_root
     from oodbench.errors import UserError, raise_all
 
-    root = catalogue.data_root(_inherited(data))
+    root = data_root(_inherited(data))
     problems: list[str] = []
     wanted: dict[str, catalogue.Dataset] = {}
     for name in names:
@@ -164,9 +163,9 @@ def datasets(ctx: click.Context, data: Path | None) -> None:
     ctx.obj = data
     if ctx.invoked_subcommand is None:
         from oodbench.cli import listings
-        from oodbench.data import catalog as catalogue
+        from oodbench.data.paths import data_root
 
-        say(listings.datasets(catalogue.data_root(data)))
+        say(listings.datasets(data_root(data)))
 
 
 @datasets.command()
@@ -177,8 +176,9 @@ def show(outer: Path | None, name: str, data: Path | None) -> None:
     """Show a dataset or benchmark in full."""
     from oodbench.cli import listings
     from oodbench.data import catalog as catalogue
+    from oodbench.data.paths import data_root
 
-    root = catalogue.data_root(data or outer)
+    root = data_root(data or outer)
     if name in catalogue.benchmarks() and name not in catalogue.datasets():
         say(listings.benchmark(catalogue.protocol(name), root))
     else:

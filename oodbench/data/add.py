@@ -13,6 +13,7 @@ from oodbench.data import catalog as catalogue
 from oodbench.data.catalog import LOADERS, Dataset
 from oodbench.data.imageset import ImageSet
 from oodbench.data.load import LoadOptions, class_names, load_images
+from oodbench.data.paths import config_folder
 from oodbench.errors import UserError, did_you_mean, is_url
 from oodbench.storage.files import expand, real_path, write_text
 from oodbench.storage.store import Store
@@ -45,7 +46,7 @@ def declare(name: str, fields: Mapping[str, str], store: Store) -> Declared:
         only_ood = str(error)
         if one.loader == "classes" or one.classes:  # it was meant to have classes
             raise
-    place = catalogue.config_folder() / "datasets" / f"{name}.toml"
+    place = config_folder() / "datasets" / f"{name}.toml"
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in _written(one, len(found)).items()]
     try:
         write_text(place, "\n".join(lines) + "\n")
@@ -65,7 +66,7 @@ def _dataset(name: str, fields: Mapping[str, str]) -> Dataset:
         *(a for d in catalogue.datasets().values() for a in d.aliases),
     }
     if name in taken:
-        mine = catalogue.config_folder() / "datasets" / f"{name}.toml"
+        mine = config_folder() / "datasets" / f"{name}.toml"
         raise UserError(f"'{name}' is declared already{f', in {mine}' if mine.is_file() else ''}; take another name")
     loader, path = fields["loader"], fields["path"]
     if loader not in ADDABLE:

@@ -12,10 +12,11 @@ import numpy as np
 
 from oodbench.data import catalog as catalogue
 from oodbench.data import load, prompts
-from oodbench.data.catalog import OWN, Dataset
+from oodbench.data.catalog import Dataset
 from oodbench.data.decode import reason
 from oodbench.data.imageset import ImageFiles, ImageSet
 from oodbench.data.loaders.layout import same_prompts
+from oodbench.data.paths import data_root
 from oodbench.data.prompts import TextList
 from oodbench.errors import UserError
 from oodbench.storage.files import expand
@@ -60,7 +61,7 @@ def listed(images: Any, store: Store, data: Path | None = None) -> ImageSet:
         path = _path(images)
         if os.path.isdir(path):
             return _whole(Dataset(f"folder:{path.resolve()}", path.name, "images", str(path.resolve())), store, data)
-        if not os.path.exists(path) and isinstance(images, str) and _named(images):
+        if not os.path.exists(path) and isinstance(images, str) and catalogue.is_reference(images):
             return _whole(catalogue.dataset(images), store, data)
         images = [images]
     elif isinstance(images, Set | Mapping):
@@ -85,13 +86,7 @@ def in_memory(images: ImageSet) -> bool:
 
 
 def _whole(dataset: Dataset, store: Store, data: Path | None) -> ImageSet:
-    return load.load_images(dataset, load.LoadOptions(catalogue.data_root(data), store), labelled=False)
-
-
-def _named(reference: str) -> bool:
-    known = catalogue.datasets()
-    alias = any(reference in one.aliases for one in known.values())
-    return alias or reference in known or reference.startswith(OWN) or "[" in reference
+    return load.load_images(dataset, load.LoadOptions(data_root(data), store), labelled=False)
 
 
 def _path(given: Any) -> Path:

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import oodbench
-from oodbench.data import catalog as catalogue
 from oodbench.data.catalog import Dataset
 from oodbench.data.catalog import dataset as declared
 from oodbench.data.imageset import ImageSet, TreeSource
 from oodbench.data.load import load_source
+from oodbench.data.paths import config_folder_or_none, data_root
 from oodbench.data.subsets import UnionSource
 from oodbench.encoder.card import EMBEDDED, parse_encoder
 from oodbench.encoder.resolve import GLYPHS, Resolved, resolve
@@ -173,7 +173,7 @@ def pack(plan: Plan) -> WorkerPayload:
     store = plan.store.at(plan.store.root.absolute())
     token = {"token": secrets.token_hex(8)}
     store.write("cluster", token, {}, {"host": socket.gethostname()})
-    data = catalogue.data_root(plan.request.data).absolute()
+    data = data_root(plan.request.data).absolute()
     calibration = portable(plan.calibration, data, store) if plan.calibration else None
     ood = tuple(dataclasses.replace(one, listing=portable(one.listing, data, store)) for one in plan.ood)
     sent = dataclasses.replace(plan, store=store, id=portable(plan.id, data, store), ood=ood, calibration=calibration)
@@ -269,7 +269,7 @@ def plugin_files(path: Path) -> SentFiles:
 
 def _config() -> SentFiles:
     """The user's own declarations."""
-    root = catalogue.own_folder()
+    root = config_folder_or_none()
     if root is None:
         return SentFiles(())
     files = [one for one in sorted(root.rglob("*")) if one.is_file() and one.stat().st_size <= _LARGEST]

@@ -13,6 +13,7 @@ from oodbench.data.decode import DecodeConfig
 from oodbench.data.imageset import ImageSet
 from oodbench.data.load import LoadOptions, class_names, load_calibration, load_images, notes
 from oodbench.data.overlap import check_folders
+from oodbench.data.paths import data_root
 from oodbench.data.prompts import TextList
 from oodbench.encoder.card import EMBEDDED, EncoderCard, parse_encoder
 from oodbench.encoder.resolve import Resolved, resolve
@@ -103,7 +104,7 @@ def make_plan(request: RunRequest) -> Plan:
         # With problems to report, contents are not hashed and glyphs, which are drawn to be listed, are not loaded.
         faulty = bool(collected.problems)
         options = LoadOptions(
-            catalogue.data_root(request.data),
+            data_root(request.data),
             store,
             strict=request.strict and not faulty,
             limit=request.limit,

@@ -23,6 +23,7 @@ from PIL import Image
 from oodbench.cli import common as group
 from oodbench.cli import main
 from oodbench.data import catalog as catalogue
+from oodbench.data.paths import config_folder, config_folder_or_none, data_root
 from oodbench.distributed import cluster as connection
 from oodbench.distributed.cluster import WorkerFolder, sweep
 from oodbench.errors import ProblemList, UserError, raise_all
@@ -279,15 +280,15 @@ def test_without_a_home_the_store_has_to_be_named(homeless: None, monkeypatch: p
 
 
 def test_without_a_home_nothing_is_declared_by_the_user(homeless: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "imagenet1k" in catalogue.datasets() and catalogue.own_folder() is None
+    assert "imagenet1k" in catalogue.datasets() and config_folder_or_none() is None
     with pytest.raises(UserError, match=r"name a folder by \$OODBENCH_CONFIG"):
-        catalogue.config_folder()
+        config_folder()
     monkeypatch.setenv("OODBENCH_CONFIG", "~nobody-of-that-name/x")
     with pytest.raises(UserError, match=r"\$OODBENCH_CONFIG ~nobody-of-that-name/x cannot be read"):
-        catalogue.own_folder()
+        config_folder_or_none()
     monkeypatch.setenv("OODBENCH_DATA", "~nobody-of-that-name/x")
     with pytest.raises(UserError, match=r"\$OODBENCH_DATA ~nobody-of-that-name/x cannot be read"):
-        catalogue.data_root(None)
+        data_root(None)
 
 
 @pytest.mark.slow
@@ -466,9 +467,9 @@ def test_ray_has_a_short_folder_for_its_sockets(monkeypatch: pytest.MonkeyPatch)
 
 def test_folders_of_dead_workers_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    code = "import os, tempfile\nfrom oodbench.distributed.cluster import Scratch\n"
+    code = "import os, tempfile\nfrom oodbench.distributed.cluster import WorkerFolder\n"
     code += (
-        f"tempfile.tempdir = {str(tmp_path)!r}\none = Scratch()\nprint(one.path, flush=True)\nos.kill(os.getpid(), 9)\n"
+        f"tempfile.tempdir = {str(tmp_path)!r}\none = WorkerFolder()\nprint(one.path, flush=True)\nos.kill(os.getpid(), 9)\n"
     )
     own = WorkerFolder()
     (own.path / "plugin.py").write_text("")

@@ -18,6 +18,7 @@ from oodbench.data.decode import decoding, reason
 from oodbench.data.imageset import ImageSet
 from oodbench.data.load import LoadOptions, class_names, load_images
 from oodbench.data.loaders.tar import expand as expand_pattern
+from oodbench.data.paths import data_root
 from oodbench.errors import UserError, is_url, redact_url
 from oodbench.metrics import detection as metrics
 from oodbench.report.figures.figure import Picture, stem
@@ -104,7 +105,7 @@ class MistakeGallery:
         found = load_images(
             catalogue.dataset(of.dataset),
             LoadOptions(
-                catalogue.data_root(self.data),
+                data_root(self.data),
                 store,
                 strict=row.run.get("lists") == "content",
                 limit=row.run.get("limit"),
