@@ -78,7 +78,7 @@ def get(names: tuple[str, ...], data: Path | None) -> None:
     be fetched could not be; 3 when one has to be got by hand.
     """
     from oodbench.data import catalog as catalogue
-    from oodbench.data.fetch import get as fetch
+    from oodbench.data.fetch import fetch
     from oodbench.data.paths import data_root
     from oodbench.errors import UserError, raise_all
 
@@ -199,15 +199,15 @@ def show(outer: Path | None, name: str, data: Path | None) -> None:
 @click.option("--url", default="")
 def add(name: str, list_: str, **fields: str) -> None:
     """Declare a dataset of your own, after checking that it can be listed."""
-    from oodbench.data.add import declare
+    from oodbench.data.add import add_dataset
     from oodbench.storage.store import Store, default_root
 
-    made = declare(name, {**fields, "list": list_}, Store(default_root()))
-    say(printable(f"{name}: {len(made.listing):,} images at {made.listing.folder}, declared in {made.file}"))
-    for remark in made.listing.remarks:
+    added = add_dataset(name, {**fields, "list": list_}, Store(default_root()))
+    say(printable(f"{name}: {len(added.images):,} images at {added.images.folder}, declared in {added.file}"))
+    for remark in added.images.remarks:
         note(f"note: {remark.message}")
-    if made.only_ood:
-        note(f"note: as an OOD set only: {made.only_ood}")
+    if added.only_ood:
+        note(f"note: as an OOD set only: {added.only_ood}")
 
 
 # Further subcommands live in files of their own.

@@ -172,9 +172,9 @@ class Engine:
             part = images.select(range(start, stop))  # a part of a derived list counts as images of its own
             entry = extract.shard(self.plan.work(part), (0, len(part)), self.encoder)
             if entry.facts["skipped"] and self.plan.request.on_error == "stop":
-                from oodbench.data.decode import unreadable
+                from oodbench.data.decode import unreadable_error
 
-                raise unreadable(part, *entry.facts["skipped"][0])
+                raise unreadable_error(part, *entry.facts["skipped"][0])
             yield Embedded(part, (entry,), (0,))
 
     def _scored(self, part: Embedded) -> Scored:

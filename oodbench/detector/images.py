@@ -13,7 +13,7 @@ import numpy as np
 from oodbench.data import catalog as catalogue
 from oodbench.data import load, prompts
 from oodbench.data.catalog import Dataset
-from oodbench.data.decode import reason
+from oodbench.data.decode import describe_error
 from oodbench.data.imageset import ImageFiles, ImageSet
 from oodbench.data.loaders.layout import same_prompts
 from oodbench.data.paths import data_root
@@ -147,7 +147,7 @@ def _image(one: Any, number: int) -> Image:
         try:
             one.load()  # now, for threads may share it
         except Exception as error:  # Pillow raises many kinds
-            raise UserError(f"image {number} cannot be read: {reason(error)}") from error
+            raise UserError(f"image {number} cannot be read: {describe_error(error)}") from error
         return one
     fits = isinstance(one, np.ndarray) and one.dtype == np.uint8
     if fits and one.size and (one.ndim == 2 or (one.ndim == 3 and one.shape[2] in (3, 4))):

@@ -11,7 +11,7 @@ from oodbench.data import catalog as catalogue
 from oodbench.data.catalog import Benchmark, Dataset
 from oodbench.data.decode import DecodeConfig
 from oodbench.data.imageset import ImageSet
-from oodbench.data.load import LoadOptions, class_names, load_calibration, load_images, notes
+from oodbench.data.load import LoadOptions, class_names_of, load_calibration, load_images, notes
 from oodbench.data.overlap import check_folders
 from oodbench.data.paths import data_root
 from oodbench.data.prompts import TextList
@@ -117,7 +117,7 @@ def make_plan(request: RunRequest) -> Plan:
             return load_images(dataset, options, labelled=labelled)
 
         id_set = attempt(load, protocol.id, True)
-        classes = attempt(class_names, id_set) if id_set else None
+        classes = attempt(class_names_of, id_set) if id_set else None
         for dataset, group in protocol.ood:
             try:
                 images = load(dataset, False)

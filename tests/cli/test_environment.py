@@ -468,9 +468,8 @@ def test_ray_has_a_short_folder_for_its_sockets(monkeypatch: pytest.MonkeyPatch)
 def test_folders_of_dead_workers_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     code = "import os, tempfile\nfrom oodbench.distributed.cluster import WorkerFolder\n"
-    code += (
-        f"tempfile.tempdir = {str(tmp_path)!r}\none = WorkerFolder()\nprint(one.path, flush=True)\nos.kill(os.getpid(), 9)\n"
-    )
+    code += f"tempfile.tempdir = {str(tmp_path)!r}\n"
+    code += "own = WorkerFolder()\nprint(own.path, flush=True)\nos.kill(os.getpid(), 9)\n"
     own = WorkerFolder()
     (own.path / "plugin.py").write_text("")
     killed = Path(

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oodbench.data import decode
-from oodbench.data.decode import DEEP, flattened
+from oodbench.data.decode import DEEP_MODES, becomes_constant
 from oodbench.data.imageset import ImageSet
 from oodbench.errors import UserError
 from oodbench.storage.store import Store
@@ -26,7 +26,7 @@ from oodbench.storage.store import Store
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_GREY = frozenset(("L", "1", "LA", "La")) | DEEP
+_GREY = frozenset(("L", "1", "LA", "La")) | DEEP_MODES
 _ORIENTATION = 0x0112  # EXIF's tag
 _SIDE = 32  # pixels of the thumbnail that is hashed
 _COSINES = np.cos(np.pi * np.outer(np.arange(8), 2 * np.arange(_SIDE) + 1) / (2 * _SIDE))
@@ -64,7 +64,7 @@ class Look:
 
 def look(image: Image) -> Look:
     """What a decoded image is."""
-    deep = image.mode in DEEP
+    deep = image.mode in DEEP_MODES
     colour = _eight_bits(image) if deep else image if image.mode == "RGB" else image.convert("RGB")
     exact = hashlib.sha256(f"{image.mode if deep else 'RGB'} {image.size}".encode())
     exact.update((image if deep else colour).tobytes())
@@ -72,7 +72,7 @@ def look(image: Image) -> Look:
     grey = image.mode in _GREY or bool(np.ptp(small, 2).max() <= 8)  # JPEG keeps channels equal up to rounding
     mark = perceptual(small @ (0.299, 0.587, 0.114))
     digest = exact.hexdigest()[:32]
-    return Look("", image.mode, image.width, image.height, grey, digest, mark, flattened(image), _turned(image))
+    return Look("", image.mode, image.width, image.height, grey, digest, mark, becomes_constant(image), _turned(image))
 
 
 def _turned(image: Image) -> bool:
@@ -138,7 +138,7 @@ def inspect(listing: ImageSet, store: Store, workers: int = 0, done: Done = lamb
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="look")
     try:
-        with decode.decoding():
+        with decode.pillow_in_threads():
             for start, stop in parts(listing.names):
                 entry = store.find("looks", _inputs(listing, (start, stop)))
                 if entry is not None:
@@ -182,7 +182,7 @@ def _look(listing: ImageSet, index: int) -> tuple[Look, bool]:
     except UserError:  # not the image that was listed
         raise
     except Exception as error:
-        return Look(decode.reason(error)), decode.broken(error)
+        return Look(decode.describe_error(error)), decode.is_broken(error)
 
 
 def _has_frames(image: Image) -> bool:

@@ -12,7 +12,7 @@ from oodbench.data.catalog import UNKNOWN, Dataset
 from oodbench.data.checks import duplicates
 from oodbench.data.checks.findings import Card, Finding, some
 from oodbench.data.checks.inspection import Look
-from oodbench.data.decode import flat_remark
+from oodbench.data.decode import constant_remark
 from oodbench.data.imageset import ImageSet
 from oodbench.data.loaders.imagelist import read_list
 from oodbench.data.loaders.layout import same_prompts
@@ -83,7 +83,7 @@ def of_images(listing: ImageSet, looks: Sequence[Look]) -> Iterator[Finding]:
         yield Finding("warning", "modes", name, f"images that become RGB with a loss: {told}", len(odd), some(odd))
     flat = [n for n, one in zip(listing.names, looks, strict=True) if one.flat]
     if flat:
-        told_flat = flat_remark(flat)
+        told_flat = constant_remark(flat)
         yield Finding("error", told_flat.kind, name, told_flat.message, told_flat.count, told_flat.examples)
     turned = [n for n, one in zip(listing.names, looks, strict=True) if one.turned]
     if turned:
