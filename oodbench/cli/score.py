@@ -152,7 +152,7 @@ def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
     """Score IMAGES (a folder, files, or the name of a data set) with one method, and decide."""
     log(verbose)
     pass
-    from oodbench.data import overlap as sets
+    from oodbench.data.load import notes
     from oodbench.detector import saving as folder
     from oodbench.detector.images import listed
     from oodbench.storage.store import Store, default_root
@@ -163,7 +163,7 @@ def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
     if save:
         folder.check(expand(save))
     given = listed(images[0] if len(images) == 1 else list(images), Store(expand(options["store"] or default_root())))
-    for one in sets.notes(given):
+    for one in notes(given):
         note(f"note: {one}")
     with stoppable():
         if options["detector"]:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oodbench.data import catalog as catalogue
-from oodbench.data import overlap as sets
 from oodbench.data.catalog import LOADERS, Dataset
-from oodbench.data.imageset import ImageSet, listing
+from oodbench.data.imageset import ImageSet
+from oodbench.data.load import LoadOptions, class_names, load_images
 from oodbench.errors import UserError, did_you_mean, is_url
 from oodbench.storage.files import expand, real_path, write_text
 from oodbench.storage.store import Store
@@ -35,12 +35,12 @@ class Declared:
 def declare(name: str, fields: Mapping[str, str], store: Store) -> Declared:
     """Write `<config>/datasets/NAME.toml` after listing it. UserError when the name is taken or no image is found."""
     one = _dataset(name, fields)
-    found = listing(one, Path(), labelled=False, strict=False, store=store)
+    found = load_images(one, LoadOptions(Path(), store), labelled=False)
     only_ood = ""
     try:
-        labelled = listing(one, Path(), labelled=True, strict=False, store=store)
+        labelled = load_images(one, LoadOptions(Path(), store), labelled=True)
         found = dataclasses.replace(found, remarks=labelled.remarks)
-        sets.class_names(labelled)
+        class_names(labelled)
     except UserError as error:
         only_ood = str(error)
         if one.loader == "classes" or one.classes:  # it was meant to have classes

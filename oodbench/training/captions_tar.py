@@ -81,17 +81,17 @@ class Remote:
     copy: Copy
     inside: Archives
 
-    def take(self, name: str) -> ReadImage:
+    def read(self, name: str) -> ReadImage:
         """Read a member; the print of a copy of our own is that of the shard."""
         self.copy.fetched()
-        taken = self.inside.take(name)
+        taken = self.inside.read(name)
         member = self.inside.where[name][1]
         own = is_url(self.copy.place)
         return replace(taken, print=inside(self.copy.state, member.offset, member.size)) if own else taken
 
     def content(self, name: str) -> str:
         """sha256 of a member."""
-        return self.take(name).content()
+        return self.read(name).content()
 
 
 @contextlib.contextmanager

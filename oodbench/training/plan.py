@@ -188,7 +188,7 @@ def _job(request: TrainRequest) -> Job:
 def _method(job: Job) -> TrainedMethod[Any]:
     from oodbench.method import TrainedMethod
 
-    method = job.made()
+    method = job.build()
     if not isinstance(method, TrainedMethod):
         raise UserError(f"{job.info.name} reads weights but is no TrainedMethod: it cannot be trained here")
     return method

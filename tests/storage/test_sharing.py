@@ -197,8 +197,8 @@ def test_shards_at_a_url_mean_the_same_elsewhere(tmp_path: Path, monkeypatch: py
     """Fetched anew on another machine: the same list by digest, and images that are found there."""
     from PIL import Image
 
-    from oodbench.api import request_from
     from oodbench.distributed.payload import portable
+    from oodbench.pipeline.request import request_from
 
     with tarfile.open(tmp_path / "x.tar", "w") as shard:
         for i in range(4):
@@ -212,7 +212,7 @@ def test_shards_at_a_url_mean_the_same_elsewhere(tmp_path: Path, monkeypatch: py
     assert found[0].digest == found[1].digest
     sent = pickle.dumps(portable(found[0], tmp_path, Store(tmp_path / "here")))
     shutil.rmtree(tmp_path / "here")
-    assert pickle.loads(sent).source.take("c/3.png").image().getpixel((0, 0))[0] == 180
+    assert pickle.loads(sent).source.read("c/3.png").image().getpixel((0, 0))[0] == 180
 
 
 @pytest.fixture
