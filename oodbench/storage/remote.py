@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from oodbench.errors import UserError, redact_error, redact_url
 from oodbench.storage.download import Download, RetryPolicy, download, opened
 from oodbench.storage.files import atomic_write, write_text
-from oodbench.storage.fingerprints import fingerprint
+from oodbench.storage.fingerprints import file_fingerprint
 from oodbench.storage.store import default_root, file_digest
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ def fetched(url: str, what: str) -> Path:
 def print_of_copy(place: Path) -> str:
     """The sha256 of a copy, kept beside it: unlike size and time, the same wherever it was fetched."""
     note = place.with_name(f".{place.name}.sha256")
-    state = fingerprint(place).replace("\n", " ")
+    state = file_fingerprint(place).replace("\n", " ")
     known = note.read_text(encoding="utf-8").split("\n") if note.is_file() else []
     if known[:1] != [state]:
         known = [state, file_digest(place)]

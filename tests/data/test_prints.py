@@ -320,8 +320,8 @@ def test_a_shard_of_captions_that_changes_before_it_is_fetched_is_refused(
 
 def test_inodes_count_only_where_a_file_system_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """sshfs and its like give a file another number when they have forgotten it: that is no other file."""
-    from oodbench.storage import store as entry
-    from oodbench.storage.fingerprints import fingerprint, lasting
+    from oodbench.storage import fingerprints as entry
+    from oodbench.storage.fingerprints import file_fingerprint, portable_part
 
     file = tmp_path / "file"
     file.touch()
@@ -331,10 +331,10 @@ def test_inodes_count_only_where_a_file_system_keeps_them(tmp_path: Path, monkey
     kept = {"ext4": True, "nfs4": True, "overlay": True, "fuse.sshfs": False, "fuse": False, "cifs": False}
     for kind, keeps in kept.items():
         monkeypatch.setattr(Path, "read_text", lambda self, kind=kind, **_: lines.replace("KIND", kind))
-        entry.file_system.cache_clear()
-        assert entry.file_system(stat.st_dev) == kind
-        assert fingerprint(file).endswith(f":{stat.st_ino}" if keeps else ":0")
-        assert entry.file_stamp(file)["inode"] == (stat.st_ino if keeps else 0)
-        assert lasting(fingerprint(file)) == f"{stat.st_size}:{stat.st_mtime_ns}"
+        entry.file_system_type.cache_clear()
+        assert entry.file_system_type(stat.st_dev) == kind
+        assert file_fingerprint(file).endswith(f":{stat.st_ino}" if keeps else ":0")
+        assert entry.file_identity(file)["inode"] == (stat.st_ino if keeps else 0)
+        assert portable_part(file_fingerprint(file)) == f"{stat.st_size}:{stat.st_mtime_ns}"
     monkeypatch.undo()
-    entry.file_system.cache_clear()
+    entry.file_system_type.cache_clear()
