@@ -164,7 +164,7 @@ class SharedStore(Store):
             entry = read_entry(temporary, key)
             return commit(temporary, path) or dataclasses.replace(entry, key=key, path=path)
         except DAMAGE as error:
-            if isinstance(error, OSError) and error.errno in remote.FULL:
+            if isinstance(error, OSError) and error.errno in remote.DISK_ERRORS:
                 raise self.write_error(error) from error
             log.warning("shared entry %s/%s is damaged (%s) and will be made again", kind, key[:12], error)
             return None

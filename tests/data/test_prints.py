@@ -256,8 +256,8 @@ def test_a_dataset_of_the_hub_is_told_by_the_files_of_its_cache(
     assert after.digest == before.digest and after.stamp != before.stamp and len(decoded(after)) == N
 
 
-def test_a_copy_of_a_url_that_is_replaced_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from oodbench.storage.remote import copy_of
+def test_a_cached_path_a_url_that_is_replaced_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from oodbench.storage.remote import cached_path
 
     monkeypatch.setenv("OODBENCH_STORE", str(tmp_path / "store"))
     _, place = made(as_tar, tmp_path, 10)
@@ -265,7 +265,7 @@ def test_a_copy_of_a_url_that_is_replaced_is_noticed(tmp_path: Path, monkeypatch
     before = listed(catalogue.dataset(f"tar:{url}"), tmp_path)
     assert decoded(before) == [10] * N and before.stamp == before.digest, "it means the same on other machines"
     made(as_tar, tmp_path, 90)
-    shutil.copyfile(place / "set.tar", copy_of(url))
+    shutil.copyfile(place / "set.tar", cached_path(url))
     with pytest.raises(UserError, match="changed after it was listed"):
         decoded(before)
     after = listed(catalogue.dataset(f"tar:{url}"), tmp_path)

@@ -23,7 +23,7 @@ from oodbench.errors import Missing, UserError, is_url
 from oodbench.storage.files import expand as expand_home
 from oodbench.storage.files import open_regular
 from oodbench.storage.fingerprints import ReadImage, file_fingerprint, member_fingerprint, stat_fingerprint
-from oodbench.storage.remote import fetched, print_of_copy
+from oodbench.storage.remote import copy_digest, fetch_cached
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _BLOCK = 512  # bytes
@@ -221,7 +221,7 @@ def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
             raise missing_error(dataset, path)
         whole = file_fingerprint(path)
         if is_url(pattern):
-            copies[path] = (whole, print_of_copy(path))
+            copies[path] = (whole, copy_digest(path))
             whole = copies[path][1]
         _read(dataset, index, path, whole, "" if len(paths) == 1 else f"{_beneath(path, home)}/")
     if not index.images:
@@ -337,7 +337,7 @@ def _pattern(dataset: Dataset, data: Path) -> str:
 
 def _local(dataset: Dataset, path: str) -> Path:
     """The file itself; that of a URL is fetched once."""
-    return fetched(path, dataset.name) if is_url(path) else Path(path)
+    return fetch_cached(path, dataset.name) if is_url(path) else Path(path)
 
 
 def _beneath(path: Path, home: Path) -> str:
