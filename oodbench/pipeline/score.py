@@ -57,7 +57,7 @@ def find_scores(plan: Plan, job: Job, listing: ImageSet) -> Entry | None:
 def forget_scores(plan: Plan, job: Job) -> None:
     """Remove a method's scores of all sets of a plan."""
     for listing in plan.listings:
-        plan.store.forget("scores", score_inputs(plan, job, listing))
+        plan.store.remove("scores", score_inputs(plan, job, listing))
 
 
 class Scorer:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from oodbench.errors import UserError
-from oodbench.storage.fingerprints import fingerprint
+from oodbench.storage.fingerprints import file_fingerprint
 from oodbench.training.corpus import Part, listed
 
 COLUMNS = ("filepath", "caption")
@@ -44,7 +44,7 @@ def read(path: Path, data: Path | None) -> Part:
             problem = absent.get(row.file, "")
             if not problem:
                 try:
-                    prints.append(fingerprint(folder / row.file))
+                    prints.append(file_fingerprint(folder / row.file))
                     positions[row.file] = len(positions)
                 except FileNotFoundError:
                     problem = absent[row.file] = f"no image {folder / row.file}"

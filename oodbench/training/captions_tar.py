@@ -18,7 +18,7 @@ import numpy as np
 from oodbench.data.loaders.layout import is_image
 from oodbench.data.loaders.tar import Archives, Member, expand, members, read_member
 from oodbench.errors import UserError, has_credentials, is_url, redact_url
-from oodbench.storage.fingerprints import ReadImage, fingerprint, inside
+from oodbench.storage.fingerprints import ReadImage, file_fingerprint, member_fingerprint
 from oodbench.storage.remote import fetch, remote_fingerprint
 from oodbench.storage.store import Store
 from oodbench.training.corpus import Part, listed
@@ -71,7 +71,7 @@ class Copy:
 
     def stamp(self) -> str:
         """What changes when the shard does."""
-        return remote_fingerprint(self.place) if is_url(self.place) else fingerprint(self.path)
+        return remote_fingerprint(self.place) if is_url(self.place) else file_fingerprint(self.path)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,11 @@ class Remote:
         taken = self.inside.read(name)
         member = self.inside.where[name][1]
         own = is_url(self.copy.place)
-        return replace(taken, print=inside(self.copy.state, member.offset, member.size)) if own else taken
+        return (
+            replace(taken, fingerprint=member_fingerprint(self.copy.state, member.offset, member.size))
+            if own
+            else taken
+        )
 
     def content(self, name: str) -> str:
         """sha256 of a member."""
@@ -112,7 +116,7 @@ def _part(copy: Copy, store: Store) -> Part:
     if entry is None:
         store.write("shard", known, {}, facts)
     where = {one[0]: (copy.path, Member(*one)) for one in facts["images"]}
-    prints = [inside(copy.state, one[1], one[2]) for one in facts["images"]]
+    prints = [member_fingerprint(copy.state, one[1], one[2]) for one in facts["images"]]
     found = listed(name, Path(copy.place), tuple(where), prints, Remote(copy, Archives(where)))
     return Part(found, np.arange(len(found)), tuple(facts["captions"]), tuple(facts["skipped"]))
 

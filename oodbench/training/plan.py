@@ -16,7 +16,7 @@ from oodbench.method import registry
 from oodbench.pipeline.jobs import Job, make_jobs
 from oodbench.pipeline.request import MOST, PRECISIONS, WORKERS, RunRequest, beyond, writable
 from oodbench.storage.files import expand
-from oodbench.storage.shared import opened
+from oodbench.storage.shared import open_store
 from oodbench.storage.store import Store
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def make_plan(request: TrainRequest) -> TrainPlan:
     """Check a request. Raises UserError with every problem that was found."""
     collected = ProblemList()
     attempt = collected.attempt
-    store = opened(request.store, request.shared)
+    store = open_store(request.store, request.shared)
     attempt(check_options, request)
     job = attempt(_job, request)
     spec = attempt(parse_encoder, request.encoder)
