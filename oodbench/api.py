@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oodbench import results as provenance
-from oodbench.data.paths import expand
 from oodbench.distributed.cluster import chosen
-from oodbench.errors import hidden
+from oodbench.errors import redact
 from oodbench.pipeline import run as local
 from oodbench.pipeline.events import Watch
 from oodbench.pipeline.plan import Plan, make_plan
 from oodbench.pipeline.request import RunRequest
 from oodbench.pipeline.run import RunOutcome, RunState
 from oodbench.results import Result, rows, slug
+from oodbench.storage.files import expand
 
 if TYPE_CHECKING:
     from oodbench.tracking import Tracker
@@ -128,4 +128,4 @@ def record(tracker: Tracker | None, outcome: RunOutcome) -> str:
         return ""
     from oodbench import tracking
 
-    return hidden(tracking.send(tracker, outcome.results, Attachments(tracker.results)).reason)
+    return redact(tracking.send(tracker, outcome.results, Attachments(tracker.results)).reason)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from oodbench.cli.common import FOLDER, log, say
-from oodbench.errors import UserError, hidden, printable
+from oodbench.errors import UserError, printable, redact
 
 if TYPE_CHECKING:
     from oodbench.data.imageset import ImageSet
@@ -128,7 +128,7 @@ def check(file: Path, verbose: bool) -> None:
 
     found = verdict(info)
     for name, problem in found:
-        say(printable(hidden(f"{'FAIL' if problem else 'ok':5}{name}{': ' + problem if problem else ''}")))
+        say(printable(redact(f"{'FAIL' if problem else 'ok':5}{name}{': ' + problem if problem else ''}")))
     bad = sum(bool(problem) for _, problem in found)
     say(f"{info.name}: {'keeps the contract' if not bad else f'breaks the contract in {bad} of {len(found)} checks'}")
     if bad:

@@ -22,7 +22,7 @@ from oodbench.detector.store import DetectorStore
 from oodbench.detector.threshold import threshold
 from oodbench.encoder.card import EMBEDDED, parse_encoder
 from oodbench.encoder.resolve import Resolved, resolve
-from oodbench.errors import UserError
+from oodbench.errors import InvalidParameter, UserError
 from oodbench.method.parameters import written
 from oodbench.pipeline import assign_weights as assignment
 from oodbench.pipeline import extract
@@ -164,7 +164,7 @@ class Engine:
         """Whether the images are the rest of those that the method learnt from."""
         learnt = self.plan.calibration
         both = learnt.origins and images.origins if learnt else ()
-        return bool(both) and learnt is not None and images.origins[0].listing is learnt.origins[0].listing
+        return bool(both) and learnt is not None and images.origins[0].source is learnt.origins[0].source
 
     def parts(self, images: ImageSet) -> Iterator[Embedded]:
         """Embeddings of the shards of a list, each as a list of its own: never more than one is held."""
@@ -220,10 +220,6 @@ _SAME = (
     "plugins",
     "shared",
 )
-
-
-class InvalidParameter(UserError, ValueError):
-    """A constructor's argument of a wrong type or outside its range."""
 
 
 def checked(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oodbench.data.paths import expand
 from oodbench.data.prompts import templates
 from oodbench.encoder.card import EMBEDDED, EncoderCard, EncoderSpec
 from oodbench.encoder.resolve import Resolved
@@ -17,7 +16,7 @@ from oodbench.method import registry
 from oodbench.pipeline.jobs import Job, Jobs, files_of
 from oodbench.pipeline.request import RunRequest
 from oodbench.pipeline.weights import SHIPPED, WeightsFile, examine, in_float32, read
-from oodbench.storage.files import atomic_write
+from oodbench.storage.files import atomic_write, expand
 from oodbench.storage.store import Store, default_root, digest
 
 if TYPE_CHECKING:

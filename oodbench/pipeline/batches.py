@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from oodbench.errors import UserError
+from oodbench.errors import InputMutated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,10 +105,6 @@ class FittedMethod:
     images_scored: int = 0
     images_checked: int = 0
     stateful: bool = False
-
-
-class InputMutated(UserError):
-    """A method wrote into a tensor that it shares with other methods."""
 
 
 def method_contents(method: FittedMethod) -> dict[str, object]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oodbench.errors import UserError, hidden
+from oodbench.errors import UserError, redact
 
 if TYPE_CHECKING:
     from oodbench.results import Result
@@ -75,7 +75,7 @@ def log_to(path: Path | None) -> Iterator[Tell]:
         told |= {name: value for name, value in dataclasses.asdict(event).items() if value not in ("", 0)}
         with lock:
             try:
-                file.write(hidden(json.dumps(told)) + "\n")
+                file.write(redact(json.dumps(told)) + "\n")
             except OSError as error:
                 raise UserError(f"--events {path} cannot be written: {error.strerror}; name another file") from error
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oodbench.data import prompts
-from oodbench.data.paths import expand
 from oodbench.data.prompts import TextList
 from oodbench.errors import UserError, did_you_mean, raise_all
 from oodbench.method import registry
 from oodbench.method.introspection import MethodInfo
 from oodbench.method.parameters import Choice, label, parse_choices, parse_names, parse_setting, parse_value, split
 from oodbench.pipeline.request import RunRequest
+from oodbench.storage.files import expand
 from oodbench.storage.store import content_digest
 
 if TYPE_CHECKING:

@@ -7,21 +7,23 @@ import logging
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 
 from oodbench.data import catalog as catalogue
 from oodbench.data import overlap as sets
 from oodbench.data.catalog import Benchmark, Dataset
 from oodbench.data.decode import DecodeConfig
 from oodbench.data.imageset import ImageSet
-from oodbench.data.paths import expand
+from oodbench.data.load import LoadOptions, class_names, load_calibration, load_images, notes
 from oodbench.data.prompts import TextList
 from oodbench.encoder.card import EMBEDDED, EncoderCard, parse_encoder
 from oodbench.encoder.resolve import Resolved, resolve
-from oodbench.errors import Collected, Missing, UserError, raise_all
+from oodbench.errors import Missing, ProblemList, UserError, raise_all
 from oodbench.pipeline import assign_weights as assignment
 from oodbench.pipeline.extract import EmbeddingConfig, ExtractionJob
 from oodbench.pipeline.jobs import Job, Jobs, make_jobs
 from oodbench.pipeline.request import RunRequest, check_options
+from oodbench.storage.files import expand
 from oodbench.storage.shared import opened
 from oodbench.storage.store import Store
 
@@ -63,8 +65,8 @@ class Plan:
     def notes(self) -> list[str]:
         """What may mislead about the image sets, and the sets that --skip-missing left out."""
         others = [*(one.listing for one in self.ood), *([self.calibration] if self.calibration else [])]
-        about = [note for one in others for note in sets.notes(one)]
-        return [*sets.notes(self.id, self.classes), *about, *self.skipped]
+        about = [note for one in others for note in notes(one)]
+        return [*notes(self.id, self.classes), *about, *self.skipped]
 
     @property
     def recipe(self) -> EmbeddingConfig:
@@ -85,7 +87,7 @@ def make_plan(request: RunRequest) -> Plan:
     """Check a request and plan it. Raises UserError with every problem that was found."""
     request = dataclasses.replace(request, out=expand(request.out))
     store = opened(request.store, request.shared)
-    collected = Collected()
+    collected = ProblemList()
     attempt = collected.attempt
     attempt(check_options, request)
     jobs = attempt(make_jobs, request)
@@ -101,16 +103,22 @@ def make_plan(request: RunRequest) -> Plan:
     if benchmark:
         attempt(check_benchmark, benchmark, request)
         # --strict hashes every image, and glyphs are drawn to be listed: not while there is something to report.
-        reading = dataclasses.replace(request, strict=request.strict and not collected.problems)
+        options = LoadOptions(
+            catalogue.data_root(request.data),
+            store,
+            strict=request.strict and not collected.problems,
+            limit=request.limit,
+            allow_partial=request.allow_partial,
+        )
         all_sets = datasets(benchmark, request.classes)
         id_dataset, *ood_datasets = (
             d if d.loader != "glyphs" or d.classes or not collected.problems else None for d in all_sets
         )
-        id_set = attempt(sets.listed, id_dataset, reading, True, store) if id_dataset else None
-        classes = attempt(sets.class_names, id_set) if id_set else None
+        id_set = attempt(partial(load_images, labelled=True), id_dataset, options) if id_dataset else None
+        classes = attempt(class_names, id_set) if id_set else None
         for dataset, (_, group) in zip(ood_datasets, benchmark.sets(), strict=True):
             try:
-                listed = sets.listed(dataset, reading, False, store) if dataset else None
+                listed = load_images(dataset, options, labelled=False) if dataset else None
             except UserError as error:
                 if request.skip_missing and dataset and isinstance(error, Missing):
                     absent[dataset.name] = f"skipped: {error}"
@@ -122,7 +130,7 @@ def make_plan(request: RunRequest) -> Plan:
         if id_set:
             attempt(sets.check_folders, id_set, [one.listing for one in ood])
         if id_set and jobs and benchmark:
-            calibration, jobs = attempt(_calibration, benchmark, id_set, reading, store, jobs) or (None, jobs)
+            calibration, jobs = attempt(_calibration, benchmark, id_set, request, options, jobs) or (None, jobs)
     raise_all(collected.problems)  # before the encoder: reading a checkpoint takes seconds
     assert jobs and files is not None and benchmark and spec and id_set and classes
     resolved = resolve(spec, request.resize, store, strict=request.strict)
@@ -164,7 +172,7 @@ def _instead(job: Job) -> str:
 
 
 def _calibration(
-    benchmark: Benchmark, id_set: ImageSet, request: RunRequest, store: Store, jobs: Jobs
+    benchmark: Benchmark, id_set: ImageSet, request: RunRequest, options: LoadOptions, jobs: Jobs
 ) -> tuple[ImageSet | None, Jobs]:
     """The calibration images, listed only when a method asks for them; and the jobs that can run."""
     asking = [job for job in jobs.jobs if job.calibrates]
@@ -175,7 +183,7 @@ def _calibration(
         if not name:
             able = ", ".join(d.name for d in catalogue.datasets().values() if d.train)
             raise UserError(f"'{id_set.dataset.name}' has no training split in the catalogue; sets that do: {able}")
-        return sets.listed_sample(catalogue.dataset(name), request, store), jobs
+        return load_calibration(catalogue.dataset(name), options, request.seed), jobs
     except UserError as error:
         reason = f"calibrates on ID training images: {error}"
     if request.methods.strip() != "all":

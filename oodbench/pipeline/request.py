@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oodbench.data.paths import expand, real
 from oodbench.encoder.card import RESIZE_FILTERS
 from oodbench.errors import UserError, did_you_mean, raise_all
 from oodbench.method.parameters import conform, parse_names, written
 from oodbench.metrics import detection as metrics
+from oodbench.storage.files import expand, real_path
 from oodbench.storage.store import default_root
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -147,7 +147,7 @@ def writable(folder: Path) -> bool:
     """Whether a folder, or the nearest one above that exists, takes a file."""
     import tempfile
 
-    nearest = next((p for p in (folder, *real(folder).parents) if p.exists()), Path("/"))
+    nearest = next((p for p in (folder, *real_path(folder).parents) if p.exists()), Path("/"))
     try:
         with tempfile.TemporaryFile(dir=nearest):
             return True

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from oodbench.data.imageset import ImageSet
-from oodbench.errors import UserError
+from oodbench.errors import InputMutated, UserError
 from oodbench.pipeline import batches
-from oodbench.pipeline.batches import FittedMethod, InputMutated, MethodOutput, Sample, score_batches
+from oodbench.pipeline.batches import FittedMethod, MethodOutput, Sample, score_batches
 from oodbench.pipeline.extract import Embedded, decoded_batches
 from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.plan import Plan

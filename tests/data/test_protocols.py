@@ -20,7 +20,8 @@ from oodbench import api
 from oodbench.data import catalog as catalogue
 from oodbench.data.add import declare
 from oodbench.data.catalog import Dataset
-from oodbench.data.imageset import ImageSet, listing
+from oodbench.data.imageset import ImageSet
+from oodbench.data.load import LoadOptions, load_images
 from oodbench.errors import UserError
 from oodbench.pipeline.extract import Embedded, extract
 from oodbench.pipeline.plan import Plan, make_plan
@@ -66,7 +67,7 @@ def declared(photos: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Dataset
 
 def listed(dataset: str, data: Path, labelled: bool = True, **options: Any) -> ImageSet:
     one = catalogue.dataset(dataset)
-    return listing(one, data, labelled=labelled, strict=False, store=Store(data / "store"), **options)
+    return load_images(one, LoadOptions(data, Store(data / "store"), **options), labelled=labelled)
 
 
 def planned(data: Path, tmp_path: Path, **options: Any) -> Plan:

@@ -177,10 +177,10 @@ def test_a_worker_that_is_killed_is_replaced(cluster: str, images: Path, tmp_pat
 class Deadly(ImageFiles):
     """Kills whoever reads one of the images."""
 
-    def take(self, name: str) -> Any:
+    def read(self, name: str) -> Any:
         if name == "2100.png":
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().take(name)
+        return super().read(name)
 
 
 def test_a_poisoned_shard_fails_alone_by_name(cluster: str, images: Path, tmp_path: Path) -> None:
