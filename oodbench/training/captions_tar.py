@@ -17,7 +17,7 @@ import numpy as np
 
 from oodbench.data.loaders.layout import is_image
 from oodbench.data.loaders.tar import Archives, Member, expand, members, read_member
-from oodbench.errors import UserError, is_secret, is_url, shown
+from oodbench.errors import UserError, has_credentials, is_url, redact_url
 from oodbench.storage.fingerprints import ReadImage, fingerprint, inside
 from oodbench.storage.remote import fetch, remote_fingerprint
 from oodbench.storage.store import Store
@@ -38,9 +38,9 @@ def read_shards(pattern: str, store: Store) -> Iterator[CorpusPart]:
 def check_shards(pattern: str) -> None:
     """Raise UserError for a malformed pattern and for missing local shards; URLs are not contacted."""
     locations = expand(pattern)
-    secret = next((location for location in locations if is_url(location) and is_secret(location)), "")
+    secret = next((location for location in locations if is_url(location) and has_credentials(location)), "")
     if secret:  # it would be written into the header of the weights
-        raise UserError(f"captions {shown(secret)}: captions are named by their URL: leave out password and signature")
+        raise UserError(f"captions {redact_url(secret)}: the weights record this URL: leave out password and signature")
     paths = [Path(location) for location in locations if not is_url(location)]
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
@@ -85,10 +85,10 @@ class ShardImages:
     shard: ShardFile
     archive: Archives
 
-    def take(self, name: str) -> ReadImage:
+    def read(self, name: str) -> ReadImage:
         """Read a member. The fingerprint of a downloaded member is derived from that of the remote shard."""
         self.shard.local_path()
-        image = self.archive.take(name)
+        image = self.archive.read(name)
         member = self.archive.where[name][1]
         if not is_url(self.shard.location):
             return image
@@ -96,7 +96,7 @@ class ShardImages:
 
     def content(self, name: str) -> str:
         """Return the sha256 of a member."""
-        return self.take(name).content()
+        return self.read(name).content()
 
 
 @contextlib.contextmanager

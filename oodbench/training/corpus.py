@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from oodbench.data.catalog import Dataset
-from oodbench.data.imageset import ImageSet, ImageSource, listing
+from oodbench.data.imageset import ImageSet, ImageSource
+from oodbench.data.load import LoadOptions, load_images
 from oodbench.storage.store import Store, digest
 
 SHOWN = 5  # problems that a message names; all are counted
@@ -45,7 +46,7 @@ def glyphs_part(store: Store) -> CorpusPart:
     from oodbench.data.glyphs import world
 
     dataset = Dataset(name="glyphs-pairs", title="Glyphs", loader="glyphs", path="pairs")
-    images = listing(dataset, Path(), labelled=False, strict=False, store=store)
+    images = load_images(dataset, LoadOptions(Path(), store), labelled=False)
     return CorpusPart(images, np.arange(len(images)), tuple(world.caption(i) for i in range(len(images))))
 
 
@@ -55,7 +56,7 @@ def unlabelled_images(
     """Return an image set without class labels, as the images of a corpus have none."""
     dataset = Dataset(name=name, title=name, loader="images", path=str(folder))
     labels: npt.NDArray[Any] = np.full(len(files), -1)
-    return ImageSet(dataset, folder, tuple(files), tuple(fingerprints), labels, total=len(files), source=source)
+    return ImageSet(dataset, folder, tuple(files), tuple(fingerprints), labels, source=source)
 
 
 def summarize_problems(name: str, problems: Sequence[str]) -> str:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oodbench.data.paths import expand
 from oodbench.encoder.card import parse_encoder
 from oodbench.encoder.resolve import Resolved, resolve
-from oodbench.errors import Collected, UserError, did_you_mean, raise_all
+from oodbench.errors import ProblemList, UserError, did_you_mean, raise_all
 from oodbench.method import registry
 from oodbench.pipeline.jobs import Job, make_jobs
 from oodbench.pipeline.request import MOST, PRECISIONS, WORKERS, RunRequest, beyond, writable
+from oodbench.storage.files import expand
 from oodbench.storage.shared import opened
 from oodbench.storage.store import Store
 from oodbench.training.captions_csv import check_csv
@@ -159,7 +159,7 @@ class TrainPlan:
 
 def make_plan(request: TrainRequest) -> TrainPlan:
     """Check a request and resolve its method, encoder and paths. Raise UserError with every problem found."""
-    collected = Collected()
+    collected = ProblemList()
     attempt = collected.attempt
     store = opened(request.store, request.shared)
     attempt(check_options, request)
@@ -204,7 +204,7 @@ def _find_job(request: TrainRequest) -> Job:
 def _build_method(job: Job) -> TrainedMethod[Any]:
     from oodbench.method import TrainedMethod
 
-    method = job.made()
+    method = job.build()
     if not isinstance(method, TrainedMethod):
         raise UserError(f"{job.info.name} reads weights but is not a TrainedMethod, so it cannot be trained")
     return method

@@ -30,13 +30,11 @@ from oodbench.results import commit, versions
 from oodbench.training.batches import Crops, PairBatches, reads_text
 from oodbench.training.checkpoints import Checkpoints
 from oodbench.training.data import BATCH, EncoderLoader, StartProgress, TrainingData, embed_captions, prepare_data
-from oodbench.training.loop import Diverged, StepReport, Trainer
+from oodbench.training.loop import StepReport, Trainer
 from oodbench.training.losses import LossLog
 from oodbench.training.plan import TrainPlan, TrainRequest, make_plan
 from oodbench.training.processes import ProcessGroup, process_group
 from oodbench.training.schedule import Schedule
-
-__all__ = ["Diverged", "Ready", "TrainOutcome", "TrainWatch", "train"]
 
 
 @dataclass(frozen=True)
