@@ -33,11 +33,11 @@ def followed(
     from oodbench import api as session
     from oodbench.cli.progress import Bar
     from oodbench.tracking.curves import Sender, following
-    from oodbench.training.plan import place
+    from oodbench.training.plan import output_folder
     from oodbench.training.train import TrainWatch
     from oodbench.training.train import train as in_this_process
 
-    tracker = session.tracker_of(place(request), tracking_uri)
+    tracker = session.tracker_of(output_folder(request), tracking_uri)
     if os.environ.get("RANK", "0") != "0":
         return in_this_process(request)
     with Bar() as bar, ExitStack() as stack:
@@ -130,7 +130,7 @@ def train(
         todo = "a lower --lr" + (", or --precision fp32" if request.compute != "fp32" else "")
         tell(f"{error}; the last good checkpoint stays; try {todo}")
         sys.exit(1)
-    if outcome.first:
+    if outcome.is_main:
         _tell(outcome, request)
     if outcome.signal:
         sys.exit(128 + outcome.signal)
@@ -180,8 +180,8 @@ def _tell(outcome: TrainOutcome, request: TrainRequest) -> None:
         note(f"finished before: all {outcome.steps:,} steps are made (--restart trains anew)")
     for name, value in outcome.terms.items():
         note(f"{name} {value:.4f}")
-    place = Path(outcome.out)
-    shown = place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
+    weights = Path(outcome.out)
+    shown = weights.relative_to(Path.cwd()) if weights.is_relative_to(Path.cwd()) else weights
     name = request.method.strip().partition("[")[0]
     command = ["oodbench", "run", "--methods", request.method.strip(), "--weights", f"{name}={shown}"]
     command += ["--encoder", request.encoder]

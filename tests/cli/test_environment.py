@@ -365,10 +365,10 @@ def test_quotes_that_do_not_close(text: str) -> None:
 
 
 def test_a_variable_of_torchrun_that_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    from oodbench.training.processes import joined
+    from oodbench.training.processes import process_group
 
     monkeypatch.setenv("WORLD_SIZE", "two")
-    with pytest.raises(UserError, match=r"^\$WORLD_SIZE is 'two', which is no number"), joined("cpu"):
+    with pytest.raises(UserError, match=r"^\$WORLD_SIZE must be a number, not 'two'"), process_group("cpu"):
         pass
 
 
@@ -466,10 +466,9 @@ def test_ray_has_a_short_folder_for_its_sockets(monkeypatch: pytest.MonkeyPatch)
 
 def test_folders_of_dead_workers_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    code = "import os, tempfile\nfrom oodbench.distributed.cluster import Scratch\n"
-    code += (
-        f"tempfile.tempdir = {str(tmp_path)!r}\none = Scratch()\nprint(one.path, flush=True)\nos.kill(os.getpid(), 9)\n"
-    )
+    code = "import os, tempfile\nfrom oodbench.distributed.cluster import WorkerFolder\n"
+    code += f"tempfile.tempdir = {str(tmp_path)!r}\nfolder = WorkerFolder()\n"
+    code += "print(folder.path, flush=True)\nos.kill(os.getpid(), 9)\n"
     own = WorkerFolder()
     (own.path / "plugin.py").write_text("")
     killed = Path(
