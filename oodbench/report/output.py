@@ -15,7 +15,7 @@ from oodbench.data.paths import real
 from oodbench.errors import UserError, did_you_mean, raise_all
 from oodbench.report.formats.bibtex import bibtex, entries
 from oodbench.report.formats.csv import csv, parquet
-from oodbench.report.formats.latex import as_codes, escape, latex, preamble, remark
+from oodbench.report.formats.latex import as_codes, latex, preamble, remark
 from oodbench.report.formats.markdown import markdown
 from oodbench.report.options import TableOptions, check
 from oodbench.report.tables.build import tables, tester
@@ -40,10 +40,7 @@ def document(tables: Sequence[Table], options: TableOptions) -> str:
     references = []
     if options.cite:
         references = [r"\clearpage", r"\begin{thebibliography}{99}"]
-        for work in entries(tables):
-            said = [work.authors, work.title, f"{work.venue} {work.year}".strip()]
-            said += [f"arXiv:{work.arxiv}"] if work.arxiv else []
-            references.append(rf"\bibitem{{{work.key}}} {escape('. '.join(filter(None, said)))}.")
+        references += [rf"\bibitem{{{entry.key}}} {entry.latex()}" for entry in entries(tables)]
         references.append(r"\end{thebibliography}")
     text = "\n".join([body, *references, r"\end{document}"]) + "\n"
     lacking = remark(text)

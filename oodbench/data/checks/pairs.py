@@ -142,7 +142,6 @@ def shortcuts(id_set: ImageSide, ood: ImageSide) -> Iterator[Finding]:
         yield Finding("warning", "grey", pair, message)
 
 
-
 def class_names(listing: ImageSet) -> dict[str, str]:
     """Class name -> what it is looked up by in WordNet: the folder where that is a synset's number, else the name.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oodbench.errors import UserError, printable
-from oodbench.report.formats.bibtex import keys_of_dataset, keys_of_method
+from oodbench.report.formats.bibtex import keys_of_benchmark, keys_of_dataset, keys_of_method
 from oodbench.report.options import TableOptions
 from oodbench.report.tables.caption import caption
 from oodbench.report.tables.columns import ColumnPlan, cells, marked, plan
@@ -132,7 +132,8 @@ def _method_keys(row: Result, options: TableOptions) -> tuple[str, ...]:
 def _cites(model: Result, options: TableOptions) -> tuple[tuple[str, tuple[str, ...]], ...]:
     kept = [s for s in model.ood if not options.sets or s.dataset in options.sets]
     images: list[IdRow | SetRow] = [model.id, *kept]
-    found = [(s.title, keys_of_dataset(s.dataset)) for s in images]
+    found = [(model.benchmark_title or model.benchmark, keys_of_benchmark(model.benchmark))]
+    found += [(s.title, keys_of_dataset(s.dataset)) for s in images]
     return tuple((title, keys) for title, keys in found if keys)
 
 

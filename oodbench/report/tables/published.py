@@ -42,6 +42,7 @@ class Quote:
     source: str
     confidence: str
     cells: dict[str, dict[str, Quoted]]
+    cite: tuple[str, ...] = ()
     training: str = ""
     architecture: str = ""
     weights: str = ""
@@ -106,7 +107,7 @@ def read(path: Path) -> list[Quote]:
             raise UserError(f"{where}: no field '{unknown[0]}'{did_you_mean(unknown[0], fields)}")
         try:
             cells = {name: _cells(where, cell, merged) for name, cell in merged["cells"].items()}
-            out.append(Quote(**{**merged, "cells": cells}))
+            out.append(Quote(**{**merged, "cells": cells, "cite": tuple(merged.get("cite", ()))}))
         except (KeyError, TypeError) as error:
             raise UserError(f"{where} is not complete: {error}") from error
     return out

@@ -100,7 +100,8 @@ def _line(one: Quote, blocks: Sequence[Block], options: TableOptions) -> Line:
     for name, metrics in one.cells.items():
         prefix = ".".join(reversed(name.split())) if name.endswith("mean") else f"ood.{name}"
         facts |= {f"{prefix}.{metric}": number.value for metric, number in metrics.items()}
-    return Line(one.name, numbers(one, blocks, options), None, QUOTED, facts=facts)
+    cites = one.cite if options.cite else ()
+    return Line(one.name, numbers(one, blocks, options), None, QUOTED, cites=cites, facts=facts)
 
 
 def _has_quote(table: Table) -> bool:
@@ -169,7 +170,8 @@ def _beside(table: Table, line: Line, found: Sequence[Quote], options: TableOpti
     yield replace(line, name=f"{line.name}, measured", cells=own, section="")
     for one in found:
         theirs = numbers(one, table.blocks, options)
-        yield Line(one.name, theirs, None, facts={"quote": one.key, "source": one.source})
+        cites = one.cite if options.cite else ()
+        yield Line(one.name, theirs, None, cites=cites, facts={"quote": one.key, "source": one.source})
         cells = tuple(
             tuple(_difference(a, b, c, one, options) for a, b, c in zip(mine, said, block.columns, strict=True))
             for mine, said, block in zip(own, theirs, table.blocks, strict=True)
