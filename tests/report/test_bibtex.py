@@ -37,9 +37,8 @@ def test_the_file_is_read_to_its_last_entry() -> None:
     text = REFERENCES.read_text(encoding="utf-8")
     assert len(references()) == len(re.findall(r"^@", text, re.MULTILINE)) >= 51
     body = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
-    assert (
-        "\n".join(entry.bibtex() for entry in references().values()) == re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
-    )
+    written = "\n".join(entry.bibtex() for entry in references().values())
+    assert written == re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
 
 
 def test_every_entry_has_authors_title_and_year_and_a_key_made_of_them() -> None:
