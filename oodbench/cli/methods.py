@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from oodbench.cli.common import FOLDER, log, say
-from oodbench.errors import UserError, hidden, printable
+from oodbench.errors import UserError, printable, redact
 
 if TYPE_CHECKING:
     from oodbench.data.imageset import ImageSet
@@ -73,16 +73,17 @@ def _fitted(plan: Plan) -> Any:
     """What the first method of the plan learns; ValueError of a method is the user's to mend."""
     import torch
 
-    from oodbench.pipeline.run import Watch, loader, own, pick_device, task_of
+    from oodbench.pipeline.events import Watch
+    from oodbench.pipeline.task import encoder_loader, make_task, method_resources, pick_device
 
     job = plan.jobs[0]
-    method = job.made()
+    method = job.build()
     device = pick_device(plan.request.device)
-    task = task_of(plan, loader(plan, device), device, Watch())
+    task = make_task(plan, encoder_loader(plan, device), device, Watch())
     torch.manual_seed(plan.request.seed)
     try:
         with torch.no_grad():
-            return method.fit(task.seen_by(method.needs, own(plan, job, device)))
+            return method.fit(task.seen_by(method.needs, method_resources(plan, job, device)))
     except ValueError as error:
         raise UserError(f"{job.label}: {error}") from error
 
@@ -104,14 +105,10 @@ def methods(name: str | None, plugins: tuple[Path, ...], negatives: bool, id_: s
     from oodbench.method import registry
 
     if negatives:
-        from oodbench import api as session
-
-        pass
         from oodbench.pipeline.plan import make_plan
+        from oodbench.pipeline.request import request_from
 
-        request = session.request_from(
-            methods=name or "neglabel", id=id_, plugins=plugins, allow_partial=True, **options
-        )
+        request = request_from(methods=name or "neglabel", id=id_, plugins=plugins, allow_partial=True, **options)
         say(describe(make_plan(request)))
         return
     known = registry.methods(plugins)
@@ -131,7 +128,7 @@ def check(file: Path, verbose: bool) -> None:
 
     found = verdict(info)
     for name, problem in found:
-        say(printable(hidden(f"{'FAIL' if problem else 'ok':5}{name}{': ' + problem if problem else ''}")))
+        say(printable(redact(f"{'FAIL' if problem else 'ok':5}{name}{': ' + problem if problem else ''}")))
     bad = sum(bool(problem) for _, problem in found)
     say(f"{info.name}: {'keeps the contract' if not bad else f'breaks the contract in {bad} of {len(found)} checks'}")
     if bad:
