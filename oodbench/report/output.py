@@ -18,8 +18,7 @@ from oodbench.report.formats.latex import as_codes, latex, preamble, remark
 from oodbench.report.formats.markdown import markdown
 from oodbench.report.options import TableOptions, check
 from oodbench.report.tables.build import tables, tester
-from oodbench.report.tables.published import quote
-from oodbench.report.tables.quoting import compared, quoted
+from oodbench.report.tables.published import compared, quote, quoted
 from oodbench.report.tables.table import Table, transposed
 from oodbench.results import Result
 from oodbench.storage.files import atomic_write, real_path
