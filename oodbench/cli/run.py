@@ -168,7 +168,7 @@ def run(
     from oodbench.pipeline import jobs
     from oodbench.pipeline.plan import make_plan
     from oodbench.pipeline.request import request_from
-    from oodbench.report.reference import deviation
+    from oodbench.report.verify import deviation
 
     tracker = session.tracker_of(options["out"], tracking_uri)
     requests = jobs.requests(request_from(id=id_, **options), encoder, seed)
