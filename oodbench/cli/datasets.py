@@ -7,11 +7,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import click
 
-from oodbench.cli.common import FOLDER, note, say, tell
+from oodbench.cli.common import FOLDER, NamesOrCommands, check_output, note, say, tell, write_output
 from oodbench.errors import printable
 
 _DATA = click.option("--data", type=FOLDER, help="Folder of the datasets. Default: $OODBENCH_DATA, else ./data.")
@@ -28,7 +27,7 @@ _DATA = click.option("--data", type=FOLDER, help="Folder of the datasets. Defaul
 @click.option("--hamming", type=click.IntRange(0, 16), default=4, show_default=True, help="Bits of near-duplicates.")
 @click.option("--limit", type=click.IntRange(1), help="A quick look at N images of each set.")
 @click.option("--format", "kind", type=click.Choice(("text", "json")), default="text", show_default=True)
-@click.option("--json", "file", type=FOLDER, help="Write the report to a JSON file, too.")
+@click.option("-o", "--output", type=FOLDER, help="Also write the findings to this JSON file.")
 def check(
     names: tuple[str, ...],
     id_: str,
@@ -38,7 +37,7 @@ def check(
     hamming: int,
     limit: int | None,
     kind: str,
-    file: Path | None,
+    output: Path | None,
 ) -> None:
     """Look at every image of datasets and benchmarks: counts, broken images, images shared by ID and OOD, shortcuts.
 
@@ -54,17 +53,15 @@ def check(
 
     if workers < 0:
         raise UserError(f"--workers takes a number of threads, not {workers}")
+    check_output(output)
     settings = CheckSettings(
         catalogue.data_root(_inherited(data)), Store(store or default_root()), workers, hamming, limit
     )
     with bars("images") as watch:
         report = examine(scope(names, id_), settings, watch)
     plain = json.dumps(report.as_dict(), indent=2)
-    if file:
-        try:
-            file.write_text(plain + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--json {file} cannot be written: {error.strerror}") from error
+    if output:
+        write_output(output, plain + "\n")
     say(plain if kind == "json" else text(report))
     if not report.ok:
         sys.exit(1)
@@ -145,16 +142,7 @@ def _inherited(data: Path | None) -> Path | None:
 DATA = click.option("--data", type=FOLDER, help="Folder of the datasets. Default: $OODBENCH_DATA, else ./data.")
 
 
-class Datasets(click.Group):
-    """A group whose first word may also be the name of a dataset or benchmark."""
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if self.get_command(ctx, args[0]) is None:
-            return "show", self.commands["show"], args
-        return super().resolve_command(ctx, args)
-
-
-@click.group(cls=Datasets, invoke_without_command=True)
+@click.group(cls=NamesOrCommands, invoke_without_command=True)
 @DATA
 @click.pass_context
 def datasets(ctx: click.Context, data: Path | None) -> None:

@@ -40,7 +40,7 @@ class Checkpoints:
         if differs:
             raise UserError(
                 f"{self.folder} holds another training: {'; '.join(differs)}\n"
-                "  name another file with --out, or throw that training away with --restart"
+                "  name another file with --output, or throw that training away with --restart"
             )
 
     def begin(self, identity: Mapping[str, Any]) -> None:

@@ -84,7 +84,7 @@ def check_options(request: TrainRequest) -> None:
     for name, number, least, most in (
         ("--epochs", request.epochs, 1, MOST),
         ("--steps", request.steps, 1, MOST),
-        ("--batch", request.batch, 1, MOST),
+        ("--batch-size", request.batch, 1, MOST),
         ("--chunk", request.chunk, 1, MOST),
         ("--warmup", request.warmup, 0, MOST),
         ("--weight-decay", request.weight_decay, 0, sys.float_info.max),
@@ -107,7 +107,7 @@ def check_options(request: TrainRequest) -> None:
             "copy the shards to a disk, or leave --augment out"
         )
     if request.out is not None and request.out.suffix != ".safetensors":
-        problems.append(f"--out {request.out} must end in .safetensors")
+        problems.append(f"--output {request.out} must end in .safetensors")
     raise_all(problems)
 
 
@@ -220,4 +220,4 @@ def _check_folder(request: TrainRequest) -> None:
     """Whether the file of weights can be written, known before hours of work."""
     folder = place(request)
     if not writable(folder):
-        raise UserError(f"the folder {folder} cannot be written; name another file with --out")
+        raise UserError(f"the folder {folder} cannot be written; name another file with --output")

@@ -115,7 +115,7 @@ def build_schedule(plan: TrainPlan, material: TrainingData) -> Schedule:
     if len(material) < batch:
         raise UserError(
             f"the corpus {plan.request.captions} has {len(material):,} pairs, fewer than one batch of {batch:,}; "
-            f"use a smaller one, as in --batch {max(1, len(material) // 2)}"
+            f"use a smaller one, as in --batch-size {max(1, len(material) // 2)}"
         )
     steps = plan.request.steps or plan.optimiser.epochs * (len(material) // batch)
     if plan.optimiser.warmup >= steps:

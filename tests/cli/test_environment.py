@@ -66,7 +66,7 @@ def refused(*arguments: str | Path) -> str:
         (["run", "--id", "a\nb\x1b[2J"], r"no dataset 'a\nb\x1b[2J'"),
         (["run", "--limit", "a\nb\x1b[2J"], r"\x1b[2J"),
         (["run", "--ood", "folder:/nope/a\n  b"], r"/nope/a"),
-        (["report", "--sets", "a\nb", "--results", "nowhere"], "nowhere"),
+        (["report", "--ood", "a\nb", "--results", "nowhere"], "nowhere"),
         (["store", "gc", "--max-size", "9" * 400], "cannot read the size '999"),
         (["run", "--ood", '"folder:a'], "a quote is not closed"),
     ],
@@ -303,7 +303,7 @@ def test_a_user_whom_the_system_does_not_know_runs_and_records(tmp_path: Path) -
     somebody = ["setpriv", "--reuid", "54321", "--regid", "54321", "--clear-groups", *capable]
     command = [str(Path(sys.executable).with_name("oodbench")), "run", "--methods", "mcm", "--limit", "9"]
     environment = {"PATH": os.environ["PATH"], "OMP_WAIT_POLICY": "PASSIVE"}
-    given = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
+    given = ["--store", str(tmp_path / "store"), "--results", str(tmp_path / "out")]
     done = subprocess.run([*somebody, *command, *given], cwd="/", env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1] == f"rows: {tmp_path / 'out' / 'runs'}"
@@ -467,10 +467,9 @@ def test_ray_has_a_short_folder_for_its_sockets(monkeypatch: pytest.MonkeyPatch)
 
 def test_folders_of_dead_workers_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    code = "import os, tempfile\nfrom oodbench.distributed.cluster import Scratch\n"
-    code += (
-        f"tempfile.tempdir = {str(tmp_path)!r}\none = Scratch()\nprint(one.path, flush=True)\nos.kill(os.getpid(), 9)\n"
-    )
+    code = "import os, tempfile\nfrom oodbench.distributed.cluster import WorkerFolder\n"
+    code += f"tempfile.tempdir = {str(tmp_path)!r}\nfolder = WorkerFolder()\n"
+    code += "print(folder.path, flush=True)\nos.kill(os.getpid(), 9)\n"
     own = WorkerFolder()
     (own.path / "plugin.py").write_text("")
     killed = Path(

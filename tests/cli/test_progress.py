@@ -69,7 +69,16 @@ def test_names_are_shown_as_they_are() -> None:
 @pytest.mark.slow
 def test_a_terminal_sees_bars_and_a_file_none(tmp_path: Path) -> None:
     command = [str(Path(sys.executable).with_name("oodbench")), "run", "--methods", "mcm", "--limit", "300"]
-    command += ["--tracking-uri", "none", "--batch-size", "4", "--store", str(tmp_path / "s"), "--out", str(tmp_path)]
+    command += [
+        "--tracking-uri",
+        "none",
+        "--batch-size",
+        "4",
+        "--store",
+        str(tmp_path / "s"),
+        "--results",
+        str(tmp_path),
+    ]
     text = on_a_terminal(command)
     assert "encode glyphs" in text and "images/s" in text and "/300" in text
     plain = subprocess.run([*command[:-1], str(tmp_path / "b")], capture_output=True, text=True, check=True)
