@@ -24,11 +24,12 @@ import torch
 from measure import Ratio, Row, row, side_by_side, write
 from PIL import Image
 
-from oodbench.api import request_from
+from oodbench import api
 from oodbench.encoder.openclip import OpenClip, transform
 from oodbench.pipeline import run as runner
 from oodbench.pipeline.extract import extract
 from oodbench.pipeline.plan import Plan, make_plan
+from oodbench.pipeline.request import request_from
 
 ARCHITECTURE, LARGER = "ViT-B-32", "ViT-B-16"
 EIGHT = ("msp", "maxlogit", "energy", "mcm", "react", "neglabel", "clipn[templates=simple]", "zoc")
@@ -170,14 +171,14 @@ def measured(folder: Path, images: int, rounds: int) -> list[Row]:
     eight = make_plan(request(folder, encoder, EIGHT, trained(folder, encoder)))
     odin = make_plan(request(folder, encoder, ("odin",), [], few))
     loaded = OpenClip(eight.encoder, "cpu", "fp32")
-    runner.loader = lambda plan, device: lambda: loaded  # the model is loaded once, before the clocks start
+    runner.encoder_loader = lambda plan, device: lambda: loaded  # the model is loaded once, before the clocks start
     batches = preloaded(eight)
 
     def run(plan: Plan) -> Callable[[], None]:
         def whole() -> None:
             forget(store, "embeddings", "scores", "intervals")
             shutil.rmtree(folder / "out", ignore_errors=True)
-            results = runner.run(plan).results
+            results = api.run(plan).results
             failed = [one.error for one in results if one.status != "ok"]
             assert not failed, failed
 
@@ -186,7 +187,7 @@ def measured(folder: Path, images: int, rounds: int) -> list[Row]:
     def kept() -> None:
         """Loading of trained weights, fits, scores, rows."""
         forget(store, "scores", "intervals")
-        assert all(one.status == "ok" for one in runner.run(eight).results)
+        assert all(one.status == "ok" for one in api.run(eight).results)
 
     parts = {
         "bare": lambda: bare_pass(model, batches),
@@ -200,7 +201,7 @@ def measured(folder: Path, images: int, rounds: int) -> list[Row]:
     began = time.perf_counter()
     bare_pass(model, of_odin)
     middle = time.perf_counter()
-    assert all(one.status == "ok" for one in runner.run(odin).results)
+    assert all(one.status == "ok" for one in api.run(odin).results)
     times = (time.perf_counter() - middle) / (middle - began)
     own = Ratio(times, times, times, time.perf_counter() - middle)
     n = f"{5 * images} images in 5 sets"

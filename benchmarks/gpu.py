@@ -21,11 +21,11 @@ from measure import Ratio, Row, row, side_by_side, write
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from oodbench.api import request_from
 from oodbench.data.decode import Decoded
 from oodbench.encoder.openclip import OpenClip, transform
 from oodbench.pipeline.extract import batches, encoded
 from oodbench.pipeline.plan import make_plan
+from oodbench.pipeline.request import request_from
 
 
 class Files(Dataset[torch.Tensor]):

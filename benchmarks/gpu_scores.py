@@ -18,9 +18,9 @@ import numpy.typing as npt
 import torch
 from measure import FOLDER, machine
 
-from oodbench.api import request_from
-from oodbench.pipeline import run as runner
+from oodbench import api
 from oodbench.pipeline.plan import make_plan
+from oodbench.pipeline.request import request_from
 from oodbench.results import Result
 
 TOLERANCE = 1e-4  # of a score: float32 products in another order of summation
@@ -34,7 +34,7 @@ def run(folder: Path, device: str, limit: int | None) -> tuple[dict[str, Result]
     request = request_from(
         methods="all", device=device, out=folder / "out", store=store, bootstrap=0, precision="fp32", limit=limit
     )
-    rows = {row.label: row for row in runner.run(make_plan(request)).results}
+    rows = {row.label: row for row in api.run(make_plan(request)).results}
     failed = [f"{row.label}: {row.error}" for row in rows.values() if row.error]
     if failed:
         raise SystemExit(f"on {device}: " + "; ".join(failed))

@@ -35,7 +35,8 @@ def run(methods: str = "all", id: str = "glyphs", **options: Any) -> pd.DataFram
     digest of the row.
     Raises UserError for bad input; a method that failed has one line with metric "failed" and value NaN.
     """
-    from oodbench.api import carry_out, request_from
+    from oodbench.api import run_and_record
+    from oodbench.pipeline.request import request_from
     from oodbench.results import frame
 
     if "out" in options:
@@ -45,7 +46,7 @@ def run(methods: str = "all", id: str = "glyphs", **options: Any) -> pd.DataFram
     if "results" in options:
         options["out"] = options.pop("results")
     tracking_uri = options.pop("tracking_uri", "")
-    outcome = carry_out(request_from(methods=methods, id=id, **options), tracking_uri=tracking_uri)
+    outcome = run_and_record(request_from(methods=methods, id=id, **options), tracking_uri=tracking_uri)
     return frame(outcome.results)
 
 

@@ -1,25 +1,28 @@
-"""One benchmark run from request to rows and MLflow: what the CLI and `oodbench.run` share."""
+"""A benchmark run from request to recorded results: what the command line and `oodbench.run` have in common."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from oodbench import results as provenance
-from oodbench.data.paths import expand
-from oodbench.errors import did_you_mean, hidden, raise_all
-from oodbench.method.parameters import conform, parse_names, written
-from oodbench.pipeline.plan import make_plan
+from oodbench.distributed.cluster import chosen
+from oodbench.errors import redact
+from oodbench.pipeline import run as local
+from oodbench.pipeline.events import Watch
+from oodbench.pipeline.plan import Plan, make_plan
 from oodbench.pipeline.request import RunRequest
-from oodbench.pipeline.run import RunOutcome, run
+from oodbench.pipeline.run import RunOutcome, RunState
 from oodbench.results import Result, rows, slug
+from oodbench.storage.files import expand
 
 if TYPE_CHECKING:
     from oodbench.tracking import Tracker
+
+log = logging.getLogger(__name__)
 
 KINDS = ("overview", "roc", "ranks")  # a histogram of each method takes seconds; images themselves may be private
 _SECOND = re.compile(r"<u>(.*?)</u>")  # a name's own is escaped
@@ -72,63 +75,45 @@ def _paths(results: Path, found: Sequence[Result]) -> dict[str, Path]:
 log = logging.getLogger(__name__)
 
 
-def request_from(**options: Any) -> RunRequest:
-    """A RunRequest from keyword options. UserError names every option that does not exist or has a wrong type.
+def run(plan: Plan, watch: Watch | None = None) -> RunOutcome:
+    """Compute what is missing of a plan, in this process or on Ray, and write the results.
 
-    Paths may be strings; lists of one may be that one; `ood` may be comma-separated; `settings` may be a dictionary
-    such as {"mcm.temperature": 0.01}.
+    Raises UserError for bad input, and if a store or an image cannot be read.
     """
-    fields = {f.name: str(f.type) for f in dataclasses.fields(RunRequest)}
-    values: dict[str, Any] = {}
-    problems = []
-    for name, value in options.items():
-        if name not in fields:
-            problems.append(f"no option '{name}'{did_you_mean(name, fields)}")
-            continue
-        try:
-            values[name] = _option(name, fields[name], value)
-        except (ValueError, TypeError):
-            problems.append(f"option '{name}' takes {fields[name]}, not {value!r}")
-    raise_all(problems)
-    return RunRequest(**values)
+    state = RunState(plan, watch)
+    if state.running:
+        if chosen(plan.request.ray, plan.request.device):
+            from oodbench.distributed import run as cluster
+
+            cluster.run(state)
+        else:
+            local.run(state)
+    return state.outcome()
 
 
-def _option(name: str, kind: str, value: Any) -> Any:
-    if name == "ood" and isinstance(value, str):
-        value = parse_names(value)
-    if name == "methods" and isinstance(value, list | tuple):
-        value = ",".join(value)
-    if name == "settings" and isinstance(value, dict):
-        value = [f"{key}={written(one)}" for key, one in value.items()]
-    if kind.startswith("tuple"):
-        one_kind = kind.removeprefix("tuple[").partition(",")[0]
-        several = [value] if isinstance(value, str | Path) else value or ()
-        return tuple(_option("", one_kind, one) for one in several)
-    if kind.startswith("Path") and value is not None:
-        return Path(value)
-    return None if value is None and kind.endswith("| None") else conform(value, kind)
+def run_and_record(request: RunRequest, *, tracking_uri: str | None = None) -> RunOutcome:
+    """Plan a request, run it, log its notes and warnings, and send the results to MLflow.
 
-
-def carry_out(request: RunRequest, *, tracking_uri: str | None = None) -> RunOutcome:
-    """Plan, run and record. `tracking_uri` None: the sqlite file beside the rows; "" or "none": no MLflow."""
+    `tracking_uri` None is the SQLite file next to the results; "" or "none" records nothing in MLflow.
+    """
     tracker = tracker_of(request.out, tracking_uri)
     plan = make_plan(request)
     for note in plan.notes:
         log.warning("%s", note)
     outcome = run(plan)
-    for name, reason in outcome.left_out:
+    for name, reason in outcome.skipped_methods:
         log.warning("left out: %s: %s", name, reason)
     for result in outcome.results:
         for warning in result.warnings:
             log.warning("%s: %s", result.label, warning)
-    for why in (provenance.elsewhere(request.device, outcome.results), record(tracker, outcome)):
-        if why:
-            log.warning("%s", why)
+    for reason in (provenance.elsewhere(request.device, outcome.results), record(tracker, outcome)):
+        if reason:
+            log.warning("%s", reason)
     return outcome
 
 
 def tracker_of(results: Path, tracking_uri: str | None) -> Tracker | None:
-    """Where rows are sent. UserError when the URI is none: to be known before hours of work, not after."""
+    """Return where results are sent, None for nowhere. Raise UserError for a bad URI before hours of work are done."""
     if tracking_uri in ("", "none"):
         return None
     from oodbench import tracking
@@ -138,11 +123,9 @@ def tracker_of(results: Path, tracking_uri: str | None) -> Tracker | None:
 
 
 def record(tracker: Tracker | None, outcome: RunOutcome) -> str:
-    """Send the rows to MLflow; why some wait, or "". Never fails a run: the rows are on disk."""
+    """Send the results to MLflow and return why some could not be sent, or "". It never fails a run."""
     if tracker is None or not outcome.results:
         return ""
     from oodbench import tracking
 
-    pass
-
-    return hidden(tracking.send(tracker, outcome.results, Attachments(tracker.results)).reason)
+    return redact(tracking.send(tracker, outcome.results, Attachments(tracker.results)).reason)

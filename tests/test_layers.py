@@ -18,12 +18,6 @@ UPWARD: set[str] = {
     "oodbench.method.contract -> oodbench.pipeline.batches",
     "oodbench.method.contract -> oodbench.pipeline.score",
     "oodbench.method.contract -> oodbench.pipeline.jobs",
-    "oodbench.pipeline.run -> oodbench.distributed.run",
-    "oodbench.pipeline.run -> oodbench.distributed.cluster",
-    "oodbench.detector.engine -> oodbench.api",
-    "oodbench.storage.shared -> oodbench.data.paths",
-    "oodbench.storage.store -> oodbench.data.paths",
-    "oodbench.data.overlap -> oodbench.pipeline.request",
 }
 
 

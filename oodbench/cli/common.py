@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from oodbench.cli.spellings import config_refusal, refusal
-from oodbench.data.paths import text_of
-from oodbench.errors import UserError, did_you_mean, hidden, printable
-from oodbench.storage.files import write_text
+from oodbench.errors import UserError, did_you_mean, printable, redact
+from oodbench.storage.files import read_text, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -130,7 +129,7 @@ class CommandGroup(click.Group):
             return super().invoke(ctx)
         except UserError as error:
             if logging.getLogger("oodbench").isEnabledFor(logging.DEBUG):
-                for line in hidden(traceback.format_exc()).rstrip().split("\n"):
+                for line in redact(traceback.format_exc()).rstrip().split("\n"):
                     note(line)
                 ctx.exit(2)
             tell(*error.problems)
@@ -213,7 +212,7 @@ def configure(ctx: click.Context, param: click.Parameter, path: Path | None) -> 
     import tomllib
 
     try:
-        raw = tomllib.loads(text_of(path, "--config").replace("\r\n", "\n"))
+        raw = tomllib.loads(read_text(path, "--config").replace("\r\n", "\n"))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"--config {path}: {error}") from error
     flags = {p.name or "": p for p in ctx.command.params if p.name != "config"}
@@ -287,10 +286,10 @@ class _Printable(logging.Formatter):
     """
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return printable(hidden(super().formatMessage(record)))
+        return printable(redact(super().formatMessage(record)))
 
     def formatException(self, ei: Any) -> str:
-        return "\n".join(map(printable, hidden(super().formatException(ei)).split("\n")))
+        return "\n".join(map(printable, redact(super().formatException(ei)).split("\n")))
 
 
 def log(verbose: bool) -> None:

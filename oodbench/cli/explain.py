@@ -37,10 +37,10 @@ def explain(
     """Say why images score as they do: every method's score and rank among stored ID scores, and what it saw."""
     log(verbose)
     check_output(output)
-    from oodbench import api as session
     from oodbench.detector import explain as explanation
+    from oodbench.pipeline.request import request_from
 
-    request = session.request_from(id=id_, allow_partial=True, skip_missing=True, **options)
+    request = request_from(id=id_, allow_partial=True, skip_missing=True, **options)
     found = explanation.explain(request, images[0] if len(images) == 1 else images, top)
     if form == "json":
         text = json.dumps([explanation.plain(one) for one in found], indent=1, allow_nan=False)

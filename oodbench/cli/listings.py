@@ -10,7 +10,7 @@ from pathlib import Path
 
 from oodbench.data import catalog as catalogue
 from oodbench.data.catalog import Benchmark, Dataset
-from oodbench.errors import UserError, hidden, is_url, printable
+from oodbench.errors import UserError, is_url, printable, redact
 from oodbench.method.introspection import MethodInfo
 from oodbench.method.parameters import written
 from oodbench.storage.store import Store
@@ -84,7 +84,7 @@ def dataset(one: Dataset, data: Path) -> str:
         "status": _status(one, data),
     }
     told = {name: value if name == "to get it" else printable(value) for name, value in fields.items()}
-    return hidden("\n".join([printable(one.name), *(f"  {name:10}{value}" for name, value in told.items() if value)]))
+    return redact("\n".join([printable(one.name), *(f"  {name:10}{value}" for name, value in told.items() if value)]))
 
 
 def benchmark(one: Benchmark, data: Path) -> str:

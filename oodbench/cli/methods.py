@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from oodbench.cli.common import FOLDER, NamesOrCommands, log, say
-from oodbench.errors import UserError, hidden, printable
+from oodbench.errors import UserError, printable, redact
 
 if TYPE_CHECKING:
     from oodbench.data.imageset import ImageSet
@@ -59,7 +59,7 @@ def check(file: Path, verbose: bool) -> None:
 
     checks = verdict(info)
     for name, problem in checks:
-        say(printable(hidden(f"{'FAIL' if problem else 'ok':5}{name}{': ' + problem if problem else ''}")))
+        say(printable(redact(f"{'FAIL' if problem else 'ok':5}{name}{': ' + problem if problem else ''}")))
     failed = sum(bool(problem) for _, problem in checks)
     outcome = f"breaks the contract in {failed} of {len(checks)} checks" if failed else "keeps the contract"
     say(f"{info.name}: {outcome}")
@@ -78,10 +78,10 @@ def check(file: Path, verbose: bool) -> None:
 @click.pass_obj
 def negatives(outer: tuple[Path, ...], /, name: str, plugins: tuple[Path, ...], id_: str, **options: Any) -> None:
     """Show the words that NAME (default: neglabel) mines, and those that are class names of the ID or OOD sets."""
-    from oodbench import api
     from oodbench.pipeline.plan import make_plan
+    from oodbench.pipeline.request import request_from
 
-    request = api.request_from(methods=name, id=id_, plugins=(*outer, *plugins), allow_partial=True, **options)
+    request = request_from(methods=name, id=id_, plugins=(*outer, *plugins), allow_partial=True, **options)
     say(describe_negatives(make_plan(request)))
 
 
@@ -141,15 +141,16 @@ def _fitted(plan: Plan) -> Any:
     """What the first method of the plan learns; ValueError of a method is the user's to mend."""
     import torch
 
-    from oodbench.pipeline.run import Watch, loader, own, pick_device, task_of
+    from oodbench.pipeline.events import Watch
+    from oodbench.pipeline.task import encoder_loader, make_task, method_resources, pick_device
 
     job = plan.jobs[0]
-    method = job.made()
+    method = job.build()
     device = pick_device(plan.request.device)
-    task = task_of(plan, loader(plan, device), device, Watch())
+    task = make_task(plan, encoder_loader(plan, device), device, Watch())
     torch.manual_seed(plan.request.seed)
     try:
         with torch.no_grad():
-            return method.fit(task.seen_by(method.needs, own(plan, job, device)))
+            return method.fit(task.seen_by(method.needs, method_resources(plan, job, device)))
     except ValueError as error:
         raise UserError(f"{job.label}: {error}") from error

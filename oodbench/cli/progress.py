@@ -9,8 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from oodbench.errors import printable
-from oodbench.pipeline.events import Event
-from oodbench.pipeline.run import Watch
+from oodbench.pipeline.events import Event, Watch
 from oodbench.results import Result
 
 if TYPE_CHECKING:

@@ -86,7 +86,7 @@ def describe(plan: Plan) -> str:
         state = "stored" if not lacking else f"to score: {', '.join(lacking)}"
         values = ", ".join(f"{k}={v}" for k, v in job.parameters.items())
         lines.append(f"  {job.label} ({values}): {state}")
-    lines += [f"  left out: {name}: {reason}" for name, reason in (*plan.left_out, *plan.beyond)]
+    lines += [f"  left out: {name}: {reason}" for name, reason in (*plan.skipped_methods, *plan.incompatible_methods)]
     placed = [describe_placement(plan)] if plan.request.ray else []
     return "\n".join([*map(printable, lines), *placed]).rstrip()
 
@@ -167,10 +167,11 @@ def run(
     from oodbench import results as provenance
     from oodbench.pipeline import jobs
     from oodbench.pipeline.plan import make_plan
+    from oodbench.pipeline.request import request_from
     from oodbench.report.reference import deviation
 
     tracker = session.tracker_of(options["out"], tracking_uri)
-    requests = jobs.requests(session.request_from(id=id_, **options), encoder, seed)
+    requests = jobs.requests(request_from(id=id_, **options), encoder, seed)
     plans = [make_plan(request) for request in requests]
     for told in dict.fromkeys(told for plan in plans for told in (*plan.card.notes, *plan.notes)):
         note(f"note: {told}")
@@ -185,7 +186,7 @@ def run(
     print_tables(results)
     if apart := deviation(results):
         note(f"note: {apart}")
-    for name, reason in dict.fromkeys(one for outcome in outcomes for one in outcome.left_out):
+    for name, reason in dict.fromkeys(one for outcome in outcomes for one in outcome.skipped_methods):
         note(f"left out: {name}: {reason}")
     devices = provenance.elsewhere(requests[0].device, results)
     for why in dict.fromkeys([devices, *(session.record(tracker, outcome) for outcome in outcomes)]):
@@ -200,9 +201,9 @@ def run(
 
 
 def _carry_out(plans: list[Plan], events: Path | None) -> list[RunOutcome]:
+    from oodbench import api
     from oodbench.cli.progress import Progress
     from oodbench.distributed.cluster import chosen
-    from oodbench.pipeline import run as runner
     from oodbench.pipeline.events import Event, log_to
 
     request = plans[0].request
@@ -215,4 +216,4 @@ def _carry_out(plans: list[Plan], events: Path | None) -> list[RunOutcome]:
             write(event)
 
         watch = dataclasses.replace(progress.watch, told=told)
-        return [runner.run(plan, watch) for plan in plans]
+        return [api.run(plan, watch) for plan in plans]

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from oodbench.cli.common import FOLDER, check_output, log, note, stoppable
-from oodbench.data.paths import expand
 from oodbench.errors import UserError
-from oodbench.storage.files import atomic_write
+from oodbench.storage.files import atomic_write, expand
 
 if TYPE_CHECKING:
     from oodbench.data.imageset import ImageSet
@@ -150,7 +149,7 @@ def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
     """Score IMAGES (a folder, files, or the name of a data set) with one method, and decide."""
     log(verbose)
     pass
-    from oodbench.data import overlap as sets
+    from oodbench.data.load import notes
     from oodbench.detector import saving as folder
     from oodbench.detector.images import listed
     from oodbench.storage.store import Store, default_root
@@ -161,7 +160,7 @@ def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
     if save:
         folder.check(expand(save))
     given = listed(images[0] if len(images) == 1 else list(images), Store(expand(options["store"] or default_root())))
-    for one in sets.notes(given):
+    for one in notes(given):
         note(f"note: {one}")
     with stoppable():
         if options["detector"]:

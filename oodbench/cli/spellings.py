@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 
-from oodbench.errors import hidden
+from oodbench.errors import redact
 
 # Command -> option of an earlier version -> what stands in its place.
 OPTIONS: Mapping[str, Mapping[str, str]] = {
@@ -52,7 +52,7 @@ def refusal(command: str, arguments: Sequence[str]) -> str:
             else:
                 current.append(word)
     changes = ", ".join(f"{old} is now {new}" for old, new in renamed.items())
-    return hidden(f"{changes}; write\n  {shlex.join(['oodbench', *current])}") if renamed else ""
+    return redact(f"{changes}; write\n  {shlex.join(['oodbench', *current])}") if renamed else ""
 
 
 def config_refusal(command: str, key: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from oodbench.cli.common import FOLDER, log, say, tell
-from oodbench.errors import UserError, hidden
+from oodbench.errors import UserError, redact
 
 
 @click.command()
@@ -25,7 +25,7 @@ def sync(results: Path, tracking_uri: str | None) -> None:
     sent = tracking.sync(tracker, Attachments(results))
     say(f"{sent.arrived} rows sent, {sent.known} were there, {sent.waiting} wait")
     if sent.waiting:
-        tell(hidden(sent.reason))
+        tell(redact(sent.reason))
         sys.exit(1)
 
 

@@ -118,8 +118,8 @@ def train(
     log(verbose)
     _quiet_unless_told(verbose)
     pass
+    from oodbench.errors import Diverged
     from oodbench.training.plan import TrainRequest
-    from oodbench.training.train import Diverged
 
     request = TrainRequest(betas=_numbers(betas), **options)
     try:

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oodbench.data import catalog as catalogue
-from oodbench.data import overlap as sets
 from oodbench.data.catalog import LOADERS, Dataset
-from oodbench.data.imageset import ImageSet, listing
-from oodbench.data.paths import expand, real
+from oodbench.data.imageset import ImageSet
+from oodbench.data.load import LoadOptions, class_names, load_images
 from oodbench.errors import UserError, did_you_mean, is_url
-from oodbench.storage.files import write_text
+from oodbench.storage.files import expand, real_path, write_text
 from oodbench.storage.store import Store
 
 ADDABLE = tuple(loader for loader in LOADERS if loader not in ("part", "union", "glyphs"))
@@ -36,12 +35,12 @@ class Declared:
 def declare(name: str, fields: Mapping[str, str], store: Store) -> Declared:
     """Write `<config>/datasets/NAME.toml` after listing it. UserError when the name is taken or no image is found."""
     one = _dataset(name, fields)
-    found = listing(one, Path(), labelled=False, strict=False, store=store)
+    found = load_images(one, LoadOptions(Path(), store), labelled=False)
     only_ood = ""
     try:
-        labelled = listing(one, Path(), labelled=True, strict=False, store=store)
+        labelled = load_images(one, LoadOptions(Path(), store), labelled=True)
         found = dataclasses.replace(found, remarks=labelled.remarks)
-        sets.class_names(labelled)
+        class_names(labelled)
     except UserError as error:
         only_ood = str(error)
         if one.loader == "classes" or one.classes:  # it was meant to have classes
@@ -79,7 +78,7 @@ def _dataset(name: str, fields: Mapping[str, str]) -> Dataset:
         name=name,
         title=fields.get("title") or name,
         loader=loader,
-        path=path if remote else str(real(path)),
+        path=path if remote else str(real_path(path)),
         list=_absolute(fields.get("list", "")),
         source=fields.get("source", ""),
         split=fields.get("split", ""),
@@ -92,7 +91,7 @@ def _dataset(name: str, fields: Mapping[str, str]) -> Dataset:
 
 def _absolute(text: str) -> str:
     """A file of the user's by its whole path; other text (the name of a class list) as it is."""
-    return str(real(text)) if text and expand(text).is_file() else text
+    return str(real_path(text)) if text and expand(text).is_file() else text
 
 
 def _written(one: Dataset, count: int) -> dict[str, str | int]:

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from oodbench.data.paths import declarations, expand, real, text_of
-from oodbench.errors import UserError, did_you_mean, is_secret, is_url, raise_all, shown
+from oodbench.data.paths import declarations
+from oodbench.errors import UserError, did_you_mean, has_credentials, is_url, raise_all, redact_url
+from oodbench.storage.files import expand, read_text, real_path
 
 OWN = ("folder:", "list:", "tar:", "hf:", "arrays:")
 _EXAMPLES = {
@@ -42,18 +43,18 @@ def own_dataset(reference: str) -> dict[str, Any] | None:
         file, at, root = rest.rpartition("@")
         if not at or os.path.exists(expand(rest)):
             file, root = rest, ""
-        path = real(file)
+        path = real_path(file)
         return {
             **fields,
             "title": _bare(path),
-            "path": str(real(root) if root else path.parent),
+            "path": str(real_path(root) if root else path.parent),
             "list": str(path),
         }
     if is_url(rest):
-        if is_secret(rest):  # it would stand in rows and tables
-            raise UserError(f"{kind}:{shown(rest)}: a set is named by its URL: leave out password and signature")
+        if has_credentials(rest):  # it would stand in rows and tables
+            raise UserError(f"{kind}:{redact_url(rest)}: a set is named by its URL: leave out password and signature")
         return {**fields, "title": _bare(Path(rest)), "path": rest}
-    path = real(rest)
+    path = real_path(rest)
     if kind == "hf" and not path.exists():
         return {**fields, "title": rest, "path": rest}
     return {**fields, "title": path.name if kind == "folder" else _bare(path), "path": str(path)}
@@ -183,7 +184,7 @@ T = TypeVar("T", Dataset, Benchmark)
 
 def _read(path: Path, kind: type[T]) -> T:
     try:
-        raw: dict[str, Any] = tomllib.loads(text_of(path, "the declaration"))
+        raw: dict[str, Any] = tomllib.loads(read_text(path, "the declaration"))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"{path}: {error}") from error
     fields = {f.name: f for f in dataclasses.fields(kind)}

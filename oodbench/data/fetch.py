@@ -11,8 +11,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from oodbench.data.catalog import Dataset
-from oodbench.errors import UserError, hidden
-from oodbench.storage.archives import Bounds, Damaged, is_archive, unpack
+from oodbench.errors import Damaged, UserError, redact
+from oodbench.storage.archives import Bounds, is_archive, unpack
 from oodbench.storage.download import Download, RetryPolicy, download
 
 WORK = ".downloads"  # folder below the data root for what is not whole yet
@@ -70,7 +70,7 @@ def instructions(dataset: Dataset, place: Path) -> str:
     steps = dataset.obtain or (f"see {dataset.url}" if dataset.url else "nothing is known about where it is to be had")
     counted = f", {dataset.count:,} images" if dataset.count else ""
     after = f"then: oodbench datasets check {dataset.name}"
-    return hidden(f"has to be got by hand: {steps}\n  it belongs at {place}{counted}; {after}")
+    return redact(f"has to be got by hand: {steps}\n  it belongs at {place}{counted}; {after}")
 
 
 def _unpacked(dataset: Dataset, archive: Path, data: Path, bounds: Bounds | None) -> None:

@@ -2,164 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
-from oodbench.data import catalog as catalogue
-from oodbench.data import decode, prompts
-from oodbench.data.catalog import Benchmark, Dataset
-from oodbench.data.imageset import CALIBRATION_LIMIT, ImageSet, Placed, listing
-from oodbench.data.loaders.layout import same_prompts
+from oodbench.data.imageset import ContainerSource, ImageSet
 from oodbench.data.loaders.tar import Archives
-from oodbench.data.prompts import TextList
-from oodbench.errors import UserError, raise_all
-from oodbench.pipeline.request import RunRequest
-from oodbench.storage.store import Store
-
-
-def datasets(benchmark: Benchmark, classes: str) -> list[Dataset]:
-    """The ID set, then the OOD sets, under titles that differ."""
-    return catalogue.titled(
-        [catalogue.dataset(benchmark.id, classes), *(catalogue.dataset(name) for name, _ in benchmark.sets())]
-    )
-
-
-def check_benchmark(benchmark: Benchmark, request: RunRequest) -> None:
-    """Raise UserError when a benchmark lacks OOD sets or an encoder, or has its ID set among the OOD sets."""
-    names = [name for name, _ in benchmark.sets()]
-    problems = []
-    if not names:
-        problems.append(f"benchmark '{benchmark.name}' has no OOD set; name some with --ood")
-    if benchmark.id in names:
-        problems.append(f"'{benchmark.id}' is both the ID set and an OOD set")
-    if not (request.encoder or benchmark.encoder):
-        problems.append(f"benchmark '{benchmark.name}' needs an encoder; name one, e.g. --encoder ViT-B-16/openai")
-    raise_all(problems)
-
-
-def without(benchmark: Benchmark, absent: Collection[str]) -> Benchmark:
-    """The benchmark less some OOD sets, under a name and title that say so: its mean is another one."""
-    near, far, ood = (tuple(n for n in s if n not in absent) for s in (benchmark.near, benchmark.far, benchmark.ood))
-    if not (near or far or ood):
-        raise UserError(f"none of the OOD sets of '{benchmark.name}' is there: {', '.join(absent)}")
-    return replace(
-        benchmark,
-        name=f"{benchmark.name}-without-{'+'.join(absent)}",
-        title=f"{benchmark.title}, without {', '.join(catalogue.dataset(name).title for name in absent)}",
-        near=near,
-        far=far,
-        ood=ood,
-    )
-
-
-def listed(dataset: Dataset, request: RunRequest, labelled: bool, store: Store) -> ImageSet:
-    """The images of a set, as many as the catalogue counts unless the request allows for less."""
-    data = catalogue.data_root(request.data)
-    found = listing(dataset, data, labelled=labelled, strict=request.strict, store=store, limit=request.limit)
-    if dataset.count not in (None, found.total) and not request.allow_partial and request.limit is None:
-        fewer = found.total < (dataset.count or 0)
-        todo = "complete it, or run on what is there" if fewer else "take away what is not of it, or run on it all"
-        lacking = f" ({found.absent[0]} is not there)" if found.absent else ""
-        raise UserError(
-            f"dataset '{dataset.name}': {found.folder} holds {found.total} images, the catalogue counts "
-            f"{dataset.count}{lacking}; {todo} with --allow-partial"
-        )
-    return found
-
-
-def listed_sample(dataset: Dataset, request: RunRequest, store: Store) -> ImageSet:
-    """ID training images to calibrate on: at most CALIBRATION_LIMIT, drawn with the run's seed."""
-    whole = listed(dataset, replace(request, strict=False), True, store)
-    drawn = whole.sample(CALIBRATION_LIMIT, request.seed)
-    return drawn.by_content() if request.strict else drawn
-
-
-def class_names(id_set: ImageSet) -> TextList:
-    """The class names of an ID set: a list as long as its class folders, or the folders' own names."""
-    named = id_set.dataset.classes
-    if not named and id_set.named:
-        return TextList(f"of {id_set.dataset.like or id_set.dataset.within or 'the source'}", id_set.named)
-    if not named and id_set.dataset.loader not in ("classes", "glyphs") and all(f.isdecimal() for f in id_set.folders):
-        raise UserError(
-            f"dataset '{id_set.dataset.name}': its {len(id_set.folders)} classes are numbers; name them in that order "
-            "with --classes FILE, one name a line"
-        )
-    if not named:
-        return TextList("folders", tuple(folder.replace("_", " ") for folder in id_set.folders))
-    lines = prompts.class_names(named)
-    if len(lines.lines) != len(id_set.folders):
-        raise UserError(
-            f"dataset '{id_set.dataset.name}': class list '{named}' has {len(lines.lines)} names, "
-            f"{id_set.folder if id_set.folder.name else 'it'} has {len(id_set.folders)} classes; "
-            "name them in that order with --classes FILE, one name a line"
-            + "".join(f"; {one.message}" for one in id_set.remarks if one.kind == "empty-class")
-        )
-    return lines
-
-
-def notes(found: ImageSet, classes: TextList | None = None) -> list[str]:
-    """What may mislead about a set, one sentence each; with `classes` that of an ID set's class names, too.
-
-    Looks at the first few images. The names of shipped class lists are those of their protocols.
-    """
-    seen = list(found.remarks)
-    if found.dataset.loader != "glyphs":
-        seen += decode.glance(found)
-    if classes and classes.name not in prompts.names("classes"):
-        seen += same_prompts(classes.lines)
-    return [f"{found.dataset.name}: {one.message}" for one in seen]
+from oodbench.errors import raise_all
 
 
 def check_folders(id_set: ImageSet, ood: Sequence[ImageSet]) -> None:
-    """Two sets in one folder, or ID and OOD one inside the other, would share images."""
+    """Raise UserError when ID and OOD share images, or when two OOD sets are the same folder."""
     problems = []
     home = id_set.folder.resolve()
     seen: dict[Path, list[ImageSet]] = {}
-    for one in ood:
-        name, other = one.dataset.name, one.folder.resolve()
-        if one.dataset.loader == "glyphs" or name == id_set.dataset.name:
+    for images in ood:
+        name, folder = images.dataset.name, images.folder.resolve()
+        if images.dataset.loader == "glyphs" or name == id_set.dataset.name:
             continue
-        if id_set.dataset.loader != "glyphs" and _near(id_set, one) and _share(id_set, one):
+        if id_set.dataset.loader != "glyphs" and _nested(id_set, images) and _share_images(id_set, images):
             problems.append(
-                f"'{id_set.dataset.name}' and '{name}' share images: {other} is, holds or lies in {home}; "
+                f"'{id_set.dataset.name}' and '{name}' share images: {folder} is, holds or lies in {home}; "
                 "ID and OOD must differ"
             )
-        before = seen.setdefault(other, [])
-        first = next((two for two in before if two.dataset.name != name and _share(two, one)), None)
+        same_folder = seen.setdefault(folder, [])
+        first = next((o for o in same_folder if o.dataset.name != name and _share_images(o, images)), None)
         if first:
-            problems.append(f"'{first.dataset.name}' and '{name}' are one folder, {other}; name one of them")
-        before.append(one)
+            problems.append(f"'{first.dataset.name}' and '{name}' are one folder, {folder}; name one of them")
+        same_folder.append(images)
     raise_all(problems)
 
 
-def _near(one: ImageSet, other: ImageSet) -> bool:
-    """Whether folders of two sets are one, or one inside the other."""
-    pairs = [(a, b) for a in _folders(one) for b in _folders(other)]
-    return any(a == b or a in b.parents or b in a.parents for a, b in pairs)
+def _nested(a: ImageSet, b: ImageSet) -> bool:
+    """Return whether a folder of one set is, contains or lies in a folder of the other."""
+    pairs = [(x, y) for x in _folders(a) for y in _folders(b)]
+    return any(x == y or x in y.parents or y in x.parents for x, y in pairs)
 
 
-def _folders(listing: ImageSet) -> set[Path]:
-    if listing.dataset.loader == "union":
-        return set().union(*(_folders(one.listing) for one in listing.origins))
-    if isinstance(listing.source, Archives):
-        return {path.resolve() for path in {path for path, _ in listing.source.where.values()}}
-    return {listing.folder.resolve()}
+def _folders(images: ImageSet) -> set[Path]:
+    """Return the folders or archives that hold the images."""
+    if images.dataset.loader == "union":
+        return set().union(*(_folders(origin.source) for origin in images.origins))
+    if isinstance(images.source, Archives):
+        return {path.resolve() for path in {path for path, _ in images.source.where.values()}}
+    return {images.folder.resolve()}
 
 
-def _share(one: ImageSet, other: ImageSet) -> bool:
-    """Whether two sets in one place share images: folders hold all in them, all others are compared by name."""
+def _share_images(a: ImageSet, b: ImageSet) -> bool:
+    """Return whether two sets in one place share images.
+
+    Sets that are folders contain all images below them; images of all others are compared by location.
+    """
     if not any(
-        two.dataset.loader in ("part", "union", "list") or isinstance(two.source, Placed) for two in (one, other)
+        images.dataset.loader in ("part", "union", "list") or isinstance(images.source, ContainerSource)
+        for images in (a, b)
     ):
         return True
-    return not _images(one).isdisjoint(_images(other))
+    return not _locations(a).isdisjoint(_locations(b))
 
 
-def _images(listing: ImageSet) -> set[str]:
-    """The paths of a list's images, under the same names whichever list they are in."""
-    if listing.dataset.loader == "union":
-        return set().union(*(_images(one.listing) for one in listing.origins))
-    if isinstance(listing.source, Placed):
-        return {listing.source.place(name) for name in listing.names}
-    return {str(listing.folder.resolve() / name) for name in listing.names}
+def _locations(images: ImageSet) -> set[str]:
+    """Return where each image is stored, in the same form for every set."""
+    if images.dataset.loader == "union":
+        return set().union(*(_locations(origin.source) for origin in images.origins))
+    if isinstance(images.source, ContainerSource):
+        return {images.source.location(name) for name in images.names}
+    return {str(images.folder.resolve() / name) for name in images.names}

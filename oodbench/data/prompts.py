@@ -7,8 +7,9 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from oodbench.data.paths import declarations, expand
+from oodbench.data.paths import declarations
 from oodbench.errors import UserError, did_you_mean
+from oodbench.storage.files import expand
 from oodbench.storage.store import digest
 
 

@@ -12,20 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from oodbench.data.imageset import ImageSet
-from oodbench.data.paths import expand
 from oodbench.detector import saving as saved
 from oodbench.detector import threshold
-from oodbench.detector.engine import Engine, InvalidParameter, Scored, checked, job_of, joined, lines, request_of
+from oodbench.detector.engine import Engine, Scored, checked, job_of, joined, lines, request_of
 from oodbench.detector.images import in_memory, listed, notes
 from oodbench.detector.store import DetectorStore
-from oodbench.errors import UserError, did_you_mean
+from oodbench.errors import InvalidParameter, NotFitted, UserError, did_you_mean
 from oodbench.pipeline.request import RunRequest
+from oodbench.storage.files import expand
 from oodbench.storage.shared import opened
 from oodbench.storage.store import Store, default_root
-
-
-class NotFitted(UserError, ValueError, AttributeError):
-    """Something was asked of a detector that only a fitted one knows."""
 
 
 class OutlierEstimator:

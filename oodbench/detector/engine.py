@@ -22,17 +22,18 @@ from oodbench.detector.store import DetectorStore
 from oodbench.detector.threshold import threshold
 from oodbench.encoder.card import EMBEDDED, parse_encoder
 from oodbench.encoder.resolve import Resolved, resolve
-from oodbench.errors import UserError
+from oodbench.errors import InvalidParameter, UserError
 from oodbench.method.parameters import written
 from oodbench.pipeline import assign_weights as assignment
 from oodbench.pipeline import extract
 from oodbench.pipeline.batches import FittedMethod
+from oodbench.pipeline.events import Watch
 from oodbench.pipeline.extract import Embedded
 from oodbench.pipeline.jobs import Job, make_jobs
 from oodbench.pipeline.plan import Plan
-from oodbench.pipeline.request import RunRequest, check_options
-from oodbench.pipeline.run import Watch, loader, own, pick_device, task_of
+from oodbench.pipeline.request import RunRequest, check_options, request_from
 from oodbench.pipeline.score import Scorer
+from oodbench.pipeline.task import encoder_loader, make_task, method_resources, pick_device
 
 if TYPE_CHECKING:
     from oodbench.method import Method
@@ -105,12 +106,12 @@ class Engine:
             ood=(),
             calibration=None,
             jobs=(job,),
-            left_out=(),
+            skipped_methods=(),
             store=store,
         )
         self.device = pick_device(request.device)
-        self.encoder = loader(self.plan, self.device)
-        self.method: Method[Any] = job.made()
+        self.encoder = encoder_loader(self.plan, self.device)
+        self.method: Method[Any] = job.build()
         self.running = FittedMethod(job, self.method)
         self.scorer = self._scorer()
         self.facts: dict[str, dict[str, Any] | None] = {"calibration": None, "threshold": None}
@@ -163,7 +164,7 @@ class Engine:
         """Whether the images are the rest of those that the method learnt from."""
         learnt = self.plan.calibration
         both = learnt.origins and images.origins if learnt else ()
-        return bool(both) and learnt is not None and images.origins[0].listing is learnt.origins[0].listing
+        return bool(both) and learnt is not None and images.origins[0].source is learnt.origins[0].source
 
     def parts(self, images: ImageSet) -> Iterator[Embedded]:
         """Embeddings of the shards of a list, each as a list of its own: never more than one is held."""
@@ -188,8 +189,8 @@ class Engine:
         return Scored(part.listing.names, scores, predictions, part.skipped)
 
     def _scorer(self) -> Scorer:
-        self.running.own = own(self.plan, self.running.job, self.device)
-        return Scorer(self.plan, task_of(self.plan, self.encoder, self.device, Watch()), self.device)
+        self.running.own = method_resources(self.plan, self.running.job, self.device)
+        return Scorer(self.plan, make_task(self.plan, self.encoder, self.device, Watch()), self.device)
 
 
 def _facts(images: ImageSet) -> dict[str, Any]:
@@ -221,10 +222,6 @@ _SAME = (
 )
 
 
-class InvalidParameter(UserError, ValueError):
-    """A constructor's argument of a wrong type or outside its range."""
-
-
 def checked(params: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments, NumPy scalars among them and in `settings` as plain ones. InvalidParameter for all wrong ones."""
     plain = _plain(params)
@@ -245,8 +242,6 @@ def finite(value: object) -> bool:
 
 def request_of(params: Mapping[str, Any]) -> RunRequest:
     """The request of one method, of arguments that are checked; `store` must be a folder."""
-    from oodbench.api import request_from
-
     name = params["method"].partition("[")[0].strip()
     return request_from(
         methods=params["method"],

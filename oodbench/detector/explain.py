@@ -16,12 +16,14 @@ from oodbench.detector.store import DetectorStore
 from oodbench.errors import UserError, printable
 from oodbench.pipeline import extract
 from oodbench.pipeline.batches import FittedMethod
+from oodbench.pipeline.events import Watch
 from oodbench.pipeline.extract import Embedded
 from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.plan import Plan, make_plan
 from oodbench.pipeline.request import RunRequest
-from oodbench.pipeline.run import Watch, loader, methods_of, own, pick_device, task_of
+from oodbench.pipeline.run import load_methods
 from oodbench.pipeline.score import Scorer
+from oodbench.pipeline.task import encoder_loader, make_task, method_resources, pick_device
 
 USUAL = "simple"  # the prompts of the nearest class names, unless others are given
 
@@ -72,13 +74,13 @@ def explain(request: RunRequest, images: Any, top: int = 5) -> list[Explanation]
     store = DetectorStore(plan.store)
     plan = dataclasses.replace(plan, store=store)
     device = pick_device(request.device)
-    encoder = loader(plan, device)
-    scorer = Scorer(plan, task_of(plan, encoder, device, Watch()), device)
-    methods, broken = methods_of(plan, plan.jobs)
-    running = [dataclasses.replace(one, own=own(plan, one.job, device)) for one in methods]
+    encoder = encoder_loader(plan, device)
+    scorer = Scorer(plan, make_task(plan, encoder, device, Watch()), device)
+    methods, broken = load_methods(plan, plan.jobs)
+    running = [dataclasses.replace(one, own=method_resources(plan, one.job, device)) for one in methods]
     scorer.fit(running)  # calibration images may be stored, those to explain are not
     known = id_scores(plan)
-    notes = [f"left out: {name}: {reason}" for name, reason in (*plan.left_out, *broken)]
+    notes = [f"left out: {name}: {reason}" for name, reason in (*plan.skipped_methods, *broken)]
     if absent := ", ".join(one.job.label for one in running if one.job.label not in known):
         notes.append(f"no stored ID scores below {request.out} for {absent}; to rank the image: oodbench run")
     store.keep = False

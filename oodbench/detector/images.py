@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from oodbench.data import catalog as catalogue
-from oodbench.data import overlap as sets
-from oodbench.data import prompts
+from oodbench.data import load, prompts
 from oodbench.data.catalog import OWN, Dataset
 from oodbench.data.decode import reason
-from oodbench.data.imageset import ImageFiles, ImageSet, listing
+from oodbench.data.imageset import ImageFiles, ImageSet
 from oodbench.data.loaders.layout import same_prompts
-from oodbench.data.paths import expand
 from oodbench.data.prompts import TextList
 from oodbench.errors import UserError
+from oodbench.storage.files import expand
 from oodbench.storage.fingerprints import ReadImage, fingerprint, pixels
 from oodbench.storage.store import Store
 
@@ -36,10 +35,10 @@ class GivenImages:
 
     held: Mapping[str, Image]
 
-    def take(self, name: str) -> ReadImage:
+    def read(self, name: str) -> ReadImage:
         """The image itself, whose print is its sha256, or the file."""
         if name not in self.held:
-            return ImageFiles(Path()).take(name)
+            return ImageFiles(Path()).read(name)
         return pixels(self.content(name), self.held[name])
 
     def content(self, name: str) -> str:
@@ -77,7 +76,7 @@ def notes(classes: TextList, *images: ImageSet) -> list[str]:
     """What may mislead about class names that were given and about images, one sentence each, as a run tells it."""
     own = classes.name not in prompts.names("classes")
     told = [one.message for one in same_prompts(classes.lines)] if own else []
-    return list(dict.fromkeys([*told, *(note for one in images for note in sets.notes(one))]))
+    return list(dict.fromkeys([*told, *(note for one in images for note in load.notes(one))]))
 
 
 def in_memory(images: ImageSet) -> bool:
@@ -86,7 +85,7 @@ def in_memory(images: ImageSet) -> bool:
 
 
 def _whole(dataset: Dataset, store: Store, data: Path | None) -> ImageSet:
-    return listing(dataset, catalogue.data_root(data), labelled=False, strict=False, store=store)
+    return load.load_images(dataset, load.LoadOptions(catalogue.data_root(data), store), labelled=False)
 
 
 def _named(reference: str) -> bool:
@@ -132,7 +131,7 @@ def _several(images: list[Any]) -> ImageSet:
     prints = [source.content(name) if name in held else mark for name, mark in zip(names, prints, strict=True)]
     dataset = Dataset("images", "images", "images", "")
     labels = np.full(len(names), -1)
-    return ImageSet(dataset, Path(), tuple(names), tuple(prints), labels, (), len(names), source=source)
+    return ImageSet(dataset, Path(), tuple(names), tuple(prints), labels, source=source)
 
 
 def _file(path: Path) -> tuple[str, str]:

@@ -22,11 +22,11 @@ from typing import Any
 
 from oodbench.data import prompts
 from oodbench.detector.engine import Engine, lines
-from oodbench.detector.state import Packed, Unpackable, pack, unpack
+from oodbench.detector.state import Packed, pack, unpack
 from oodbench.detector.store import DetectorStore
 from oodbench.encoder.card import EMBEDDED, card_from, parse_encoder
 from oodbench.encoder.resolve import Resolved, TextFiles, resolve
-from oodbench.errors import UserError, did_you_mean
+from oodbench.errors import Unpackable, UserError, did_you_mean
 from oodbench.method import registry
 from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.request import RunRequest

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from oodbench.errors import Unpackable
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 _PLAIN = (bool, int, float, str, type(None))
-
-
-class Unpackable(TypeError):
-    """Something that is neither plain, nor a tensor, nor a dataclass of the method's own."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -164,7 +164,7 @@ def _contents(images: ImageSet, pixels: bool) -> list[str]:
     pixels  of the decoded image in RGB, which takes decoding all, rather than of what is stored
     """
     if images.content and not pixels:
-        return list(images.prints)
+        return list(images.fingerprints)
 
     def content(index: int) -> str:
         try:

@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING
 
 import oodbench
 from oodbench.data import catalog as catalogue
-from oodbench.data import imageset as images
 from oodbench.data.catalog import Dataset
 from oodbench.data.catalog import dataset as declared
-from oodbench.data.imageset import ImageSet, Tree
-from oodbench.data.paths import expand
-from oodbench.data.subsets import Several
+from oodbench.data.imageset import ImageSet, TreeSource
+from oodbench.data.load import load_source
+from oodbench.data.subsets import UnionSource
 from oodbench.encoder.card import EMBEDDED, parse_encoder
 from oodbench.encoder.resolve import GLYPHS, Resolved, resolve
 from oodbench.errors import UserError, is_url
@@ -30,6 +29,7 @@ from oodbench.method import registry, source_files
 from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.plan import Plan
 from oodbench.results import commit, versions
+from oodbench.storage.files import expand
 from oodbench.storage.shared import root_here
 from oodbench.storage.store import Store
 
@@ -48,24 +48,24 @@ class LazySource:
     data: Path
     root: Path
 
-    def take(self, name: str) -> ReadImage:
+    def read(self, name: str) -> ReadImage:
         """Read one image."""
-        return self._found().take(name)
+        return self._found().read(name)
 
     def content(self, name: str) -> str:
         """sha256 of what is stored for an image."""
         return self._found().content(name)
 
-    def tree_print(self) -> str:
-        """The print of all its files now; "" of a source that looks at them image by image."""
+    def tree_fingerprint(self) -> str:
+        """The fingerprint of all its files now; "" of a source that looks at them image by image."""
         source = self._found()
-        return source.tree_print() if isinstance(source, Tree) else ""
+        return source.tree_fingerprint() if isinstance(source, TreeSource) else ""
 
     @property
-    def listed_print(self) -> str:
-        """The print of all its files before they were opened here."""
+    def listed_fingerprint(self) -> str:
+        """The fingerprint of all its files before they were opened here."""
         source = self._found()
-        return source.listed_print if isinstance(source, Tree) else ""
+        return source.listed_fingerprint if isinstance(source, TreeSource) else ""
 
     def _found(self) -> ImageSource:
         with _OPENING:  # threads ask for their first image at once
@@ -74,12 +74,12 @@ class LazySource:
 
 @functools.cache
 def _source(again: LazySource) -> ImageSource:
-    return images.source(again.dataset, again.data, Store(again.root))
+    return load_source(again.dataset, again.data, Store(again.root))
 
 
 def portable(listing: ImageSet, data: Path, store: Store) -> ImageSet:
     """The same list with a source that can be pickled, in its origins, too."""
-    origins = tuple(dataclasses.replace(one, listing=portable(one.listing, data, store)) for one in listing.origins)
+    origins = tuple(dataclasses.replace(one, source=portable(one.source, data, store)) for one in listing.origins)
     source = listing.source if _travels(listing) else _anew(listing, data, store)
     made = dataclasses.replace(listing, source=source, origins=origins)
     made.__dict__.update(digest=listing.digest, stamp=listing.stamp)  # known already
@@ -88,7 +88,7 @@ def portable(listing: ImageSet, data: Path, store: Store) -> ImageSet:
 
 def _travels(listing: ImageSet) -> bool:
     """Whether the source means the same elsewhere: it can be pickled, and is no copy that this machine has fetched."""
-    if isinstance(listing.source, Several):
+    if isinstance(listing.source, UnionSource):
         return all(_travels(one) for one in listing.source.parts.values())
     if is_url(_whole(listing.dataset).path):
         return False
@@ -101,8 +101,8 @@ def _travels(listing: ImageSet) -> bool:
 
 def _anew(listing: ImageSet, data: Path, store: Store) -> ImageSource:
     """What finds the images once more: those of a part in its whole, those of several sets in each."""
-    if isinstance(listing.source, Several):
-        return Several({name: portable(one, data, store) for name, one in listing.source.parts.items()})
+    if isinstance(listing.source, UnionSource):
+        return UnionSource({name: portable(one, data, store) for name, one in listing.source.parts.items()})
     return LazySource(_whole(listing.dataset), data, store.root)
 
 

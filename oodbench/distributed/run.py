@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from oodbench.data.imageset import ImageSet
-from oodbench.distributed.cluster import Demand, connected, layout, nodes
+from oodbench.distributed.cluster import Demand, chosen, connected, layout, nodes
 from oodbench.distributed.payload import pack, unmark
 from oodbench.distributed.pool import Pool, PoolTask
 from oodbench.distributed.worker import Done, leaves, parts
 from oodbench.errors import UserError, raise_all
 from oodbench.pipeline.batches import FittedMethod
+from oodbench.pipeline.events import Watch
 from oodbench.pipeline.plan import Plan
-from oodbench.pipeline.run import Watch
+from oodbench.pipeline.run import RunState
 from oodbench.pipeline.score import find_scores, forget_scores
 from oodbench.storage.store import Entry
 
@@ -199,18 +200,22 @@ def _groups(running: list[FittedMethod]) -> list[list[FittedMethod]]:
     return [*([light] if light else []), *([one] for one in running if one not in light)]
 
 
-def score(plan: Plan, running: Sequence[FittedMethod], scores: Scores, watch: Watch, finish: Finish) -> None:
-    """Score what is missing on the cluster that the request names; the counterpart of the runner's own."""
+def run(state: RunState) -> None:
+    """Compute the missing scores of a plan on the Ray cluster that its request names.
+
+    The counterpart of oodbench.pipeline.run.run, with the same argument and the same results.
+    """
     import torch
 
-    request = plan.request
+    plan, request = state.plan, state.plan.request
     threads = torch.get_num_threads()
-    with connected(request.ray, request.actors):
+    with connected(chosen(request.ray, request.device) or "local", request.actors):
         demand = Demand(request.device, request.actors, request.gpus_per_actor, threads)
         where = layout(demand, nodes())
         parcel = pack(plan)
         try:
-            pool = Pool(where, parcel, watch.told)
-            Stages(plan, {one.job.label: one for one in running}, scores, watch, finish, pool).run()
+            pool = Pool(where, parcel, state.watch.told)
+            running = {method.job.label: method for method in state.running}
+            Stages(plan, running, state.scores, state.watch, state.finish, pool).run()
         finally:
             unmark(parcel)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oodbench.data.paths import expand
 from oodbench.distributed.cluster import Demand, Placement, WorkerFolder, connected, layout, nodes
 from oodbench.distributed.payload import Code, SentFiles, check_code, code, plugin_files
-from oodbench.errors import UserError
+from oodbench.errors import Diverged, UserError
+from oodbench.storage.files import expand
 from oodbench.storage.shared import root_here
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def train(request: TrainRequest, where: str, workers: int, watch: TrainWatch | N
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from oodbench.training.plan import make_plan
-    from oodbench.training.train import Diverged, TrainWatch
+    from oodbench.training.train import TrainWatch
 
     plan = make_plan(request)
     watch = watch or TrainWatch()
@@ -209,9 +209,9 @@ def _process(config: dict[str, Any]) -> None:
         outcome = session.train(request, watch)
         if dist.get_rank() == 0:
             ray.get(board.tell.remote(("outcome", outcome, place)))
-    except (UserError, session.Diverged) as error:
+    except (UserError, Diverged) as error:
         # Told, then raised: the others may wait for this process. All are started again, and find that it was told.
-        ray.get(board.tell.remote(TrainingError(str(error), isinstance(error, session.Diverged))))
+        ray.get(board.tell.remote(TrainingError(str(error), isinstance(error, Diverged))))
         raise
     finally:
         scratch.remove()

@@ -104,8 +104,9 @@ class Worker:
 
         import torch
 
-        from oodbench.pipeline.run import Watch, loader, pick_device, task_of
+        from oodbench.pipeline.events import Watch
         from oodbench.pipeline.score import Scorer
+        from oodbench.pipeline.task import encoder_loader, make_task, pick_device
 
         cores = max(1, min((os.cpu_count() or 1) // self._layout.share, 16))
         # Ray gives every worker one thread. On CPUs the digits of embeddings follow their number: that of the driver.
@@ -116,8 +117,8 @@ class Worker:
         self.device = pick_device(self._layout.device)
         self._parts = parts(self.plan)
         self._jobs = {job.label: job for job in self.plan.jobs}
-        self._encoder = loader(self.plan, self.device)
-        self._scorer = Scorer(self.plan, task_of(self.plan, self._encoder, self.device, Watch()), self.device)
+        self._encoder = encoder_loader(self.plan, self.device)
+        self._scorer = Scorer(self.plan, make_task(self.plan, self._encoder, self.device, Watch()), self.device)
 
     def _extract(self, part: int, bounds: tuple[int, int]) -> None:
         shard(self._parts[part], bounds, self._encoder)
@@ -136,10 +137,10 @@ class Worker:
     def _fresh(self, labels: tuple[str, ...]) -> list[FittedMethod]:
         """The methods, kept from task to task with what they learnt; one that failed begins anew."""
         from oodbench.pipeline.batches import FittedMethod
-        from oodbench.pipeline.run import own
+        from oodbench.pipeline.task import method_resources
 
         for label in labels:
             if label not in self._running or self._running[label].error:
                 job = self._jobs[label]
-                self._running[label] = FittedMethod(job, job.made(), own(self.plan, job, self.device))
+                self._running[label] = FittedMethod(job, job.build(), method_resources(self.plan, job, self.device))
         return [self._running[label] for label in labels]

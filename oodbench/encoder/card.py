@@ -109,7 +109,7 @@ class EncoderCard:
         return digest({k: v for k, v in self._facts().items() if k not in ("name", "notes")})
 
     @property
-    def mute(self) -> str:
+    def caption_error(self) -> str:
         """Why it cannot write captions; "" for a CoCa, which can."""
         coca = "multimodal_cfg" in self.config
         return "" if coca else f"{self.name} writes no captions; take a CoCa, such as --encoder {COCA}"

@@ -127,8 +127,8 @@ class OpenClip:
 
     def captioner(self) -> CoCaCaptioner:
         """What writes captions; UserError for a model that is no CoCa."""
-        if self.card.mute:
-            raise UserError(self.card.mute)
+        if self.card.caption_error:
+            raise UserError(self.card.caption_error)
         return CoCaCaptioner(self._model, self._normalised, self._autocast)
 
     def cut(self, prompts: Sequence[str]) -> list[str]:

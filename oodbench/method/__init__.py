@@ -11,7 +11,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from oodbench.method.batch import Batch, Needs, Undeclared
+    from oodbench.errors import Undeclared
+    from oodbench.method.batch import Batch, Needs
     from oodbench.method.encoder import Captioner, Encoder, TextTower
     from oodbench.method.method import Method, check_predictions, check_scores, logsumexp
     from oodbench.method.task import MethodResources, Sources, Task

@@ -8,6 +8,7 @@ from enum import Flag, auto
 from jaxtyping import Float
 from torch import Tensor
 
+from oodbench.errors import Undeclared
 from oodbench.method.checksum import Lent
 
 
@@ -21,10 +22,6 @@ class Needs(Flag):
     CALIBRATION = auto()  # fit() reads ID training images
     WEIGHTS = auto()  # fit() reads what `oodbench train` or a release gave
     CAPTIONS = auto()  # score() lets the encoder write captions, which only a CoCa can
-
-
-class Undeclared(RuntimeError):
-    """A method read something that its `needs` does not name."""
 
 
 @dataclass(frozen=True)

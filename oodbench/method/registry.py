@@ -18,11 +18,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from oodbench.data.paths import expand, real
 from oodbench.errors import UserError, did_you_mean, raise_all
 from oodbench.method import source_files
 from oodbench.method.introspection import MethodInfo, describe
 from oodbench.method.parameters import conform
+from oodbench.storage.files import expand, real_path
 
 if TYPE_CHECKING:
     from oodbench.method import Method
@@ -159,7 +159,7 @@ def _unfit(path: Path) -> str:
 
 
 def _from_file(path: Path) -> MethodInfo:
-    return describe(path.stem, real(path), "plugin", "")
+    return describe(path.stem, real_path(path), "plugin", "")
 
 
 def _import_file(info: MethodInfo) -> ModuleType:

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from oodbench.method.batch import Batch, Needs, Undeclared
+from oodbench.errors import Undeclared
+from oodbench.method.batch import Batch, Needs
 from oodbench.method.checksum import Lent
 from oodbench.method.encoder import Encoder
 

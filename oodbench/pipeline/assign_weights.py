@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oodbench.data.paths import expand
 from oodbench.data.prompts import templates
 from oodbench.encoder.card import EMBEDDED, EncoderCard, EncoderSpec
 from oodbench.encoder.resolve import Resolved
@@ -17,7 +16,7 @@ from oodbench.method import registry
 from oodbench.pipeline.jobs import Job, Jobs, files_of
 from oodbench.pipeline.request import RunRequest
 from oodbench.pipeline.weights import SHIPPED, WeightsFile, examine, in_float32, read
-from oodbench.storage.files import atomic_write
+from oodbench.storage.files import atomic_write, expand
 from oodbench.storage.store import Store, default_root, digest
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ def translated(job: Job, file: WeightsFile, encoder: Resolved, store: Store) -> 
 
         file.check()
         state = checkpoint.read(file.path)
-        method: TrainedMethod[Any] = job.made()  # type: ignore[assignment]
+        method: TrainedMethod[Any] = job.build()  # type: ignore[assignment]
         try:
             tensors = method.translate(state, frozen(encoder))
         except ValueError as error:
@@ -112,7 +111,7 @@ def check(jobs: Jobs, request: RunRequest, files: Mapping[str, Path], spec: Enco
     reasons = [(label, _lacks(job.info.name, spec)) for label, job in lacking.items()]
     if request.methods.strip() != "all":
         raise_all([f"{label} {reason}" for label, reason in reasons])
-    return Jobs(tuple(job for job in jobs.jobs if job.label not in lacking), (*jobs.left_out, *reasons))
+    return Jobs(tuple(job for job in jobs.jobs if job.label not in lacking), (*jobs.skipped_methods, *reasons))
 
 
 def attach(
@@ -137,7 +136,7 @@ def attach(
     twice = [label for label, count in Counter(job.label for job in out).items() if count > 1]
     problems += [f"{label} is asked for twice: its weights fix what the variants differ in" for label in twice]
     raise_all(problems)
-    return Jobs(tuple(out), jobs.left_out)
+    return Jobs(tuple(out), jobs.skipped_methods)
 
 
 def load(job: Job, encoder: Resolved, store: Store, device: str) -> Weights:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from oodbench.errors import UserError
+from oodbench.errors import InputMutated
 
 if TYPE_CHECKING:
     from oodbench.method import Batch, Method, MethodResources, Task
@@ -268,10 +268,6 @@ class FittedMethod:
     seen: int = 0
     looked: int = 0
     stateful: bool = False
-
-
-class InputMutated(UserError):
-    """A method changed in place what others read, too."""
 
 
 def over(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from oodbench.data.imageset import ImageSet
-from oodbench.errors import hidden
+from oodbench.errors import redact
 from oodbench.metrics import detection as metrics
 from oodbench.metrics.bootstrap import Settings
 from oodbench.metrics.delong import Scores
@@ -111,7 +111,7 @@ def _warnings(plan: Plan, entries: Mapping[str, Entry]) -> tuple[str, ...]:
 
 def failed(plan: Plan, job: Job, error: str) -> Result:
     """The row of a job that could not be finished."""
-    return dataclasses.replace(_head(plan, job), status="failed", error=hidden(error))
+    return dataclasses.replace(_head(plan, job), status="failed", error=redact(error))
 
 
 def _head(plan: Plan, job: Job) -> Result:

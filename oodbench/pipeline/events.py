@@ -6,13 +6,16 @@ import dataclasses
 import datetime
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from oodbench.errors import UserError, hidden
+from oodbench.errors import UserError, redact
+
+if TYPE_CHECKING:
+    from oodbench.results import Result
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,22 @@ class Event:
 Tell = Callable[[Event], None]
 
 
+@dataclass(frozen=True)
+class Watch:
+    """Functions that are called while a run goes on.
+
+    extracting  (dataset, images) -> a function that is called with every number of images that are encoded
+    scoring     (dataset, labels of the methods), before a dataset is scored
+    finished    (result), after each result is written
+    told        (event), for everything that happens
+    """
+
+    extracting: Callable[[str, int], Callable[[int], None]] = lambda dataset, images: lambda n: None
+    scoring: Callable[[str, Sequence[str]], None] = lambda dataset, methods: None
+    finished: Callable[[Result], None] = lambda result: None
+    told: Callable[[Event], None] = lambda event: None
+
+
 @contextmanager
 def log_to(path: Path | None) -> Iterator[Tell]:
     """Appends every event to a file as a JSON line with its time; nothing without a path. UserError when it cannot."""
@@ -56,7 +75,7 @@ def log_to(path: Path | None) -> Iterator[Tell]:
         told |= {name: value for name, value in dataclasses.asdict(event).items() if value not in ("", 0)}
         with lock:
             try:
-                file.write(hidden(json.dumps(told)) + "\n")
+                file.write(redact(json.dumps(told)) + "\n")
             except OSError as error:
                 raise UserError(f"--events {path} cannot be written: {error.strerror}; name another file") from error
 

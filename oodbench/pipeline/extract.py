@@ -114,7 +114,7 @@ class ExtractionJob:
         """The store key's inputs for the embeddings of a part of the list."""
         inputs = {"engine": ENGINE, **asdict(self.recipe), "items": self.listing.part_stamp(start, stop)}
         if self.listing.origins:  # digits follow the batches of the lists that they are taken from
-            inputs["of"] = [one.listing.stamp for one in self.listing.origins]
+            inputs["of"] = [one.source.stamp for one in self.listing.origins]
         return inputs
 
     def shards(self) -> list[tuple[int, int]]:
@@ -130,7 +130,7 @@ class ExtractionJob:
 
     def origins(self) -> list[ExtractionJob]:
         """The lists that a derived one takes its embeddings from."""
-        return [replace(self, listing=one.listing) for one in self.listing.origins]
+        return [replace(self, listing=one.source) for one in self.listing.origins]
 
     def images(self) -> int:
         """How many images extraction goes through: those of the origins of a derived list."""
@@ -207,15 +207,17 @@ def _take(work: ExtractionJob, bounds: tuple[int, int], origins: list[Embedded])
     rows: dict[int, tuple[Entry, int]] = {}  # position in the list -> row of a stored shard
     skipped: dict[str, str] = {}
     for origin, embedded in zip(work.listing.origins, origins, strict=True):
-        inside = (origin.here >= start) & (origin.here < stop)
-        wanted = {int(there): int(here) for there, here in zip(origin.there[inside], origin.here[inside], strict=True)}
+        inside = (origin.rows >= start) & (origin.rows < stop)
+        wanted = {
+            int(there): int(here) for there, here in zip(origin.source_rows[inside], origin.rows[inside], strict=True)
+        }
         for shard, first in zip(embedded.shards, embedded.starts, strict=True):
             for row, position in enumerate(shard.array("positions") + first):
                 if (here := wanted.pop(int(position), None)) is not None:
                     rows[here] = (shard, row)
             skipped |= dict(shard.facts["skipped"])
         for there, here in wanted.items():  # what no shard has was skipped
-            names[here - start] = origin.listing.names[there]
+            names[here - start] = origin.source.names[there]
     positions = sorted(rows)
     arrays: dict[str, npt.NDArray[Any]] = {"positions": np.array(positions, np.int64) - start}
     used = list({id(shard): shard for shard, _ in rows.values()}.values()) or [origins[0].shards[0]]

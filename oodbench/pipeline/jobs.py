@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oodbench.data import prompts
-from oodbench.data.paths import expand
 from oodbench.data.prompts import TextList
 from oodbench.errors import UserError, did_you_mean, raise_all
 from oodbench.method import registry
 from oodbench.method.introspection import MethodInfo
 from oodbench.method.parameters import Choice, label, parse_choices, parse_names, parse_setting, parse_value, split
 from oodbench.pipeline.request import RunRequest
+from oodbench.storage.files import expand
 from oodbench.storage.store import content_digest
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Job:
         """How a user can do without calibration images; "" when that cannot be done."""
         return f"--set {self.info.name}.{self.info.calibrated}=..." if self.info.calibrated else ""
 
-    def made(self) -> Method[Any]:
+    def build(self) -> Method[Any]:
         """The method itself, imported and constructed. UserError for a value that it refuses."""
         return registry.make(self.info, self.parameters, self.label)
 
@@ -115,7 +115,7 @@ class Jobs:
     """The jobs of a request; with `--methods all`, also (name, reason) of the methods that cannot run."""
 
     jobs: tuple[Job, ...]
-    left_out: tuple[tuple[str, str], ...] = ()
+    skipped_methods: tuple[tuple[str, str], ...] = ()
 
 
 def make_jobs(request: RunRequest) -> Jobs:
@@ -124,7 +124,7 @@ def make_jobs(request: RunRequest) -> Jobs:
     everything = request.methods.strip() == "all"
     choices = [Choice(name, {}) for name in known] if everything else parse_choices(request.methods)
     problems: list[str] = []
-    left_out: list[tuple[str, str]] = []
+    skipped_methods: list[tuple[str, str]] = []
     settings = _settings(request, known, choices, problems)
     swept = variants(request.sweeps, known, {choice.name for choice in choices}, problems)
     jobs: dict[str, Job] = {}
@@ -135,7 +135,7 @@ def make_jobs(request: RunRequest) -> Jobs:
         elif info is None:
             problems.append(f"no method '{choice.name}'{did_you_mean(choice.name, known)}")
         elif info.problem and everything:
-            left_out.append((info.name, info.problem))
+            skipped_methods.append((info.name, info.problem))
         elif info.problem:
             problems.append(f"method '{info.name}' ({info.path}): {info.problem}")
         else:
@@ -147,9 +147,9 @@ def make_jobs(request: RunRequest) -> Jobs:
             except UserError as error:
                 problems += error.problems
     if not jobs and not problems:
-        problems.append("no method can run: " + "; ".join(f"{name}: {reason}" for name, reason in left_out))
+        problems.append("no method can run: " + "; ".join(f"{name}: {reason}" for name, reason in skipped_methods))
     raise_all(problems)
-    return Jobs(tuple(jobs.values()), tuple(left_out))
+    return Jobs(tuple(jobs.values()), tuple(skipped_methods))
 
 
 def _settings(

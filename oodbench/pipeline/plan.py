@@ -5,22 +5,25 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 
 from oodbench.data import catalog as catalogue
 from oodbench.data import overlap as sets
-from oodbench.data.catalog import Benchmark
+from oodbench.data.catalog import Benchmark, Dataset
 from oodbench.data.decode import DecodeConfig
 from oodbench.data.imageset import ImageSet
-from oodbench.data.paths import expand
+from oodbench.data.load import LoadOptions, class_names, load_calibration, load_images, notes
 from oodbench.data.prompts import TextList
 from oodbench.encoder.card import EMBEDDED, EncoderCard, parse_encoder
 from oodbench.encoder.resolve import Resolved, resolve
-from oodbench.errors import Collected, Missing, UserError, raise_all
+from oodbench.errors import Missing, ProblemList, UserError, raise_all
 from oodbench.pipeline import assign_weights as assignment
 from oodbench.pipeline.extract import EmbeddingConfig, ExtractionJob
 from oodbench.pipeline.jobs import Job, Jobs, make_jobs
 from oodbench.pipeline.request import RunRequest, check_options
+from oodbench.storage.files import expand
 from oodbench.storage.shared import opened
 from oodbench.storage.store import Store
 
@@ -47,10 +50,12 @@ class Plan:
     ood: tuple[OodSet, ...]
     calibration: ImageSet | None
     jobs: tuple[Job, ...]
-    left_out: tuple[tuple[str, str], ...]  # with --methods all: name, reason
+    skipped_methods: tuple[tuple[str, str], ...]  # with --methods all: name, reason
     store: Store
     skipped: tuple[str, ...] = ()  # with --skip-missing: a note for every OOD set that is not there
-    beyond: tuple[tuple[str, str], ...] = ()  # with --methods all: methods for another kind of encoder, with reason
+    incompatible_methods: tuple[
+        tuple[str, str], ...
+    ] = ()  # with --methods all: methods for another kind of encoder, with reason
 
     @property
     def card(self) -> EncoderCard:
@@ -60,8 +65,8 @@ class Plan:
     def notes(self) -> list[str]:
         """What may mislead about the image sets, and the sets that --skip-missing left out."""
         others = [*(one.listing for one in self.ood), *([self.calibration] if self.calibration else [])]
-        about = [note for one in others for note in sets.notes(one)]
-        return [*sets.notes(self.id, self.classes), *about, *self.skipped]
+        about = [note for one in others for note in notes(one)]
+        return [*notes(self.id, self.classes), *about, *self.skipped]
 
     @property
     def recipe(self) -> EmbeddingConfig:
@@ -82,7 +87,7 @@ def make_plan(request: RunRequest) -> Plan:
     """Check a request and plan it. Raises UserError with every problem that was found."""
     request = dataclasses.replace(request, out=expand(request.out))
     store = opened(request.store, request.shared)
-    collected = Collected()
+    collected = ProblemList()
     attempt = collected.attempt
     attempt(check_options, request)
     jobs = attempt(make_jobs, request)
@@ -96,18 +101,24 @@ def make_plan(request: RunRequest) -> Plan:
     ood: list[OodSet] = []
     absent: dict[str, str] = {}  # OOD sets that --skip-missing leaves out, with the reason
     if benchmark:
-        attempt(sets.check_benchmark, benchmark, request)
+        attempt(check_benchmark, benchmark, request)
         # --strict hashes every image, and glyphs are drawn to be listed: not while there is something to report.
-        reading = dataclasses.replace(request, strict=request.strict and not collected.problems)
-        all_sets = sets.datasets(benchmark, request.classes)
+        options = LoadOptions(
+            catalogue.data_root(request.data),
+            store,
+            strict=request.strict and not collected.problems,
+            limit=request.limit,
+            allow_partial=request.allow_partial,
+        )
+        all_sets = datasets(benchmark, request.classes)
         id_dataset, *ood_datasets = (
             d if d.loader != "glyphs" or d.classes or not collected.problems else None for d in all_sets
         )
-        id_set = attempt(sets.listed, id_dataset, reading, True, store) if id_dataset else None
-        classes = attempt(sets.class_names, id_set) if id_set else None
+        id_set = attempt(partial(load_images, labelled=True), id_dataset, options) if id_dataset else None
+        classes = attempt(class_names, id_set) if id_set else None
         for dataset, (_, group) in zip(ood_datasets, benchmark.sets(), strict=True):
             try:
-                listed = sets.listed(dataset, reading, False, store) if dataset else None
+                listed = load_images(dataset, options, labelled=False) if dataset else None
             except UserError as error:
                 if request.skip_missing and dataset and isinstance(error, Missing):
                     absent[dataset.name] = f"skipped: {error}"
@@ -115,15 +126,15 @@ def make_plan(request: RunRequest) -> Plan:
                     collected.problems += error.problems
             else:
                 ood += [OodSet(listed, group)] if listed else []
-        benchmark = attempt(sets.without, benchmark, absent) if absent else benchmark
+        benchmark = attempt(without, benchmark, absent) if absent else benchmark
         if id_set:
             attempt(sets.check_folders, id_set, [one.listing for one in ood])
         if id_set and jobs and benchmark:
-            calibration, jobs = attempt(_calibration, benchmark, id_set, reading, store, jobs) or (None, jobs)
+            calibration, jobs = attempt(_calibration, benchmark, id_set, request, options, jobs) or (None, jobs)
     raise_all(collected.problems)  # before the encoder: reading a checkpoint takes seconds
     assert jobs and files is not None and benchmark and spec and id_set and classes
     resolved = resolve(spec, request.resize, store, strict=request.strict)
-    jobs, beyond = _served(jobs, resolved.card, request)
+    jobs, incompatible_methods = _served(jobs, resolved.card, request)
     jobs = assignment.attach(jobs, files, resolved, spec, store, strict=request.strict)
     return Plan(
         request=request,
@@ -134,10 +145,10 @@ def make_plan(request: RunRequest) -> Plan:
         ood=tuple(ood),
         calibration=calibration,
         jobs=jobs.jobs,
-        left_out=jobs.left_out,
+        skipped_methods=jobs.skipped_methods,
         store=store,
         skipped=tuple(absent.values()),
-        beyond=beyond,
+        incompatible_methods=incompatible_methods,
     )
 
 
@@ -146,14 +157,14 @@ def _served(jobs: Jobs, card: EncoderCard, request: RunRequest) -> tuple[Jobs, t
 
     `all` does not mean those: nothing that a user could do is missing, so only --dry-run and -v tell them.
     """
-    mute = [job for job in jobs.jobs if card.mute and "CAPTIONS" in job.info.needs]
+    mute = [job for job in jobs.jobs if card.caption_error and "CAPTIONS" in job.info.needs]
     if request.methods.strip() != "all":
-        raise_all([f"{job.label}: {card.mute}" for job in mute])
-    beyond = tuple((job.label, card.mute) for job in mute)
-    for label, reason in beyond:
+        raise_all([f"{job.label}: {card.caption_error}" for job in mute])
+    incompatible_methods = tuple((job.label, card.caption_error) for job in mute)
+    for label, reason in incompatible_methods:
         log.info("left out: %s: %s", label, reason)
     rest = tuple(job for job in jobs.jobs if job not in mute)
-    return Jobs(rest, jobs.left_out), beyond
+    return Jobs(rest, jobs.skipped_methods), incompatible_methods
 
 
 def _instead(job: Job) -> str:
@@ -161,7 +172,7 @@ def _instead(job: Job) -> str:
 
 
 def _calibration(
-    benchmark: Benchmark, id_set: ImageSet, request: RunRequest, store: Store, jobs: Jobs
+    benchmark: Benchmark, id_set: ImageSet, request: RunRequest, options: LoadOptions, jobs: Jobs
 ) -> tuple[ImageSet | None, Jobs]:
     """The calibration images, listed only when a method asks for them; and the jobs that can run."""
     asking = [job for job in jobs.jobs if job.calibrates]
@@ -172,7 +183,7 @@ def _calibration(
         if not name:
             able = ", ".join(d.name for d in catalogue.datasets().values() if d.train)
             raise UserError(f"'{id_set.dataset.name}' has no training split in the catalogue; sets that do: {able}")
-        return sets.listed_sample(catalogue.dataset(name), request, store), jobs
+        return load_calibration(catalogue.dataset(name), options, request.seed), jobs
     except UserError as error:
         reason = f"calibrates on ID training images: {error}"
     if request.methods.strip() != "all":
@@ -180,4 +191,39 @@ def _calibration(
     rest = tuple(job for job in jobs.jobs if job not in asking)
     if not rest:
         raise UserError(f"no method can run: {'; '.join(job.label for job in asking)} {reason}")
-    return None, Jobs(rest, (*jobs.left_out, *((job.label, reason) for job in asking)))
+    return None, Jobs(rest, (*jobs.skipped_methods, *((job.label, reason) for job in asking)))
+
+
+def datasets(benchmark: Benchmark, classes: str) -> list[Dataset]:
+    """Return the ID set and the OOD sets of a benchmark, with titles that differ."""
+    return catalogue.titled(
+        [catalogue.dataset(benchmark.id, classes), *(catalogue.dataset(name) for name, _ in benchmark.sets())]
+    )
+
+
+def check_benchmark(benchmark: Benchmark, request: RunRequest) -> None:
+    """Raise UserError if a benchmark has no OOD set, no encoder, or its ID set among the OOD sets."""
+    names = [name for name, _ in benchmark.sets()]
+    problems = []
+    if not names:
+        problems.append(f"benchmark '{benchmark.name}' has no OOD set; name some with --ood")
+    if benchmark.id in names:
+        problems.append(f"'{benchmark.id}' is both the ID set and an OOD set")
+    if not (request.encoder or benchmark.encoder):
+        problems.append(f"benchmark '{benchmark.name}' needs an encoder; name one, e.g. --encoder ViT-B-16/openai")
+    raise_all(problems)
+
+
+def without(benchmark: Benchmark, absent: Collection[str]) -> Benchmark:
+    """Return the benchmark without some OOD sets. Its name and title say so, because its averages differ."""
+    near, far, ood = (tuple(n for n in s if n not in absent) for s in (benchmark.near, benchmark.far, benchmark.ood))
+    if not (near or far or ood):
+        raise UserError(f"none of the OOD sets of '{benchmark.name}' is there: {', '.join(absent)}")
+    return dataclasses.replace(
+        benchmark,
+        name=f"{benchmark.name}-without-{'+'.join(absent)}",
+        title=f"{benchmark.title}, without {', '.join(catalogue.dataset(name).title for name in absent)}",
+        near=near,
+        far=far,
+        ood=ood,
+    )

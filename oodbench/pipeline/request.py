@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from oodbench.data.paths import expand, real
 from oodbench.encoder.card import RESIZE_FILTERS
 from oodbench.errors import UserError, did_you_mean, raise_all
+from oodbench.method.parameters import conform, parse_names, written
 from oodbench.metrics import detection as metrics
+from oodbench.storage.files import expand, real_path
 from oodbench.storage.store import default_root
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -52,6 +55,43 @@ class RunRequest:
     actors: int = 0
     gpus_per_actor: float = 1.0
     sweeps: tuple[str, ...] = ()
+
+
+def request_from(**options: Any) -> RunRequest:
+    """Return a RunRequest made of keyword options. Raise UserError with every unknown option and wrong type.
+
+    A path may be a string, a list of one element that element, `ood` a comma-separated string, and `settings` a
+    dictionary such as {"mcm.temperature": 0.01}.
+    """
+    fields = {f.name: str(f.type) for f in dataclasses.fields(RunRequest)}
+    values: dict[str, Any] = {}
+    problems = []
+    for name, value in options.items():
+        if name not in fields:
+            problems.append(f"no option '{name}'{did_you_mean(name, fields)}")
+            continue
+        try:
+            values[name] = _option(name, fields[name], value)
+        except (ValueError, TypeError):
+            problems.append(f"option '{name}' takes {fields[name]}, not {value!r}")
+    raise_all(problems)
+    return RunRequest(**values)
+
+
+def _option(name: str, kind: str, value: Any) -> Any:
+    if name == "ood" and isinstance(value, str):
+        value = parse_names(value)
+    if name == "methods" and isinstance(value, list | tuple):
+        value = ",".join(value)
+    if name == "settings" and isinstance(value, dict):
+        value = [f"{key}={written(one)}" for key, one in value.items()]
+    if kind.startswith("tuple"):
+        one_kind = kind.removeprefix("tuple[").partition(",")[0]
+        several = [value] if isinstance(value, str | Path) else value or ()
+        return tuple(_option("", one_kind, one) for one in several)
+    if kind.startswith("Path") and value is not None:
+        return Path(value)
+    return None if value is None and kind.endswith("| None") else conform(value, kind)
 
 
 def check_options(request: RunRequest) -> None:
@@ -107,7 +147,7 @@ def writable(folder: Path) -> bool:
     """Whether a folder, or the nearest one above that exists, takes a file."""
     import tempfile
 
-    nearest = next((p for p in (folder, *real(folder).parents) if p.exists()), Path("/"))
+    nearest = next((p for p in (folder, *real_path(folder).parents) if p.exists()), Path("/"))
     try:
         with tempfile.TemporaryFile(dir=nearest):
             return True

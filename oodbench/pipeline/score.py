@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from oodbench.data.imageset import ImageSet
-from oodbench.errors import UserError
+from oodbench.errors import InputMutated, UserError
 from oodbench.pipeline import batches as guards
-from oodbench.pipeline.batches import FittedMethod, InputMutated, MethodOutput, over
+from oodbench.pipeline.batches import FittedMethod, MethodOutput, over
 from oodbench.pipeline.extract import Embedded, batches
 from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.plan import Plan

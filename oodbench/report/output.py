@@ -11,7 +11,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from oodbench.data.paths import real
 from oodbench.errors import UserError, did_you_mean, raise_all
 from oodbench.report.formats.bibtex import bibtex, entries
 from oodbench.report.formats.csv import csv, parquet
@@ -23,7 +22,7 @@ from oodbench.report.tables.published import quote
 from oodbench.report.tables.quoting import compared, quoted
 from oodbench.report.tables.table import Table, transposed
 from oodbench.results import Result
-from oodbench.storage.files import atomic_write
+from oodbench.storage.files import atomic_write, real_path
 
 _HEAD = r"""%s\documentclass{article}
 %s
@@ -145,7 +144,7 @@ def write(
 ) -> None:
     """Write the request's file, whole or not at all. UserError when it cannot be written. `page` gives the HTML."""
     assert request.output
-    path = real(request.output)  # what a link leads to is written, and the link stays
+    path = real_path(request.output)  # what a link leads to is written, and the link stays
     html = page() if page and request.form == "html" and not request.bib else ""
     try:
         with (

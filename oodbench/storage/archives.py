@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
-from oodbench.errors import UserError
+from oodbench.errors import Damaged, UserError
 
 _BLOCK = 1 << 20  # bytes
 _HEADER = 1 << 20  # bytes of all headers of one member of a tar file: long names, PAX records, maps of sparse files
@@ -53,10 +53,6 @@ class _Member:
     kind: str
     target: str = ""
     content: IO[bytes] | None = None
-
-
-class Damaged(UserError):
-    """The archive is cut off or no archive at all."""
 
 
 def is_archive(name: str) -> bool:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oodbench.errors import UserError, censored, has_user, shown
+from oodbench.errors import UserError, has_user, redact_error, redact_url
 
 _BLOCK = 1 << 18  # bytes
 _PROGRESS = 1 << 16  # bytes that a try must bring so that the tries are counted anew
@@ -61,7 +61,7 @@ def download(
     not to be waited for.
     """
     if not wanted.url.lower().startswith(("http://", "https://")):
-        raise UserError(f"cannot fetch '{shown(wanted.url)}': only http:// and https:// addresses")
+        raise UserError(f"cannot fetch '{redact_url(wanted.url)}': only http:// and https:// addresses")
     patience = patience or RetryPolicy()
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def download(
                 wrong = _wrong(wanted, part)
             if wrong:
                 _forget(part)
-                raise UserError(f"{shown(wanted.url)} is not what was expected: {wrong}; it was thrown away")
+                raise UserError(f"{redact_url(wanted.url)} is not what was expected: {wrong}; it was thrown away")
             os.replace(part, place)
             _about(part).unlink(missing_ok=True)
     except OSError as error:
@@ -95,7 +95,7 @@ def _receive(
         try:
             for got, total in _stream(wanted.url, part, patience.timeout):
                 if done is None:
-                    done = watch(f"fetch {shown(wanted.url).rpartition('/')[2]}", total)
+                    done = watch(f"fetch {redact_url(wanted.url).rpartition('/')[2]}", total)
                     done(part.stat().st_size)
                 else:
                     done(got)
@@ -103,21 +103,21 @@ def _receive(
         except urllib.error.HTTPError as error:
             error.close()
             if error.code not in _AGAIN:
-                raise UserError(f"cannot fetch {shown(wanted.url)}: {error.code} {error.reason}") from error
+                raise UserError(f"cannot fetch {redact_url(wanted.url)}: {error.code} {error.reason}") from error
             problem = f"{error.code} {error.reason}"
         except _Disk as error:
             raise UserError(f"cannot write {part}: {error}; what was received is kept") from error
         except ValueError as error:
-            raise UserError(f"cannot fetch {shown(wanted.url)}: {censored(wanted.url, error)}") from error
+            raise UserError(f"cannot fetch {redact_url(wanted.url)}: {redact_error(wanted.url, error)}") from error
         except _TROUBLE as error:
             reason = getattr(error, "reason", None) or error
             stalled = isinstance(reason, TimeoutError)
-            problem = f"nothing came for {patience.timeout:g} s" if stalled else censored(wanted.url, reason)
+            problem = f"nothing came for {patience.timeout:g} s" if stalled else redact_error(wanted.url, reason)
         now = part.stat().st_size
         tries = 1 if now - before >= _PROGRESS else tries + 1
         if tries >= patience.tries:
             raise UserError(
-                f"gave up on {shown(wanted.url)} after {tries} tries: {problem}; "
+                f"gave up on {redact_url(wanted.url)} after {tries} tries: {problem}; "
                 f"the {now:,} bytes received are kept, and the same command goes on from there"
             )
         time.sleep(patience.pause * 2 ** (tries - 1))
@@ -200,8 +200,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         if not newurl.lower().startswith(("http://", "https://")) or has_user(newurl):
             fp.close()
             raise UserError(
-                f"cannot fetch {shown(req.full_url)}: it is redirected to {shown(newurl)}, and only http:// and "
-                "https:// addresses without a user are followed"
+                f"cannot fetch {redact_url(req.full_url)}: it is redirected to {redact_url(newurl)}, and only http:// "
+                "and https:// addresses without a user are followed"
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
@@ -209,7 +209,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 def opened(request: urllib.request.Request, timeout: float) -> Any:
     """The answer to a request over http or https. UserError for an address with a user, or a redirect elsewhere."""
     if has_user(request.full_url):
-        raise UserError(f"cannot fetch {shown(request.full_url)}: an address may not hold a user or password")
+        raise UserError(f"cannot fetch {redact_url(request.full_url)}: an address may not hold a user or password")
     return urllib.request.build_opener(_Redirects).open(request, timeout=timeout)
 
 

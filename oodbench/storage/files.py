@@ -1,7 +1,8 @@
-"""Files written whole or not at all, also when the process or the machine dies."""
+"""Paths and files: expansion of `~`, checked reading, atomic writing."""
 
 from __future__ import annotations
 
+import codecs
 import os
 import secrets
 import stat
@@ -13,17 +14,54 @@ from typing import BinaryIO
 from oodbench.errors import UserError
 
 
+def expand(path: Path | str, given: str = "the path") -> Path:
+    """Return a path with `~` replaced by the home folder. Raise UserError if there is no home folder.
+
+    given  the flag or the variable that the path comes from, for the message
+    """
+    try:
+        if "\0" in str(path):
+            raise RuntimeError("a file name cannot contain a NUL byte")
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{given} {path} cannot be read: {error}") from error
+
+
+def real_path(path: Path | str) -> Path:
+    """Expand `~`, make the path absolute and resolve links; unlike Path.resolve, do not raise for a circular link."""
+    return Path(os.path.realpath(expand(path)))
+
+
+def read_text(path: Path, given: str) -> str:
+    """Return the text of a file: UTF-8 with or without a byte order mark, or UTF-16 with one.
+
+    Raise UserError, with a message that begins with `given`, for anything else.
+    """
+    try:
+        if path.exists() and not path.is_file() and not str(path).startswith("/dev/fd/"):  # `<(...)` of a shell
+            raise UserError(f"{given} {path} is no file")
+        raw = path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UserError(f"{given} {path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return raw.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{given} {path} is no text in UTF-8 (byte {error.start + 1}); save it in UTF-8") from error
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A hidden name beside `path` to write to: after the block it is on the disk as `path`; after an error, nowhere.
+    """Yield a temporary path that is renamed to `path` after the block, and removed if the block raises.
 
-    Makes the folder. Several processes may write one file: the last one to end wins. A device is written to as it is.
+    The content is fsynced before the rename, so that it survives a power failure. Creates the parent folder. If several
+    processes write the same file, the last one wins. A device is written to directly.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_char_device() or path.is_block_device():  # to replace it would leave a file in the place of /dev/null
+    if path.is_char_device() or path.is_block_device():  # replacing it would leave a file instead of /dev/null
         yield path
         return
-    partial = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")  # of two hosts, too
+    partial = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")  # unique across hosts, too
     try:
         yield partial
         _sync(partial)
@@ -31,14 +69,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     except OSError as error:
         if not error.filename or error.filename == str(partial):
-            error.filename = str(path)  # the name that the user knows: a full disk is told without one
+            error.filename = str(path)  # the path the user knows; the error for a full disk has none
         raise
     finally:
         partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text in UTF-8, whole or not at all."""
+    """Write a text in UTF-8 atomically."""
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
@@ -51,8 +89,8 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def regular(path: Path) -> BinaryIO:
-    """A regular file opened for reading; UserError when it is none, without waiting for a FIFO's writer."""
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading. Raise UserError for anything else, without waiting for the writer of a FIFO."""
     check_regular(path, os.stat(path).st_mode)  # a socket cannot be opened at all
     number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
@@ -64,14 +102,13 @@ def regular(path: Path) -> BinaryIO:
 
 
 def check_regular(path: Path | str, mode: int) -> None:
-    """UserError for what is no regular file."""
-    what = irregular(mode)
-    if what:
-        raise UserError(f"{path} is {what}, no file; take it away")
+    """Raise UserError if a file mode is not that of a regular file."""
+    if what := irregular(mode):
+        raise UserError(f"{path} is {what}, not a file; remove it")
 
 
 def irregular(mode: int) -> str:
-    """What is no regular file, in words; "" for one."""
+    """Return the kind of a file that is not a regular one, with its article; "" for a regular file."""
     kinds = {
         stat.S_IFDIR: "a folder",
         stat.S_IFIFO: "a FIFO",

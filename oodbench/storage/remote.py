@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from oodbench.errors import UserError, censored, shown
+from oodbench.errors import UserError, redact_error, redact_url
 from oodbench.storage.download import Download, RetryPolicy, download, opened
 from oodbench.storage.files import atomic_write, write_text
 from oodbench.storage.fingerprints import fingerprint
@@ -35,7 +35,7 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     try:
         system, path = fsspec.url_to_fs(url)
     except Exception as error:  # every file system has its own
-        raise UserError(f"{shown(url)} cannot be opened: {censored(url, error)}") from error
+        raise UserError(f"{redact_url(url)} cannot be opened: {redact_error(url, error)}") from error
     return system, str(path).rstrip("/")
 
 
@@ -47,7 +47,7 @@ def retry(url: str, what: str, call: Callable[[], T], after: str, tries: int = T
         except (FileNotFoundError, UserError):
             raise
         except Exception as error:  # every file system has its own
-            reason = censored(url, getattr(error, "reason", None) or error)
+            reason = redact_error(url, getattr(error, "reason", None) or error)
             if isinstance(error, OSError) and error.errno in FULL:
                 raise UserError(f"{what}: {reason} on this machine; make room") from error
             if number == tries - 1:
@@ -102,9 +102,9 @@ def _over_http(url: str) -> bool:
 def _asking(url: str, call: Callable[[], T]) -> T:
     after = "the same command goes on when it answers"
     try:
-        return retry(url, f"cannot fetch {shown(url)}", call, after)
+        return retry(url, f"cannot fetch {redact_url(url)}", call, after)
     except FileNotFoundError as error:
-        raise UserError(f"cannot fetch {shown(url)}: it is not there; {after}") from error
+        raise UserError(f"cannot fetch {redact_url(url)}: it is not there; {after}") from error
 
 
 def copy_of(url: str) -> Path:

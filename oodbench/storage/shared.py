@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from oodbench import errors
-from oodbench.data.paths import expand
 from oodbench.errors import UserError
 from oodbench.storage import remote as reaching
+from oodbench.storage.files import expand
 from oodbench.storage.store import DAMAGE, Array, Entry, Store, beside, default_root, place, verified
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Shared(Store):
         self.url = url.rstrip("/")
 
     def __str__(self) -> str:
-        return errors.shown(self.url)
+        return errors.redact_url(self.url)
 
     def at(self, root: Path) -> Shared:
         return Shared(root, self.url)
@@ -187,7 +187,9 @@ class Shared(Store):
         try:
             self._ask(put, tries)
         except FileNotFoundError as error:
-            raise UserError(f"the shared store {self} cannot be written: {errors.censored(self.url, error)}") from error
+            raise UserError(
+                f"the shared store {self} cannot be written: {errors.redact_error(self.url, error)}"
+            ) from error
 
 
 def _named(name: str, facts: Mapping[str, Any]) -> str:

@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from oodbench.data.paths import expand
 from oodbench.errors import UserError
+from oodbench.storage.files import expand
 
 Array = npt.NDArray[Any]
 

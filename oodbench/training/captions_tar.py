@@ -17,7 +17,7 @@ import numpy as np
 
 from oodbench.data.loaders.layout import is_image
 from oodbench.data.loaders.tar import Archives, Member, expand, members, read_member
-from oodbench.errors import UserError, is_secret, is_url, shown
+from oodbench.errors import UserError, has_credentials, is_url, redact_url
 from oodbench.storage.fingerprints import ReadImage, fingerprint, inside
 from oodbench.storage.remote import fetch, remote_fingerprint
 from oodbench.storage.store import Store
@@ -38,9 +38,11 @@ def read_all(pattern: str, store: Store) -> Iterator[Part]:
 def check(pattern: str) -> None:
     """UserError for a pattern that is none, and for shards that are not there; URLs are not asked."""
     found = expand(pattern)
-    secret = next((place for place in found if is_url(place) and is_secret(place)), "")
+    secret = next((place for place in found if is_url(place) and has_credentials(place)), "")
     if secret:  # it would stand in the header of the weights
-        raise UserError(f"captions {shown(secret)}: captions are named by their URL: leave out password and signature")
+        raise UserError(
+            f"captions {redact_url(secret)}: captions are named by their URL: leave out password and signature"
+        )
     places = [Path(place) for place in found if not is_url(place)]
     absent = [str(place) for place in places if not place.is_file()]
     if absent:
@@ -79,17 +81,17 @@ class Remote:
     copy: Copy
     inside: Archives
 
-    def take(self, name: str) -> ReadImage:
+    def read(self, name: str) -> ReadImage:
         """Read a member; the print of a copy of our own is that of the shard."""
         self.copy.fetched()
-        taken = self.inside.take(name)
+        taken = self.inside.read(name)
         member = self.inside.where[name][1]
         own = is_url(self.copy.place)
         return replace(taken, print=inside(self.copy.state, member.offset, member.size)) if own else taken
 
     def content(self, name: str) -> str:
         """sha256 of a member."""
-        return self.take(name).content()
+        return self.read(name).content()
 
 
 @contextlib.contextmanager

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from oodbench.data.catalog import Dataset
-from oodbench.data.imageset import ImageSet, ImageSource, listing
+from oodbench.data.imageset import ImageSet, ImageSource
+from oodbench.data.load import LoadOptions, load_images
 from oodbench.errors import UserError
 from oodbench.storage.store import Store, digest
 from oodbench.training.plan import GLYPHS, TrainRequest
@@ -66,7 +67,7 @@ def glyphs(store: Store) -> Part:
     from oodbench.data.glyphs import world
 
     dataset = Dataset(name="glyphs-pairs", title="Glyphs", loader="glyphs", path="pairs")
-    found = listing(dataset, Path(), labelled=False, strict=False, store=store)
+    found = load_images(dataset, LoadOptions(Path(), store), labelled=False)
     return Part(found, np.arange(len(found)), tuple(world.caption(i) for i in range(len(found))))
 
 
@@ -74,7 +75,7 @@ def listed(name: str, place: Path, files: Sequence[str], prints: Sequence[str], 
     """A list of images with captions: they have no labels."""
     dataset = Dataset(name=name, title=name, loader="images", path=str(place))
     labels: npt.NDArray[Any] = np.full(len(files), -1)
-    return ImageSet(dataset, place, tuple(files), tuple(prints), labels, total=len(files), source=source)
+    return ImageSet(dataset, place, tuple(files), tuple(prints), labels, source=source)
 
 
 def told(where: str, problems: Sequence[str]) -> str:

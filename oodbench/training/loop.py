@@ -17,16 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from oodbench.errors import Diverged
 from oodbench.method import Pairs, TrainedMethod
 from oodbench.training.batches import PairBatches, autocast
 from oodbench.training.processes import ProcessGroup
 from oodbench.training.schedule import Schedule, groups
 
 Inputs = dict[str, Tensor]
-
-
-class Diverged(Exception):
-    """The loss or its gradient is NaN or infinite."""
 
 
 @dataclass(frozen=True)

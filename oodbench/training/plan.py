@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oodbench.data.paths import expand
 from oodbench.encoder.card import parse_encoder
 from oodbench.encoder.resolve import Resolved, resolve
-from oodbench.errors import Collected, UserError, did_you_mean, raise_all
+from oodbench.errors import ProblemList, UserError, did_you_mean, raise_all
 from oodbench.method import registry
 from oodbench.pipeline.jobs import Job, make_jobs
 from oodbench.pipeline.request import MOST, PRECISIONS, WORKERS, RunRequest, beyond, writable
+from oodbench.storage.files import expand
 from oodbench.storage.shared import opened
 from oodbench.storage.store import Store
 
@@ -143,7 +143,7 @@ class TrainPlan:
 
 def make_plan(request: TrainRequest) -> TrainPlan:
     """Check a request. Raises UserError with every problem that was found."""
-    collected = Collected()
+    collected = ProblemList()
     attempt = collected.attempt
     store = opened(request.store, request.shared)
     attempt(check_options, request)
@@ -188,7 +188,7 @@ def _job(request: TrainRequest) -> Job:
 def _method(job: Job) -> TrainedMethod[Any]:
     from oodbench.method import TrainedMethod
 
-    method = job.made()
+    method = job.build()
     if not isinstance(method, TrainedMethod):
         raise UserError(f"{job.info.name} reads weights but is no TrainedMethod: it cannot be trained here")
     return method

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from oodbench.errors import UserError
-from oodbench.pipeline.run import pick_device
+from oodbench.pipeline.task import pick_device
 
 # The others wait while one embeds its share of the corpus, which may take days.
 PATIENCE = datetime.timedelta(days=7)

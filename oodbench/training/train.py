@@ -16,14 +16,14 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from oodbench.encoder.openclip import OpenClip
-from oodbench.errors import UserError
+from oodbench.errors import Diverged, UserError
 from oodbench.pipeline import weights
 from oodbench.pipeline.extract import EmbeddingConfig
 from oodbench.pipeline.text_embeddings import WordParts
 from oodbench.results import commit, versions
 from oodbench.training.batches import Crops, PairBatches, reads_text
 from oodbench.training.checkpoints import Checkpoints
-from oodbench.training.loop import Diverged, StepReport, Trainer
+from oodbench.training.loop import StepReport, Trainer
 from oodbench.training.losses import Curves
 from oodbench.training.material import BATCH, Encoders, Tell, TrainingData, add_texts, gather
 from oodbench.training.plan import TrainPlan, TrainRequest, make_plan

@@ -222,10 +222,10 @@ def planned(place: Path, **options: object) -> RunRequest:
 
 def test_all_runs_what_can_run(place: Path) -> None:
     everything = make_jobs(planned(place, plugins=(place / "broken.py",)))
-    assert [name for name, _ in everything.left_out] == ["broken"]
+    assert [name for name, _ in everything.skipped_methods] == ["broken"]
     assert {job.info.name for job in everything.jobs} == set(registry.methods())
     named = make_jobs(planned(place, plugins=(place / "broken.py",), methods="mcm"))
-    assert [job.label for job in named.jobs] == ["mcm"] and not named.left_out
+    assert [job.label for job in named.jobs] == ["mcm"] and not named.skipped_methods
 
 
 def test_variants_are_rows_and_duplicates_are_not(place: Path) -> None:

@@ -23,13 +23,12 @@ from PIL import Image
 from oodbench.cli import common as group
 from oodbench.cli import main
 from oodbench.data import catalog as catalogue
-from oodbench.data.paths import text_of
 from oodbench.distributed import cluster as connection
 from oodbench.distributed.cluster import WorkerFolder, sweep
-from oodbench.errors import Collected, UserError, raise_all
+from oodbench.errors import ProblemList, UserError, raise_all
 from oodbench.method.parameters import conform, parse_names
 from oodbench.pipeline.request import RunRequest, check_options
-from oodbench.storage.files import write_text
+from oodbench.storage.files import read_text, write_text
 from oodbench.storage.store import default_root
 from oodbench.training.plan import TrainRequest
 from oodbench.training.plan import check_options as check_training
@@ -76,7 +75,7 @@ def test_errors_of_click_and_of_ours_have_one_form(arguments: Sequence[str], sai
 
 
 def test_several_problems_are_lines_of_their_own() -> None:
-    collected = Collected()
+    collected = ProblemList()
 
     def fails() -> None:
         raise_all(["one\nwith a line break", "two\n  which goes on", "one\nwith a line break"])
@@ -395,7 +394,7 @@ def test_a_config_that_is_no_text(tmp_path: Path) -> None:
     assert "fifo is no file" in refused("run", "--config", tmp_path / "fifo")
     assert "No such file" in refused("run", "--config", tmp_path / "none")
     with pytest.raises(UserError, match="cannot be read"):
-        text_of(Path("a\0b"), "--config")
+        read_text(Path("a\0b"), "--config")
 
 
 def test_names_in_a_config_may_have_commas_and_quotes(tmp_path: Path) -> None:

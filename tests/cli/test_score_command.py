@@ -20,12 +20,12 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import oodbench
-from oodbench.api import request_from
 from oodbench.cli import main
 from oodbench.cli.score import write
 from oodbench.data.glyphs import render, world
 from oodbench.detector import explain as explanation
 from oodbench.detector.engine import Scored
+from oodbench.pipeline.request import request_from
 from oodbench.storage.store import Store
 from tests.photos import lay
 

@@ -131,7 +131,7 @@ def test_python_takes_results_and_warns_of_out(monkeypatch: pytest.MonkeyPatch) 
     def carry_out(request: object, **_: object) -> object:
         raise UserError(str(request.out))  # type: ignore[attr-defined]
 
-    monkeypatch.setattr("oodbench.api.carry_out", carry_out)
+    monkeypatch.setattr("oodbench.api.run_and_record", carry_out)
     call: Callable[..., object] = oodbench.run
     with pytest.raises(UserError, match=r"^new$"):
         call("mcm", results="new")

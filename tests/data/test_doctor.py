@@ -30,7 +30,8 @@ from oodbench.data.checks.findings import Card, CheckReport, Finding, text
 from oodbench.data.checks.inspection import Look, look, perceptual
 from oodbench.data.checks.run import CheckSettings, examine
 from oodbench.data.checks.scope import Scope, scope
-from oodbench.data.imageset import ImageSet, listing
+from oodbench.data.imageset import ImageSet
+from oodbench.data.load import LoadOptions, load_images
 from oodbench.errors import UserError
 from oodbench.storage.store import Store
 
@@ -260,7 +261,7 @@ def test_calibration_images_of_archives_are_compared_by_content(data: Path, tmp_
         images = np.stack([np.asarray(picture(seed)) for seed in seeds])
         np.savez(data / name, images=images, labels=np.arange(len(images)) % 2)
         one = Dataset(name=name, title=name, loader="arrays", path=name)
-        return listing(one, data, labelled=True, strict=False, store=Store(tmp_path / "store"))
+        return load_images(one, LoadOptions(data, Store(tmp_path / "store")), labelled=True)
 
     test = arrays("test.npz", range(5))
     assert not list(calibration.overlap(test, arrays("other.npz", range(5, 10))))
@@ -318,7 +319,7 @@ def test_perceptual_hashes() -> None:
 
 
 def listed(folder: Path, store: Store) -> ImageSet:
-    return listing(catalogue.dataset(f"folder:{folder}"), Path(), labelled=False, strict=False, store=store)
+    return load_images(catalogue.dataset(f"folder:{folder}"), LoadOptions(Path(), store), labelled=False)
 
 
 def test_a_second_check_looks_at_what_changed_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,7 +459,7 @@ def test_an_image_that_cifar10_and_cifar100_share(shared: Path, tmp_path: Path) 
         "bus/bus_s_000146.png = automobile/0932.jpg (0 bits)",
     )
     assert found(report, "repeated", "warning").count == 2
-    lists = [listing(one, tmp_path, labelled=True, strict=False, store=Store(tmp_path)) for one in what.sets.values()]
+    lists = [load_images(one, LoadOptions(tmp_path, Store(tmp_path)), labelled=True) for one in what.sets.values()]
     first, second = (
         np.asarray(one.read(one.names.index(name)).convert("RGB"), float)
         for one, name in zip(lists, ("bus/bus_s_000146.png", "automobile/0932.jpg"), strict=True)

@@ -28,8 +28,8 @@ from oodbench.cli.datasets import get
 from oodbench.data import catalog as catalogue
 from oodbench.data import fetch as fetching
 from oodbench.data.catalog import Dataset
-from oodbench.errors import UserError
-from oodbench.storage.archives import Bounds, Damaged, unpack
+from oodbench.errors import Damaged, UserError
+from oodbench.storage.archives import Bounds, unpack
 from oodbench.storage.download import Download, RetryPolicy, download
 
 pytestmark = pytest.mark.slow  # servers

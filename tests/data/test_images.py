@@ -15,7 +15,8 @@ from PIL import Image
 
 from oodbench.data import catalog as catalogue
 from oodbench.data.decode import decoding
-from oodbench.data.imageset import ImageSet, listing
+from oodbench.data.imageset import ImageSet
+from oodbench.data.load import LoadOptions, load_images
 from oodbench.encoder.card import EncoderCard
 from oodbench.encoder.openclip import transform
 from oodbench.errors import UserError
@@ -40,7 +41,7 @@ def save(path: Path, shade: int = 0, size: tuple[int, int] = (8, 8)) -> None:
 
 def listed(folder: Path, labelled: bool = True, strict: bool = False) -> ImageSet:
     dataset = catalogue.dataset(f"folder:{folder}")
-    return listing(dataset, Path(), labelled=labelled, strict=strict, store=Store(folder.parent / "store"))
+    return load_images(dataset, LoadOptions(Path(), Store(folder.parent / "store"), strict=strict), labelled=labelled)
 
 
 def test_an_id_set_is_labelled_by_its_sorted_folders(folder: Path) -> None:
@@ -73,7 +74,7 @@ def test_empty_and_missing_folders(tmp_path: Path) -> None:
         listed(tmp_path / "missing")
     with pytest.raises(UserError, match=r"was not found at \$OODBENCH_DATA/"):
         store = Store(tmp_path)
-        listing(catalogue.dataset("imagenet1k"), tmp_path, labelled=True, strict=False, store=store)
+        load_images(catalogue.dataset("imagenet1k"), LoadOptions(tmp_path, store), labelled=True)
 
 
 def test_a_link_to_a_folder_above_ends_the_walk(folder: Path) -> None:
@@ -157,7 +158,7 @@ def test_a_sample_depends_on_the_seed_alone(folder: Path) -> None:
     assert np.bincount(some.labels, minlength=10).min() > 0
     assert whole.sample(1000, seed=1) is whole
     assert all(f"{label}/" in name for label, name in zip(some.labels, some.names, strict=True))
-    assert some.prints == tuple(name[-7:] for name in some.names)
+    assert some.fingerprints == tuple(name[-7:] for name in some.names)
 
 
 def many(folder: Path, n: int, classes: int) -> ImageSet:
@@ -172,10 +173,10 @@ def many(folder: Path, n: int, classes: int) -> ImageSet:
 def test_glyph_lists_are_made_once(tmp_path: Path) -> None:
     store = Store(tmp_path)
     small = dataclasses.replace(catalogue.dataset("glyphs-digits"))
-    first = listing(small, Path(), labelled=False, strict=False, store=store)
+    first = load_images(small, LoadOptions(Path(), store), labelled=False)
     (entry,) = store.entries()
     os.utime(entry.path / "entry.json", (1, 1))
-    again = listing(small, Path(), labelled=False, strict=True, store=store)
+    again = load_images(small, LoadOptions(Path(), store, strict=True), labelled=False)
     assert again.digest == first.digest and again.names == first.names
     assert len(list(store.entries())) == 1
     assert next(store.entries()).used > 1  # found, not made
@@ -262,7 +263,7 @@ def test_a_cut_off_image_is_an_error(tmp_path: Path, pixels: Any) -> None:
 
 def test_real_originals_are_all_decoded(shared: Path, tmp_path: Path, pixels: Any) -> None:
     dataset = catalogue.dataset(f"folder:{shared / 'data' / 'originals'}")
-    found = listing(dataset, Path(), labelled=False, strict=True, store=Store(tmp_path))
+    found = load_images(dataset, LoadOptions(Path(), Store(tmp_path), strict=True), labelled=False)
     assert len(found) == 32
     modes, sides = set(), []
     with decoding():

@@ -19,11 +19,11 @@ import pytest
 from PIL import Image
 
 from oodbench.data import catalog as catalogue
-from oodbench.data import decode, prompts
-from oodbench.data import overlap as sets
+from oodbench.data import decode, load, prompts
 from oodbench.data.add import declare
 from oodbench.data.catalog import Dataset
-from oodbench.data.imageset import ImageSet, listing
+from oodbench.data.imageset import ImageSet
+from oodbench.data.load import LoadOptions, load_images
 from oodbench.data.loaders import layout
 from oodbench.errors import UserError
 from oodbench.storage.store import Store
@@ -33,7 +33,7 @@ Tree = Mapping[str, bytes]
 
 def listed(dataset: str | Dataset, labelled: bool = True, classes: str = "") -> ImageSet:
     one = catalogue.dataset(dataset, classes) if isinstance(dataset, str) else dataset
-    return listing(one, Path(), labelled=labelled, strict=False, store=Store(Path("/nowhere")))
+    return load_images(one, LoadOptions(Path(), Store(Path("/nowhere"))), labelled=labelled)
 
 
 def colour(number: int) -> bytes:
@@ -222,7 +222,7 @@ def test_the_same_images_are_read_alike_in_every_form(case: str, form: Callable[
     if form in LABELLED:
         reference, classes = form([order.index(label) for label in images.values()], order, tmp_path)
         found = listed(reference, classes=classes)
-        lines = sets.class_names(found).lines
+        lines = load.class_names(found).lines
         assert [lines[label] for label in found.labels] == list(images.values()) and list(lines) == order
         assert [colour for _, colour in seen(listed(reference, labelled=False))] == list(range(len(images)))
         return
@@ -280,10 +280,10 @@ def test_a_label_means_the_same_in_every_form(
     reference, classes = form(labels, names.split(), tmp_path)
     if isinstance(expected, str):
         with pytest.raises(UserError, match=expected):
-            sets.class_names(listed(reference, classes=classes))
+            load.class_names(listed(reference, classes=classes))
         return
     found = listed(reference, classes=classes)
-    lines = sets.class_names(found).lines
+    lines = load.class_names(found).lines
     assert [lines[label] for label in found.labels] == [names.split()[label] for label in labels]
     assert kinds(found) == expected and seen(listed(reference, labelled=False)) == [("", i) for i in range(4)]
 
@@ -415,12 +415,10 @@ def test_cells_that_hold_no_image(cells: list[object], said: str, tmp_path: Path
 
     pq.write_table(pa.table({"image": cells}), tmp_path / "x.parquet")
     with pytest.raises(UserError, match=said):
-        listing(
+        load_images(
             catalogue.dataset(f"hf:{tmp_path / 'x.parquet'}"),
-            Path(),
+            LoadOptions(Path(), Store(tmp_path), strict=True),
             labelled=False,
-            strict=True,
-            store=Store(tmp_path),
         )
 
 
@@ -552,7 +550,7 @@ def test_only_regular_files_are_opened(kind: str, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"(is|that is) a (FIFO|socket|character device)|list .* is not there"):
             listed(reference, labelled=False)
     with pytest.raises(UserError, match="is a"):
-        found.reader.take("a/x.png")  # as when it takes the place of an image after the listing
+        found.reader.read("a/x.png")  # as when it takes the place of an image after the listing
     with pytest.raises(UserError, match="no class list"):
         prompts.class_names(str(odd))
     with pytest.raises(UserError, match=r"x\.png is no file"):
@@ -568,7 +566,7 @@ def test_the_first_images_are_looked_at_for_more_than_8_bits(tmp_path: Path) -> 
         place = tmp_path / str(number)
         place.mkdir()
         Image.fromarray((ramp * factor).astype(kind)).save(place / "1.tif")
-        notes = sets.notes(listed(f"folder:{place}", labelled=False))
+        notes = load.notes(listed(f"folder:{place}", labelled=False))
         assert ["1 of the first 1 images of more than 8 bits become white or black" in one for one in notes] == [
             True
         ] * flat
@@ -585,7 +583,7 @@ def test_images_that_become_constant_are_logged_when_they_are_decoded(
         pixels = np.arange(64).reshape(8, 8) * (1 if i < 5 else 1000)
         Image.fromarray(pixels.astype(np.uint16)).save(tmp_path / f"x/{i}.png")
     found = listed(f"folder:{tmp_path / 'x'}", labelled=False)
-    assert sets.notes(found) == []
+    assert load.notes(found) == []
     reading = decode.DecodeConfig(2, "stop")
     assert len(list(decode.batches(found, reading, 4, (0, 6), lambda image: torch.zeros(3, 2, 2)))) == 2
     assert "1 images of more than 8 bits become white or black as RGB, or nearly so (5.png first)" in caplog.text
@@ -668,7 +666,7 @@ def test_advice_that_is_followed_works(tmp_path: Path) -> None:
     (tmp_path / "lists/x.txt").write_text("1.png 0\n")
     one = Dataset("x", "X", "list", "photos", list="lists/x.txt", digest="0" * 64)
     with pytest.raises(UserError, match="is not the list of the protocol") as caught:
-        listing(one, tmp_path, labelled=True, strict=False, store=Store(tmp_path / "store"))
+        load_images(one, LoadOptions(tmp_path, Store(tmp_path / "store")), labelled=True)
     assert listed(str(caught.value).rpartition("run on it as ")[2]).names == ("1.png",)
 
 

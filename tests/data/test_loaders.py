@@ -22,9 +22,11 @@ import pytest
 from PIL import Image
 
 from oodbench.data import catalog as catalogue
+from oodbench.data import load
 from oodbench.data import overlap as sets
 from oodbench.data.catalog import Dataset
-from oodbench.data.imageset import ImageSet, listing
+from oodbench.data.imageset import ImageSet
+from oodbench.data.load import LoadOptions, load_images
 from oodbench.data.loaders.imagelist import read_list
 from oodbench.data.loaders.tar import Member, expand, members, read_member
 from oodbench.errors import Missing, UserError
@@ -39,7 +41,7 @@ LISTS = {
 
 def listed(dataset: str | Dataset, labelled: bool = False, data: Path = Path(), strict: bool = False) -> ImageSet:
     one = catalogue.dataset(dataset) if isinstance(dataset, str) else dataset
-    return listing(one, data, labelled=labelled, strict=strict, store=Store(Path("/nowhere")))
+    return load_images(one, LoadOptions(data, Store(Path("/nowhere")), strict=strict), labelled=labelled)
 
 
 def pixels(found: ImageSet) -> list[Any]:
@@ -143,7 +145,7 @@ def test_every_loader_gives_the_same_images(photos: Path, tmp_path: Path, form: 
     again = listed(reference)
     assert (found.digest, found.names) == (again.digest, again.names)
     strict = listed(reference, strict=True)
-    assert strict.content and len(set(strict.prints)) == 40 and strict.digest != found.digest
+    assert strict.content and len(set(strict.fingerprints)) == 40 and strict.digest != found.digest
     assert len(found.limit(7)) == 7 and found.limit(7).read(1).size == (128, 128)
 
 
@@ -153,7 +155,7 @@ def test_torchvision_s_sets_are_read(photos: Path, tmp_path: Path) -> None:
     expected = listed(f"folder:{photos}", labelled=True)
     assert found.labels.tolist() == expected.labels.tolist() and found.folders == expected.folders == found.named
     assert all(np.array_equal(a, b) for a, b in zip(pixels(found), pixels(expected), strict=True))
-    assert len(set(listed(one, data=photos.parent, strict=True).prints)) == 40
+    assert len(set(listed(one, data=photos.parent, strict=True).fingerprints)) == 40
     with pytest.raises(Missing, match=r"dataset 'svhn' was not found at \$OODBENCH_DATA/svhn"):
         listed("svhn", data=tmp_path)
     (tmp_path / "svhn").mkdir()
@@ -288,7 +290,7 @@ def test_cifar_as_torchvision_lays_it_out(shared: Path, tmp_path: Path, monkeypa
     (tmp_path / "cifar100/test.tar").symlink_to(archive)
     whole = listed("cifar100", labelled=True, data=tmp_path)
     assert len(whole) == 10_000 and whole.labels.tolist() == packed.labels.tolist()
-    assert len(sets.class_names(whole).lines) == 100
+    assert len(load.class_names(whole).lines) == 100
 
 
 @pytest.mark.parametrize(
@@ -349,9 +351,9 @@ def test_an_id_set_needs_labels(tmp_path: Path, photos: Path) -> None:
         listed(reference, labelled=True)
     numbers = listed(as_list(photos, tmp_path), labelled=True)
     with pytest.raises(UserError, match="its 4 classes are numbers; name them in that order with --classes"):
-        sets.class_names(numbers)
-    assert sets.class_names(listed(as_parquet(photos, tmp_path), labelled=True)).lines[0] == "class 0"
-    assert sets.class_names(listed(as_tar(photos, tmp_path), labelled=True)).lines[3] == "class 3"
+        load.class_names(numbers)
+    assert load.class_names(listed(as_parquet(photos, tmp_path), labelled=True)).lines[0] == "class 0"
+    assert load.class_names(listed(as_tar(photos, tmp_path), labelled=True)).lines[3] == "class 3"
 
 
 def test_openood_s_lists_are_those_of_the_catalogue(shared: Path) -> None:
@@ -378,7 +380,7 @@ def test_a_list_is_the_protocol_s_or_refused(shared: Path, tmp_path: Path) -> No
     place.write_bytes(raw.replace(b"\n", b"\r\n"))  # line ends do not count
     found = listed("textures-5160", data=tmp_path)
     assert 0 < len(found) < 400 and len(found) + len(found.absent) == 5160
-    assert found.origins[0].listing.dataset.name == "textures" and found.folder == tmp_path / "dtd/images"
+    assert found.origins[0].source.dataset.name == "textures" and found.folder == tmp_path / "dtd/images"
     wanted = [line.split()[0].removeprefix("texture/") for line in raw.decode().splitlines()]
     assert [name for name in wanted if (tmp_path / "dtd/images" / name).is_file()] == list(found.names)
     place.write_bytes(raw + b"texture/banded/banded_0002.jpg -1\n")

@@ -18,7 +18,8 @@ from oodbench.data import catalog as catalogue
 from oodbench.data.catalog import Dataset
 from oodbench.data.checks.inspection import inspect
 from oodbench.data.decode import DecodeConfig, batches
-from oodbench.data.imageset import ImageSet, listing
+from oodbench.data.imageset import ImageSet
+from oodbench.data.load import LoadOptions, load_images
 from oodbench.errors import UserError
 from oodbench.storage.store import Store
 
@@ -106,7 +107,7 @@ def settle(place: Path) -> None:
 
 
 def listed(dataset: Dataset, place: Path, strict: bool = False) -> ImageSet:
-    return listing(dataset, place, labelled=False, strict=strict, store=Store(place.parent / "store"))
+    return load_images(dataset, LoadOptions(place, Store(place.parent / "store"), strict=strict), labelled=False)
 
 
 def decoded(found: ImageSet) -> list[int]:
@@ -221,7 +222,7 @@ def test_rows_of_many_files_have_the_print_of_their_own(tmp_path: Path) -> None:
     found = listed(catalogue.dataset(f"hf:{tmp_path / 'set'}"), tmp_path)
     os.utime(tmp_path / "set" / "1.parquet")
     again = listed(catalogue.dataset(f"hf:{tmp_path / 'set'}"), tmp_path)
-    same = [a == b for a, b in zip(found.prints, again.prints, strict=True)]
+    same = [a == b for a, b in zip(found.fingerprints, again.fingerprints, strict=True)]
     assert same == [True] * N + [False] * N + [True] * N
 
 

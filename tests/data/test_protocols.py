@@ -16,15 +16,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from oodbench import api
 from oodbench.data import catalog as catalogue
 from oodbench.data.add import declare
 from oodbench.data.catalog import Dataset
-from oodbench.data.imageset import ImageSet, listing
+from oodbench.data.imageset import ImageSet
+from oodbench.data.load import LoadOptions, load_images
 from oodbench.errors import UserError
-from oodbench.pipeline import run as runner
 from oodbench.pipeline.extract import Embedded, extract
 from oodbench.pipeline.plan import Plan, make_plan
 from oodbench.pipeline.request import RunRequest
+from oodbench.pipeline.task import encoder_loader
 from oodbench.storage.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,7 +67,7 @@ def declared(photos: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Dataset
 
 def listed(dataset: str, data: Path, labelled: bool = True, **options: Any) -> ImageSet:
     one = catalogue.dataset(dataset)
-    return listing(one, data, labelled=labelled, strict=False, store=Store(data / "store"), **options)
+    return load_images(one, LoadOptions(data, Store(data / "store"), **options), labelled=labelled)
 
 
 def planned(data: Path, tmp_path: Path, **options: Any) -> Plan:
@@ -74,7 +76,7 @@ def planned(data: Path, tmp_path: Path, **options: Any) -> Plan:
 
 
 def embedded(plan: Plan, one: ImageSet) -> Embedded:
-    return extract(plan.work(one), runner.loader(plan, "cpu"))
+    return extract(plan.work(one), encoder_loader(plan, "cpu"))
 
 
 def rows(found: Embedded) -> Any:
@@ -184,7 +186,7 @@ def test_a_part_encodes_its_whole_set_first(declared: dict[str, Dataset], photos
     work = plan.work(plan.id)
     assert (work.missing(), work.images(), len(plan.id)) == (60, 60, 30)
     done: list[int] = []
-    extract(work, runner.loader(plan, "cpu"), done.append)
+    extract(work, encoder_loader(plan, "cpu"), done.append)
     assert sum(done) == 60
     assert plan.work(listed("photos", photos)).missing() == plan.work(listed("rest", photos)).missing() == 0
 
@@ -198,7 +200,7 @@ def test_what_is_skipped_in_the_whole_is_skipped_in_the_part(
     broken = root / "photos" / plan.id.names[-1]
     broken.write_bytes(broken.read_bytes()[:300])
     odd = listed("odd", root)
-    found = extract(plan.work(odd), runner.loader(plan, "cpu"))
+    found = extract(plan.work(odd), encoder_loader(plan, "cpu"))
     assert len(rows(found)) == 29 and found.positions[0] == 1
     assert len(found.skipped) == 1 and found.skipped[0].startswith(f"{odd.names[0]}: ")
     with pytest.raises(UserError, match="cannot be read"):
@@ -209,7 +211,7 @@ def test_what_is_skipped_in_the_whole_is_skipped_in_the_part(
 def test_a_run_on_parts(declared: dict[str, Dataset], photos: Path, tmp_path: Path) -> None:
     plan = planned(photos, tmp_path, id="odd", ood=("others", "rest"), methods="mcm,react")
     assert plan.calibration is None or len(plan.calibration) == 30
-    outcome = runner.run(plan)
+    outcome = api.run(plan)
     assert [r.status for r in outcome.results] == ["ok"] * len(outcome.results)
     assert {row.dataset: row.n for row in outcome.results[0].ood} == {"others": 20, "rest": 30}
     assert outcome.results[0].id.n == 30 and outcome.results[0].id.accuracy is not None
@@ -261,7 +263,7 @@ def test_cifar_tars_run_as_clipn_s_protocol(shared: Path, tmp_path: Path) -> Non
         "skipped: dataset 'imagenet-resize'",
     ]
     assert len(plan.classes.lines) == 100 and plan.classes.name == "cifar100"
-    (result,) = runner.run(plan).results
+    (result,) = api.run(plan).results
     assert result.status == "ok" and result.ood[0].n == 200 and 0 < result.ood[0].auroc < 1
     shutil.rmtree(tmp_path / "cifar10")
     with pytest.raises(UserError, match="none of the OOD sets of 'clipn-cifar-imagenet-resize' is there"):
@@ -412,7 +414,7 @@ def test_openood_and_mos_run_by_name(shared: Path, tmp_path: Path) -> None:
     assert (
         plan.calibration and plan.calibration.dataset.name == "imagenet1k-val-openood" and len(plan.calibration) == 50
     )
-    (mcm, react) = runner.run(plan).results
+    (mcm, react) = api.run(plan).results
     assert mcm.status == react.status == "ok" and mcm.id.n == 1000
     assert [(row.dataset, row.group) for row in mcm.ood] == [
         ("ssb-hard", "near"),
@@ -429,8 +431,8 @@ def test_openood_and_mos_run_by_name(shared: Path, tmp_path: Path) -> None:
     again = planned(tmp_path / "data", tmp_path, **{**options, "methods": "mcm"}, id="mos", skip_missing=True)
     assert [one.listing.dataset.name for one in again.ood] == ["inaturalist", "textures"]
     assert sum(again.work(one).missing() for one in again.listings) == 0
-    assert [one.status for one in runner.run(again).results] == ["ok"] and encoded() == before
+    assert [one.status for one in api.run(again).results] == ["ok"] and encoded() == before
     spectrum = planned(tmp_path / "data", tmp_path, **options, id="openood-fs")
     assert len(spectrum.id) == 1000 + 20 + 20 + 20 and len(spectrum.classes.lines) == 1000
     assert spectrum.id.labels[1020:1040].tolist() != [-1] * 20 and spectrum.id.labels.max() < 1000
-    assert runner.run(spectrum).results[0].id.n == 1060 and encoded() == before + 3
+    assert api.run(spectrum).results[0].id.n == 1060 and encoded() == before + 3

@@ -23,9 +23,11 @@ import oodbench
 from oodbench import Detector, UserError
 from oodbench.data import catalog as catalogue
 from oodbench.data.glyphs import render, world
-from oodbench.data.imageset import ImageSet, listing
+from oodbench.data.imageset import ImageSet
+from oodbench.data.load import LoadOptions, load_images
 from oodbench.detector.images import listed
-from oodbench.detector.state import Unpackable, pack, unpack
+from oodbench.detector.state import pack, unpack
+from oodbench.errors import Unpackable
 from oodbench.method import registry
 from oodbench.storage.store import Store, default_root, digest
 
@@ -37,7 +39,7 @@ METHODS = sorted(set(registry.methods()) - {"zoc_coca"})  # which takes an encod
 def images_of(name: str, n: int | None = N) -> ImageSet:
     """The images that a run with --limit takes."""
     store = Store(default_root())
-    return listing(catalogue.dataset(name), Path(), labelled=False, strict=False, store=store, limit=n)
+    return load_images(catalogue.dataset(name), LoadOptions(Path(), store, limit=n), labelled=False)
 
 
 @pytest.fixture(scope="module")

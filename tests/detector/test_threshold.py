@@ -18,7 +18,8 @@ from scipy.stats import betabinom
 from oodbench import Detector, UserError
 from oodbench.data import catalog as catalogue
 from oodbench.data.glyphs import render, world
-from oodbench.data.imageset import ImageSet, listing
+from oodbench.data.imageset import ImageSet
+from oodbench.data.load import LoadOptions, load_images
 from oodbench.detector import threshold
 from oodbench.detector.images import listed
 from oodbench.method import registry
@@ -70,7 +71,7 @@ def learners(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def images_of(name: str, n: int) -> ImageSet:
     """Images of all classes, drawn at random."""
-    whole = listing(catalogue.dataset(name), Path(), labelled=False, strict=False, store=Store(default_root()))
+    whole = load_images(catalogue.dataset(name), LoadOptions(Path(), Store(default_root())), labelled=False)
     return whole.sample(n, seed=0)
 
 
@@ -206,8 +207,8 @@ def test_validation_images_set_the_threshold(learners: list[Path]) -> None:
 
 def test_the_same_images_in_another_form_are_no_validation_images(files: Path, learners: list[Path]) -> None:
     arrays = [np.asarray(Image.open(path)) for path in sorted(files.iterdir())[:20]]
-    drawn = listing(
-        catalogue.dataset("glyphs-train"), Path(), labelled=False, strict=False, store=Store(default_root())
+    drawn = load_images(
+        catalogue.dataset("glyphs-train"), LoadOptions(Path(), Store(default_root())), labelled=False
     ).select(range(20))
     one = Detector("knn", classes=NAMES, plugins=learners)
     for learnt, validation in ((files, arrays), (arrays, files), (files, drawn), (drawn, arrays)):
@@ -228,7 +229,7 @@ def test_images_are_encoded_once(
         read.append(self.names[index])
         return before(self, index)
 
-    monkeypatch.setattr("oodbench.data.overlap.decode.glance", lambda listing: ())  # which looks at the first few
+    monkeypatch.setattr("oodbench.data.load.decode.glance", lambda listing: ())  # which looks at the first few
     monkeypatch.setattr(ImageSet, "read", noted)
     one = Detector("knn", classes=NAMES, plugins=learners, store=tmp_path, keep=keep).fit(files)
     assert sorted(read) == sorted(path.name for path in files.iterdir())

@@ -18,15 +18,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oodbench.api import request_from
+from oodbench.api import run
 from oodbench.data.imageset import ImageFiles
 from oodbench.distributed import cluster as connection
 from oodbench.distributed import payload as parcel
 from oodbench.distributed.cluster import Demand, Placement, layout
 from oodbench.errors import UserError
-from oodbench.pipeline.events import Event
+from oodbench.pipeline.events import Event, Watch
 from oodbench.pipeline.plan import Plan, make_plan
-from oodbench.pipeline.run import Watch, run
+from oodbench.pipeline.request import request_from
 from oodbench.results import rows
 from oodbench.storage.store import Store
 
@@ -177,10 +177,10 @@ def test_a_worker_that_is_killed_is_replaced(cluster: str, images: Path, tmp_pat
 class Deadly(ImageFiles):
     """Kills whoever reads one of the images."""
 
-    def take(self, name: str) -> Any:
+    def read(self, name: str) -> Any:
         if name == "2100.png":
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().take(name)
+        return super().read(name)
 
 
 def test_a_poisoned_shard_fails_alone_by_name(cluster: str, images: Path, tmp_path: Path) -> None:

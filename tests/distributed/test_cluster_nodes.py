@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oodbench.api import request_from
+from oodbench.api import run
 from oodbench.distributed.cluster import nodes
-from oodbench.pipeline.events import Event
+from oodbench.pipeline.events import Event, Watch
 from oodbench.pipeline.plan import Plan, make_plan
-from oodbench.pipeline.run import Watch, run
+from oodbench.pipeline.request import request_from
 from oodbench.results import rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]

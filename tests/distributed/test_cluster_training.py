@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 
 from oodbench.data.glyphs import render, world
 from oodbench.distributed.training import train as on_ray
-from oodbench.errors import UserError
+from oodbench.errors import Diverged, UserError
 from oodbench.pipeline import weights
 from oodbench.training.checkpoints import Checkpoints
 from oodbench.training.losses import lines
 from oodbench.training.plan import TrainRequest
-from oodbench.training.train import Diverged, TrainWatch, train
+from oodbench.training.train import TrainWatch, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray Train's own are many
 

@@ -149,7 +149,7 @@ def test_a_value_that_a_method_refuses_is_the_users(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^clipn: offsets=0 must be at least 1$"):
         registry.make(info, {**info.defaults(), "offsets": 0})
     with pytest.raises(UserError, match=r"^clipn\[offsets=0\]: offsets=0 must be at least 1$"):
-        make_jobs(RunRequest(methods="clipn[offsets=0]")).jobs[0].made()
+        make_jobs(RunRequest(methods="clipn[offsets=0]")).jobs[0].build()
 
 
 def test_one_name_is_defined_once(tmp_path: Path) -> None:

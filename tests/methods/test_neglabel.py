@@ -17,13 +17,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from oodbench import api as session
 from oodbench.cli.methods import _farthest_first, describe_negatives
 from oodbench.data import prompts
 from oodbench.errors import UserError
 from oodbench.method import Batch, Needs, Sources, Task, registry
 from oodbench.method.toy import ToyEncoder
 from oodbench.pipeline.plan import make_plan
+from oodbench.pipeline.request import request_from
 
 _wordnet: Any = importlib.import_module("oodbench_methods._wordnet")
 WORDNET = Path("/usr/share/wordnet")
@@ -282,14 +282,15 @@ def test_words_and_groups_do_not_depend_on_the_processor(tmp_path: Path) -> None
     """The embedded encoder and the shipped words, encoded by other instructions and threads, and moved by 1e-7."""
     program = """
 import hashlib, sys, torch
-from oodbench.method import registry; from oodbench import api as session
+from oodbench.method import registry; from oodbench.pipeline.request import request_from
 from oodbench.method import Sources, Task
 from oodbench.pipeline.plan import make_plan
-from oodbench.pipeline.run import Watch, loader, task_of
+from oodbench.pipeline.events import Watch
+from oodbench.pipeline.task import encoder_loader, make_task
 
 torch.set_num_threads(int(sys.argv[2]))
-plan = make_plan(session.request_from(methods="neglabel", store=sys.argv[1]))
-task = task_of(plan, loader(plan, "cpu"), "cpu", Watch())
+plan = make_plan(request_from(methods="neglabel", store=sys.argv[1]))
+task = make_task(plan, encoder_loader(plan, "cpu"), "cpu", Watch())
 method = registry.make(registry.methods()["neglabel"], {})
 found = [method.fit(task).words]
 draw = torch.Generator().manual_seed(0)
@@ -370,7 +371,7 @@ def test_words_whose_printed_similarities_are_equal_are_listed_by_text() -> None
 def test_the_listing_names_the_words_that_are_class_names(tmp_path: Path) -> None:
     path = folder(tmp_path / "words", ["Anchor", "jupiter", "ordinary noun"], ["green", "spiral"])
     settings = [f"neglabel.words={path}", "neglabel.share=1.0", "neglabel.groups=1"]
-    told = describe_negatives(make_plan(session.request_from(methods="neglabel", settings=settings))).splitlines()
+    told = describe_negatives(make_plan(request_from(methods="neglabel", settings=settings))).splitlines()
     assert "5 negative words for Glyphs" in told[0]
     assert "  ID: 1 of 50: anchor" in told
     assert "  Textures: 1 of 24: spiral" in told
@@ -379,7 +380,7 @@ def test_the_listing_names_the_words_that_are_class_names(tmp_path: Path) -> Non
     listed = [(float(line.split()[0]), line[9:]) for line in told[-5:]]
     assert listed == sorted(listed)
     with pytest.raises(UserError, match="mcm mines no words; one that does is neglabel"):
-        describe_negatives(make_plan(session.request_from(methods="mcm")))
+        describe_negatives(make_plan(request_from(methods="mcm")))
 
 
 @pytest.mark.slow

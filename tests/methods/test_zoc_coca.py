@@ -252,7 +252,7 @@ def test_an_encoder_that_cannot(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert str(error.value) == f"zoc_coca[k=3]: {said}"
     with caplog.at_level(logging.INFO, "oodbench"):
         plan = make_plan(RunRequest(limit=8, store=tmp_path))
-    assert plan.beyond == (("zoc_coca", said),) and not plan.left_out
+    assert plan.incompatible_methods == (("zoc_coca", said),) and not plan.skipped_methods
     assert "zoc_coca" not in {job.info.name for job in plan.jobs} and len(plan.jobs) > 8
     assert f"  left out: zoc_coca: {said}" in describe(plan)
     assert [record.levelname for record in caplog.records if said in record.getMessage()] == ["INFO"]

@@ -753,10 +753,10 @@ def test_broken_intervals_are_refused_as_rows_are() -> None:
 def test_a_run_stores_intervals_and_does_not_resample_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pyarrow import parquet
 
-    from oodbench.api import request_from
+    from oodbench.api import run
     from oodbench.pipeline import evaluate
     from oodbench.pipeline.plan import make_plan
-    from oodbench.pipeline.run import run
+    from oodbench.pipeline.request import request_from
 
     def once(**options: object) -> Result:
         (made,) = run(

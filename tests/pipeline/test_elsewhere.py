@@ -12,13 +12,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from oodbench import Detector
-from oodbench.api import request_from
+from oodbench import Detector, api
 from oodbench.encoder.card import parse_encoder
 from oodbench.encoder.openclip import OpenClip
 from oodbench.encoder.resolve import resolve
-from oodbench.pipeline import run as runner
 from oodbench.pipeline.plan import make_plan
+from oodbench.pipeline.request import request_from
 from oodbench.results import Result
 from oodbench.storage.store import Store
 from oodbench.training.plan import TrainRequest
@@ -72,7 +71,7 @@ def test_the_device_is_like_another() -> None:
 
 def results(out: Path, device: str, **options: Any) -> dict[str, Result]:
     asked = {"device": device, "out": out, "store": out / "s", "bootstrap": 0, "methods": "all"} | options
-    return {one.label: one for one in runner.run(make_plan(request_from(**asked))).results}
+    return {one.label: one for one in api.run(make_plan(request_from(**asked))).results}
 
 
 def scores(out: Path) -> dict[tuple[str, str], tuple[np.ndarray, str]]:

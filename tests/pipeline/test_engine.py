@@ -13,10 +13,9 @@ from PIL import Image
 
 import oodbench
 from oodbench import report
-from oodbench.api import request_from
+from oodbench.api import run
 from oodbench.errors import UserError
-from oodbench.pipeline.request import RunRequest
-from oodbench.pipeline.run import run
+from oodbench.pipeline.request import RunRequest, request_from
 from oodbench.results import Result, rows
 
 HEAD = '''"""Probe: for this test (Doe et al., ICML 2020, arXiv:2001.00001)."""
@@ -160,7 +159,7 @@ def test_calibration_without_a_training_split_is_refused(images: Path, tmp_path:
     from oodbench.pipeline.plan import make_plan
 
     plan = make_plan(request(images, tmp_path, plugin))
-    assert "probe" in [name for name, _ in plan.left_out]
+    assert "probe" in [name for name, _ in plan.skipped_methods]
     assert {job.label for job in plan.jobs} >= {"energy", "maxlogit", "mcm", "msp"}
 
 

@@ -23,7 +23,8 @@ from safetensors.torch import save_file
 
 from oodbench.data import catalog as catalogue
 from oodbench.data.decode import DecodeConfig
-from oodbench.data.imageset import ImageSet, listing
+from oodbench.data.imageset import ImageSet
+from oodbench.data.load import LoadOptions, load_images
 from oodbench.encoder.card import parse_encoder
 from oodbench.encoder.openclip import OpenClip, transform
 from oodbench.encoder.resolve import resolve
@@ -74,7 +75,7 @@ def work(
     folder: Path, store: Path, tiny: Tiny, batch: int = 32, workers: int = 2, on_error: str = "stop"
 ) -> ExtractionJob:
     dataset = catalogue.dataset(f"folder:{folder}")
-    listed = listing(dataset, Path(), labelled=True, strict=False, store=Store(store))
+    listed = load_images(dataset, LoadOptions(Path(), Store(store)), labelled=True)
     recipe = EmbeddingConfig(tiny.encoder.card.identity, "fp32", batch)
     return ExtractionJob(listed, recipe, DecodeConfig(workers, on_error), Store(store))
 
@@ -367,10 +368,10 @@ from oodbench.encoder.card import parse_encoder
 from oodbench.encoder.openclip import OpenClip, transform
 from oodbench.encoder.resolve import resolve
 from oodbench.pipeline.extract import Reading, Recipe, Work, extract
-from oodbench.data.imageset import listing
+from oodbench.data.load import LoadOptions, load_images
 from oodbench.storage.store import Store
 store = Store(Path(sys.argv[3]))
-listed = listing(catalogue.dataset("folder:" + sys.argv[1]), Path(), labelled=True, strict=False, store=store)
+listed = load_images(catalogue.dataset("folder:" + sys.argv[1]), LoadOptions(Path(), store), labelled=True)
 encoder = OpenClip(resolve(parse_encoder(sys.argv[2]), None, store), "cpu", "fp32")
 work = Work(listed.limit(int(sys.argv[4])), Recipe(encoder.card.identity, "fp32", 128), Reading(2, "stop"), store)
 extract(work, lambda: encoder)

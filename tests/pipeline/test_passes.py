@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from oodbench.errors import InputMutated
 from oodbench.method import Batch, Method, Needs, Sources, Task, registry
-from oodbench.pipeline.batches import FittedMethod, InputMutated, in_order, over
+from oodbench.pipeline.batches import FittedMethod, in_order, over
 from oodbench.pipeline.jobs import Job
 
 CLASSES = 300

@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from oodbench.api import request_from
+from oodbench.api import run
 from oodbench.cli import main
 from oodbench.errors import UserError
-from oodbench.pipeline.events import Event
+from oodbench.pipeline.events import Event, Watch
 from oodbench.pipeline.jobs import make_jobs, requests
 from oodbench.pipeline.plan import make_plan
-from oodbench.pipeline.request import RunRequest
-from oodbench.pipeline.run import Watch, run
+from oodbench.pipeline.request import RunRequest, request_from
 from oodbench.results import rows
 
 

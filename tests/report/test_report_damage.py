@@ -191,9 +191,9 @@ def test_a_folder_named_as_a_row_is_looked_into(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_makes_damaged_rows_and_scores_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from oodbench.api import request_from
+    from oodbench.api import run
     from oodbench.pipeline.plan import make_plan
-    from oodbench.pipeline.run import run
+    from oodbench.pipeline.request import request_from
 
     def once() -> None:
         run(make_plan(request_from(methods="mcm", limit=16, out=tmp_path / "out")))

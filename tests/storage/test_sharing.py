@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from oodbench.errors import UserError, is_secret, shown
+from oodbench.errors import UserError, has_credentials, redact_url
 from oodbench.pipeline.plan import make_plan
 from oodbench.results import rows
 from oodbench.storage import remote as reaching
@@ -165,7 +165,9 @@ def test_passwords_and_signatures_are_not_shown(tmp_path: Path, cli: Cli, caplog
         assert "s3cret" not in done.stderr and "https://host/x.tar" in done.stderr
     with pytest.raises(UserError, match=r"github://x cannot be opened: "):
         reaching.open_filesystem("github://x")
-    assert shown("https://host/a?download=1") == "https://host/a" and not is_secret("https://host/a?download=1")
+    assert redact_url("https://host/a?download=1") == "https://host/a" and not has_credentials(
+        "https://host/a?download=1"
+    )
 
 
 def test_two_that_fetch_one_file_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,8 +197,8 @@ def test_shards_at_a_url_mean_the_same_elsewhere(tmp_path: Path, monkeypatch: py
     """Fetched anew on another machine: the same list by digest, and images that are found there."""
     from PIL import Image
 
-    from oodbench.api import request_from
     from oodbench.distributed.payload import portable
+    from oodbench.pipeline.request import request_from
 
     with tarfile.open(tmp_path / "x.tar", "w") as shard:
         for i in range(4):
@@ -210,7 +212,7 @@ def test_shards_at_a_url_mean_the_same_elsewhere(tmp_path: Path, monkeypatch: py
     assert found[0].digest == found[1].digest
     sent = pickle.dumps(portable(found[0], tmp_path, Store(tmp_path / "here")))
     shutil.rmtree(tmp_path / "here")
-    assert pickle.loads(sent).source.take("c/3.png").image().getpixel((0, 0))[0] == 180
+    assert pickle.loads(sent).source.read("c/3.png").image().getpixel((0, 0))[0] == 180
 
 
 @pytest.fixture

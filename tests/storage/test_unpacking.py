@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from oodbench.errors import UserError
-from oodbench.storage.archives import Damaged, unpack
+from oodbench.errors import Damaged, UserError
+from oodbench.storage.archives import unpack
 
 HUGE = 100_000_000  # bytes, packed to a few hundred thousand
 PEAK = 20_000_000

@@ -59,10 +59,10 @@ def is_clean(text: str) -> bool:
 
 @pytest.mark.parametrize("url", SECRETS)
 def test_secrets_of_urls_are_known_and_hidden(url: str) -> None:
-    assert errors.is_secret(url)
+    assert errors.has_credentials(url)
     for text in (
-        errors.shown(url),
-        errors.hidden(f"cannot fetch '{url}' ({url}), twice"),
+        errors.redact_url(url),
+        errors.redact(f"cannot fetch '{url}' ({url}), twice"),
         str(UserError(f"lost {url}")),
     ):
         assert is_clean(text) and "example.org/x.tar" in text.replace("bucket", "example.org")
@@ -71,19 +71,19 @@ def test_secrets_of_urls_are_known_and_hidden(url: str) -> None:
 
 @pytest.mark.parametrize("url", PLAIN)
 def test_other_urls_stay_as_they_are(url: str) -> None:
-    assert not errors.is_secret(url)
-    assert errors.hidden(f"see {url}.") == f"see {url}."
+    assert not errors.has_credentials(url)
+    assert errors.redact(f"see {url}.") == f"see {url}."
 
 
 def test_texts_that_are_no_urls_stay_as_they_are() -> None:
     for text in ("list:a.txt@images", "ViT-B-16/openai@weights.pt", "a?token=x", "user:pw@host", "x" * 5000):
-        assert errors.hidden(text) == text
+        assert errors.redact(text) == text
 
 
 def test_errors_that_cite_a_part_are_censored() -> None:
     url = "http://user:hunter2@example.org/x?sig=s1gn"
     for said in ("nonnumeric port: 'hunter2@example.org'", f"at {url}", "bad query sig=s1gn", "user:hunter2"):
-        found = errors.censored(url, ValueError(said))
+        found = errors.redact_error(url, ValueError(said))
         assert "hunter2" not in found and "s1gn" not in found and found
 
 

@@ -30,7 +30,7 @@ from oodbench.data.glyphs import render, world
 from oodbench.encoder.card import parse_encoder
 from oodbench.encoder.openclip import OpenClip
 from oodbench.encoder.resolve import resolve
-from oodbench.errors import UserError
+from oodbench.errors import Diverged, UserError
 from oodbench.method import Optimiser, TrainedMethod, registry
 from oodbench.pipeline import weights as weights_of
 from oodbench.pipeline.extract import EmbeddingConfig
@@ -46,7 +46,7 @@ from oodbench.training.material import BATCH, TrainingData, add_texts, gather
 from oodbench.training.plan import TrainRequest, make_plan
 from oodbench.training.processes import ProcessGroup
 from oodbench.training.schedule import Schedule, groups
-from oodbench.training.train import Diverged, TrainOutcome, TrainWatch, train
+from oodbench.training.train import TrainOutcome, TrainWatch, train
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 OODBENCH = str(Path(sys.executable).with_name("oodbench"))

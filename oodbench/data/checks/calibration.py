@@ -36,8 +36,8 @@ def overlap(test: ImageSet, calibration: ImageSet) -> Iterator[Finding]:
 
 def _by_content(test: ImageSet, other: ImageSet) -> list[int]:
     """Positions in `test` of what is stored for an image of `other`, too; reads both."""
-    prints = set(other.by_content().prints)
-    return [i for i, one in enumerate(test.by_content().prints) if one in prints]
+    prints = set(other.by_content().fingerprints)
+    return [i for i, one in enumerate(test.by_content().fingerprints) if one in prints]
 
 
 def _by_place(test: ImageSet, other: ImageSet) -> list[int]:

@@ -14,7 +14,8 @@ from oodbench.data.checks.findings import CheckReport, Finding
 from oodbench.data.checks.inspection import Done, inspect
 from oodbench.data.checks.pairs import ImageSide
 from oodbench.data.checks.scope import Scope
-from oodbench.data.imageset import ImageSet, listing
+from oodbench.data.imageset import ImageSet
+from oodbench.data.load import LoadOptions, load_images
 from oodbench.errors import Missing, Unlabelled, UserError
 from oodbench.storage.store import Store
 
@@ -105,7 +106,7 @@ def _with_classes(listed: ImageSet, settings: CheckSettings, report: CheckReport
 
 
 def _listing(dataset: Dataset, labelled: bool, settings: CheckSettings) -> ImageSet:
-    return listing(dataset, settings.data, labelled=labelled, strict=False, store=settings.store, limit=settings.limit)
+    return load_images(dataset, LoadOptions(settings.data, settings.store, limit=settings.limit), labelled=labelled)
 
 
 def _compare(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from oodbench.data.catalog import Dataset
-from oodbench.data.imageset import Items
+from oodbench.data.imageset import ImageSet
 from oodbench.storage.fingerprints import ReadImage
 from oodbench.storage.store import Store
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Rendered:
     """Glyphs by `split/number-name`."""
 
-    def take(self, name: str) -> ReadImage:
+    def read(self, name: str) -> ReadImage:
         """Draw one image; its print is the sha256 of its pixels."""
         image = self._drawn(name)
         content = hashlib.sha256(image.tobytes()).hexdigest()
@@ -28,7 +28,7 @@ class Rendered:
 
     def content(self, name: str) -> str:
         """sha256 of the pixels."""
-        return self.take(name).content()
+        return self.read(name).content()
 
     def _drawn(self, name: str) -> Image:
         from PIL import Image
@@ -39,7 +39,7 @@ class Rendered:
         return Image.fromarray(render.image(split, int(number.partition("-")[0])))
 
 
-def items(dataset: Dataset, store: Store) -> Items:
+def load(dataset: Dataset, store: Store) -> ImageSet:
     """A split. Prints are digests of the pixels, remembered in the store while nothing that makes them changes."""
     from oodbench.data.glyphs import render, world
 
@@ -58,4 +58,4 @@ def items(dataset: Dataset, store: Store) -> Items:
     labels = np.array(facts["labels"])
     folders = tuple(world.CLASSES) if labels.max() >= 0 else ()
     names, prints = tuple(facts["names"]), tuple(facts["prints"])
-    return Items(Path(), names, prints, labels, Rendered(), folders, content=True)
+    return ImageSet(dataset, Path(), names, prints, labels, folders, source=Rendered(), content=True)

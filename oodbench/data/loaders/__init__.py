@@ -1,1 +1,1 @@
-"""Where images come from: one file per kind of source, all giving the same `Items` with the same errors."""
+"""Where images come from: one file per kind of source, all giving the same `ImageSet` with the same errors."""

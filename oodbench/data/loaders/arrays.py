@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oodbench.data.catalog import Dataset
-from oodbench.data.imageset import Items, empty, keys_of, missing, unlabelled
+from oodbench.data.imageset import ImageSet, class_keys, empty_error, missing_error, unlabelled_error
 from oodbench.errors import UserError
 from oodbench.storage.fingerprints import ReadImage, fingerprint, inside
 
@@ -28,7 +28,7 @@ class Pixels:
     path: Path
     key: str  # name of the array in the file, "" in a .npy file
 
-    def take(self, name: str) -> ReadImage:
+    def read(self, name: str) -> ReadImage:
         """The image at an index: greyscale, RGB or RGBA; its sha256 is that of shape and pixels."""
         pixels = np.array(self.array[int(name)], order="C")
         now = inside(fingerprint(self.path), *filter(None, (self.key,)), int(name))  # after the pixels are read
@@ -45,14 +45,14 @@ class Pixels:
 
     def content(self, name: str) -> str:
         """sha256 of shape and pixels."""
-        return self.take(name).content()
+        return self.read(name).content()
 
-    def place(self, name: str) -> str:
+    def location(self, name: str) -> str:
         """The file, the array and the index."""
         return f"{self.path.resolve()}/{self.key}/{int(name)}"
 
 
-def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
+def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
     """The images of an array file in its order.
 
     The arrays are named by `split` (`test_images`, `test_labels`), else they are the only ones that fit. UserError when
@@ -60,7 +60,7 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     """
     path = data / dataset.path
     if not path.is_file():
-        raise missing(dataset, path)
+        raise missing_error(dataset, path)
     try:
         whole = fingerprint(path)  # before it is opened
         key, images, labels = _arrays(dataset, path)
@@ -68,18 +68,20 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
         raise UserError(f"dataset '{dataset.name}': {path} cannot be read: {error}") from error
     n = len(images)
     if not n:
-        raise empty(dataset, path)
+        raise empty_error(dataset, path)
     if labelled and labels is None:
-        raise unlabelled(dataset, path, "the array (labels are one array [n] of whole numbers in the same .npz file)")
+        raise unlabelled_error(
+            dataset, path, "the array (labels are one array [n] of whole numbers in the same .npz file)"
+        )
     width = len(str(n - 1))
     names = tuple(str(i).zfill(width) for i in range(n))
     known = labels.reshape(-1).astype(np.int64) if labelled and labels is not None else np.full(n, -1)
     if labelled and (known < 0).any():
-        raise unlabelled(dataset, path, f"image {int((known < 0).argmax())}")
+        raise unlabelled_error(dataset, path, f"image {int((known < 0).argmax())}")
     place = (key,) if key else ()  # arrays of one file number their images alike
     prints = tuple(inside(whole, *place, i) for i in range(n))
-    keys = keys_of(dataset, known, path) if labelled else ()
-    return Items(path, names, prints, known, Pixels(images, path, key), keys)
+    keys = class_keys(dataset, known, path) if labelled else ()
+    return ImageSet(dataset, path, names, prints, known, keys, source=Pixels(images, path, key))
 
 
 def _arrays(dataset: Dataset, path: Path) -> tuple[str, npt.NDArray[np.uint8], npt.NDArray[Any] | None]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from oodbench.data.catalog import Dataset
-from oodbench.data.imageset import ImageFiles, Items, classes_of, empty, missing
+from oodbench.data.imageset import ImageSet, empty_error, folder_classes, missing_error
 from oodbench.data.loaders.layout import Classes, is_beside, is_hidden, is_image, left_out, twice
 from oodbench.errors import UserError
 from oodbench.storage.files import irregular
@@ -36,14 +36,14 @@ class _Found:
         return sorted((name, other) for other, name in pairs)
 
 
-def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
+def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
     """Every image below the folder, sorted by path; labelled, with the classes of `layout.by_folder`.
 
     UserError when the folder is missing, empty or cannot be read, or (labelled) an image lies in no class folder.
     """
     folder = dataset.folder(data)
     if not folder.is_dir():
-        raise missing(dataset, folder)
+        raise missing_error(dataset, folder)
     found = _Found()
     try:
         _walk(folder, "", (), found)
@@ -52,13 +52,13 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
             f"dataset '{dataset.name}': {error.filename or folder} cannot be read: {error.strerror}"
         ) from error
     if not found.images:
-        raise empty(dataset, folder, found.others)
+        raise empty_error(dataset, folder, found.others)
     names, prints = (tuple(column) for column in zip(*sorted(found.images), strict=True))
     classes = Classes(np.full(len(names), -1), ())
     if labelled:
-        classes = classes_of(dataset, folder, names, found.others, found.folders)
+        classes = folder_classes(dataset, folder, names, found.others, found.folders)
     remarks = (*left_out(found.others, found.irregular), *twice(found.again()), *classes.remarks)
-    return Items(folder, names, prints, classes.labels, ImageFiles(folder), classes.folders, remarks=remarks)
+    return ImageSet(dataset, folder, names, prints, classes.labels, classes.folders, remarks=remarks)
 
 
 def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], found: _Found) -> None:

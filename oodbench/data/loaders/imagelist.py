@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oodbench.data.catalog import UNKNOWN, Dataset
-from oodbench.data.imageset import ImageFiles, Items, keys_of, missing, unlabelled
+from oodbench.data.imageset import ImageSet, class_keys, missing_error, unlabelled_error
 from oodbench.data.loaders.layout import Remark, is_image, twice
 from oodbench.data.prompts import lines
 from oodbench.errors import Missing, UserError
@@ -83,7 +83,7 @@ def declared_list(dataset: Dataset, data: Path) -> ImageList:
     return found
 
 
-def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
+def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
     """The images of a list in its order.
 
     What the list names and the folder does not hold is `absent`. UserError when that is all of it, or when it is some
@@ -92,7 +92,7 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     folder = dataset.folder(data)
     wanted = declared_list(dataset, data)
     if not folder.is_dir():
-        raise missing(dataset, folder)
+        raise missing_error(dataset, folder)
     prints: list[str | None] = []
     for name in wanted.names:
         try:
@@ -118,14 +118,14 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
         )
     labels = wanted.labels[there]
     if labelled and (labels < 0).any():
-        raise unlabelled(dataset, wanted.path, wanted.names[there[int((labels < 0).argmax())]])
-    keys = keys_of(dataset, wanted.labels, wanted.path) if labelled else ()
-    return Items(
+        raise unlabelled_error(dataset, wanted.path, wanted.names[there[int((labels < 0).argmax())]])
+    keys = class_keys(dataset, wanted.labels, wanted.path) if labelled else ()
+    return ImageSet(
+        dataset,
         folder,
         tuple(wanted.names[i] for i in there),
         tuple(prints[i] or "" for i in there),
         labels if labelled else np.full(len(there), -1),
-        ImageFiles(folder),
         keys,
         absent=absent,
         remarks=_repeated(dataset, wanted, labelled),

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oodbench.data.catalog import Dataset
-from oodbench.data.imageset import Items, empty, keys_of, missing, unlabelled
+from oodbench.data.imageset import ImageSet, class_keys, empty_error, missing_error, unlabelled_error
 from oodbench.data.loaders.layout import Remark, is_hidden, some
 from oodbench.errors import Unlabelled, UserError
 from oodbench.storage.fingerprints import ReadImage, encoded, fingerprint, inside, joined, lasting
@@ -243,7 +243,7 @@ class ParquetColumn:
             raise ValueError(f"row {name} holds no image")
         return cell if isinstance(cell, bytes) else np.array(cell, np.uint8)
 
-    def take(self, name: str) -> ReadImage:
+    def read(self, name: str) -> ReadImage:
         """The image of a row."""
         cell = self.stored(name)
         now = self._print(int(name))  # after the cell is read
@@ -266,9 +266,9 @@ class ParquetColumn:
 
     def content(self, name: str) -> str:
         """sha256 of the encoded image, or of its pixels."""
-        return self.take(name).content()
+        return self.read(name).content()
 
-    def place(self, name: str) -> str:
+    def location(self, name: str) -> str:
         """The file, the group of rows in it, and the row."""
         group = self._group(int(name))
         before = sum(rows for rows, _ in self.groups[:group])
@@ -279,17 +279,17 @@ class ParquetColumn:
 class Cached(ParquetColumn):
     """Image cells of a dataset of the hub, whose library says which files hold them, not which of them holds which."""
 
-    listed_print: str = ""
+    listed_fingerprint: str = ""
 
-    def tree_print(self) -> str:
+    def tree_fingerprint(self) -> str:
         """The print of all its files."""
-        return cached_print(lasting(self.listed_print), self.files)
+        return cached_print(lasting(self.listed_fingerprint), self.files)
 
     def _print(self, index: int) -> str:
-        return inside(self.listed_print, index)
+        return inside(self.listed_fingerprint, index)
 
 
-def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
+def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
     """The rows of a parquet file, of a folder of parquet or arrow files, or of a dataset on the hub.
 
     Columns are found by name and type. UserError when nothing is there, when a file is damaged, or when no column holds
@@ -299,7 +299,7 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
 
     place = data / dataset.path
     if dataset.loader == "parquet" and not place.exists():
-        raise missing(dataset, place)
+        raise missing_error(dataset, place)
     try:
         table = on_disk(dataset, place) if place.exists() else on_hub(dataset)
         image, label = _columns(dataset, table, labelled)
@@ -307,24 +307,33 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
         column = (
             ParquetColumn(groups, table.homes, table.files)
             if place.exists()
-            else Cached(groups, table.homes, table.files, listed_print=table.prints[0])
+            else Cached(groups, table.homes, table.files, listed_fingerprint=table.prints[0])
         )
         labels, classes, remarks = _labels(dataset, table, label) if labelled and label else (None, (), ())
     except (OSError, OverflowError, pa.ArrowException) as error:
         raise UserError(f"dataset '{dataset.name}': {place} cannot be read: {error}") from error
     n = sum(rows for rows, _ in table.groups)
     if not n:
-        raise empty(dataset, table.place)
+        raise empty_error(dataset, table.place)
     width = len(str(n - 1))
     names = tuple(str(i).zfill(width) for i in range(n))
     files = np.repeat(np.arange(len(table.groups)), [rows for rows, _ in table.groups]).tolist()
     prints = tuple(inside(table.prints[file], i) for i, file in enumerate(files))
     known = labels if labels is not None else np.full(n, -1)
     if labelled and (known < 0).any():
-        raise unlabelled(dataset, table.place, f"row {int((known < 0).argmax())}")
-    keys = keys_of(dataset, known, table.place, classes) if labelled else ()
-    return Items(
-        table.place, names, prints, known, column, classes or keys, classes, remarks=(*table.remarks, *remarks)
+        raise unlabelled_error(dataset, table.place, f"row {int((known < 0).argmax())}")
+    keys = class_keys(dataset, known, table.place, classes) if labelled else ()
+    remarks = (*table.remarks, *remarks)
+    return ImageSet(
+        dataset,
+        table.place,
+        names,
+        prints,
+        known,
+        classes or keys,
+        source=column,
+        named=classes,
+        remarks=remarks,
     )
 
 
@@ -384,7 +393,7 @@ def _labels(
                 f"{table.place}: {some(sorted(set(own) ^ set(classes))) or 'some twice'}"
             )
         if own != classes:
-            keys_of(dataset, values, Path(home).parent, own)
+            class_keys(dataset, values, Path(home).parent, own)
             order = np.array([classes.index(one) for one in own])
             values = np.where(values < 0, -1, order[values])
             moved.append(Path(home).parent.name)

@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from oodbench.data.catalog import Dataset
-from oodbench.data.imageset import Items, classes_of, empty, keys_of, missing, unlabelled
+from oodbench.data.imageset import ImageSet, class_keys, empty_error, folder_classes, missing_error, unlabelled_error
 from oodbench.data.loaders.layout import Classes, is_hidden, is_image, left_out, some, twice
 from oodbench.data.loaders.tar_links import files
-from oodbench.data.paths import expand as expand_home
 from oodbench.errors import Missing, UserError, is_url
-from oodbench.storage.files import regular
+from oodbench.storage.files import expand as expand_home
+from oodbench.storage.files import open_regular
 from oodbench.storage.fingerprints import ReadImage, encoded, fingerprint, inside, stat_fingerprint
 from oodbench.storage.remote import fetched, print_of_copy
 
@@ -82,7 +82,7 @@ def contents(path: Path) -> Contents:
     found: list[Member] = []
     inside: list[tarfile.TarInfo] = []
     try:
-        with regular(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             size = os.fstat(file.fileno()).st_size
             for one in archive:
                 if one.issparse():
@@ -187,7 +187,7 @@ class Archives:
     where: Mapping[str, tuple[Path, Member]]
     copies: Mapping[Path, tuple[str, str]] = field(default_factory=dict)
 
-    def take(self, name: str) -> ReadImage:
+    def read(self, name: str) -> ReadImage:
         """Read a member."""
         path, member = self.where[name]
         raw, now = read_member(path, member)
@@ -196,15 +196,15 @@ class Archives:
 
     def content(self, name: str) -> str:
         """sha256 of a member."""
-        return self.take(name).content()
+        return self.read(name).content()
 
-    def place(self, name: str) -> str:
+    def location(self, name: str) -> str:
         """The archive, and the member in it."""
         path, member = self.where[name]
         return f"{path.resolve()}/{member.offset}"  # links have other names
 
 
-def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
+def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
     """The images of one archive or of a series, in archive order.
 
     Labels are those of `key.cls` (or numbers in `key.txt`), else class folders. UserError when an archive is missing,
@@ -218,14 +218,14 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     copies: dict[Path, tuple[str, str]] = {}
     for path in paths:
         if not path.is_file():
-            raise missing(dataset, path)
+            raise missing_error(dataset, path)
         whole = fingerprint(path)
         if is_url(pattern):
             copies[path] = (whole, print_of_copy(path))
             whole = copies[path][1]
         _read(dataset, index, path, whole, "" if len(paths) == 1 else f"{_beneath(path, home)}/")
     if not index.images:
-        raise empty(dataset, home, index.others)
+        raise empty_error(dataset, home, index.others)
     chosen = _one_per_key(dataset, home, index)
     names = tuple(chosen)
     inner = [chosen[name].inner for name in names]
@@ -233,13 +233,14 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     if labelled:
         labels = _labels(dataset, home, chosen, index)
         if labels is None:
-            classes = classes_of(dataset, home, inner, index.others, index.folders)
+            classes = folder_classes(dataset, home, inner, index.others, index.folders)
         else:
-            classes = Classes(labels, keys_of(dataset, labels, home))
+            classes = Classes(labels, class_keys(dataset, labels, home))
     remarks = (*left_out(index.others, index.irregular), *twice(_again(chosen)), *classes.remarks)
     where = {name: (one.path, one.member) for name, one in chosen.items()}
     prints = tuple(one.print for one in chosen.values())
-    return Items(home, names, prints, classes.labels, Archives(where, copies), classes.folders, remarks=remarks)
+    source = Archives(where, copies)
+    return ImageSet(dataset, home, names, prints, classes.labels, classes.folders, source=source, remarks=remarks)
 
 
 @dataclass(frozen=True)
@@ -349,7 +350,7 @@ def _labels(dataset: Dataset, home: Path, images: Mapping[str, _Image], index: _
         found = {name: index.beside.get(one.key, {}).get(ending) for name, one in images.items()}
         lacking = next((name for name, one in found.items() if one is None), None)
         if lacking is not None and ending == "cls" and any(found.values()):
-            raise unlabelled(
+            raise unlabelled_error(
                 dataset, home, f"{lacking} (webdataset's key ends at the first dot: {images[lacking].key})"
             )
         if lacking is not None:
@@ -365,7 +366,7 @@ def _labels(dataset: Dataset, home: Path, images: Mapping[str, _Image], index: _
             )
     dotted = next((name for name in index.others if name.lower().endswith(".cls")), None)
     if dotted and any("/" not in one.inner for one in images.values()):
-        raise unlabelled(
+        raise unlabelled_error(
             dataset, home, f"{next(iter(images))} (a key ends at the first dot: {dotted} is beside {_key(dotted)[0]})"
         )
     return None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from oodbench.data.catalog import Dataset
-from oodbench.data.imageset import Items, keys_of, missing, unlabelled
+from oodbench.data.imageset import ImageSet, class_keys, missing_error, unlabelled_error
 from oodbench.errors import Missing, UserError, did_you_mean
 from oodbench.storage.fingerprints import ReadImage, fingerprint, inside, joined, lasting, pixels
 from oodbench.storage.store import digest
@@ -28,30 +28,30 @@ class Torchvision:
     images: Any
     dataset: Dataset
     root: Path
-    listed_print: str
+    listed_fingerprint: str
 
-    def take(self, name: str) -> ReadImage:
+    def read(self, name: str) -> ReadImage:
         """The image at an index; its sha256 is that of mode, size and pixels: the stored form differs by set."""
         from PIL.Image import Image
 
         image = self.images[int(name)][0]
         assert isinstance(image, Image)
-        return pixels(inside(self.listed_print, int(name)), image)
+        return pixels(inside(self.listed_fingerprint, int(name)), image)
 
     def content(self, name: str) -> str:
         """sha256 of mode, size and pixels."""
-        return self.take(name).content()
+        return self.read(name).content()
 
-    def tree_print(self) -> str:
+    def tree_fingerprint(self) -> str:
         """The print of everything below the folder."""
         return _tree(self.dataset, self.root)
 
 
-def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
+def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
     """The images of a torchvision dataset in its order. UserError when its files are missing or damaged."""
     root = dataset.folder(data)
     if not root.is_dir():
-        raise missing(dataset, root)
+        raise missing_error(dataset, root)
     whole = _tree(dataset, root)  # before it is opened
     images = opened(dataset, root, download=False)
     n = len(images)
@@ -60,15 +60,16 @@ def items(dataset: Dataset, data: Path, labelled: bool) -> Items:
     try:
         labels = np.array(_labels(images)) if labelled else np.full(n, -1)
     except (TypeError, ValueError, RuntimeError, IndexError) as error:  # attributes, boxes, several labels
-        raise unlabelled(
+        raise unlabelled_error(
             dataset, root, f"torchvision's {dataset.source}, whose targets are no class indices:"
         ) from error
     if labelled and (labels < 0).any():
-        raise unlabelled(dataset, root, f"image {int((labels < 0).argmax())}")
+        raise unlabelled_error(dataset, root, f"image {int((labels < 0).argmax())}")
     classes = tuple(str(one) for one in getattr(images, "classes", ())) if labelled else ()
-    keys = keys_of(dataset, labels, root, classes) if labelled else ()
+    keys = class_keys(dataset, labels, root, classes) if labelled else ()
     prints = tuple(inside(whole, i) for i in range(n))
-    return Items(root, names, prints, labels, Torchvision(images, dataset, root, whole), classes or keys, classes)
+    source = Torchvision(images, dataset, root, whole)
+    return ImageSet(dataset, root, names, prints, labels, classes or keys, source=source, named=classes)
 
 
 def opened(dataset: Dataset, root: Path, download: bool) -> Any:
@@ -88,7 +89,7 @@ def opened(dataset: Dataset, root: Path, download: bool) -> Any:
     except (RuntimeError, OSError, ValueError, ImportError) as error:  # what torchvision raises for absent files
         if download:
             raise UserError(f"dataset '{dataset.name}': torchvision cannot fetch it: {error}") from error
-        problem = missing(dataset, root)
+        problem = missing_error(dataset, root)
         raise Missing(f"{problem}\n  torchvision's {dataset.source} says: {str(error).splitlines()[0]}") from error
 
 

@@ -12,20 +12,19 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from oodbench.data import catalog as catalogue
-from oodbench.data import overlap as sets
 from oodbench.data import prompts
 from oodbench.data.catalog import Dataset
 from oodbench.data.decode import decoding, reason
 from oodbench.data.imageset import ImageSet
+from oodbench.data.load import LoadOptions, class_names, load_images
 from oodbench.data.loaders.tar import expand as expand_pattern
-from oodbench.data.paths import expand
-from oodbench.errors import UserError, is_url, shown
+from oodbench.errors import UserError, is_url, redact_url
 from oodbench.metrics import detection as metrics
-from oodbench.pipeline.request import RunRequest
 from oodbench.report.figures.figure import Picture, stem
 from oodbench.report.figures.style import GREY, SIZE, WRONG, FigureLayout, fitted, house, pages, put, sheet
 from oodbench.report.figures.subject import Entrant, Subject
 from oodbench.results import IdRow, Result, SetRow
+from oodbench.storage.files import expand
 from oodbench.storage.remote import copy_of
 from oodbench.storage.store import Store, default_root
 
@@ -81,7 +80,7 @@ class MistakeGallery:
                 return lines.lines
         listing = self._listing(row, row.id)
         try:
-            if listing is not None and (lines := sets.class_names(listing)).digest == digest:
+            if listing is not None and (lines := class_names(listing)).digest == digest:
                 return lines.lines
         except UserError as error:
             log.warning("no class names of '%s': %s", row.id.dataset, error)
@@ -98,13 +97,20 @@ class MistakeGallery:
         return self._lists.get(name)
 
     def _listed(self, row: Result, of: IdRow | SetRow) -> ImageSet:
-        strict = row.run.get("lists") == "content"
-        request = RunRequest(data=self.data, strict=strict, limit=row.run.get("limit"), allow_partial=True)
         store = Store(expand(default_root()))
         behind = [url for url in _urls(catalogue.dataset(of.dataset)) if not copy_of(url).is_file()]
         if behind:  # a picture is no reason to fetch gigabytes
-            raise UserError(f"{shown(behind[0])} was not fetched on this machine")
-        found = sets.listed(catalogue.dataset(of.dataset), request, isinstance(of, IdRow), store)
+            raise UserError(f"{redact_url(behind[0])} was not fetched on this machine")
+        found = load_images(
+            catalogue.dataset(of.dataset),
+            LoadOptions(
+                catalogue.data_root(self.data),
+                store,
+                strict=row.run.get("lists") == "content",
+                limit=row.run.get("limit"),
+            ),
+            labelled=isinstance(of, IdRow),
+        )
         if found.digest != of.list_digest:
             raise UserError(
                 f"dataset '{of.dataset}': what lies at {found.folder} is not the list of images that was scored "

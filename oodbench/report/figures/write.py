@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from oodbench.data.paths import expand
 from oodbench.errors import UserError, printable
 from oodbench.report.figures import Heading, Picture, pictures
 from oodbench.report.figures.figure import stem, unique
 from oodbench.report.tables.table import Table
-from oodbench.storage.files import atomic_write
+from oodbench.storage.files import atomic_write, expand
 
 CAPTIONS = "captions.txt"
 

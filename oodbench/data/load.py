@@ -1,0 +1,168 @@
+"""Loading an image set by its declaration: the loader is called, derived sets are built, counts and classes checked."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from oodbench.data import catalog as catalogue
+from oodbench.data import decode, prompts, subsets
+from oodbench.data.catalog import Dataset
+from oodbench.data.imageset import ImageSet, ImageSource
+from oodbench.data.loaders.layout import is_hidden, ordered, same_prompts, without_images
+from oodbench.data.prompts import TextList
+from oodbench.errors import UserError
+from oodbench.storage.store import Store
+
+CALIBRATION_LIMIT = 50_000  # training images that a method may calibrate on
+_MODULES = {
+    **{"classes": "folder", "images": "folder", "list": "imagelist", "tar": "tar", "arrays": "arrays"},
+    **{"torchvision": "torchvision", "parquet": "parquet", "hf": "parquet"},
+}
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How the image sets of a run are loaded.
+
+    data_root      the folder below which the declared sets lie
+    strict         fingerprints are the sha256 of the contents instead of sizes and times of files
+    limit          at most so many images of each set (see ImageSet.limit)
+    allow_partial  accept another number of images than the catalogue states; a limit does, too
+    """
+
+    data_root: Path
+    store: Store
+    strict: bool = False
+    limit: int | None = None
+    allow_partial: bool = True
+
+
+def load_images(dataset: Dataset, options: LoadOptions, *, labelled: bool) -> ImageSet:
+    """List the images of a dataset; none is decoded.
+
+    With `labelled`, for an ID set, every image needs a class; otherwise all images are taken and have the label -1.
+    Raises UserError when the dataset is missing or empty, when its number of images is wrong, or (labelled) when an
+    image has no class.
+    """
+    images = _load(dataset, options, labelled)
+    if labelled:
+        empty = without_images(images.labels, images.named or images.folders)
+        images = replace(images, remarks=(*images.remarks, *empty))
+    if not options.allow_partial and options.limit is None:
+        _check_count(images)
+    images = images.limit(options.limit)
+    return images.by_content() if options.strict else images
+
+
+def load_calibration(dataset: Dataset, options: LoadOptions, seed: int) -> ImageSet:
+    """List ID training images to calibrate on: at most CALIBRATION_LIMIT, drawn with the run's seed."""
+    images = load_images(dataset, replace(options, strict=False), labelled=True).sample(CALIBRATION_LIMIT, seed)
+    return images.by_content() if options.strict else images
+
+
+def load_source(dataset: Dataset, data_root: Path, store: Store) -> ImageSource:
+    """Return what reads the images of a dataset that is not derived: for a process that received only its list."""
+    return _call_loader(dataset, LoadOptions(data_root, store), labelled=False).reader
+
+
+def _check_count(images: ImageSet) -> None:
+    """Raise UserError unless there are as many images as the catalogue states."""
+    dataset = images.dataset
+    if dataset.count in (None, images.total):
+        return
+    fewer = images.total < (dataset.count or 0)
+    advice = "complete it, or run on what is there" if fewer else "take away what is not of it, or run on it all"
+    lacking = f" ({images.absent[0]} is not there)" if images.absent else ""
+    raise UserError(
+        f"dataset '{dataset.name}': {images.folder} holds {images.total} images, the catalogue counts "
+        f"{dataset.count}{lacking}; {advice} with --allow-partial"
+    )
+
+
+def _load(dataset: Dataset, options: LoadOptions, labelled: bool) -> ImageSet:
+    """Return all images of a set; the sets that a derived one is made of are loaded completely."""
+    complete = replace(options, limit=None, allow_partial=True)
+    if dataset.within:
+        by_class = dataset.list == "" or labelled
+        source = load_images(catalogue.dataset(dataset.within), complete, labelled=by_class)
+        return subsets.subset(dataset, source, options.data_root, labelled)
+    if dataset.parts:
+        parts = [load_images(catalogue.dataset(name), complete, labelled=labelled) for name in dataset.parts]
+        return subsets.union(dataset, parts)
+    images = _call_loader(dataset, options, labelled)
+    if labelled and dataset.like:
+        images = replace(images, named=_names_like(dataset, options.data_root, images.folders))
+    return replace(images, dataset=dataset)
+
+
+def _call_loader(dataset: Dataset, options: LoadOptions, labelled: bool) -> ImageSet:
+    """Call the dataset's loader, whose module and libraries are imported only now."""
+    if dataset.loader == "glyphs":
+        from oodbench.data.glyphs import loader as glyphs
+
+        return glyphs.load(dataset, options.store)
+    if dataset.loader == "torchvision":  # the split may also exist as an archive of class folders
+        packed = Path(dataset.path, f"{dataset.split}.tar")
+        if (options.data_root / packed).is_file():
+            dataset = replace(dataset, loader="tar", path=str(packed), split="")
+    loader = importlib.import_module(f"oodbench.data.loaders.{_MODULES[dataset.loader]}")
+    images: ImageSet = loader.load(dataset, options.data_root, labelled)
+    return images
+
+
+def _names_like(dataset: Dataset, data_root: Path, folders: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names that the dataset `like` gives to these class folders."""
+    other = catalogue.dataset(dataset.like)
+    home = other.folder(data_root)
+    paths = home.iterdir() if home.is_dir() else ()
+    all_folders = ordered(path.name for path in paths if path.is_dir() and not is_hidden(path.name))
+    names = prompts.class_names(other.classes).lines
+    if len(all_folders) != len(names) or not set(folders) <= set(all_folders):
+        raise UserError(
+            f"dataset '{dataset.name}': its class names are those of '{other.name}' by folder, which takes all "
+            f"{len(names)} class folders at {home} ({len(all_folders)} there); empty ones will do"
+        )
+    name_of = dict(zip(all_folders, names, strict=True))
+    return tuple(name_of[folder] for folder in folders)
+
+
+def class_names(id_set: ImageSet) -> TextList:
+    """Return the class names of an ID set: its class list, the names that its source has, or its class folders.
+
+    Raises UserError when there are only numbers, or when the list has another number of names than the set has classes.
+    """
+    class_list = id_set.dataset.classes
+    if not class_list and id_set.named:
+        return TextList(f"of {id_set.dataset.like or id_set.dataset.within or 'the source'}", id_set.named)
+    numbered = id_set.dataset.loader not in ("classes", "glyphs") and all(f.isdecimal() for f in id_set.folders)
+    if not class_list and numbered:
+        raise UserError(
+            f"dataset '{id_set.dataset.name}': its {len(id_set.folders)} classes are numbers; name them in that order "
+            "with --classes FILE, one name a line"
+        )
+    if not class_list:
+        return TextList("folders", tuple(folder.replace("_", " ") for folder in id_set.folders))
+    names = prompts.class_names(class_list)
+    if len(names.lines) != len(id_set.folders):
+        raise UserError(
+            f"dataset '{id_set.dataset.name}': class list '{class_list}' has {len(names.lines)} names, "
+            f"{id_set.folder if id_set.folder.name else 'it'} has {len(id_set.folders)} classes; "
+            "name them in that order with --classes FILE, one name a line"
+            + "".join(f"; {remark.message}" for remark in id_set.remarks if remark.kind == "empty-class")
+        )
+    return names
+
+
+def notes(images: ImageSet, classes: TextList | None = None) -> list[str]:
+    """Return what may mislead about a set, one sentence each; with `classes`, about an ID set's class names, too.
+
+    Reads the first few images. Names of a shipped class list are not checked: they are those of the protocol.
+    """
+    remarks = list(images.remarks)
+    if images.dataset.loader != "glyphs":
+        remarks += decode.glance(images)
+    if classes and classes.name not in prompts.names("classes"):
+        remarks += same_prompts(classes.lines)
+    return [f"{images.dataset.name}: {remark.message}" for remark in remarks]

@@ -1,0 +1,120 @@
+"""What a run needs in this process and on a Ray worker alike: the device, the encoder, the task and the resources."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from oodbench.data.imageset import ImageSet
+from oodbench.errors import UserError
+from oodbench.pipeline import assign_weights, extract
+from oodbench.pipeline.events import Event, Watch
+from oodbench.pipeline.jobs import Job
+from oodbench.pipeline.plan import Plan
+from oodbench.pipeline.score import ENGINE, feature_batches
+from oodbench.pipeline.text_embeddings import text_bank, word_bank
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import torch
+
+    from oodbench.encoder.openclip import OpenClip
+    from oodbench.method import Batch, MethodResources, Task
+    from oodbench.pipeline.extract import Embedded
+
+log = logging.getLogger(__name__)
+
+
+def pick_device(asked: str) -> str:
+    """Return the device to compute on: `auto` is the GPU if there is one. Raise UserError if it cannot be used."""
+    import torch
+
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=asked)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"--device {asked} cannot be used: {reason}; without a GPU, use --device cpu") from error
+    return asked
+
+
+def encoder_loader(plan: Plan, device: str) -> Callable[[], OpenClip]:
+    """Return a function that gives the plan's encoder; the first call loads it."""
+
+    @functools.cache
+    def load() -> OpenClip:
+        from oodbench.encoder.openclip import OpenClip
+
+        log.info("loading %s on %s", plan.card.name, device)
+        return OpenClip(plan.encoder, device, plan.request.precision)
+
+    return load
+
+
+def make_task(plan: Plan, encoder: Callable[[], OpenClip], device: str, watch: Watch) -> Task:
+    """Return the Task of the plan's methods; what it is asked for is read from the store, or computed and stored."""
+    import torch
+
+    from oodbench.method import Sources, Task
+
+    def text(templates: str) -> torch.Tensor:
+        return torch.from_numpy(text_bank(plan, templates, encoder)).to(device)
+
+    def words(prompts: tuple[str, ...]) -> torch.Tensor:
+        return torch.from_numpy(word_bank(plan, prompts, encoder)).to(device)
+
+    def calibration() -> Iterable[Batch]:
+        assert plan.calibration  # make_plan() lists them if a method declares Needs.CALIBRATION
+        embedded = extract_images(plan, plan.calibration, encoder, watch)
+        return feature_batches(embedded, device)
+
+    sources = Sources(text, words, encoder, calibration)
+    return Task(plan.classes.lines, plan.card.scale, sources, plan.request.seed)
+
+
+def method_resources(plan: Plan, job: Job, device: str) -> MethodResources:
+    """Return what belongs to one method of the plan alone: its weights, and its cache in the store."""
+    import torch
+
+    from oodbench.method import MethodResources
+
+    images = None  # the calibration images that fit() reads, and what their embeddings depend on
+    if plan.calibration and job.calibrates:
+        images = {"list": plan.calibration.digest, **plan.work(plan.calibration).inputs(0, len(plan.calibration))}
+
+    def keep(depends: Mapping[str, object], make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        inputs = {
+            **assign_weights.kept_inputs(job, plan.classes.digest, depends),
+            "encoder": plan.card.identity,
+            "precision": plan.request.precision,
+            "seed": plan.request.seed,
+            "engine": ENGINE,
+            "calibration": images,
+        }
+        entry = plan.store.find("kept", inputs)
+        if entry is None:
+            arrays = {"kept": make().detach().cpu().numpy()}
+            entry = plan.store.write("kept", inputs, arrays, {"method": job.info.name})
+        return torch.from_numpy(np.array(entry.array("kept"))).to(device)
+
+    return MethodResources(functools.cache(lambda: assign_weights.load(job, plan.encoder, plan.store, device)), keep)
+
+
+def extract_images(plan: Plan, listing: ImageSet, encoder: Callable[[], OpenClip], watch: Watch) -> Embedded:
+    """Return the embeddings of an image set; report to `watch` if some of them have to be computed."""
+    work = plan.work(listing)
+    missing = work.missing()
+    if not missing:
+        return extract.extract(work, encoder)
+    task, began = f"extract[{listing.dataset.name}]", time.perf_counter()
+    watch.told(Event("started", "extract", task))
+    embedded = extract.extract(work, encoder, watch.extracting(listing.dataset.name, work.images()))
+    watch.told(Event("done", "extract", task, missing, round(time.perf_counter() - began, 3)))
+    return embedded
