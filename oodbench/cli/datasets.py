@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -44,6 +42,7 @@ def check(
     NAME is a dataset, a benchmark or folder:PATH; without any it is all that lies in the data folder. A check that was
     stopped goes on where it was; images are looked at again when they change. Exit code 1 when there are errors.
     """
+    from oodbench.cli.progress import ProgressBars
     from oodbench.data import catalog as catalogue
     from oodbench.data.checks.findings import text
     from oodbench.data.checks.run import CheckSettings, examine
@@ -57,8 +56,8 @@ def check(
     settings = CheckSettings(
         catalogue.data_root(_inherited(data)), Store(store or default_root()), workers, hamming, limit
     )
-    with bars("images") as watch:
-        report = examine(scope(names, id_), settings, watch)
+    with ProgressBars("images") as bars:
+        report = examine(scope(names, id_), settings, bars.count)
     plain = json.dumps(report.as_dict(), indent=2)
     if output:
         write_output(output, plain + "\n")
@@ -76,6 +75,7 @@ def get(names: tuple[str, ...], data: Path | None) -> None:
     NAME is a dataset or a benchmark. A download that was stopped goes on where it was. Exit code 1 when a set that may
     be fetched could not be; 3 when one has to be got by hand.
     """
+    from oodbench.cli.progress import ProgressBars
     from oodbench.data import catalog as catalogue
     from oodbench.data.fetch import get as fetch
     from oodbench.errors import UserError, raise_all
@@ -93,10 +93,10 @@ def get(names: tuple[str, ...], data: Path | None) -> None:
             problems += error.problems
     raise_all(problems)
     failed = by_hand = False
-    with bars("bytes") as watch:
+    with ProgressBars("bytes") as bars:
         for dataset in wanted.values():
             try:
-                outcome = fetch(dataset, root, watch)
+                outcome = fetch(dataset, root, bars.count)
                 by_hand |= outcome.by_hand
                 say(f"{dataset.name}: {outcome.message}")
             except UserError as error:
@@ -104,33 +104,6 @@ def get(names: tuple[str, ...], data: Path | None) -> None:
                 tell(*(f"{dataset.name}: {one}" for one in error.problems))
     if failed or by_hand:
         sys.exit(1 if failed else 3)
-
-
-@contextmanager
-def bars(unit: str) -> Iterator[Callable[[str, int], Callable[[int], None]]]:
-    """Progress bars on stderr, a new one per (what, total in units); nothing at all when not in a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda what, total: lambda n: None
-        return
-    from rich import progress
-    from rich.console import Console
-
-    from oodbench.errors import printable
-
-    amount = progress.DownloadColumn() if unit == "bytes" else progress.MofNCompleteColumn()
-    columns = (
-        progress.TextColumn("{task.description}", markup=False),
-        progress.BarColumn(),
-        amount,
-        progress.TimeRemainingColumn(),
-    )
-    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as live:
-
-        def begin(what: str, total: int) -> Callable[[int], None]:
-            task = live.add_task(printable(what), total=total or None)
-            return lambda n: live.advance(task, n)
-
-        yield begin
 
 
 def _inherited(data: Path | None) -> Path | None:

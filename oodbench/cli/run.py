@@ -202,14 +202,14 @@ def run(
 
 def _carry_out(plans: list[Plan], events: Path | None) -> list[RunOutcome]:
     from oodbench import api
-    from oodbench.cli.progress import Progress
+    from oodbench.cli.progress import RunProgress
     from oodbench.distributed.cluster import chosen
     from oodbench.pipeline.events import Event, log_to
 
     request = plans[0].request
     if events is None and request.ray and chosen(request.ray, request.device):
         events = request.out / "events.jsonl"
-    with Progress() as progress, log_to(events) as write:
+    with RunProgress() as progress, log_to(events) as write:
 
         def told(event: Event) -> None:
             progress.watch.told(event)

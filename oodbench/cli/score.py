@@ -248,7 +248,7 @@ def _loaded(options: dict[str, Any]) -> Any:
 
 
 def _parts(detector: Any, images: ImageSet) -> Iterator[Scored]:
-    from oodbench.cli.progress import Progress
+    from oodbench.cli.progress import ProgressBars
 
-    with Progress() as progress:
-        yield from detector.stream(images, progress.watch.extracting("images", len(images)))
+    with ProgressBars("images") as bars:
+        yield from detector.stream(images, bars.count("encode images", len(images)))

@@ -31,7 +31,7 @@ def followed(
     `carry_out` trains elsewhere than in this process.
     """
     from oodbench import api as session
-    from oodbench.cli.progress import Bar
+    from oodbench.cli.progress import TrainProgress
     from oodbench.tracking.curves import Sender, following
     from oodbench.training.plan import place
     from oodbench.training.train import TrainWatch
@@ -40,17 +40,17 @@ def followed(
     tracker = session.tracker_of(place(request), tracking_uri)
     if os.environ.get("RANK", "0") != "0":
         return in_this_process(request)
-    with Bar() as bar, ExitStack() as stack:
+    with TrainProgress() as progress, ExitStack() as stack:
         sender = Sender()
 
         def begin(one: Ready) -> None:
             nonlocal sender
             ready(one)
-            bar.start(one.done, one.steps)
+            progress.begin(one.done, one.steps)
             if tracker is not None:
                 sender = stack.enter_context(following(tracker, one.folder))
 
-        outcome = (carry_out or in_this_process)(request, TrainWatch(bar.extracting, begin, bar.step))
+        outcome = (carry_out or in_this_process)(request, TrainWatch(progress.extracting, begin, progress.step))
         sender.status = "KILLED" if outcome.signal else "FINISHED"
     if sender.reason:
         logging.getLogger("oodbench.training").warning("%s", sender.reason)

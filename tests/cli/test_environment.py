@@ -215,19 +215,17 @@ def test_warnings_of_a_command_without_a_log_are_printable(tmp_path: Path) -> No
 def test_bars_show_names_as_they_are_spelled(monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.console import Console
 
-    from oodbench.cli.datasets import bars
-    from oodbench.cli.progress import Live
+    from oodbench.cli.progress import ProgressBars
 
     screen = io.StringIO()
     screen.isatty = lambda: True  # type: ignore[method-assign]
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setattr("rich.console.Console", lambda **_: Console(file=screen, force_terminal=True, width=200))
-    with Live() as live:
-        live.line(HOSTILE, 3)(description=f"score {HOSTILE}", told=HOSTILE)
-        live.counting(HOSTILE, 3, "images")(1)
-        live._view.refresh()
-    with bars("images") as watch:
-        watch(HOSTILE, 3)(1)
+    for unit in ("images", "bytes"):
+        with ProgressBars(unit) as bars:
+            bars.add(HOSTILE, 3)(description=f"score {HOSTILE}", text=HOSTILE)
+            bars.count(HOSTILE, 3)(1)
+            bars._progress.refresh()
     text = screen.getvalue()
     assert SEEN in text and "\u202e" not in text and "\x1b[31m\u202e" not in text and "\x07" not in text
 
