@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from oodbench.cli.common import FOLDER, log, note, stoppable
+from oodbench.cli.common import FOLDER, check_output, log, note, stoppable
 from oodbench.errors import UserError
 from oodbench.storage.files import atomic_write, expand
 
@@ -40,11 +40,8 @@ def check(out: Path | None) -> None:
     if out is None:
         return
     if out.suffix.lower() not in SUFFIXES:
-        raise UserError(f"--out {out}: the name must end in .csv or .parquet")
-    if out.is_dir():
-        raise UserError(f"--out {out}: that is a folder; name a file")
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.absolute().parent}")
+        raise UserError(f"--output {out}: the name must end in .csv or .parquet")
+    check_output(out)
 
 
 def write(parts: Iterable[Scored], classes: Sequence[str], threshold: float | None, out: Path | None) -> Written:
@@ -103,7 +100,7 @@ def _writer(out: Path | None, names: list[str]) -> Iterator[Any]:
                 with parquet.ParquetWriter(partial, schema) as file:
                     yield lambda columns: file.write_table(_table(dict(zip(names, columns, strict=True)), schema))
     except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from error
+        raise UserError(f"--output {out} cannot be written: {error.strerror or error}") from error
 
 
 def _rows(file: Any, names: list[str]) -> Any:
@@ -130,7 +127,7 @@ def _table(columns: dict[str, list[Any]], schema: Any) -> Any:
 @click.option("--calibration", help="ID images for a method that calibrates. Default: a part of --threshold-from.")
 @click.option("--tpr", default=0.95, help="Share of new ID images that is kept.", show_default=True)
 @click.option("--threshold", type=float, help="The threshold itself: images that score at least this are ID.")
-@click.option("--out", type=FOLDER, help="A .csv or .parquet file. Default: CSV to stdout.")
+@click.option("-o", "--output", "out", type=FOLDER, help="A .csv or .parquet file. Default: CSV to stdout.")
 @click.option("--save", type=FOLDER, help="Also save the detector into this folder.")
 @click.option("--encoder", default="", help="As for run. Default: glyphs.")
 @click.option("--weights", default="", help="Trained weights of the method.")
@@ -251,7 +248,7 @@ def _loaded(options: dict[str, Any]) -> Any:
 
 
 def _parts(detector: Any, images: ImageSet) -> Iterator[Scored]:
-    from oodbench.cli.progress import Progress
+    from oodbench.cli.progress import ProgressBars
 
-    with Progress() as progress:
-        yield from detector.stream(images, progress.watch.extracting("images", len(images)))
+    with ProgressBars("images") as bars:
+        yield from detector.stream(images, bars.count("encode images", len(images)))

@@ -1,4 +1,4 @@
-"""The contract that every method keeps, checked in a toy world: what `oodbench check FILE` runs, and our own tests."""
+"""The contract that every method keeps, checked on toy data by `oodbench methods check FILE` and by our own tests."""
 
 from __future__ import annotations
 

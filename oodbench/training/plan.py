@@ -100,7 +100,7 @@ def check_options(request: TrainRequest) -> None:
     for name, number, least, most in (
         ("--epochs", request.epochs, 1, MOST),
         ("--steps", request.steps, 1, MOST),
-        ("--batch", request.batch, 1, MOST),
+        ("--batch-size", request.batch, 1, MOST),
         ("--chunk", request.chunk, 1, MOST),
         ("--warmup", request.warmup, 0, MOST),
         ("--weight-decay", request.weight_decay, 0, sys.float_info.max),
@@ -123,7 +123,7 @@ def check_options(request: TrainRequest) -> None:
             "copy the shards to a disk, or leave --augment out"
         )
     if request.out is not None and request.out.suffix != ".safetensors":
-        problems.append(f"--out {request.out} must end in .safetensors")
+        problems.append(f"--output {request.out} must end in .safetensors")
     raise_all(problems)
 
 
@@ -232,4 +232,4 @@ def _check_output(request: TrainRequest) -> None:
     """Raise UserError if the file of weights could not be written at the end."""
     folder = output_folder(request)
     if not writable(folder):
-        raise UserError(f"the folder {folder} is not writable; give another file with --out")
+        raise UserError(f"the folder {folder} is not writable; give another file with --output")

@@ -196,7 +196,7 @@ def build_schedule(plan: TrainPlan, data: TrainingData) -> Schedule:
     if len(data) < batch:
         raise UserError(
             f"the corpus {plan.request.captions} has {len(data):,} pairs, fewer than one batch of {batch:,}; "
-            f"use a smaller one, as in --batch {max(1, len(data) // 2)}"
+            f"use a smaller one, as in --batch-size {max(1, len(data) // 2)}"
         )
     steps = plan.request.steps or plan.optimiser.epochs * (len(data) // batch)
     if plan.optimiser.warmup >= steps:

@@ -239,7 +239,7 @@ def start(tiny: Tiny) -> Run:
     def run(place: Path, sets: Path, *more: str, store: Path | None = None) -> subprocess.Popen[str]:
         command = [Path(sys.executable).with_name("oodbench"), "run", "--methods", "mcm,energy"]
         command += ["--id", f"folder:{sets / 'id'}", "--ood", f"folder:{sets / 'ood'}", "--encoder", tiny.spec]
-        command += ["--out", place / "out", "--store", store or place / "store", "--tracking-uri", "none", *more]
+        command += ["--results", place / "out", "--store", store or place / "store", "--tracking-uri", "none", *more]
         return subprocess.Popen(
             [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
