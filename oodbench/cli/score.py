@@ -184,7 +184,8 @@ def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
 
 
 def _fitted(options: dict[str, Any]) -> Any:
-    from oodbench import Detector, UserError
+    from oodbench.detector.detector import Detector
+    from oodbench.errors import UserError
     from oodbench.method.parameters import parse_setting
 
     if not options["method"] or not options["classes"]:
@@ -215,8 +216,8 @@ def _fitted(options: dict[str, Any]) -> Any:
 
 def _check_thresholds(options: dict[str, Any]) -> None:
     """UserError for a threshold that is none, for two of them, and for flags that would have no effect."""
-    from oodbench import UserError
     from oodbench.detector.engine import finite
+    from oodbench.errors import UserError
 
     if options["threshold"] is not None and options["threshold_from"]:
         raise UserError("--threshold-from and --threshold are two thresholds; give one")
@@ -234,7 +235,8 @@ def _given(name: str) -> bool:
 
 def _loaded(options: dict[str, Any]) -> Any:
     """The saved detector; what it fixes cannot be given beside it."""
-    from oodbench import Detector, UserError
+    from oodbench.detector.detector import Detector
+    from oodbench.errors import UserError
 
     places = ("device", "workers", "store", "shared", "on_error", "plugins", "encoder")
     able = {*places, "detector", "threshold", "out", "save", "no_store"}

@@ -141,7 +141,7 @@ class TrainPlan:
 
     def identity(self) -> dict[str, Any]:
         """Return what the weights depend on besides the corpus; a training resumes only with an equal identity."""
-        optimiser = dataclasses.asdict(self.optimiser)
+        optimiser = self.optimiser.as_recorded()
         if not self.optimiser.epsilon_hat:
             del optimiser["epsilon_hat"]  # trainings that began before the field existed do not have it
         return {

@@ -256,7 +256,7 @@ def weights_recipe(
         "source": plan.job.info.source,
         "captions": {"name": captions.pop("source"), **captions},
         "augment": plan.request.augment,
-        "optimiser": dataclasses.asdict(plan.optimiser),
+        "optimiser": plan.optimiser.as_recorded(),
         "batch": plan.optimiser.batch,
         "epochs": plan.optimiser.epochs if plan.request.steps is None else None,
         "steps": outcome.done,
