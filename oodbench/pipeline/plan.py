@@ -23,7 +23,7 @@ from oodbench.pipeline.extract import EmbeddingConfig, ExtractionJob
 from oodbench.pipeline.jobs import Job, Jobs, make_jobs
 from oodbench.pipeline.request import RunRequest, check_options
 from oodbench.storage.files import expand
-from oodbench.storage.shared import opened
+from oodbench.storage.shared import open_store
 from oodbench.storage.store import Store
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class Plan:
 def make_plan(request: RunRequest) -> Plan:
     """Check a request and plan it. Raises UserError with every problem that was found."""
     request = dataclasses.replace(request, out=expand(request.out))
-    store = opened(request.store, request.shared)
+    store = open_store(request.store, request.shared)
     collected = ProblemList()
     attempt = collected.attempt
     attempt(check_options, request)

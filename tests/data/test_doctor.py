@@ -386,7 +386,7 @@ def call(*arguments: str | Path) -> Any:
 
 def test_the_command(data: Path, tmp_path: Path) -> None:
     arguments = ["--id", f"folder:{data / 'id'}", f"folder:{data / 'ood'}", "--store", str(tmp_path / "store")]
-    clean = call(*arguments, "--json", tmp_path / "report.json")
+    clean = call(*arguments, "--output", tmp_path / "report.json")
     assert clean.exit_code == 0, clean.output
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["ok"] and [s["role"] for s in report["sets"]] == ["ID", "OOD"]

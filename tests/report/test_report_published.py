@@ -17,8 +17,7 @@ from oodbench.cli import main
 from oodbench.data import catalog as catalogue
 from oodbench.errors import UserError
 from oodbench.report.options import TableOptions
-from oodbench.report.tables.published import Quote, quote, quotes, read
-from oodbench.report.tables.quoting import compared, quoted
+from oodbench.report.tables.published import Quote, compared, quote, quoted, quotes, read
 from oodbench.results import IdRow, Result, SetRow
 
 ROOT = Path(__file__).parents[2]
