@@ -46,9 +46,9 @@ def check(
     stopped goes on where it was; images are looked at again when they change. Exit code 1 when there are errors.
     """
     from oodbench.data import catalog as catalogue
-    from oodbench.data.checks.findings import text
-    from oodbench.data.checks.run import CheckSettings, examine
-    from oodbench.data.checks.scope import scope
+    from oodbench.data.checks.findings import format_report
+    from oodbench.data.checks.run import CheckSettings, check_sets
+    from oodbench.data.checks.scope import select_sets
     from oodbench.errors import UserError
     from oodbench.storage.store import Store, default_root
 
@@ -58,14 +58,14 @@ def check(
         catalogue.data_root(_inherited(data)), Store(store or default_root()), workers, hamming, limit
     )
     with bars("images") as watch:
-        report = examine(scope(names, id_), settings, watch)
+        report = check_sets(select_sets(names, id_), settings, watch)
     plain = json.dumps(report.as_dict(), indent=2)
     if file:
         try:
             file.write_text(plain + "\n", encoding="utf-8")
         except OSError as error:
             raise UserError(f"--json {file} cannot be written: {error.strerror}") from error
-    say(plain if kind == "json" else text(report))
+    say(plain if kind == "json" else format_report(report))
     if not report.ok:
         sys.exit(1)
 

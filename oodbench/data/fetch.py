@@ -108,7 +108,7 @@ def _torchvision(dataset: Dataset, data: Path, patience: RetryPolicy) -> FetchOu
 
     import torchvision.datasets as known
 
-    from oodbench.data.loaders.torchvision import opened
+    from oodbench.data.loaders.torchvision import open_torchvision
 
     root = dataset.folder(data)
     kind = getattr(known, dataset.source, None)
@@ -123,7 +123,7 @@ def _torchvision(dataset: Dataset, data: Path, patience: RetryPolicy) -> FetchOu
         if new:
             shutil.rmtree(work, ignore_errors=True)
         place.mkdir(parents=True, exist_ok=True)
-        number = len(opened(dataset, place, download=True))
+        number = len(open_torchvision(dataset, place, download=True))
         if new:
             root.parent.mkdir(parents=True, exist_ok=True)
             os.replace(place, root)

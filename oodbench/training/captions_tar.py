@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from oodbench.data.loaders.layout import is_image
-from oodbench.data.loaders.tar import Archives, Member, expand, members, read_member
+from oodbench.data.loaders.tar import Member, TarSource, expand_pattern, list_members, read_member
 from oodbench.errors import UserError, has_credentials, is_url, redact_url
 from oodbench.storage.fingerprints import ReadImage, file_fingerprint, member_fingerprint
 from oodbench.storage.remote import fetch, remote_fingerprint
@@ -28,7 +28,7 @@ ENGINE = 2  # raise when the same shard gives other pairs than before
 
 def read_all(pattern: str, store: Store) -> Iterator[Part]:
     """One part per shard. Its temporary copy, if it has one, is removed when the next part is asked for."""
-    for place in expand(pattern):
+    for place in expand_pattern(pattern):
         with contextlib.ExitStack() as stack:
             remote = is_url(place)
             copy = stack.enter_context(_copy(place)) if remote else Copy(place, Path(place))
@@ -37,7 +37,7 @@ def read_all(pattern: str, store: Store) -> Iterator[Part]:
 
 def check(pattern: str) -> None:
     """UserError for a pattern that is none, and for shards that are not there; URLs are not asked."""
-    found = expand(pattern)
+    found = expand_pattern(pattern)
     secret = next((place for place in found if is_url(place) and has_credentials(place)), "")
     if secret:  # it would stand in the header of the weights
         raise UserError(
@@ -79,7 +79,7 @@ class Remote:
     """Images of a shard that may still have to be fetched."""
 
     copy: Copy
-    inside: Archives
+    inside: TarSource
 
     def read(self, name: str) -> ReadImage:
         """Read a member; the print of a copy of our own is that of the shard."""
@@ -117,7 +117,7 @@ def _part(copy: Copy, store: Store) -> Part:
         store.write("shard", known, {}, facts)
     where = {one[0]: (copy.path, Member(*one)) for one in facts["images"]}
     prints = [member_fingerprint(copy.state, one[1], one[2]) for one in facts["images"]]
-    found = listed(name, Path(copy.place), tuple(where), prints, Remote(copy, Archives(where)))
+    found = listed(name, Path(copy.place), tuple(where), prints, Remote(copy, TarSource(where)))
     return Part(found, np.arange(len(found)), tuple(facts["captions"]), tuple(facts["skipped"]))
 
 
@@ -125,7 +125,7 @@ def _index(copy: Copy) -> dict[str, Any]:
     """The images that have captions, those captions, and what cannot be used: all of a shard that is truncated."""
     path = copy.fetched()
     try:
-        found = members(path)
+        found = list_members(path)
     except UserError as error:
         return {"images": [], "captions": [], "skipped": [str(error).replace(str(path), copy.place)]}
     images: dict[str, Member] = {}

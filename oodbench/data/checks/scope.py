@@ -11,7 +11,7 @@ from oodbench.errors import UserError, raise_all
 
 
 @dataclass
-class Scope:
+class CheckScope:
     """Sets by name with their role ("ID", "OOD" or ""), pairs (ID, OOD), and calibration sets by ID set.
 
     required  sets that must be there: all that were named, by themselves or through a benchmark
@@ -37,7 +37,7 @@ class Scope:
             self.pairs.append((id_set.name, ood.name))
 
 
-def scope(names: Sequence[str], id_name: str = "") -> Scope:
+def select_sets(names: Sequence[str], id_name: str = "") -> CheckScope:
     """The scope of a request; every name that does not exist is told at once, as a UserError.
 
     Names are datasets, `folder:PATH` or benchmarks. With `id_name` all of them are OOD sets of it. Without names it is
@@ -46,7 +46,7 @@ def scope(names: Sequence[str], id_name: str = "") -> Scope:
     if not names and not id_name:
         return _everything()
     problems: list[str] = []
-    found = Scope()
+    found = CheckScope()
     id_set = _or(problems, id_name) if id_name else None
     if id_set:
         found.add(id_set, "ID")
@@ -67,12 +67,12 @@ def scope(names: Sequence[str], id_name: str = "") -> Scope:
     return found
 
 
-def _everything() -> Scope:
+def _everything() -> CheckScope:
     """All sets that may lie below the data folder, held against each other as the benchmarks do."""
     there = {
         d.name: d for d in catalogue.datasets().values() if d.loader not in ("glyphs", "hf") and "://" not in d.path
     }
-    found = Scope(required=False)
+    found = CheckScope(required=False)
     for protocol in catalogue.benchmarks().values():
         if protocol.id in there:
             for name, _ in protocol.sets():
@@ -83,7 +83,7 @@ def _everything() -> Scope:
     return found
 
 
-def _add(found: Scope, protocol: Benchmark) -> None:
+def _add(found: CheckScope, protocol: Benchmark) -> None:
     id_set = catalogue.dataset(protocol.id)
     if protocol.calibration:
         found.calibrations[id_set.name] = catalogue.dataset(protocol.calibration)

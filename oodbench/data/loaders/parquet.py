@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from oodbench.data.catalog import Dataset
 from oodbench.data.imageset import ImageSet, class_keys, empty_error, missing_error, unlabelled_error
-from oodbench.data.loaders.layout import Remark, is_hidden, some
+from oodbench.data.loaders.layout import Remark, first_few, is_hidden
 from oodbench.errors import Unlabelled, UserError
 from oodbench.storage.fingerprints import ReadImage, file_fingerprint, join_parts, member_fingerprint, portable_part
 from oodbench.storage.store import digest
@@ -189,13 +189,13 @@ def on_hub(dataset: Dataset) -> ParquetTable:
         found = found[split]
     whole = found.data.table
     files = [Path(one["filename"]) for one in getattr(found, "cache_files", None) or ()]
-    now = cached_print(str(getattr(found, "_fingerprint", "")), files)
+    now = hub_fingerprint(str(getattr(found, "_fingerprint", "")), files)
     home = f"{dataset.path}/{split}"
     groups = [(whole.num_rows, whole.column)]
     return ParquetTable(whole.schema, groups, [now], Path(dataset.path), [home], files, [whole.schema], remarks)
 
 
-def cached_print(known: str, files: Sequence[Path]) -> str:
+def hub_fingerprint(known: str, files: Sequence[Path]) -> str:
     """The print of a dataset of the hub: its fingerprint, and the files of the cache that hold it."""
     return join_parts(known, digest([file_fingerprint(path) for path in files]))
 
@@ -205,7 +205,7 @@ _LABELS = ("label", "fine_label", "labels", "cls", "target", "class")
 
 
 @dataclass
-class ParquetColumn:
+class TableSource:
     """Image cells of several tables; of a parquet file, the row group read last is held.
 
     groups  per group: rows, and a function that reads its cells
@@ -276,14 +276,14 @@ class ParquetColumn:
 
 
 @dataclass
-class Cached(ParquetColumn):
+class HubTableSource(TableSource):
     """Image cells of a dataset of the hub, whose library says which files hold them, not which of them holds which."""
 
     listed_fingerprint: str = ""
 
     def tree_fingerprint(self) -> str:
         """The print of all its files."""
-        return cached_print(portable_part(self.listed_fingerprint), self.files)
+        return hub_fingerprint(portable_part(self.listed_fingerprint), self.files)
 
     def _print(self, index: int) -> str:
         return member_fingerprint(self.listed_fingerprint, index)
@@ -305,9 +305,9 @@ def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
         image, label = _columns(dataset, table, labelled)
         groups = [(rows, _reader(read, image)) for rows, read in table.groups]
         column = (
-            ParquetColumn(groups, table.homes, table.files)
+            TableSource(groups, table.homes, table.files)
             if place.exists()
-            else Cached(groups, table.homes, table.files, listed_fingerprint=table.prints[0])
+            else HubTableSource(groups, table.homes, table.files, listed_fingerprint=table.prints[0])
         )
         labels, classes, remarks = _labels(dataset, table, label) if labelled and label else (None, (), ())
     except (OSError, OverflowError, pa.ArrowException) as error:
@@ -390,7 +390,7 @@ def _labels(
         if set(own) != set(classes) or len(own) != len(classes):
             raise UserError(
                 f"dataset '{dataset.name}': {Path(home).parent} names other classes than the first file of "
-                f"{table.place}: {some(sorted(set(own) ^ set(classes))) or 'some twice'}"
+                f"{table.place}: {first_few(sorted(set(own) ^ set(classes))) or 'some twice'}"
             )
         if own != classes:
             class_keys(dataset, values, Path(home).parent, own)
@@ -399,7 +399,9 @@ def _labels(
             moved.append(Path(home).parent.name)
         parts.append(values)
     files = list(dict.fromkeys(moved))
-    message = f"class names stand in another order than in the first file in {some(files)}: labels are matched by name"
+    message = (
+        f"class names stand in another order than in the first file in {first_few(files)}: labels are matched by name"
+    )
     remarks = (Remark("class-order", message, len(files), tuple(files[:10])),) if files else ()
     return np.concatenate(parts) if parts else np.zeros(0, np.int64), classes, remarks
 
