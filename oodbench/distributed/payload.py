@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import oodbench
 from oodbench.data import catalog as catalogue
 from oodbench.data.catalog import Dataset
 from oodbench.data.catalog import dataset as declared
@@ -160,7 +159,7 @@ class WorkerPayload:
 
 def code() -> Code:
     """The code of this process."""
-    here = Path(oodbench.__file__).parent
+    here = Path(__file__).parents[1]
     files = [path for path in here.rglob("*.py") if not path.relative_to(here).as_posix().startswith(_DRIVERS)]
     whole = hashlib.sha256()
     for path in sorted(files):

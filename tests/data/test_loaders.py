@@ -303,7 +303,7 @@ def test_cifar_as_torchvision_lays_it_out(shared: Path, tmp_path: Path, monkeypa
         ("list:dashes.txt", r"no .*b\.png --5"),
         ("list:nul.txt", "line 1: .* is no path"),
         ("list:gone.txt", r"holds no images|gone\.png"),
-        ("list:partly.txt", r"gone\.png is not there \(1 of 2 images"),
+        ("list:partly.txt", r"gone\.png does not exist \(1 of 2 images"),
         ("tar:none.tar", "was not found at .*none.tar"),
         ("tar:none-*.tar", "no file matches"),
         ("tar:a{1.tar", "braces do not match"),
@@ -373,7 +373,7 @@ def test_a_list_is_the_protocol_s_or_refused(shared: Path, tmp_path: Path) -> No
     place.parent.mkdir(parents=True)
     shutil.copytree(shared / "data/dtd", tmp_path / "dtd")
     with pytest.raises(
-        Missing, match="dataset 'textures-5160': its image list .* is not there\n  Put DTD at dtd/images"
+        Missing, match="dataset 'textures-5160': its image list .* does not exist\n  Put DTD at dtd/images"
     ):
         listed("textures-5160", data=tmp_path)
     raw = gzip.decompress((shared / "data/lists/openood/test_textures.txt.gz").read_bytes())

@@ -309,13 +309,13 @@ def test_a_shard_of_captions_that_changes_before_it_is_fetched_is_refused(
 
     pack(10)
     url, store = f"file://{tmp_path}/a.tar", Store(tmp_path / "store")
-    (part,) = shards.read_all(url, store)
+    (part,) = shards.read_shards(url, store)
     pack(10)
-    (again,) = shards.read_all(url, store)
+    (again,) = shards.read_shards(url, store)
     assert again.listing.stamp != part.listing.stamp
     monkeypatch.setattr(shards, "fetch", fetch)
     with pytest.raises(UserError, match=r"a\.tar changed after they were listed; run again"):
-        list(shards.read_all(url, Store(tmp_path / "another")))
+        list(shards.read_shards(url, Store(tmp_path / "another")))
 
 
 def test_inodes_count_only_where_a_file_system_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

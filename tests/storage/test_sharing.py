@@ -105,7 +105,7 @@ def test_bad_urls_are_told_before_anything_starts(tmp_path: Path, cli: Cli) -> N
     for url, said in (("s3", "is no URL"), ("nowhere://bucket/x", "Protocol not known: nowhere")):
         with pytest.raises(UserError, match=said):
             open_store(tmp_path, url)
-    done = cli("run", "--shared", "nowhere://x", "--store", tmp_path / "s", "--out", tmp_path / "o")
+    done = cli("run", "--shared", "nowhere://x", "--store", tmp_path / "s", "--results", tmp_path / "o")
     assert done.returncode == 2 and "nowhere://x cannot be opened" in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "s").exists()
 
@@ -157,10 +157,10 @@ def test_a_store_that_may_only_be_read_is_shared_all_the_same(
 
 
 def test_passwords_and_signatures_are_not_shown(tmp_path: Path, cli: Cli, caplog: pytest.LogCaptureFixture) -> None:
-    done = cli("run", "--shared", "nowhere://me:s3cret@host/x", "--store", tmp_path / "s", "--out", tmp_path / "o")
+    done = cli("run", "--shared", "nowhere://me:s3cret@host/x", "--store", tmp_path / "s", "--results", tmp_path / "o")
     assert done.returncode == 2 and "nowhere://host/x" in done.stderr and "s3cret" not in done.stderr
     for text in ("https://me:s3cret@host/x.tar", "https://host/x.tar?X-Amz-Signature=s3cret"):
-        done = cli("run", "--ood", f"tar:{text}", "--store", tmp_path / "s", "--out", tmp_path / "o")
+        done = cli("run", "--ood", f"tar:{text}", "--store", tmp_path / "s", "--results", tmp_path / "o")
         assert done.returncode == 2 and "leave out password and signature" in done.stderr
         assert "s3cret" not in done.stderr and "https://host/x.tar" in done.stderr
     with pytest.raises(UserError, match=r"github://x cannot be opened: "):
@@ -254,9 +254,9 @@ RUN = ("run", "--methods", "msp,react", "--limit", "60", "--tracking-uri", "none
 
 @pytest.mark.slow
 def test_a_second_machine_computes_nothing(bucket: str, cli: Cli, tmp_path: Path) -> None:
-    one = cli(*RUN, "--shared", bucket, "--store", tmp_path / "one", "--out", tmp_path / "a")
+    one = cli(*RUN, "--shared", bucket, "--store", tmp_path / "one", "--results", tmp_path / "a")
     assert one.returncode == 0, one.stderr
-    other = (*RUN, "--store", tmp_path / "other", "--out", tmp_path / "b")
+    other = (*RUN, "--store", tmp_path / "other", "--results", tmp_path / "b")
     plan = cli(*other, "--shared", bucket, "--dry-run")
     assert "0 images to encode" in plan.stdout, plan.stdout + plan.stderr
     done = cli(*other, OODBENCH_SHARED=bucket)
@@ -264,7 +264,7 @@ def test_a_second_machine_computes_nothing(bucket: str, cli: Cli, tmp_path: Path
     assert {row.digest for _, row in rows(tmp_path / "a")} == {row.digest for _, row in rows(tmp_path / "b")}
     kinds = {path.relative_to(tmp_path / "other").parts[0] for path in (tmp_path / "other").rglob("entry.json")}
     assert "scores" in kinds and "embeddings" not in kinds  # only what was needed was fetched
-    gone = cli(*RUN, "--shared", "s3://elsewhere/x", "--store", tmp_path / "c", "--out", tmp_path / "c")
+    gone = cli(*RUN, "--shared", "s3://elsewhere/x", "--store", tmp_path / "c", "--results", tmp_path / "c")
     assert gone.returncode == 2 and "the shared store s3://elsewhere/x" in gone.stderr, gone.stderr
     assert "Traceback" not in gone.stderr
 
@@ -290,11 +290,13 @@ def test_nodes_without_a_common_folder_share_the_bucket(bucket: str, tmp_path: P
         assert cluster.stdout
         address = cluster.stdout.readline().strip()
         options = ("--shared", bucket, "--ray", address, "--device", "cpu", "--store", tmp_path / "driver")
-        done = cli(*RUN, *options, "--out", tmp_path / "there", RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
+        done = cli(
+            *RUN, *options, "--results", tmp_path / "there", RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0"
+        )
         assert done.returncode == 0, done.stderr
     finally:
         cluster.communicate(timeout=60)
-    here = cli(*RUN, "--store", tmp_path / "here-store", "--out", tmp_path / "here", "--device", "cpu")
+    here = cli(*RUN, "--store", tmp_path / "here-store", "--results", tmp_path / "here", "--device", "cpu")
     assert here.returncode == 0
     found, plain = ({row.label: row.digest for _, row in rows(tmp_path / out)} for out in ("there", "here"))
     assert found == plain and set(found) == {"msp", "react"}
@@ -321,11 +323,11 @@ def test_images_are_read_from_shards_in_a_bucket(bucket: str, tmp_path: Path, cl
     subprocess.run([sys.executable, "-c", put, *map(str, sorted(tmp_path.glob("*.tar")))], check=True, timeout=120)
     command = ("run", "--methods", "mcm", "--id", f"folder:{tmp_path}/id", "--encoder", "glyphs")
     options = ("--tracking-uri", "none", "--store", tmp_path / "s")
-    done = cli(*command, "--ood", "tar:s3://oodbench/data/x-{0..1}.tar", *options, "--out", tmp_path / "a")
+    done = cli(*command, "--ood", "tar:s3://oodbench/data/x-{0..1}.tar", *options, "--results", tmp_path / "a")
     assert done.returncode == 0, done.stderr
-    plain = cli(*command, "--ood", f"folder:{tmp_path}/ood", *options, "--out", tmp_path / "b")
+    plain = cli(*command, "--ood", f"folder:{tmp_path}/ood", *options, "--results", tmp_path / "b")
     assert plain.returncode == 0, plain.stderr
     there, here = (next(row for _, row in rows(tmp_path / out)).ood[0] for out in ("a", "b"))
     assert (there.n, there.auroc, there.fpr95) == (16, here.auroc, here.fpr95)
-    lost = cli(*command, "--ood", "tar:s3://oodbench/data/none.tar", *options, "--out", tmp_path / "c")
+    lost = cli(*command, "--ood", "tar:s3://oodbench/data/none.tar", *options, "--results", tmp_path / "c")
     assert lost.returncode == 2 and "cannot fetch s3://oodbench/data/none.tar: it does not exist" in lost.stderr

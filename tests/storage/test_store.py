@@ -444,7 +444,7 @@ def test_a_store_that_may_only_be_read_serves_what_is_in_it(monkeypatch: pytest.
     from oodbench.cli import main
 
     store = default_root()
-    options = ["run", "--limit", "5", "--out", str(tmp_path / "out"), "--tracking-uri", "none", "--methods"]
+    options = ["run", "--limit", "5", "--results", str(tmp_path / "out"), "--tracking-uri", "none", "--methods"]
     first = CliRunner().invoke(main, [*options, "mcm"])
     assert first.exit_code == 0, first.output
     writable = oodbench.pipeline.request.writable

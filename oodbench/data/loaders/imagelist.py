@@ -75,9 +75,10 @@ def declared_list(dataset: Dataset, data: Path) -> ImageList:
         raise Missing(f"dataset '{dataset.name}': its image list {data / dataset.list} does not exist{hint}")
     image_list = read_list(path)
     if dataset.digest not in (UNKNOWN, image_list.digest):
+        found = f"{len(image_list.names)} lines, sha256 {image_list.digest[:12]}"
         raise UserError(
-            f"dataset '{dataset.name}': {path} ({len(image_list.names)} lines, sha256 {image_list.digest[:12]}) is not the "
-            f"list of the protocol (sha256 {dataset.digest[:12]}); fetch it again"
+            f"dataset '{dataset.name}': {path} ({found}) is not the list of the protocol "
+            f"(sha256 {dataset.digest[:12]}); fetch it again"
             + ("" if dataset.within else f", or run on it as list:{path}@{dataset.folder(data)}")
         )
     return image_list
@@ -115,8 +116,8 @@ def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
     if absent and dataset.count is None:
         raise UserError(
             f"dataset '{dataset.name}': {folder / absent[0]} does not exist ({len(absent)} of {len(fingerprints)} "
-            f"images that {image_list.path} names); complete it, or name the folder that its paths start from: list:FILE@ROOT"
-            f"{_format_hint(absent[0])}"
+            f"images that {image_list.path} names); complete it, or name the folder that its paths start from: "
+            f"list:FILE@ROOT{_format_hint(absent[0])}"
         )
     labels = image_list.labels[present]
     if labelled and (labels < 0).any():

@@ -20,9 +20,8 @@ from oodbench.data.load import LoadOptions, class_names, load_images
 from oodbench.data.loaders.tar import expand_pattern as expand_pattern
 from oodbench.errors import UserError, is_url, redact_url
 from oodbench.metrics import detection as metrics
-from oodbench.report.figures.figure import Picture, stem
+from oodbench.report.figures.figure import Entrant, Picture, Subject, stem
 from oodbench.report.figures.style import GREY, SIZE, WRONG, FigureLayout, fitted, house, pages, put, sheet
-from oodbench.report.figures.subject import Entrant, Subject
 from oodbench.results import IdRow, Result, SetRow
 from oodbench.storage.files import expand
 from oodbench.storage.remote import cached_path
