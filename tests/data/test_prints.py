@@ -256,7 +256,7 @@ def test_a_dataset_of_the_hub_is_told_by_the_files_of_its_cache(
     assert after.digest == before.digest and after.stamp != before.stamp and len(decoded(after)) == N
 
 
-def test_a_cached_path_a_url_that_is_replaced_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_of_a_url_that_is_replaced_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from oodbench.storage.remote import cached_path
 
     monkeypatch.setenv("OODBENCH_STORE", str(tmp_path / "store"))
