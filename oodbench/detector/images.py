@@ -15,7 +15,7 @@ from oodbench.data import load, prompts
 from oodbench.data.catalog import Dataset
 from oodbench.data.decode import describe_error
 from oodbench.data.imageset import ImageFiles, ImageSet
-from oodbench.data.loaders.layout import same_prompts
+from oodbench.data.loaders.layout import same_prompt_remarks
 from oodbench.data.paths import data_root
 from oodbench.data.prompts import TextList
 from oodbench.errors import UserError
@@ -76,7 +76,7 @@ def listed(images: Any, store: Store, data: Path | None = None) -> ImageSet:
 def notes(classes: TextList, *images: ImageSet) -> list[str]:
     """What may mislead about class names that were given and about images, one sentence each, as a run tells it."""
     own = classes.name not in prompts.names("classes")
-    told = [one.message for one in same_prompts(classes.lines)] if own else []
+    told = [one.message for one in same_prompt_remarks(classes.lines)] if own else []
     return list(dict.fromkeys([*told, *(note for one in images for note in load.notes(one))]))
 
 
