@@ -23,6 +23,7 @@ from oodbench.detector.threshold import threshold
 from oodbench.encoder.card import EMBEDDED, parse_encoder
 from oodbench.encoder.resolve import Resolved, resolve
 from oodbench.errors import InvalidParameter, UserError
+from oodbench.method import registry
 from oodbench.method.parameters import written
 from oodbench.pipeline import assign_weights as assignment
 from oodbench.pipeline import extract
@@ -60,11 +61,12 @@ class Scored:
 def job_of(request: RunRequest, store: DetectorStore) -> tuple[Job, Resolved]:
     """The one method of a request with its weights, and its encoder. UserError as a run raises it."""
     check_options(request)
-    jobs = make_jobs(request)
+    known = registry.methods(request.plugins)
+    jobs = make_jobs(request, known)
     if len(jobs.jobs) != 1 or request.methods.strip() == "all":
         raise UserError(f"a detector is one method, not {request.methods}; name one, such as mcm or clipn[rule=ctw]")
     spec = parse_encoder(request.encoder or EMBEDDED)
-    files = assignment.given(request)
+    files = assignment.weights_files(request, known)
     jobs = assignment.check(jobs, request, files, spec)
     encoder = resolve(spec, request.resize, store)
     (job,) = assignment.attach(jobs, files, encoder, spec, store).jobs

@@ -134,8 +134,8 @@ def _cut(visual: Any) -> tuple[str, nn.Module]:
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A frozen linear map of its own copies."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device=weight.device, dtype=weight.dtype)
+    """Return a frozen linear map with copies of a weight and a bias."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")  # draws no random weights
     layer.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format), requires_grad=False)
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)

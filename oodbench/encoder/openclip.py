@@ -26,7 +26,7 @@ from oodbench.errors import UserError
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-_ALONE = threading.Lock()  # methods score in several threads, and the context is cut in the model itself
+_TEXT_LOCK = threading.Lock()  # methods score in several threads, and text() shortens the context of the model itself
 
 
 class OpenClip:
@@ -39,13 +39,15 @@ class OpenClip:
             disable_tf32()
         self.scale, self.size = resolved.card.scale, resolved.card.size
         self._dtype = PRECISIONS[precision]
-        model = build.model(resolved.card, torch.device("cpu"))
+        with torch.random.fork_rng(devices=[]):  # random weights: methods must draw the same if no encoder is loaded
+            model = build.model(resolved.card, torch.device("cpu"))
         state = checkpoint.weights(resolved.card.name, resolved.path, resolved.card.weights)
         model.load_state_dict(checkpoint.fit(model, state, f"checkpoint {resolved.path}"), strict=True)
         model.to(self.device)
         model.visual.to(memory_format=torch.channels_last)  # ResNets are quicker by a fifth, in bf16 by half
         self._tower = Tower(model.visual)
         self._model = model
+        self._casting, self._casting_lock = 0, threading.Lock()
         self._tokenizer = functools.cache(lambda: build.tokenizer(resolved.card, resolved.tokenizer))
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(resolved.card.mean, device=self.device).view(shape)
@@ -76,12 +78,18 @@ class OpenClip:
         if self._dtype == torch.float32 or torch.is_grad_enabled():
             yield
             return
-        self._model.requires_grad_(True)
+        self._count_casting(1)
         try:
             with self._autocast():
                 yield
         finally:
-            self._model.requires_grad_(False)
+            self._count_casting(-1)
+
+    def _count_casting(self, change: int) -> None:
+        """Let the weights require gradients while at least one thread is in casting_once()."""
+        with self._casting_lock:
+            self._casting += change
+            self._model.requires_grad_(self._casting > 0)
 
     def _normalised(self, images: Tensor) -> Tensor:
         normalised = (images.to(self.device) - self._mean) / self.std
@@ -107,7 +115,7 @@ class OpenClip:
         with self.casting_once():
             for start in range(0, len(prompts), 256):
                 tokens = self.tokenize(prompts[start : start + 256])
-                with _ALONE, self._autocast(), _shortened(self._model, tokens) as length:
+                with _TEXT_LOCK, self._autocast(), _shortened(self._model, tokens) as length:
                     parts.append(self._model.encode_text(tokens[:, :length], normalize=False).float())
         return torch.cat(parts)
 
@@ -137,6 +145,37 @@ class OpenClip:
         if not isinstance(tokenizer, open_clip.SimpleTokenizer):
             return []
         return [prompt for prompt in prompts if len(tokenizer.encode(prompt)) + 2 > tokenizer.context_length]
+
+
+class _EncoderCache:
+    """The encoder that was loaded last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._key: tuple[Resolved, str, str] | None = None
+        self._encoder: OpenClip | None = None
+
+    def load(self, resolved: Resolved, device: str, precision: str) -> OpenClip:
+        """Return the encoder of the last call if it is the same one, else load it and keep it instead."""
+        key = (resolved, device, precision)
+        with self._lock:
+            if self._encoder is None or self._key != key:
+                self._key = self._encoder = None  # frees its memory before the next one is loaded
+                self._encoder = OpenClip(resolved, device, precision)
+                self._key = key
+            return self._encoder
+
+
+_CACHE = _EncoderCache()
+
+
+def load_encoder(resolved: Resolved, device: str, precision: str) -> OpenClip:
+    """Return a loaded encoder. Everything in this process that asks for the encoder of the last call shares it.
+
+    The process keeps at most one encoder, the last one asked for. It is never stale: `resolved` holds the sha256 of its
+    weights, so that a file that changed is another encoder.
+    """
+    return _CACHE.load(resolved, device, precision)
 
 
 def disable_tf32() -> None:

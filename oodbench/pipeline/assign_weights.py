@@ -13,6 +13,7 @@ from oodbench.encoder.card import EMBEDDED, EncoderCard, EncoderSpec
 from oodbench.encoder.resolve import Resolved
 from oodbench.errors import UserError, did_you_mean, raise_all
 from oodbench.method import registry
+from oodbench.method.introspection import MethodInfo
 from oodbench.pipeline.jobs import Job, Jobs, files_of
 from oodbench.pipeline.request import RunRequest
 from oodbench.pipeline.weights import SHIPPED, WeightsFile, examine, in_float32, read
@@ -53,7 +54,7 @@ def write(file: WeightsFile, path: Path, encoder: str, plugins: Sequence[Path] =
     import torch
 
     from oodbench.encoder.card import parse_encoder
-    from oodbench.encoder.openclip import OpenClip
+    from oodbench.encoder.openclip import load_encoder
     from oodbench.encoder.resolve import frozen, resolve
     from oodbench.method import TrainedMethod, Weights
 
@@ -69,7 +70,7 @@ def write(file: WeightsFile, path: Path, encoder: str, plugins: Sequence[Path] =
     tensors = read(file.path)
     try:
         if any(name.endswith(".rows") for name in tensors):  # packed: the rest is the encoder's
-            model = OpenClip(resolved, "cpu", "fp32")
+            model = load_encoder(resolved, "cpu", "fp32")
             tensors = dict(Weights(tensors, file.recipe).load(method.module(model)).state_dict())
         state = method.release(tensors, frozen(resolved))
     except ValueError as error:
@@ -81,13 +82,12 @@ def write(file: WeightsFile, path: Path, encoder: str, plugins: Sequence[Path] =
         raise UserError(f"{path} cannot be written: {error}") from error
 
 
-def given(request: RunRequest) -> dict[str, Path]:
-    """--weights METHOD=FILE, by method. UserError for what is not of this form and for files that are not there."""
+def weights_files(request: RunRequest, known: Mapping[str, MethodInfo]) -> dict[str, Path]:
+    """Return the file of every `--weights METHOD=FILE` by method. Raise UserError for bad ones and missing files."""
     if not request.weights:
         return {}
     found: dict[str, Path] = {}
     problems = []
-    known = registry.methods(request.plugins)
     for text in request.weights:
         name, equals, file = text.partition("=")
         path = expand(file)

@@ -118,9 +118,12 @@ class Jobs:
     skipped_methods: tuple[tuple[str, str], ...] = ()
 
 
-def make_jobs(request: RunRequest) -> Jobs:
-    """Every method of the request, once per variant. Raises UserError with all that is wrong."""
-    known = registry.methods(request.plugins)
+def make_jobs(request: RunRequest, known: Mapping[str, MethodInfo] | None = None) -> Jobs:
+    """Return a job for every method of the request and every variant of it. Raise UserError with all problems.
+
+    `known` are the methods by name, which are looked up if they are not given.
+    """
+    known = registry.methods(request.plugins) if known is None else known
     everything = request.methods.strip() == "all"
     choices = [Choice(name, {}) for name in known] if everything else parse_choices(request.methods)
     problems: list[str] = []

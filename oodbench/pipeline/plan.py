@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 
 from oodbench.data import catalog as catalogue
 from oodbench.data import overlap as sets
@@ -19,6 +20,8 @@ from oodbench.data.prompts import TextList
 from oodbench.encoder.card import EMBEDDED, EncoderCard, parse_encoder
 from oodbench.encoder.resolve import Resolved, resolve
 from oodbench.errors import Missing, ProblemList, UserError, raise_all
+from oodbench.method import registry
+from oodbench.method.introspection import MethodInfo
 from oodbench.pipeline import assign_weights as assignment
 from oodbench.pipeline.extract import EmbeddingConfig, ExtractionJob
 from oodbench.pipeline.jobs import Job, Jobs, make_jobs
@@ -28,6 +31,8 @@ from oodbench.storage.shared import opened
 from oodbench.storage.store import Store
 
 log = logging.getLogger(__name__)
+
+FindMethods = Callable[[tuple[Path, ...]], Mapping[str, MethodInfo]]
 
 
 @dataclass(frozen=True)
@@ -83,19 +88,29 @@ class Plan:
         return [self.id, *(s.listing for s in self.ood)]
 
 
-def make_plan(request: RunRequest) -> Plan:
-    """Check a request and plan it. Raises UserError with every problem that was found."""
+def make_plans(requests: Sequence[RunRequest]) -> list[Plan]:
+    """Plan several requests; the files of the methods are read once. Raise UserError with the problems of the first."""
+    methods = functools.cache(registry.methods)
+    return [make_plan(request, methods) for request in requests]
+
+
+def make_plan(request: RunRequest, methods: FindMethods = registry.methods) -> Plan:
+    """Check a request and return the plan of its run. Raise UserError with every problem that was found.
+
+    `methods` returns all methods by name; it is called once.
+    """
     request = dataclasses.replace(request, out=expand(request.out))
     store = opened(request.store, request.shared)
     collected = ProblemList()
     attempt = collected.attempt
     attempt(check_options, request)
-    jobs = attempt(make_jobs, request)
+    known = attempt(methods, request.plugins)
+    jobs = attempt(make_jobs, request, known) if known is not None else None
     benchmark = attempt(catalogue.benchmark, request.id, request.ood)
     files = None
     spec = attempt(parse_encoder, request.encoder or (benchmark.encoder if benchmark else "") or EMBEDDED)
-    if jobs and spec:
-        files = attempt(assignment.given, request)
+    if known is not None and jobs and spec:
+        files = attempt(assignment.weights_files, request, known)
         jobs = attempt(assignment.check, jobs, request, files, spec) if files is not None else None
     id_set = classes = calibration = None
     ood: list[OodSet] = []
@@ -114,7 +129,7 @@ def make_plan(request: RunRequest) -> Plan:
         id_dataset, *ood_datasets = (
             d if d.loader != "glyphs" or d.classes or not collected.problems else None for d in all_sets
         )
-        id_set = attempt(partial(load_images, labelled=True), id_dataset, options) if id_dataset else None
+        id_set = attempt(functools.partial(load_images, labelled=True), id_dataset, options) if id_dataset else None
         classes = attempt(class_names, id_set) if id_set else None
         for dataset, (_, group) in zip(ood_datasets, benchmark.sets(), strict=True):
             try:

@@ -50,10 +50,10 @@ def encoder_loader(plan: Plan, device: str) -> Callable[[], OpenClip]:
 
     @functools.cache
     def load() -> OpenClip:
-        from oodbench.encoder.openclip import OpenClip
+        from oodbench.encoder.openclip import load_encoder
 
         log.info("loading %s on %s", plan.card.name, device)
-        return OpenClip(plan.encoder, device, plan.request.precision)
+        return load_encoder(plan.encoder, device, plan.request.precision)
 
     return load
 

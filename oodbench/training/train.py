@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from oodbench.encoder.openclip import OpenClip
+from oodbench.encoder.openclip import load_encoder
 from oodbench.errors import Diverged, UserError
 from oodbench.pipeline import weights
 from oodbench.pipeline.extract import EmbeddingConfig
@@ -210,7 +210,7 @@ def _train(plan: TrainPlan, world: ProcessGroup, watch: TrainWatch) -> TrainOutc
         state.check(plan.identity())
     if plan.optimiser.batch % world.size:
         raise UserError(f"a batch of {plan.optimiser.batch} cannot be shared evenly among {world.size} processes")
-    load = functools.cache(lambda: OpenClip(plan.encoder, world.device, request.compute))
+    load = functools.cache(lambda: load_encoder(plan.encoder, world.device, request.compute))
     how = EmbeddingConfig(plan.encoder.card.identity, request.compute, BATCH)
     if request.restart or not state.newest():
         try_out(plan, load)
