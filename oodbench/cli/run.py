@@ -174,7 +174,7 @@ def run(
     from oodbench.report.reference import deviation
 
     tracker = session.tracker_of(options["out"], tracking_uri)
-    requests = jobs.requests(request_from(id=id_, **options), encoder, seed)
+    requests = jobs.expand_requests(request_from(id=id_, **options), encoder, seed)
     plans = make_plans(requests)
     for told in dict.fromkeys(told for plan in plans for told in (*plan.card.notes, *plan.notes)):
         note(f"note: {told}")

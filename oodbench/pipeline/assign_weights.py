@@ -14,7 +14,7 @@ from oodbench.encoder.resolve import Resolved
 from oodbench.errors import UserError, did_you_mean, raise_all
 from oodbench.method import registry
 from oodbench.method.introspection import MethodInfo
-from oodbench.pipeline.jobs import Job, Jobs, files_of
+from oodbench.pipeline.jobs import Job, Jobs, file_digests
 from oodbench.pipeline.request import RunRequest
 from oodbench.pipeline.weights import SHIPPED, WeightsFile, examine, in_float32, read
 from oodbench.storage.files import atomic_write, expand
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from oodbench.method import TrainedMethod, Weights
 
 
-def translated(job: Job, file: WeightsFile, encoder: Resolved, store: Store) -> Mapping[str, Any]:
+def translated_weights(job: Job, file: WeightsFile, encoder: Resolved, store: Store) -> Mapping[str, Any]:
     """Arrays of a release under our names, translated by the method once; UserError says why it does not fit."""
     inputs = {
         "file": file.digest,
@@ -49,7 +49,7 @@ def translated(job: Job, file: WeightsFile, encoder: Resolved, store: Store) -> 
     return {name: entry.array(name) for name in entry.names}
 
 
-def write(file: WeightsFile, path: Path, encoder: str, plugins: Sequence[Path] = ()) -> None:
+def write_release(file: WeightsFile, path: Path, encoder: str, plugins: Sequence[Path] = ()) -> None:
     """Write our weights as the method's released code saves them. UserError when they are not ours, or it has none."""
     import torch
 
@@ -105,7 +105,7 @@ def weights_files(request: RunRequest, known: Mapping[str, MethodInfo]) -> dict[
     return found
 
 
-def check(jobs: Jobs, request: RunRequest, files: Mapping[str, Path], spec: EncoderSpec) -> Jobs:
+def select_jobs(jobs: Jobs, request: RunRequest, files: Mapping[str, Path], spec: EncoderSpec) -> Jobs:
     """The jobs that have weights, or need none. One without is an error if named, and left out of `all`."""
     lacking = {job.label: job for job in jobs.jobs if "WEIGHTS" in job.info.needs and not _file(job, files, spec)}
     reasons = [(label, _lacks(job.info.name, spec)) for label, job in lacking.items()]
@@ -114,7 +114,7 @@ def check(jobs: Jobs, request: RunRequest, files: Mapping[str, Path], spec: Enco
     return Jobs(tuple(job for job in jobs.jobs if job.label not in lacking), (*jobs.skipped_methods, *reasons))
 
 
-def attach(
+def attach_weights(
     jobs: Jobs, files: Mapping[str, Path], encoder: Resolved, spec: EncoderSpec, store: Store, *, strict: bool = False
 ) -> Jobs:
     """The jobs with their weights, checked against encoder and hyper-parameters. `strict`: see weights.examine."""
@@ -129,7 +129,7 @@ def attach(
             file = examine(path, store, strict)
             fitted = _adopted(job, file, encoder.card)
             if not file.recipe:
-                translated(fitted, file, encoder, store)
+                translated_weights(fitted, file, encoder, store)
             out.append(dataclasses.replace(fitted, weights=file))
         except UserError as error:
             problems.append(f"{job.label}: {error}")
@@ -139,7 +139,7 @@ def attach(
     return Jobs(tuple(out), jobs.skipped_methods)
 
 
-def load(job: Job, encoder: Resolved, store: Store, device: str) -> Weights:
+def load_weights(job: Job, encoder: Resolved, store: Store, device: str) -> Weights:
     """The tensors of a job's weights, in float32 on the device."""
     import numpy as np
     import torch
@@ -152,12 +152,12 @@ def load(job: Job, encoder: Resolved, store: Store, device: str) -> Weights:
         file.check()
         tensors = read(file.path)
     else:
-        arrays = translated(job, file, encoder, store)
+        arrays = translated_weights(job, file, encoder, store)
         tensors = in_float32({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
     return Weights({name: tensor.to(device) for name, tensor in tensors.items()}, file.recipe)
 
 
-def kept_inputs(job: Job, classes: str, depends: Mapping[str, Any]) -> dict[str, Any]:
+def cache_inputs(job: Job, classes: str, depends: Mapping[str, Any]) -> dict[str, Any]:
     """What an array depends on that a method keeps (Task.keep): of its job, and of what it names itself."""
     sets = {name: templates(v).digest for name, v in depends.items() if name.endswith("templates")}
     return {
@@ -166,7 +166,7 @@ def kept_inputs(job: Job, classes: str, depends: Mapping[str, Any]) -> dict[str,
         "weights": job.weights.digest if job.weights else None,
         "files": job.files,
         "classes": classes,
-        "depends": digest({**depends, **sets, "files": files_of(depends)}),
+        "depends": digest({**depends, **sets, "files": file_digests(depends)}),
     }
 
 

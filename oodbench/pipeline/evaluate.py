@@ -24,13 +24,13 @@ from oodbench.storage.store import Entry
 DIGITS = 9  # of the intervals as stored: the bootstrap's own noise is in the fourth
 
 
-def settings_of(plan: Plan) -> Settings:
+def metric_settings(plan: Plan) -> Settings:
     return Settings(plan.request.at95, plan.request.aupr, plan.request.bootstrap)
 
 
-def with_intervals(plan: Plan, result: Result, job: Job, entries: Mapping[str, Entry]) -> Result:
+def add_intervals(plan: Plan, result: Result, job: Job, entries: Mapping[str, Entry]) -> Result:
     """The row with intervals for every set and mean; scores that were seen before are not resampled again."""
-    settings = settings_of(plan)
+    settings = metric_settings(plan)
     found = _stored(plan, settings, job, entries)
     sets = tuple(dataclasses.replace(one, intervals=found.sets[one.dataset]) for one in result.ood)
     about = {"level": settings.level, "replicates": settings.replicates, "seed": settings.seed, **methods(settings)}
@@ -92,7 +92,7 @@ def evaluate(plan: Plan, job: Job, entries: Mapping[str, Entry]) -> Result:
         seconds={k: round(v, 6) for k, v in seconds.items()},
         warnings=_warnings(plan, entries),
     )
-    return with_intervals(plan, result, job, entries)
+    return add_intervals(plan, result, job, entries)
 
 
 def _warnings(plan: Plan, entries: Mapping[str, Entry]) -> tuple[str, ...]:

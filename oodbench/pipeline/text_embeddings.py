@@ -25,7 +25,7 @@ ENGINE = 1  # raise when encoding gives other numbers than before
 PART = 8192  # prompts in one entry of a word bank
 
 
-def text_bank(plan: Plan, templates: str, encoder: Callable[[], OpenClip]) -> npt.NDArray[np.float32]:
+def class_embeddings(plan: Plan, templates: str, encoder: Callable[[], OpenClip]) -> npt.NDArray[np.float32]:
     """Unit class vectors [k d] under a prompt set: encoded once per encoder, prompts and class names."""
     lines = prompts.templates(templates)
     if not _planned(plan, templates) <= {lines.digest}:  # scores would be stored under the digest of other prompts
@@ -72,15 +72,15 @@ def _planned(plan: Plan, templates: str) -> set[str]:
     return found
 
 
-def word_bank(plan: Plan, words: tuple[str, ...], encoder: Callable[[], OpenClip]) -> npt.NDArray[np.float32]:
+def prompt_embeddings(plan: Plan, words: tuple[str, ...], encoder: Callable[[], OpenClip]) -> npt.NDArray[np.float32]:
     """Unit vectors [n d] of any prompts, however many: kept in parts, so that a killed run goes on where it stopped."""
     empty = np.zeros((0, plan.card.embed_dim), np.float32)
-    kept = WordParts(plan.card.identity, plan.request.precision, plan.store)
+    kept = PromptEmbeddings(plan.card.identity, plan.request.precision, plan.store)
     return np.concatenate([empty, *(entry.array("words") for entry in kept.entries(words, encoder))])
 
 
 @dataclass(frozen=True)
-class WordParts:
+class PromptEmbeddings:
     """Where vectors of prompts are kept: `encoder` is the identity of its card."""
 
     encoder: str

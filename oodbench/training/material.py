@@ -14,7 +14,7 @@ import numpy.typing as npt
 from oodbench.data.decode import DecodeConfig
 from oodbench.errors import UserError
 from oodbench.pipeline.extract import EmbeddingConfig, ExtractionJob, extract
-from oodbench.pipeline.text_embeddings import WordParts
+from oodbench.pipeline.text_embeddings import PromptEmbeddings
 from oodbench.storage.store import Entry, Store, digest
 from oodbench.training import corpus
 from oodbench.training.corpus import Part
@@ -120,7 +120,7 @@ def gather(
     return material
 
 
-def add_texts(material: TrainingData, parts: WordParts, load: Encoders, tell: Tell) -> None:
+def add_texts(material: TrainingData, parts: PromptEmbeddings, load: Encoders, tell: Tell) -> None:
     """Embed the distinct captions into the store."""
     number: dict[str, int] = {}
     material.text = np.array([number.setdefault(one, len(number)) for one in material.captions], np.int64)

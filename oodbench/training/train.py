@@ -19,7 +19,7 @@ from oodbench.encoder.openclip import load_encoder
 from oodbench.errors import Diverged, UserError
 from oodbench.pipeline import weights
 from oodbench.pipeline.extract import EmbeddingConfig
-from oodbench.pipeline.text_embeddings import WordParts
+from oodbench.pipeline.text_embeddings import PromptEmbeddings
 from oodbench.results import commit, versions
 from oodbench.training.batches import Crops, PairBatches, reads_text
 from oodbench.training.checkpoints import Checkpoints
@@ -136,7 +136,7 @@ def describe_captions(plan: TrainPlan, material: TrainingData) -> dict[str, Any]
 
 def embed_texts(plan: TrainPlan, material: TrainingData, world: ProcessGroup, load: Encoders, tell: Tell) -> None:
     """Add the captions' embeddings, which one process makes and the others read."""
-    kept = WordParts(plan.encoder.card.identity, plan.request.compute, plan.store)
+    kept = PromptEmbeddings(plan.encoder.card.identity, plan.request.compute, plan.store)
     if world.first:
         add_texts(material, kept, load, tell)
     world.wait()

@@ -19,7 +19,7 @@ from oodbench.encoder.card import parse_encoder
 from oodbench.encoder.openclip import OpenClip
 from oodbench.encoder.pretrained import PretrainedFiles
 from oodbench.encoder.resolve import resolve
-from oodbench.pipeline.extract import encoded
+from oodbench.pipeline.extract import encode_batches
 from oodbench.storage.store import Store
 
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
@@ -192,7 +192,7 @@ def test_a_pass_over_many_batches_casts_weights_once_and_leaves_them_frozen(tmp_
     exact, low = (OpenClip(resolved, "cpu", chosen) for chosen in ("fp32", "bf16"))
     pixels = torch.randint(0, 256, (3, 4, 3, *resolved.card.size), dtype=torch.uint8)
     batches = [Decoded([4 * i + j for j in range(4)], part, []) for i, part in enumerate(pixels)]
-    full, found = (encoded(batches, one, lambda n: None).arrays for one in (exact, low))
+    full, found = (encode_batches(batches, one, lambda n: None).arrays for one in (exact, low))
     plain = torch.cat([exact.pixels(part.float() / 255) for part in pixels]).numpy()
     assert (full["embeddings"] == plain).all()
     gap = abs(found["embeddings"] - plain).max() / abs(plain).max()

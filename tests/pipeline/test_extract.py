@@ -29,7 +29,7 @@ from oodbench.encoder.card import parse_encoder
 from oodbench.encoder.openclip import OpenClip, transform
 from oodbench.encoder.resolve import resolve
 from oodbench.errors import UserError
-from oodbench.pipeline.extract import Embedded, EmbeddingConfig, ExtractionJob, decoded_batches, extract
+from oodbench.pipeline.extract import EmbeddedSet, EmbeddingConfig, ExtractionJob, decoded_batches, extract
 from oodbench.storage.store import Store
 
 CONFIG: dict[str, Any] = {
@@ -80,7 +80,7 @@ def work(
     return ExtractionJob(listed, recipe, DecodeConfig(workers, on_error), Store(store))
 
 
-def embeddings(embedded: Embedded) -> npt.NDArray[np.float32]:
+def embeddings(embedded: EmbeddedSet) -> npt.NDArray[np.float32]:
     return np.concatenate([shard.array("embeddings") for shard in embedded.shards])
 
 
