@@ -139,8 +139,8 @@ class OpenClip:
             raise UserError(self.card.caption_error)
         return CoCaCaptioner(self._model, self._normalised, self._autocast)
 
-    def cut(self, prompts: Sequence[str]) -> list[str]:
-        """The prompts that do not fit into the context, of CLIP's own tokenizer; others keep theirs to themselves."""
+    def truncated(self, prompts: Sequence[str]) -> list[str]:
+        """Return the prompts that CLIP's own tokenizer truncates; other tokenizers do not tell, and give []."""
         tokenizer = self._tokenizer()
         if not isinstance(tokenizer, open_clip.SimpleTokenizer):
             return []

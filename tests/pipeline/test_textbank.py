@@ -25,7 +25,7 @@ class Encoder:
     def text(self, texts: list[str]) -> torch.Tensor:
         return torch.tensor([[1.0, self.value or len(text)] for text in texts])
 
-    def cut(self, texts: list[str]) -> list[str]:
+    def truncated(self, texts: list[str]) -> list[str]:
         return []
 
     def not_finite(self, what: str) -> UserError:
@@ -70,7 +70,7 @@ def test_cut_prompts_are_compared_by_their_tokens(tmp_path: Path) -> None:
             super().__init__()
             self.tokens = tokens
 
-        def cut(self, texts: list[str]) -> list[str]:
+        def truncated(self, texts: list[str]) -> list[str]:
             return [text for text in texts if text == "a dogs"]
 
         def tokenize(self, texts: list[str]) -> torch.Tensor:
