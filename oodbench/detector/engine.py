@@ -21,7 +21,7 @@ from oodbench.data.prompts import TextList, class_names
 from oodbench.detector.store import DetectorStore
 from oodbench.detector.threshold import threshold
 from oodbench.encoder.card import EMBEDDED, parse_encoder
-from oodbench.encoder.resolve import Resolved, resolve
+from oodbench.encoder.resolve import ResolvedEncoder, resolve
 from oodbench.errors import InvalidParameter, UserError
 from oodbench.method import registry
 from oodbench.method.parameters import written
@@ -58,7 +58,7 @@ class Scored:
     skipped: tuple[str, ...] = ()
 
 
-def job_of(request: RunRequest, store: DetectorStore) -> tuple[Job, Resolved]:
+def job_of(request: RunRequest, store: DetectorStore) -> tuple[Job, ResolvedEncoder]:
     """The one method of a request with its weights, and its encoder. UserError as a run raises it."""
     check_options(request)
     known = registry.methods(request.plugins)
@@ -96,7 +96,7 @@ class Engine:
     """
 
     def __init__(
-        self, request: RunRequest, job: Job, encoder: Resolved, classes: TextList, store: DetectorStore
+        self, request: RunRequest, job: Job, encoder: ResolvedEncoder, classes: TextList, store: DetectorStore
     ) -> None:
         self.store = store
         self.plan = Plan(

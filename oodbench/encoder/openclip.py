@@ -17,10 +17,10 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resiz
 from torchvision.transforms.functional import pil_to_tensor
 
 from oodbench.encoder import build, checkpoint
-from oodbench.encoder.build import Tower
+from oodbench.encoder.build import ImageTower
 from oodbench.encoder.card import EncoderCard
-from oodbench.encoder.resolve import Resolved
-from oodbench.encoder.text_tower import CoCaCaptioner, OffsetTower, text_side
+from oodbench.encoder.resolve import ResolvedEncoder
+from oodbench.encoder.text_tower import CoCaCaptioner, TrainableTextTower, text_model
 from oodbench.errors import UserError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,7 +32,7 @@ _TEXT_LOCK = threading.Lock()  # methods score in several threads, and text() sh
 class OpenClip:
     """A frozen CLIP. Embeddings are float32 and not normalised; `precision` is what the towers compute in."""
 
-    def __init__(self, resolved: Resolved, device: str, precision: str) -> None:
+    def __init__(self, resolved: ResolvedEncoder, device: str, precision: str) -> None:
         self.card = resolved.card
         self.device = torch.device(device)
         if self.device.type == "cuda":
@@ -40,15 +40,15 @@ class OpenClip:
         self.scale, self.size = resolved.card.scale, resolved.card.size
         self._dtype = PRECISIONS[precision]
         with torch.random.fork_rng(devices=[]):  # random weights: methods must draw the same if no encoder is loaded
-            model = build.model(resolved.card, torch.device("cpu"))
-        state = checkpoint.weights(resolved.card.name, resolved.path, resolved.card.weights)
-        model.load_state_dict(checkpoint.fit(model, state, f"checkpoint {resolved.path}"), strict=True)
+            model = build.build_model(resolved.card, torch.device("cpu"))
+        state = checkpoint.load_weights(resolved.card.name, resolved.path, resolved.card.weights)
+        model.load_state_dict(checkpoint.match_names(model, state, f"checkpoint {resolved.path}"), strict=True)
         model.to(self.device)
         model.visual.to(memory_format=torch.channels_last)  # ResNets are quicker by a fifth, in bf16 by half
-        self._tower = Tower(model.visual)
+        self._tower = ImageTower(model.visual)
         self._model = model
         self._casting, self._casting_lock = 0, threading.Lock()
-        self._tokenizer = functools.cache(lambda: build.tokenizer(resolved.card, resolved.tokenizer))
+        self._tokenizer = functools.cache(lambda: build.build_tokenizer(resolved.card, resolved.tokenizer))
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(resolved.card.mean, device=self.device).view(shape)
         self.std = torch.tensor(resolved.card.std, device=self.device).view(3, 1, 1)
@@ -131,7 +131,7 @@ class OpenClip:
 
     def text_tower(self) -> torch.nn.Module:
         """A trainable copy of the text tower that takes offsets; UserError for one that is not built as CLIP's."""
-        return OffsetTower(text_side(self._model, self.card.name))
+        return TrainableTextTower(text_model(self._model, self.card.name))
 
     def captioner(self) -> CoCaCaptioner:
         """What writes captions; UserError for a model that is no CoCa."""
@@ -152,10 +152,10 @@ class _EncoderCache:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._key: tuple[Resolved, str, str] | None = None
+        self._key: tuple[ResolvedEncoder, str, str] | None = None
         self._encoder: OpenClip | None = None
 
-    def load(self, resolved: Resolved, device: str, precision: str) -> OpenClip:
+    def load(self, resolved: ResolvedEncoder, device: str, precision: str) -> OpenClip:
         """Return the encoder of the last call if it is the same one, else load it and keep it instead."""
         key = (resolved, device, precision)
         with self._lock:
@@ -169,7 +169,7 @@ class _EncoderCache:
 _CACHE = _EncoderCache()
 
 
-def load_encoder(resolved: Resolved, device: str, precision: str) -> OpenClip:
+def load_encoder(resolved: ResolvedEncoder, device: str, precision: str) -> OpenClip:
     """Return a loaded encoder. Everything in this process that asks for the encoder of the last call shares it.
 
     The process keeps at most one encoder, the last one asked for. It is never stale: `resolved` holds the sha256 of its

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from oodbench.data.prompts import templates
 from oodbench.encoder.card import EMBEDDED, EncoderCard, EncoderSpec
-from oodbench.encoder.resolve import Resolved
+from oodbench.encoder.resolve import ResolvedEncoder
 from oodbench.errors import UserError, did_you_mean, raise_all
 from oodbench.method import registry
 from oodbench.method.introspection import MethodInfo
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from oodbench.method import TrainedMethod, Weights
 
 
-def translated_weights(job: Job, file: WeightsFile, encoder: Resolved, store: Store) -> Mapping[str, Any]:
+def translated_weights(job: Job, file: WeightsFile, encoder: ResolvedEncoder, store: Store) -> Mapping[str, Any]:
     """Return the arrays of a released checkpoint under our names; the method translates it once.
 
     Raises UserError if it does not fit the method or the encoder.
@@ -38,13 +38,13 @@ def translated_weights(job: Job, file: WeightsFile, encoder: Resolved, store: St
     entry = store.find("weights", inputs)
     if entry is None:
         from oodbench.encoder import checkpoint
-        from oodbench.encoder.resolve import frozen
+        from oodbench.encoder.resolve import load_state_dict
 
         file.check()
-        state = checkpoint.read(file.path)
+        state = checkpoint.read_checkpoint(file.path)
         method: TrainedMethod[Any] = job.build()  # type: ignore[assignment]
         try:
-            tensors = method.translate(state, frozen(encoder))
+            tensors = method.translate(state, load_state_dict(encoder))
         except ValueError as error:
             raise UserError(f"weights {file.path}: {error}") from error
         arrays = {name: tensor.detach().numpy() for name, tensor in tensors.items()}
@@ -58,7 +58,7 @@ def write_release(file: WeightsFile, path: Path, encoder: str, plugins: Sequence
 
     from oodbench.encoder.card import parse_encoder
     from oodbench.encoder.openclip import load_encoder
-    from oodbench.encoder.resolve import frozen, resolve
+    from oodbench.encoder.resolve import load_state_dict, resolve
     from oodbench.method import TrainedMethod, Weights
 
     if not file.recipe:
@@ -77,7 +77,7 @@ def write_release(file: WeightsFile, path: Path, encoder: str, plugins: Sequence
         ):  # only the rows that training changed; the others are the encoder's
             model = load_encoder(resolved, "cpu", "fp32")
             tensors = dict(Weights(tensors, file.recipe).load(method.module(model)).state_dict())
-        state = method.release(tensors, frozen(resolved))
+        state = method.release(tensors, load_state_dict(resolved))
     except ValueError as error:
         raise UserError(f"weights {file.path}: {error}") from error
     try:
@@ -120,7 +120,13 @@ def select_jobs(jobs: Jobs, request: RunRequest, files: Mapping[str, Path], spec
 
 
 def attach_weights(
-    jobs: Jobs, files: Mapping[str, Path], encoder: Resolved, spec: EncoderSpec, store: Store, *, strict: bool = False
+    jobs: Jobs,
+    files: Mapping[str, Path],
+    encoder: ResolvedEncoder,
+    spec: EncoderSpec,
+    store: Store,
+    *,
+    strict: bool = False,
 ) -> Jobs:
     """Return the jobs with their weights, checked against the encoder and the hyper-parameters.
 
@@ -147,7 +153,7 @@ def attach_weights(
     return Jobs(tuple(complete), jobs.skipped_methods)
 
 
-def load_weights(job: Job, encoder: Resolved, store: Store, device: str) -> Weights:
+def load_weights(job: Job, encoder: ResolvedEncoder, store: Store, device: str) -> Weights:
     """Return the tensors of a job's weights, in float32 on the device."""
     import numpy as np
     import torch

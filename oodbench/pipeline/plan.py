@@ -18,7 +18,7 @@ from oodbench.data.imageset import ImageSet
 from oodbench.data.load import LoadOptions, class_names, load_calibration, load_images, notes
 from oodbench.data.prompts import TextList
 from oodbench.encoder.card import EMBEDDED, EncoderCard, parse_encoder
-from oodbench.encoder.resolve import Resolved, resolve
+from oodbench.encoder.resolve import ResolvedEncoder, resolve
 from oodbench.errors import Missing, ProblemList, UserError, raise_all
 from oodbench.method import registry
 from oodbench.method.introspection import MethodInfo
@@ -55,7 +55,7 @@ class Plan:
 
     request: RunRequest
     benchmark: Benchmark
-    encoder: Resolved
+    encoder: ResolvedEncoder
     classes: TextList
     id: ImageSet
     ood: tuple[OodSet, ...]

@@ -131,7 +131,7 @@ def _truncated(plan: Plan, encoder: OpenClip, prompts_of: Sequence[str]) -> list
         ]
         if lost:
             raise UserError(
-                f"{len(truncated)} of {len(distinct)} prompts are longer than the context of {plan.card.name}, and class "
-                f"names get lost, as in '{lost[0]}'; use shorter templates"
+                f"{len(truncated)} of {len(distinct)} prompts are longer than the context of {plan.card.name}, and "
+                f"class names get lost, as in '{lost[0]}'; use shorter templates"
             )
     return truncated

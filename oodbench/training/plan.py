@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oodbench.encoder.card import parse_encoder
-from oodbench.encoder.resolve import Resolved, resolve
+from oodbench.encoder.resolve import ResolvedEncoder, resolve
 from oodbench.errors import ProblemList, UserError, did_you_mean, raise_all
 from oodbench.method import registry
 from oodbench.pipeline.jobs import Job, make_jobs
@@ -119,7 +119,7 @@ class TrainPlan:
     job: Job
     method: TrainedMethod[Any]
     optimiser: Optimiser
-    encoder: Resolved
+    encoder: ResolvedEncoder
     out: Path
     store: Store
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from oodbench.data.decode import Decoded
 from oodbench.encoder import build
-from oodbench.encoder.build import Tower
+from oodbench.encoder.build import ImageTower
 from oodbench.encoder.card import parse_encoder
 from oodbench.encoder.openclip import OpenClip
 from oodbench.encoder.pretrained import PretrainedFiles
@@ -156,9 +156,9 @@ def kinds() -> dict[tuple[Any, ...], str]:
 def test_every_kind_of_tower_is_cut_and_takes_its_own_size(name: str) -> None:
     config = open_clip.get_model_config(name)
     vision = config["vision_cfg"]
-    visual = build.model(PretrainedFiles(name, name, config, {}, Path()), torch.device("meta")).visual
+    visual = build.build_model(PretrainedFiles(name, name, config, {}, Path()), torch.device("meta")).visual
     size = visual.image_size if isinstance(visual.image_size, tuple) else (visual.image_size,) * 2
-    tower = Tower(visual)
+    tower = ImageTower(visual)
     expected = "c_proj" if isinstance(vision.get("layers"), list) else "proj"
     if "timm_model_name" in vision:
         expected = {"none": "embedding", "mlp": "fc2"}.get(vision["timm_proj"], "head")
