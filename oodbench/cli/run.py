@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +15,9 @@ import click
 from oodbench.cli.common import FOLDER, Integers, configure, log, note, print_tables, say, stoppable
 
 if TYPE_CHECKING:
+    from oodbench.pipeline.events import Watch
     from oodbench.pipeline.plan import Plan
-    from oodbench.pipeline.run import RunOutcome
+    from oodbench.pipeline.request import RunRequest
 
 
 def describe_placement(plan: Plan) -> str:
@@ -166,13 +169,13 @@ def run(
     from oodbench import api as session
     from oodbench import results as provenance
     from oodbench.pipeline import jobs
-    from oodbench.pipeline.plan import make_plan
+    from oodbench.pipeline.plan import make_plans
     from oodbench.pipeline.request import request_from
     from oodbench.report.verify import deviation
 
     tracker = session.tracker_of(options["out"], tracking_uri)
-    requests = jobs.requests(request_from(id=id_, **options), encoder, seed)
-    plans = [make_plan(request) for request in requests]
+    requests = jobs.expand_requests(request_from(id=id_, **options), encoder, seed)
+    plans = make_plans(requests)
     for told in dict.fromkeys(told for plan in plans for told in (*plan.card.notes, *plan.notes)):
         note(f"note: {told}")
     if dry_run:
@@ -180,8 +183,8 @@ def run(
 
         say("\n\n".join(describe(plan) for plan in plans))
         return
-    with stoppable():
-        outcomes = _carry_out(plans, events)
+    with stoppable(), _watching(plans[0].request, events) as watch:
+        outcomes = [session.run(plan, watch) for plan in plans]
     results = [result for outcome in outcomes for result in outcome.results]
     print_tables(results)
     if apart := deviation(results):
@@ -200,13 +203,13 @@ def run(
         sys.exit(1)
 
 
-def _carry_out(plans: list[Plan], events: Path | None) -> list[RunOutcome]:
-    from oodbench import api
+@contextmanager
+def _watching(request: RunRequest, events: Path | None) -> Iterator[Watch]:
+    """Show the progress of runs, and write their events to a file if one is named or they run on Ray."""
     from oodbench.cli.progress import RunProgress
     from oodbench.distributed.cluster import chosen
     from oodbench.pipeline.events import Event, log_to
 
-    request = plans[0].request
     if events is None and request.ray and chosen(request.ray, request.device):
         events = request.out / "events.jsonl"
     with RunProgress() as progress, log_to(events) as write:
@@ -215,5 +218,4 @@ def _carry_out(plans: list[Plan], events: Path | None) -> list[RunOutcome]:
             progress.watch.told(event)
             write(event)
 
-        watch = dataclasses.replace(progress.watch, told=told)
-        return [api.run(plan, watch) for plan in plans]
+        yield dataclasses.replace(progress.watch, told=told)

@@ -17,7 +17,7 @@ from oodbench.errors import UserError, printable
 from oodbench.pipeline import extract
 from oodbench.pipeline.batches import FittedMethod
 from oodbench.pipeline.events import Watch
-from oodbench.pipeline.extract import Embedded
+from oodbench.pipeline.extract import EmbeddedSet
 from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.plan import Plan, make_plan
 from oodbench.pipeline.request import RunRequest
@@ -87,7 +87,7 @@ def explain(request: RunRequest, images: Any, top: int = 5) -> list[Explanation]
     whole, found = listed(images, store), []
     for number in range(len(whole)):
         one = whole.select([number])
-        part = Embedded(one, (extract.shard(plan.work(one), (0, 1), encoder),), (0,))
+        part = EmbeddedSet(one, (extract.extract_shard(plan.work(one), (0, 1), encoder),), (0,))
         if part.skipped:
             raise UserError(f"image {part.skipped[0]}")
         verdicts = tuple(_verdict(scorer, each, part, known.get(each.job.label), top) for each in running)
@@ -137,7 +137,7 @@ def _same(row: result.Result, job: Job, plan: Plan) -> bool:
 
 
 def _verdict(
-    scorer: Scorer, one: FittedMethod, part: Embedded, known: npt.NDArray[np.float64] | None, top: int
+    scorer: Scorer, one: FittedMethod, part: EmbeddedSet, known: npt.NDArray[np.float64] | None, top: int
 ) -> Verdict:
     from oodbench.method import Needs
 
@@ -171,7 +171,7 @@ def _said(scorer: Scorer, one: FittedMethod, batch: Any) -> tuple[dict[str, list
         return {}, None, f"explain() or decide() raised {type(error).__name__}: {error}"
 
 
-def _nearest(scorer: Scorer, part: Embedded, templates: str, top: int) -> tuple[Nearest, ...]:
+def _nearest(scorer: Scorer, part: EmbeddedSet, templates: str, top: int) -> tuple[Nearest, ...]:
     batch = next(scorer.batches(part, False))
     cosines = scorer.task.logits(batch.features, templates, 1.0)[0].double()
     softmax = (scorer.task.scale * cosines).softmax(-1)

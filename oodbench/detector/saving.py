@@ -25,7 +25,7 @@ from oodbench.detector.engine import Engine, lines
 from oodbench.detector.state import Packed, pack, unpack
 from oodbench.detector.store import DetectorStore
 from oodbench.encoder.card import EMBEDDED, card_from, parse_encoder
-from oodbench.encoder.resolve import Resolved, TextFiles, resolve
+from oodbench.encoder.resolve import ResolvedEncoder, TextFiles, resolve
 from oodbench.errors import Unpackable, UserError, did_you_mean
 from oodbench.method import registry
 from oodbench.pipeline.jobs import Job
@@ -298,7 +298,7 @@ def _weights(saved: Saved) -> WeightsFile | None:
     return WeightsFile(saved.folder / "weights" / card["name"], card["digest"], card["recipe"])
 
 
-def _encoder(saved: Saved, request: RunRequest, kept: DetectorStore) -> Resolved:
+def _encoder(saved: Saved, request: RunRequest, kept: DetectorStore) -> ResolvedEncoder:
     """The encoder that was saved, or one with the same identity."""
     stated = dict(saved.recipe["encoder"])
     spec, identity = stated.pop("spec"), stated.pop("identity")
@@ -309,7 +309,7 @@ def _encoder(saved: Saved, request: RunRequest, kept: DetectorStore) -> Resolved
     if saved.recipe["encoder_file"]:
         tokenizer = saved.folder / TOKENIZER
         file = saved.folder / saved.recipe["encoder_file"]
-        return Resolved(card, file, tokenizer if tokenizer.is_dir() else None)
+        return ResolvedEncoder(card, file, tokenizer if tokenizer.is_dir() else None)
     found = resolve(parse_encoder(request.encoder or spec), request.resize, kept)
     if found.card.identity != identity:
         raise UserError(

@@ -22,7 +22,7 @@ from oodbench.data.load import load_source
 from oodbench.data.paths import config_folder_or_none, data_root
 from oodbench.data.subsets import UnionSource
 from oodbench.encoder.card import EMBEDDED, parse_encoder
-from oodbench.encoder.resolve import GLYPHS, Resolved, resolve
+from oodbench.encoder.resolve import GLYPHS_FOLDER, ResolvedEncoder, resolve
 from oodbench.errors import UserError, is_url
 from oodbench.method import registry, source_files
 from oodbench.pipeline.jobs import Job
@@ -243,12 +243,12 @@ def _job(job: Job, own: registry.MethodInfo | None) -> Job:
     return found
 
 
-def _encoder(plan: Plan) -> Resolved:
+def _encoder(plan: Plan) -> ResolvedEncoder:
     """The encoder with the path of its weights here: shipped, in the same place, or found anew."""
     card = plan.card
     spec = parse_encoder(plan.request.encoder or plan.benchmark.encoder or EMBEDDED)
     if spec.text == EMBEDDED:
-        return Resolved(card, GLYPHS / "encoder.safetensors")
+        return ResolvedEncoder(card, GLYPHS_FOLDER / "encoder.safetensors")
     if plan.encoder.path.is_file() and not card.text_files:  # its digest is looked at when it is loaded
         return plan.encoder
     found = resolve(spec, plan.request.resize, plan.store)

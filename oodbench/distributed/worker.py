@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from oodbench.distributed.cluster import WorkerFolder
 from oodbench.distributed.payload import WorkerPayload, unpack
 from oodbench.errors import UserError
-from oodbench.pipeline.extract import ExtractionJob, extract, shard
+from oodbench.pipeline.extract import ExtractionJob, extract, extract_shard
 
 if TYPE_CHECKING:
     from oodbench.distributed.cluster import Placement
@@ -121,7 +121,7 @@ class Worker:
         self._scorer = Scorer(self.plan, make_task(self.plan, self._encoder, self.device, Watch()), self.device)
 
     def _extract(self, part: int, bounds: tuple[int, int]) -> None:
-        shard(self._parts[part], bounds, self._encoder)
+        extract_shard(self._parts[part], bounds, self._encoder)
 
     def _fit(self, labels: tuple[str, ...]) -> dict[str, str]:
         fresh = self._fresh(labels)
