@@ -1,4 +1,4 @@
-"""CLIPN's training step beside the release's loop: python benchmarks/clipn_training.py [--batch 16] [--device cuda].
+"""CLIPN's training step against the release's loop: python benchmarks/clipn_training.py [--batch-size N] [--device D].
 
 Both train the "no" tower of ViT-B-16 (random weights) on the same captions. The release, written anew from its
 description, runs the frozen image tower and the frozen text tower at every step and all 77 positions of both texts; its
@@ -104,7 +104,7 @@ def whole_context(module: Any, tokens: Tensor, which: Tensor) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch-size", dest="batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])

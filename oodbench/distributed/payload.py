@@ -29,7 +29,7 @@ from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.plan import Plan
 from oodbench.results import commit, versions
 from oodbench.storage.files import expand
-from oodbench.storage.shared import root_here
+from oodbench.storage.shared import local_root
 from oodbench.storage.store import Store
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def code_version() -> CodeVersion:
 
 def pack(plan: Plan) -> WorkerPayload:
     """Return the payload of a plan and write its token to the store; call `remove_token` when the workers are done."""
-    store = plan.store.at(plan.store.root.absolute())
+    store = plan.store.with_root(plan.store.root.absolute())
     token = {"token": secrets.token_hex(8)}
     store.write("cluster", token, {}, {"host": socket.gethostname()})
     data = catalogue.data_root(plan.request.data).absolute()
@@ -197,7 +197,7 @@ def pack(plan: Plan) -> WorkerPayload:
 
 def remove_token(payload: WorkerPayload) -> None:
     """Remove the token from the store."""
-    payload.plan.store.forget("cluster", payload.token)
+    payload.plan.store.remove("cluster", payload.token)
 
 
 def unpack(payload: WorkerPayload, folder: Path) -> Plan:
@@ -209,7 +209,7 @@ def unpack(payload: WorkerPayload, folder: Path) -> Plan:
     if os.path.isdir(payload.working_directory):
         os.chdir(payload.working_directory)
     plan = payload.plan
-    plan = dataclasses.replace(plan, store=plan.store.at(root_here(plan.store.root, plan.store.url)))
+    plan = dataclasses.replace(plan, store=plan.store.with_root(local_root(plan.store.root, plan.store.url)))
     if not plan.store.has("cluster", payload.token):
         raise UserError(
             f"the store {plan.store.root} on {socket.gethostname()} is not the driver's; "

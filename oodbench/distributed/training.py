@@ -14,7 +14,7 @@ from oodbench.distributed.cluster import Placement, ResourceRequest, WorkerFolde
 from oodbench.distributed.payload import CodeVersion, FileBundle, bundle_plugin, check_code_version, code_version
 from oodbench.errors import Diverged, UserError
 from oodbench.storage.files import expand
-from oodbench.storage.shared import root_here
+from oodbench.storage.shared import local_root
 
 if TYPE_CHECKING:
     from oodbench.training.plan import TrainRequest
@@ -206,7 +206,7 @@ def _train_loop(config: dict[str, Any]) -> None:
         else:
             torch.set_num_threads(payload.threads)
         plugins = tuple(bundle.write(folder.path) / bundle.contents[0][0] for bundle in payload.plugins)
-        store = root_here(payload.request.store, payload.request.shared) if payload.request.store else None
+        store = local_root(payload.request.store, payload.request.shared) if payload.request.store else None
         # The earlier training is discarded once: processes that Ray restarts resume the new one.
         restart = payload.request.restart and not ray.get(status.started.remote())
         request = dataclasses.replace(payload.request, plugins=plugins, store=store, restart=restart)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from oodbench.errors import UserError
-from oodbench.storage.fingerprints import fingerprint
+from oodbench.storage.fingerprints import file_fingerprint
 from oodbench.training.corpus import CorpusPart, unlabelled_images
 
 COLUMNS = ("filepath", "caption")
@@ -45,7 +45,7 @@ def read_csv(path: Path, data: Path | None) -> CorpusPart:
             problem = bad_images.get(row.file, "")
             if not problem:
                 try:
-                    fingerprints.append(fingerprint(folder / row.file))
+                    fingerprints.append(file_fingerprint(folder / row.file))
                     positions[row.file] = len(positions)
                 except FileNotFoundError:
                     problem = bad_images[row.file] = f"no image {folder / row.file}"

@@ -18,7 +18,7 @@ import numpy as np
 from oodbench.data.loaders.layout import is_image
 from oodbench.data.loaders.tar import Archives, Member, expand, members, read_member
 from oodbench.errors import UserError, has_credentials, is_url, redact_url
-from oodbench.storage.fingerprints import ReadImage, fingerprint, inside
+from oodbench.storage.fingerprints import ReadImage, file_fingerprint, member_fingerprint
 from oodbench.storage.remote import fetch, remote_fingerprint
 from oodbench.storage.store import Store
 from oodbench.training.corpus import CorpusPart, unlabelled_images
@@ -75,7 +75,7 @@ class ShardFile:
 
     def current_fingerprint(self) -> str:
         """Return the fingerprint of the shard as it is now."""
-        return remote_fingerprint(self.location) if is_url(self.location) else fingerprint(self.path)
+        return remote_fingerprint(self.location) if is_url(self.location) else file_fingerprint(self.path)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class ShardImages:
         member = self.archive.where[name][1]
         if not is_url(self.shard.location):
             return image
-        return replace(image, print=inside(self.shard.fingerprint, member.offset, member.size))
+        return replace(image, fingerprint=member_fingerprint(self.shard.fingerprint, member.offset, member.size))
 
     def content(self, name: str) -> str:
         """Return the sha256 of a member."""
@@ -117,7 +117,7 @@ def _read_shard(shard: ShardFile, store: Store) -> CorpusPart:
     if entry is None:
         store.write("shard", key, {}, index)
     members_of = {image[0]: (shard.path, Member(*image)) for image in index["images"]}
-    fingerprints = [inside(shard.fingerprint, offset, size) for _, offset, size in index["images"]]
+    fingerprints = [member_fingerprint(shard.fingerprint, offset, size) for _, offset, size in index["images"]]
     source = ShardImages(shard, Archives(members_of))
     listing = unlabelled_images(name, Path(shard.location), tuple(members_of), fingerprints, source)
     return CorpusPart(listing, np.arange(len(listing)), tuple(index["captions"]), tuple(index["skipped"]))

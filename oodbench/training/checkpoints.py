@@ -42,7 +42,7 @@ class Checkpoints:
         if differs:
             raise UserError(
                 f"{self.folder} holds another training: {'; '.join(differs)}\n"
-                "  name another file with --out, or discard that training with --restart"
+                "  name another file with --output, or discard that training with --restart"
             )
 
     def write_identity(self, identity: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from oodbench.method import registry
 from oodbench.pipeline.jobs import Job, make_jobs
 from oodbench.pipeline.request import MOST, PRECISIONS, WORKERS, RunRequest, beyond, writable
 from oodbench.storage.files import expand
-from oodbench.storage.shared import opened
+from oodbench.storage.shared import open_store
 from oodbench.storage.store import Store
 from oodbench.training.captions_csv import check_csv
 from oodbench.training.captions_tar import check_shards
@@ -100,7 +100,7 @@ def check_options(request: TrainRequest) -> None:
     for name, number, least, most in (
         ("--epochs", request.epochs, 1, MOST),
         ("--steps", request.steps, 1, MOST),
-        ("--batch", request.batch, 1, MOST),
+        ("--batch-size", request.batch, 1, MOST),
         ("--chunk", request.chunk, 1, MOST),
         ("--warmup", request.warmup, 0, MOST),
         ("--weight-decay", request.weight_decay, 0, sys.float_info.max),
@@ -123,7 +123,7 @@ def check_options(request: TrainRequest) -> None:
             "copy the shards to a disk, or leave --augment out"
         )
     if request.out is not None and request.out.suffix != ".safetensors":
-        problems.append(f"--out {request.out} must end in .safetensors")
+        problems.append(f"--output {request.out} must end in .safetensors")
     raise_all(problems)
 
 
@@ -141,7 +141,7 @@ class TrainPlan:
 
     def identity(self) -> dict[str, Any]:
         """Return what the weights depend on besides the corpus; a training resumes only with an equal identity."""
-        optimiser = dataclasses.asdict(self.optimiser)
+        optimiser = self.optimiser.as_recorded()
         if not self.optimiser.epsilon_hat:
             del optimiser["epsilon_hat"]  # trainings that began before the field existed do not have it
         return {
@@ -161,7 +161,7 @@ def make_plan(request: TrainRequest) -> TrainPlan:
     """Check a request and resolve its method, encoder and paths. Raise UserError with every problem found."""
     collected = ProblemList()
     attempt = collected.attempt
-    store = opened(request.store, request.shared)
+    store = open_store(request.store, request.shared)
     attempt(check_options, request)
     job = attempt(_find_job, request)
     spec = attempt(parse_encoder, request.encoder)
@@ -232,4 +232,4 @@ def _check_output(request: TrainRequest) -> None:
     """Raise UserError if the file of weights could not be written at the end."""
     folder = output_folder(request)
     if not writable(folder):
-        raise UserError(f"the folder {folder} is not writable; give another file with --out")
+        raise UserError(f"the folder {folder} is not writable; give another file with --output")

@@ -64,8 +64,8 @@ def _epoch_order(seed: int, epoch: int, pairs: int) -> npt.NDArray[np.int64]:
 def parameter_groups(module: nn.Module, optimiser: Optimiser) -> list[dict[str, Any]]:
     """Return the parameter groups of AdamW: with weight decay, and without it."""
     named = [(name, tensor) for name, tensor in module.named_parameters() if tensor.requires_grad]
-    bare = {name for name, tensor in named if tensor.ndim < 2 or any(part in name for part in optimiser.bare)}
+    no_decay = {name for name, tensor in named if tensor.ndim < 2 or any(part in name for part in optimiser.no_decay)}
     return [
-        {"params": [tensor for name, tensor in named if name not in bare], "weight_decay": optimiser.weight_decay},
-        {"params": [tensor for name, tensor in named if name in bare], "weight_decay": 0.0},
+        {"params": [tensor for name, tensor in named if name not in no_decay], "weight_decay": optimiser.weight_decay},
+        {"params": [tensor for name, tensor in named if name in no_decay], "weight_decay": 0.0},
     ]

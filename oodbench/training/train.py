@@ -196,7 +196,7 @@ def build_schedule(plan: TrainPlan, data: TrainingData) -> Schedule:
     if len(data) < batch:
         raise UserError(
             f"the corpus {plan.request.captions} has {len(data):,} pairs, fewer than one batch of {batch:,}; "
-            f"use a smaller one, as in --batch {max(1, len(data) // 2)}"
+            f"use a smaller one, as in --batch-size {max(1, len(data) // 2)}"
         )
     steps = plan.request.steps or plan.optimiser.epochs * (len(data) // batch)
     if plan.optimiser.warmup >= steps:
@@ -256,7 +256,7 @@ def weights_recipe(
         "source": plan.job.info.source,
         "captions": {"name": captions.pop("source"), **captions},
         "augment": plan.request.augment,
-        "optimiser": dataclasses.asdict(plan.optimiser),
+        "optimiser": plan.optimiser.as_recorded(),
         "batch": plan.optimiser.batch,
         "epochs": plan.optimiser.epochs if plan.request.steps is None else None,
         "steps": outcome.done,

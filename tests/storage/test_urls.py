@@ -133,7 +133,7 @@ def test_logs_and_tracebacks_and_events_say_no_secret(tmp_path: Path, monkeypatc
 def test_a_verbose_error_shows_its_traceback_without_secrets(tmp_path: Path) -> None:
     level = logging.getLogger("oodbench").level
     try:
-        done = CliRunner().invoke(main, ["run", "-v", "--ood", f"tar:{SECRETS[0]}", "--out", str(tmp_path)])
+        done = CliRunner().invoke(main, ["run", "-v", "--ood", f"tar:{SECRETS[0]}", "--results", str(tmp_path)])
     finally:
         logging.getLogger("oodbench").setLevel(level)
     assert done.exit_code == 2 and "Traceback" in done.output and is_clean(done.output)

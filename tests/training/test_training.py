@@ -371,7 +371,7 @@ def test_every_problem_of_a_request_is_told_at_once(tmp_path: Path) -> None:
     [
         ({"method": "mcm"}, "mcm has nothing to train; methods that are trained: .*clipn"),
         ({"method": "all"}, "name one method"),
-        ({"batch": 97}, "has 96 pairs, fewer than one batch of 97; .*--batch 48"),
+        ({"batch": 97}, "has 96 pairs, fewer than one batch of 97; .*--batch-size 48"),
         ({"captions": "words.txt"}, "give glyphs, a .csv file"),
         ({"captions": "http://x/{0..1}.tar", "augment": True}, "not supported over a network"),
         ({"captions": "none-{0..2}.tar"}, "3 of 3 shards do not exist, none-0.tar first"),
@@ -585,7 +585,7 @@ def test_augmented_training_names_broken_images(ask: Callable[..., TrainRequest]
 def start(folder: Path, table: Path, plugin: Path, *more: str, launcher: Sequence[str] = ()) -> subprocess.Popen[str]:
     command = [
         *launcher, OODBENCH, "train", "toy", "--plugin", str(plugin), "--captions", str(table), "--device", "cpu",
-        "--out", str(folder / "toy.safetensors"), "--tracking-uri", "none", *more,
+        "--output", str(folder / "toy.safetensors"), "--tracking-uri", "none", *more,
     ]  # fmt: skip
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -680,7 +680,7 @@ def curve(database: Path, name: str) -> tuple[str, list[int]]:
 def test_a_file_is_used_by_run_and_nan_exits_with_1(cli: Cli, table: Path, plugin: Path, tmp_path: Path) -> None:
     out = tmp_path / "w/toy.safetensors"
     common = ("train", "toy", "--plugin", plugin, "--captions", table)
-    done = cli(*common, "--out", out, cwd=tmp_path)
+    done = cli(*common, "--output", out, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     start_of = "oodbench run --methods toy --weights toy=w/toy.safetensors --encoder glyphs"
     assert done.stdout == f"{start_of} --plugin {plugin}\n"
@@ -689,7 +689,7 @@ def test_a_file_is_used_by_run_and_nan_exits_with_1(cli: Cli, table: Path, plugi
     assert ran.returncode == 0, ran.stderr
     status, steps = curve(tmp_path / "w/mlflow.db", "loss/own")
     assert status == "FINISHED" and steps == list(range(1, 19))
-    bad = cli(*common, "--out", tmp_path / "nan.safetensors", "--set", "toy.explode=3", "--tracking-uri", "none")
+    bad = cli(*common, "--output", tmp_path / "nan.safetensors", "--set", "toy.explode=3", "--tracking-uri", "none")
     assert bad.returncode == 1
     assert "error: the loss of step 4 is not finite" in bad.stderr and "Traceback" not in bad.stderr
 
@@ -702,7 +702,7 @@ def test_a_training_without_tracking_needs_neither_mlflow_nor_ray(table: Path, p
         "print(sorted({'mlflow', 'ray', 'pandas'} & set(sys.modules)))"
     )
     words = ["train", "toy", "--plugin", plugin, "--captions", table, "--max-steps", "1", "--tracking-uri", "none"]
-    command = [sys.executable, "-c", code, *map(str, words), "--out", str(tmp_path / "x.safetensors")]
+    command = [sys.executable, "-c", code, *map(str, words), "--output", str(tmp_path / "x.safetensors")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
@@ -765,7 +765,7 @@ def test_processes_share_the_shards_and_stop_together(
 def test_a_dead_server_costs_nothing_and_gets_the_curves_later(
     cli: Cli, table: Path, plugin: Path, tmp_path: Path
 ) -> None:
-    common = ("train", "toy", "--plugin", plugin, "--captions", table, "--out", tmp_path / "toy.safetensors")
+    common = ("train", "toy", "--plugin", plugin, "--captions", table, "--output", tmp_path / "toy.safetensors")
     began = time.monotonic()
     done = cli(*common, "--tracking-uri", "http://127.0.0.1:9", "--max-steps", "6")
     assert done.returncode == 0, done.stderr
