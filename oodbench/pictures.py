@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-from oodbench.report.figures import KINDS, Heading, Picture, pictures
+from oodbench.report.figures import KINDS, Heading
 
 __all__ = ["KINDS", "Heading", "Picture", "pictures"]
 

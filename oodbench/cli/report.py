@@ -16,7 +16,7 @@ from oodbench.report.options import SHOWN, TableOptions
 
 if TYPE_CHECKING:
     from oodbench.report.output import OutputOptions
-    from oodbench.report.tables.grouping import Gathered
+    from oodbench.report.tables.grouping import LoadedResults
     from oodbench.report.tables.table import Table
 
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @click.option("--decimals", type=int, help="Default: 2 in percent, 4 as fractions.")
 @click.option("--percent/--fraction", default=True, help="Default: percent.")
 @click.option("--transpose", is_flag=True, help="OOD sets down the side, methods across.")
-@click.option("--group", default="", help="`trained`: training-free and trained methods in blocks of their own.")
+@click.option("--group", default="", help="`trained`: training-free and trained methods in column_groups of their own.")
 @click.option("--intervals", default="", help="half: ± half the width; range: [low, high].")
 @click.option("--seeds", is_flag=True, help="Mean ± standard deviation of rows that differ in the seed alone.")
 @click.option(
@@ -76,15 +76,15 @@ def report(
         raise UserError("--experiment names one of an MLflow store: give its address with --mlflow URI")
     found = _gather(results, uri, experiment)
     if explain:
-        from oodbench.report.explain import explained
+        from oodbench.report.explain import explanation
 
-        click.echo(explained([(found.paths.get(row.digest), row) for row in found.rows], *explain), nl=False)
+        click.echo(explanation([(found.paths.get(row.digest), row) for row in found.results], *explain), nl=False)
         return
-    shape.check_request(request, options, found.rows)
+    shape.check_request(request, options, found.results)
     if figures:
         _draw(found, options, figures, data)
         return
-    tables = shape.shaped(found.rows, found.paths, options, request)
+    tables = shape.build_tables(found.results, found.paths, options, request)
     if request.output:
         from oodbench.report.html import FigureSource, render
 
@@ -94,7 +94,7 @@ def report(
     elif request.form == "terminal" and not request.bib:
         _show(tables)
     else:
-        click.echo(shape.text(tables, options, request), nl=False)
+        click.echo(shape.render_text(tables, options, request), nl=False)
 
 
 def _read(flags: dict[str, Any]) -> tuple[TableOptions, OutputOptions]:
@@ -130,25 +130,25 @@ def _alone() -> None:
         raise UserError(f"--figures draws pictures and nothing else: run {', '.join(given)} by itself")
 
 
-def _draw(found: Gathered, options: TableOptions, folder: Path, data: Path | None) -> None:
+def _draw(found: LoadedResults, options: TableOptions, folder: Path, data: Path | None) -> None:
     """Write the pictures of the tables of some methods and sets."""
     from oodbench.report import tables
     from oodbench.report.figures.write import write
 
-    chosen = tables(found.rows, TableOptions(methods=options.methods, sets=options.sets))
+    chosen = tables(found.results, TableOptions(methods=options.methods, sets=options.sets))
     count = write(chosen, found.paths, folder, data=data, sets=options.sets)
     note(f"wrote {count} pictures to {folder}")
 
 
-def _gather(results: Path, uri: str, experiment: str) -> Gathered:
-    from oodbench.report.tables.grouping import Gathered, from_folder, ordered
+def _gather(results: Path, uri: str, experiment: str) -> LoadedResults:
+    from oodbench.report.tables.grouping import LoadedResults, from_folder, ordered
 
     if not uri:
         return from_folder(results)
     from oodbench.tracking import Tracker
     from oodbench.tracking.reader import collect
 
-    return Gathered(ordered(collect(Tracker(uri, results, "--mlflow"), experiment)), {})
+    return LoadedResults(ordered(collect(Tracker(uri, results, "--mlflow"), experiment)), {})
 
 
 def _show(tables: Sequence[Table]) -> None:

@@ -24,7 +24,7 @@ _PARTS = (
 )
 
 
-def explained(rows: Iterable[tuple[Path | None, Result]], method: str, dataset: str) -> str:
+def explanation(rows: Iterable[tuple[Path | None, Result]], method: str, dataset: str) -> str:
     """Every row of a method (name or label) that has an OOD set (name or title), in full. UserError when none has."""
     known = list(rows)
     of_method = [(path, row) for path, row in known if method in (row.method, row.label)]

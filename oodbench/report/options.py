@@ -23,7 +23,7 @@ class TableOptions:
     decimals   None: two in percent, four as fractions
     intervals  "half": the value ± half the width; "range": [low, high]; "": none
     seeds      rows that differ in the seed alone become one line, mean ± standard deviation
-    trained    methods in two blocks, training-free and trained
+    trained    methods in two column_groups, training-free and trained
     cite       names carry the keys of the BibTeX that `bibliography` writes (LaTeX)
     """
 

@@ -18,7 +18,7 @@ from oodbench.report.formats.latex import as_codes, latex, preamble, remark
 from oodbench.report.formats.markdown import markdown
 from oodbench.report.options import TableOptions, check
 from oodbench.report.tables.build import tables, tester
-from oodbench.report.tables.published import compared, quote, quoted
+from oodbench.report.tables.published import compare_with_published, quote, with_quotes
 from oodbench.report.tables.table import Table, transposed
 from oodbench.results import Result
 from oodbench.storage.files import atomic_write, real_path
@@ -40,12 +40,12 @@ def document(tables: Sequence[Table], options: TableOptions) -> str:
         references = [r"\clearpage", r"\begin{thebibliography}{99}"]
         references += [rf"\bibitem{{{entry.key}}} {entry.latex()}" for entry in entries(tables)]
         references.append(r"\end{thebibliography}")
-    text = "\n".join([body, *references, r"\end{document}"]) + "\n"
-    lacking = remark(text)
+    render_text = "\n".join([body, *references, r"\end{document}"]) + "\n"
+    lacking = remark(render_text)
     if lacking:
         log.warning("the LaTeX %s, and prints their codes: compile it with lualatex or xelatex", lacking)
-    text = re.sub(r"^% The table holds .*\n", "", text, flags=re.MULTILINE)  # of a table by itself
-    return _HEAD % (_ENGINE.format(remark=lacking) if lacking else "", preamble(text)) + as_codes(text)
+    render_text = re.sub(r"^% The table holds .*\n", "", render_text, flags=re.MULTILINE)  # of a table by itself
+    return _HEAD % (_ENGINE.format(remark=lacking) if lacking else "", preamble(render_text)) + as_codes(render_text)
 
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def check_request(request: OutputOptions, options: TableOptions, rows: Sequence[
     raise_all(problems)
 
 
-def shaped(
+def build_tables(
     rows: Sequence[Result], paths: Mapping[str, Path], options: TableOptions, request: OutputOptions
 ) -> list[Table]:
     """The tables of rows as the request wants them; `paths` are the rows' files by digest."""
@@ -111,13 +111,13 @@ def shaped(
     test = tester(paths, options, quick=quick) if wanted else None
     out = tables(rows, options, test)
     if request.compare:
-        out = compared(out, options)
+        out = compare_with_published(out, options)
     elif request.quotes:
-        out = quoted(out, [quote(key) for key in request.quotes], options)
+        out = with_quotes(out, [quote(key) for key in request.quotes], options)
     return [transposed(table) for table in out] if options.transpose else out
 
 
-def text(tables: Sequence[Table], options: TableOptions, request: OutputOptions) -> str:
+def render_text(tables: Sequence[Table], options: TableOptions, request: OutputOptions) -> str:
     """All but the terminal's format; parquet is written to the request's file, and is no text; for HTML see `write`."""
     if request.bib:
         return bibtex(tables)
@@ -149,7 +149,7 @@ def write(
             if request.form == "parquet" and not request.bib:
                 parquet(tables, partial, options)
             else:
-                partial.write_text(html or text(tables, options, request), encoding="utf-8")
+                partial.write_text(html or render_text(tables, options, request), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write --output {path}: {error.strerror or error}") from error
 

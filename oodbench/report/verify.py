@@ -30,7 +30,7 @@ class ImageScores:
     predictions: NDArray[np.int64]
 
 
-def by_dataset(path: Path) -> dict[str, ImageScores]:
+def read_scores(path: Path) -> dict[str, ImageScores]:
     """Dataset -> its images. UserError for a file that is not there, cannot be read or lacks a column."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -52,9 +52,9 @@ def by_dataset(path: Path) -> dict[str, ImageScores]:
     return {name: ImageScores(label[those], score[those], prediction[those]) for name, those in chosen.items()}
 
 
-def of_row(row: Result, path: Path) -> dict[str, ImageScores]:
+def checked_scores(row: Result, path: Path) -> dict[str, ImageScores]:
     """The images of a row, in the file of its scores. UserError for scores that are not of its images."""
-    found = by_dataset(path)
+    found = read_scores(path)
     remedy = "look at it with: oodbench report --verify"
     if {name: len(one.scores) for name, one in found.items()} != sizes(row):
         raise UserError(f"{path}: its scores are not of its images; {remedy}")
@@ -75,7 +75,7 @@ Bounds = dict[str, Interval]
 
 
 @dataclass(frozen=True)
-class Mismatch:
+class VerifiedResult:
     """One row that was looked at, and what is wrong with it: nothing when `problems` is empty."""
 
     path: Path
@@ -85,7 +85,7 @@ class Mismatch:
     failed: bool = False  # a failed row, which has no numbers
 
 
-def verify(results: Path) -> Iterator[Mismatch]:
+def verify(results: Path) -> Iterator[VerifiedResult]:
     """Look at every row below a results folder, in order of path; problems say which cell, what is stored and found."""
     for path in row_files(results):
         yield _verified(path)
@@ -152,17 +152,17 @@ def _near(stored: Bounds, found: Bounds) -> Bounds:
     return {metric: stored[metric] if same(metric) else found.get(metric, (math.nan, math.nan)) for metric in stored}
 
 
-def _verified(path: Path) -> Mismatch:
+def _verified(path: Path) -> VerifiedResult:
     try:
         row = read(path)
     except UserError as error:
-        return Mismatch(path, path.stem, 0, (str(error),))
+        return VerifiedResult(path, path.stem, 0, (str(error),))
     if row.status != "ok":
-        return Mismatch(path, row.label, 0, failed=True)
+        return VerifiedResult(path, row.label, 0, failed=True)
     try:
-        again = recomputed(row, by_dataset(path.with_suffix(".parquet")))
+        again = recomputed(row, read_scores(path.with_suffix(".parquet")))
     except UserError as error:
-        return Mismatch(path, row.label, 0, (str(error),))
+        return VerifiedResult(path, row.label, 0, (str(error),))
     problems = [
         *_differing(f"ID {row.id.dataset}", row.id, again.id, ("n", "accuracy")),
         *(
@@ -175,7 +175,7 @@ def _verified(path: Path) -> Mismatch:
     cells = 2 + len(row.ood) * (len(METRICS) + 2)
     if not problems and again.digest != row.digest:
         problems = [f"its digest is {again.digest[:12]} when computed again, {row.digest[:12]} as stored"]
-    return Mismatch(path, row.label, cells, tuple(problems))
+    return VerifiedResult(path, row.label, cells, tuple(problems))
 
 
 def _differing(where: str, one: object, other: object, fields: tuple[str, ...]) -> list[str]:

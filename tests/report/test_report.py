@@ -172,19 +172,19 @@ def test_group_means() -> None:
     sets = [("NINCO", "near", 0.7), ("SSB", "near", 0.8), ("DTD", "far", 0.9), ("SUN", "far", 0.98)]
     table = only(result("MCM", *(ood(title, auroc, 0.1, group=group) for title, group, auroc in sets)))
     titles = ["NINCO", "SSB", "Near mean", "DTD", "SUN", "Far mean", "Mean", "ID", ""]
-    assert [block.title for block in table.blocks] == titles
+    assert [block.title for block in table.column_groups] == titles
     assert cells(table)[0][1::2][:7] == ["70.00", "80.00", "75.00", "90.00", "98.00", "94.00", "84.50"]
     assert r"\multicolumn{6}{c}{Near OOD}" in report.latex(table)
     assert "Near OOD: NINCO (n = 200), SSB (n = 200). Far OOD: DTD (n = 200), SUN (n = 200)." in report.markdown(table)
 
 
 def test_a_mean_that_repeats_a_set_is_left_out() -> None:
-    assert [block.title for block in only(result()).blocks] == ["SUN", "ID", ""]
+    assert [block.title for block in only(result()).column_groups] == ["SUN", "ID", ""]
     sets = (ood("NINCO", group="near"), ood("DTD", group="far"), ood("SUN", group="far"))
     titles = ["NINCO", "DTD", "SUN", "Far mean", "Mean", "ID", ""]
-    assert [block.title for block in only(result("MCM", *sets)).blocks] == titles
+    assert [block.title for block in only(result("MCM", *sets)).column_groups] == titles
     one_group = only(result("MCM", ood("DTD", group="far"), ood("SUN", group="far")))
-    assert [block.title for block in one_group.blocks] == ["DTD", "SUN", "Mean", "ID", ""]
+    assert [block.title for block in one_group.column_groups] == ["DTD", "SUN", "Mean", "ID", ""]
 
 
 def test_partial_sets_are_stamped() -> None:

@@ -93,10 +93,10 @@ def test_methods_sets_and_metrics_are_chosen_and_ordered() -> None:
     options = TableOptions(methods=("zoc", "mcm"), sets=("dtd", "sun"), metrics=("fpr95", "auroc"))
     (table,) = report.tables(ROWS, options)
     assert names(table) == ["ZOC", "MCM"]
-    assert [b.title for b in table.blocks] == ["DTD", "SUN", "Mean"]
+    assert [b.title for b in table.column_groups] == ["DTD", "SUN", "Mean"]
     assert texts(table)[1] == ["50.00", "80.00", "20.00", "95.10", "35.00", "87.55"]
     (one,) = report.tables(ROWS, TableOptions(sets=("dtd",)))
-    assert [b.title for b in one.blocks] == ["DTD", "ID", ""]
+    assert [b.title for b in one.column_groups] == ["DTD", "ID", ""]
     assert "Shown: 1 of the 2 OOD sets of the benchmark; means are over these." in one.caption
 
 
@@ -187,7 +187,7 @@ def test_transposed_tables_hold_the_same_cells() -> None:
         ("SUN", "FPR95 ↓"),
         ("DTD", "AUROC ↑"),
     ]
-    assert [b.columns[0].title for b in turned.blocks] == ["MCM", "ZOC"]
+    assert [b.columns[0].title for b in turned.column_groups] == ["MCM", "ZOC"]
     assert r"AUROC $\uparrow$ & \textbf{95.10}" in report.latex(turned)
 
 
@@ -207,7 +207,7 @@ def test_equal_prompts_have_a_table_of_their_own() -> None:
     assert equal.title.endswith("equal prompts for all methods: simple")
     assert names(equal) == ["MSP", "BARE", "MCM", "NEGLABEL"]
     assert equal.notes == ("Not run with these prompts: ZOC.",)
-    assert own.blocks == equal.blocks
+    assert own.column_groups == equal.column_groups
     (one,) = report.tables([row("mcm", prompts="mcm"), row("mcm", given="simple")])
     assert names(one) == ["MCM", "MCM (templates=simple)"]
     (only,) = report.tables([row("mcm", given="simple"), row("msp", prompts="simple")])
@@ -218,7 +218,7 @@ def test_what_cannot_be_told_from_the_best_is_marked() -> None:
     grouped = (ood("sun", group="near"), ood("dtd", group="far"), ood("mnist", group="far"))
     rows = [row("mcm", *grouped), row("zoc", *(dataclasses.replace(s, auroc=0.8) for s in grouped))]
     both = frozenset(r.digest for r in rows)
-    alike = report.Alike({"sun": {"auroc": both}}, {"far": {"auroc": both}, "": {"fpr95": both}})
+    alike = report.NotSignificantlyDifferent({"sun": {"auroc": both}}, {"far": {"auroc": both}, "": {"fpr95": both}})
     asked: list[Any] = []
     (table,) = report.tables(rows, TableOptions(), lambda rows, sets: asked.append((rows, sets)) or alike)  # type: ignore[func-returns-value]
     assert [len(rows) for rows, _ in asked] == [2]

@@ -18,7 +18,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from oodbench.cli import main
 from oodbench.metrics import detection as metrics
-from oodbench.report.verify import Mismatch, verify
+from oodbench.report.verify import VerifiedResult, verify
 from oodbench.results import IdRow, Result, SetRow, from_json
 
 SETS = ("sun", "dtd")
@@ -83,7 +83,7 @@ def lay(results: Path, method: str = "mcm", shift: float = 1.5, seed: int = 0, n
     return path
 
 
-def only(results: Path) -> Mismatch:
+def only(results: Path) -> VerifiedResult:
     (finding,) = verify(results)
     return finding
 
@@ -174,10 +174,10 @@ def test_a_changed_row_is_found(tmp_path: Path) -> None:
 
 def test_intervals_are_computed_again(tmp_path: Path) -> None:
     from oodbench.metrics import Scores, Settings, intervals
-    from oodbench.report.verify import by_dataset
+    from oodbench.report.verify import read_scores
 
     path = lay(tmp_path)
-    row, images = from_json(path.read_text()), by_dataset(path.with_suffix(".parquet"))
+    row, images = from_json(path.read_text()), read_scores(path.with_suffix(".parquet"))
     scores = Scores(images["cats"].scores, {name: images[name].scores for name in SETS})
     found = intervals(scores, Settings(replicates=50))
     sets = tuple(dataclasses.replace(s, intervals=found.sets[s.dataset]) for s in row.ood)

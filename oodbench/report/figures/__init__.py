@@ -8,15 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from oodbench.errors import UserError, did_you_mean
-from oodbench.report.figures.figure import Heading, Picture, unique
+from oodbench.report.figures.figure import Heading, Plot, unique
 from oodbench.results import Result
 
 KINDS = ("overview", "roc", "histogram", "ranks", "mistakes")
 
-__all__ = ["KINDS", "Heading", "Picture", "pictures"]
+__all__ = ["KINDS", "Heading", "Plot", "pictures"]
 
 
-def pictures(
+def plots(
     rows: Sequence[Result],
     paths: Mapping[str, Path],
     *,
@@ -24,7 +24,7 @@ def pictures(
     kinds: Sequence[str] = KINDS,
     sets: Sequence[str] = (),
     heading: Heading | None = None,
-) -> Iterator[Picture]:
+) -> Iterator[Plot]:
     """The pictures of the rows of one table, each made when it is asked for; none of rows that all failed.
 
     paths    the rows' JSON files by digest, beside which their scores per image lie; rows without scores are left out
@@ -34,12 +34,12 @@ def pictures(
     sets     OOD sets to show, by name; all when empty
     heading  of the table; by default from its benchmark and encoder
     """
-    from oodbench.report.figures.figure import subject
+    from oodbench.report.figures.figure import figure_data
 
     for kind in kinds:
         if kind not in KINDS:
             raise UserError(f"no pictures '{kind}'{did_you_mean(kind, KINDS)}")
-    found = subject(rows, paths, sets, heading)
+    found = figure_data(rows, paths, sets, heading)
     taken: set[str] = set()
     for kind in kinds if found else ():
         painter = importlib.import_module(f"oodbench.report.figures.{kind}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from oodbench.errors import UserError
 from oodbench.report.tables.grouping import by_prompts
 from oodbench.report.tables.rows import names
-from oodbench.report.verify import ImageScores, of_row
+from oodbench.report.verify import ImageScores, checked_scores
 from oodbench.results import Result, SetRow, slug
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Heading:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Plot:
     """One picture of a table. `title` and `caption` are plain text, whatever the names in them hold."""
 
     name: str  # file name without suffix, safe on every system, unique within one call: "glyphs-histogram-mcm"
@@ -40,21 +40,21 @@ class Picture:
 
     def png(self, dpi: int = 150) -> bytes:
         """The picture as PNG, `dpi` pixels per inch."""
-        from oodbench.report.figures.style import house
+        from oodbench.report.figures.style import plot_style
 
         out = io.BytesIO()
-        with house():
+        with plot_style():
             said = {"Software": "oodbench", "Title": _sound(self.title), "Description": _sound(self.caption)}
             self.figure.savefig(out, format="png", dpi=dpi, metadata=said)
         return out.getvalue()
 
     def pdf(self) -> bytes:
         """The picture as PDF: no date, so that the same rows give the same bytes; fonts embedded as TrueType."""
-        from oodbench.report.figures.style import house
+        from oodbench.report.figures.style import plot_style
 
         said = {"Title": _sound(self.title), "Subject": _sound(self.caption), "Creator": "oodbench"}
         out = io.BytesIO()
-        with house():
+        with plot_style():
             self.figure.savefig(out, format="pdf", metadata={**said, "Producer": "oodbench", "CreationDate": None})
         return out.getvalue()
 
@@ -83,7 +83,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Entrant:
+class PlottedResult:
     """A finished row: its place in the table, which gives its colour, and its name there."""
 
     place: int
@@ -92,25 +92,25 @@ class Entrant:
 
 
 @dataclass(frozen=True)
-class Subject:
+class FigureData:
     """The rows of one table, of which there is at least one that is finished.
 
-    entrants  the finished rows in the table's order
+    plotted  the finished rows in the table's order
     sets      the OOD sets that are shown; all rows have them
-    left_out  names of rows that failed
+    failed  names of rows that failed
     """
 
     heading: Heading
-    entrants: tuple[Entrant, ...]
+    plotted: tuple[PlottedResult, ...]
     sets: tuple[SetRow, ...]
     paths: Mapping[str, Path]
-    left_out: tuple[str, ...]
+    failed: tuple[str, ...]
 
     @cached_property
-    def scored(self) -> tuple[Entrant, ...]:
+    def scored(self) -> tuple[PlottedResult, ...]:
         """Rows whose scores per image are there and give their AUROC; others are logged."""
         out = []
-        for one in self.entrants:
+        for one in self.plotted:
             try:
                 self.read(one)
             except UserError as error:
@@ -119,14 +119,14 @@ class Subject:
                 out.append(one)
         return tuple(out)
 
-    def read(self, one: Entrant) -> dict[str, ImageScores]:
+    def read(self, one: PlottedResult) -> dict[str, ImageScores]:
         """The scores of a row by dataset, read anew. UserError when they are not there, or are not the row's."""
         path = self.paths.get(one.row.digest)
         if path is None:
             raise UserError("its row lies in no results folder, so it has no scores per image")
-        return of_row(one.row, path.with_suffix(".parquet"))
+        return checked_scores(one.row, path.with_suffix(".parquet"))
 
-    def image_names(self, one: Entrant) -> dict[str, list[str]]:
+    def image_names(self, one: PlottedResult) -> dict[str, list[str]]:
         """The names of a row's images by dataset, in the order of its scores."""
         from pyarrow import parquet
 
@@ -136,35 +136,36 @@ class Subject:
             out.setdefault(dataset, []).append(name)
         return out
 
-    def missing(self, drawn: Sequence[Entrant] | None = None) -> str:
+    def missing(self, drawn: Sequence[PlottedResult] | None = None) -> str:
         """A sentence on the rows that a picture of scores leaves out, "" when there is none."""
         kept = {one.place for one in (self.scored if drawn is None else drawn)}
-        gone = [one.name for one in self.entrants if one.place not in kept]
-        failed = f"Failed, so not shown: {', '.join(self.left_out)}." if self.left_out else ""
+        gone = [one.name for one in self.plotted if one.place not in kept]
+        failed = f"Failed, so not shown: {', '.join(self.failed)}." if self.failed else ""
         said = f"Without scores per image that fit, so not shown: {', '.join(gone)}." if gone else ""
         return " ".join(filter(None, (said, failed)))
 
-    def of(self, one: Entrant, dataset: str) -> SetRow:
+    def of(self, one: PlottedResult, dataset: str) -> SetRow:
         """A row's numbers on a set."""
         return next(s for s in one.row.ood if s.dataset == dataset)
 
 
-def subject(
+def figure_data(
     rows: Sequence[Result], paths: Mapping[str, Path], sets: Sequence[str], heading: Heading | None
-) -> Subject | None:
+) -> FigureData | None:
     """What is drawn of a table's rows: `sets` in that order, all when there are none named; None: nothing to draw."""
-    said = next((one.prompts for one in by_prompts(rows) if len(one.rows) == len(rows)), "")  # in the table's title
+    said = next((one.prompts for one in by_prompts(rows) if len(one.results) == len(rows)), "")  # in the table's title
     named = list(zip(names(rows, "templates" if said else ""), rows, strict=True))
-    entrants = tuple(
-        Entrant(place, name, row) for place, (name, row) in enumerate(pair for pair in named if pair[1].status == "ok")
+    plotted = tuple(
+        PlottedResult(place, name, row)
+        for place, (name, row) in enumerate(pair for pair in named if pair[1].status == "ok")
     )
-    if not entrants:
+    if not plotted:
         return None
-    model = entrants[0].row
-    if any([s.dataset for s in one.row.ood] != [s.dataset for s in model.ood] for one in entrants):
+    model = plotted[0].row
+    if any([s.dataset for s in one.row.ood] != [s.dataset for s in model.ood] for one in plotted):
         raise UserError("pictures are of the rows of one table; these have different OOD sets")
     known = {s.dataset: s for s in model.ood}
     chosen = tuple(known[name] for name in sets if name in known) or model.ood
     title = f"{model.benchmark_title or model.benchmark}, encoder {model.encoder.get('name', 'unknown')}"
     failed = tuple(name for name, row in named if row.status != "ok")
-    return Subject(heading or Heading(stem(model.benchmark), title), entrants, chosen, paths, failed)
+    return FigureData(heading or Heading(stem(model.benchmark), title), plotted, chosen, paths, failed)

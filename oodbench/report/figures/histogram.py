@@ -10,18 +10,18 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from oodbench.metrics import detection as metrics
-from oodbench.report.figures.figure import Entrant, Picture, Subject, stem
+from oodbench.report.figures.figure import FigureData, Plot, PlottedResult, stem
 from oodbench.report.figures.style import (
     GREY,
     ID_COLOUR,
     OOD_COLOUR,
     SIZE,
     FigureLayout,
-    fitted,
-    house,
+    add_text,
+    new_figure,
     pages,
-    put,
-    sheet,
+    plot_style,
+    shortened,
     width,
 )
 from oodbench.report.verify import ImageScores
@@ -34,15 +34,15 @@ TAIL = 0.001  # share of a set's scores that may lie beyond either end of the ax
 _LAYOUT = FigureLayout((3.0, 1.35), gap=(0.25, 0.5), left=0.5, head=0.4)
 
 
-def draw(subject: Subject, _: Path | None = None) -> Iterator[Picture]:
+def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
     """One picture for each method, of at most PANELS panels."""
-    for one in subject.scored:
-        images = subject.read(one)
-        scores = {s.dataset: images[s.dataset].scores for s in subject.sets}
+    for one in figure_data.scored:
+        images = figure_data.read(one)
+        scores = {s.dataset: images[s.dataset].scores for s in figure_data.sets}
         edges = bins([images[one.row.id.dataset].scores, *scores.values()])
-        split = pages(subject.sets, PANELS)
+        split = pages(figure_data.sets, PANELS)
         for number, sets in enumerate(split, start=1):
-            yield _page(subject, one, (images, edges), sets, number if len(split) > 1 else 0)
+            yield _page(figure_data, one, (images, edges), sets, number if len(split) > 1 else 0)
 
 
 def bins(sets: Sequence[Floats]) -> Floats:
@@ -57,14 +57,18 @@ def bins(sets: Sequence[Floats]) -> Floats:
 
 
 def _page(
-    subject: Subject, one: Entrant, found: tuple[Mapping[str, ImageScores], Floats], sets: Sequence[SetRow], number: int
-) -> Picture:
+    figure_data: FigureData,
+    one: PlottedResult,
+    found: tuple[Mapping[str, ImageScores], Floats],
+    sets: Sequence[SetRow],
+    number: int,
+) -> Plot:
     images, edges = found
     on_id = images[one.row.id.dataset].scores
     threshold = metrics.threshold_at_tpr(metrics.score_set(on_id, one.row.id.dataset))
     title = f"Scores of {one.name}" + (f" ({number})" if number else "")
-    with house():
-        figure, axes = sheet([title, subject.heading.title], len(sets), _LAYOUT)
+    with plot_style():
+        figure, axes = new_figure([title, figure_data.heading.title], len(sets), _LAYOUT)
         columns = min(len(sets), _LAYOUT.columns)
         tops = []
         for panel, ood in zip(axes, sets, strict=True):
@@ -72,7 +76,7 @@ def _page(
             tops.append(max(_bars(panel, on_id, edges, ID_COLOUR), _bars(panel, scores, edges, OOD_COLOUR)))
             if edges[0] <= threshold <= edges[-1]:
                 panel.axvline(threshold, color="black", linewidth=0.7, linestyle=(0, (3, 2)), gid="threshold")
-            _words(panel, subject.of(one, ood.dataset), (_beyond(on_id, edges), _beyond(scores, edges)))
+            _words(panel, figure_data.of(one, ood.dataset), (_beyond(on_id, edges), _beyond(scores, edges)))
         for place, panel in enumerate(axes):
             panel.set(xlim=(edges[0], edges[-1]), ylim=(0, 1.08 * max(tops)))
             panel.set_ylabel("Images, %" if place % columns == 0 else "")
@@ -82,10 +86,10 @@ def _page(
     caption = (
         f"Scores of {one.name} on ID images ({one.row.id.title}, n = {one.row.id.n:,}) and on OOD images, in percent "
         f"of either per bin, in shared bins; scores of softmax methods are logarithms. Dashed: the highest score that "
-        f"at least 95 % of ID images reach ({threshold:.6g}). {_outside(one, images, edges)} {subject.missing()}"
+        f"at least 95 % of ID images reach ({threshold:.6g}). {_outside(one, images, edges)} {figure_data.missing()}"
     )
-    name = f"{subject.heading.stem}-{stem('histogram', one.row.label)}" + (f"-{number}" if number else "")
-    return Picture(name, "histogram", f"{title}: {subject.heading.title}", caption.strip(), figure)
+    name = f"{figure_data.heading.stem}-{stem('histogram', one.row.label)}" + (f"-{number}" if number else "")
+    return Plot(name, "histogram", f"{title}: {figure_data.heading.title}", caption.strip(), figure)
 
 
 def _bars(panel: Axes, scores: Floats, edges: Floats, colour: str) -> float:
@@ -104,26 +108,28 @@ def _beyond(scores: Floats, edges: Floats) -> int:
 def _words(panel: Axes, one: SetRow, beyond: tuple[int, int]) -> None:
     size = SIZE + 0.5
     numbers = f"AUROC {100 * one.auroc:.2f}, FPR95 {100 * one.fpr95:.2f}"
-    name = fitted(f"{one.title}, n = {one.n:,}", 1.55, size)
-    put(panel, (0, 1.04), name, transform=panel.transAxes, fontsize=size, weight="bold")
-    put(panel, (1, 1.04), numbers, transform=panel.transAxes, fontsize=SIZE - 0.5, color=GREY, ha="right")
+    name = shortened(f"{one.title}, n = {one.n:,}", 1.55, size)
+    add_text(panel, (0, 1.04), name, transform=panel.transAxes, fontsize=size, weight="bold")
+    add_text(panel, (1, 1.04), numbers, transform=panel.transAxes, fontsize=SIZE - 0.5, color=GREY, ha="right")
     if any(beyond):
         said = f"outside: {beyond[0]:,} ID, {beyond[1]:,} OOD"
-        put(panel, (0.99, 0.97), said, transform=panel.transAxes, fontsize=SIZE - 1.5, color=GREY, ha="right", va="top")
+        add_text(
+            panel, (0.99, 0.97), said, transform=panel.transAxes, fontsize=SIZE - 1.5, color=GREY, ha="right", va="top"
+        )
 
 
-def _legend(panel: Axes, one: Entrant) -> None:
+def _legend(panel: Axes, one: PlottedResult) -> None:
     """Above the first panel, where no bar can reach."""
     x, y = 0.0, 1 + 0.29 / _LAYOUT.panel[1]
     wide = _LAYOUT.panel[0]
-    for colour, text in ((ID_COLOUR, f"ID: {fitted(one.row.id.title, 1.6, SIZE)}"), (OOD_COLOUR, "OOD")):
+    for colour, text in ((ID_COLOUR, f"ID: {shortened(one.row.id.title, 1.6, SIZE)}"), (OOD_COLOUR, "OOD")):
         looks = {"transform": panel.transAxes, "clip_on": False, "marker": "s", "markersize": 5, "linestyle": "none"}
         panel.plot([x + 0.05 / wide], [y + 0.02], color=colour, **looks, scalex=False, scaley=False)
-        put(panel, (x + 0.13 / wide, y), text, transform=panel.transAxes, fontsize=SIZE)
+        add_text(panel, (x + 0.13 / wide, y), text, transform=panel.transAxes, fontsize=SIZE)
         x += (width(text, SIZE) + 0.35) / wide
 
 
-def _outside(one: Entrant, images: Mapping[str, ImageScores], edges: Floats) -> str:
+def _outside(one: PlottedResult, images: Mapping[str, ImageScores], edges: Floats) -> str:
     """A sentence on what the axis does not show."""
     found = {one.row.id.title: _beyond(images[one.row.id.dataset].scores, edges)}
     found |= {s.title: _beyond(images[s.dataset].scores, edges) for s in one.row.ood if s.dataset in images}

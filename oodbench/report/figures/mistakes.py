@@ -20,8 +20,18 @@ from oodbench.data.load import LoadOptions, class_names, load_images
 from oodbench.data.loaders.tar import expand as expand_pattern
 from oodbench.errors import UserError, is_url, redact_url
 from oodbench.metrics import detection as metrics
-from oodbench.report.figures.figure import Entrant, Picture, Subject, stem
-from oodbench.report.figures.style import GREY, SIZE, WRONG, FigureLayout, fitted, house, pages, put, sheet
+from oodbench.report.figures.figure import FigureData, Plot, PlottedResult, stem
+from oodbench.report.figures.style import (
+    GREY,
+    SIZE,
+    WRONG,
+    FigureLayout,
+    add_text,
+    new_figure,
+    pages,
+    plot_style,
+    shortened,
+)
 from oodbench.results import IdRow, Result, SetRow
 from oodbench.storage.files import expand
 from oodbench.storage.remote import copy_of
@@ -153,7 +163,7 @@ class ShownImage:
 
 
 @dataclass(frozen=True)
-class Strip:
+class ImageStrip:
     """The worst images of one set, the worst first."""
 
     title: str
@@ -161,15 +171,15 @@ class Strip:
     images: tuple[ShownImage, ...]
 
 
-def draw(subject: Subject, data: Path | None = None) -> Iterator[Picture]:
+def draw(figure_data: FigureData, data: Path | None = None) -> Iterator[Plot]:
     """One picture for each method, of at most STRIPS sets; sets whose images are not to be had are left out."""
     gallery = MistakeGallery(data)
-    for one in subject.scored:
-        strips = _strips(subject, one, gallery)
+    for one in figure_data.scored:
+        strips = _strips(figure_data, one, gallery)
         split = pages(strips, STRIPS)
         for number, part in enumerate(split, start=1):
             if part:
-                yield _page(subject, one, (part, gallery), number if len(split) > 1 else 0)
+                yield _page(figure_data, one, (part, gallery), number if len(split) > 1 else 0)
 
 
 def worst(scores: NDArray[np.float64], count: int, *, lowest: bool) -> NDArray[np.int64]:
@@ -177,12 +187,12 @@ def worst(scores: NDArray[np.float64], count: int, *, lowest: bool) -> NDArray[n
     return np.argsort(scores if lowest else -scores, kind="stable")[:count]
 
 
-def _strips(subject: Subject, one: Entrant, gallery: MistakeGallery) -> list[Strip]:
-    images, names = subject.read(one), subject.image_names(one)
+def _strips(figure_data: FigureData, one: PlottedResult, gallery: MistakeGallery) -> list[ImageStrip]:
+    images, names = figure_data.read(one), figure_data.image_names(one)
     on_id = metrics.score_set(images[one.row.id.dataset].scores, one.row.id.dataset)
     threshold = metrics.threshold_at_tpr(on_id)
     out = []
-    sets: list[IdRow | SetRow] = [one.row.id, *(subject.of(one, s.dataset) for s in subject.sets)]
+    sets: list[IdRow | SetRow] = [one.row.id, *(figure_data.of(one, s.dataset) for s in figure_data.sets)]
     for of in sets:
         found, is_id = images[of.dataset], isinstance(of, IdRow)
         places = worst(found.scores, IMAGES, lowest=is_id)
@@ -201,7 +211,7 @@ def _strips(subject: Subject, one: Entrant, gallery: MistakeGallery) -> list[Str
         what = "ID, lowest scores" if is_id else "OOD, highest scores"
         verdict = "rejected" if is_id else "accepted"
         said = f"{what}; {wrong.sum():,} of {len(wrong):,} {verdict} where 95 % of ID are kept"
-        out.append(Strip(of.title, said, tuple(shown)))
+        out.append(ImageStrip(of.title, said, tuple(shown)))
     return out
 
 
@@ -209,18 +219,20 @@ def _class(number: int, classes: Sequence[str]) -> str:
     return classes[number] if 0 <= number < len(classes) else f"class {number}"
 
 
-def _page(subject: Subject, one: Entrant, found: tuple[Sequence[Strip], MistakeGallery], number: int) -> Picture:
+def _page(
+    figure_data: FigureData, one: PlottedResult, found: tuple[Sequence[ImageStrip], MistakeGallery], number: int
+) -> Plot:
     strips, gallery = found
     title = f"What {one.name} gets most wrong" + (f" ({number})" if number else "")
     text = max(len(image.lines) for strip in strips for image in strip.images) * _PITCH
     layout = FigureLayout(
         (IMAGES * _STEP, _CELL + text), columns=1, gap=(0, 0.33), left=0.15, right=0.05, bottom=0.12, head=0.25
     )
-    with house():
-        figure, axes = sheet([title, subject.heading.title], len(strips), layout)
+    with plot_style():
+        figure, axes = new_figure([title, figure_data.heading.title], len(strips), layout)
         for panel, strip in zip(axes, strips, strict=True):
             _strip(panel, strip, layout.panel)
-    titles = {one.row.id.dataset: one.row.id.title} | {s.dataset: s.title for s in subject.sets}
+    titles = {one.row.id.dataset: one.row.id.title} | {s.dataset: s.title for s in figure_data.sets}
     gone = [title for name, title in titles.items() if name in gallery.absent]
     none = all(image.lines.count("CLIP: none") for strip in strips for image in strip.images)
     said = [
@@ -229,20 +241,20 @@ def _page(subject: Subject, one: Entrant, found: tuple[Sequence[Strip], MistakeG
         "Framed: on the wrong side of the score that at least 95 % of ID images reach.",
         "The method chooses no class." if none else "",
         f"Images not to be had, so not shown: {', '.join(gone)}." if gone else "",
-        subject.missing(),
+        figure_data.missing(),
     ]
-    name = f"{subject.heading.stem}-{stem('mistakes', one.row.label)}" + (f"-{number}" if number else "")
-    title = f"{title}: {subject.heading.title}"
-    return Picture(name, "mistakes", title, " ".join(filter(None, said)), figure)
+    name = f"{figure_data.heading.stem}-{stem('mistakes', one.row.label)}" + (f"-{number}" if number else "")
+    title = f"{title}: {figure_data.heading.title}"
+    return Plot(name, "mistakes", title, " ".join(filter(None, said)), figure)
 
 
-def _strip(panel: Axes, strip: Strip, size: tuple[float, float]) -> None:
+def _strip(panel: Axes, strip: ImageStrip, size: tuple[float, float]) -> None:
     wide, high = size
     panel.set(xlim=(0, wide), ylim=(high, 0))  # inches from the upper left corner
     panel.axis("off")
-    name = fitted(strip.title, 3.5, SIZE + 0.5)
-    heading = put(panel, (0, -0.07), name, fontsize=SIZE + 0.5, weight="bold")
-    put(panel, (wide - _STEP + _CELL, -0.07), strip.said, fontsize=SIZE - 0.5, color=GREY, ha="right")
+    name = shortened(strip.title, 3.5, SIZE + 0.5)
+    heading = add_text(panel, (0, -0.07), name, fontsize=SIZE + 0.5, weight="bold")
+    add_text(panel, (wide - _STEP + _CELL, -0.07), strip.said, fontsize=SIZE - 0.5, color=GREY, ha="right")
     heading.set_gid("set")
     for place, image in enumerate(strip.images):
         left = place * _STEP
@@ -255,5 +267,7 @@ def _strip(panel: Axes, strip: Strip, size: tuple[float, float]) -> None:
             panel.plot(*edges, color=WRONG, linewidth=1.6, solid_joinstyle="miter", clip_on=False, gid="wrong")
         for line, text in enumerate(image.lines):
             looks = {"color": "black" if line < len(image.lines) - 2 else GREY, "va": "center", "fontsize": _SMALL}
-            put(panel, (left, _CELL + 0.03 + (line + 0.5) * _PITCH), fitted(text, _STEP - 0.05, _SMALL), **looks)
+            add_text(
+                panel, (left, _CELL + 0.03 + (line + 0.5) * _PITCH), shortened(text, _STEP - 0.05, _SMALL), **looks
+            )
     panel.set(xlim=(0, wide), ylim=(high, 0))

@@ -11,18 +11,18 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from oodbench.report.figures.figure import Entrant, Picture, Subject
+from oodbench.report.figures.figure import FigureData, Plot, PlottedResult
 from oodbench.report.figures.style import (
     COLOURS,
     GREY,
     SIZE,
     FigureLayout,
-    fitted,
-    house,
+    add_text,
+    line_style,
     marker,
-    put,
-    sheet,
-    style,
+    new_figure,
+    plot_style,
+    shortened,
     width,
 )
 from oodbench.results import Interval, SetRow
@@ -39,7 +39,7 @@ _COVERED, _OUTSIDE = 1e4, 1e6
 
 
 @dataclass(frozen=True)
-class Plane:
+class LabelArea:
     """Points and what is drawn around them, inside a frame; all in points (1/72 inch).
 
     bars  intervals, which labels avoid where it costs little
@@ -57,7 +57,7 @@ class Plane:
         return x - self.keep, y - self.keep, x + self.keep, y + self.keep
 
 
-def placed(plane: Plane, sizes: Sequence[Point]) -> list[Box]:
+def place_labels(plane: LabelArea, sizes: Sequence[Point]) -> list[Box]:
     """A box of each size near its point; none covers another, or a point, as long as the frame has room."""
     done: dict[int, Box] = {}
     order = sorted(range(len(sizes)), key=lambda i: -_crowd(plane.points, i))
@@ -91,7 +91,7 @@ def _around(point: Point, size: Point) -> Iterator[tuple[float, Box]]:
             yield radius, (left, bottom, left + size[0], bottom + size[1])
 
 
-def _cost(plane: Plane, i: int, box: Box, done: Mapping[int, Box]) -> float:
+def _cost(plane: LabelArea, i: int, box: Box, done: Mapping[int, Box]) -> float:
     """What is wrong with a box for the point i beside those that are placed."""
     own = _distance(plane.points[i], box)
     marks = [plane.mark(j) for j in range(len(plane.points))]
@@ -138,45 +138,45 @@ NAMED = 40  # methods with a name in the picture; of more, these are the best
 FEW = 12  # methods whose names find room in a small panel
 
 
-def draw(subject: Subject, _: Path | None = None) -> Iterator[Picture]:
+def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
     """One picture; where the sets are in groups, these have panels of their own."""
-    groups = tuple(dict.fromkeys(s.group for s in subject.sets if s.group))
-    shown = {"all": subject.sets}
+    groups = tuple(dict.fromkeys(s.group for s in figure_data.sets if s.group))
+    shown = {"all": figure_data.sets}
     if len(groups) > 1:
-        shown |= {name: tuple(s for s in subject.sets if s.group == name) for name in groups}
-    best = sorted(subject.entrants, key=lambda one: -_mean(subject, one, subject.sets, "auroc"))[:NAMED]
-    with house():
+        shown |= {name: tuple(s for s in figure_data.sets if s.group == name) for name in groups}
+    best = sorted(figure_data.plotted, key=lambda one: -_mean(figure_data, one, figure_data.sets, "auroc"))[:NAMED]
+    with plot_style():
         panel_size, columns = ((3.6, 3.1), 3) if len(best) <= FEW else ((5.2, 4.4), 2)
         layout = FigureLayout(panel_size, columns, gap=(0.65, 0.75), head=0.3)
-        figure, axes = sheet(["AUROC and FPR95", subject.heading.title], len(shown), layout)
-        bars = [_panel(panel, subject, sets, best) for panel, sets in zip(axes, shown.values(), strict=True)]
+        figure, axes = new_figure(["AUROC and FPR95", figure_data.heading.title], len(shown), layout)
+        bars = [_panel(panel, figure_data, sets, best) for panel, sets in zip(axes, shown.values(), strict=True)]
         for panel, (name, sets) in zip(axes, shown.items(), strict=True):
             what = "All OOD sets" if len(shown) > 1 and name == "all" else f"{name.capitalize()} OOD"
-            over = fitted(sets[0].title, 2.5, SIZE) if len(sets) == 1 else f"mean of {len(sets)} sets"
+            over = shortened(sets[0].title, 2.5, SIZE) if len(sets) == 1 else f"mean of {len(sets)} sets"
             head = over if len(shown) == 1 else f"{what}: {over}"
-            put(panel, (0, 1.03), head, transform=panel.transAxes, fontsize=SIZE + 0.5, weight="bold")
-    level = 100 * float(subject.entrants[0].row.uncertainty.get("level", 0.95))
-    titles = ", ".join(s.title for s in subject.sets)
+            add_text(panel, (0, 1.03), head, transform=panel.transAxes, fontsize=SIZE + 0.5, weight="bold")
+    level = 100 * float(figure_data.plotted[0].row.uncertainty.get("level", 0.95))
+    titles = ", ".join(s.title for s in figure_data.sets)
     said = [
         f"AUROC against FPR95 in %, plain means over OOD sets ({titles}); down and right is better.",
         f"Bars: {level:g} % intervals over images, where the row has them." if any(bars) else "No intervals are known.",
         f"Grey, without a name: all but the {NAMED} methods of highest mean AUROC."
-        if len(best) < len(subject.entrants)
+        if len(best) < len(figure_data.plotted)
         else "",
-        f"Failed, so not shown: {', '.join(subject.left_out)}." if subject.left_out else "",
+        f"Failed, so not shown: {', '.join(figure_data.failed)}." if figure_data.failed else "",
     ]
-    title = f"AUROC and FPR95: {subject.heading.title}"
-    yield Picture(f"{subject.heading.stem}-overview", "overview", title, " ".join(filter(None, said)), figure)
+    title = f"AUROC and FPR95: {figure_data.heading.title}"
+    yield Plot(f"{figure_data.heading.stem}-overview", "overview", title, " ".join(filter(None, said)), figure)
 
 
-def _mean(subject: Subject, one: Entrant, sets: Sequence[SetRow], metric: str) -> float:
-    return math.fsum(getattr(subject.of(one, s.dataset), metric) for s in sets) / len(sets)
+def _mean(figure_data: FigureData, one: PlottedResult, sets: Sequence[SetRow], metric: str) -> float:
+    return math.fsum(getattr(figure_data.of(one, s.dataset), metric) for s in sets) / len(sets)
 
 
-def _interval(subject: Subject, one: Entrant, sets: Sequence[SetRow], metric: str) -> Interval | None:
+def _interval(figure_data: FigureData, one: PlottedResult, sets: Sequence[SetRow], metric: str) -> Interval | None:
     """The row's interval of a mean: it has those of single sets, of groups and of all sets."""
     if len(sets) == 1:
-        return subject.of(one, sets[0].dataset).intervals.get(metric)
+        return figure_data.of(one, sets[0].dataset).intervals.get(metric)
     names = {s.dataset for s in sets}
     for group, found in one.row.mean_intervals.items():
         if names == {s.dataset for s in one.row.ood if group in ("", s.group)}:
@@ -184,24 +184,27 @@ def _interval(subject: Subject, one: Entrant, sets: Sequence[SetRow], metric: st
     return None
 
 
-def _panel(panel: Axes, subject: Subject, sets: Sequence[SetRow], best: Sequence[Entrant]) -> bool:
+def _panel(panel: Axes, figure_data: FigureData, sets: Sequence[SetRow], best: Sequence[PlottedResult]) -> bool:
     """Draw one mean; whether it has intervals."""
-    at = {one.place: tuple(100 * _mean(subject, one, sets, m) for m in ("auroc", "fpr95")) for one in subject.entrants}
+    at = {
+        one.place: tuple(100 * _mean(figure_data, one, sets, m) for m in ("auroc", "fpr95"))
+        for one in figure_data.plotted
+    }
     spans = {
-        one.place: [_interval(subject, one, sets, m) or (math.nan, math.nan) for m in ("auroc", "fpr95")]
+        one.place: [_interval(figure_data, one, sets, m) or (math.nan, math.nan) for m in ("auroc", "fpr95")]
         for one in best
     }
     lines = []
     for one in reversed(best):
         (x, y), ((left, right), (low, high)) = at[one.place], spans[one.place]
-        colour = style(one.place)["color"]
+        colour = line_style(one.place)["color"]
         if not math.isnan(left + low):
             panel.plot([100 * left, 100 * right], [y, y], color=colour, linewidth=0.8, alpha=0.6, gid="auroc interval")
             panel.plot([x, x], [100 * low, 100 * high], color=colour, linewidth=0.8, alpha=0.6, gid="fpr95 interval")
             lines += [((100 * left, y), (100 * right, y)), ((x, 100 * low), (x, 100 * high))]
         looks = {"color": colour, "marker": marker(one.place), "markersize": 5, "markeredgewidth": 0.5}
         panel.plot([x], [y], **looks, markeredgecolor="white", zorder=3, gid=one.name)
-    rest = [at[one.place] for one in subject.entrants if one not in best]
+    rest = [at[one.place] for one in figure_data.plotted if one not in best]
     if rest:
         panel.plot(*zip(*rest, strict=True), color="#c4c4c4", marker=".", linestyle="none", zorder=1, gid="others")
     panel.set_xlabel("AUROC, %  →")
@@ -216,7 +219,7 @@ def _panel(panel: Axes, subject: Subject, sets: Sequence[SetRow], best: Sequence
 
 def _labels(
     panel: Axes,
-    best: Sequence[Entrant],
+    best: Sequence[PlottedResult],
     at: dict[int, tuple[float, ...]],
     lines: Sequence[tuple[tuple[float, float], tuple[float, float]]],
 ) -> None:
@@ -228,14 +231,14 @@ def _labels(
         return (x - x0) / (x1 - x0) * wide, (y - y0) / (y1 - y0) * high
 
     size = SIZE - 0.5 if len(best) <= 20 else SIZE - 2
-    names = [fitted(one.name, 1.5, size) for one in best]
+    names = [shortened(one.name, 1.5, size) for one in best]
     sizes = [(72 * width(name, size) + 2, size * 1.25) for name in names]
     places = [points(*at[one.place][:2]) for one in best]
     bars: list[Box] = []
     for start, end in lines:
         (a, b), (c, d) = points(*start), points(*end)
         bars.append((a - 0.5, b - 0.5, c + 0.5, d + 0.5))
-    boxes = placed(Plane(places, (0, 0, wide, high), bars), sizes)
+    boxes = place_labels(LabelArea(places, (0, 0, wide, high), bars), sizes)
     for one, name, point, box in zip(best, names, places, boxes, strict=True):
         end = leader(point, box)
         if math.dist(point, end) >= LEADER:
@@ -244,8 +247,8 @@ def _labels(
             line.set_transform(panel.transAxes)
             panel.add_artist(line)
         middle = ((box[0] + box[2]) / 2 / wide, (box[1] + box[3]) / 2 / high)
-        colour = _dark(style(one.place)["color"])
-        put(panel, middle, name, transform=panel.transAxes, fontsize=size, color=colour, ha="center", va="center")
+        colour = _dark(line_style(one.place)["color"])
+        add_text(panel, middle, name, transform=panel.transAxes, fontsize=size, color=colour, ha="center", va="center")
 
 
 def _dark(colour: str) -> str:

@@ -19,7 +19,7 @@ CUT = "…"
 _LARGE = 144.0
 
 
-def literal(text: str) -> str:
+def printable_text(text: str) -> str:
     r"""The text with every character that DejaVu Sans lacks, or that prints nothing, as an escape such as \u4e00."""
     return "".join(c if c.isprintable() and ord(c) in _known() else _escape(c) for c in text)
 
@@ -32,9 +32,9 @@ def width(text: str, points: float) -> float:
     return float(font.get_width_height()[0]) / 64 / 72 * points / _LARGE
 
 
-def fitted(text: str, inches: float, points: float) -> str:
+def shortened(text: str, inches: float, points: float) -> str:
     """Literal text no wider than this: the middle of what is too long becomes an ellipsis."""
-    text = literal(text)
+    text = printable_text(text)
     if width(text, points) <= inches:
         return text
     kept = bisect.bisect_right(range(len(text)), inches, key=lambda n: width(_without_middle(text, n), points)) - 1
@@ -44,7 +44,7 @@ def fitted(text: str, inches: float, points: float) -> str:
 def wrapped(text: str, inches: float, points: float) -> list[str]:
     """Literal text in lines no wider than this, broken at blanks, and in words that are too long."""
     lines = [""]
-    for word in literal(text).split(" "):
+    for word in printable_text(text).split(" "):
         joined = f"{lines[-1]} {word}" if lines[-1] else word
         if width(joined, points) <= inches:
             lines[-1] = joined
@@ -110,14 +110,14 @@ _SETTINGS = {
 }
 
 
-def house() -> AbstractContextManager[None]:
+def plot_style() -> AbstractContextManager[None]:
     """Matplotlib's defaults with the settings of the house. Never held while a generator waits: they are global."""
     plain = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")}
     context: AbstractContextManager[None] = matplotlib.rc_context(plain | _SETTINGS)
     return context
 
 
-def style(place: int) -> dict[str, Any]:
+def line_style(place: int) -> dict[str, Any]:
     """Colour and dashes of the method at a place of the table: the same in all its pictures."""
     return {"color": COLOURS[place % len(COLOURS)], "linestyle": DASHES[place // len(COLOURS) % len(DASHES)]}
 
@@ -127,9 +127,9 @@ def marker(place: int) -> str:
     return MARKERS[place // len(COLOURS) % len(MARKERS)]
 
 
-def put(where: Axes | Figure, at: tuple[float, float], text: str, **looks: Any) -> Text:
+def add_text(where: Axes | Figure, at: tuple[float, float], text: str, **looks: Any) -> Text:
     """Text as it is, never read as mathematics."""
-    return where.text(*at, literal(text), parse_math=False, **looks)
+    return where.text(*at, printable_text(text), parse_math=False, **looks)
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class FigureLayout:
     head: float = 0.25  # between the heading and the first panels
 
 
-def sheet(heading: Sequence[str], panels: int, layout: FigureLayout) -> tuple[Figure, list[Axes]]:
+def new_figure(heading: Sequence[str], panels: int, layout: FigureLayout) -> tuple[Figure, list[Axes]]:
     """A figure with its heading (the first line in bold) and panels row by row."""
     columns = min(layout.columns, panels)
     rows = -(-panels // columns)
@@ -160,7 +160,7 @@ def sheet(heading: Sequence[str], panels: int, layout: FigureLayout) -> tuple[Fi
     y = down - 0.1
     for (line, size), step in zip(lines, pitch, strict=True):
         weight, colour = ("bold", "black") if size > SIZE else ("normal", GREY)
-        put(figure, (0.15 / across, y / down), line, fontsize=size, weight=weight, color=colour, va="top")
+        add_text(figure, (0.15 / across, y / down), line, fontsize=size, weight=weight, color=colour, va="top")
         y -= step
     top = y - layout.head
     axes = []

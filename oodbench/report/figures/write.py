@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from oodbench.errors import UserError, printable
-from oodbench.report.figures import Heading, Picture, pictures
+from oodbench.report.figures import Heading, Plot, plots
 from oodbench.report.figures.figure import stem, unique
 from oodbench.report.tables.table import Table
 from oodbench.storage.files import atomic_write, expand
@@ -28,7 +28,7 @@ def write(
     taken: set[str] = set()
     for table, heading in zip(tables, headings(tables), strict=True):
         rows = [line.result for line in table.lines if line.result]
-        for picture in pictures(rows, paths, data=data, sets=sets, heading=heading):
+        for picture in plots(rows, paths, data=data, sets=sets, heading=heading):
             picture = replace(picture, name=unique(picture.name, taken))
             _write(folder, picture)
             captions.append("\n".join(map(printable, (picture.name, picture.title, picture.caption))) + "\n")
@@ -52,7 +52,7 @@ def headings(tables: Sequence[Table]) -> list[Heading]:
     return out
 
 
-def _write(folder: Path, picture: Picture) -> None:
+def _write(folder: Path, picture: Plot) -> None:
     _whole(folder, {f"{picture.name}.png": picture.png(), f"{picture.name}.pdf": picture.pdf()})
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from oodbench.errors import printable
 from oodbench.report.options import SHOWN, TableOptions
-from oodbench.report.tables.table import Line, Table
+from oodbench.report.tables.table import Table, TableLine
 from oodbench.results import METRICS, Result, flatten
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet compute a text
@@ -80,7 +80,7 @@ def _rank(name: str) -> int:
     return next((i for i, prefix in enumerate(("ood.", "mean.", "seconds.", "row."), 1) if name.startswith(prefix)), 0)
 
 
-def _record(number: int, line: Line, options: TableOptions) -> dict[str, object]:
+def _record(number: int, line: TableLine, options: TableOptions) -> dict[str, object]:
     row = line.result
     if row is None:
         return {"table": number, "name": line.name, **line.facts}

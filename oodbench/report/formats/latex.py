@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
 from oodbench.errors import printable
-from oodbench.report.tables.table import EXCEEDS, NOT_SIGNIFICANT, Cell, Column, Line, Table, panels
+from oodbench.report.tables.table import EXCEEDS, NOT_SIGNIFICANT, Cell, Column, Table, TableLine, panels
 
 _GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi o pi rho varsigma sigma tau upsilon phi"
@@ -159,9 +159,9 @@ def remark(latex: str) -> str:
 
 # In points at \footnotesize. 490 is the text of a two-column paper, and lies within the paper's edges in `article`.
 _PAGE, _NAME, _LETTER, _SMALL_LETTER, _GAP = 490.0, 130.0, 4.3, 4.6, 5.0
-_BETWEEN = 9.0  # between blocks
+_BETWEEN = 9.0  # between column_groups
 _ARROWS = {1: r"$\uparrow$", -1: r"$\downarrow$", 0: ""}
-_MARKS = {"best": r"\textbf{%s}", "second": r"\underline{%s}", "beyond": r"\textbf{%s}\rlap{$^{!}$}", "": "%s"}
+_MARKS = {"best": r"\textbf{%s}", "second": r"\underline{%s}", "exceeds": r"\textbf{%s}\rlap{$^{!}$}", "": "%s"}
 _ALIKE = r"\rlap{$^{\dagger}$}"
 _ESCAPES = str.maketrans(
     {
@@ -187,8 +187,8 @@ _LIGATURE = re.compile(r"-(?=-)|'(?=')|`(?=`)|[?!](?=`)")
 def latex(table: Table) -> str:
     r"""A `table*` that compiles with \usepackage{booktabs}; what is too wide for a page is cut into panels."""
     longest = max(len(line.name) + 3 * len(line.cites) for line in table.lines) * _LETTER
-    widths = [_width(table, b) for b in range(len(table.blocks))]
-    cuts = panels(table.blocks, widths, _PAGE - min(longest, _NAME))
+    widths = [_width(table, b) for b in range(len(table.column_groups))]
+    cuts = panels(table.column_groups, widths, _PAGE - min(longest, _NAME))
     first = f"p{{{_NAME:g}pt}}" if longest > _NAME else "l"
     # No line of a caption ends between a number and its sign.
     said = (escape(part).replace(r" \%", r"~\%").replace(" = ", "~=~") for part in table.caption)
@@ -218,8 +218,8 @@ def _remarks(table: Table) -> list[str]:
     cited = ", ".join(f"{escape(title)}{_cite(keys)}" for title, keys in table.cites)
     return [
         *(["Best in \\textbf{bold}, second \\underline{underlined}."] if table.marked else []),
-        *([rf"$^{{\dagger}}$~{NOT_SIGNIFICANT}"] if table.alike else []),
-        *([rf"$^{{!}}$~{EXCEEDS}"] if table.beyond else []),
+        *([rf"$^{{\dagger}}$~{NOT_SIGNIFICANT}"] if table.any_not_significant else []),
+        *([rf"$^{{!}}$~{EXCEEDS}"] if table.any_exceeds else []),
         *([f"Data: {cited}."] if cited else []),
     ]
 
@@ -236,31 +236,31 @@ def escape(text: str) -> str:
 
 
 def _width(table: Table, b: int) -> float:
-    block = table.blocks[b]
+    block = table.column_groups[b]
     longest = [max((len(line.cells[b][c].plain) for line in table.lines), default=0) for c in range(len(block.columns))]
     columns = sum(
         max(len(column.title) * _SMALL_LETTER + 4, cell * _LETTER if cell > 6 else 20) + _GAP
         for column, cell in zip(block.columns, longest, strict=True)
     )
-    return max(columns - _GAP, len(block.title) * _LETTER, len(block.stamp) * _LETTER * 0.9) + _BETWEEN
+    return max(columns - _GAP, len(block.title) * _LETTER, len(block.partial) * _LETTER * 0.9) + _BETWEEN
 
 
 def _panel(table: Table, cut: Sequence[int], first: str) -> list[str]:
-    blocks = [table.blocks[i] for i in cut]
-    columns = "".join(rf"@{{\hspace{{{_BETWEEN:g}pt}}}}{'r' * len(b.columns)}" for b in blocks)
+    column_groups = [table.column_groups[i] for i in cut]
+    columns = "".join(rf"@{{\hspace{{{_BETWEEN:g}pt}}}}{'r' * len(b.columns)}" for b in column_groups)
     out = [rf"\begin{{tabular}}{{{first}{columns}}}", r"\toprule"]
     if table.grouped:
         kind = " OOD" if table.first else ""  # across a transposed table stand methods
-        runs = [(name, sum(len(b.columns) for b in run)) for name, run in groupby(blocks, key=lambda b: b.group)]
+        runs = [(name, sum(len(b.columns) for b in run)) for name, run in groupby(column_groups, key=lambda b: b.group)]
         out += _heading((f"{escape(name.capitalize())}{kind}" if name else "", span) for name, span in runs)
-    if table.first and any(b.title for b in blocks):
-        out += _heading((escape(b.title), len(b.columns)) for b in blocks)
-    if any(b.stamp for b in blocks):
-        stamps = (rf"\scriptsize {escape(b.stamp)}" if b.stamp else "" for b in blocks)
-        out.insert(-1, _spans(zip(stamps, (len(b.columns) for b in blocks), strict=True)))
-    heads = [rf"\scriptsize {_head(column)}" for b in blocks for column in b.columns]
+    if table.first and any(b.title for b in column_groups):
+        out += _heading((escape(b.title), len(b.columns)) for b in column_groups)
+    if any(b.partial for b in column_groups):
+        stamps = (rf"\scriptsize {escape(b.partial)}" if b.partial else "" for b in column_groups)
+        out.insert(-1, _spans(zip(stamps, (len(b.columns) for b in column_groups), strict=True)))
+    heads = [rf"\scriptsize {_head(column)}" for b in column_groups for column in b.columns]
     out += [" & ".join([table.first, *heads]) + r" \\"]
-    width = 1 + sum(len(b.columns) for b in blocks)
+    width = 1 + sum(len(b.columns) for b in column_groups)
     extras = _extras(table)
     for section, lines in groupby(table.lines, key=lambda line: line.section):
         out.append(r"\midrule")
@@ -294,12 +294,12 @@ def _extras(table: Table) -> dict[tuple[int, int], str]:
     """The longest of what follows the numbers of each column, by block and place."""
     return {
         (b, c): max((line.cells[b][c].extra for line in table.lines), key=len)
-        for b, block in enumerate(table.blocks)
+        for b, block in enumerate(table.column_groups)
         for c in range(len(block.columns))
     }
 
 
-def _row(line: Line, cut: Sequence[int], first: str, extras: Mapping[tuple[int, int], str]) -> str:
+def _row(line: TableLine, cut: Sequence[int], first: str, extras: Mapping[tuple[int, int], str]) -> str:
     name = escape(line.name) + _cite(line.cites)
     named = name if first == "l" else rf"\raggedright {name}"
     cells = (_cell(cell, extras[i, c]) for i in cut for c, cell in enumerate(line.cells[i]))
@@ -309,7 +309,7 @@ def _row(line: Line, cut: Sequence[int], first: str, extras: Mapping[tuple[int, 
 def _cell(cell: Cell, longest: str) -> str:
     """A number, and what follows it in a box as wide as the column's longest, so that numbers align."""
     text = _MARKS[cell.mark] % (cell.text.replace("-", "$-$") if cell.value is not None else "--")
-    sign = _ALIKE if cell.alike else ""
+    sign = _ALIKE if cell.not_significantly_different else ""
     if cell.extra:
         return rf"{text}{{\scriptsize\,{_extra(cell.extra, len(longest))}}}{sign}"
     return rf"{text}{sign}\phantom{{{{\scriptsize\,{_extra(longest, 0)}}}}}" if longest else text + sign

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _GAP, _NUMBER = 2, 6
-_STYLES = {"best": "bold", "second": "underline", "beyond": "bold red", "": "none"}
+_STYLES = {"best": "bold", "second": "underline", "exceeds": "bold red", "": "none"}
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class TerminalTable:
         table = self.table
         names = self._names(options.max_width)
         yield Text(table.title, style="bold")
-        widths = [_wide(table, b) for b in range(len(table.blocks))]
-        for cut in panels(table.blocks, widths, options.max_width - names):
+        widths = [_wide(table, b) for b in range(len(table.column_groups))]
+        for cut in panels(table.column_groups, widths, options.max_width - names):
             yield Text("")
             yield _grid(table, cut, names, arrows=not options.ascii_only)
         yield Text("")
@@ -39,8 +39,8 @@ class TerminalTable:
             yield Text(note, style="red")
         marks = [
             *(["Best in bold, second underlined."] if table.marked else []),
-            *([f"† {NOT_SIGNIFICANT}"] if table.alike else []),
-            *([f"! {EXCEEDS}"] if table.beyond else []),
+            *([f"† {NOT_SIGNIFICANT}"] if table.any_not_significant else []),
+            *([f"! {EXCEEDS}"] if table.any_exceeds else []),
         ]
         yield Text(" ".join((*table.caption, *marks)), style="dim")
 
@@ -50,7 +50,7 @@ class TerminalTable:
 
         table = self.table
         longest = max(cell_len(table.first), *(max(map(cell_len, (x.name, x.section))) for x in table.lines))
-        room = width - sum(_wide(table, b) for b in range(len(table.blocks)))
+        room = width - sum(_wide(table, b) for b in range(len(table.column_groups)))
         return min(longest, room if room >= 16 else max(width // 4, 12))
 
 
@@ -76,15 +76,15 @@ def _wide(table: Table, b: int) -> int:
 def _inner(table: Table, b: int) -> int:
     from rich.cells import cell_len
 
-    block = table.blocks[b]
+    block = table.column_groups[b]
     numbers = sum(room.all for room in _rooms(table, b)) + len(block.columns) - 1
-    return max(numbers, min(cell_len(block.title), 20), *(cell_len(word) for word in block.stamp.split()), 0)
+    return max(numbers, min(cell_len(block.title), 20), *(cell_len(word) for word in block.partial.split()), 0)
 
 
 def _rooms(table: Table, b: int) -> list[_Room]:
     """Of each column of a block, so that digits stand under digits whatever follows them."""
     out = []
-    for c, column in enumerate(table.blocks[b].columns):
+    for c, column in enumerate(table.column_groups[b].columns):
         cells = [line.cells[b][c] for line in table.lines]
         number = max((len(cell.text) for cell in cells), default=0)
         sign = max((len(_sign(cell)) for cell in cells), default=0)
@@ -95,7 +95,7 @@ def _rooms(table: Table, b: int) -> list[_Room]:
 
 
 def _sign(cell: Cell) -> str:
-    return "†" if cell.alike else "!" if cell.mark == "beyond" else ""
+    return "†" if cell.not_significantly_different else "!" if cell.mark == "exceeds" else ""
 
 
 def _grid(table: Table, cut: Sequence[int], names: int, *, arrows: bool) -> Grid:
@@ -106,11 +106,11 @@ def _grid(table: Table, cut: Sequence[int], names: int, *, arrows: bool) -> Grid
     # The box puts one column between two others, the padding another.
     grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, _GAP - 1, 0, 0), pad_edge=False)
     grid.add_column(table.first, width=names, overflow="fold", vertical="bottom")
-    stamps = any(table.blocks[i].stamp for i in cut)
+    stamps = any(table.column_groups[i].partial for i in cut)
     rooms = {i: _rooms(table, i) for i in cut}
     for i in cut:
-        block = table.blocks[i]
-        stamp = [Text(word, style="yellow") for word in block.stamp.split()] or [Text(""), Text("")]
+        block = table.column_groups[i]
+        stamp = [Text(word, style="yellow") for word in block.partial.split()] or [Text(""), Text("")]
         columns = zip(block.columns, rooms[i], strict=True)
         heads = (Text(_head(column, arrows=arrows).rjust(room.all)) for column, room in columns)
         head = Text("\n").join([Text(block.title), *(stamp if stamps else []), Text(" ").join(heads)])

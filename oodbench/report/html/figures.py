@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from oodbench.report.tables.table import Table
 
 if TYPE_CHECKING:
-    from oodbench.report.figures import Heading, Picture
+    from oodbench.report.figures import Heading, Plot
 
 MOST = 12  # tables with pictures unless they are asked for: of more the page takes minutes, and many megabytes
 SHOWN, FINE = 110, 165  # pixels per inch of the page, and of drawings, which stay sharp on fine screens
@@ -39,7 +39,7 @@ class FigureSource:
 
 
 @dataclass(frozen=True)
-class Framed:
+class EmbeddedFigure:
     """A picture as a data: URI; size in pixels of the page."""
 
     title: str
@@ -51,11 +51,11 @@ class Framed:
 
 
 @dataclass(frozen=True)
-class Wall:
+class FigureSection:
     """The pictures of one kind below one table."""
 
     title: str
-    pictures: tuple[Framed, ...]
+    pictures: tuple[EmbeddedFigure, ...]
 
     @property
     def small(self) -> bool:
@@ -72,7 +72,7 @@ class Wall:
 class FigureGallery:
     """Walls by number of the table; `reason` says why there are none."""
 
-    walls: Mapping[int, tuple[Wall, ...]] = field(default_factory=dict)
+    walls: Mapping[int, tuple[FigureSection, ...]] = field(default_factory=dict)
     reason: str = ""
 
     @property
@@ -105,21 +105,21 @@ def gallery(tables: Sequence[Table], source: FigureSource, sets: Sequence[str], 
 
 
 def _there(table: Table, paths: Mapping[str, Path]) -> bool:
-    rows = (row for line in table.lines for row in line.rows if row.digest in paths)
+    rows = (row for line in table.lines for row in line.results if row.digest in paths)
     return any(paths[row.digest].with_suffix(".parquet").is_file() for row in rows)
 
 
-def _walls(table: Table, heading: Heading, source: FigureSource, sets: Sequence[str]) -> Iterator[Wall]:
-    from oodbench.report.figures import pictures
+def _walls(table: Table, heading: Heading, source: FigureSource, sets: Sequence[str]) -> Iterator[FigureSection]:
+    from oodbench.report.figures import plots
 
-    rows = [row for line in table.lines for row in line.rows]
-    found = pictures(rows, source.paths, data=source.data, sets=sets, heading=heading)
+    rows = [row for line in table.lines for row in line.results]
+    found = plots(rows, source.paths, data=source.data, sets=sets, heading=heading)
     framed = [_framed(one) for one in found]
     for kind, those in groupby(framed, key=lambda one: one.kind):
-        yield Wall(KINDS.get(kind, kind), tuple(those))
+        yield FigureSection(KINDS.get(kind, kind), tuple(those))
 
 
-def _framed(one: Picture) -> Framed:
+def _framed(one: Plot) -> EmbeddedFigure:
     """A drawing as PNG with a palette, photographs as WebP: a third of their size, and alike to the eye."""
     from PIL import Image
 
@@ -134,4 +134,4 @@ def _framed(one: Picture) -> Framed:
         plain.quantize(256, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
     source = f"data:image/{'webp' if photographs else 'png'};base64,{base64.b64encode(out.getvalue()).decode()}"
     width, height = (round(pixels * SHOWN / dpi) for pixels in plain.size)
-    return Framed(one.title, one.caption, one.kind, source, width, height)
+    return EmbeddedFigure(one.title, one.caption, one.kind, source, width, height)

@@ -14,7 +14,7 @@ from oodbench.errors import printable
 from oodbench.report.html.figures import FigureGallery, FigureSource, gallery
 from oodbench.report.html.record import Records
 from oodbench.report.options import TableOptions
-from oodbench.report.tables.table import EXCEEDS, NOT_SIGNIFICANT, Block, Cell, Line, Table
+from oodbench.report.tables.table import EXCEEDS, NOT_SIGNIFICANT, Cell, ColumnGroup, Table, TableLine
 from oodbench.results import slug
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _ARROWS = {1: "↑", -1: "↓", 0: ""}
 
 
 @dataclass(frozen=True)
-class Metric:
+class PageColumn:
     """The heading of a column: `first` is the direction of its first sort, `name` the metric.
 
     `address` is its part of the addresses of its cells, `cell-<row>-<column>`: the same in every table.
@@ -39,19 +39,19 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Head:
+class PageColumnGroup:
     """The heading of a block; `is_set`: of an OOD set, which a reader may hide; `run`: which of the groups it is in."""
 
     title: str
-    stamp: str
+    partial: str
     name: str
     run: int
     is_set: bool
-    metrics: tuple[Metric, ...]
+    metrics: tuple[PageColumn, ...]
 
 
 @dataclass(frozen=True)
-class PageNumber:
+class PageCell:
     """A cell; `exact` is "" for one without a number."""
 
     cell: Cell
@@ -65,11 +65,11 @@ class PageRow:
     name: str
     record: str
     failed: bool
-    cells: tuple[PageNumber, ...]
+    cells: tuple[PageCell, ...]
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """Lines under one heading, "" for none; they are sorted among themselves."""
 
     title: str
@@ -77,7 +77,7 @@ class Section:
 
 
 @dataclass(frozen=True)
-class View:
+class PageTable:
     """A table of the page; `groups` are near and far with their number of columns, () when there is but one."""
 
     number: int
@@ -89,9 +89,9 @@ class View:
     notes: tuple[str, ...]
     first: str
     groups: tuple[tuple[str, int], ...]
-    heads: tuple[Head, ...]
+    heads: tuple[PageColumnGroup, ...]
     marked: bool
-    sections: tuple[Section, ...]
+    sections: tuple[PageSection, ...]
 
     @property
     def columns(self) -> int:
@@ -99,17 +99,17 @@ class View:
         return 1 + sum(len(head.metrics) for head in self.heads)
 
 
-def view(number: int, table: Table, records: Records) -> View:
+def view(number: int, table: Table, records: Records) -> PageTable:
     """A table for the template; what lies behind its lines is put into the records."""
     model = next((line.result for line in table.lines if line.result), None)
     sets = {s.dataset for line in table.lines if line.result for s in line.result.ood}
-    remarks = [f"† {NOT_SIGNIFICANT}"] if table.alike else []
-    remarks += [f"! {EXCEEDS}"] if table.beyond else []
+    remarks = [f"† {NOT_SIGNIFICANT}"] if table.any_not_significant else []
+    remarks += [f"! {EXCEEDS}"] if table.any_exceeds else []
     sections = [
-        Section(title, tuple(_entry(line, records) for line in lines))
+        PageSection(title, tuple(_entry(line, records) for line in lines))
         for title, lines in groupby(table.lines, key=lambda line: line.section)
     ]
-    return View(
+    return PageTable(
         number=number,
         title=table.title,
         benchmark=(model.benchmark_title or model.benchmark) if model else table.title,
@@ -118,27 +118,29 @@ def view(number: int, table: Table, records: Records) -> View:
         remarks=tuple(remarks),
         notes=table.notes,
         first=table.first,
-        groups=_groups(table.blocks) if table.grouped else (),
+        groups=_groups(table.column_groups) if table.grouped else (),
         heads=tuple(
-            _head(block, run, block.name in sets) for run, those in enumerate(_runs(table.blocks), 1) for block in those
+            _head(block, run, block.name in sets)
+            for run, those in enumerate(_runs(table.column_groups), 1)
+            for block in those
         ),
         marked=table.marked,
         sections=tuple(sections),
     )
 
 
-def _runs(blocks: Sequence[Block]) -> list[list[Block]]:
-    return [list(those) for _, those in groupby(blocks, key=lambda block: block.group)]
+def _runs(column_groups: Sequence[ColumnGroup]) -> list[list[ColumnGroup]]:
+    return [list(those) for _, those in groupby(column_groups, key=lambda block: block.group)]
 
 
-def _groups(blocks: Sequence[Block]) -> tuple[tuple[str, int], ...]:
-    runs = ((those[0].group, sum(len(block.columns) for block in those)) for those in _runs(blocks))
+def _groups(column_groups: Sequence[ColumnGroup]) -> tuple[tuple[str, int], ...]:
+    runs = ((those[0].group, sum(len(block.columns) for block in those)) for those in _runs(column_groups))
     return tuple((f"{name.capitalize()} OOD" if name else "", width) for name, width in runs)
 
 
-def _head(block: Block, run: int, is_set: bool) -> Head:
+def _head(block: ColumnGroup, run: int, is_set: bool) -> PageColumnGroup:
     metrics = tuple(
-        Metric(
+        PageColumn(
             title=c.title,
             arrow=_ARROWS[c.better],
             first="descending" if c.better > 0 else "ascending",
@@ -147,7 +149,7 @@ def _head(block: Block, run: int, is_set: bool) -> Head:
         )
         for c in block.columns
     )
-    return Head(block.title, block.stamp, block.name, run, is_set, metrics)
+    return PageColumnGroup(block.title, block.partial, block.name, run, is_set, metrics)
 
 
 def _address(name: str) -> str:
@@ -156,9 +158,9 @@ def _address(name: str) -> str:
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def _entry(line: Line, records: Records) -> PageRow:
+def _entry(line: TableLine, records: Records) -> PageRow:
     failed = line.result is not None and line.result.status != "ok"
-    cells = tuple(PageNumber(c, "" if c.value is None else repr(c.value)) for those in line.cells for c in those)
+    cells = tuple(PageCell(c, "" if c.value is None else repr(c.value)) for those in line.cells for c in those)
     return PageRow(line.name, records.add(line), failed, cells)
 
 
@@ -176,7 +178,7 @@ def render(tables: Sequence[Table], source: FigureSource, options: TableOptions,
     return _text(_page(views, shown, records, tables))
 
 
-def _page(views: Sequence[View], pictures: FigureGallery, records: Records, tables: Sequence[Table]) -> str:
+def _page(views: Sequence[PageTable], pictures: FigureGallery, records: Records, tables: Sequence[Table]) -> str:
     style, *scripts = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "table.js", "panel.js"))
     benchmarks, encoders = _distinct(v.benchmark for v in views), _distinct(v.encoder for v in views)
     policy = (
@@ -239,14 +241,14 @@ def _distinct(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _sets(views: Iterable[View]) -> dict[str, str]:
+def _sets(views: Iterable[PageTable]) -> dict[str, str]:
     """OOD sets of all tables by name, with their titles."""
     return {head.name: head.title for v in views for head in v.heads if head.is_set}
 
 
-def _span(lines: Iterable[Line]) -> str:
+def _span(lines: Iterable[TableLine]) -> str:
     """First and last day on which rows were made; "" when rows do not say."""
-    days = sorted({row.created[:10] for line in lines for row in line.rows if row.created})
+    days = sorted({row.created[:10] for line in lines for row in line.results if row.created})
     return " to ".join(dict.fromkeys((days[0], days[-1]))) if days else ""
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from oodbench.errors import printable
 from oodbench.report.tables.published import Quote, quotes
-from oodbench.report.tables.table import Line
+from oodbench.report.tables.table import TableLine
 from oodbench.results import METRICS, IdRow, Result, SetRow, flatten, slug
 
 PARTS = tuple("parameters templates weights files classes encoder conventions uncertainty run versions".split())
@@ -56,11 +56,11 @@ class Records:
         """Address -> JSON of the parts that several rows share."""
         return {address: text for text, address in self._numbers().items()}
 
-    def add(self, line: Line) -> str:
+    def add(self, line: TableLine) -> str:
         """Keep what lies behind a line; its address, "" when nothing does (a difference)."""
         if line.result is None:
             return self._quote(str(line.facts["quote"])) if "quote" in line.facts else ""
-        addresses = [self._row(row) for row in line.rows]
+        addresses = [self._row(row) for row in line.results]
         if len(addresses) == 1:
             return addresses[0]
         address = f"seeds-{line.result.digest[:12]}"
