@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 
 from oodbench.report.figures import KINDS, Heading
+from oodbench.report.figures import Plot as Picture
+from oodbench.report.figures import plots as pictures
 
 __all__ = ["KINDS", "Heading", "Picture", "pictures"]
 

@@ -160,7 +160,7 @@ def test_a_wrong_number_is_refused(cell: str, tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     head = "key = 'a:b'\nmethod = 'a'\ntitle = 'A'\nbenchmark = 'mos'\nsource = 's'\nconfidence = 'c'\n"
     path.write_text(f"[[rows]]\n{head}[rows.cells]\nsun = {{ {cell} }}\n")
-    with pytest.raises(UserError, match="is no percentage"):
+    with pytest.raises(UserError, match="is not a percentage"):
         read(path)
 
 
@@ -220,10 +220,11 @@ def test_differences_between_rows_are_listed() -> None:
     )
     said = "\n".join(table.notes)
     assert (
-        "Differing weights. openai: all rows measured here, NegLabel (quoted: paper); laion2b_s34b_b88k: CLIPN" in said
+        "Differing weights. openai: all results measured here, NegLabel (quoted: paper); laion2b_s34b_b88k: CLIPN"
+        in said
     )
     assert "Differing prompts. mcm: MCM; nice: NEGLABEL; the nice {}: NegLabel (quoted: paper)." in said
-    assert "Differing resize filter. bicubic: all rows measured here; bilinear: NegLabel (quoted: paper)." in said
+    assert "Differing resize filter. bicubic: all results measured here; bilinear: NegLabel (quoted: paper)." in said
     assert "Differing word list. release-wn30: NEGLABEL; the released word files: NegLabel (quoted: paper)." in said
     assert "CLIPN (quoted: paper) does not state: prompts, resize filter, rule of the 95 %." in said
 
@@ -261,7 +262,7 @@ def test_measured_beside_published() -> None:
 
 def test_only_rows_of_the_same_settings_are_compared() -> None:
     cold = row("mcm", parameters={"temperature": 0.01})
-    with pytest.raises(UserError, match="no published row fits those at hand"):
+    with pytest.raises(UserError, match="no published result fits these"):
         compare_with_published(report.tables([cold]), TableOptions())
     ctw = row("clipn", parameters={"rule": "ctw"})
     names = [line.facts.get("quote") for line in compare_with_published(report.tables([ctw]), TableOptions())[0].lines]

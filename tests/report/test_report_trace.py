@@ -197,7 +197,7 @@ def test_what_may_be_the_best_is_marked(tmp_path: Path) -> None:
     text = call("--results", tmp_path, "--format", "markdown").stdout
     lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
     assert lines["MCM"].count("†") + lines["NEAR"].count("†") >= 4 and "†" not in lines["POOR"]
-    assert "† not distinguishable from the best" in text
+    assert "† not significantly different from the best" in text
     assert "†" not in call("--results", tmp_path, "--format", "markdown", "--no-tests").stdout
     for path in tmp_path.rglob("*.parquet"):
         path.unlink()

@@ -42,8 +42,8 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
     n = shown[0].row.id.n + sum(s.n for s in figure_data.sets)
     said = [
         f"Spearman's rank correlation between the methods' scores over all {n:,} ID and OOD images "
-        f"({', '.join([shown[0].row.id.title, *(s.title for s in figure_data.sets)])}), equal scores at their mean rank; "
-        "1: the same order of images. Methods in the order of the table.",
+        f"({', '.join([shown[0].row.id.title, *(s.title for s in figure_data.sets)])}), equal scores at their "
+        "average rank; 1: the same order of images. Methods in the order of the table.",
         "–: all scores of a method are equal, so it has no ranks." if np.isnan(grid).any() else "",
         f"Shown: the {METHODS} methods of highest mean AUROC." if len(figure_data.scored) > METHODS else "",
         figure_data.missing(),

@@ -163,23 +163,23 @@ def by_prompts(results: Sequence[Result]) -> list[PromptGroup]:
         if _GIVEN_TEMPLATES.search(row.label) and row.templates:
             given.setdefault(str(row.templates.get("digest")), []).append(row)
     shared = {
-        digest: rows
-        for digest, rows in given.items()
+        digest: members
+        for digest, members in given.items()
         if len({row.method for row in results if row.templates.get("digest") == digest}) > 1
     }
     if not shared:
         return [PromptGroup(tuple(results))]
-    moved = {id(row) for rows in shared.values() for row in rows}
+    moved = {id(row) for members in shared.values() for row in members}
     own = [row for row in results if id(row) not in moved]
     out = []
-    for digest, rows in shared.items():
-        methods = {row.method for row in rows}
+    for digest, members in shared.items():
+        methods = {row.method for row in members}
         equal = [row for row in own if row.method not in methods and _has_prompts(row, digest)]
-        kept = {id(row) for row in (*rows, *equal)}
-        have = {row.method for row in (*rows, *equal)}
+        kept = {id(row) for row in (*members, *equal)}
+        have = {row.method for row in (*members, *equal)}
         missing = dict.fromkeys(row.title or row.method for row in own if row.method not in have)
         ordered = tuple(row for row in results if id(row) in kept)
-        name = str(rows[0].templates.get("name"))
+        name = str(members[0].templates.get("name"))
         out.append(PromptGroup(ordered, name, f"equal prompts for all methods: {name}", tuple(missing)))
     if any({id(row) for row in own} <= {id(row) for row in group.results} for group in out):
         return out  # all results were run with --templates: no method's own prompts differ from the given ones

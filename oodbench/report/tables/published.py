@@ -69,9 +69,7 @@ class Quote:
     @property
     def about(self) -> str:
         """Source, confidence and remark, in one sentence."""
-        adapts = (
-            "; it adapts to the test stream, so it is not comparable with methods that do not" if self.adapts else ""
-        )
+        adapts = "; it adapts to the test stream: not comparable with methods that do not" if self.adapts else ""
         remark = f"; {self.remark}" if self.remark else ""
         return f"{self.name}: {self.source} (confidence {self.confidence}){remark}{adapts}."
 
@@ -259,7 +257,7 @@ def compare_with_published(tables: Sequence[Table], options: TableOptions) -> li
 
 
 def published_of(row: Result) -> list[Quote]:
-    """Return the published results of the same method, settings, benchmark and architecture, and weights if possible."""
+    """Return published results of the same method, settings, benchmark and architecture, and weights if possible."""
     found = [
         one
         for one in quotes().values()

@@ -1,4 +1,4 @@
-"""Table: column headings, lines and cells, ready for any format. Names in them are printable, wherever they come from."""
+"""Table: column headings, lines and cells, ready for any format; names in them are made printable."""
 
 from __future__ import annotations
 
