@@ -50,7 +50,7 @@ def document(tables: Sequence[Table], options: TableOptions) -> str:
 
 log = logging.getLogger(__name__)
 
-FORMATS = ("latex", "markdown", "html", "csv", "parquet", "terminal")
+FORMATS = ("latex", "markdown", "html", "csv", "parquet", "figures", "terminal")
 _FILES = ("html", "parquet")  # no text for a terminal
 _DATA = ("csv", "parquet")  # every row in full, whatever the shape
 
@@ -83,7 +83,7 @@ def check_request(request: OutputOptions, options: TableOptions, rows: Sequence[
     if request.form == "html" and options.transpose:
         problems.append("--transpose leaves nothing to sort by: leave it out with --format html")
     if request.pictures is not None and request.form != "html":
-        problems.append(f"--{'' if request.pictures else 'no-'}pictures goes with --format html")
+        problems.append(f"--{'with' if request.pictures else 'no'}-figures goes with --format html")
     if request.bib and request.form == "html":
         problems.append("--bib is BibTeX and no page: leave out --format html")
     if request.compare and request.quotes:

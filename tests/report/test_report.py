@@ -115,8 +115,8 @@ def test_caption_says_what_a_reader_must_know() -> None:
     text = report.markdown(only(result("MCM", ood(skipped=3))))
     assert text.splitlines()[0] == (
         "**Toy, encoder ViT-B-16/openai.** AUROC, FPR95 and ID accuracy in %. FPR95: fraction of OOD images accepted"
-        " when at least 95 % of ID images are accepted (ID positive). ID: Cats (n = 1,000, 2 classes). OOD: SUN (n = 200, 3"
-        " skipped). Encoder weights: 0123456789ab. Seconds: scoring only."
+        " when at least 95 % of ID images are accepted (ID positive). ID: Cats (n = 1,000, 2 classes). OOD: SUN (n ="
+        " 200, 3 skipped). Encoder weights: 0123456789ab. Seconds: scoring only."
     )
     nearest = report.markdown(only(result(conventions={"at95": "nearest"})))
     assert "accepted when 95 % of ID images are accepted (ID positive; at95 rule: nearest)." in nearest

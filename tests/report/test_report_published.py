@@ -115,7 +115,7 @@ def test_every_cell_has_source_and_confidence_and_a_place() -> None:
             assert names <= {name for name, _ in benchmarks[one.benchmark].sets()}, one.key
         else:
             known, _, sets = one.benchmark.partition("-vs-")
-            assert catalogue.benchmark(known, sets.split("+")).name == one.benchmark
+            assert catalogue.protocol(known, sets.split("+")).benchmark.name == one.benchmark
             assert names <= set(sets.split("+"))
     assert {k for k, one in quotes().items() if one.adapts} == {
         *("adaneg:paper", "adaneg:paper-openood", "ants:paper", "coevo:paper", "ttl:paper")
@@ -176,7 +176,7 @@ def test_quotes_are_marked_and_take_no_marks() -> None:
     assert not [c.mark for line in table.lines[2:] for cells in line.cells for c in cells if c.mark]
     assert table.lines[0].cells[0][0].mark == "best"
     said = "\n".join(table.notes)
-    assert "TTL (2026), on MCM (confidence C" in said and "not comparable with rows that do not" in said
+    assert "TTL (2026), on MCM (confidence C" in said and "not comparable with methods that do not" in said
     for text in (report.latex(table), report.markdown(table)):
         assert "quoted: paper; test-time adaptation" in text and "Quoted, not run here" in text
     lines = list(csv.DictReader(io.StringIO(report.csv([table]))))

@@ -264,9 +264,7 @@ def test_parquet_and_csv_hold_the_same(tmp_path: Path) -> None:
     lines = list(csv.DictReader(io.StringIO(out)))
     for line, record in zip(lines, parquet.read_table(file).to_pylist(), strict=True):
         assert line == {k: "" if v is None else str(v) for k, v in record.items()}
-    few = call(
-        "--results", results, "--format", "csv", "--sets", "dtd", "--metrics", "auroc", "--methods", "mcm"
-    ).stdout
+    few = call("--results", results, "--format", "csv", "--ood", "dtd", "--metrics", "auroc", "--methods", "mcm").stdout
     (line,) = csv.DictReader(io.StringIO(few))
     assert (line["ood.dtd.auroc"], line["mean.auroc"]) == ("0.8", "0.8")
     assert not [k for k in line if "sun" in k or "fpr95" in k]

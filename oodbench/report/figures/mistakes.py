@@ -34,7 +34,7 @@ from oodbench.report.figures.style import (
 )
 from oodbench.results import IdRow, Result, SetRow
 from oodbench.storage.files import expand
-from oodbench.storage.remote import copy_of
+from oodbench.storage.remote import cached_path
 from oodbench.storage.store import Store, default_root
 
 log = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class MistakeGallery:
 
     def _listed(self, row: Result, of: IdRow | SetRow) -> ImageSet:
         store = Store(expand(default_root()))
-        behind = [url for url in _urls(catalogue.dataset(of.dataset)) if not copy_of(url).is_file()]
+        behind = [url for url in _urls(catalogue.dataset(of.dataset)) if not cached_path(url).is_file()]
         if behind:  # a picture is no reason to fetch gigabytes
             raise UserError(f"{redact_url(behind[0])} was not fetched on this machine")
         found = load_images(

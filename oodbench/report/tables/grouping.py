@@ -202,10 +202,10 @@ class LoadedResults:
 def from_folder(results: Path) -> LoadedResults:
     """Load the results of a folder. Raise UserError if it does not exist or holds none."""
     if not results.is_dir():
-        raise UserError(f"no results folder {results}; make one with: oodbench run --out {results}")
+        raise UserError(f"no results folder {results}; make one with: oodbench run --results {results}")
     found = list(rows(results))
     if not found:
-        raise UserError(f"{results} holds no results; make some with: oodbench run --out {results}")
+        raise UserError(f"{results} holds no results; make some with: oodbench run --results {results}")
     return LoadedResults(ordered([row for _, row in found]), {row.digest: path for path, row in found})
 
 
