@@ -1,4 +1,4 @@
-"""Ranks: Spearman's correlation between the scores of every two methods, over all images of the table."""
+"""Rank correlation: Spearman's, between the scores of every two methods over all images of the table."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from oodbench.report.figures.style import GREY, SIZE, FigureLayout, add_text, ne
 Floats = NDArray[np.float64]
 log = logging.getLogger(__name__)
 
-METHODS = 40  # of a picture; of more, those of highest mean AUROC
+METHODS = 40  # in one figure; of more, those with the highest average AUROC
 
 
 def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
-    """One picture, where two methods or more have scores."""
+    """Yield one figure if two or more methods have scores."""
     if len(figure_data.scored) < 2:
-        log.info("no rank correlations of %s: they take two methods with scores", figure_data.heading.title)
+        log.info("no rank correlations of %s: two methods with scores are needed", figure_data.heading.title)
         return
-    best = sorted(figure_data.scored, key=lambda one: -one.row.mean("auroc"))[:METHODS]
+    best = sorted(figure_data.scored, key=lambda one: -one.result.mean("auroc"))[:METHODS]
     shown = [one for one in figure_data.scored if one in best]
     grid = spearman([_all(figure_data, one) for one in shown])
     names = [shortened(one.name, 1.6, SIZE) for one in shown]
@@ -39,13 +39,13 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
         figure, (panel,) = new_figure(["Rank correlation", figure_data.heading.title], 1, layout)
         panel.set_xlim(-0.5, max(side, 1.2) / cell - 0.5)
         _map(panel, grid, names, side)
-    n = shown[0].row.id.n + sum(s.n for s in figure_data.sets)
+    n = shown[0].result.id.n + sum(s.n for s in figure_data.sets)
     said = [
         f"Spearman's rank correlation between the methods' scores over all {n:,} ID and OOD images "
-        f"({', '.join([shown[0].row.id.title, *(s.title for s in figure_data.sets)])}), equal scores at their "
+        f"({', '.join([shown[0].result.id.title, *(s.title for s in figure_data.sets)])}), equal scores at their "
         "average rank; 1: the same order of images. Methods in the order of the table.",
         "–: all scores of a method are equal, so it has no ranks." if np.isnan(grid).any() else "",
-        f"Shown: the {METHODS} methods of highest mean AUROC." if len(figure_data.scored) > METHODS else "",
+        f"Shown: the {METHODS} methods with the highest average AUROC." if len(figure_data.scored) > METHODS else "",
         figure_data.missing(),
     ]
     title = f"Rank correlation: {figure_data.heading.title}"
@@ -53,7 +53,7 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
 
 
 def spearman(scores: list[Floats]) -> Floats:
-    """Correlations [m m] of the ranks of m score lists; NaN where one has no order at all."""
+    """Return correlations [m, m] of the ranks of m score lists; NaN where all scores of a list are equal."""
     ranks = np.stack([_centred(one) for one in scores])
     norms = np.sqrt((ranks * ranks).sum(axis=1))
     with np.errstate(invalid="ignore"):
@@ -65,7 +65,7 @@ def spearman(scores: list[Floats]) -> Floats:
 
 
 def _centred(scores: Floats) -> Floats:
-    """Ranks less their mean; equal scores share the mean of their ranks."""
+    """Return ranks minus their average; equal scores have the average of their ranks."""
     _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[place] - (len(scores) + 1) / 2
@@ -74,7 +74,7 @@ def _centred(scores: Floats) -> Floats:
 def _all(figure_data: FigureData, one: PlottedResult) -> Floats:
     images = figure_data.read(one)
     return np.concatenate(
-        [images[name].scores for name in (one.row.id.dataset, *(s.dataset for s in figure_data.sets))]
+        [images[name].scores for name in (one.result.id.dataset, *(s.dataset for s in figure_data.sets))]
     )
 
 

@@ -1,4 +1,4 @@
-"""ROC curves: a panel for each OOD set, a curve for each method, ID positive."""
+"""ROC curves: a panel for each OOD set with a curve for each method; ID is positive."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from oodbench.results import SetRow
 
 Floats = NDArray[np.float64]
 
-METHODS, PANELS = 19, 6  # of a page
-_SIDE, _KEY = 2.5, 2.1  # inches: of a panel, and of its key
+METHODS, PANELS = 19, 6  # in one figure
+_SIDE, _KEY = 2.5, 2.1  # inches: side of a panel, width of its key
 
 
 def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
-    """Pages of at most METHODS curves in at most PANELS panels."""
+    """Yield figures with at most METHODS curves in at most PANELS panels."""
     many = len(figure_data.scored) > METHODS or len(figure_data.sets) > PANELS
     number = 0
     for methods in pages(figure_data.scored, METHODS) if figure_data.scored else ():
@@ -43,9 +43,10 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
 
 
 def vertices(id_scores: Floats, ood_scores: Floats) -> tuple[Floats, Floats]:
-    """FPR and TPR where the ROC curve turns, from (0, 0) to (1, 1): ID positive, equal scores accepted together.
+    """Return FPR and TPR at the corners of the ROC curve, from (0, 0) to (1, 1); ID is positive.
 
-    Points on the straight line between two others are left out, which counts tell exactly.
+    Equal scores are accepted together. Points on the straight line between two others are omitted; this is decided by
+    integer counts, without rounding.
     """
     both = np.concatenate([id_scores, ood_scores])
     order = np.argsort(-both, kind="stable")
@@ -64,7 +65,7 @@ def _last_of_level(descending: Floats) -> NDArray[np.bool_]:
 
 def _curves(figure_data: FigureData, one: PlottedResult) -> dict[str, tuple[Floats, Floats]]:
     images = figure_data.read(one)
-    on_id = images[one.row.id.dataset].scores
+    on_id = images[one.result.id.dataset].scores
     return {s.dataset: vertices(on_id, images[s.dataset].scores) for s in figure_data.sets}
 
 
@@ -75,7 +76,7 @@ def _page(
     number: int,
 ) -> Plot:
     layout = FigureLayout((_SIDE, _SIDE), gap=(_KEY + 0.75, 0.6), right=_KEY + 0.27, head=0.3)
-    model = methods[0][0].row
+    model = methods[0][0].result
     title = "ROC curves" + (f" ({number})" if number else "")
     with plot_style():
         figure, axes = new_figure([title, figure_data.heading.title], len(sets), layout)
@@ -87,9 +88,9 @@ def _page(
             _key(panel, [(result, figure_data.of(result, one.dataset)) for result, _ in lines])
     rule = model.conventions.get("at95", "first")
     caption = (
-        f"ROC curves on {_listed([s.title for s in sets])}: share of ID images ({model.id.title}) accepted against "
-        "share of OOD images accepted, at every threshold; up and left is better. Markers: FPR95, where 95 % of ID "
-        f"images are accepted{'' if rule == 'first' else f' (rule: {rule})'}. Methods by AUROC, both numbers in %. "
+        f"ROC curves on {_listed([s.title for s in sets])}: fraction of ID images ({model.id.title}) accepted "
+        "against fraction of OOD images accepted, at every threshold; up and left is better. Markers: FPR95, where 95 % "
+        f"of ID images are accepted{'' if rule == 'first' else f' (rule: {rule})'}. Methods by AUROC, both numbers in %. "
         f"{_part(figure_data, len(methods))}{figure_data.missing()}"
     )
     name = f"{figure_data.heading.stem}-roc" + (f"-{number}" if number else "")
@@ -110,16 +111,16 @@ def _frame(panel: Axes, one: SetRow, lowest: bool) -> None:
 
 def _curve(panel: Axes, one: PlottedResult, curve: tuple[Floats, Floats], fpr95: float) -> None:
     fpr, tpr = curve
-    panel.plot(fpr, tpr, **line_style(one.place), gid=one.name)
+    panel.plot(fpr, tpr, **line_style(one.position), gid=one.name)
     there = tpr[np.isclose(fpr, fpr95, rtol=0, atol=1e-12)]
-    kept = metrics.min_accepted(one.row.id.n, 0.95) / one.row.id.n
+    kept = metrics.min_accepted(one.result.id.n, 0.95) / one.result.id.n
     height = float(np.clip(kept, there.min(), there.max())) if there.size else 0.95
-    looks = {"color": line_style(one.place)["color"], "marker": marker(one.place), "markersize": 3.6}
+    looks = {"color": line_style(one.position)["color"], "marker": marker(one.position), "markersize": 3.6}
     panel.plot([fpr95], [height], **looks, markeredgecolor="white", markeredgewidth=0.4, zorder=3, gid="fpr95")
 
 
 def _key(panel: Axes, lines: Sequence[tuple[PlottedResult, SetRow]]) -> None:
-    """The methods beside a panel, the best on top."""
+    """List the methods next to a panel, the best on top."""
     inset = panel.inset_axes((1 + 0.12 / _SIDE, 0, _KEY / _SIDE, 1))
     inset.set(xlim=(0, _KEY), ylim=(-_SIDE, 0))
     inset.axis("off")
@@ -128,8 +129,8 @@ def _key(panel: Axes, lines: Sequence[tuple[PlottedResult, SetRow]]) -> None:
         add_text(inset, (x, -0.06), head, fontsize=small - 1, color=GREY, ha="right", va="center")
     for line, (one, numbers) in enumerate(lines, start=1):
         y = -0.06 - 0.128 * line
-        inset.plot([0, 0.24], [y, y], **line_style(one.place))
-        looks = {"color": line_style(one.place)["color"], "marker": marker(one.place), "markersize": 3}
+        inset.plot([0, 0.24], [y, y], **line_style(one.position))
+        looks = {"color": line_style(one.position)["color"], "marker": marker(one.position), "markersize": 3}
         inset.plot([0.12], [y], **looks, linestyle="none")
         add_text(inset, (0.29, y), shortened(one.name, _KEY - 1.12, small), fontsize=small, va="center")
         for x, value in ((_KEY - 0.38, numbers.auroc), (_KEY, numbers.fpr95)):

@@ -296,7 +296,7 @@ def test_images_of_another_list_are_never_shown(caplog: pytest.LogCaptureFixture
     (picture,) = plots([changed], {changed.digest: found.paths[row.digest]}, kinds=["mistakes"])
     assert "not shown: Other symbols, Letters, Textures." in picture.caption
     assert [text for text in texts(picture.figure) if text.startswith("CLIP: class ")], "not names of other classes"
-    assert "are not to be had; pictures give class numbers" in caplog.text
+    assert "are not available; figures show class numbers" in caplog.text
 
 
 @pytest.mark.slow
@@ -322,7 +322,7 @@ def test_rows_whose_scores_do_not_fit_are_left_out(tmp_path: Path, caplog: pytes
     for kind in ("roc", "ranks", "histogram"):
         assert "not shown: m00, m01, m02." in found[kind].caption and not artists(found[kind].figure, "m00")
     assert "not shown" not in found["overview"].caption
-    assert "m00 is left out of pictures of scores" in caplog.text and "cannot be read" in caplog.text
+    assert "m00 is missing from figures of scores" in caplog.text and "cannot be read" in caplog.text
     assert "its scores do not give its AUROC on sun; look at it with: oodbench report --verify" in caplog.text
 
 
@@ -334,7 +334,7 @@ def test_failed_rows_and_no_rows(tmp_path: Path) -> None:
     (picture,) = drawn(tmp_path, kinds=["roc"])
     assert picture.caption.endswith("Failed, so not shown: m.")
     assert [one.kind for one in plots([row, fine], {})] == ["overview"], "rows of an MLflow store alone"
-    with pytest.raises(UserError, match="no pictures 'rocs'; did you mean 'roc'"):
+    with pytest.raises(UserError, match="no figure 'rocs'; did you mean 'roc'"):
         drawn(tmp_path, kinds=["rocs"])
     with pytest.raises(UserError, match="have different OOD sets"):
         list(plots([fine, lay(tmp_path, "o", scores_of(0, 50, ("dtd",)))], {}))
@@ -436,7 +436,7 @@ def test_the_command_writes_the_same_files_twice(cli: Cli, tmp_path: Path) -> No
         done = cli("report", "--results", tmp_path, "--format", "figures", "-o", tmp_path / out, PYTHONHASHSEED=seed)
         assert done.returncode == 0, done.stderr
         assert done.stdout == "" and done.stderr.splitlines()[-1] == f"wrote 5 figures to {tmp_path / out}"
-        assert "images of 'cats' are left out: no dataset 'cats'" in done.stderr
+        assert "images of 'cats' are not shown: no dataset 'cats'" in done.stderr
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / out).iterdir()} for out in ("one", "two"))
     names = {"toy-overview", "toy-roc", "toy-ranks", "toy-histogram-m00", "toy-histogram-m01"}
     assert set(one) == {f"{name}.{kind}" for name in names for kind in ("png", "pdf")} | {"captions.txt"}
@@ -459,7 +459,7 @@ def test_tables_of_one_benchmark_have_names_of_their_own(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--format", "figures", "-o", "{tmp}/file"], "cannot write pictures to {tmp}/file"),
+        (["--format", "figures", "-o", "{tmp}/file"], "cannot write figures to {tmp}/file"),
         (
             ["--format", "figures", "-o", "{tmp}/out", "--cite", "--bib"],
             "nothing else: run --bib, --cite by itself",
@@ -549,7 +549,7 @@ def test_hostile_names_on_real_files(cli: Cli, tmp_path: Path) -> None:
         "mcm",
     )
     assert "is not the list of images that was scored" in again.stderr
-    assert "not to be had, so not shown: other" in (tmp_path / "out/captions.txt").read_text()
+    assert "not available, so not shown: other" in (tmp_path / "out/captions.txt").read_text()
 
 
 def test_scores_of_any_size_have_bins() -> None:
