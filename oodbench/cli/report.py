@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--with-figures/--no-figures",
-    "pictures",
+    "with_figures",
     default=None,
     help="Figures in the HTML page. Default: for up to 12 tables.",
 )
@@ -74,7 +74,7 @@ def report(
     figures = flags["output"] if flags["form"] == "figures" else None
     if flags["form"] == "figures" and not figures:
         raise UserError("--format figures writes PNG and PDF files: name their folder with --output DIR")
-    if data and not figures and (flags["form"] != "html" or flags["pictures"] is False):
+    if data and not figures and (flags["form"] != "html" or flags["with_figures"] is False):
         raise UserError("--data is where figures find their images: it goes with --format figures or --format html")
     if figures:
         _alone()
@@ -98,7 +98,7 @@ def report(
         from oodbench.report.html import FigureSource, render
 
         source = FigureSource(found.paths, None if uri else results, data)
-        shape.write(tables, options, request, lambda: render(tables, source, options, request.pictures))
+        shape.write(tables, options, request, lambda: render(tables, source, options, request.figures))
         note(f"wrote {request.output}")
     elif request.form == "terminal" and not request.bib:
         _show(tables)
@@ -121,13 +121,18 @@ def _read(flags: dict[str, Any]) -> tuple[TableOptions, OutputOptions]:
         trained=bool(flags["group"]),
         **{name: flags[name] for name in ("decimals", "percent", "transpose", "intervals", "seeds", "cite")},
     )
-    names = ("standalone", "bib", "quotes", "tests", "output", "pictures")
+    names = ("standalone", "bib", "quotes", "tests", "output")
     form = flags["form"] or "terminal"
-    return options, OutputOptions(form=form, compare=bool(flags["compare"]), **{name: flags[name] for name in names})
+    return options, OutputOptions(
+        form=form,
+        compare=bool(flags["compare"]),
+        figures=flags["with_figures"],
+        **{name: flags[name] for name in names},
+    )
 
 
 def _alone() -> None:
-    """UserError for flags that pictures would not heed."""
+    """UserError for flags that figures do not use."""
     context = click.get_current_context()
     heeded = {"results", "methods", "sets", "form", "output", "data", "uri", "experiment"}
     given = [
@@ -140,7 +145,7 @@ def _alone() -> None:
 
 
 def _draw(found: LoadedResults, options: TableOptions, folder: Path, data: Path | None) -> None:
-    """Write the pictures of the tables of some methods and sets."""
+    """Write the figures of the tables of some methods and sets."""
     from oodbench.report import tables
     from oodbench.report.figures.write import write
 

@@ -1,4 +1,4 @@
-"""Report: rows -> tables in LaTeX, Markdown, CSV and the terminal. Reads rows only; loads nothing heavy."""
+"""Reports: results as tables in LaTeX, Markdown, CSV, HTML and the terminal, and as figures. Imports nothing heavy."""
 
 from oodbench.report.formats.csv import csv, parquet
 from oodbench.report.formats.latex import latex

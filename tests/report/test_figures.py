@@ -323,7 +323,7 @@ def test_rows_whose_scores_do_not_fit_are_left_out(tmp_path: Path, caplog: pytes
         assert "not shown: m00, m01, m02." in found[kind].caption and not artists(found[kind].figure, "m00")
     assert "not shown" not in found["overview"].caption
     assert "m00 is missing from figures of scores" in caplog.text and "cannot be read" in caplog.text
-    assert "its scores do not give its AUROC on sun; look at it with: oodbench report --verify" in caplog.text
+    assert "its scores do not give its AUROC on sun; check it with: oodbench report --verify" in caplog.text
 
 
 def test_failed_rows_and_no_rows(tmp_path: Path) -> None:
@@ -470,10 +470,10 @@ def test_tables_of_one_benchmark_have_names_of_their_own(tmp_path: Path) -> None
             "run --metrics, --decimals, --tests by itself",
         ),
         (["--format", "html", "--no-figures", "--data", "{tmp}"], "it goes with --format figures"),
-        (["--format", "figures", "-o", "{tmp}/out", "--methods", "m9"], "no rows of method 'm9'; known: m00"),
+        (["--format", "figures", "-o", "{tmp}/out", "--methods", "m9"], "no results of method 'm9'; known: m00"),
         (
             ["--format", "figures", "-o", "{tmp}/out", "--ood", "sum"],
-            "no rows with OOD set 'sum'; did you mean 'sun'",
+            "no results with OOD set 'sum'; did you mean 'sun'",
         ),
         (["--data", "{tmp}"], "it goes with --format figures"),
     ],

@@ -107,7 +107,8 @@ def test_what_cannot_be_explained(tmp_path: Path) -> None:
     lay(tmp_path)
     lay(tmp_path, "zoc", ood=(), status="failed", error="no weights")
     assert (
-        "no rows of method 'mmc'; did you mean 'mcm'?" in call("--results", tmp_path, "--explain", "mmc", "sun").stderr
+        "no results of method 'mmc'; did you mean 'mcm'?"
+        in call("--results", tmp_path, "--explain", "mmc", "sun").stderr
     )
     assert "has an OOD set 'sum'; did you mean 'sun'?" in call("--results", tmp_path, "--explain", "mcm", "sum").stderr
     assert "zoc failed: no weights" in call("--results", tmp_path, "--explain", "zoc", "sun").stderr
@@ -135,7 +136,7 @@ def test_a_changed_score_is_found(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda t: {**t, "prediction": [9] * len(t["prediction"])}, "ID cats: accuracy is"),
-        (lambda t: {k: v[:-1] for k, v in t.items()}, "dtd: n is 200 in the row, 199"),
+        (lambda t: {k: v[:-1] for k, v in t.items()}, "dtd: n is 200 in the result, 199"),
         (
             lambda t: {**t, "dataset": ["sum" if d == "sun" else d for d in t["dataset"]]},
             "its scores are of cats, dtd, sum",
@@ -169,7 +170,7 @@ def test_a_changed_row_is_found(tmp_path: Path) -> None:
     forged = from_json(lay(tmp_path).read_text())
     forged = dataclasses.replace(forged, ood=(dataclasses.replace(forged.ood[0], auroc=0.99), *forged.ood[1:]))
     path.write_text(forged.to_json())
-    assert only(tmp_path).problems[0].startswith("sun: auroc is 0.99 in the row, 0.")
+    assert only(tmp_path).problems[0].startswith("sun: auroc is 0.99 in the result, 0.")
 
 
 def test_intervals_are_computed_again(tmp_path: Path) -> None:
@@ -237,4 +238,4 @@ def test_rows_from_mlflow_are_those_from_disk(tmp_path: Path) -> None:
     assert "does not exist" in call("--mlflow", f"sqlite:///{tmp_path}/gone.db").stderr
     assert not (tmp_path / "gone.db").exists()
     assert "leave --mlflow out" in call("--mlflow", uri, "--verify").stderr
-    assert "in MLflow alone" in call("--mlflow", uri, "--explain", "mcm", "sun").stdout
+    assert "only in MLflow" in call("--mlflow", uri, "--explain", "mcm", "sun").stdout

@@ -87,8 +87,8 @@ def _page(
         _legend(axes[0], one)
     caption = (
         f"Scores of {one.name} on ID images ({one.result.id.title}, n = {one.result.id.n:,}) and on OOD images, in "
-        "percent of either per bin, in shared bins; scores of softmax methods are logarithms. Dashed: the highest score "
-        f"that at least 95 % of ID images reach ({threshold:.6g}). {_outside_sentence(one, images, edges)} "
+        "percent of either per bin, in shared bins; scores of softmax methods are logarithms. Dashed: the highest "
+        f"score that at least 95 % of ID images reach ({threshold:.6g}). {_outside_sentence(one, images, edges)} "
         f"{figure_data.missing()}"
     )
     name = f"{figure_data.heading.stem}-{stem('histogram', one.result.label)}" + (f"-{number}" if number else "")

@@ -210,8 +210,8 @@ def _strips(figure_data: FigureData, one: PlottedResult, gallery: MistakeGallery
             shown.append(ShownImage(pixels, (*lines, f"{found.scores[place]:#.5g}", tail), bool(wrong[place])))
         what = "ID, lowest scores" if is_id else "OOD, highest scores"
         verdict = "rejected" if is_id else "accepted"
-        said = f"{what}; {wrong.sum():,} of {len(wrong):,} {verdict} where 95 % of ID are accepted"
-        out.append(ImageStrip(of.title, said, tuple(shown)))
+        subtitle = f"{what}; {wrong.sum():,} of {len(wrong):,} {verdict} where 95 % of ID are accepted"
+        out.append(ImageStrip(of.title, subtitle, tuple(shown)))
     return out
 
 
@@ -235,7 +235,7 @@ def _page(
     titles = {one.result.id.dataset: one.result.id.title} | {s.dataset: s.title for s in figure_data.sets}
     gone = [title for name, title in titles.items() if name in gallery.absent]
     none = all(image.lines.count("CLIP: none") for strip in strips for image in strip.images)
-    said = [
+    sentences = [
         f"Of each set the {IMAGES} images that {one.name} scores worst: ID images of the lowest, OOD images of the "
         "highest scores. Below each: its class where it is known, the class that CLIP chose, its score, its file. "
         "With a frame: on the wrong side of the score that at least 95 % of ID images reach.",
@@ -245,7 +245,7 @@ def _page(
     ]
     name = f"{figure_data.heading.stem}-{stem('mistakes', one.result.label)}" + (f"-{number}" if number else "")
     title = f"{title}: {figure_data.heading.title}"
-    return Plot(name, "mistakes", title, " ".join(filter(None, said)), figure)
+    return Plot(name, "mistakes", title, " ".join(filter(None, sentences)), figure)
 
 
 def _strip(panel: Axes, strip: ImageStrip, size: tuple[float, float]) -> None:

@@ -157,7 +157,7 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
             add_text(panel, (0, 1.03), head, transform=panel.transAxes, fontsize=SIZE + 0.5, weight="bold")
     level = 100 * float(figure_data.plotted[0].result.uncertainty.get("level", 0.95))
     titles = ", ".join(s.title for s in figure_data.sets)
-    said = [
+    sentences = [
         f"AUROC against FPR95 in %, plain averages over OOD sets ({titles}); down and right is better.",
         f"Bars: {level:g} % intervals over images, where the result has them."
         if any(bars)
@@ -168,7 +168,7 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
         f"Failed, so not shown: {', '.join(figure_data.failed)}." if figure_data.failed else "",
     ]
     title = f"AUROC and FPR95: {figure_data.heading.title}"
-    yield Plot(f"{figure_data.heading.stem}-overview", "overview", title, " ".join(filter(None, said)), figure)
+    yield Plot(f"{figure_data.heading.stem}-overview", "overview", title, " ".join(filter(None, sentences)), figure)
 
 
 def _mean(figure_data: FigureData, one: PlottedResult, sets: Sequence[SetRow], metric: str) -> float:

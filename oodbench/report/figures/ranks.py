@@ -40,7 +40,7 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
         panel.set_xlim(-0.5, max(side, 1.2) / cell - 0.5)
         _map(panel, grid, names, side)
     n = shown[0].result.id.n + sum(s.n for s in figure_data.sets)
-    said = [
+    sentences = [
         f"Spearman's rank correlation between the methods' scores over all {n:,} ID and OOD images "
         f"({', '.join([shown[0].result.id.title, *(s.title for s in figure_data.sets)])}), equal scores at their "
         "average rank; 1: the same order of images. Methods in the order of the table.",
@@ -49,7 +49,7 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
         figure_data.missing(),
     ]
     title = f"Rank correlation: {figure_data.heading.title}"
-    yield Plot(f"{figure_data.heading.stem}-ranks", "ranks", title, " ".join(filter(None, said)), figure)
+    yield Plot(f"{figure_data.heading.stem}-ranks", "ranks", title, " ".join(filter(None, sentences)), figure)
 
 
 def spearman(scores: list[Floats]) -> Floats:

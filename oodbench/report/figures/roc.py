@@ -89,9 +89,9 @@ def _page(
     rule = model.conventions.get("at95", "first")
     caption = (
         f"ROC curves on {_listed([s.title for s in sets])}: fraction of ID images ({model.id.title}) accepted "
-        "against fraction of OOD images accepted, at every threshold; up and left is better. Markers: FPR95, where 95 % "
-        f"of ID images are accepted{'' if rule == 'first' else f' (rule: {rule})'}. Methods by AUROC, both numbers in %. "
-        f"{_part(figure_data, len(methods))}{figure_data.missing()}"
+        "against fraction of OOD images accepted, at every threshold; up and left is better. Markers: FPR95, where "
+        f"95 % of ID images are accepted{'' if rule == 'first' else f' (rule: {rule})'}. Methods by AUROC, both "
+        f"numbers in %. {_part(figure_data, len(methods))}{figure_data.missing()}"
     )
     name = f"{figure_data.heading.stem}-roc" + (f"-{number}" if number else "")
     return Plot(name, "roc", f"{title}: {figure_data.heading.title}", caption.strip(), figure)

@@ -1,4 +1,4 @@
-"""Markdown as GitHub reads it."""
+"""Tables in GitHub's Markdown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MARKS = {"best": "**{}**", "second": "<u>{}</u>", "exceeds": "**{}**!", "": "{}
 
 
 def markdown(table: Table) -> str:
-    """The caption in a line of its own, the table, then one line for each failed row."""
+    """Return the caption in a line of its own, the table, and one line for each note."""
     remarks = ["Best in **bold**, second <u>underlined</u>."] if table.marked else []
     remarks += [f"† {NOT_SIGNIFICANT}"] if table.any_not_significant else []
     remarks += [f"**!** {EXCEEDS}"] if table.any_exceeds else []
