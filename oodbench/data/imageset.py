@@ -16,10 +16,10 @@ import numpy.typing as npt
 
 from oodbench.data import prompts
 from oodbench.data.catalog import Dataset
-from oodbench.data.loaders.layout import Classes, Remark, by_folder, by_suffix, label_keys
+from oodbench.data.loaders.layout import Classes, Remark, classes_by_folder, count_by_suffix, label_keys
 from oodbench.errors import Missing, Unlabelled, UserError
 from oodbench.storage.files import irregular, open_regular
-from oodbench.storage.fingerprints import ReadImage, encoded, lasting, stat_fingerprint
+from oodbench.storage.fingerprints import ReadImage, portable_part, stat_fingerprint
 from oodbench.storage.store import digest, file_digest
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class ImageFiles:
         """Read a file."""
         with open_regular(self.folder / name) as file:
             raw = file.read()
-            return encoded(stat_fingerprint(os.fstat(file.fileno())), raw)
+            return ReadImage.from_bytes(stat_fingerprint(os.fstat(file.fileno())), raw)
 
     def content(self, name: str) -> str:
         """Return the sha256 of the file."""
@@ -129,7 +129,7 @@ class ImageSet:
     @cached_property
     def digest(self) -> str:
         """sha256 of the names and of the parts of the fingerprints that other machines share: for result rows."""
-        return self._digest(tuple(map(lasting, self.fingerprints)), slice(None))
+        return self._digest(tuple(map(portable_part, self.fingerprints)), slice(None))
 
     @cached_property
     def stamp(self) -> str:
@@ -157,7 +157,7 @@ class ImageSet:
         read.
         """
         image = self.reader.read(self.names[index])
-        if not self._unchanged(image.content() if self.content else image.print, self.fingerprints[index]):
+        if not self._unchanged(image.content() if self.content else image.fingerprint, self.fingerprints[index]):
             raise self._changed(self.folder / self.names[index])
         return image.image()
 
@@ -173,7 +173,7 @@ class ImageSet:
                 raise images._changed(images.folder)
 
     def _unchanged(self, now: str, listed: str) -> bool:
-        return now == listed or (self.host != socket.gethostname() and lasting(now) == lasting(listed))
+        return now == listed or (self.host != socket.gethostname() and portable_part(now) == portable_part(listed))
 
     def _changed(self, path: Path) -> UserError:
         return UserError(f"dataset '{self.dataset.name}': {path} changed after it was listed; run again")
@@ -233,7 +233,7 @@ def missing_error(dataset: Dataset, path: Path | str) -> UserError:
 
 def empty_error(dataset: Dataset, path: Path | str, others: Sequence[str] = ()) -> UserError:
     """Return the error for a folder or file without images; `others` are the files that it does contain."""
-    contents = f"; it has {by_suffix(others)}" if others else ""
+    contents = f"; it has {count_by_suffix(others)}" if others else ""
     return UserError(f"dataset '{dataset.name}': {path} holds no images{contents}")
 
 
@@ -249,7 +249,7 @@ def folder_classes(
 ) -> Classes:
     """Return the classes of images in class folders (see `layout.by_folder`); its UserError names the dataset."""
     try:
-        return by_folder(names, others, folders)
+        return classes_by_folder(names, others, folders)
     except UserError as error:
         raise type(error)(f"dataset '{dataset.name}' at {path}: {error}") from error
 

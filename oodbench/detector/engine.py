@@ -21,14 +21,15 @@ from oodbench.data.prompts import TextList, class_names
 from oodbench.detector.store import DetectorStore
 from oodbench.detector.threshold import threshold
 from oodbench.encoder.card import EMBEDDED, parse_encoder
-from oodbench.encoder.resolve import Resolved, resolve
+from oodbench.encoder.resolve import ResolvedEncoder, resolve
 from oodbench.errors import InvalidParameter, UserError
+from oodbench.method import registry
 from oodbench.method.parameters import written
 from oodbench.pipeline import assign_weights as assignment
 from oodbench.pipeline import extract
 from oodbench.pipeline.batches import FittedMethod
 from oodbench.pipeline.events import Watch
-from oodbench.pipeline.extract import Embedded
+from oodbench.pipeline.extract import EmbeddedSet
 from oodbench.pipeline.jobs import Job, make_jobs
 from oodbench.pipeline.plan import Plan
 from oodbench.pipeline.request import RunRequest, check_options, request_from
@@ -58,17 +59,18 @@ class Scored:
     skipped: tuple[str, ...] = ()
 
 
-def job_of(request: RunRequest, store: DetectorStore) -> tuple[Job, Resolved]:
+def job_of(request: RunRequest, store: DetectorStore) -> tuple[Job, ResolvedEncoder]:
     """Return the only method of a request with its weights, and the encoder; raise UserError as a run does."""
     check_options(request)
-    jobs = make_jobs(request)
+    known = registry.methods(request.plugins)
+    jobs = make_jobs(request, known)
     if len(jobs.jobs) != 1 or request.methods.strip() == "all":
         raise UserError(f"a detector is one method, not {request.methods}; name one, such as mcm or clipn[rule=ctw]")
     spec = parse_encoder(request.encoder or EMBEDDED)
-    files = assignment.given(request)
-    jobs = assignment.check(jobs, request, files, spec)
+    files = assignment.weights_files(request, known)
+    jobs = assignment.select_jobs(jobs, request, files, spec)
     encoder = resolve(spec, request.resize, store)
-    (job,) = assignment.attach(jobs, files, encoder, spec, store).jobs
+    (job,) = assignment.attach_weights(jobs, files, encoder, spec, store).jobs
     return job, encoder
 
 
@@ -95,7 +97,7 @@ class Engine:
     """
 
     def __init__(
-        self, request: RunRequest, job: Job, encoder: Resolved, classes: TextList, store: DetectorStore
+        self, request: RunRequest, job: Job, encoder: ResolvedEncoder, classes: TextList, store: DetectorStore
     ) -> None:
         self.store = store
         self.plan = Plan(
@@ -168,18 +170,18 @@ class Engine:
             return False
         return images.origins[0].source is calibration.origins[0].source
 
-    def parts(self, images: ImageSet) -> Iterator[Embedded]:
+    def parts(self, images: ImageSet) -> Iterator[EmbeddedSet]:
         """Iterate over the embeddings of a list, one shard at a time, each as a list of its own."""
         for start, stop in self.plan.work(images).shards():
             part = images.select(range(start, stop))  # without the list that it may be derived from
-            entry = extract.shard(self.plan.work(part), (0, len(part)), self.encoder)
+            entry = extract.extract_shard(self.plan.work(part), (0, len(part)), self.encoder)
             if entry.facts["skipped"] and self.plan.request.on_error == "stop":
-                from oodbench.data.decode import unreadable
+                from oodbench.data.decode import unreadable_error
 
-                raise unreadable(part, *entry.facts["skipped"][0])
-            yield Embedded(part, (entry,), (0,))
+                raise unreadable_error(part, *entry.facts["skipped"][0])
+            yield EmbeddedSet(part, (entry,), (0,))
 
-    def _score(self, part: Embedded) -> Scored:
+    def _score(self, part: EmbeddedSet) -> Scored:
         """Score the images of a part that could be read."""
         n = len(part.listing)
         scores, predictions = np.full(n, np.nan), np.full(n, -1, np.int64)
@@ -192,7 +194,7 @@ class Engine:
         return Scored(part.listing.names, scores, predictions, part.skipped)
 
     def _scorer(self) -> Scorer:
-        self.fitted.own = method_resources(self.plan, self.fitted.job, self.device)
+        self.fitted.resources = method_resources(self.plan, self.fitted.job, self.device)
         return Scorer(self.plan, make_task(self.plan, self.encoder, self.device, Watch()), self.device)
 
 

@@ -17,14 +17,14 @@ from oodbench.errors import UserError, printable
 from oodbench.pipeline import extract
 from oodbench.pipeline.batches import FittedMethod
 from oodbench.pipeline.events import Watch
-from oodbench.pipeline.extract import Embedded
+from oodbench.pipeline.extract import EmbeddedSet
 from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.plan import Plan, make_plan
 from oodbench.pipeline.request import RunRequest
 from oodbench.pipeline.run import load_methods
 from oodbench.pipeline.score import Scorer
 from oodbench.pipeline.task import encoder_loader, make_task, method_resources, pick_device
-from oodbench.report import image_scores
+from oodbench.report.verify import read_scores
 
 DEFAULT_PROMPTS = "simple"  # prompts of the nearest class names
 
@@ -79,7 +79,7 @@ def explain(request: RunRequest, images: Any, top: int = 5) -> list[Explanation]
     encoder = encoder_loader(plan, device)
     scorer = Scorer(plan, make_task(plan, encoder, device, Watch()), device)
     methods, broken = load_methods(plan, plan.jobs)
-    running = [dataclasses.replace(one, own=method_resources(plan, one.job, device)) for one in methods]
+    running = [dataclasses.replace(one, resources=method_resources(plan, one.job, device)) for one in methods]
     scorer.fit(running)  # embeddings of calibration images may be stored, those of explained images are not
     known, unreadable = id_scores(plan)
     notes = [f"left out: {name}: {reason}" for name, reason in (*plan.skipped_methods, *broken)]
@@ -90,7 +90,7 @@ def explain(request: RunRequest, images: Any, top: int = 5) -> list[Explanation]
     image_set, explanations = listed(images, store), []
     for number in range(len(image_set)):
         image = image_set.select([number])
-        part = Embedded(image, (extract.shard(plan.work(image), (0, 1), encoder),), (0,))
+        part = EmbeddedSet(image, (extract.extract_shard(plan.work(image), (0, 1), encoder),), (0,))
         if part.skipped:
             raise UserError(f"image {part.skipped[0]}")
         verdicts = tuple(_verdict(scorer, each, part, known.get(each.job.label), top) for each in running)
@@ -117,7 +117,7 @@ def id_scores(plan: Plan) -> tuple[dict[str, npt.NDArray[np.float64]], list[str]
     unreadable = []
     for label, (_, path) in newest.items():
         try:
-            images = image_scores.by_dataset(path)
+            images = read_scores(path)
         except UserError as error:
             unreadable.append(str(error))
             continue
@@ -144,7 +144,7 @@ def _same(row: result.Result, job: Job, plan: Plan) -> bool:
 
 
 def _verdict(
-    scorer: Scorer, one: FittedMethod, part: Embedded, known: npt.NDArray[np.float64] | None, top: int
+    scorer: Scorer, one: FittedMethod, part: EmbeddedSet, known: npt.NDArray[np.float64] | None, top: int
 ) -> Verdict:
     from oodbench.method import Needs
 
@@ -169,7 +169,7 @@ def _explain(
     """Return the method's own explanation and decision, or why they failed, which does not affect the score."""
     import torch
 
-    needs, task = one.method.needs, scorer.task.for_method(one.method.needs, one.own)
+    needs, task = one.method.needs, scorer.task.for_method(one.method.needs, one.resources)
     try:
         with torch.no_grad():
             explained = one.method.explain(batch.for_method(needs), task, one.state)
@@ -180,7 +180,7 @@ def _explain(
         return {}, None, f"explain() or decide() raised {type(error).__name__}: {error}"
 
 
-def _nearest(scorer: Scorer, part: Embedded, templates: str, top: int) -> tuple[NearestClass, ...]:
+def _nearest(scorer: Scorer, part: EmbeddedSet, templates: str, top: int) -> tuple[NearestClass, ...]:
     batch = next(scorer.batches(part, False))
     cosines = scorer.task.logits(batch.features, templates, 1.0)[0].double()
     softmax = (scorer.task.scale * cosines).softmax(-1)

@@ -12,14 +12,15 @@ import numpy as np
 
 from oodbench.data import catalog as catalogue
 from oodbench.data import load, prompts
-from oodbench.data.catalog import OWN, Dataset
-from oodbench.data.decode import reason
+from oodbench.data.catalog import Dataset
+from oodbench.data.decode import describe_error
 from oodbench.data.imageset import ImageFiles, ImageSet
-from oodbench.data.loaders.layout import same_prompts
+from oodbench.data.loaders.layout import same_prompt_remarks
+from oodbench.data.paths import data_root
 from oodbench.data.prompts import TextList
 from oodbench.errors import UserError
 from oodbench.storage.files import expand
-from oodbench.storage.fingerprints import ReadImage, fingerprint, pixels
+from oodbench.storage.fingerprints import ReadImage, file_fingerprint
 from oodbench.storage.store import Store
 
 if TYPE_CHECKING:
@@ -39,13 +40,13 @@ class GivenImages:
         """Return the image itself, whose fingerprint is its sha256, or the file."""
         if name not in self.held:
             return ImageFiles(Path()).read(name)
-        return pixels(self.content(name), self.held[name])
+        return ReadImage.from_image(self.content(name), self.held[name])
 
     def content(self, name: str) -> str:
         """Return the sha256 of mode, size and pixels, or of the file."""
         if name not in self.held:
             return ImageFiles(Path()).content(name)
-        return pixels("", self.held[name]).content()
+        return ReadImage.from_image("", self.held[name]).content()
 
 
 def listed(images: Any, store: Store, data: Path | None = None) -> ImageSet:
@@ -64,7 +65,7 @@ def listed(images: Any, store: Store, data: Path | None = None) -> ImageSet:
         path = _path(images)
         if os.path.isdir(path):
             return _load(Dataset(f"folder:{path.resolve()}", path.name, "images", str(path.resolve())), store, data)
-        if not os.path.exists(path) and isinstance(images, str) and _is_dataset(images):
+        if not os.path.exists(path) and isinstance(images, str) and catalogue.is_reference(images):
             return _load(catalogue.dataset(images), store, data)
         images = [images]
     elif isinstance(images, Set | Mapping):
@@ -79,7 +80,7 @@ def listed(images: Any, store: Store, data: Path | None = None) -> ImageSet:
 def notes(classes: TextList, *images: ImageSet) -> list[str]:
     """Return warnings about class names and images, one sentence each, as a run prints them."""
     own = classes.name not in prompts.names("classes")
-    warnings = [finding.message for finding in same_prompts(classes.lines)] if own else []
+    warnings = [finding.message for finding in same_prompt_remarks(classes.lines)] if own else []
     return list(dict.fromkeys([*warnings, *(note for each in images for note in load.notes(each))]))
 
 
@@ -89,14 +90,7 @@ def in_memory(images: ImageSet) -> bool:
 
 
 def _load(dataset: Dataset, store: Store, data: Path | None) -> ImageSet:
-    return load.load_images(dataset, load.LoadOptions(catalogue.data_root(data), store), labelled=False)
-
-
-def _is_dataset(reference: str) -> bool:
-    """Return whether a text is the name or a reference of a dataset."""
-    known = catalogue.datasets()
-    alias = any(reference in one.aliases for one in known.values())
-    return alias or reference in known or reference.startswith(OWN) or "[" in reference
+    return load.load_images(dataset, load.LoadOptions(data_root(data), store), labelled=False)
 
 
 def _path(given: Any) -> Path:
@@ -143,7 +137,7 @@ def _file(path: Path) -> tuple[str, str]:
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder among images; give the folder alone")
     try:
-        return str(path.absolute()), fingerprint(path)
+        return str(path.absolute()), file_fingerprint(path)
     except OSError as error:
         raise UserError(f"image {path} cannot be read: {error.strerror}; give {_KINDS}") from error
 
@@ -157,7 +151,7 @@ def _image(one: Any, number: int) -> Image:
         try:
             one.load()  # now, for threads may share it
         except Exception as error:  # Pillow raises many kinds
-            raise UserError(f"image {number} cannot be read: {reason(error)}") from error
+            raise UserError(f"image {number} cannot be read: {describe_error(error)}") from error
         return one
     fits = isinstance(one, np.ndarray) and one.dtype == np.uint8
     if fits and one.size and (one.ndim == 2 or (one.ndim == 3 and one.shape[2] in (3, 4))):

@@ -25,7 +25,7 @@ from oodbench.detector.engine import Engine, text_list
 from oodbench.detector.state import Packed, pack, unpack
 from oodbench.detector.store import DetectorStore
 from oodbench.encoder.card import EMBEDDED, card_from, parse_encoder
-from oodbench.encoder.resolve import Resolved, TextFiles, resolve
+from oodbench.encoder.resolve import ResolvedEncoder, TextFiles, resolve
 from oodbench.errors import Unpackable, UserError, did_you_mean
 from oodbench.method import registry
 from oodbench.pipeline.jobs import Job
@@ -299,7 +299,7 @@ def _weights(saved: SavedDetector) -> WeightsFile | None:
     return WeightsFile(saved.folder / "weights" / card["name"], card["digest"], card["recipe"])
 
 
-def _encoder(saved: SavedDetector, request: RunRequest, store: DetectorStore) -> Resolved:
+def _encoder(saved: SavedDetector, request: RunRequest, store: DetectorStore) -> ResolvedEncoder:
     """Return the encoder that was saved, or one with the same identity."""
     stated = dict(saved.recipe["encoder"])
     spec, identity = stated.pop("spec"), stated.pop("identity")
@@ -310,7 +310,7 @@ def _encoder(saved: SavedDetector, request: RunRequest, store: DetectorStore) ->
     if saved.recipe["encoder_file"]:
         tokenizer = saved.folder / TOKENIZER
         file = saved.folder / saved.recipe["encoder_file"]
-        return Resolved(card, file, tokenizer if tokenizer.is_dir() else None)
+        return ResolvedEncoder(card, file, tokenizer if tokenizer.is_dir() else None)
     found = resolve(parse_encoder(request.encoder or spec), request.resize, store)
     if found.card.identity != identity:
         raise UserError(

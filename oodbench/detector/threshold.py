@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from oodbench.data.decode import decoding
+from oodbench.data.decode import pillow_in_threads
 from oodbench.data.imageset import ImageSet, SubsetOf
 from oodbench.detector.images import in_memory
 from oodbench.errors import UserError
@@ -182,5 +182,5 @@ def _contents(images: ImageSet, pixels: bool) -> list[str]:
         except Exception:  # Pillow raises many kinds
             return f"unreadable: {images.names[index]}"
 
-    with decoding(), ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+    with pillow_in_threads(), ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
         return list(pool.map(content, range(len(images))))

@@ -1,4 +1,4 @@
-"""The contract of a method, checked on a toy dataset: `oodbench check FILE` and the project's own tests run it."""
+"""The contract that every method keeps, checked on toy data by `oodbench methods check FILE` and by our own tests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from oodbench.method import (
 from oodbench.method.registry import MethodInfo
 from oodbench.method.toy import CLASSES, ToyWorld
 from oodbench.metrics import detection as metrics
-from oodbench.pipeline.batches import FittedMethod, difference, held
+from oodbench.pipeline.batches import FittedMethod, difference, method_contents
 from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.score import CHUNK
 
@@ -141,13 +141,13 @@ def is_deterministic(t: Trial) -> str:
 def keeps_nothing_of_what_it_sees(t: Trial) -> str:
     """After thousands of images, what fit() returned and the scores of the first images are the same as before."""
     fitted = FittedMethod(cast(Job, None), t.method, state=t.state)
-    before, first = held(fitted), t.scores(t.world.id)
+    before, first = method_contents(fitted), t.scores(t.world.id)
     both = torch.cat([t.world.ood, t.world.id])
     for _ in range(SEEN // CHUNK):
         t.scores(both[torch.arange(CHUNK) % len(both)])
     if not torch.equal(first, t.scores(t.world.id)):
         return f"other scores for the same images after {SEEN:,} others: what is learnt belongs to fit()"
-    place = difference(before, held(fitted))
+    place = difference(before, method_contents(fitted))
     return "" if place is None else f"score() changes {place}; what is learnt belongs to fit()"
 
 

@@ -23,8 +23,9 @@ from PIL import Image
 from oodbench.cli import common as group
 from oodbench.cli import main
 from oodbench.data import catalog as catalogue
+from oodbench.data.paths import config_folder, config_folder_or_none, data_root
 from oodbench.distributed import cluster as connection
-from oodbench.distributed.cluster import WorkerFolder, sweep
+from oodbench.distributed.cluster import WorkerFolder, remove_stale_folders
 from oodbench.errors import ProblemList, UserError, raise_all
 from oodbench.method.parameters import conform, parse_names
 from oodbench.pipeline.request import RunRequest, check_options
@@ -65,7 +66,7 @@ def refused(*arguments: str | Path) -> str:
         (["run", "--id", "a\nb\x1b[2J"], r"no dataset 'a\nb\x1b[2J'"),
         (["run", "--limit", "a\nb\x1b[2J"], r"\x1b[2J"),
         (["run", "--ood", "folder:/nope/a\n  b"], r"/nope/a"),
-        (["report", "--sets", "a\nb", "--results", "nowhere"], "nowhere"),
+        (["report", "--ood", "a\nb", "--results", "nowhere"], "nowhere"),
         (["store", "gc", "--max-size", "9" * 400], "cannot read the size '999"),
         (["run", "--ood", '"folder:a'], "a quote is not closed"),
     ],
@@ -215,19 +216,17 @@ def test_warnings_of_a_command_without_a_log_are_printable(tmp_path: Path) -> No
 def test_bars_show_names_as_they_are_spelled(monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.console import Console
 
-    from oodbench.cli.datasets import bars
-    from oodbench.cli.progress import Live
+    from oodbench.cli.progress import ProgressBars
 
     screen = io.StringIO()
     screen.isatty = lambda: True  # type: ignore[method-assign]
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setattr("rich.console.Console", lambda **_: Console(file=screen, force_terminal=True, width=200))
-    with Live() as live:
-        live.line(HOSTILE, 3)(description=f"score {HOSTILE}", told=HOSTILE)
-        live.counting(HOSTILE, 3, "images")(1)
-        live._view.refresh()
-    with bars("images") as watch:
-        watch(HOSTILE, 3)(1)
+    for unit in ("images", "bytes"):
+        with ProgressBars(unit) as bars:
+            bars.add(HOSTILE, 3)(description=f"score {HOSTILE}", text=HOSTILE)
+            bars.count(HOSTILE, 3)(1)
+            bars._progress.refresh()
     text = screen.getvalue()
     assert SEEN in text and "\u202e" not in text and "\x1b[31m\u202e" not in text and "\x07" not in text
 
@@ -279,15 +278,15 @@ def test_without_a_home_the_store_has_to_be_named(homeless: None, monkeypatch: p
 
 
 def test_without_a_home_nothing_is_declared_by_the_user(homeless: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "imagenet1k" in catalogue.datasets() and catalogue.own_folder() is None
+    assert "imagenet1k" in catalogue.datasets() and config_folder_or_none() is None
     with pytest.raises(UserError, match=r"name a folder by \$OODBENCH_CONFIG"):
-        catalogue.config_folder()
+        config_folder()
     monkeypatch.setenv("OODBENCH_CONFIG", "~nobody-of-that-name/x")
     with pytest.raises(UserError, match=r"\$OODBENCH_CONFIG ~nobody-of-that-name/x cannot be read"):
-        catalogue.own_folder()
+        config_folder_or_none()
     monkeypatch.setenv("OODBENCH_DATA", "~nobody-of-that-name/x")
     with pytest.raises(UserError, match=r"\$OODBENCH_DATA ~nobody-of-that-name/x cannot be read"):
-        catalogue.data_root(None)
+        data_root(None)
 
 
 @pytest.mark.slow
@@ -302,7 +301,7 @@ def test_a_user_whom_the_system_does_not_know_runs_and_records(tmp_path: Path) -
     somebody = ["setpriv", "--reuid", "54321", "--regid", "54321", "--clear-groups", *capable]
     command = [str(Path(sys.executable).with_name("oodbench")), "run", "--methods", "mcm", "--limit", "9"]
     environment = {"PATH": os.environ["PATH"], "OMP_WAIT_POLICY": "PASSIVE"}
-    given = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
+    given = ["--store", str(tmp_path / "store"), "--results", str(tmp_path / "out")]
     done = subprocess.run([*somebody, *command, *given], cwd="/", env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1] == f"rows: {tmp_path / 'out' / 'runs'}"
@@ -365,10 +364,10 @@ def test_quotes_that_do_not_close(text: str) -> None:
 
 
 def test_a_variable_of_torchrun_that_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    from oodbench.training.processes import joined
+    from oodbench.training.processes import process_group
 
     monkeypatch.setenv("WORLD_SIZE", "two")
-    with pytest.raises(UserError, match=r"^\$WORLD_SIZE is 'two', which is no number"), joined("cpu"):
+    with pytest.raises(UserError, match=r"^\$WORLD_SIZE must be a number, not 'two'"), process_group("cpu"):
         pass
 
 
@@ -414,19 +413,19 @@ def silent() -> Iterator[int]:
 
 
 def test_an_address_where_no_ray_answers(silent: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "_SECONDS", 0.2)
+    monkeypatch.setattr(connection, "_ANSWER_SECONDS", 0.2)
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{silent}")
     began = time.monotonic()
     said = rf"^\$RAY_ADDRESS 127.0.0.1:{silent}: no Ray cluster answers there \(timed out\); .* unset RAY_ADDRESS"
     with pytest.raises(UserError, match=said + ".*--ray no"):
-        connection._probe("auto")
+        connection._check_address("auto")
     assert time.monotonic() - began < 2
     with pytest.raises(UserError, match=rf"^--ray ray://127.0.0.1:{silent}: no Ray cluster answers there"):
-        connection._probe(f"ray://127.0.0.1:{silent}")
+        connection._check_address(f"ray://127.0.0.1:{silent}")
     with pytest.raises(UserError, match="no Ray cluster answers there"):
-        connection._probe("127.0.0.1:1")
+        connection._check_address("127.0.0.1:1")
     monkeypatch.delenv("RAY_ADDRESS")
-    connection._probe("auto")  # left to Ray
+    connection._check_address("auto")  # left to Ray
 
 
 @pytest.mark.parametrize(
@@ -445,10 +444,10 @@ def test_only_grpc_is_taken_for_ray(answer: bytes, fine: bool) -> None:
         thread.start()
         where = f"127.0.0.1:{server.getsockname()[1]}"
         if fine:
-            connection._probe(where)
+            connection._check_address(where)
         else:
             with pytest.raises(UserError, match="does not speak gRPC, as Ray does"):
-                connection._probe(where)
+                connection._check_address(where)
         thread.join()
 
 
@@ -460,23 +459,22 @@ def test_ray_has_a_short_folder_for_its_sockets(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv("TMPDIR", folder)
         assert connection._session_folder() == {"_temp_dir": "/tmp/ray"}
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(UserError, match=r"its name is too long; set \$RAY_TMPDIR to a short one"):
+    with pytest.raises(UserError, match=r"its path is too long; set \$RAY_TMPDIR to a short one"):
         connection._session_folder()
 
 
 def test_folders_of_dead_workers_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    code = "import os, tempfile\nfrom oodbench.distributed.cluster import Scratch\n"
-    code += (
-        f"tempfile.tempdir = {str(tmp_path)!r}\none = Scratch()\nprint(one.path, flush=True)\nos.kill(os.getpid(), 9)\n"
-    )
+    code = "import os, tempfile\nfrom oodbench.distributed.cluster import WorkerFolder\n"
+    code += f"tempfile.tempdir = {str(tmp_path)!r}\nfolder = WorkerFolder()\n"
+    code += "print(folder.path, flush=True)\nos.kill(os.getpid(), 9)\n"
     own = WorkerFolder()
     (own.path / "plugin.py").write_text("")
     killed = Path(
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout.strip()
     )
     assert killed.is_dir()
-    sweep()
+    remove_stale_folders()
     assert not killed.exists() and (own.path / "plugin.py").is_file()
     own.remove()
     assert list(tmp_path.iterdir()) == []

@@ -229,7 +229,7 @@ def test_images_are_encoded_once(
         read.append(self.names[index])
         return before(self, index)
 
-    monkeypatch.setattr("oodbench.data.load.decode.glance", lambda listing: ())  # which looks at the first few
+    monkeypatch.setattr("oodbench.data.load.decode.remark_on_first", lambda listing: ())  # which looks at the first few
     monkeypatch.setattr(ImageSet, "read", noted)
     one = Detector("knn", classes=NAMES, plugins=learners, store=tmp_path, keep=keep).fit(files)
     assert sorted(read) == sorted(path.name for path in files.iterdir())

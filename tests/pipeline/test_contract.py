@@ -138,7 +138,7 @@ def test_what_a_method_says_keeps_to_its_line_and_hides_credentials(tmp_path: Pa
         GOOD.replace("    def score(self, batch, task, state):\n", f"    def score(self, *given):\n        {fails}\n")
     )
     assert fails in file.read_text()
-    done = CliRunner().invoke(main, ["check", str(file)])
+    done = CliRunner().invoke(main, ["methods", "check", str(file)])
     assert done.exit_code == 1 and "secret" not in done.output
     lines = done.output.splitlines()
     assert r"FAIL gives one finite score per image: ValueError: a\n\x1b[31mb http://host/x" in lines
