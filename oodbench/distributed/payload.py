@@ -81,7 +81,7 @@ def portable(listing: ImageSet, data: Path, store: Store) -> ImageSet:
     origins = tuple(dataclasses.replace(one, source=portable(one.source, data, store)) for one in listing.origins)
     source = listing.source if _travels(listing) else _anew(listing, data, store)
     made = dataclasses.replace(listing, source=source, origins=origins)
-    made.__dict__.update(digest=listing.digest, stamp=listing.stamp)  # known already
+    made.__dict__.update(digest=listing.digest, fingerprint=listing.fingerprint)  # known already
     return made
 
 

@@ -64,11 +64,11 @@ class Stages:
         listings = [self.plan.listings[i] for i in sets]
         if self.plan.calibration and any(one.job.calibrates for one in self.running.values()):
             listings.append(self.plan.calibration)
-        needed = {leaf.listing.stamp for listing in listings for leaf in leaves(self.plan.work(listing))}
+        needed = {leaf.listing.fingerprint for listing in listings for leaf in leaves(self.plan.work(listing))}
         for group in _groups(list(self.running.values())):
             self._await_fit(group)
         for number, work in enumerate(parts(self.plan)):
-            if work.listing.stamp in needed:
+            if work.listing.fingerprint in needed:
                 self._extract(number, work)
         self.pool.run()
         raise_all(self.failed)
@@ -81,7 +81,7 @@ class Stages:
         shards = work.shards()
         listing = work.listing
         missing = [(i, s) for i, s in enumerate(shards) if not work.store.has("embeddings", work.inputs(*s))]
-        gate = Gate(len(missing) + 1, lambda: self._complete(listing.stamp))
+        gate = Gate(len(missing) + 1, lambda: self._complete(listing.fingerprint))
         if missing:
             done = self.watch.extracting(listing.dataset.name, len(listing))
             done(len(listing) - sum(b - a for _, (a, b) in missing))
@@ -107,7 +107,7 @@ class Stages:
     def _when_encoded(self, listing: ImageSet | None, opened: Callable[[], None]) -> None:
         """Call when every list that this one is made of is encoded."""
         found = leaves(self.plan.work(listing)) if listing else iter(())
-        awaited = {leaf.listing.stamp for leaf in found} - self._ready
+        awaited = {leaf.listing.fingerprint for leaf in found} - self._ready
         gate = Gate(len(awaited) + 1, opened)
         for digest in awaited:
             self._gates[digest].append(gate)

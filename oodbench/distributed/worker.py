@@ -45,7 +45,7 @@ def parts(plan: Plan) -> list[ExtractionJob]:
     found: dict[str, ExtractionJob] = {}
     for listing in lists:
         for work in leaves(plan.work(listing)):
-            found.setdefault(work.listing.stamp, work)
+            found.setdefault(work.listing.fingerprint, work)
     return list(found.values())
 
 

@@ -112,9 +112,9 @@ class ExtractionJob:
 
     def inputs(self, start: int, stop: int) -> dict[str, Any]:
         """The store key's inputs for the embeddings of a part of the list."""
-        inputs = {"engine": ENGINE, **asdict(self.recipe), "items": self.listing.part_stamp(start, stop)}
+        inputs = {"engine": ENGINE, **asdict(self.recipe), "items": self.listing.part_fingerprint(start, stop)}
         if self.listing.origins:  # digits follow the batches of the lists that they are taken from
-            inputs["of"] = [one.source.stamp for one in self.listing.origins]
+            inputs["of"] = [one.source.fingerprint for one in self.listing.origins]
         return inputs
 
     def shards(self) -> list[tuple[int, int]]:

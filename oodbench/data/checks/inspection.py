@@ -169,7 +169,7 @@ def _inputs(listing: ImageSet, bounds: tuple[int, int]) -> dict[str, object]:
     one = listing.dataset  # splits of one torchvision folder have the same names, sizes and times
     return {
         "engine": ENGINE,
-        "items": listing.part_stamp(*bounds),
+        "items": listing.part_fingerprint(*bounds),
         "of": [one.loader, one.source, one.split, one.within],
     }
 
