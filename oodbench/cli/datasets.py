@@ -43,9 +43,9 @@ def check(
     stopped goes on where it was; images are looked at again when they change. Exit code 1 when there are errors.
     """
     from oodbench.cli.progress import ProgressBars
-    from oodbench.data.checks.findings import text
-    from oodbench.data.checks.run import CheckSettings, examine
-    from oodbench.data.checks.scope import scope
+    from oodbench.data.checks.findings import format_report
+    from oodbench.data.checks.run import CheckSettings, check_sets
+    from oodbench.data.checks.scope import select_sets
     from oodbench.data.paths import data_root
     from oodbench.errors import UserError
     from oodbench.storage.store import Store, default_root
@@ -55,11 +55,11 @@ def check(
     check_output(output)
     settings = CheckSettings(data_root(_inherited(data)), Store(store or default_root()), workers, hamming, limit)
     with ProgressBars("images") as bars:
-        report = examine(scope(names, id_), settings, bars.count)
+        report = check_sets(select_sets(names, id_), settings, bars.count)
     plain = json.dumps(report.as_dict(), indent=2)
     if output:
         write_output(output, plain + "\n")
-    say(plain if kind == "json" else text(report))
+    say(plain if kind == "json" else format_report(report))
     if not report.ok:
         sys.exit(1)
 

@@ -112,7 +112,7 @@ def _fetch_torchvision(dataset: Dataset, data_root: Path, retry: RetryPolicy) ->
 
     import torchvision.datasets
 
-    from oodbench.data.loaders.torchvision import opened
+    from oodbench.data.loaders.torchvision import open_torchvision
 
     root = dataset.folder(data_root)
     kind = getattr(torchvision.datasets, dataset.source, None)
@@ -127,7 +127,7 @@ def _fetch_torchvision(dataset: Dataset, data_root: Path, retry: RetryPolicy) ->
         if is_new:
             shutil.rmtree(temporary, ignore_errors=True)
         target.mkdir(parents=True, exist_ok=True)
-        count = len(opened(dataset, target, download=True))
+        count = len(open_torchvision(dataset, target, download=True))
         if is_new:
             root.parent.mkdir(parents=True, exist_ok=True)
             os.replace(target, root)

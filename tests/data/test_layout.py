@@ -343,10 +343,10 @@ def test_links_that_lead_nowhere_are_named(kind: bytes, target: str, said: str, 
 
 
 def test_links_to_folders_cannot_multiply_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("oodbench.data.loaders.tar_links._MOST", 1000)
+    monkeypatch.setattr("oodbench.data.loaders.tar_links._MAX_LINKED", 1000)
     members: list[tuple[str, bytes | tuple[bytes, str]]] = [("f0/1.png", colour(1))]
     members += [(f"f{i}/{side}", (tarfile.SYMTYPE, f"../f{i - 1}")) for i in range(1, 30) for side in "ab"]
-    with pytest.raises(UserError, match=r"x\.tar: its links stand for more than 1,000"):
+    with pytest.raises(UserError, match=r"x\.tar: its links to folders add more than 1,000"):
         listed(packed(tmp_path / "x.tar", members))
 
 
@@ -465,7 +465,7 @@ def test_an_image_that_a_list_names_twice_is_told_or_refused(tmp_path: Path) -> 
         ("a\\1.png 0", "has backslashes, where paths have /"),
         ("/x/1.png 0", "'/x/1.png' is an absolute path; paths start from the list's root"),
         ("a/../1.png 0", r"leads out of the list's root by '\.\.'"),
-        ("2.png 0", r"not one of the 1 images that .*x\.txt names is there: no .*/2\.png$"),
+        ("2.png 0", r"none of the 1 images that .*x\.txt names exists: no .*/2\.png$"),
     ],
 )
 def test_a_line_of_another_format_is_shown(line: str, said: str, tmp_path: Path) -> None:
@@ -515,15 +515,15 @@ def test_names_that_the_tokenizer_does_not_tell_apart() -> None:
     for one in names:
         for other in names:
             assert (tokenizer.encode(one) == tokenizer.encode(other)) == (
-                layout.as_tokenized(one) == layout.as_tokenized(other)
+                layout.tokenizer_text(one) == layout.tokenizer_text(other)
             ), (one, other)
 
 
 def test_class_names_that_give_one_prompt_are_told() -> None:
     names = ["Anchor", "anchor", "cat", "caf\u00e9", "cafe\u0301", "a  b", "a b", "x &amp; y", "x & y", "cafe"]
-    (remark,) = layout.same_prompts(names)
+    (remark,) = layout.same_prompt_remarks(names)
     assert remark.count == 4 and remark.examples[1] == "'caf\\xe9' = 'cafe\\u0301'"
-    assert layout.same_prompts(["cat", "dog"]) == ()
+    assert layout.same_prompt_remarks(["cat", "dog"]) == ()
 
 
 @pytest.mark.parametrize("kind", ["fifo", "link to a fifo", "link to a device", "socket"])
@@ -547,7 +547,7 @@ def test_only_regular_files_are_opened(kind: str, tmp_path: Path) -> None:
     assert found.names == ("a/1.png", "b/2.png") and told(found, "left-out").examples == ("a/x.png",)
     (tmp_path / "x.txt").write_text("tree/a/1.png 0\ntree/a/x.png 0\n")
     for reference in (f"list:{tmp_path / 'x.txt'}", f"hf:{odd}", f"arrays:{odd}", f"tar:{odd}", f"list:{odd}"):
-        with pytest.raises(UserError, match=r"(is|that is) a (FIFO|socket|character device)|list .* is not there"):
+        with pytest.raises(UserError, match=r"(is|that is) a (FIFO|socket|character device)|list .* does not exist"):
             listed(reference, labelled=False)
     with pytest.raises(UserError, match="is a"):
         found.reader.read("a/x.png")  # as when it takes the place of an image after the listing

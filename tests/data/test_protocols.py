@@ -23,7 +23,7 @@ from oodbench.data.catalog import Dataset
 from oodbench.data.imageset import ImageSet
 from oodbench.data.load import LoadOptions, load_images
 from oodbench.errors import UserError
-from oodbench.pipeline.extract import Embedded, extract
+from oodbench.pipeline.extract import EmbeddedSet, extract
 from oodbench.pipeline.plan import Plan, make_plan
 from oodbench.pipeline.request import RunRequest
 from oodbench.pipeline.task import encoder_loader
@@ -75,11 +75,11 @@ def planned(data: Path, tmp_path: Path, **options: Any) -> Plan:
     return make_plan(RunRequest(**{**fixed, "out": tmp_path / "out", "store": tmp_path / "store", **options}))
 
 
-def embedded(plan: Plan, one: ImageSet) -> Embedded:
+def embedded(plan: Plan, one: ImageSet) -> EmbeddedSet:
     return extract(plan.work(one), encoder_loader(plan, "cpu"))
 
 
-def rows(found: Embedded) -> Any:
+def rows(found: EmbeddedSet) -> Any:
     return np.concatenate([np.asarray(shard.array("embeddings")) for shard in found.shards])
 
 
