@@ -27,7 +27,7 @@ from oodbench.data.catalog import Dataset
 from oodbench.data.checks import calibration, duplicates, inspection, single
 from oodbench.data.checks import pairs as wordnet
 from oodbench.data.checks.findings import CheckReport, Finding, SetSummary, format_report
-from oodbench.data.checks.inspection import ImageFacts, inspect_image, perceptual
+from oodbench.data.checks.inspection import ImageFacts, inspect_image, perceptual_hash
 from oodbench.data.checks.run import CheckSettings, check_sets
 from oodbench.data.checks.scope import CheckScope, select_sets
 from oodbench.data.imageset import ImageSet
@@ -92,10 +92,10 @@ def found(report: CheckReport, kind: str, level: str) -> Finding:
 def test_clean_data_have_no_errors_or_warnings(data: Path) -> None:
     report = checked(data)
     assert report.ok and report.kinds() == ["no-wordnet"], format_report(report)
-    assert [(c.name, c.role, c.images, c.looked) for c in report.cards] == [
+    assert [(c.name, c.role, c.images, c.looked) for c in report.sets] == [
         ("id", "ID", 20, 20), ("ood", "OOD", 20, 20), ("train", "calibration", 20, 0),
     ]  # fmt: skip
-    assert report.cards[0].modes == {"RGB": 20} and report.cards[0].shorter == (48, 48, 48)
+    assert report.sets[0].modes == {"RGB": 20} and report.sets[0].shorter == (48, 48, 48)
 
 
 @pytest.mark.parametrize(("count", "told"), [(21, "1 are missing"), (15, "5 too many")])
@@ -109,12 +109,12 @@ def test_a_list_of_another_digest_and_with_absent_images(data: Path) -> None:
     declared: dict[str, Any] = {"loader": "list", "list": "list.txt"}
     clean = checked(data, sets(**declared))
     assert clean.ok, format_report(clean)
-    right = clean.cards[0].digest
+    right = clean.sets[0].digest
     assert checked(data, sets(**declared, digest=right)).ok
     (data / "list.txt").write_text(lines.replace("cab/3.png 0", "cab/3.png 1"))
     report = checked(data, sets(**declared, digest=right))
     assert right[:12] in found(report, "digest", "error").message
-    assert report.cards[0].looked == 20  # and the check went on
+    assert report.sets[0].looked == 20  # and the check went on
     (data / "list.txt").write_text(lines + "cab/99.png 0\n")
     assert found(checked(data, sets(**declared)), "absent", "error").examples == ("cab/99.png",)
 
@@ -141,8 +141,8 @@ def test_modes_are_counted(data: Path, mode: str, kind: str) -> None:
     (data / "id/cab/3.png").unlink()
     save(image if image.mode == mode else image.convert(mode), data / f"id/cab/3.{kind}")
     report = checked(data)
-    assert report.cards[0].modes == {"RGB": 19, mode: 1}
-    assert report.cards[0].grey == (0.05 if mode in ("L", "I;16") else 0)
+    assert report.sets[0].modes == {"RGB": 19, mode: 1}
+    assert report.sets[0].grey == (0.05 if mode in ("L", "I;16") else 0)
     if mode == "L":
         assert report.kinds() == ["no-wordnet"]
     else:
@@ -165,7 +165,7 @@ def test_an_id_image_outside_the_class_folders(data: Path) -> None:
     save(picture(7), data / "id/loose.png")
     report = checked(data, sets(count=21))
     assert "lies in none" in found(report, "classes", "error").message
-    assert report.cards[0].looked == 21
+    assert report.sets[0].looked == 21
 
 
 def test_identical_images_are_found_by_their_pixels(data: Path) -> None:
@@ -227,7 +227,7 @@ def test_synonyms_of_a_small_wordnet(data: Path, tmp_path: Path, monkeypatch: py
     )  # fmt: skip
     assert wordnet.WordNet(folder).synsets("n00000001") == frozenset()
     monkeypatch.setenv("WNSEARCHDIR", str(tmp_path))
-    assert "not looked at" in found(checked(data), "no-wordnet", "note").message
+    assert "not checked" in found(checked(data), "no-wordnet", "note").message
 
 
 def test_the_installed_wordnet(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,8 +314,8 @@ def test_fifty_thousand_against_thirty_five_thousand() -> None:
 
 
 def test_perceptual_hashes() -> None:
-    assert perceptual(np.full((32, 32), 90.0)) == ""
-    marks = [int(inspect_image(picture(seed)).mark, 16) for seed in range(60)]
+    assert perceptual_hash(np.full((32, 32), 90.0)) == ""
+    marks = [int(inspect_image(picture(seed)).hash, 16) for seed in range(60)]
     apart = [(a ^ b).bit_count() for i, a in enumerate(marks) for b in marks[:i]]
     assert min(apart) > 8 and 24 < np.mean(apart) < 40
 
@@ -376,7 +376,7 @@ def test_scopes(tmp_path: Path) -> None:
     assert not select_sets([]).required and ("imagenet1k", "textures") in select_sets([]).pairs
     with pytest.raises(UserError, match="no dataset 'texture'(?s:.)*no dataset 'nowhere'"):
         select_sets(["texture", "nowhere"])
-    with pytest.raises(UserError, match="no dataset of the catalogue lies below"):
+    with pytest.raises(UserError, match="no dataset of the catalogue is in"):
         check_sets(select_sets([]), CheckSettings(tmp_path, Store(tmp_path / "store")))
 
 
@@ -442,13 +442,13 @@ def test_real_images(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     id_name, names = f"folder:{tmp_path / 'id'}", [f"folder:{tmp_path / n}" for n in ("Places", "dtd")]
     report = checked(tmp_path, select_sets(names, id_name))
     assert report.ok, format_report(report)
-    assert [c.looked for c in report.cards] == [100, 101, 100]
-    assert report.cards[0].modes.get("L", 0) == 0 or report.cards[0].grey > 0
+    assert [c.looked for c in report.sets] == [100, 101, 100]
+    assert report.sets[0].modes.get("L", 0) == 0 or report.sets[0].grey > 0
     near = found(report, "near-duplicates", "warning")
     assert near.count == 1 and "tench.jpg" in near.examples[0]
     resolutions = [f.sets[1] for f in report.findings if f.kind == "resolution"]
     assert names[0] in resolutions  # Places is 128x128
-    assert single.list_digest(listed(tmp_path / "dtd", Store(tmp_path / "store"))) == report.cards[2].digest
+    assert single.list_digest(listed(tmp_path / "dtd", Store(tmp_path / "store"))) == report.sets[2].digest
 
 
 @pytest.mark.slow
@@ -481,7 +481,7 @@ def test_what_a_listing_saw_is_a_finding(data: Path) -> None:
     assert found(report, "nested", "warning").examples == ("Kelp/deep/0.png",)
     assert found(report, "empty-class", "warning").examples == ("moss (empty)",)
     assert found(report, "one-prompt", "note").examples == ("'Kelp' = 'kelp'",)
-    assert report.cards[0].looked == 21
+    assert report.sets[0].looked == 21
     report = checked(data)  # as an OOD set it has no classes
     assert {"left-out"} == set(report.kinds()) - {"no-wordnet"}, format_report(report)
     shutil.move(data / "ood/kelp", data / "ood/train")
