@@ -128,7 +128,7 @@ def _names_like(dataset: Dataset, data_root: Path, folders: tuple[str, ...]) -> 
     return tuple(name_of[folder] for folder in folders)
 
 
-def class_names(id_set: ImageSet) -> TextList:
+def class_names_of(id_set: ImageSet) -> TextList:
     """Return the class names of an ID set: its class list, the names that its source has, or its class folders.
 
     Raises UserError when there are only numbers, or when the list has another number of names than the set has classes.
@@ -162,7 +162,7 @@ def notes(images: ImageSet, classes: TextList | None = None) -> list[str]:
     """
     remarks = list(images.remarks)
     if images.dataset.loader != "glyphs":
-        remarks += decode.glance(images)
+        remarks += decode.remark_on_first(images)
     if classes and classes.name not in prompts.names("classes"):
         remarks += same_prompt_remarks(classes.lines)
     return [f"{images.dataset.name}: {remark.message}" for remark in remarks]

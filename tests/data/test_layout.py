@@ -20,7 +20,7 @@ from PIL import Image
 
 from oodbench.data import catalog as catalogue
 from oodbench.data import decode, load, prompts
-from oodbench.data.add import declare
+from oodbench.data.add import add_dataset
 from oodbench.data.catalog import Dataset
 from oodbench.data.imageset import ImageSet
 from oodbench.data.load import LoadOptions, load_images
@@ -222,7 +222,7 @@ def test_the_same_images_are_read_alike_in_every_form(case: str, form: Callable[
     if form in LABELLED:
         reference, classes = form([order.index(label) for label in images.values()], order, tmp_path)
         found = listed(reference, classes=classes)
-        lines = load.class_names(found).lines
+        lines = load.class_names_of(found).lines
         assert [lines[label] for label in found.labels] == list(images.values()) and list(lines) == order
         assert [colour for _, colour in seen(listed(reference, labelled=False))] == list(range(len(images)))
         return
@@ -280,10 +280,10 @@ def test_a_label_means_the_same_in_every_form(
     reference, classes = form(labels, names.split(), tmp_path)
     if isinstance(expected, str):
         with pytest.raises(UserError, match=expected):
-            load.class_names(listed(reference, classes=classes))
+            load.class_names_of(listed(reference, classes=classes))
         return
     found = listed(reference, classes=classes)
-    lines = load.class_names(found).lines
+    lines = load.class_names_of(found).lines
     assert [lines[label] for label in found.labels] == [names.split()[label] for label in labels]
     assert kinds(found) == expected and seen(listed(reference, labelled=False)) == [("", i) for i in range(4)]
 
@@ -361,9 +361,9 @@ def test_a_key_of_webdataset_has_one_image(tmp_path: Path, monkeypatch: pytest.M
             listed(reference, labelled)
     monkeypatch.setenv("OODBENCH_CONFIG", str(tmp_path / "config"))
     fields = {"loader": "tar", "path": str(tmp_path / "x.tar"), "split": "seg.png"}
-    declared = declare("mine", fields, Store(tmp_path / "store"))
+    declared = add_dataset("mine", fields, Store(tmp_path / "store"))
     chosen = catalogue.read_dataset(declared.file)
-    assert declared.listing.names == listed(chosen).names == ("0.seg.PNG", "1.seg.PNG", "2.seg.PNG")
+    assert declared.images.names == listed(chosen).names == ("0.seg.PNG", "1.seg.PNG", "2.seg.PNG")
     with pytest.raises(UserError, match=r"no image of .* ends in \.x; they end in main\.png, seg\.png"):
         listed(dataclasses.replace(chosen, split="x"))
     assert len(listed(packed(tmp_path / "plain.tar", parts), labelled=False)) == 6  # nothing says that these are keys

@@ -290,7 +290,7 @@ def test_cifar_as_torchvision_lays_it_out(shared: Path, tmp_path: Path, monkeypa
     (tmp_path / "cifar100/test.tar").symlink_to(archive)
     whole = listed("cifar100", labelled=True, data=tmp_path)
     assert len(whole) == 10_000 and whole.labels.tolist() == packed.labels.tolist()
-    assert len(load.class_names(whole).lines) == 100
+    assert len(load.class_names_of(whole).lines) == 100
 
 
 @pytest.mark.parametrize(
@@ -351,9 +351,9 @@ def test_an_id_set_needs_labels(tmp_path: Path, photos: Path) -> None:
         listed(reference, labelled=True)
     numbers = listed(as_list(photos, tmp_path), labelled=True)
     with pytest.raises(UserError, match="its 4 classes are numbers; name them in that order with --classes"):
-        load.class_names(numbers)
-    assert load.class_names(listed(as_parquet(photos, tmp_path), labelled=True)).lines[0] == "class 0"
-    assert load.class_names(listed(as_tar(photos, tmp_path), labelled=True)).lines[3] == "class 3"
+        load.class_names_of(numbers)
+    assert load.class_names_of(listed(as_parquet(photos, tmp_path), labelled=True)).lines[0] == "class 0"
+    assert load.class_names_of(listed(as_tar(photos, tmp_path), labelled=True)).lines[3] == "class 3"
 
 
 def test_openood_s_lists_are_those_of_the_catalogue(shared: Path) -> None:

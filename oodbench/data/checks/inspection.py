@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oodbench.data import decode
-from oodbench.data.decode import DEEP, flattened
+from oodbench.data.decode import DEEP_MODES, becomes_constant
 from oodbench.data.imageset import ImageSet
 from oodbench.errors import UserError
 from oodbench.storage.store import Store
@@ -26,7 +26,7 @@ from oodbench.storage.store import Store
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_GREY = frozenset(("L", "1", "LA", "La")) | DEEP
+_GREY = frozenset(("L", "1", "LA", "La")) | DEEP_MODES
 _ORIENTATION = 0x0112  # EXIF's tag
 _SIDE = 32  # pixels of the thumbnail that is hashed
 _COSINES = np.cos(np.pi * np.outer(np.arange(8), 2 * np.arange(_SIDE) + 1) / (2 * _SIDE))
@@ -64,7 +64,7 @@ class ImageFacts:
 
 def inspect_image(image: Image) -> ImageFacts:
     """Return the properties of a decoded image."""
-    deep = image.mode in DEEP
+    deep = image.mode in DEEP_MODES
     colour = _eight_bits(image) if deep else image if image.mode == "RGB" else image.convert("RGB")
     exact = hashlib.sha256(f"{image.mode if deep else 'RGB'} {image.size}".encode())
     exact.update((image if deep else colour).tobytes())
@@ -73,7 +73,7 @@ def inspect_image(image: Image) -> ImageFacts:
     image_hash = perceptual_hash(small @ (0.299, 0.587, 0.114))
     digest = exact.hexdigest()[:32]
     return ImageFacts(
-        "", image.mode, image.width, image.height, grey, digest, image_hash, flattened(image), _turned(image)
+        "", image.mode, image.width, image.height, grey, digest, image_hash, becomes_constant(image), _turned(image)
     )
 
 
@@ -142,7 +142,7 @@ def inspect_images(images: ImageSet, store: Store, workers: int = 0, done: Done 
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="inspect")
     try:
-        with decode.decoding():
+        with decode.pillow_in_threads():
             for start, stop in split_parts(images.names):
                 entry = store.find("looks", _inputs(images, (start, stop)))
                 if entry is not None:
@@ -186,7 +186,7 @@ def _inspect(images: ImageSet, index: int) -> tuple[ImageFacts, bool]:
     except UserError:  # it changed after it was listed
         raise
     except Exception as error:
-        return ImageFacts(decode.reason(error)), decode.broken(error)
+        return ImageFacts(decode.describe_error(error)), decode.is_broken(error)
 
 
 def _has_frames(image: Image) -> bool:

@@ -12,7 +12,7 @@ from oodbench.data.catalog import UNKNOWN, Dataset
 from oodbench.data.checks import duplicates
 from oodbench.data.checks.findings import Finding, SetSummary, first_examples
 from oodbench.data.checks.inspection import ImageFacts
-from oodbench.data.decode import flat_remark
+from oodbench.data.decode import constant_remark
 from oodbench.data.imageset import ImageSet
 from oodbench.data.loaders.imagelist import read_list
 from oodbench.data.loaders.layout import same_prompt_remarks
@@ -84,7 +84,7 @@ def image_findings(listing: ImageSet, inspected: Sequence[ImageFacts]) -> Iterat
         yield Finding("warning", "modes", name, message, len(lossy), examples)
     flat = [n for n, facts in zip(listing.names, inspected, strict=True) if facts.flat]
     if flat:
-        remark = flat_remark(flat)
+        remark = constant_remark(flat)
         yield Finding("error", remark.kind, name, remark.message, remark.count, remark.examples)
     turned = [n for n, facts in zip(listing.names, inspected, strict=True) if facts.turned]
     if turned:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from oodbench.data.catalog import UNKNOWN, Dataset
 from oodbench.data.imageset import ImageSet, class_keys, missing_error, unlabelled_error
 from oodbench.data.loaders.layout import Remark, is_image, repeated_remarks
-from oodbench.data.prompts import lines
+from oodbench.data.prompts import split_lines
 from oodbench.errors import Missing, UserError
 from oodbench.storage.fingerprints import file_fingerprint
 
@@ -35,7 +35,7 @@ def read_list(path: Path) -> ImageList:
     """Parse a list file, gzipped if its name ends in .gz. Raise UserError with the number of a malformed line."""
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = [line.strip() for line in lines(raw.decode("utf-8-sig"))]
+        text = [line.strip() for line in split_lines(raw.decode("utf-8-sig"))]
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"image list {path} cannot be read: {error}") from error
     names, labels = [], []
