@@ -1,4 +1,4 @@
-"""Prints: images that are replaced are found, whatever holds them, before their embeddings are used or stored."""
+"""Fingerprints: replaced images are detected, whatever file holds them, before their embeddings are used or stored."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def made(form: Form, tmp_path: Path, shade: int, name: str = "set") -> tuple[Dat
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_set_replaced_with_the_same_size_and_time_is_another(form: Form, tmp_path: Path) -> None:
+def test_a_set_replaced_with_the_same_size_and_time_is_detected(form: Form, tmp_path: Path) -> None:
     dataset, place = made(form, tmp_path, 10)
     before, strict = listed(dataset, place), listed(dataset, place, strict=True)
     assert listed(dataset, place).fingerprint == before.fingerprint
@@ -144,7 +144,7 @@ def test_a_set_replaced_with_the_same_size_and_time_is_another(form: Form, tmp_p
 
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("form", FORMS)
-def test_images_replaced_after_they_were_listed_are_refused(form: Form, strict: bool, tmp_path: Path) -> None:
+def test_images_replaced_after_listing_are_rejected(form: Form, strict: bool, tmp_path: Path) -> None:
     dataset, place = made(form, tmp_path, 10)
     found = listed(dataset, place, strict)
     made(form, tmp_path, 90)
@@ -156,7 +156,7 @@ def test_images_replaced_after_they_were_listed_are_refused(form: Form, strict: 
     assert str(place) in str(error.value)
 
 
-def test_a_folder_that_is_exchanged_and_put_back_is_noticed_while_it_is_another(tmp_path: Path) -> None:
+def test_a_temporarily_exchanged_folder_is_detected(tmp_path: Path) -> None:
     dataset, place = made(as_folder, tmp_path, 10)
     _, other = made(as_folder, tmp_path, 90, "other")
     found = listed(dataset, place)
@@ -173,7 +173,7 @@ def test_a_folder_that_is_exchanged_and_put_back_is_noticed_while_it_is_another(
     assert decoded(found) == right and listed(dataset, place).fingerprint == found.fingerprint
 
 
-def test_links_are_told_apart_by_what_they_lead_to(tmp_path: Path) -> None:
+def test_links_are_identified_by_their_targets(tmp_path: Path) -> None:
     """Links to files of equal size and time, such as deduplicated stores have, which are pointed at other files."""
     dataset, place = made(as_folder, tmp_path, 10)
     _, other = made(as_folder, tmp_path, 90, "other")
@@ -189,7 +189,7 @@ def test_links_are_told_apart_by_what_they_lead_to(tmp_path: Path) -> None:
         before.read(0)
 
 
-def test_elsewhere_only_sizes_and_times_are_compared(tmp_path: Path) -> None:
+def test_other_machines_compare_sizes_and_times_only(tmp_path: Path) -> None:
     """A node that reads a copy which keeps its times (`rsync -t`) reads other inodes."""
     dataset, place = made(as_folder, tmp_path, 10)
     found = dataclasses.replace(listed(dataset, place), host="another")
@@ -203,7 +203,7 @@ def test_elsewhere_only_sizes_and_times_are_compared(tmp_path: Path) -> None:
         decoded(found)
 
 
-def test_a_file_cut_short_after_it_was_listed_is_no_broken_image(tmp_path: Path) -> None:
+def test_a_file_truncated_after_listing_is_not_a_broken_image(tmp_path: Path) -> None:
     """With --on-error skip a broken image is left out, and that is stored; a file under way must not be."""
     dataset, place = made(as_folder, tmp_path, 10)
     found = listed(dataset, place)
@@ -212,7 +212,7 @@ def test_a_file_cut_short_after_it_was_listed_is_no_broken_image(tmp_path: Path)
         decoded(found)
 
 
-def test_rows_of_many_files_have_the_print_of_their_own(tmp_path: Path) -> None:
+def test_rows_have_the_fingerprint_of_their_file(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -226,9 +226,7 @@ def test_rows_of_many_files_have_the_print_of_their_own(tmp_path: Path) -> None:
     assert same == [True] * N + [False] * N + [True] * N
 
 
-def test_a_dataset_of_the_hub_is_told_by_the_files_of_its_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dataset_of_the_hub_is_identified_by_its_cache_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its library gives a fingerprint, which stays when a file of its cache is replaced."""
     import sys
     from types import SimpleNamespace
@@ -256,7 +254,7 @@ def test_a_dataset_of_the_hub_is_told_by_the_files_of_its_cache(
     assert after.digest == before.digest and after.fingerprint != before.fingerprint and len(decoded(after)) == N
 
 
-def test_a_copy_of_a_url_that_is_replaced_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replaced_copy_of_a_url_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from oodbench.storage.remote import cached_path
 
     monkeypatch.setenv("OODBENCH_STORE", str(tmp_path / "store"))
@@ -272,7 +270,7 @@ def test_a_copy_of_a_url_that_is_replaced_is_noticed(tmp_path: Path, monkeypatch
     assert after.fingerprint != before.fingerprint and decoded(after) == [90] * N
 
 
-def test_sources_found_anew_are_compared_with_what_was_listed(tmp_path: Path) -> None:
+def test_reopened_sources_are_compared_with_the_listing(tmp_path: Path) -> None:
     """A worker on Ray lists a torchvision folder again: it must be the folder that the driver listed."""
     from oodbench.distributed.payload import LazySource
 
@@ -288,9 +286,7 @@ def test_sources_found_anew_are_compared_with_what_was_listed(tmp_path: Path) ->
         decoded(dataclasses.replace(found, source=later))
 
 
-def test_a_shard_of_captions_that_changes_before_it_is_fetched_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shard_changed_before_download_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import io
 
     from oodbench.storage import remote as reaching
@@ -318,7 +314,7 @@ def test_a_shard_of_captions_that_changes_before_it_is_fetched_is_refused(
         list(shards.read_shards(url, Store(tmp_path / "another")))
 
 
-def test_inodes_count_only_where_a_file_system_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inodes_are_compared_only_where_they_are_stable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """sshfs and its like give a file another number when they have forgotten it: that is no other file."""
     from oodbench.storage import fingerprints as entry
     from oodbench.storage.fingerprints import file_fingerprint, portable_part
