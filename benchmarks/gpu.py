@@ -139,7 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--architectures", nargs="+", default=["ViT-B-16", "ViT-L-14"])
     parser.add_argument("--images", type=int, default=4096)
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--batch-size", dest="batch", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--product", type=int, default=8192, help="rows of the square product")
     parser.add_argument("--device", default="cuda")

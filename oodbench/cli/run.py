@@ -137,7 +137,7 @@ def describe(plan: Plan) -> str:
 )
 @click.option("--weights", multiple=True, help="Trained weights of a method: clipn=FILE. Repeatable.")
 @click.option("--plugin", "plugins", multiple=True, type=FOLDER, help="File with a method of your own. Repeatable.")
-@click.option("--out", type=FOLDER, default="results", help="Folder of the results.", show_default=True)
+@click.option("--results", "out", type=FOLDER, default="results", help="Folder of the results.", show_default=True)
 @click.option(
     "--store", type=FOLDER, help="Folder of embeddings and scores. Default: $OODBENCH_STORE, else user cache."
 )
@@ -152,7 +152,7 @@ def describe(plan: Plan) -> str:
 @click.option("--actors", default=0, help="Workers on Ray. Default: one per GPU, or two where there is none.")
 @click.option("--gpus-per-actor", default=1.0, help="GPUs of each, such as 0.5.", show_default=True)
 @click.option(
-    "--events", type=FOLDER, help="Log of what happened, JSON lines. Default: with --ray, events.jsonl in --out."
+    "--events", type=FOLDER, help="Log of what happened, JSON lines. Default: with --ray, events.jsonl in --results."
 )
 @click.option(
     "--tracking-uri",
@@ -171,7 +171,7 @@ def run(
     from oodbench.pipeline import jobs
     from oodbench.pipeline.plan import make_plans
     from oodbench.pipeline.request import request_from
-    from oodbench.report.reference import deviation
+    from oodbench.report.verify import deviation
 
     tracker = session.tracker_of(options["out"], tracking_uri)
     requests = jobs.expand_requests(request_from(id=id_, **options), encoder, seed)
@@ -206,13 +206,13 @@ def run(
 @contextmanager
 def _watching(request: RunRequest, events: Path | None) -> Iterator[Watch]:
     """Show the progress of runs, and write their events to a file if one is named or they run on Ray."""
-    from oodbench.cli.progress import Progress
+    from oodbench.cli.progress import RunProgress
     from oodbench.distributed.cluster import chosen
     from oodbench.pipeline.events import Event, log_to
 
     if events is None and request.ray and chosen(request.ray, request.device):
         events = request.out / "events.jsonl"
-    with Progress() as progress, log_to(events) as write:
+    with RunProgress() as progress, log_to(events) as write:
 
         def told(event: Event) -> None:
             progress.watch.told(event)

@@ -295,7 +295,7 @@ class _ThreadTask(threading.local):
     """The task as the current thread uses it: several threads have one each, and share its text vectors."""
 
     def __init__(self, task: Task, several: bool) -> None:
-        self.task = task.apart() if several else task
+        self.task = task.for_thread() if several else task
 
 
 def score_batches(
@@ -356,10 +356,10 @@ def score_batch(
         outputs.append(output)
         if known.error is None:
             try:
-                task = tasks.task.seen_by(needs, method.resources)
+                task = tasks.task.for_method(needs, method.resources)
                 with torch.no_grad():  # not inference_mode: a method may need gradients with respect to the pixels
-                    scores = method.method.score(batch.seen_by(needs), task, method.state)
-                    predictions = method.method.predict(batch.seen_by(needs | Needs.FEATURES), task, method.state)
+                    scores = method.method.score(batch.for_method(needs), task, method.state)
+                    predictions = method.method.predict(batch.for_method(needs | Needs.FEATURES), task, method.state)
                 output.scores.append(check_scores(scores, batch.size))
                 if predictions is not None:
                     check_predictions(predictions, batch.size, len(task.classes))

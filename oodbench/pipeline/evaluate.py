@@ -59,7 +59,7 @@ def _intervals(plan: Plan, settings: Settings, job: Job, entries: Mapping[str, E
         scores = Scores(np.array(entries[plan.id.dataset.name].array("scores")), ood, groups)
         computed = intervals(scores, settings, job.label)
         rounded = {"sets": _rounded(computed.sets), "means": _rounded(computed.means)}
-        facts = plan.store.remember("intervals", inputs, {"method": job.info.name, **rounded})
+        facts = plan.store.try_write("intervals", inputs, {"method": job.info.name, **rounded})
     return Intervals(_rounded(facts["sets"]), _rounded(facts["means"]))
 
 

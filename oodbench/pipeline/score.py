@@ -57,7 +57,7 @@ def find_scores(plan: Plan, job: Job, listing: ImageSet) -> Entry | None:
 def forget_scores(plan: Plan, job: Job) -> None:
     """Remove the stored scores of a method on all image sets of a plan."""
     for listing in plan.listings:
-        plan.store.forget("scores", score_inputs(plan, job, listing))
+        plan.store.remove("scores", score_inputs(plan, job, listing))
 
 
 class Scorer:
@@ -250,7 +250,7 @@ class Scorer:
                     self.task.prepare(method.job.parameters["templates"])
                 began = time.perf_counter()
                 with torch.no_grad():
-                    method.state = method.method.fit(self.task.seen_by(method.method.needs, method.resources))
+                    method.state = method.method.fit(self.task.for_method(method.method.needs, method.resources))
                 if not self.task.intact():
                     raise UserError("fit() changes in place what it was given; clone it first")
             except Exception as error:

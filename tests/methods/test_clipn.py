@@ -164,7 +164,7 @@ def test_before_training_everything_is_undecided(prompt: str) -> None:
     found = {name: 2 * value.item() for name, value in terms.items()}
     assert found == pytest.approx({"yes": math.log(2), "no": math.log(2), "tso": 1.99}, abs=1e-5)
     assert sum(value.item() for value in terms.values()) == pytest.approx(1.688147, abs=1e-5)
-    task = world.task().seen_by(
+    task = world.task().for_method(
         method.needs, MethodResources(lambda: Weights(module.state_dict(), {}), lambda depends, make: make())
     )
     for rule in ("ctw", "atd"):
@@ -287,7 +287,7 @@ def embedded() -> Any:
 
 def run(folder: Path, *arguments: str) -> Result:
     small = ["--id", "glyphs", "--ood", "glyphs-letters", "--limit", "20", "--tracking-uri", "none"]
-    return CliRunner().invoke(main, ["run", *small, "--out", str(folder), *arguments])
+    return CliRunner().invoke(main, ["run", *small, "--results", str(folder), *arguments])
 
 
 def rows(folder: Path) -> dict[str, dict[str, Any]]:
@@ -422,7 +422,7 @@ def test_weights_can_be_shown_and_written_as_the_release_has_them(trained: Path,
     shown = CliRunner().invoke(main, ["weights", str(trained)])
     assert shown.exit_code == 0 and "clipn" in shown.output and "glyphs" in shown.output
     out = tmp_path / "released.pt"
-    made = CliRunner().invoke(main, ["weights", str(trained), "--release", str(out), "--encoder", "glyphs"])
+    made = CliRunner().invoke(main, ["weights", str(trained), "--output", str(out), "--encoder", "glyphs"])
     assert made.exit_code == 0, made.output
     state = torch.load(out, weights_only=True)["state_dict"]
     expected = release(trained)
@@ -462,7 +462,7 @@ def test_packed_weights_are_released_whole(tmp_path: Path) -> None:
     from oodbench.pipeline.weights import SHIPPED
 
     out = tmp_path / "new" / "released.pt"
-    made = CliRunner().invoke(main, ["weights", str(SHIPPED / "clipn.safetensors"), "--release", str(out)])
+    made = CliRunner().invoke(main, ["weights", str(SHIPPED / "clipn.safetensors"), "--output", str(out)])
     assert made.exit_code == 0, made.output
     for folder, options in (("a", []), ("b", ["--weights", f"clipn={out}"])):
         assert run(tmp_path / folder, "--methods", "clipn", *options).exit_code == 0

@@ -131,7 +131,7 @@ def test_shards_are_whole_batches_and_their_digits_their_own(tiny: Tiny, tmp_pat
     whole = embeddings(embedded)
     assert whole.shape == (2250, 16)
     assert embedded.positions.tolist() == list(range(2250))
-    task.store.forget("embeddings", task.inputs(2100, 2250))
+    task.store.remove("embeddings", task.inputs(2100, 2250))
     assert task.missing() == 150
     assert embeddings(extract(task, lambda: tiny.encoder)).tobytes() == whole.tobytes()
 
@@ -239,7 +239,7 @@ def start(tiny: Tiny) -> Run:
     def run(place: Path, sets: Path, *more: str, store: Path | None = None) -> subprocess.Popen[str]:
         command = [Path(sys.executable).with_name("oodbench"), "run", "--methods", "mcm,energy"]
         command += ["--id", f"folder:{sets / 'id'}", "--ood", f"folder:{sets / 'ood'}", "--encoder", tiny.spec]
-        command += ["--out", place / "out", "--store", store or place / "store", "--tracking-uri", "none", *more]
+        command += ["--results", place / "out", "--store", store or place / "store", "--tracking-uri", "none", *more]
         return subprocess.Popen(
             [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -318,7 +318,7 @@ def test_a_flipped_byte_is_found_and_the_shard_made_again(start: Run, sets: Path
     made[path.parent.name] = (path.stat().st_ino, path.stat().st_mtime_ns)
     for entry in Store(store).entries():
         if entry.kind == "scores":
-            Store(store).forget("scores", entry.inputs)
+            Store(store).remove("scores", entry.inputs)
     errors = finish(start(uninterrupted, sets))
     assert f"store entry embeddings/{path.parent.name[:12]} is damaged" in errors
     assert path.read_bytes() == content
