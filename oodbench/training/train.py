@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from oodbench.encoder.openclip import load_encoder
 from oodbench.errors import UserError
 from oodbench.method import Pairs
 from oodbench.pipeline import weights
