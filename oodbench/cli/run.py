@@ -23,33 +23,40 @@ if TYPE_CHECKING:
 def describe_placement(plan: Plan) -> str:
     """The placement in words; "" for a run in this process. UserError when the cluster is not there or too small."""
     from oodbench.cli.listings import bytes_text
-    from oodbench.distributed.cluster import Demand, chosen, connected, here, layout, nodes
-    from oodbench.distributed.payload import pack, unmark
-    from oodbench.distributed.worker import parts
+    from oodbench.distributed.cluster import (
+        ResourceRequest,
+        cluster_address,
+        cluster_nodes,
+        connect,
+        local_nodes,
+        place_workers,
+    )
+    from oodbench.distributed.payload import pack, remove_token
+    from oodbench.distributed.worker import extraction_jobs
 
     request = plan.request
-    where = chosen(request.ray, request.device)
+    where = cluster_address(request.ray, request.device)
     if not where:
         return ""
     if where == "local":
-        offered = here()
+        offered = local_nodes()
     else:
-        with connected(where):
-            offered = nodes()
-    found = layout(Demand(request.device, request.actors, request.gpus_per_actor), offered)
+        with connect(where):
+            offered = cluster_nodes()
+    found = place_workers(ResourceRequest(request.device, request.actors, request.gpus_per_actor), offered)
     cpus, gpus = (sum(node.get(kind, 0) for node in offered) for kind in ("CPU", "GPU"))
-    works = parts(plan)
+    works = extraction_jobs(plan)
     missing = [s for work in works for s in work.shards() if not work.store.has("embeddings", work.inputs(*s))]
     card = plan.card
     width = card.embed_dim + (0 if card.activation == "embedding" else card.width)
     images = sum(stop - start for start, stop in missing)
     parcel = pack(plan)
-    unmark(parcel)
+    remove_token(parcel)
     return "\n".join(
         (
             "",
             f"ray        {where}: {len(offered)} nodes with {cpus:g} CPU and {gpus:g} GPU",
-            f"  {found.words()}",
+            f"  {found.describe()}",
             f"  {len(missing):,} shards to encode, about {bytes_text(images * width * 4)} to the store",
             f"  {bytes_text(len(pickle.dumps(parcel)))} sent to every worker; scores and embeddings go by the store",
         )
@@ -207,10 +214,10 @@ def run(
 def _watching(request: RunRequest, events: Path | None) -> Iterator[Watch]:
     """Show the progress of runs, and write their events to a file if one is named or they run on Ray."""
     from oodbench.cli.progress import RunProgress
-    from oodbench.distributed.cluster import chosen
+    from oodbench.distributed.cluster import cluster_address
     from oodbench.pipeline.events import Event, log_to
 
-    if events is None and request.ray and chosen(request.ray, request.device):
+    if events is None and request.ray and cluster_address(request.ray, request.device):
         events = request.out / "events.jsonl"
     with RunProgress() as progress, log_to(events) as write:
 

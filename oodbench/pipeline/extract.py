@@ -188,7 +188,7 @@ def extract(
         else:
             done(stop - start)
         if entry.facts["skipped"] and work.reading.on_error == "stop":
-            raise decode.unreadable(listing, *entry.facts["skipped"][0])
+            raise decode.unreadable_error(listing, *entry.facts["skipped"][0])
         entries.append(entry)
     embedded = EmbeddedSet(listing, tuple(entries), tuple(start for start, _ in work.shards()))
     if len(embedded.skipped) == len(listing):

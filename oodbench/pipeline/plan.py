@@ -14,8 +14,9 @@ from oodbench.data import catalog as catalogue
 from oodbench.data.catalog import Benchmark, Dataset
 from oodbench.data.decode import DecodeConfig
 from oodbench.data.imageset import ImageSet
-from oodbench.data.load import LoadOptions, class_names, load_calibration, load_images, notes
+from oodbench.data.load import LoadOptions, class_names_of, load_calibration, load_images, notes
 from oodbench.data.overlap import check_folders
+from oodbench.data.paths import data_root
 from oodbench.data.prompts import TextList
 from oodbench.encoder.card import EMBEDDED, EncoderCard, parse_encoder
 from oodbench.encoder.resolve import ResolvedEncoder, resolve
@@ -126,7 +127,7 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods) -> P
         # With problems to report, contents are not hashed and glyphs, which are drawn to be listed, are not loaded.
         faulty = bool(collected.problems)
         options = LoadOptions(
-            catalogue.data_root(request.data),
+            data_root(request.data),
             store,
             strict=request.strict and not faulty,
             limit=request.limit,
@@ -139,7 +140,7 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods) -> P
             return load_images(dataset, options, labelled=labelled)
 
         id_set = attempt(load, protocol.id, True)
-        classes = attempt(class_names, id_set) if id_set else None
+        classes = attempt(class_names_of, id_set) if id_set else None
         for dataset, group in protocol.ood:
             try:
                 images = load(dataset, False)
