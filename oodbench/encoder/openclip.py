@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,6 +23,8 @@ from oodbench.encoder.card import EncoderCard
 from oodbench.encoder.resolve import ResolvedEncoder
 from oodbench.encoder.text_tower import CoCaCaptioner, TrainableTextTower, text_model
 from oodbench.errors import UserError
+
+log = logging.getLogger(__name__)
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -161,6 +164,7 @@ class _EncoderCache:
         with self._lock:
             if self._encoder is None or self._key != key:
                 self._key = self._encoder = None  # frees its memory before the next one is loaded
+                log.info("loading %s on %s", resolved.card.name, device)
                 self._encoder = OpenClip(resolved, device, precision)
                 self._key = key
             return self._encoder

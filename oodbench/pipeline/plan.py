@@ -152,7 +152,7 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods) -> P
                     collected.problems += error.problems
         protocol = attempt(protocol.without, missing) if missing else protocol
         if id_set:
-            attempt(check_folders, id_set, [one.listing for one in ood])
+            attempt(check_folders, id_set, [ood_set.listing for ood_set in ood])
         if id_set and jobs and protocol:
             calibration, jobs = attempt(_calibration, protocol.benchmark, id_set, request, options, jobs) or (
                 None,
