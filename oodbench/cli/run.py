@@ -221,8 +221,8 @@ def _watching(request: RunRequest, events: Path | None) -> Iterator[Watch]:
         events = request.out / "events.jsonl"
     with RunProgress() as progress, log_to(events) as write:
 
-        def told(event: Event) -> None:
-            progress.watch.told(event)
+        def show_and_write(event: Event) -> None:
+            progress.watch.event(event)
             write(event)
 
-        yield dataclasses.replace(progress.watch, told=told)
+        yield dataclasses.replace(progress.watch, event=show_and_write)

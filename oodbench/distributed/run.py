@@ -206,6 +206,6 @@ def run(state: RunState) -> None:
         placement = place_workers(resources, cluster_nodes())
         payload = pack(plan)
         try:
-            RunScheduler(state, Pool(placement, payload, state.watch.told)).run()
+            RunScheduler(state, Pool(placement, payload, state.watch.event)).run()
         finally:
             remove_token(payload)

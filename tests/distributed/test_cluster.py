@@ -94,7 +94,7 @@ def told(events: list[Event], *, then: Callable[[Event], None] = lambda event: N
         events.append(event)
         then(event)
 
-    return Watch(told=tell)
+    return Watch(event=tell)
 
 
 def digests(out: Path) -> dict[str, str]:
