@@ -50,15 +50,15 @@ def describe_placement(plan: Plan) -> str:
     card = plan.card
     width = card.embed_dim + (0 if card.activation == "embedding" else card.width)
     images = sum(stop - start for start, stop in missing)
-    parcel = pack(plan)
-    remove_token(parcel)
+    payload = pack(plan)
+    remove_token(payload)
     return "\n".join(
         (
             "",
             f"ray        {where}: {len(offered)} nodes with {cpus:g} CPU and {gpus:g} GPU",
             f"  {found.describe()}",
             f"  {len(missing):,} shards to encode, about {bytes_text(images * width * 4)} to the store",
-            f"  {bytes_text(len(pickle.dumps(parcel)))} sent to every worker; scores and embeddings go by the store",
+            f"  {bytes_text(len(pickle.dumps(payload)))} sent to every worker; scores and embeddings go by the store",
         )
     )
 

@@ -158,14 +158,12 @@ def trainer_of(encoder: OpenClip, request: TrainRequest, **settings: Any) -> Tra
     store = Store(Path(os.environ["OODBENCH_STORE"]))
     load = functools.partial(lambda one: one, encoder)
     recipe, alone = EmbeddingConfig(encoder.card.identity, "fp32", BATCH), ProcessGroup(0, 1, "cpu")
-    material = prepare_data(request, recipe, store, load, alone, lambda what, n: lambda k: None)
-    embed_captions(
-        material, PromptEmbeddings(encoder.card.identity, "fp32", store), load, lambda what, n: lambda k: None
-    )
+    data = prepare_data(request, recipe, store, load, alone, lambda what, n: lambda k: None)
+    embed_captions(data, PromptEmbeddings(encoder.card.identity, "fp32", store), load, lambda what, n: lambda k: None)
     info = registry.methods(request.plugins)["toy"]
     method: Any = registry.make(info, {**info.defaults(), **settings})
-    schedule = Schedule(Optimiser(lr=1e-3, batch=32), len(material), 9, 0)
-    return Trainer(method, PairBatches(material, schedule, encoder, request.chunk), alone, "fp32")
+    schedule = Schedule(Optimiser(lr=1e-3, batch=32), len(data), 9, 0)
+    return Trainer(method, PairBatches(data, schedule, encoder, request.chunk), alone, "fp32")
 
 
 def gradients(trainer: Trainer) -> dict[str, Tensor]:
@@ -239,8 +237,8 @@ def test_adamw_adds_eps_before_or_after_the_bias_is_corrected(
 
     def begun() -> Trainer:
         made = trainer_of(encoder, ask())
-        feed = dataclasses.replace(made._batches, schedule=Schedule(recipe, 96, 9, 0))
-        return Trainer(made._method, feed, made.processes, "fp32")
+        batches_ = dataclasses.replace(made._batches, schedule=Schedule(recipe, 96, 9, 0))
+        return Trainer(made._method, batches_, made.processes, "fp32")
 
     trainer = begun()
     checkpoints = Checkpoints(tmp_path / "adamw.safetensors")
