@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oodbench import results as provenance
-from oodbench.distributed.cluster import chosen
+from oodbench.distributed.cluster import cluster_address
 from oodbench.errors import redact
 from oodbench.pipeline import run as local
 from oodbench.pipeline.events import Watch
@@ -82,7 +82,7 @@ def run(plan: Plan, watch: Watch | None = None) -> RunOutcome:
     """
     state = RunState(plan, watch)
     if state.running:
-        if chosen(plan.request.ray, plan.request.device):
+        if cluster_address(plan.request.ray, plan.request.device):
             from oodbench.distributed import run as cluster
 
             cluster.run(state)

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from oodbench.data import catalog as catalogue
 from oodbench.data import prompts
 from oodbench.data.catalog import Dataset
-from oodbench.data.decode import decoding, reason
+from oodbench.data.decode import describe_error, pillow_in_threads
 from oodbench.data.imageset import ImageSet
-from oodbench.data.load import LoadOptions, class_names, load_images
-from oodbench.data.loaders.tar import expand as expand_pattern
+from oodbench.data.load import LoadOptions, class_names_of, load_images
+from oodbench.data.loaders.tar import expand_pattern as expand_pattern
+from oodbench.data.paths import data_root
 from oodbench.errors import UserError, is_url, redact_url
 from oodbench.metrics import detection as metrics
 from oodbench.report.figures.figure import FigureData, Plot, PlottedResult, stem
@@ -64,14 +65,14 @@ class MistakeGallery:
         try:
             if len(where) < len(listing):
                 raise UserError("several of its images have the same name")
-            with decoding():
+            with pillow_in_threads():
                 return [_pixels(listing, where[name]) for name in names]
         except KeyError as error:
             self._skip(of, f"its list has no image {error}")
         except UserError as error:
             self._skip(of, str(error))
         except Exception as error:  # whatever a decoder raises
-            self._skip(of, f"an image cannot be read: {reason(error)}")
+            self._skip(of, f"an image cannot be read: {describe_error(error)}")
         return None
 
     def classes(self, row: Result) -> tuple[str, ...]:
@@ -89,7 +90,7 @@ class MistakeGallery:
                 return lines.lines
         listing = self._listing(row, row.id)
         try:
-            if listing is not None and (lines := class_names(listing)).digest == digest:
+            if listing is not None and (lines := class_names_of(listing)).digest == digest:
                 return lines.lines
         except UserError as error:
             log.warning("no class names of '%s': %s", row.id.dataset, error)
@@ -113,7 +114,7 @@ class MistakeGallery:
         found = load_images(
             catalogue.dataset(of.dataset),
             LoadOptions(
-                catalogue.data_root(self.data),
+                data_root(self.data),
                 store,
                 strict=row.run.get("lists") == "content",
                 limit=row.run.get("limit"),
