@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @click.option("--decimals", type=int, help="Default: 2 in percent, 4 as fractions.")
 @click.option("--percent/--fraction", default=True, help="Default: percent.")
 @click.option("--transpose", is_flag=True, help="OOD sets down the side, methods across.")
-@click.option("--group", default="", help="`trained`: training-free and trained methods in column_groups of their own.")
+@click.option("--group", default="", help="`trained`: training-free and trained methods in sections of their own.")
 @click.option("--intervals", default="", help="half: ± half the width; range: [low, high].")
 @click.option("--seeds", is_flag=True, help="Mean ± standard deviation of rows that differ in the seed alone.")
 @click.option(

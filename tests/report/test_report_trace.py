@@ -156,7 +156,7 @@ def test_damaged_and_missing_scores_are_found(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     assert "cannot be read" in only(tmp_path).problems[0]
     path.unlink()
-    assert "is not there" in only(tmp_path).problems[0]
+    assert "does not exist" in only(tmp_path).problems[0]
     assert call("--results", tmp_path, "--verify").exit_code == 1
 
 
