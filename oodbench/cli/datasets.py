@@ -46,7 +46,7 @@ def show(name: str, data: Path | None) -> None:
 
     root = _data_root(data)
     if name in catalogue.benchmarks() and name not in catalogue.datasets():
-        say(listings.benchmark(catalogue.benchmarks()[name], root))
+        say(listings.benchmark(catalogue.protocol(name), root))
     else:
         say(listings.dataset(catalogue.dataset(name), root))
 
@@ -150,11 +150,13 @@ def get(names: tuple[str, ...], data: Path | None) -> None:
     problems: list[str] = []
     wanted: dict[str, catalogue.Dataset] = {}
     for name in names:
-        benchmark = catalogue.benchmarks().get(name)
         try:
-            for member in [benchmark.id, *(ood for ood, _ in benchmark.sets())] if benchmark else [name]:
-                dataset = catalogue.dataset(member)
-                wanted[dataset.name] = dataset
+            if name in catalogue.benchmarks():
+                protocol = catalogue.protocol(name)
+                members = [protocol.id, *(ood for ood, _ in protocol.ood)]
+            else:
+                members = [catalogue.dataset(name)]
+            wanted |= {dataset.name: dataset for dataset in members}
         except UserError as error:
             problems += error.problems
     raise_all(problems)

@@ -54,9 +54,9 @@ def check(file: Path, verbose: bool) -> None:
     from oodbench.method import registry
 
     info = registry.methods([file])[file.stem]
-    from oodbench.method.contract import verdict
+    from oodbench.pipeline.contract import run_checks
 
-    checks = verdict(info)
+    checks = run_checks(info)
     for name, problem in checks:
         say(printable(redact(f"{'FAIL' if problem else 'ok':5}{name}{': ' + problem if problem else ''}")))
     failed = sum(bool(problem) for _, problem in checks)
@@ -153,6 +153,6 @@ def _fit(plan: Plan) -> Any:
     torch.manual_seed(plan.request.seed)
     try:
         with torch.no_grad():
-            return method.fit(task.seen_by(method.needs, method_resources(plan, job, device)))
+            return method.fit(task.for_method(method.needs, method_resources(plan, job, device)))
     except ValueError as error:
         raise UserError(f"{job.label}: {error}") from error

@@ -109,7 +109,7 @@ def run(
     from oodbench.pipeline.plan import make_plan
     from oodbench.pipeline.request import request_from
     from oodbench.report import tables
-    from oodbench.report.reference import deviation
+    from oodbench.report.verify import deviation
     from oodbench.results import elsewhere
 
     tracker = api.tracker_of(results, tracking_uri)

@@ -94,7 +94,7 @@ def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
 
 def _fit_detector(options: dict[str, Any]) -> Any:
     """Fit the detector that the options describe."""
-    from oodbench import Detector
+    from oodbench.detector.detector import Detector
     from oodbench.method.parameters import parse_setting
 
     if not options["method"] or not options["classes"]:
@@ -144,7 +144,7 @@ def _is_given(name: str) -> bool:
 
 def _load_detector(options: dict[str, Any]) -> Any:
     """Load the saved detector. Raise UserError for options that it already fixes."""
-    from oodbench import Detector
+    from oodbench.detector.detector import Detector
 
     changeable = ("device", "workers", "store", "shared", "on_error", "plugins", "encoder")
     allowed = {*changeable, "detector", "threshold", "output", "save", "no_store"}

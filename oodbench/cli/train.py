@@ -106,7 +106,7 @@ def train(
         advice = "a lower --lr" + (", or --precision fp32" if request.compute != "fp32" else "")
         print_errors(f"{error}; the last good checkpoint stays; try {advice}")
         sys.exit(1)
-    if outcome.first:
+    if outcome.is_main:
         _print_outcome(outcome, request)
     if outcome.signal:
         sys.exit(128 + outcome.signal)
@@ -125,11 +125,11 @@ def train_and_track(
     from oodbench import api
     from oodbench.cli.progress import TrainProgress
     from oodbench.tracking.curves import CurveStatus, sending_curves
-    from oodbench.training.plan import place
+    from oodbench.training.plan import output_folder
     from oodbench.training.train import TrainWatch
     from oodbench.training.train import train as train_here
 
-    tracker = api.tracker_of(place(request), tracking_uri)
+    tracker = api.tracker_of(output_folder(request), tracking_uri)
     if os.environ.get("RANK", "0") != "0":
         return train_here(request)
     with TrainProgress() as progress, ExitStack() as stack:

@@ -362,10 +362,10 @@ def test_quotes_that_do_not_close(text: str) -> None:
 
 
 def test_a_variable_of_torchrun_that_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    from oodbench.training.processes import joined
+    from oodbench.training.processes import process_group
 
     monkeypatch.setenv("WORLD_SIZE", "two")
-    with pytest.raises(UserError, match=r"^\$WORLD_SIZE is 'two', which is no number"), joined("cpu"):
+    with pytest.raises(UserError, match=r"^\$WORLD_SIZE must be a number, not 'two'"), process_group("cpu"):
         pass
 
 

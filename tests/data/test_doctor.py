@@ -71,7 +71,9 @@ def sets(**changes: Any) -> Scope:
     names = Dataset(name="train", title="train", loader="classes", path="train")
     id_set = Dataset(name="id", title="id", loader="classes", path="id", count=2 * EACH)
     found = Scope(calibrations={"id": names})
-    found.hold(dataclasses.replace(id_set, **changes), Dataset(name="ood", title="ood", loader="images", path="ood"))
+    found.add_pair(
+        dataclasses.replace(id_set, **changes), Dataset(name="ood", title="ood", loader="images", path="ood")
+    )
     return found
 
 

@@ -164,7 +164,7 @@ def test_before_training_everything_is_undecided(prompt: str) -> None:
     found = {name: 2 * value.item() for name, value in terms.items()}
     assert found == pytest.approx({"yes": math.log(2), "no": math.log(2), "tso": 1.99}, abs=1e-5)
     assert sum(value.item() for value in terms.values()) == pytest.approx(1.688147, abs=1e-5)
-    task = world.task().seen_by(
+    task = world.task().for_method(
         method.needs, MethodResources(lambda: Weights(module.state_dict(), {}), lambda depends, make: make())
     )
     for rule in ("ctw", "atd"):

@@ -79,7 +79,7 @@ def train(
 def task(encoder: ToyEncoder, given: Weights | SimpleNamespace) -> Task:
     world = ToyWorld()
     world.encoder = encoder
-    return world.task().seen_by(~Needs(0), MethodResources(lambda: given, lambda depends, make: make()))  # type: ignore[arg-type,return-value]
+    return world.task().for_method(~Needs(0), MethodResources(lambda: given, lambda depends, make: make()))  # type: ignore[arg-type,return-value]
 
 
 def batch(embeddings: Tensor) -> Batch:

@@ -147,11 +147,11 @@ def test_captions_are_those_of_the_intact_model(ours: OpenClip, theirs: Any, sho
     """The cut of the image tower's projection, and images taken together, change no logit."""
     captioner = ours.captioner()
     assert captioner.vocabulary == 49408
-    looked = captioner.look(shown)
+    encoded = captioner.encode(shown)
     # 0 is "!", which CoCa takes for padding
     rows = torch.tensor([[START, 320, 0, 1125], [START, 0, 0, 539], *([START, 1000 + i, i, END] for i in range(4))])
     for n in range(1, 5):
-        found = captioner.follow(looked, rows[:, :n])
+        found = captioner.next_token_logits(encoded, rows[:, :n])
         expected = torch.stack(
             [logits(theirs, normalised(ours, x[None]), r[:n].tolist()) for x, r in zip(shown, rows, strict=True)]
         )

@@ -287,7 +287,7 @@ KEEPS = """    needs = Needs.FEATURES | Needs.CALIBRATION
         def bank():
             sign = pathlib.Path(self.words).read_text() if self.words else "1"
             return float(sign) * torch.cat([batch.features for batch in task.calibration()])
-        return task.keep(bank)
+        return task.cached(bank)
     def score(self, batch, task, state):
         return (batch.features @ state.T).amax(-1)
 """

@@ -176,7 +176,7 @@ def test_a_changed_row_is_found(tmp_path: Path) -> None:
 
 def test_intervals_are_computed_again(tmp_path: Path) -> None:
     from oodbench.metrics import Scores, Settings, intervals
-    from oodbench.report.image_scores import by_dataset
+    from oodbench.report.verify import by_dataset
 
     path = lay(tmp_path)
     row, images = from_json(path.read_text()), by_dataset(path.with_suffix(".parquet"))

@@ -19,7 +19,7 @@ from oodbench.data.catalog import dataset
 from oodbench.errors import UserError
 from oodbench.pipeline.events import Event, log_to
 from oodbench.storage.download import Download, download
-from oodbench.training.captions_tar import check
+from oodbench.training.captions_tar import check_shards
 
 SECRETS = [
     "http://user:hunter2@example.org/x.tar",
@@ -90,7 +90,7 @@ def test_errors_that_cite_a_part_are_censored() -> None:
 @pytest.mark.parametrize("url", [one for one in SECRETS if not one.startswith("s3")])
 def test_sets_and_captions_are_not_named_by_secrets(url: str) -> None:
     """They would stand in rows, tables, MLflow and the headers of weights."""
-    for ask in (lambda: dataset(f"tar:{url}"), lambda: check(url)):
+    for ask in (lambda: dataset(f"tar:{url}"), lambda: check_shards(url)):
         with pytest.raises(UserError, match="leave out password and signature") as error:
             ask()
         assert is_clean(str(error.value))

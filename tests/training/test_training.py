@@ -40,12 +40,12 @@ from oodbench.tracking.connection import quiet_mlflow
 from oodbench.training import batches
 from oodbench.training.batches import PairBatches
 from oodbench.training.checkpoints import Checkpoints
+from oodbench.training.data import BATCH, TrainingData, embed_captions, prepare_data
 from oodbench.training.loop import Trainer
-from oodbench.training.losses import lines
-from oodbench.training.material import BATCH, TrainingData, add_texts, gather
+from oodbench.training.losses import read_losses
 from oodbench.training.plan import TrainRequest, make_plan
 from oodbench.training.processes import ProcessGroup
-from oodbench.training.schedule import Schedule, groups
+from oodbench.training.schedule import Schedule, parameter_groups
 from oodbench.training.train import TrainOutcome, TrainWatch, train
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -143,7 +143,7 @@ def same(one: Path, other: Path) -> bool:
 
 
 def losses(out: Path) -> list[dict[str, Any]]:
-    return lines(Checkpoints(out).folder / "losses.jsonl")
+    return read_losses(Checkpoints(out).folder / "losses.jsonl")
 
 
 # The loop
@@ -158,8 +158,8 @@ def trainer_of(encoder: OpenClip, request: TrainRequest, **settings: Any) -> Tra
     store = Store(Path(os.environ["OODBENCH_STORE"]))
     load = functools.partial(lambda one: one, encoder)
     recipe, alone = EmbeddingConfig(encoder.card.identity, "fp32", BATCH), ProcessGroup(0, 1, "cpu")
-    material = gather(request, recipe, store, load, alone, lambda what, n: lambda k: None)
-    add_texts(material, WordParts(encoder.card.identity, "fp32", store), load, lambda what, n: lambda k: None)
+    material = prepare_data(request, recipe, store, load, alone, lambda what, n: lambda k: None)
+    embed_captions(material, WordParts(encoder.card.identity, "fp32", store), load, lambda what, n: lambda k: None)
     info = registry.methods(request.plugins)["toy"]
     method: Any = registry.make(info, {**info.defaults(), **settings})
     schedule = Schedule(Optimiser(lr=1e-3, batch=32), len(material), 9, 0)
@@ -224,7 +224,7 @@ def test_the_schedule_and_what_is_decayed() -> None:
     assert all(len(set(epoch)) == 30 and set(epoch) <= set(range(35)) for epoch in epochs)
     assert list(epochs[0]) != list(epochs[1])
     module = torch.nn.ModuleDict({"fc": torch.nn.Linear(2, 2), "ln_1": torch.nn.Linear(2, 2)})
-    decayed, bare = groups(module, Optimiser())
+    decayed, bare = parameter_groups(module, Optimiser())
     assert [len(decayed["params"]), len(bare["params"])] == [1, 3] and bare["weight_decay"] == 0
 
 
@@ -237,21 +237,21 @@ def test_adamw_adds_eps_before_or_after_the_bias_is_corrected(
 
     def begun() -> Trainer:
         made = trainer_of(encoder, ask())
-        feed = dataclasses.replace(made._feed, schedule=Schedule(recipe, 96, 9, 0))
-        return Trainer(made._method, feed, made.world, "fp32")
+        feed = dataclasses.replace(made._batches, schedule=Schedule(recipe, 96, 9, 0))
+        return Trainer(made._method, feed, made.processes, "fp32")
 
     trainer = begun()
-    state = Checkpoints(tmp_path / "adamw.safetensors")
-    state.begin({})
+    checkpoints = Checkpoints(tmp_path / "adamw.safetensors")
+    checkpoints.write_identity({})
     rng = np.random.default_rng(0)
     expected = [one.detach().double().numpy().copy() for one in trainer.parameters]
     first = [np.zeros(one.shape) for one in trainer.parameters]
     second = [np.zeros(one.shape) for one in trainer.parameters]
     for t in range(1, 7):
         if t == 4:
-            state.save(trainer, 3)
+            checkpoints.save(trainer, 3)
             trainer = begun()
-            state.take_up(trainer, 3)
+            checkpoints.restore(trainer, 3)
         for i, one in enumerate(trainer.parameters):
             one.grad = torch.from_numpy(rng.normal(scale=3e-6, size=one.shape).astype(np.float32))
             gradient = one.grad.double().numpy()
@@ -342,7 +342,7 @@ def test_another_training_in_the_same_place_is_refused(ask: Callable[..., TrainR
 
 
 def test_nan_stops_and_leaves_the_last_good_checkpoint(ask: Callable[..., TrainRequest], tmp_path: Path) -> None:
-    with pytest.raises(Diverged, match=r"the loss of step 6 is no number \(own nan"):
+    with pytest.raises(Diverged, match=r"the loss of step 6 is not finite \(own nan"):
         train(ask(settings=("toy.explode=5",), checkpoint_every=2))
     state = Checkpoints(tmp_path / "toy.safetensors")
     assert state.steps() == [2, 4] and not (tmp_path / "toy.safetensors").exists()
@@ -372,11 +372,11 @@ def test_every_problem_of_a_request_is_told_at_once(tmp_path: Path) -> None:
         ({"method": "mcm"}, "mcm has nothing to train; methods that are trained: .*clipn"),
         ({"method": "all"}, "name one method"),
         ({"batch": 97}, "has 96 pairs, fewer than one batch of 97; .*--batch-size 48"),
-        ({"captions": "words.txt"}, "write glyphs, a file .csv"),
-        ({"captions": "http://x/{0..1}.tar", "augment": True}, "not done over a network"),
-        ({"captions": "none-{0..2}.tar"}, "3 of 3 shards are not there, none-0.tar first"),
-        ({"data": Path("/nowhere")}, "--data /nowhere is no folder"),
-        ({"warmup": 18}, "leaves none of 18 steps"),
+        ({"captions": "words.txt"}, "give glyphs, a .csv file"),
+        ({"captions": "http://x/{0..1}.tar", "augment": True}, "not supported over a network"),
+        ({"captions": "none-{0..2}.tar"}, "3 of 3 shards do not exist, none-0.tar first"),
+        ({"data": Path("/nowhere")}, "--data /nowhere is not a folder"),
+        ({"warmup": 18}, "--warmup 18 must be less than the 18 steps"),
     ],
 )
 def test_bad_requests(ask: Callable[..., TrainRequest], options: dict[str, Any], words: str) -> None:
@@ -542,7 +542,7 @@ def test_crops_are_those_of_torchvision_in_area_and_shape() -> None:
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
     picture = torch.zeros(3, 100, 120)
-    ours = [batches.box(120, 100, rng) for _ in range(2000)]
+    ours = [batches.random_crop_box(120, 100, rng) for _ in range(2000)]
     theirs = [RandomResizedCrop.get_params(picture, [0.9, 1.0], [3 / 4, 4 / 3]) for _ in range(2000)]
     assert all(one.left + one.width <= 120 and one.top + one.height <= 100 for one in ours)
     for a, b in (
@@ -552,13 +552,13 @@ def test_crops_are_those_of_torchvision_in_area_and_shape() -> None:
         ([one.height for one in ours], [one[2] for one in theirs]),
     ):
         assert np.mean(a) == pytest.approx(np.mean(b), abs=0.3) and np.std(a) == pytest.approx(np.std(b), abs=0.3)
-    wide = batches.box(200, 100, rng)  # no box of that shape and area fits: the middle
+    wide = batches.random_crop_box(200, 100, rng)  # no box of that shape and area fits: the middle
     assert [wide.top, wide.left, wide.height, wide.width] == list(
         RandomResizedCrop.get_params(torch.zeros(3, 100, 200), [0.9, 1.0], [3 / 4, 4 / 3])
     )
     grey = Image.fromarray(np.arange(4096, dtype=np.uint8).reshape(64, 64))
     for image in (grey, grey.convert("P"), grey.convert("RGBA")):
-        assert batches.crop(image, (32, 32), np.random.default_rng(1)).shape == (3, 32, 32)
+        assert batches.random_crop(image, (32, 32), np.random.default_rng(1)).shape == (3, 32, 32)
 
 
 def test_augmented_training_resumes_exactly(ask: Callable[..., TrainRequest], tmp_path: Path) -> None:
@@ -691,7 +691,7 @@ def test_a_file_is_used_by_run_and_nan_exits_with_1(cli: Cli, table: Path, plugi
     assert status == "FINISHED" and steps == list(range(1, 19))
     bad = cli(*common, "--output", tmp_path / "nan.safetensors", "--set", "toy.explode=3", "--tracking-uri", "none")
     assert bad.returncode == 1
-    assert "error: the loss of step 4 is no number" in bad.stderr and "Traceback" not in bad.stderr
+    assert "error: the loss of step 4 is not finite" in bad.stderr and "Traceback" not in bad.stderr
 
 
 @pytest.mark.slow
