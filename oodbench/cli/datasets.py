@@ -23,17 +23,17 @@ def datasets(ctx: click.Context, data: Path | None) -> None:
     ctx.obj = data
     if ctx.invoked_subcommand is None:
         from oodbench.cli import listings
-        from oodbench.data import catalog as catalogue
+        from oodbench.data.paths import data_root
 
-        say(listings.datasets(catalogue.data_root(data)))
+        say(listings.datasets(data_root(data)))
 
 
 def _data_root(data: Path | None) -> Path:
     """Return the folder of --data: that of the command, else that of the group before it, else the default."""
-    from oodbench.data import catalog as catalogue
+    from oodbench.data.paths import data_root
 
     context = click.get_current_context()
-    return catalogue.data_root(data or (context.obj if isinstance(context.obj, Path) else None))
+    return data_root(data or (context.obj if isinstance(context.obj, Path) else None))
 
 
 @datasets.command()
@@ -67,16 +67,16 @@ def show(name: str, data: Path | None) -> None:
 @click.option("--url", default="", help="Web page of the dataset.")
 def add(name: str, list_: str, **fields: str) -> None:
     """Declare a dataset of your own, after checking that its images can be listed."""
-    from oodbench.data.add import declare
+    from oodbench.data.add import add_dataset
     from oodbench.storage.store import Store, default_root
 
-    declared = declare(name, {**fields, "list": list_}, Store(default_root()))
-    images = declared.listing
-    say(printable(f"{name}: {len(images):,} images at {images.folder}, declared in {declared.file}"))
+    added = add_dataset(name, {**fields, "list": list_}, Store(default_root()))
+    images = added.images
+    say(printable(f"{name}: {len(images):,} images at {images.folder}, declared in {added.file}"))
     for remark in images.remarks:
         note(f"note: {remark.message}")
-    if declared.only_ood:
-        note(f"note: as an OOD set only: {declared.only_ood}")
+    if added.only_ood:
+        note(f"note: as an OOD set only: {added.only_ood}")
 
 
 @datasets.command()
@@ -108,15 +108,17 @@ def check(
     form: str,
     output: Path | None,
 ) -> None:
-    """Check every image of datasets and benchmarks: counts, broken images, images in both ID and OOD, shortcuts.
+    """Check every image of datasets and benchmarks.
+
+    It reports wrong counts, broken images, images in both ID and OOD sets, and shortcuts such as the image size.
 
     NAME is a dataset, a benchmark or folder:PATH; by default, everything in the data folder is checked. Rerun the same
     command to resume a check; images are checked again when they change. Exit code 1 if there are errors.
     """
     from oodbench.cli.progress import ProgressBars
-    from oodbench.data.checks.findings import text
-    from oodbench.data.checks.run import CheckSettings, examine
-    from oodbench.data.checks.scope import scope
+    from oodbench.data.checks.findings import format_report
+    from oodbench.data.checks.run import CheckSettings, check_sets
+    from oodbench.data.checks.scope import select_sets
     from oodbench.storage.store import Store, default_root
 
     if workers < 0:
@@ -124,11 +126,11 @@ def check(
     check_output(output)
     settings = CheckSettings(_data_root(data), Store(store or default_root()), workers, hamming, limit)
     with ProgressBars("images") as bars:
-        report = examine(scope(names, id_), settings, bars.count)
+        report = check_sets(select_sets(names, id_), settings, bars.count)
     as_json = json.dumps(report.as_dict(), indent=2)
     if output:
         write_output(output, as_json + "\n")
-    say(as_json if form == "json" else text(report))
+    say(as_json if form == "json" else format_report(report))
     if not report.ok:
         sys.exit(1)
 
@@ -144,7 +146,7 @@ def get(names: tuple[str, ...], data: Path | None) -> None:
     """
     from oodbench.cli.progress import ProgressBars
     from oodbench.data import catalog as catalogue
-    from oodbench.data.fetch import get as fetch
+    from oodbench.data.fetch import fetch
 
     root = _data_root(data)
     problems: list[str] = []

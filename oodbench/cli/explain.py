@@ -51,7 +51,10 @@ def explain(
     verbose: bool,
     **options: Any,
 ) -> None:
-    """Explain the scores of images: score and rank under every method, and the classes and words behind them."""
+    """Explain the scores of images.
+
+    It prints the score and rank under every method, and the classes and words that they depend on.
+    """
     configure_logging(verbose)
     check_output(output)
     from oodbench.detector import explain as explanation

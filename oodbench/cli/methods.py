@@ -76,7 +76,10 @@ def check(file: Path, verbose: bool) -> None:
 @shared.SETTINGS
 @click.pass_obj
 def negatives(outer: tuple[Path, ...], /, name: str, plugins: tuple[Path, ...], id_: str, **options: Any) -> None:
-    """Show the words that NAME (default: neglabel) mines, and those that are class names of the ID or OOD sets."""
+    """Show the negative words that NAME mines.
+
+    NAME is neglabel by default. Words that are class names of the ID or OOD sets are marked.
+    """
     from oodbench.pipeline.plan import make_plan
     from oodbench.pipeline.request import request_from
 

@@ -17,7 +17,7 @@ from oodbench.report.options import SHOWN, TableOptions
 
 if TYPE_CHECKING:
     from oodbench.report.output import OutputOptions
-    from oodbench.report.tables.grouping import Gathered
+    from oodbench.report.tables.grouping import LoadedResults
 
 
 @click.command()
@@ -45,7 +45,10 @@ if TYPE_CHECKING:
     help="Mark methods that do not differ significantly from the best. Default: tests; in the terminal, if quick.",
 )
 @click.option(
-    "--with-figures/--no-figures", "pictures", default=None, help="HTML: with figures. Default: for up to 12 tables."
+    "--with-figures/--no-figures",
+    "with_figures",
+    default=None,
+    help="HTML: with figures. Default: for up to 12 tables.",
 )
 @click.option("--bib", is_flag=True, help="BibTeX of the methods and datasets instead of the tables.")
 @click.option("--cite", is_flag=True, help="LaTeX: cite the keys that --bib writes.")
@@ -77,7 +80,7 @@ def report(
     figures = options["form"] == "figures"
     if figures and not options["output"]:
         raise UserError("--format figures writes PNG and PDF files: name their folder with --output DIR")
-    if data and not figures and (options["form"] != "html" or options["pictures"] is False):
+    if data and not figures and (options["form"] != "html" or options["with_figures"] is False):
         raise UserError("--data is where figures find their images: it goes with --format figures or --format html")
     if figures:
         _check_options_of_figures()
@@ -88,27 +91,27 @@ def report(
         raise UserError("--experiment names one of an MLflow store: give its address with --mlflow URI")
     gathered = _gather(results, uri, experiment)
     if explain:
-        from oodbench.report.explain import explained
+        from oodbench.report.explain import explanation
 
-        rows = [(gathered.paths.get(row.digest), row) for row in gathered.rows]
-        click.echo(explained(rows, *explain), nl=False)
+        rows = [(gathered.paths.get(row.digest), row) for row in gathered.results]
+        click.echo(explanation(rows, *explain), nl=False)
         return
-    formats.check_request(output_options, table_options, gathered.rows)
+    formats.check_request(output_options, table_options, gathered.results)
     if figures:
         _write_figures(gathered, table_options, options["output"], data)
         return
-    tables = formats.shaped(gathered.rows, gathered.paths, table_options, output_options)
+    tables = formats.build_tables(gathered.results, gathered.paths, table_options, output_options)
     if output_options.output:
         from oodbench.report.html import FigureSource, render
 
         source = FigureSource(gathered.paths, None if uri else results, data)
-        page = lambda: render(tables, source, table_options, output_options.pictures)  # noqa: E731
+        page = lambda: render(tables, source, table_options, output_options.figures)  # noqa: E731
         formats.write(tables, table_options, output_options, page)
         note(f"wrote {output_options.output}")
     elif output_options.form == "terminal" and not output_options.bib:
         print_tables(tables)
     else:
-        click.echo(formats.text(tables, table_options, output_options), nl=False)
+        click.echo(formats.render_text(tables, table_options, output_options), nl=False)
 
 
 def _parse(options: dict[str, Any]) -> tuple[TableOptions, OutputOptions]:
@@ -126,7 +129,8 @@ def _parse(options: dict[str, Any]) -> tuple[TableOptions, OutputOptions]:
         trained=bool(options["group"]),
         **{name: options[name] for name in ("decimals", "percent", "transpose", "intervals", "seeds", "cite")},
     )
-    same = {name: options[name] for name in ("standalone", "bib", "quotes", "tests", "output", "pictures")}
+    same = {name: options[name] for name in ("standalone", "bib", "quotes", "tests", "output")}
+    same["figures"] = options["with_figures"]
     return table_options, OutputOptions(form=options["form"] or "terminal", compare=bool(options["compare"]), **same)
 
 
@@ -143,26 +147,26 @@ def _check_options_of_figures() -> None:
         raise UserError(f"--format figures draws figures and nothing else: run {', '.join(given)} by itself")
 
 
-def _write_figures(gathered: Gathered, options: TableOptions, folder: Path, data: Path | None) -> None:
+def _write_figures(gathered: LoadedResults, options: TableOptions, folder: Path, data: Path | None) -> None:
     """Write the figures of the tables of some methods and sets."""
     from oodbench.report import tables
     from oodbench.report.figures.write import write
 
-    chosen = tables(gathered.rows, TableOptions(methods=options.methods, sets=options.sets))
+    chosen = tables(gathered.results, TableOptions(methods=options.methods, sets=options.sets))
     count = write(chosen, gathered.paths, folder, data=data, sets=options.sets)
     note(f"wrote {count} figures to {folder}")
 
 
-def _gather(results: Path, uri: str, experiment: str) -> Gathered:
+def _gather(results: Path, uri: str, experiment: str) -> LoadedResults:
     """Read the results of a folder, or of an MLflow store."""
-    from oodbench.report.tables.grouping import Gathered, from_folder, ordered
+    from oodbench.report.tables.grouping import LoadedResults, from_folder, ordered
 
     if not uri:
         return from_folder(results)
     from oodbench.tracking import Tracker
     from oodbench.tracking.reader import collect
 
-    return Gathered(ordered(collect(Tracker(uri, results, "--mlflow"), experiment)), {})
+    return LoadedResults(ordered(collect(Tracker(uri, results, "--mlflow"), experiment)), {})
 
 
 def _verify(results: Path, uri: str) -> int:

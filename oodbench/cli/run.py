@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +18,9 @@ from oodbench.cli.options import FOLDER, Integers
 from oodbench.cli.output import configure_logging, note, print_tables, say
 
 if TYPE_CHECKING:
+    from oodbench.pipeline.events import Watch
     from oodbench.pipeline.plan import Plan
-    from oodbench.pipeline.run import RunOutcome
+    from oodbench.pipeline.request import RunRequest
 
 
 @click.command()
@@ -106,22 +109,22 @@ def run(
     configure_logging(verbose)
     from oodbench import api
     from oodbench.pipeline import jobs
-    from oodbench.pipeline.plan import make_plan
+    from oodbench.pipeline.plan import make_plans
     from oodbench.pipeline.request import request_from
     from oodbench.report import tables
     from oodbench.report.verify import deviation
     from oodbench.results import elsewhere
 
     tracker = api.tracker_of(results, tracking_uri)
-    requests = jobs.requests(request_from(id=id_, out=results, **options), encoder, seed)
-    plans = [make_plan(request) for request in requests]
+    requests = jobs.expand_requests(request_from(id=id_, out=results, **options), encoder, seed)
+    plans = make_plans(requests)
     for remark in dict.fromkeys(remark for plan in plans for remark in (*plan.card.notes, *plan.notes)):
         note(f"note: {remark}")
     if dry_run:
         say("\n\n".join(plan_text(plan) for plan in plans))
         return
-    with sigterm_raises():
-        outcomes = _run_plans(plans, events)
+    with sigterm_raises(), _watching(plans[0].request, events) as watch:
+        outcomes = [api.run(plan, watch) for plan in plans]
     rows = [result for outcome in outcomes for result in outcome.results]
     print_tables(tables(rows))
     if difference := deviation(rows):
@@ -140,15 +143,14 @@ def run(
         sys.exit(1)
 
 
-def _run_plans(plans: list[Plan], events: Path | None) -> list[RunOutcome]:
-    """Run the plans one after the other, with progress bars and the log of --events."""
-    from oodbench import api
+@contextmanager
+def _watching(request: RunRequest, events: Path | None) -> Iterator[Watch]:
+    """Show the progress of runs, and write their events to a file if one is named or they run on Ray."""
     from oodbench.cli.progress import RunProgress
-    from oodbench.distributed.cluster import chosen
+    from oodbench.distributed.cluster import cluster_address
     from oodbench.pipeline.events import Event, log_to
 
-    request = plans[0].request
-    if events is None and request.ray and chosen(request.ray, request.device):
+    if events is None and request.ray and cluster_address(request.ray, request.device):
         events = request.out / "events.jsonl"
     with RunProgress() as progress, log_to(events) as write:
 
@@ -156,8 +158,7 @@ def _run_plans(plans: list[Plan], events: Path | None) -> list[RunOutcome]:
             progress.watch.told(event)
             write(event)
 
-        watch = dataclasses.replace(progress.watch, told=show_and_write)
-        return [api.run(plan, watch) for plan in plans]
+        yield dataclasses.replace(progress.watch, told=show_and_write)
 
 
 def plan_text(plan: Plan) -> str:
@@ -201,31 +202,32 @@ def plan_text(plan: Plan) -> str:
 def _placement_text(plan: Plan) -> str:
     """Describe where a plan runs on Ray, "" for this process. Raise UserError if the cluster is absent or too small."""
     from oodbench.cli.listings import bytes_text
-    from oodbench.distributed.cluster import Demand, chosen, connected, here, layout, nodes
-    from oodbench.distributed.payload import pack, unmark
-    from oodbench.distributed.worker import parts
+    from oodbench.distributed import cluster
+    from oodbench.distributed.payload import pack, remove_token
+    from oodbench.distributed.worker import extraction_jobs
 
     request = plan.request
-    address = chosen(request.ray, request.device)
+    address = cluster.cluster_address(request.ray, request.device)
     if not address:
         return ""
     if address == "local":
-        offered = here()
+        nodes = cluster.local_nodes()
     else:
-        with connected(address):
-            offered = nodes()
-    placement = layout(Demand(request.device, request.actors, request.gpus_per_actor), offered)
-    cpus, gpus = (sum(node.get(kind, 0) for node in offered) for kind in ("CPU", "GPU"))
-    works = parts(plan)
-    missing = [shard for w in works for shard in w.shards() if not w.store.has("embeddings", w.inputs(*shard))]
+        with cluster.connect(address):
+            nodes = cluster.cluster_nodes()
+    wanted = cluster.ResourceRequest(request.device, request.actors, request.gpus_per_actor)
+    placement = cluster.place_workers(wanted, nodes)
+    cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
+    jobs = extraction_jobs(plan)
+    missing = [shard for job in jobs for shard in job.shards() if not job.store.has("embeddings", job.inputs(*shard))]
     size = sum(stop - start for start, stop in missing) * _embedding_bytes(plan)
     payload = pack(plan)
-    unmark(payload)
+    remove_token(payload)
     return "\n".join(
         (
             "",
-            f"ray        {address}: {len(offered)} nodes with {cpus:g} CPU and {gpus:g} GPU",
-            f"  {placement.words()}",
+            f"ray        {address}: {len(nodes)} nodes with {cpus:g} CPU and {gpus:g} GPU",
+            f"  {placement.describe()}",
             f"  {len(missing):,} shards to encode, about {bytes_text(size)} to the store",
             f"  {bytes_text(len(pickle.dumps(payload)))} sent to every worker; scores and embeddings use the store",
         )

@@ -41,7 +41,7 @@ Columns = list[list[Any]]
 @click.option("--threshold", type=float, help="The threshold itself: images that score at least this are ID.")
 @click.option("-o", "--output", type=FOLDER, help="A .csv or .parquet file. Default: CSV on stdout.")
 @click.option("--save", type=FOLDER, help="Also save the detector in this folder.")
-@shared.ENCODER
+@click.option("--encoder", default="", help="As for run. Default: glyphs.")
 @click.option("--weights", default="", help="Trained weights of the method.")
 @shared.SETTINGS
 @shared.TEMPLATES

@@ -31,5 +31,5 @@ def weights(file: Path, output: Path | None, encoder: str, plugins: tuple[Path, 
         say(f"{trained.path.name}  sha256 {trained.digest}")
         say(json.dumps(trained.recipe, indent=1, sort_keys=True) if trained.recipe else "no recipe in its header")
         return
-    assign_weights.write(trained, output, encoder, plugins)
+    assign_weights.write_release(trained, output, encoder, plugins)
     say(f"wrote {output}")
