@@ -173,7 +173,7 @@ CASES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
         [*FOLDERS, "--plugin", "calm.py", "--methods", "calm"],
         ["calm calibrates on ID training images: 'folder:id' has no training split in the catalogue; sets that do: "],
     ),
-    "unknown flag in a file": (["--config", "bad.toml"], ["no flag 'metods'; did you mean 'methods'?"]),
+    "unknown flag in a file": (["--config", "bad.toml"], ["no option 'metods'; did you mean 'methods'?"]),
     "file that is no TOML": (["--config", "no.toml"], ["--config no.toml: Invalid value"]),
 }
 
@@ -325,4 +325,4 @@ def test_a_plugin_that_does_not_import_is_refused_when_chosen(place: Path, cli: 
     done = cli(*run, "--methods", "mcm", cwd=place)
     assert done.returncode == 0, done.stderr
     done = cli(*run, cwd=place)
-    assert done.returncode == 0 and "left out: sad: " in done.stderr
+    assert done.returncode == 0 and "skipped: sad: " in done.stderr

@@ -129,8 +129,10 @@ def test_a_dead_server_costs_no_row(cli: Cli, home: Path, tmp_path: Path) -> Non
     assert "oodbench sync" in done.stderr
     assert len(list((tmp_path / "r" / "runs").rglob("*.json"))) == len(METHODS)
     sent = cli("sync", "--results", tmp_path / "r")
-    assert (sent.returncode, sent.stdout) == (0, f"{len(METHODS)} rows sent, 0 were there, 0 wait\n")
-    assert cli("sync", "--results", tmp_path / "r").stdout == f"0 rows sent, {len(METHODS)} were there, 0 wait\n"
+    assert (sent.returncode, sent.stdout) == (0, f"{len(METHODS)} results sent, 0 already there, 0 waiting\n")
+    assert (
+        cli("sync", "--results", tmp_path / "r").stdout == f"0 results sent, {len(METHODS)} already there, 0 waiting\n"
+    )
 
 
 def test_one_failed_method_is_exit_1_with_its_reason(cli: Cli, home: Path, tmp_path: Path) -> None:
@@ -162,7 +164,7 @@ def test_config_file_takes_every_flag_and_the_command_line_wins(cli: Cli, home: 
     (tmp_path / "bad.toml").write_text("methds = 'mcm'\n")
     wrong = cli("run", "--config", "bad.toml", cwd=tmp_path)
     assert wrong.returncode == 2
-    assert "no flag 'methds'; did you mean 'methods'?" in wrong.stderr
+    assert "no option 'methds'; did you mean 'methods'?" in wrong.stderr
 
 
 def test_dry_run_computes_nothing(cli: Cli, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from PIL import Image
 
 import oodbench
 from oodbench.cli import main
-from oodbench.cli.score import write
+from oodbench.cli.score import write_scores
 from oodbench.data.glyphs import render, world
 from oodbench.detector import explain as explanation
 from oodbench.detector.engine import Scored
@@ -95,7 +95,7 @@ def test_no_name_breaks_a_row_or_starts_a_formula(place: Path, tmp_path: Path) -
     n = len(hostile)
     scored = Scored(tuple(hostile), np.arange(float(n)), np.zeros(n, np.int64))
     for name in ("x.csv", "x.parquet"):
-        assert write([scored], ["=a\rb"], 3.0, tmp_path / name).accepted == n - 3
+        assert write_scores([scored], ["=a\rb"], 3.0, tmp_path / name).accepted == n - 3
     raw = (tmp_path / "x.csv").read_bytes().decode()
     rows = list(csv.DictReader(io.StringIO(raw, newline="")))
     assert [row["image"] for row in rows] == shown and len(raw.splitlines()) == n + 1

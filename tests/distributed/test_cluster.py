@@ -367,7 +367,7 @@ def test_a_driver_that_is_asked_to_stop_says_so(
     _, said = driver.communicate(timeout=60)
     assert driver.returncode == code, said
     *before, last = said.strip().splitlines()
-    assert last == "stopped; what is finished is stored, and the same command goes on from there"
+    assert last == "stopped. Finished work is saved; rerun the same command to resume."
     expected = (
         "note: ",
         "WARNING oodbench.distributed.pool: still waiting",
@@ -462,9 +462,9 @@ def test_where_a_run_goes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_dry_run_prints_the_placement(cluster: str, images: Path, tmp_path: Path) -> None:
-    from oodbench.cli.run import describe
+    from oodbench.cli.run import plan_text
 
-    said = describe(plan(images, tmp_path))
+    said = plan_text(plan(images, tmp_path))
     assert "auto: 1 nodes with 2 CPU and 0 GPU" in said
     assert "2 workers with 1 CPU each, at most 2 on a node" in said
     assert "4 shards to encode" in said and "sent to every worker" in said

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from oodbench.cli.run import describe
+from oodbench.cli.run import plan_text
 from oodbench.encoder.card import parse_encoder
 from oodbench.encoder.openclip import OpenClip
 from oodbench.encoder.resolve import resolve
@@ -254,7 +254,7 @@ def test_an_encoder_that_cannot(tmp_path: Path, caplog: pytest.LogCaptureFixture
         plan = make_plan(RunRequest(limit=8, store=tmp_path))
     assert plan.incompatible_methods == (("zoc_coca", said),) and not plan.skipped_methods
     assert "zoc_coca" not in {job.info.name for job in plan.jobs} and len(plan.jobs) > 8
-    assert f"  left out: zoc_coca: {said}" in describe(plan)
+    assert f"  skipped: zoc_coca: {said}" in plan_text(plan)
     assert [record.levelname for record in caplog.records if said in record.getMessage()] == ["INFO"]
     glyphs = OpenClip(resolve(parse_encoder("glyphs"), None, Store(tmp_path)), "cpu", "fp32")
     with pytest.raises(UserError, match="glyphs writes no captions"):

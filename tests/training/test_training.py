@@ -616,20 +616,20 @@ def test_killed_and_stopped_trainings_go_on_to_the_same_bits(
             assert process.returncode == -9 and len(losses(out)) - saved <= 10
         else:
             assert process.returncode == 128 + how, told
-            assert f"stopped and saved after step {saved} of 150; the same command goes on" in told
+            assert f"stopped after step {saved} of 150. Finished work is saved; rerun" in told
             assert len(losses(out)) == saved
         assert not out.exists()
     process = start(tmp_path, table, plugin, *more)
     printed, told = process.communicate(timeout=240)
     assert process.returncode == 0, told
-    assert f"going on after step {saved}" in told
+    assert f"resuming after step {saved}" in told
     assert same(whole.out, out)
     start_of = f"oodbench run --methods toy --weights toy={out} --encoder glyphs"
     set_ = "".join(f" --set {one}" for one in settings)
     assert printed == f"{start_of}{set_} --plugin {plugin}\n"
     process = start(tmp_path, table, plugin, *more)
     _, told = process.communicate(timeout=120)
-    assert process.returncode == 0 and "finished before: all 150 steps are made" in told
+    assert process.returncode == 0 and "already finished: all 150 steps are made" in told
 
 
 @pytest.mark.slow
@@ -657,7 +657,7 @@ def test_two_processes_give_what_one_gives(
     done = start(tmp_path, table, plugin, *more, launcher=torchrun)
     printed, told = done.communicate(timeout=240)
     assert done.returncode == 0, told
-    assert printed.count("oodbench run") == 1 and told.count("going on after step 1\n") == 1
+    assert printed.count("oodbench run") == 1 and told.count("resuming after step 1\n") == 1
     for one, other in zip(losses(alone.out or Path()), losses(tmp_path / "toy.safetensors"), strict=True):
         assert one["terms"] == pytest.approx(other["terms"], rel=1e-5)
     first, second = load_file(tmp_path / "alone.safetensors"), load_file(tmp_path / "toy.safetensors")
