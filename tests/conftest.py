@@ -1,16 +1,24 @@
-"""What tests share: a store of their own, the command line as a process, shape types checked at run time."""
+"""Fixtures that all tests share: a store of their own, the commands, one finished run; and the limit of fast tests."""
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 from jaxtyping import install_import_hook
+
+from tests.timing import pytest_runtest_call
+
+__all__ = ["pytest_runtest_call"]  # the limit of tests that are not marked slow
 
 # Shape annotations of the method API are types; here they are checked on every call.
 install_import_hook(
@@ -20,7 +28,6 @@ install_import_hook(
         "oodbench.method.encoder",
         "oodbench.method.method",
         "oodbench.method.task",
-        "oodbench.method.task",
         "oodbench.method.toy",
         "oodbench.method.trained",
         "oodbench.encoder.openclip",
@@ -28,19 +35,47 @@ install_import_hook(
     "beartype.beartype",
 )
 
+# Some environments forbid it, and each of the processes that tests start would compile the package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+SEEDED = ("encoder", "encoder-file", "glyphs", "words")  # kinds of entries that take long to make and no test counts
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
+# Packages whose tests run in one process, one after the other: they share an MLflow server, or start Ray clusters,
+# whose time limits are for idle cores.
+TOGETHER = ("tests/distributed/", "tests/tracking/")
+# With several processes these start first, so that all end at about the same time.
+LONGEST = (
+    *TOGETHER,
+    "tests/training/",
+    "tests/detector/test_detector.py",
+    "tests/test_packaging.py",
+    "tests/docs/test_docs_commands.py",
+    "tests/cli/",
+    "tests/method/test_contract.py",
+)
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """With pytest-xdist, files that start Ray clusters take turns: their time limits are for idle cores."""
-    if not request.path.stem.startswith("test_cluster"):
-        yield
-        return
-    with (tmp_path_factory.getbasetemp().parent / "cluster.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give whole files to the processes of pytest-xdist, and the packages of TOGETHER to one of them."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduler(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return next((package for package in TOGETHER if file.startswith(package)), file)
+
+    config.option.loadscopereorder = False  # keep the order of pytest_collection_modifyitems
+    return Scheduler(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        return next((i for i, prefix in enumerate(LONGEST) if item.nodeid.startswith(prefix)), len(LONGEST))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -56,7 +91,33 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def cli() -> Cli:
-    """`cli("run", "--limit", "3", cwd=...)`: the installed command in a process of its own."""
+    """`cli("run", "--limit", "3", cwd=folder, NAME="value")`: the command in this process, which has loaded torch."""
+    from click.testing import CliRunner
+
+    from oodbench.cli import main
+
+    def call(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+        words, before = list(map(str, arguments)), Path.cwd()
+        log = logging.getLogger("oodbench")
+        level = log.level
+        # Without pytest's handlers, so that the command sets up its own, and warnings of others reach standard error.
+        with mock.patch.dict(os.environ, environment), mock.patch.object(logging.getLogger(), "handlers", []):
+            os.chdir(cwd or before)
+            try:
+                done = CliRunner().invoke(main, words, prog_name="oodbench")
+            finally:
+                os.chdir(before)
+                log.setLevel(level)
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def process() -> Cli:
+    """The same as the installed command in a process of its own, for tests of what only a process shows."""
 
     def call(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
         command = [str(Path(sys.executable).with_name("oodbench")), *map(str, arguments)]
@@ -64,6 +125,44 @@ def cli() -> Cli:
         return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=600, check=False)
 
     return call
+
+
+def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that `make` fills once, for all processes of pytest-xdist; nobody may write into it afterwards."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder = root / name
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            made = root / f"{name}.tmp"
+            shutil.rmtree(made, ignore_errors=True)  # of a process whose attempt failed
+            made.mkdir()
+            make(made)
+            made.rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(process: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder after `oodbench run` as a newcomer calls it: `stdout`, `results/`, `store/`. Copy it to write in it."""
+
+    def make(folder: Path) -> None:
+        done = process("run", cwd=folder, OODBENCH_STORE=str(folder / "store"))
+        assert done.returncode == 0, done.stderr
+        (folder / "stdout").write_text(done.stdout)
+
+    return once(tmp_path_factory, "finished", make)
+
+
+@pytest.fixture
+def seeded(finished_run: Path, tmp_path: Path) -> Path:
+    """A store without images or scores that has the encoder's card, the list of glyphs, and NegLabel's words."""
+    for kind in SEEDED:
+        if (finished_run / "store" / kind).is_dir():
+            shutil.copytree(finished_run / "store" / kind, tmp_path / "store" / kind)
+    return tmp_path / "store"
 
 
 @pytest.fixture(scope="session")

@@ -25,13 +25,9 @@ METHODS = {name: info for name, info in registry.methods().items() if "CAPTIONS"
 
 
 @pytest.fixture(scope="module")
-def home(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which `oodbench run` was called once, with a store of its own and nothing else."""
-    folder = tmp_path_factory.mktemp("newcomer")
-    done = cli("run", cwd=folder, OODBENCH_STORE=str(folder / "store"))
-    assert done.returncode == 0, done.stderr
-    (folder / "stdout").write_text(done.stdout)
-    return folder
+    return Path(shutil.copytree(finished_run, tmp_path_factory.mktemp("newcomer") / "home"))
 
 
 def rows_of(folder: Path) -> dict[str, dict[str, object]]:

@@ -427,10 +427,10 @@ def test_curves_of_many_images_make_small_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_writes_the_same_files_twice(cli: Cli, tmp_path: Path) -> None:
+def test_the_command_writes_the_same_files_twice(process: Cli, tmp_path: Path) -> None:
     toy(tmp_path, methods=2)
     for out, seed in (("one", "1"), ("two", "2")):
-        done = cli("report", "--results", tmp_path, "--figures", tmp_path / out, PYTHONHASHSEED=seed)
+        done = process("report", "--results", tmp_path, "--figures", tmp_path / out, PYTHONHASHSEED=seed)
         assert done.returncode == 0, done.stderr
         assert done.stdout == "" and done.stderr.splitlines()[-1] == f"wrote 5 pictures to {tmp_path / out}"
         assert "images of 'cats' are left out: no dataset 'cats'" in done.stderr
@@ -490,7 +490,7 @@ def test_pictures_are_not_loaded_for_tables(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_hostile_names_on_real_files(cli: Cli, tmp_path: Path) -> None:
+def test_hostile_names_on_real_files(cli: Cli, process: Cli, tmp_path: Path) -> None:
     from PIL import Image
 
     evil = "a_b & 50% <script>alert(1)<"
@@ -503,7 +503,7 @@ def test_hostile_names_on_real_files(cli: Cli, tmp_path: Path) -> None:
     run = cli("run", "--id", known, "--ood", other, "--encoder", "glyphs", "--methods", "mcm,energy", "--tracking-uri",
               "none", "--out", tmp_path / "results")  # fmt: skip
     assert run.returncode == 0, run.stderr
-    done = cli("report", "--results", tmp_path / "results", "--figures", tmp_path / "out", PYTHONWARNINGS="error")
+    done = process("report", "--results", tmp_path / "results", "--figures", tmp_path / "out", PYTHONWARNINGS="error")
     assert done.returncode == 0 and "wrote 7 pictures" in done.stderr, done.stderr
     assert len(list((tmp_path / "out").iterdir())) == 15
     text = (tmp_path / "out/captions.txt").read_text()

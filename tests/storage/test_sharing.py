@@ -271,7 +271,7 @@ def test_a_second_machine_computes_nothing(bucket: str, cli: Cli, tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
-def test_nodes_without_a_common_folder_share_the_bucket(bucket: str, tmp_path: Path, cli: Cli) -> None:
+def test_nodes_without_a_common_folder_share_the_bucket(bucket: str, tmp_path: Path, cli: Cli, process: Cli) -> None:
     env = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     script = (
         "import sys, json, ray\n"
@@ -290,7 +290,9 @@ def test_nodes_without_a_common_folder_share_the_bucket(bucket: str, tmp_path: P
         assert cluster.stdout
         address = cluster.stdout.readline().strip()
         options = ("--shared", bucket, "--ray", address, "--device", "cpu", "--store", tmp_path / "driver")
-        done = cli(*RUN, *options, "--out", tmp_path / "there", RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
+        done = process(
+            *RUN, *options, "--out", tmp_path / "there", RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0"
+        )
         assert done.returncode == 0, done.stderr
     finally:
         cluster.communicate(timeout=60)
