@@ -28,7 +28,7 @@ pictures:
 
 # Run the embedded benchmark anew and keep its rows as the project's own. Commit first: rows name the commit.
 reference:
-	OODBENCH_STORE=$$(mktemp -d) oodbench run --out results/.reference --tracking-uri none
+	OODBENCH_STORE=$$(mktemp -d) oodbench run --results results/.reference --tracking-uri none
 	rm -rf results/reference/glyphs && mkdir -p results/reference
 	mv results/.reference/runs/glyphs results/reference/glyphs && rm -r results/.reference
 	python docs/generate.py
@@ -36,16 +36,16 @@ reference:
 # Train the embedded encoder anew, in two stages (docs/glyphs.md; about 35 minutes on two busy cores).
 glyphs:
 	mkdir -p build
-	python -m tools.glyphs.train --out build/glyphs-stage1.safetensors --smooth 0 --steps 2400
-	python -m tools.glyphs.train --out oodbench/data/glyphs/encoder.safetensors --resume build/glyphs-stage1.safetensors \
+	python -m tools.glyphs.train --output build/glyphs-stage1.safetensors --smooth 0 --steps 2400
+	python -m tools.glyphs.train --output oodbench/data/glyphs/encoder.safetensors --resume build/glyphs-stage1.safetensors \
 	  --smooth 0.3 --rate 1.2e-3 --warmup 50 --steps 708
 
 # Train CLIPN and ZOC for the embedded encoder with their default recipes, and keep what is needed of them (about ten
 # minutes on two cores). Commit first: the files name the commit.
 glyphs-weights:
-	oodbench train clipn --out build/clipn.safetensors --tracking-uri none
+	oodbench train clipn --output build/clipn.safetensors --tracking-uri none
 	python -m tools.glyphs.pack build/clipn.safetensors oodbench/data/glyphs/clipn.safetensors
-	oodbench train zoc --out build/zoc.safetensors --tracking-uri none
+	oodbench train zoc --output build/zoc.safetensors --tracking-uri none
 	python -m tools.glyphs.pack build/zoc.safetensors oodbench/data/glyphs/zoc.safetensors
 
 # CLIPN's ablations on glyphs: the table of docs/reproducing.md.

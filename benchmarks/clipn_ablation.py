@@ -20,7 +20,7 @@ VARIANTS = {
     "16 offsets, the mean not drawn": {"mean_draw": False},
     "hand-crafted prompts": {"prompt": "handcrafted"},
 }
-SCHEDULE = ("--batch", "512", "--lr", "1e-3", "--epochs", "2")
+SCHEDULE = ("--batch-size", "512", "--lr", "1e-3", "--epochs", "2")
 
 
 def main() -> None:
@@ -32,9 +32,9 @@ def main() -> None:
         sets = [part for setting in settings for part in ("--set", setting)]
         file, out = folder / f"{number}.safetensors", folder / f"rows-{number}"
         quiet = ("--tracking-uri", "none")
-        call("oodbench", "train", "clipn", *sets, *SCHEDULE, "--out", str(file), *quiet)
+        call("oodbench", "train", "clipn", *sets, *SCHEDULE, "--output", str(file), *quiet)
         rules = "clipn[rule=atd],clipn[rule=ctw]"
-        call("oodbench", "run", "--methods", rules, "--weights", f"clipn={file}", "--out", str(out), *quiet)
+        call("oodbench", "run", "--methods", rules, "--weights", f"clipn={file}", "--results", str(out), *quiet)
         rows = [json.loads(path.read_text()) for path in out.rglob("*.json")]
         cells = {row["parameters"]["rule"]: row["ood"] for row in rows}
         text = [

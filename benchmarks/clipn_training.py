@@ -1,4 +1,4 @@
-"""CLIPN's training step beside the release's loop: python benchmarks/clipn_training.py [--batch 16] [--device cuda].
+"""CLIPN's training step against the release's loop: python benchmarks/clipn_training.py [--batch-size N] [--device D].
 
 Both train the "no" tower of ViT-B-16 (random weights) on the same captions. The release, written anew from its
 description, runs the frozen image tower and the frozen text tower at every step and all 77 positions of both texts; its
@@ -28,8 +28,8 @@ from oodbench.encoder.resolve import resolve
 from oodbench.method import registry
 from oodbench.storage.store import Store
 from oodbench.training.batches import PairBatches, autocast
+from oodbench.training.data import StoredArray, TrainingData
 from oodbench.training.loop import Trainer
-from oodbench.training.material import Rows, TrainingData
 from oodbench.training.processes import ProcessGroup
 from oodbench.training.schedule import Schedule
 
@@ -57,9 +57,9 @@ def material(folder: Path, pairs: int, depth: int) -> TrainingData:
     every = np.arange(pairs)
     return TrainingData(
         captions=[CAPTIONS[i % len(CAPTIONS)] for i in range(pairs)],
-        images=Rows([folder / "images.npy"], [0, pairs]),
+        images=StoredArray([folder / "images.npy"], [0, pairs]),
         image=every,
-        texts=Rows([folder / "texts.npy"], [0, pairs]),
+        texts=StoredArray([folder / "texts.npy"], [0, pairs]),
         text=every,
     )
 
@@ -104,7 +104,7 @@ def whole_context(module: Any, tokens: Tensor, which: Tensor) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch-size", dest="batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
@@ -135,7 +135,7 @@ def measured(encoder: OpenClip, model: Any, folder: Path, asked: argparse.Namesp
     feed = PairBatches(material(folder, pairs, encoder.card.embed_dim), schedule, encoder, min(batch, CHUNK))
     trainer = Trainer(method, feed, ProcessGroup(0, 1, asked.device), asked.precision)
     release = Release(model, method, encoder, batch, asked.precision)
-    tokens = encoder.tokenize(feed.material.captions[:batch]).to(encoder.device)
+    tokens = encoder.tokenize(feed.data.captions[:batch]).to(encoder.device)
     which = torch.arange(batch, device=encoder.device) % 17
     steps = iter(range(1000))
 

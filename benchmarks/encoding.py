@@ -57,9 +57,18 @@ def trained(folder: Path, encoder: str) -> list[str]:
     files = []
     for name in ("clipn", "zoc"):
         out = folder / f"{name}.safetensors"
-        options = ("--batch", "8", "--steps", "1", "--captions", str(folder / "captions.csv"), "--tracking-uri", "none")
+        options = (
+            "--batch-size",
+            "8",
+            "--steps",
+            "1",
+            "--captions",
+            str(folder / "captions.csv"),
+            "--tracking-uri",
+            "none",
+        )
         code = "from oodbench.cli import main; main()"
-        call = [sys.executable, "-c", code, "train", name, "--encoder", encoder, "--out", str(out), *options]
+        call = [sys.executable, "-c", code, "train", name, "--encoder", encoder, "--output", str(out), *options]
         done = subprocess.run(call, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(done.stderr)

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from oodbench.data.decode import Decoded
 from oodbench.encoder.openclip import OpenClip, transform
-from oodbench.pipeline.extract import batches, encoded
+from oodbench.pipeline.extract import decoded_batches, encoded
 from oodbench.pipeline.plan import make_plan
 from oodbench.pipeline.request import request_from
 
@@ -81,12 +81,12 @@ def measured(folder: Path, architecture: str, asked: argparse.Namespace) -> list
     ours, exact = (OpenClip(plan.encoder, asked.device, precision) for precision in ("bf16", "fp32"))
     model = model.to(asked.device).eval()
     work, n = plan.work(plan.id), len(plan.id)
-    held: list[Decoded] = list(batches(work, (0, n), transform(plan.card)))
+    held: list[Decoded] = list(decoded_batches(work, (0, n), transform(plan.card)))
     files = sorted((folder / "id").rglob("*.jpg"))
     threads = work.reading.workers
 
     def from_files() -> Any:
-        return encoded(batches(work, (0, n), transform(plan.card)), ours, lambda n: None)
+        return encoded(decoded_batches(work, (0, n), transform(plan.card)), ours, lambda n: None)
 
     def eager() -> None:
         pin = asked.device == "cuda"
@@ -95,7 +95,7 @@ def measured(folder: Path, architecture: str, asked: argparse.Namespace) -> list
                 model.encode_image(images.to(asked.device, non_blocking=True)).float().cpu()
 
     def decode() -> int:
-        return sum(len(batch.positions) for batch in batches(work, (0, n), transform(plan.card)))
+        return sum(len(batch.positions) for batch in decoded_batches(work, (0, n), transform(plan.card)))
 
     parts = {
         "files": from_files,
@@ -139,7 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--architectures", nargs="+", default=["ViT-B-16", "ViT-L-14"])
     parser.add_argument("--images", type=int, default=4096)
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--batch-size", dest="batch", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--product", type=int, default=8192, help="rows of the square product")
     parser.add_argument("--device", default="cuda")

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from oodbench.method import Batch, Needs, Sources, Task, registry
-from oodbench.pipeline.batches import FittedMethod, over
+from oodbench.pipeline.batches import FittedMethod, score_batches
 from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.score import CHUNK
 
@@ -51,7 +51,7 @@ def product_and_pass(features: Tensor, bank: Tensor) -> None:
 def ours(methods: Parts, features: Tensor, task: Task, states: Parts) -> None:
     """Scores and predictions, by the engine's own loop."""
     group = [FittedMethod(cast(Job, None), method, state=states.get(name)) for name, method in methods.items()]
-    found = over(
+    found = score_batches(
         lambda: (Batch(Needs.FEATURES, len(part), part) for part in chunks(features)),
         group,
         task,

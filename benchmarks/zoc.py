@@ -59,7 +59,7 @@ def measure(encoder: OpenClip, images: int, slow: int, tokens: int) -> list[Row]
 
     sources = Sources(text, words, lambda: encoder, list)
     own = MethodResources(lambda: Weights(module.state_dict(), {}), lambda depends, make: make())
-    task = Task(CLASSES, encoder.scale, sources).seen_by(method.needs, own)
+    task = Task(CLASSES, encoder.scale, sources).for_method(method.needs, own)
     embeddings = 10 * torch.randn(images, 128)
     batch = Batch(Needs.FEATURES, images, normalize(embeddings, dim=-1), embeddings)
     began = time.process_time()

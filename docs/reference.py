@@ -25,7 +25,8 @@ ABOUT = {
     "oodbench.metrics": "Intervals and tests on scores per image: [what they mean](conventions.md#uncertainty).",
     "oodbench.method": "For authors of methods: [a tutorial](adding-a-method.md).",
 }
-INTERNAL = {"seen_by", "intact", "versions"}  # public for the harness
+INTERNAL = {"for_method", "intact", "as_recorded", "versions"}  # public for the harness
+OLD_NAMES = {"seen_by", "apart", "keep", "bare"}  # aliases with a DeprecationWarning
 
 
 def cli() -> str:
@@ -118,7 +119,7 @@ def _entry(node: ast.ClassDef | ast.FunctionDef) -> Iterator[str]:
 
 
 def _shown(node: ast.FunctionDef) -> bool:
-    return not node.name.startswith("_") and node.name not in INTERNAL
+    return not node.name.startswith("_") and node.name not in INTERNAL | OLD_NAMES
 
 
 def _private(node: ast.AnnAssign | ast.Assign) -> bool:
@@ -173,13 +174,19 @@ def _written(node: ast.AST) -> str:
 
 
 def _doc(node: ast.ClassDef | ast.FunctionDef) -> str:
-    """A docstring as Markdown; lines of a name, two spaces and a text are a list."""
+    """Return a docstring as Markdown, its sections (`Arguments:` and an indented list) under bold headings."""
     text = ast.get_docstring(node)
     assert text, f"{node.name} has no docstring"
-    return "\n\n".join(_paragraph(part) for part in text.split("\n\n"))
+    parts = re.split(r"(?m)^(Arguments|Returns|Raises):\n((?: {4}.*\n?|\n(?= {4}))+)", text)
+    written = [_paragraph(part) for part in parts[0].strip().split("\n\n")]
+    for heading, body, rest in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
+        written += [f"**{heading}**", _paragraph(inspect.cleandoc(body))]
+        written += [_paragraph(part) for part in rest.strip().split("\n\n") if part]
+    return "\n\n".join(written)
 
 
 def _paragraph(part: str) -> str:
+    """Return a paragraph; lines of a name, two spaces and a text are a list."""
     lines = re.sub(r"\n {2,}", " ", part).splitlines()  # what continues a line is indented
     items = [re.split(r" {2,}", line, maxsplit=1) for line in lines]
     if len(items[0]) == 1:

@@ -76,7 +76,7 @@ class CLIPN(TrainedMethod[Tensor]):
 
     def fit(self, task: Task) -> Tensor:
         """The "no" vectors of the classes [k d], of unit length."""
-        return task.keep(
+        return task.cached(
             lambda: self._bank(task),
             prompt=self.prompt,
             offsets=self.offsets,

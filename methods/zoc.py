@@ -105,7 +105,7 @@ class ZOC(TrainedMethod[Captioner]):
             epochs=25,
             batch=128,
             cosine=False,
-            bare=(),
+            no_decay=(),
             epsilon_hat=True,
         )
 

@@ -71,7 +71,9 @@ class ZOCCoCa(Method[Names]):
     def said(self, pixels: Float[Tensor, "b 3 height width"], task: Task, state: Names) -> Bool[Tensor, "b m"]:
         """Which names are an image's candidates."""
         captioner = task.encoder.captioner()
-        looked = captioner.look(pixels)
-        start = torch.full((len(pixels), 1), ends(task.encoder)[0], device=looked.device)
-        ids = torch.arange(captioner.vocabulary, device=looked.device)
-        return state.said(best(lambda tokens: captioner.follow(looked, tokens), ids, start, self.steps, self.k))
+        encoded = captioner.encode(pixels)
+        start = torch.full((len(pixels), 1), ends(task.encoder)[0], device=encoded.device)
+        ids = torch.arange(captioner.vocabulary, device=encoded.device)
+        return state.said(
+            best(lambda tokens: captioner.next_token_logits(encoded, tokens), ids, start, self.steps, self.k)
+        )

@@ -6,6 +6,7 @@ imports neither torch nor pandas.
 
 from __future__ import annotations
 
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +28,9 @@ except PackageNotFoundError:  # imported from a checkout that was not installed
 def run(methods: str = "all", id: str = "glyphs", **options: Any) -> pd.DataFrame:
     """Run a benchmark; one line per method, OOD set and metric.
 
-    Options are those of `oodbench run`, with underscores: ood, encoder, data, settings, seed, device, limit, out, ...
-    (the fields of oodbench.pipeline.request.RunRequest), and `tracking_uri`: "" (the default here) records nothing in
-    MLflow.
+    Options are those of `oodbench run`, with underscores: ood, encoder, data, settings, seed, device, limit, results,
+    ... (the fields of oodbench.pipeline.request.RunRequest, whose `out` is `results` here), and `tracking_uri`: ""
+    (the default here) records nothing in MLflow.
     Columns: method, label, benchmark, encoder, id, ood, group, metric, value (a fraction), n_id, n_ood, partial,
     digest of the row.
     Raises UserError for bad input; a method that failed has one line with metric "failed" and value NaN.
@@ -38,6 +39,12 @@ def run(methods: str = "all", id: str = "glyphs", **options: Any) -> pd.DataFram
     from oodbench.pipeline.request import request_from
     from oodbench.results import frame
 
+    if "out" in options:
+        if "results" in options:
+            raise UserError("out and results are one option; give results=")
+        warnings.warn("oodbench.run(out=...) is deprecated; write results=...", DeprecationWarning, stacklevel=2)
+    if "results" in options:
+        options["out"] = options.pop("results")
     tracking_uri = options.pop("tracking_uri", "")
     outcome = run_and_record(request_from(methods=methods, id=id, **options), tracking_uri=tracking_uri)
     return frame(outcome.results)

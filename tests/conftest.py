@@ -29,7 +29,7 @@ install_import_hook(
         "oodbench.method.method",
         "oodbench.method.task",
         "oodbench.method.toy",
-        "oodbench.method.trained",
+        "oodbench.method.training",
         "oodbench.encoder.openclip",
     ],
     "beartype.beartype",

@@ -173,7 +173,7 @@ def test_a_two_file_method_of_a_third_party_is_listed_checked_and_run(installed:
     listed = installed.run("methods")
     assert re.search(r"^nearest +Nearest .* ready \(entry point of oodbench-nearest\)$", listed, re.MULTILINE)
     assert "power: float = 1" in installed.run("methods", "nearest")
-    assert "nearest: keeps the contract" in installed.run("check", installed.site / "nearest.py")
+    assert "nearest: keeps the contract" in installed.run("methods", "check", installed.site / "nearest.py")
     arguments = ("--methods", "nearest,nearest[power=2]", "--limit", "40", "--tracking-uri", "none")
     out = installed.run("run", *arguments)
     assert "Nearest" in out and "power" in out
@@ -182,6 +182,6 @@ def test_a_two_file_method_of_a_third_party_is_listed_checked_and_run(installed:
 def test_a_method_in_a_file_is_checked_and_run(installed: Installed, tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(THEIRS.replace("Nearest", "Mine"))
-    assert "mine: keeps the contract" in installed.run("check", path)
+    assert "mine: keeps the contract" in installed.run("methods", "check", path)
     out = installed.run("run", "--plugin", path, "--methods", "mine", "--limit", "40", "--tracking-uri", "none")
     assert "Mine" in out

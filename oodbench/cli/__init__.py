@@ -7,7 +7,7 @@ import click
 from oodbench.cli.common import CommandGroup
 from oodbench.cli.datasets import datasets
 from oodbench.cli.explain import explain
-from oodbench.cli.methods import check, methods
+from oodbench.cli.methods import methods
 from oodbench.cli.report import report
 from oodbench.cli.run import run
 from oodbench.cli.score import score
@@ -30,5 +30,5 @@ def main() -> None:
     """
 
 
-for command in (run, train, report, score, explain, methods, datasets, store, check, sync, weights, register):
+for command in (run, train, report, score, explain, methods, datasets, store, sync, weights, register):
     main.add_command(command)

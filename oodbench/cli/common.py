@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from oodbench.cli.spellings import config_refusal, refusal
 from oodbench.errors import UserError, did_you_mean, printable, redact
-from oodbench.storage.files import read_text
+from oodbench.storage.files import read_text, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,6 +71,15 @@ class Integers(click.ParamType):  # type: ignore[type-arg]  # generic in its stu
             self.fail(f"{value!r} is no whole number, nor several as 0,1,2", param, ctx)
 
 
+class NamesOrCommands(click.Group):
+    """A group whose first word may be a command or a name, of which it then calls the command `show`."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if self.get_command(ctx, args[0]) is None:
+            return "show", self.commands["show"], args
+        return super().resolve_command(ctx, args)
+
+
 class CommandGroup(click.Group):
     """Turns errors into one line and exit code 2, and suggests commands."""
 
@@ -95,6 +105,10 @@ class CommandGroup(click.Group):
                 sys.stdout.flush()  # a disk that is full is told now, not when Python ends
         except click.ClickException as error:
             asked = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
+            given = args[0] if args else more.get("args")
+            if renamed := refusal(asked.partition(" ")[2], list(sys.argv[1:] if given is None else given)):
+                tell(renamed)
+                sys.exit(2)
             tell(" ".join(error.format_message().split()).rstrip(".") + (f"; see {asked} --help" if asked else ""))
             code = 2
         except click.Abort:
@@ -206,6 +220,8 @@ def configure(ctx: click.Context, param: click.Parameter, path: Path | None) -> 
     defaults: dict[str, Any] = {}
     for key, value in raw.items():
         name = spelled.get(key.replace("-", "_"))
+        if name is None and (renamed := config_refusal(ctx.command_path.partition(" ")[2], key)):
+            raise UserError(f"--config {path}: {renamed}")
         if name is None:
             raise UserError(
                 f"--config {path}: no flag '{key}'{did_you_mean(key, [s.replace('_', '-') for s in spelled])}"
@@ -233,6 +249,24 @@ def _check_flag(where: str, flag: click.Parameter, value: Any) -> None:
     for one in value if flag.multiple else [value]:
         if not isinstance(one, kind) or (kind is not bool and isinstance(one, bool)):
             raise UserError(f"{where} takes a {flag.type.name}, not {one!r}")
+
+
+def check_output(path: Path | None) -> None:
+    """Raise UserError if --output names a folder, or a file in a folder that does not exist."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError(f"--output {path}: that is a folder; name a file")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--output {path}: there is no folder {path.absolute().parent}")
+
+
+def write_output(path: Path, text: str) -> None:
+    """Write the file of --output. Raise UserError if the system refuses."""
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise UserError(f"--output {path} cannot be written: {error.strerror or error}") from error
 
 
 def print_tables(results: Sequence[Result]) -> None:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import click
 
-from oodbench.cli.common import FOLDER, note, say, tell
+from oodbench.cli.common import FOLDER, NamesOrCommands, check_output, note, say, tell, write_output
 from oodbench.errors import printable
 
 _DATA = click.option("--data", type=FOLDER, help="Folder of the datasets. Default: $OODBENCH_DATA, else ./data.")
@@ -28,7 +25,7 @@ _DATA = click.option("--data", type=FOLDER, help="Folder of the datasets. Defaul
 @click.option("--hamming", type=click.IntRange(0, 16), default=4, show_default=True, help="Bits of near-duplicates.")
 @click.option("--limit", type=click.IntRange(1), help="A quick look at N images of each set.")
 @click.option("--format", "kind", type=click.Choice(("text", "json")), default="text", show_default=True)
-@click.option("--json", "file", type=FOLDER, help="Write the report to a JSON file, too.")
+@click.option("-o", "--output", type=FOLDER, help="Also write the findings to this JSON file.")
 def check(
     names: tuple[str, ...],
     id_: str,
@@ -38,13 +35,14 @@ def check(
     hamming: int,
     limit: int | None,
     kind: str,
-    file: Path | None,
+    output: Path | None,
 ) -> None:
     """Look at every image of datasets and benchmarks: counts, broken images, images shared by ID and OOD, shortcuts.
 
     NAME is a dataset, a benchmark or folder:PATH; without any it is all that lies in the data folder. A check that was
     stopped goes on where it was; images are looked at again when they change. Exit code 1 when there are errors.
     """
+    from oodbench.cli.progress import ProgressBars
     from oodbench.data import catalog as catalogue
     from oodbench.data.checks.findings import text
     from oodbench.data.checks.run import CheckSettings, examine
@@ -54,17 +52,15 @@ def check(
 
     if workers < 0:
         raise UserError(f"--workers takes a number of threads, not {workers}")
+    check_output(output)
     settings = CheckSettings(
         catalogue.data_root(_inherited(data)), Store(store or default_root()), workers, hamming, limit
     )
-    with bars("images") as watch:
-        report = examine(scope(names, id_), settings, watch)
+    with ProgressBars("images") as bars:
+        report = examine(scope(names, id_), settings, bars.count)
     plain = json.dumps(report.as_dict(), indent=2)
-    if file:
-        try:
-            file.write_text(plain + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--json {file} cannot be written: {error.strerror}") from error
+    if output:
+        write_output(output, plain + "\n")
     say(plain if kind == "json" else text(report))
     if not report.ok:
         sys.exit(1)
@@ -79,6 +75,7 @@ def get(names: tuple[str, ...], data: Path | None) -> None:
     NAME is a dataset or a benchmark. A download that was stopped goes on where it was. Exit code 1 when a set that may
     be fetched could not be; 3 when one has to be got by hand.
     """
+    from oodbench.cli.progress import ProgressBars
     from oodbench.data import catalog as catalogue
     from oodbench.data.fetch import get as fetch
     from oodbench.errors import UserError, raise_all
@@ -87,19 +84,21 @@ def get(names: tuple[str, ...], data: Path | None) -> None:
     problems: list[str] = []
     wanted: dict[str, catalogue.Dataset] = {}
     for name in names:
-        protocol = catalogue.benchmarks().get(name)
         try:
-            for one in [protocol.id, *(n for n, _ in protocol.sets())] if protocol else [name]:
-                found = catalogue.dataset(one)
+            if name in catalogue.benchmarks():
+                protocol = catalogue.protocol(name)
+                wanted |= {found.name: found for found in (protocol.id, *(one for one, _ in protocol.ood))}
+            else:
+                found = catalogue.dataset(name)
                 wanted[found.name] = found
         except UserError as error:
             problems += error.problems
     raise_all(problems)
     failed = by_hand = False
-    with bars("bytes") as watch:
+    with ProgressBars("bytes") as bars:
         for dataset in wanted.values():
             try:
-                outcome = fetch(dataset, root, watch)
+                outcome = fetch(dataset, root, bars.count)
                 by_hand |= outcome.by_hand
                 say(f"{dataset.name}: {outcome.message}")
             except UserError as error:
@@ -107,33 +106,6 @@ def get(names: tuple[str, ...], data: Path | None) -> None:
                 tell(*(f"{dataset.name}: {one}" for one in error.problems))
     if failed or by_hand:
         sys.exit(1 if failed else 3)
-
-
-@contextmanager
-def bars(unit: str) -> Iterator[Callable[[str, int], Callable[[int], None]]]:
-    """Progress bars on stderr, a new one per (what, total in units); nothing at all when not in a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda what, total: lambda n: None
-        return
-    from rich import progress
-    from rich.console import Console
-
-    from oodbench.errors import printable
-
-    amount = progress.DownloadColumn() if unit == "bytes" else progress.MofNCompleteColumn()
-    columns = (
-        progress.TextColumn("{task.description}", markup=False),
-        progress.BarColumn(),
-        amount,
-        progress.TimeRemainingColumn(),
-    )
-    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as live:
-
-        def begin(what: str, total: int) -> Callable[[int], None]:
-            task = live.add_task(printable(what), total=total or None)
-            return lambda n: live.advance(task, n)
-
-        yield begin
 
 
 def _inherited(data: Path | None) -> Path | None:
@@ -145,16 +117,7 @@ def _inherited(data: Path | None) -> Path | None:
 DATA = click.option("--data", type=FOLDER, help="Folder of the datasets. Default: $OODBENCH_DATA, else ./data.")
 
 
-class Datasets(click.Group):
-    """A group whose first word may also be the name of a dataset or benchmark."""
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if self.get_command(ctx, args[0]) is None:
-            return "show", self.commands["show"], args
-        return super().resolve_command(ctx, args)
-
-
-@click.group(cls=Datasets, invoke_without_command=True)
+@click.group(cls=NamesOrCommands, invoke_without_command=True)
 @DATA
 @click.pass_context
 def datasets(ctx: click.Context, data: Path | None) -> None:
@@ -178,7 +141,7 @@ def show(outer: Path | None, name: str, data: Path | None) -> None:
 
     root = catalogue.data_root(data or outer)
     if name in catalogue.benchmarks() and name not in catalogue.datasets():
-        say(listings.benchmark(catalogue.benchmarks()[name], root))
+        say(listings.benchmark(catalogue.protocol(name), root))
     else:
         say(listings.dataset(catalogue.dataset(name), root))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from oodbench.cli.common import FOLDER, log, say
+from oodbench.cli.common import FOLDER, check_output, log, note, say, write_output
 
 
 @click.command()
@@ -28,17 +28,26 @@ from oodbench.cli.common import FOLDER, log, say
 @click.option("--shared", default="", help="As for run.")
 @click.option("--results", "out", type=FOLDER, default="results", help="Rows to rank the image in.", show_default=True)
 @click.option("--top", default=5, type=click.IntRange(min=1), help="Names per list.", show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
+@click.option("--format", "form", type=click.Choice(("text", "json")), default="text", show_default=True)
+@click.option("-o", "--output", type=FOLDER, help="Write to this file.")
 @click.option("-v", "--verbose", is_flag=True, help="Log what is done; tracebacks of errors.")
-def explain(images: tuple[Path, ...], id_: str, top: int, as_json: bool, verbose: bool, **options: Any) -> None:
+def explain(
+    images: tuple[Path, ...], id_: str, top: int, form: str, output: Path | None, verbose: bool, **options: Any
+) -> None:
     """Say why images score as they do: every method's score and rank among stored ID scores, and what it saw."""
     log(verbose)
+    check_output(output)
     from oodbench.detector import explain as explanation
     from oodbench.pipeline.request import request_from
 
     request = request_from(id=id_, allow_partial=True, skip_missing=True, **options)
     found = explanation.explain(request, images[0] if len(images) == 1 else images, top)
-    if as_json:
-        say(json.dumps([explanation.plain(one) for one in found], indent=1, allow_nan=False))
+    if form == "json":
+        text = json.dumps([explanation.plain(one) for one in found], indent=1, allow_nan=False)
     else:
-        say("\n\n".join(explanation.text(one) for one in found))
+        text = "\n\n".join(explanation.text(one) for one in found)
+    if output:
+        write_output(output, text + "\n")
+        note(f"wrote {output}")
+    else:
+        say(text)

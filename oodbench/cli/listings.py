@@ -9,7 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from oodbench.data import catalog as catalogue
-from oodbench.data.catalog import Benchmark, Dataset
+from oodbench.data.catalog import Dataset, Protocol
 from oodbench.errors import UserError, is_url, printable, redact
 from oodbench.method.introspection import MethodInfo
 from oodbench.method.parameters import written
@@ -87,13 +87,14 @@ def dataset(one: Dataset, data: Path) -> str:
     return redact("\n".join([printable(one.name), *(f"  {name:10}{value}" for name, value in told.items() if value)]))
 
 
-def benchmark(one: Benchmark, data: Path) -> str:
-    """One benchmark in full."""
+def benchmark(protocol: Protocol, data: Path) -> str:
+    """Return the description of one benchmark: its sets and whether they are there."""
+    one = protocol.benchmark
     lines = [
         f"{one.name}: {one.title}" + (f" ({one.cite})" if one.cite else ""),
-        f"  ID   {one.id}: {_status(catalogue.dataset(one.id), data)}",
+        f"  ID   {one.id}: {_status(protocol.id, data)}",
     ]
-    lines += [f"  {group or 'OOD':5}{name}: {_status(catalogue.dataset(name), data)}" for name, group in one.sets()]
+    lines += [f"  {group or 'OOD':5}{ood.name}: {_status(ood, data)}" for ood, group in protocol.ood]
     if one.calibration:
         lines.append(f"  calibration  {one.calibration}: {_status(catalogue.dataset(one.calibration), data)}")
     return "\n".join(lines)

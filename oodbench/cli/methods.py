@@ -1,4 +1,4 @@
-"""oodbench methods and oodbench check."""
+"""oodbench methods: list, show, check, negatives."""
 
 from __future__ import annotations
 
@@ -9,15 +9,83 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from oodbench.cli.common import FOLDER, log, say
+from oodbench.cli.common import FOLDER, NamesOrCommands, log, say
 from oodbench.errors import UserError, printable, redact
 
 if TYPE_CHECKING:
     from oodbench.data.imageset import ImageSet
     from oodbench.pipeline.plan import Plan
 
+_PLUGIN = click.option(
+    "--plugin", "plugins", multiple=True, type=FOLDER, help="File with a method of your own. Repeatable."
+)
 
-def describe(plan: Plan) -> str:
+
+@click.group(cls=NamesOrCommands, invoke_without_command=True)
+@_PLUGIN
+@click.pass_context
+def methods(ctx: click.Context, plugins: tuple[Path, ...]) -> None:
+    """List the methods, or show one in full: oodbench methods [NAME]."""
+    ctx.obj = plugins
+    if ctx.invoked_subcommand is None:
+        from oodbench.cli import listings
+        from oodbench.method import registry
+
+        say(listings.methods(registry.methods(plugins).values()))
+
+
+@methods.command()
+@click.argument("name")
+@_PLUGIN
+@click.pass_obj
+def show(outer: tuple[Path, ...], name: str, plugins: tuple[Path, ...]) -> None:
+    """Show a method in full."""
+    from oodbench.cli import listings
+    from oodbench.method import registry
+
+    say(listings.method(registry.method_info(name, registry.methods((*outer, *plugins)))))
+
+
+@methods.command()
+@click.argument("file", type=FOLDER)
+@click.option("-v", "--verbose", is_flag=True, help="Log what is done; show tracebacks of errors.")
+def check(file: Path, verbose: bool) -> None:
+    """Run the contract tests on a method of your own. Exit code 1 if it fails one."""
+    log(verbose)
+    from oodbench.method import registry
+
+    info = registry.methods([file])[file.stem]
+    from oodbench.pipeline.contract import run_checks
+
+    checks = run_checks(info)
+    for name, problem in checks:
+        say(printable(redact(f"{'FAIL' if problem else 'ok':5}{name}{': ' + problem if problem else ''}")))
+    failed = sum(bool(problem) for _, problem in checks)
+    outcome = f"breaks the contract in {failed} of {len(checks)} checks" if failed else "keeps the contract"
+    say(f"{info.name}: {outcome}")
+    if failed:
+        sys.exit(1)
+
+
+@methods.command()
+@click.argument("name", default="neglabel")
+@_PLUGIN
+@click.option("--id", "id_", default="glyphs", help="As for run.", show_default=True)
+@click.option("--ood", default="", help="As for run.")
+@click.option("--encoder", default="", help="As for run.")
+@click.option("--data", type=FOLDER, help="As for run.")
+@click.option("--set", "settings", multiple=True, help="As for run.")
+@click.pass_obj
+def negatives(outer: tuple[Path, ...], /, name: str, plugins: tuple[Path, ...], id_: str, **options: Any) -> None:
+    """Show the words that NAME (default: neglabel) mines, and those that are class names of the ID or OOD sets."""
+    from oodbench.pipeline.plan import make_plan
+    from oodbench.pipeline.request import request_from
+
+    request = request_from(methods=name, id=id_, plugins=(*outer, *plugins), allow_partial=True, **options)
+    say(describe_negatives(make_plan(request)))
+
+
+def describe_negatives(plan: Plan) -> str:
     """Overlap with the class names of every set, then the words of the plan's first method, farthest first."""
     job = plan.jobs[0]
     state = _fitted(plan)
@@ -83,53 +151,6 @@ def _fitted(plan: Plan) -> Any:
     torch.manual_seed(plan.request.seed)
     try:
         with torch.no_grad():
-            return method.fit(task.seen_by(method.needs, method_resources(plan, job, device)))
+            return method.fit(task.for_method(method.needs, method_resources(plan, job, device)))
     except ValueError as error:
         raise UserError(f"{job.label}: {error}") from error
-
-
-@click.command()
-@click.argument("name", required=False)
-@click.option("--plugin", "plugins", multiple=True, type=FOLDER, help="File with a method of your own. Repeatable.")
-@click.option(
-    "--negatives", is_flag=True, help="The words that neglabel mines, and their overlap with ID and OOD names."
-)
-@click.option("--id", "id_", default="glyphs", help="With --negatives: as for run.", show_default=True)
-@click.option("--ood", default="", help="With --negatives: as for run.")
-@click.option("--encoder", default="", help="With --negatives: as for run.")
-@click.option("--data", type=FOLDER, help="With --negatives: as for run.")
-@click.option("--set", "settings", multiple=True, help="With --negatives: as for run.")
-def methods(name: str | None, plugins: tuple[Path, ...], negatives: bool, id_: str, **options: Any) -> None:
-    """List the methods, or show one in full."""
-    from oodbench.cli import listings
-    from oodbench.method import registry
-
-    if negatives:
-        from oodbench.pipeline.plan import make_plan
-        from oodbench.pipeline.request import request_from
-
-        request = request_from(methods=name or "neglabel", id=id_, plugins=plugins, allow_partial=True, **options)
-        say(describe(make_plan(request)))
-        return
-    known = registry.methods(plugins)
-    say(listings.method(registry.method_info(name, known)) if name else listings.methods(known.values()))
-
-
-@click.command()
-@click.argument("file", type=FOLDER)
-@click.option("-v", "--verbose", is_flag=True, help="Tracebacks of errors.")
-def check(file: Path, verbose: bool) -> None:
-    """Run the contract tests on a method of your own and print the verdict."""
-    log(verbose)
-    from oodbench.method import registry
-
-    info = registry.methods([file])[file.stem]
-    from oodbench.method.contract import verdict
-
-    found = verdict(info)
-    for name, problem in found:
-        say(printable(redact(f"{'FAIL' if problem else 'ok':5}{name}{': ' + problem if problem else ''}")))
-    bad = sum(bool(problem) for _, problem in found)
-    say(f"{info.name}: {'keeps the contract' if not bad else f'breaks the contract in {bad} of {len(found)} checks'}")
-    if bad:
-        sys.exit(1)

@@ -22,11 +22,16 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--results", type=FOLDER, default="results", help="Folder of the results.", show_default=True)
-@click.option("--format", "form", default="", help="latex, markdown, html, csv or parquet. Default: for the terminal.")
-@click.option("--output", type=FOLDER, help="Write to this file.")
+@click.option(
+    "--format",
+    "form",
+    default="",
+    help="latex, markdown, html, csv, parquet or figures (PNG and PDF: docs/pictures.md). Default: for the terminal.",
+)
+@click.option("-o", "--output", type=FOLDER, help="Write to this file; the figures, to this folder.")
 @click.option("--standalone", is_flag=True, help="LaTeX that compiles as it is.")
 @click.option("--methods", default="", help="Methods or labels to keep, in this order: mcm,energy[scale=1].")
-@click.option("--sets", default="", help="OOD sets to keep, in this order, by name: sun,textures.")
+@click.option("--ood", "sets", default="", help="OOD sets to keep, in this order, by name: sun,textures.")
 @click.option("--metrics", default=",".join(SHOWN), show_default=True, help="Also fpr95_ood, aupr_in, aupr_out.")
 @click.option("--decimals", type=int, help="Default: 2 in percent, 4 as fractions.")
 @click.option("--percent/--fraction", default=True, help="Default: percent.")
@@ -39,16 +44,18 @@ if TYPE_CHECKING:
     default=None,
     help="Mark what cannot be told from the best. Default: tests, in the terminal if quick.",
 )
-@click.option("--pictures/--no-pictures", default=None, help="In the HTML page. Default: up to 12 tables.")
+@click.option(
+    "--with-figures/--no-figures",
+    "pictures",
+    default=None,
+    help="Figures in the HTML page. Default: for up to 12 tables.",
+)
 @click.option("--bib", is_flag=True, help="BibTeX of the methods and datasets instead of the tables.")
 @click.option("--cite", is_flag=True, help="LaTeX: cite the keys that --bib writes.")
 @click.option("--compare", default="", help="`published`: measured beside published numbers, with the difference.")
 @click.option("--quote", "quotes", multiple=True, help="Add a published row, such as clipn:paper. Repeatable.")
 @click.option("--explain", nargs=2, metavar="METHOD OODSET", help="All that lies behind one cell.")
-@click.option("--figures", type=FOLDER, metavar="DIR", help="Pictures of the tables, PNG and PDF: docs/pictures.md.")
-@click.option(
-    "--data", type=FOLDER, help="With pictures: folder of the datasets. Default: $OODBENCH_DATA, else ./data."
-)
+@click.option("--data", type=FOLDER, help="With figures: folder of the datasets. Default: $OODBENCH_DATA, else ./data.")
 @click.option("--verify", "check", is_flag=True, help="Compute every number again from the scores per image.")
 @click.option("--mlflow", "uri", default="", metavar="URI", help="Rows from an MLflow store instead of the folder.")
 @click.option("--experiment", default="", help="With --mlflow: the benchmark's. Default: all.")
@@ -58,15 +65,17 @@ def report(
     check: bool,
     uri: str,
     experiment: str,
-    figures: Path | None,
     data: Path | None,
     **flags: Any,
 ) -> None:
     """Print the tables of the rows in a results folder: docs/reading-the-table.md says how to read them."""
     from oodbench.report import output as shape
 
+    figures = flags["output"] if flags["form"] == "figures" else None
+    if flags["form"] == "figures" and not figures:
+        raise UserError("--format figures writes PNG and PDF files: name their folder with --output DIR")
     if data and not figures and (flags["form"] != "html" or flags["pictures"] is False):
-        raise UserError("--data is where pictures find their images: it goes with --figures DIR or --format html")
+        raise UserError("--data is where figures find their images: it goes with --format figures or --format html")
     if figures:
         _alone()
     if check:
@@ -120,14 +129,14 @@ def _read(flags: dict[str, Any]) -> tuple[TableOptions, OutputOptions]:
 def _alone() -> None:
     """UserError for flags that pictures would not heed."""
     context = click.get_current_context()
-    heeded = {"results", "methods", "sets", "figures", "data", "uri", "experiment"}
+    heeded = {"results", "methods", "sets", "form", "output", "data", "uri", "experiment"}
     given = [
         option.opts[0]
         for option in context.command.params
         if option.name not in heeded and context.get_parameter_source(option.name or "") == ParameterSource.COMMANDLINE
     ]
     if given:
-        raise UserError(f"--figures draws pictures and nothing else: run {', '.join(given)} by itself")
+        raise UserError(f"--format figures draws figures and nothing else: run {', '.join(given)} by itself")
 
 
 def _draw(found: Gathered, options: TableOptions, folder: Path, data: Path | None) -> None:
@@ -137,7 +146,7 @@ def _draw(found: Gathered, options: TableOptions, folder: Path, data: Path | Non
 
     chosen = tables(found.rows, TableOptions(methods=options.methods, sets=options.sets))
     count = write(chosen, found.paths, folder, data=data, sets=options.sets)
-    note(f"wrote {count} pictures to {folder}")
+    note(f"wrote {count} figures to {folder}")
 
 
 def _gather(results: Path, uri: str, experiment: str) -> Gathered:
@@ -168,7 +177,7 @@ def _verify(results: Path, uri: str) -> int:
     if uri:
         raise UserError("--verify reads the scores per image, which lie in the results folder: leave --mlflow out")
     if not results.is_dir():
-        raise UserError(f"no results folder {results}; make one with: oodbench run --out {results}")
+        raise UserError(f"no results folder {results}; make one with: oodbench run --results {results}")
     findings = list(verify(results))
     wrong = [one for one in findings if one.problems]
     for one in findings:
@@ -177,6 +186,6 @@ def _verify(results: Path, uri: str) -> int:
         for problem in one.problems:
             click.echo(f"  {printable(problem)}")
     if not findings:
-        raise UserError(f"{results} holds no rows; make some with: oodbench run --out {results}")
+        raise UserError(f"{results} holds no rows; make some with: oodbench run --results {results}")
     click.echo(f"{len(findings) - len(wrong)} of {len(findings)} rows OK")
     return 1 if wrong else 0

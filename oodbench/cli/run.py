@@ -134,7 +134,7 @@ def describe(plan: Plan) -> str:
 )
 @click.option("--weights", multiple=True, help="Trained weights of a method: clipn=FILE. Repeatable.")
 @click.option("--plugin", "plugins", multiple=True, type=FOLDER, help="File with a method of your own. Repeatable.")
-@click.option("--out", type=FOLDER, default="results", help="Folder of the results.", show_default=True)
+@click.option("--results", "out", type=FOLDER, default="results", help="Folder of the results.", show_default=True)
 @click.option(
     "--store", type=FOLDER, help="Folder of embeddings and scores. Default: $OODBENCH_STORE, else user cache."
 )
@@ -149,7 +149,7 @@ def describe(plan: Plan) -> str:
 @click.option("--actors", default=0, help="Workers on Ray. Default: one per GPU, or two where there is none.")
 @click.option("--gpus-per-actor", default=1.0, help="GPUs of each, such as 0.5.", show_default=True)
 @click.option(
-    "--events", type=FOLDER, help="Log of what happened, JSON lines. Default: with --ray, events.jsonl in --out."
+    "--events", type=FOLDER, help="Log of what happened, JSON lines. Default: with --ray, events.jsonl in --results."
 )
 @click.option(
     "--tracking-uri",
@@ -168,7 +168,7 @@ def run(
     from oodbench.pipeline import jobs
     from oodbench.pipeline.plan import make_plan
     from oodbench.pipeline.request import request_from
-    from oodbench.report.reference import deviation
+    from oodbench.report.verify import deviation
 
     tracker = session.tracker_of(options["out"], tracking_uri)
     requests = jobs.requests(request_from(id=id_, **options), encoder, seed)
@@ -202,14 +202,14 @@ def run(
 
 def _carry_out(plans: list[Plan], events: Path | None) -> list[RunOutcome]:
     from oodbench import api
-    from oodbench.cli.progress import Progress
+    from oodbench.cli.progress import RunProgress
     from oodbench.distributed.cluster import chosen
     from oodbench.pipeline.events import Event, log_to
 
     request = plans[0].request
     if events is None and request.ray and chosen(request.ray, request.device):
         events = request.out / "events.jsonl"
-    with Progress() as progress, log_to(events) as write:
+    with RunProgress() as progress, log_to(events) as write:
 
         def told(event: Event) -> None:
             progress.watch.told(event)

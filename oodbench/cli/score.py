@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from oodbench.cli.common import FOLDER, log, note, stoppable
+from oodbench.cli.common import FOLDER, check_output, log, note, stoppable
 from oodbench.errors import UserError
 from oodbench.storage.files import atomic_write, expand
 
@@ -40,11 +40,8 @@ def check(out: Path | None) -> None:
     if out is None:
         return
     if out.suffix.lower() not in SUFFIXES:
-        raise UserError(f"--out {out}: the name must end in .csv or .parquet")
-    if out.is_dir():
-        raise UserError(f"--out {out}: that is a folder; name a file")
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.absolute().parent}")
+        raise UserError(f"--output {out}: the name must end in .csv or .parquet")
+    check_output(out)
 
 
 def write(parts: Iterable[Scored], classes: Sequence[str], threshold: float | None, out: Path | None) -> Written:
@@ -103,7 +100,7 @@ def _writer(out: Path | None, names: list[str]) -> Iterator[Any]:
                 with parquet.ParquetWriter(partial, schema) as file:
                     yield lambda columns: file.write_table(_table(dict(zip(names, columns, strict=True)), schema))
     except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from error
+        raise UserError(f"--output {out} cannot be written: {error.strerror or error}") from error
 
 
 def _rows(file: Any, names: list[str]) -> Any:
@@ -130,7 +127,7 @@ def _table(columns: dict[str, list[Any]], schema: Any) -> Any:
 @click.option("--calibration", help="ID images for a method that calibrates. Default: a part of --threshold-from.")
 @click.option("--tpr", default=0.95, help="Share of new ID images that is kept.", show_default=True)
 @click.option("--threshold", type=float, help="The threshold itself: images that score at least this are ID.")
-@click.option("--out", type=FOLDER, help="A .csv or .parquet file. Default: CSV to stdout.")
+@click.option("-o", "--output", "out", type=FOLDER, help="A .csv or .parquet file. Default: CSV to stdout.")
 @click.option("--save", type=FOLDER, help="Also save the detector into this folder.")
 @click.option("--encoder", default="", help="As for run. Default: glyphs.")
 @click.option("--weights", default="", help="Trained weights of the method.")
@@ -187,7 +184,8 @@ def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
 
 
 def _fitted(options: dict[str, Any]) -> Any:
-    from oodbench import Detector, UserError
+    from oodbench.detector.detector import Detector
+    from oodbench.errors import UserError
     from oodbench.method.parameters import parse_setting
 
     if not options["method"] or not options["classes"]:
@@ -218,8 +216,8 @@ def _fitted(options: dict[str, Any]) -> Any:
 
 def _check_thresholds(options: dict[str, Any]) -> None:
     """UserError for a threshold that is none, for two of them, and for flags that would have no effect."""
-    from oodbench import UserError
     from oodbench.detector.engine import finite
+    from oodbench.errors import UserError
 
     if options["threshold"] is not None and options["threshold_from"]:
         raise UserError("--threshold-from and --threshold are two thresholds; give one")
@@ -237,7 +235,8 @@ def _given(name: str) -> bool:
 
 def _loaded(options: dict[str, Any]) -> Any:
     """The saved detector; what it fixes cannot be given beside it."""
-    from oodbench import Detector, UserError
+    from oodbench.detector.detector import Detector
+    from oodbench.errors import UserError
 
     places = ("device", "workers", "store", "shared", "on_error", "plugins", "encoder")
     able = {*places, "detector", "threshold", "out", "save", "no_store"}
@@ -251,7 +250,7 @@ def _loaded(options: dict[str, Any]) -> Any:
 
 
 def _parts(detector: Any, images: ImageSet) -> Iterator[Scored]:
-    from oodbench.cli.progress import Progress
+    from oodbench.cli.progress import ProgressBars
 
-    with Progress() as progress:
-        yield from detector.stream(images, progress.watch.extracting("images", len(images)))
+    with ProgressBars("images") as bars:
+        yield from detector.stream(images, bars.count("encode images", len(images)))

@@ -31,26 +31,26 @@ def followed(
     `carry_out` trains elsewhere than in this process.
     """
     from oodbench import api as session
-    from oodbench.cli.progress import Bar
+    from oodbench.cli.progress import TrainProgress
     from oodbench.tracking.curves import Sender, following
-    from oodbench.training.plan import place
+    from oodbench.training.plan import output_folder
     from oodbench.training.train import TrainWatch
     from oodbench.training.train import train as in_this_process
 
-    tracker = session.tracker_of(place(request), tracking_uri)
+    tracker = session.tracker_of(output_folder(request), tracking_uri)
     if os.environ.get("RANK", "0") != "0":
         return in_this_process(request)
-    with Bar() as bar, ExitStack() as stack:
+    with TrainProgress() as progress, ExitStack() as stack:
         sender = Sender()
 
         def begin(one: Ready) -> None:
             nonlocal sender
             ready(one)
-            bar.start(one.done, one.steps)
+            progress.begin(one.done, one.steps)
             if tracker is not None:
                 sender = stack.enter_context(following(tracker, one.folder))
 
-        outcome = (carry_out or in_this_process)(request, TrainWatch(bar.extracting, begin, bar.step))
+        outcome = (carry_out or in_this_process)(request, TrainWatch(progress.extracting, begin, progress.step))
         sender.status = "KILLED" if outcome.signal else "FINISHED"
     if sender.reason:
         logging.getLogger("oodbench.training").warning("%s", sender.reason)
@@ -71,14 +71,18 @@ SHOWN = 5  # things that were left out
     show_default=True,
 )
 @click.option("--data", type=FOLDER, help="Folder that the paths in the CSV start from. Default: that of the CSV.")
-@click.option("--out", type=FOLDER, help="File of weights. Default: weights/METHOD-ENCODER.safetensors.")
+@click.option(
+    "-o", "--output", "out", type=FOLDER, help="File of weights. Default: weights/METHOD-ENCODER.safetensors."
+)
 @click.option("--set", "settings", multiple=True, help="A hyper-parameter: clipn.tso=0. Repeatable.")
 @click.option(
     "--config", type=FOLDER, is_eager=True, expose_value=False, callback=configure, help="TOML file of flags."
 )
 @click.option("--epochs", type=int, help="Passes over the captions. Default here and below: the method's own.")
 @click.option("--steps", type=int, help="Length of the schedule in steps, instead of --epochs.")
-@click.option("--batch", type=int, help="Pairs in one step, over all processes; the loss compares all of them.")
+@click.option(
+    "--batch-size", "batch", type=int, help="Pairs in one step, over all processes; the loss compares all of them."
+)
 @click.option("--chunk", default=256, help="Pairs computed at once; less needs less memory.", show_default=True)
 @click.option("--lr", type=float, help="Highest learning rate.")
 @click.option("--betas", help="Of AdamW: 0.9,0.98.")
@@ -93,7 +97,7 @@ SHOWN = 5  # things that were left out
 @click.option("--checkpoint-every", default=500, help="Steps between checkpoints.", show_default=True)
 @click.option("--max-steps", type=int, help="Stop after so many steps of the schedule; the same command goes on.")
 @click.option("--workers", default=0, help="Threads that decode images. Default: one per core, at most 16.")
-@click.option("--restart", is_flag=True, help="Throw away a training that is kept beside --out.")
+@click.option("--restart", is_flag=True, help="Throw away a training that is kept beside --output.")
 @click.option("--plugin", "plugins", multiple=True, type=FOLDER, help="File with a method of your own. Repeatable.")
 @click.option("--store", type=FOLDER, help="Folder of embeddings. Default: $OODBENCH_STORE, else user cache.")
 @click.option("--shared", default="", help="URL of a store behind it that all machines reach. $OODBENCH_SHARED.")
@@ -101,7 +105,7 @@ SHOWN = 5  # things that were left out
 @click.option("--num-workers", default=0, help="Processes on Ray. Default: one per GPU, or two where there is none.")
 @click.option(
     "--tracking-uri",
-    help="MLflow server. Default: $MLFLOW_TRACKING_URI, else a sqlite file beside --out; 'none' for no MLflow.",
+    help="MLflow server. Default: $MLFLOW_TRACKING_URI, else a sqlite file beside --output; 'none' for no MLflow.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log what is done; tracebacks of errors.")
 def train(
@@ -130,7 +134,7 @@ def train(
         todo = "a lower --lr" + (", or --precision fp32" if request.compute != "fp32" else "")
         tell(f"{error}; the last good checkpoint stays; try {todo}")
         sys.exit(1)
-    if outcome.first:
+    if outcome.is_main:
         _tell(outcome, request)
     if outcome.signal:
         sys.exit(128 + outcome.signal)
@@ -180,8 +184,8 @@ def _tell(outcome: TrainOutcome, request: TrainRequest) -> None:
         note(f"finished before: all {outcome.steps:,} steps are made (--restart trains anew)")
     for name, value in outcome.terms.items():
         note(f"{name} {value:.4f}")
-    place = Path(outcome.out)
-    shown = place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
+    weights = Path(outcome.out)
+    shown = weights.relative_to(Path.cwd()) if weights.is_relative_to(Path.cwd()) else weights
     name = request.method.strip().partition("[")[0]
     command = ["oodbench", "run", "--methods", request.method.strip(), "--weights", f"{name}={shown}"]
     command += ["--encoder", request.encoder]

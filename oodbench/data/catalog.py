@@ -11,13 +11,13 @@ import os
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from oodbench.data.paths import declarations
-from oodbench.errors import UserError, did_you_mean, has_credentials, is_url, raise_all, redact_url
+from oodbench.errors import ProblemList, UserError, did_you_mean, has_credentials, is_url, raise_all, redact_url
 from oodbench.storage.files import expand, read_text, real_path
 
 OWN = ("folder:", "list:", "tar:", "hf:", "arrays:")
@@ -161,6 +161,37 @@ class Benchmark:
         return [(n, "near") for n in self.near] + [(n, "far") for n in self.far] + [(n, "") for n in self.ood]
 
 
+@dataclass(frozen=True)
+class Protocol:
+    """A benchmark whose datasets were found.
+
+    benchmark  its name, title, calibration set and encoder
+    id         the ID set
+    ood        the OOD sets, each with its group ("near", "far" or ""), in the order of the table
+    """
+
+    benchmark: Benchmark
+    id: Dataset
+    ood: tuple[tuple[Dataset, str], ...]
+
+    def without(self, names: Collection[str]) -> Protocol:
+        """Return the protocol without some OOD sets. Its name and title say so, because its averages differ."""
+        kept = tuple((one, group) for one, group in self.ood if one.name not in names)
+        if not kept:
+            raise UserError(f"none of the OOD sets of '{self.benchmark.name}' is there: {', '.join(names)}")
+        titles = [one.title for one, _ in self.ood if one.name in names]
+        near, far, ood = (tuple(one.name for one, group in kept if group == wanted) for wanted in ("near", "far", ""))
+        benchmark = dataclasses.replace(
+            self.benchmark,
+            name=f"{self.benchmark.name}-without-{'+'.join(names)}",
+            title=f"{self.benchmark.title}, without {', '.join(titles)}",
+            near=near,
+            far=far,
+            ood=ood,
+        )
+        return Protocol(benchmark, self.id, kept)
+
+
 def read_dataset(path: Path) -> Dataset:
     """The dataset that a file declares. UserError when it is not complete, or has unknown keys or loader."""
     one = _read(path, Dataset)
@@ -207,13 +238,14 @@ __all__ = [
     "UNKNOWN",
     "Benchmark",
     "Dataset",
-    "benchmark",
+    "Protocol",
     "benchmarks",
     "config_folder",
     "data_root",
     "dataset",
     "datasets",
     "own_folder",
+    "protocol",
     "read_dataset",
     "titled",
 ]
@@ -307,45 +339,57 @@ def _chosen(whole: Dataset, keep: tuple[str, ...], classes: str) -> Dataset:
     )
 
 
-def benchmark(id_reference: str, ood_references: Sequence[str]) -> Benchmark:
-    """The benchmark of an ID set: its declared protocol, or one made of the OOD sets that the user named.
+def protocol(id_reference: str, ood_references: Sequence[str] = (), classes: str = "") -> Protocol:
+    """Return the benchmark of an ID set with its datasets: the declared one, or one made of the given OOD sets.
 
-    `id_reference` may also be a benchmark's own name.
+    `id_reference` may also be the name of a benchmark. `classes` names a class list to use instead of the ID set's own.
+    Raises UserError with every name that does not exist.
     """
-    if id_reference in benchmarks() and not ood_references:
-        return benchmarks()[id_reference]
-    if id_reference in benchmarks() and id_reference not in datasets():
-        id_reference = benchmarks()[id_reference].id
-    problems: list[str] = []
-    found = [_dataset_or(problems, reference) for reference in (id_reference, *ood_references)]
-    raise_all(problems)
-    chosen, *sets = [d for d in found if d]
-    declared = _protocol(chosen)
-    if not sets:
+    known = benchmarks()
+    if id_reference in known and not ood_references:
+        return _with_datasets(known[id_reference], classes)
+    if id_reference in known and id_reference not in datasets():
+        id_reference = known[id_reference].id
+    problems = ProblemList()
+    id_set = problems.attempt(dataset, id_reference, classes)
+    found = [problems.attempt(dataset, reference) for reference in ood_references]
+    raise_all(problems.problems)
+    assert id_set
+    declared = _declared_benchmark(id_set)
+    if not found:
         if declared is None:
             raise UserError(f"'{id_reference}' has no benchmark of its own; name its OOD sets with --ood")
-        return declared
-    once: dict[tuple[str, ...], Dataset] = {}
-    for one in sets:  # a set given twice is one
-        place = (one.loader, one.path, one.list, one.source, one.split)
-        once.setdefault((one.name,) if one.declared else place, one)
-    sets = list(once.values())
-    if declared and [d.name for d in sets] == [name for name, _ in declared.sets()]:
-        return declared
-    chosen, *sets = titled([chosen, *sets])
-    short = [d.name if d.declared else d.title for d in sets]
-    return Benchmark(
-        name=f"{chosen.name if chosen.declared else chosen.title}-vs-{'+'.join(short)}",
-        title=f"{chosen.title} against {', '.join(d.title for d in sets)}",
-        id=chosen.name,
-        ood=tuple(d.name for d in sets),
+        return _with_datasets(declared, classes)
+    distinct: dict[tuple[str, ...], Dataset] = {}
+    for one in filter(None, found):  # a set given twice counts once
+        location = (one.loader, one.path, one.list, one.source, one.split)
+        distinct.setdefault((one.name,) if one.declared else location, one)
+    ood = list(distinct.values())
+    if declared and [one.name for one in ood] == [name for name, _ in declared.sets()]:
+        groups = [group for _, group in declared.sets()]
+        return Protocol(declared, id_set, tuple(zip(ood, groups, strict=True)))
+    id_set, *ood = titled([id_set, *ood])
+    names = [one.name if one.declared else one.title for one in (id_set, *ood)]
+    made = Benchmark(
+        name=f"{names[0]}-vs-{'+'.join(names[1:])}",
+        title=f"{id_set.title} against {', '.join(one.title for one in ood)}",
+        id=id_set.name,
+        ood=tuple(one.name for one in ood),
         calibration=declared.calibration if declared else "",
         encoder=declared.encoder if declared else "",
     )
+    return Protocol(made, id_set, tuple((one, "") for one in ood))
 
 
-def _protocol(id_set: Dataset) -> Benchmark | None:
-    """The benchmark that an ID set declares, with that set as its ID set: a protocol may be declared for another."""
+def _with_datasets(found: Benchmark, classes: str) -> Protocol:
+    """Return a declared benchmark with its datasets."""
+    sets = found.sets()
+    id_set, *ood = titled([dataset(found.id, classes), *(dataset(name) for name, _ in sets)])
+    return Protocol(found, id_set, tuple((one, group) for one, (_, group) in zip(ood, sets, strict=True)))
+
+
+def _declared_benchmark(id_set: Dataset) -> Benchmark | None:
+    """Return the benchmark that an ID set names, with that set as ID set, as it may be declared for another one."""
     if not id_set.benchmark:
         return None
     found = benchmarks().get(id_set.benchmark)
@@ -380,11 +424,3 @@ def data_root(given: Path | None) -> Path:
     """--data, else $OODBENCH_DATA, else ./data."""
     chosen = os.environ.get("OODBENCH_DATA")
     return expand(given or "data") if given or not chosen else expand(chosen, "$OODBENCH_DATA")
-
-
-def _dataset_or(problems: list[str], reference: str) -> Dataset | None:
-    try:
-        return dataset(reference)
-    except UserError as error:
-        problems += error.problems
-        return None

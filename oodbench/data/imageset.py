@@ -19,7 +19,7 @@ from oodbench.data.catalog import Dataset
 from oodbench.data.loaders.layout import Classes, Remark, by_folder, by_suffix, label_keys
 from oodbench.errors import Missing, Unlabelled, UserError
 from oodbench.storage.files import irregular, open_regular
-from oodbench.storage.fingerprints import ReadImage, encoded, lasting, stat_fingerprint
+from oodbench.storage.fingerprints import ReadImage, portable_part, stat_fingerprint
 from oodbench.storage.store import digest, file_digest
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class ImageFiles:
         """Read a file."""
         with open_regular(self.folder / name) as file:
             raw = file.read()
-            return encoded(stat_fingerprint(os.fstat(file.fileno())), raw)
+            return ReadImage.from_bytes(stat_fingerprint(os.fstat(file.fileno())), raw)
 
     def content(self, name: str) -> str:
         """Return the sha256 of the file."""
@@ -129,7 +129,7 @@ class ImageSet:
     @cached_property
     def digest(self) -> str:
         """sha256 of the names and of the parts of the fingerprints that other machines share: for result rows."""
-        return self._digest(tuple(map(lasting, self.fingerprints)), slice(None))
+        return self._digest(tuple(map(portable_part, self.fingerprints)), slice(None))
 
     @cached_property
     def stamp(self) -> str:
@@ -157,7 +157,7 @@ class ImageSet:
         read.
         """
         image = self.reader.read(self.names[index])
-        if not self._unchanged(image.content() if self.content else image.print, self.fingerprints[index]):
+        if not self._unchanged(image.content() if self.content else image.fingerprint, self.fingerprints[index]):
             raise self._changed(self.folder / self.names[index])
         return image.image()
 
@@ -173,7 +173,7 @@ class ImageSet:
                 raise images._changed(images.folder)
 
     def _unchanged(self, now: str, listed: str) -> bool:
-        return now == listed or (self.host != socket.gethostname() and lasting(now) == lasting(listed))
+        return now == listed or (self.host != socket.gethostname() and portable_part(now) == portable_part(listed))
 
     def _changed(self, path: Path) -> UserError:
         return UserError(f"dataset '{self.dataset.name}': {path} changed after it was listed; run again")

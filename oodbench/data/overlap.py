@@ -1,4 +1,4 @@
-"""The image sets of a request: found, counted, named, and checked against each other."""
+"""Checks that the ID and OOD sets of a run share no images."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from oodbench.detector.store import DetectorStore
 from oodbench.errors import InvalidParameter, NotFitted, UserError, did_you_mean
 from oodbench.pipeline.request import RunRequest
 from oodbench.storage.files import expand
-from oodbench.storage.shared import opened
+from oodbench.storage.shared import open_store
 from oodbench.storage.store import Store, default_root
 
 
@@ -266,7 +266,7 @@ class Detector(OutlierEstimator):
         self.classes_ = np.array(engine.plan.classes.lines, dtype=object)
 
     def _store(self, saved: Store | None = None) -> DetectorStore:
-        return DetectorStore(opened(self._root(), self.shared), saved, self.keep)
+        return DetectorStore(open_store(self._root(), self.shared), saved, self.keep)
 
     def _root(self) -> Path:
         return expand(self.store or default_root())

@@ -189,7 +189,7 @@ class Engine:
         return Scored(part.listing.names, scores, predictions, part.skipped)
 
     def _scorer(self) -> Scorer:
-        self.running.own = method_resources(self.plan, self.running.job, self.device)
+        self.running.resources = method_resources(self.plan, self.running.job, self.device)
         return Scorer(self.plan, make_task(self.plan, self.encoder, self.device, Watch()), self.device)
 
 

@@ -77,7 +77,7 @@ def explain(request: RunRequest, images: Any, top: int = 5) -> list[Explanation]
     encoder = encoder_loader(plan, device)
     scorer = Scorer(plan, make_task(plan, encoder, device, Watch()), device)
     methods, broken = load_methods(plan, plan.jobs)
-    running = [dataclasses.replace(one, own=method_resources(plan, one.job, device)) for one in methods]
+    running = [dataclasses.replace(one, resources=method_resources(plan, one.job, device)) for one in methods]
     scorer.fit(running)  # calibration images may be stored, those to explain are not
     known = id_scores(plan)
     notes = [f"left out: {name}: {reason}" for name, reason in (*plan.skipped_methods, *broken)]
@@ -160,11 +160,11 @@ def _said(scorer: Scorer, one: FittedMethod, batch: Any) -> tuple[dict[str, list
     """The method's own explanation and decision; nothing and why when it fails, which leaves the score as it is."""
     import torch
 
-    needs, task = one.method.needs, scorer.task.seen_by(one.method.needs, one.own)
+    needs, task = one.method.needs, scorer.task.for_method(one.method.needs, one.resources)
     try:
         with torch.no_grad():
-            details = one.method.explain(batch.seen_by(needs), task, one.state)
-            accepted = one.method.decide(batch.seen_by(needs), task, one.state)
+            details = one.method.explain(batch.for_method(needs), task, one.state)
+            accepted = one.method.decide(batch.for_method(needs), task, one.state)
         told = {str(what): [(str(name), float(value)) for name, value in pairs] for what, pairs in details.items()}
         return told, None if accepted is None else bool(accepted[0]), ""
     except Exception as error:  # of a method of the user's own

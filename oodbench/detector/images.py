@@ -19,7 +19,7 @@ from oodbench.data.loaders.layout import same_prompts
 from oodbench.data.prompts import TextList
 from oodbench.errors import UserError
 from oodbench.storage.files import expand
-from oodbench.storage.fingerprints import ReadImage, fingerprint, pixels
+from oodbench.storage.fingerprints import ReadImage, file_fingerprint
 from oodbench.storage.store import Store
 
 if TYPE_CHECKING:
@@ -39,13 +39,13 @@ class GivenImages:
         """The image itself, whose print is its sha256, or the file."""
         if name not in self.held:
             return ImageFiles(Path()).read(name)
-        return pixels(self.content(name), self.held[name])
+        return ReadImage.from_image(self.content(name), self.held[name])
 
     def content(self, name: str) -> str:
         """sha256 of mode, size and pixels, or of the file."""
         if name not in self.held:
             return ImageFiles(Path()).content(name)
-        return pixels("", self.held[name]).content()
+        return ReadImage.from_image("", self.held[name]).content()
 
 
 def listed(images: Any, store: Store, data: Path | None = None) -> ImageSet:
@@ -138,7 +138,7 @@ def _file(path: Path) -> tuple[str, str]:
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder among images; give the folder alone")
     try:
-        return str(path.absolute()), fingerprint(path)
+        return str(path.absolute()), file_fingerprint(path)
     except OSError as error:
         raise UserError(f"image {path} cannot be read: {error.strerror}; give {_KINDS}") from error
 

@@ -98,12 +98,12 @@ def _rows(data: DataFrame) -> list[dict[str, Any]]:
 
 def _image(row: Mapping[str, Any]) -> Any:
     """A path, or the image that bytes hold."""
-    from oodbench.storage.fingerprints import decoded
+    from oodbench.storage.fingerprints import decode
 
     content = row.get("bytes")
     if not isinstance(content, bytes):
         return row.get("image")
     try:
-        return decoded(content)
+        return decode(content)
     except Exception as error:  # Pillow raises many kinds
         raise UserError(f"bytes that are no image: {error}") from error

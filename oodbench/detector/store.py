@@ -65,8 +65,8 @@ class DetectorStore(Store):
         self._noted(kind, written)
         return written
 
-    def forget(self, kind: str, inputs: Mapping[str, Any]) -> None:
-        self.behind.forget(kind, inputs)
+    def remove(self, kind: str, inputs: Mapping[str, Any]) -> None:
+        self.behind.remove(kind, inputs)
 
     @contextmanager
     def keeping(self, keep: bool) -> Iterator[None]:

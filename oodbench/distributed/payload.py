@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import oodbench
 from oodbench.data import catalog as catalogue
 from oodbench.data.catalog import Dataset
 from oodbench.data.catalog import dataset as declared
@@ -30,7 +29,7 @@ from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.plan import Plan
 from oodbench.results import commit, versions
 from oodbench.storage.files import expand
-from oodbench.storage.shared import root_here
+from oodbench.storage.shared import local_root
 from oodbench.storage.store import Store
 
 if TYPE_CHECKING:
@@ -160,7 +159,7 @@ class WorkerPayload:
 
 def code() -> Code:
     """The code of this process."""
-    here = Path(oodbench.__file__).parent
+    here = Path(__file__).parents[1]
     files = [path for path in here.rglob("*.py") if not path.relative_to(here).as_posix().startswith(_DRIVERS)]
     whole = hashlib.sha256()
     for path in sorted(files):
@@ -170,7 +169,7 @@ def code() -> Code:
 
 def pack(plan: Plan) -> WorkerPayload:
     """What workers need to carry out a plan. The token is to be forgotten with `unmark` when they are done."""
-    store = plan.store.at(plan.store.root.absolute())
+    store = plan.store.with_root(plan.store.root.absolute())
     token = {"token": secrets.token_hex(8)}
     store.write("cluster", token, {}, {"host": socket.gethostname()})
     data = catalogue.data_root(plan.request.data).absolute()
@@ -183,7 +182,7 @@ def pack(plan: Plan) -> WorkerPayload:
 
 def unmark(parcel: WorkerPayload) -> None:
     """Remove the token from the store."""
-    parcel.plan.store.forget("cluster", parcel.token)
+    parcel.plan.store.remove("cluster", parcel.token)
 
 
 def unpack(parcel: WorkerPayload, scratch: Path) -> Plan:
@@ -195,7 +194,7 @@ def unpack(parcel: WorkerPayload, scratch: Path) -> Plan:
     if os.path.isdir(parcel.folder):
         os.chdir(parcel.folder)  # paths that a user wrote may start there
     plan = parcel.plan
-    plan = dataclasses.replace(plan, store=plan.store.at(root_here(plan.store.root, plan.store.url)))
+    plan = dataclasses.replace(plan, store=plan.store.with_root(local_root(plan.store.root, plan.store.url)))
     if not plan.store.has("cluster", parcel.token):
         raise UserError(
             f"the store {plan.store.root} on {socket.gethostname()} is not the driver's; "

@@ -15,7 +15,7 @@ from oodbench.distributed.cluster import Demand, Placement, WorkerFolder, connec
 from oodbench.distributed.payload import Code, SentFiles, check_code, code, plugin_files
 from oodbench.errors import Diverged, UserError
 from oodbench.storage.files import expand
-from oodbench.storage.shared import root_here
+from oodbench.storage.shared import local_root
 
 if TYPE_CHECKING:
     from oodbench.training.plan import TrainRequest
@@ -197,7 +197,7 @@ def _process(config: dict[str, Any]) -> None:
         else:
             torch.set_num_threads(call.threads)
         plugins = tuple(files.write(scratch.path) / files.contents[0][0] for files in call.plugins)
-        store = root_here(call.request.store, call.request.shared) if call.request.store else None
+        store = local_root(call.request.store, call.request.shared) if call.request.store else None
         # What is to be thrown away goes once: processes that are started again go on.
         restart = call.request.restart and not ray.get(board.begun.remote())
         request = dataclasses.replace(call.request, plugins=plugins, store=store, restart=restart)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from oodbench.encoder.card import EMBEDDED, LOCAL_FOLDER, EncoderCard, EncoderSpec, card_from
 from oodbench.errors import UserError
-from oodbench.storage.store import Store, digest, file_digest, file_stamp
+from oodbench.storage.fingerprints import file_identity
+from oodbench.storage.store import Store, digest, file_digest
 
 if TYPE_CHECKING:
     from oodbench.encoder.build import Tower
@@ -107,24 +108,24 @@ def resolve(spec: EncoderSpec, resize: str | None, store: Store, *, strict: bool
     }
     path = GLYPHS / "encoder.safetensors" if spec.text == EMBEDDED else spec.path or _remembered(store, known)
     if path is not None:
-        entry = store.find("encoder", {**known, **file_stamp(path)})
+        entry = store.find("encoder", {**known, **file_identity(path)})
         if entry is not None:
             card = card_from(entry.facts["card"])
             texts = text_files(spec, card.config["text_cfg"])
             if texts.digest() == card.text_files and not (strict and file_digest(path) != card.weights):
                 return Resolved(card, path, texts.tokenizer)
-            store.forget("encoder", entry.inputs)
+            store.remove("encoder", entry.inputs)
     from oodbench.encoder.pretrained import origin
 
     source = origin(spec)
     texts = text_files(spec, source.config["text_cfg"])
-    stamp, words = file_stamp(source.path), texts.digest()
+    stamp, words = file_identity(source.path), texts.digest()
     card = _examine(source, resize, texts)
-    if (file_stamp(source.path), texts.digest()) != (stamp, words):
+    if (file_identity(source.path), texts.digest()) != (stamp, words):
         raise UserError(f"encoder '{spec.text}': {source.path} or its tokenizer changed while it was read; run again")
     if spec.path is None:
-        store.remember("encoder-file", known, {"path": str(source.path)})
-    store.remember("encoder", {**known, **stamp}, {"card": dataclasses.asdict(card)})
+        store.try_write("encoder-file", known, {"path": str(source.path)})
+    store.try_write("encoder", {**known, **stamp}, {"card": dataclasses.asdict(card)})
     return Resolved(card, source.path, texts.tokenizer)
 
 
@@ -157,7 +158,7 @@ def _remembered(store: Store, known: dict[str, Any]) -> Path | None:
     entry = store.find("encoder-file", known)
     path = Path(entry.facts["path"]) if entry else None
     if path is not None and not _is_current(path):
-        store.forget("encoder-file", known)
+        store.remove("encoder-file", known)
         return None
     return path
 

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from oodbench.errors import UserError
+from oodbench.method.encoder import Captioner
 
 
 class OffsetTower(nn.Module):
@@ -64,7 +65,7 @@ def text_side(model: Any, name: str) -> Any:
     return text
 
 
-class CoCaCaptioner:
+class CoCaCaptioner(Captioner):
     """A CoCa's text decoder over the tokens of its image tower; that the tower's projection is cut off changes neither.
 
     normalised   from images in [0, 1] to what the tower takes
@@ -83,18 +84,20 @@ class CoCaCaptioner:
         """How many tokens there are."""
         return int(self._model.text_decoder.text_projection.shape[1])
 
-    def look(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b m width"]:
-        """The image tower's tokens."""
+    def encode(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b m width"]:
+        """Return the image tower's tokens."""
         with self._precision():
-            looked: Tensor = self._model(self._normalised(images))["image_embs"].float()
-        return looked
+            encoded: Tensor = self._model(self._normalised(images))["image_embs"].float()
+        return encoded
 
-    def follow(self, looked: Float[Tensor, "b m width"], tokens: Int64[Tensor, "b n"]) -> Float[Tensor, "b v"]:
-        """Logits of the token that follows, as open_clip's own generate() has them."""
+    def next_token_logits(
+        self, encoded: Float[Tensor, "b m width"], tokens: Int64[Tensor, "b n"]
+    ) -> Float[Tensor, "b v"]:
+        """Return the logits of the token that follows, as open_clip's own generate() computes them."""
         longest = self._model.text.context_length
         if tokens.shape[1] > longest:
             raise UserError(f"a caption of {tokens.shape[1]} tokens is longer than the encoder's context of {longest}")
         with self._precision():  # the latent is read by nothing that the logits depend on
-            out = self._model(None, tokens, image_latent=looked, image_embs=looked, output_labels=False)
+            out = self._model(None, tokens, image_latent=encoded, image_embs=encoded, output_labels=False)
         logits: Tensor = out["logits"][:, -1].float()
         return logits

@@ -1,44 +1,56 @@
-"""All that the author of a method reads: Method, TrainedMethod, Needs, Batch, Task, Encoder.
+"""The interface of a method, for its author: Method, TrainedMethod, Needs, Batch, Task, Encoder.
 
-Legend of shapes: b images or pairs, d embedding width, w activation width, k class names, n tokens.
+Names in shapes: b images or pairs, d embedding width, w activation width, k class names, n tokens or prompts.
 
-The registry lies beside it and loads no torch: these names are imported when they are used.
+The names are imported at their first use, because the registry, which is part of this package, must not import torch.
 """
 
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from oodbench.errors import Undeclared
     from oodbench.method.batch import Batch, Needs
     from oodbench.method.encoder import Captioner, Encoder, TextTower
-    from oodbench.method.method import Method, check_predictions, check_scores, logsumexp
+    from oodbench.method.method import Method, TrainedMethod, check_predictions, check_scores, logsumexp
     from oodbench.method.task import MethodResources, Sources, Task
-    from oodbench.method.trained import Optimiser, Pairs, TrainedMethod, Weights
+    from oodbench.method.training import Optimiser, Pairs, Weights
 
-_HOMES = {
+_MODULES = {
     "batch": "Batch Needs Undeclared",
     "encoder": "Captioner Encoder TextTower",
-    "method": "Method check_predictions check_scores logsumexp",
+    "method": "Method TrainedMethod check_predictions check_scores logsumexp",
     "task": "MethodResources Sources Task",
-    "trained": "Optimiser Pairs TrainedMethod Weights",
+    "training": "Optimiser Pairs Weights",
 }
+_OLD_NAMES = {"Own": "MethodResources"}
 
 
 def templates(name: str) -> tuple[str, ...]:
-    """The lines of a prompt set, of a file of templates, or the one template itself."""
+    """Return the templates of a prompt set.
+
+    Arguments:
+        name  name of a prompt set, a file with one template a line, or one template with `{}` in it
+    Returns:
+        Templates, each with `{}` for the class name.
+    """
     from oodbench.data import prompts
 
     return prompts.templates(name).lines
 
 
-if not TYPE_CHECKING:  # to mypy, a name that is not there is an error
+if not TYPE_CHECKING:  # mypy then reports a name that does not exist
 
     def __getattr__(name: str) -> Any:
-        """A name of the interface, from its module."""
-        for module, names in _HOMES.items():
+        """Import a name of the interface from its module."""
+        if name in _OLD_NAMES:
+            new = _OLD_NAMES[name]
+            warnings.warn(f"oodbench.method.{name} is now oodbench.method.{new}", DeprecationWarning, stacklevel=2)
+            name = new
+        for module, names in _MODULES.items():
             if name in names.split():
                 return getattr(importlib.import_module(f"oodbench.method.{module}"), name)
         raise AttributeError(f"module 'oodbench.method' has no attribute '{name}'")

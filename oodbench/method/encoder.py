@@ -1,74 +1,159 @@
-"""What a method sees of the model."""
+"""The CLIP model as a method sees it: image and text towers, tokens, and the caption decoder of a CoCa."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 
 class TextTower(Protocol):
-    """A trainable copy of a text tower; an nn.Module with CLIP's own parameter names."""
+    """A trainable copy of a text tower: an nn.Module with CLIP's own parameter names."""
 
     def __call__(
         self, tokens: Int64[Tensor, "k n"], offset: Float[Tensor, "*k n width"] | None = None
     ) -> Float[Tensor, "k d"]:
-        """Embed tokens, not normalised; `offset` is added to the token and position embeddings."""
+        """Embed tokens.
+
+        Arguments:
+            tokens  [k n] token ids, padded
+            offset  [n width] or [k n width], added to the token and position embeddings; None adds nothing
+        Returns:
+            [k d] embeddings, not normalised.
+        """
         ...
 
 
 @runtime_checkable
 class Captioner(Protocol):
-    """A language model that writes captions of images."""
+    """A language model that writes captions of images, one token after the other.
+
+    A subclass that defines `look` and `follow`, the names of before, gets `encode` and `next_token_logits` from them.
+    """
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens there are: 0 to vocabulary - 1."""
+        """Number of tokens; their ids are 0 to vocabulary - 1."""
         ...
 
-    def look(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b m width"]:
-        """What captions of images in [0, 1] are written from; once per image."""
+    def encode(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b m width"]:
+        """Compute what captions are written from; call it once for each image.
+
+        Arguments:
+            images  [b 3 height width] pixels in [0, 1]
+        Returns:
+            [b m width] image tokens for next_token_logits().
+        """
         ...
 
-    def follow(self, looked: Float[Tensor, "b m width"], tokens: Int64[Tensor, "b n"]) -> Float[Tensor, "b v"]:
-        """Logits of the token that follows. UserError for more tokens than the context holds."""
+    def next_token_logits(
+        self, encoded: Float[Tensor, "b m width"], tokens: Int64[Tensor, "b n"]
+    ) -> Float[Tensor, "b v"]:
+        """Predict the token that follows.
+
+        Arguments:
+            encoded  [b m width] what encode() returned
+            tokens   [b n] the caption so far, with its start token
+        Returns:
+            [b v] logits over the vocabulary.
+        Raises:
+            UserError  if the context of the model holds fewer than n tokens
+        """
         ...
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Give a class that defines a method by its old or its new name the other name as well."""
+        super().__init_subclass__(**options)
+        defined = dict(vars(cls))
+        for old, new in (("look", "encode"), ("follow", "next_token_logits")):
+            if old in defined and new not in defined:
+                warnings.warn(f"Captioner.{old} is now {new}: rename it", DeprecationWarning, stacklevel=2)
+                setattr(cls, new, defined[old])
+            elif new in defined and old not in defined:
+                setattr(cls, old, _old_name(defined[new], f"Captioner.{old} is now {new}"))
+
+
+def _old_name(method: Callable[..., Tensor], message: str) -> Callable[..., Tensor]:
+    """Return a method that calls another one, after a DeprecationWarning."""
+
+    def renamed(self: Any, *arguments: Any, **named: Any) -> Tensor:
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return method(self, *arguments, **named)
+
+    return renamed
 
 
 @runtime_checkable
 class Encoder(Protocol):
-    """A frozen CLIP, differentiable in its input. Embeddings are as the towers give them, not normalised."""
+    """A frozen CLIP, differentiable with respect to its input. Embeddings are not normalised.
 
-    scale: float  # exp(logit_scale), 100 for most CLIPs
-    size: tuple[int, int]  # height and width of the images that it reads
-    std: Tensor  # [3 1 1]: what normalised pixels were divided by, for steps in normalised units
+    Arguments:
+        scale  exp(logit_scale): 100 for most CLIPs
+        size   (height, width) of the images that the model reads, in pixels
+        std    [3 1 1] standard deviation by which pixels are normalised, for steps in normalised units
+    """
+
+    scale: float
+    size: tuple[int, int]
+    std: Tensor
 
     def pixels(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b d"]:
-        """Embed images in [0, 1]; normalises them by the model's own mean and std."""
+        """Embed images.
+
+        Arguments:
+            images  [b 3 height width] pixels in [0, 1]; the model's own mean and std are applied here
+        Returns:
+            [b d] image embeddings, not normalised.
+        """
         ...
 
     def project(self, activations: Float[Tensor, "b w"]) -> Float[Tensor, "b d"]:
-        """The image tower's last linear map, as stored activations need it."""
+        """Apply the last linear map of the image tower, as stored activations need it.
+
+        Arguments:
+            activations  [b w] penultimate activations, see Batch.activations
+        Returns:
+            [b d] image embeddings, not normalised.
+        """
         ...
 
     def text(self, prompts: Sequence[str]) -> Float[Tensor, "k d"]:
-        """Embed prompts with the text tower."""
+        """Embed k prompts with the text tower.
+
+        Returns:
+            [k d] text embeddings, not normalised.
+        """
         ...
 
     def tokenize(self, prompts: Sequence[str]) -> Int64[Tensor, "k n"]:
-        """Token ids as the text tower reads them, padded to its context."""
+        """Tokenize k prompts.
+
+        Returns:
+            [k n] token ids as the text tower reads them, padded to its context.
+        """
         ...
 
     def detokenize(self, token: int) -> str:
-        """The text of one token."""
+        """Return the text of one token."""
         ...
 
     def text_tower(self) -> nn.Module:
-        """A trainable copy of the text tower, see TextTower. UserError for a tower without offsets to add."""
+        """Make a trainable copy of the text tower.
+
+        Returns:
+            A module that is called as a TextTower.
+        Raises:
+            UserError  if the text tower cannot take offsets
+        """
         ...
 
     def captioner(self) -> Captioner:
-        """What writes captions, see Needs.CAPTIONS. UserError for an encoder that cannot."""
+        """Return the model's caption decoder, see Needs.CAPTIONS.
+
+        Raises:
+            UserError  if the model is no CoCa and has none
+        """
         ...

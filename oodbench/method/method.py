@@ -1,8 +1,9 @@
-"""Method: what the author of one writes."""
+"""Method and TrainedMethod: the classes that an author of a method subclasses, and the checks of what they return."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
@@ -10,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from oodbench.errors import UserError
 from oodbench.method.batch import Batch, Needs
+from oodbench.method.encoder import Encoder
 from oodbench.method.task import Task, scaled_logsumexp
+from oodbench.method.training import Optimiser, Pairs
 
 State = TypeVar("State")
 INTEGERS = 1 << 53  # up to here every integer is a float64
@@ -24,25 +27,48 @@ INTEGERS = 1 << 53  # up to here every integer is a float64
 class Method(ABC, Generic[State]):
     """One OOD detection method. A subclass is a frozen dataclass; its fields are the hyper-parameters.
 
-    Every field has a literal default, the paper's released value; `templates: str` names the prompts.
-    What is learnt is returned by fit() and handed to score(). Nothing is kept on self: several threads score at once.
+    Every field has a literal default, the paper's released value; `templates: str` names the prompts. fit() returns
+    what is learnt, and score() gets it as `state`. Nothing is kept on self: several threads call score() at once.
+
+    Arguments:
+        needs       what the method reads
+        calibrated  name of the hyper-parameter that calibration images determine when it is None; "" if there is none
     """
 
     needs: ClassVar[Needs] = Needs.FEATURES
-    calibrated: ClassVar[str] = ""  # the hyper-parameter that calibration images give when it is None, if there is one
+    calibrated: ClassVar[str] = ""
 
     def fit(self, task: Task) -> State:
-        """What the method learns before it sees a test image; None for most zero-shot methods."""
+        """Learn what the method knows before it sees a test image.
+
+        Arguments:
+            task  class names, text, encoder and calibration images
+        Returns:
+            The state, which score() gets; None for most zero-shot methods.
+        """
         return None  # type: ignore[return-value]
 
     @abstractmethod
     def score(self, batch: Batch, task: Task, state: State) -> Float[Tensor, " b"]:
-        """One score per image, higher = more in-distribution; each image on its own, whatever else is in the batch."""
+        """Score images, each independently of the other images of the batch.
+
+        Arguments:
+            batch  b images
+            task   as in fit()
+            state  what fit() returned
+        Returns:
+            [b] real scores, higher = more in-distribution.
+        """
 
     def predict(self, batch: Batch, task: Task, state: State) -> Int64[Tensor, " b"] | None:
-        """Class index of each image, for ID accuracy; may read batch.features whatever `needs` says.
+        """Predict classes, for ID accuracy: by default the nearest class under the method's own prompts.
 
-        By default the best class under the method's own prompts, None if it has none.
+        Arguments:
+            batch  b images; batch.features may be read whatever `needs` says
+            task   as in fit()
+            state  what fit() returned
+        Returns:
+            [b] class indices; None for a method without prompts.
         """
         templates = getattr(self, "templates", None)
         if templates is None:
@@ -50,27 +76,131 @@ class Method(ABC, Generic[State]):
         return task.best(batch.features, templates)
 
     def decide(self, batch: Batch, task: Task, state: State) -> Bool[Tensor, " b"] | None:
-        """Whether each image is in-distribution by the paper's own rule; None for a method that only ranks."""
+        """Decide by the paper's own rule.
+
+        Returns:
+            [b] True for in-distribution; None for a method that only ranks.
+        """
         return None
 
     def explain(self, batch: Batch, task: Task, state: State) -> dict[str, list[tuple[str, float]]]:
-        """Why one image, alone in its batch, scores as it does: lists of (name, value) under headings, for people."""
+        """Explain the score of one image, the only one of the batch.
+
+        Returns:
+            Lists of (name, value) by heading, for people to read.
+        """
         return {}
 
 
+@dataclass(frozen=True)
+class TrainedMethod(Method[State]):
+    """A method with a part that is trained once per encoder, on images and captions.
+
+    It declares Needs.WEIGHTS, and fit() finds the trained weights in task.weights. The loop of `oodbench train` calls
+    inputs() once per chunk of a step, embed() with and without gradient, and loss() once for the global batch, whatever
+    the chunks and processes: the loss may compare every pair with every other, and its gradient is exact.
+
+    Arguments:
+        optimiser  settings of the released training
+        trained    names of the hyper-parameters that training fixes
+    """
+
+    optimiser: ClassVar[Optimiser] = Optimiser()
+    trained: ClassVar[tuple[str, ...]] = ()
+
+    def optimisation(self) -> Optimiser:
+        """Return the optimiser's settings for these hyper-parameters: `optimiser`, unless a variant needs others."""
+        return self.optimiser
+
+    @abstractmethod
+    def module(self, encoder: Encoder) -> nn.Module:
+        """Make the trainable part as it is before the first step.
+
+        Arguments:
+            encoder  the frozen CLIP
+        Returns:
+            A module whose state_dict() is what is saved. Draw random numbers from torch's global generator.
+        """
+
+    @abstractmethod
+    def inputs(self, pairs: Pairs, encoder: Encoder) -> dict[str, Tensor]:
+        """Compute all that embed() reads, without gradient.
+
+        Arguments:
+            pairs    b pairs
+            encoder  the frozen CLIP
+        Returns:
+            [b ...] tensors by name, on the encoder's device.
+        """
+
+    @abstractmethod
+    def embed(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Compute what loss() reads of each pair.
+
+        Called under torch.no_grad() first and then with gradient: it must return the same both times, draws included.
+
+        Arguments:
+            module  what module() returned, as trained so far
+            inputs  what inputs() returned
+        Returns:
+            [b ...] tensors by name, small enough to be kept for the global batch.
+        """
+
+    @abstractmethod
+    def loss(self, embedded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Compute the terms of the loss over the global batch.
+
+        Arguments:
+            embedded  what embed() returned, [size ...] for all pairs of the global batch
+        Returns:
+            Weighted scalars by name; the loss is their sum.
+        """
+
+    def translate(self, state: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rename the tensors of a released checkpoint as module().state_dict() names them.
+
+        Arguments:
+            state   the checkpoint, without `module.` prefixes
+            frozen  the encoder's own state_dict
+        Returns:
+            Tensors by name.
+        Raises:
+            ValueError  if the checkpoint does not fit, or the method has no released layout (the default)
+        """
+        raise ValueError("only weights written by `oodbench train` are known, not this checkpoint")
+
+    def release(self, tensors: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Invert translate().
+
+        Arguments:
+            tensors  module().state_dict()
+            frozen   the encoder's own state_dict
+        Returns:
+            A state dict as the released code saves it.
+        Raises:
+            ValueError  if the method has no released layout (the default)
+        """
+        raise ValueError("the method has no released layout")
+
+
 def logsumexp(logits: Float[Tensor, "b k"]) -> Float64[Tensor, " b"]:
-    """log of the sum of exponentials over classes, summed in float64.
+    """Return the log of the sum of exponentials over classes, summed in float64.
 
     In float32 a confident softmax is exactly 1 and its images tie; here 1 - p is resolved down to about 1e-14, and the
     raw cosines of a thousand classes (whose logsumexp spreads over 0.02 around 7) keep their order.
+
+    Arguments:
+        logits  [b k]
+    Returns:
+        [b] in float64.
     """
     return scaled_logsumexp(logits, 1.0, logits.amax(-1))
 
 
 def check_scores(scores: object, images: int) -> npt.NDArray[np.float64]:
-    """Scores in float64. UserError unless there is one real number per image, which float64 keeps as it is.
+    """Return scores in float64; raise UserError unless they are one real number per image that float64 represents.
 
-    Half precision loses nothing here; images that it made tie before do so still.
+    The conversion of half precision loses nothing; images that tie in half precision still tie.
     """
     if not isinstance(scores, Tensor) or scores.shape != (images,):
         found = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__

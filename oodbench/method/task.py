@@ -1,12 +1,12 @@
-"""Task: all that is known before a test image."""
+"""Task: all that is known before a test image, and the reductions of logits that methods share."""
 
 from __future__ import annotations
 
 import copy
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -14,63 +14,77 @@ from torch import Tensor
 
 from oodbench.errors import Undeclared
 from oodbench.method.batch import Batch, Needs
-from oodbench.method.checksum import Lent
+from oodbench.method.checksum import SharedTensors
 from oodbench.method.encoder import Encoder
-
-if TYPE_CHECKING:
-    from oodbench.method.trained import Weights
+from oodbench.method.training import Weights
 
 BLOCK = 1 << 16  # logits at once: 256 KB
 
 
-def scaled_logsumexp(cosines: Float[Tensor, "b k"], factor: float, top: Float[Tensor, " b"]) -> Float64[Tensor, " b"]:
-    """logsumexp(factor * cosines), digit for digit; `top` is their largest. Summed in float64.
+def scaled_logsumexp(
+    cosines: Float[Tensor, "b k"], factor: float, largest: Float[Tensor, " b"]
+) -> Float64[Tensor, " b"]:
+    """Return logsumexp(factor * cosines), summed in float64; `largest` is the maximum of the scaled cosines.
 
-    A few rows at a time, so that they stay in the processor's cache.
+    A few rows are computed at a time, so that they stay in the processor's cache.
     """
-    # Fewer rows than threads, and torch would divide a row among them: another order of summation.
+    # With fewer rows than threads torch would divide a row among threads, which changes the order of summation.
     rows = max(2 * torch.get_num_threads(), BLOCK // max(cosines.shape[1], 1))
     count = -(-len(cosines) // rows) if cosines.device.type == "cpu" else 1
     sums = []
-    parts = (torch.tensor_split(one, max(count, 1)) for one in (cosines, top[:, None]))
-    for part, highest in zip(*parts, strict=True):
-        # In place on what is new here, which gradients allow: none of these needs what it was given.
-        below = part - highest if factor == 1 else (part * factor).sub_(highest)
-        sums.append(below.exp_().sum(-1, dtype=torch.float64))
-    return top.double() + torch.cat(sums).log()
+    parts = (torch.tensor_split(tensor, max(count, 1)) for tensor in (cosines, largest[:, None]))
+    for part, maxima in zip(*parts, strict=True):
+        # In place on new tensors only, which autograd allows: none of these steps needs its input for the gradient.
+        shifted = part - maxima if factor == 1 else (part * factor).sub_(maxima)
+        sums.append(shifted.exp_().sum(-1, dtype=torch.float64))
+    return largest.double() + torch.cat(sums).log()
 
 
-def first_largest(cosines: Float[Tensor, "b k"]) -> Int64[Tensor, " b"]:
-    """argmax(-1), the first of equals."""
+def first_argmax(cosines: Float[Tensor, "b k"]) -> Int64[Tensor, " b"]:
+    """Return argmax(-1), the first of equal values."""
     if cosines.device.type != "cpu":
         return cosines.argmax(-1)
-    return torch.from_numpy(cosines.detach().numpy().argmax(-1))  # ten times as fast as torch's there
+    return torch.from_numpy(cosines.detach().numpy().argmax(-1))  # ten times as fast as torch's on CPUs
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Where a task's answers come from; the harness fills them in."""
+    """Functions that a task reads from; the harness provides them.
 
-    text: Callable[[str], Tensor]  # templates -> class vectors
-    words: Callable[[tuple[str, ...]], Tensor]  # prompts -> vectors
+    Arguments:
+        text         templates -> [k d] class vectors of unit length
+        words        n prompts -> [n d] vectors of unit length
+        encoder      () -> the model
+        calibration  () -> batches of ID training images
+    """
+
+    text: Callable[[str], Tensor]
+    words: Callable[[tuple[str, ...]], Tensor]
     encoder: Callable[[], Encoder]
     calibration: Callable[[], Iterable[Batch]]
 
 
 @dataclass(frozen=True)
 class MethodResources:
-    """What one method alone is given: its trained weights, and the store for what it makes of them."""
+    """What the harness provides to one method alone.
+
+    Arguments:
+        weights  () -> its trained weights
+        keep     (hyper-parameters, compute) -> compute(), read from the store if it is stored for these
+    """
 
     weights: Callable[[], Weights]
     keep: Callable[[Mapping[str, object], Callable[[], Tensor]], Tensor]
 
 
 class Task:
-    """All that is known before a test image: class names, text, encoder, calibration images. Holds no OOD sample.
+    """All that is known before a test image: class names, text, encoder, calibration images. It holds no OOD image.
 
-    classes      the ID class names, in label order (duplicates are kept)
-    scale        the encoder's own logit scale
-    seed         the run's seed, for methods that draw
+    Arguments:
+        classes  the k ID class names, in label order (duplicates are kept)
+        scale    the encoder's own logit scale
+        sources  where class vectors, encoder and calibration images come from
+        seed     seed of the run, for methods that draw random numbers
     """
 
     def __init__(self, classes: Sequence[str], scale: float, sources: Sources, seed: int = 0) -> None:
@@ -79,135 +93,180 @@ class Task:
         self.seed = seed
         self._sources = sources
         self._needs = ~Needs(0)
-        self._own: MethodResources | None = None
-        self._banks: dict[str, Tensor] = {}  # templates -> class vectors
-        self._last: dict[str, tuple[Tensor, Tensor]] = {}  # templates -> features, their cosines
-        self._passes: dict[tuple[str, ...], Tensor] = {}  # what a pass over the last cosines gave, templates first
-        self._lent, self._lent_last = Lent(copies=True), Lent()  # of class vectors and cosines, what methods were given
-        self._one = threading.RLock()  # the encoder is asked by one thread at a time, and once
+        self._resources: MethodResources | None = None
+        self._class_vectors: dict[str, Tensor] = {}  # by templates
+        self._last_cosines: dict[str, tuple[Tensor, Tensor]] = {}  # templates -> features of the last batch, cosines
+        self._reductions: dict[tuple[str, ...], Tensor] = {}  # (templates, name, ...) -> a reduction of these cosines
+        self._shared, self._shared_cosines = SharedTensors(copies=True), SharedTensors()
+        self._lock = threading.RLock()  # only one thread at a time runs the encoder
 
-    def seen_by(self, needs: Needs, own: MethodResources | None = None) -> Task:
-        """The same task for a method with other needs; what is remembered is shared."""
+    def for_method(self, needs: Needs, resources: MethodResources | None = None) -> Task:
+        """Return the same task for a method with other needs; caches are shared."""
         view = copy.copy(self)
         view._needs = needs
-        view._own = own
+        view._resources = resources
         return view
 
-    def apart(self) -> Task:
-        """The same task for another thread: text is shared, what is remembered of the last batch is its own."""
+    def for_thread(self) -> Task:
+        """Return the same task for another thread: class vectors are shared, the cache of the last batch is not."""
         view = copy.copy(self)
-        view._last, view._passes, view._lent_last = {}, {}, Lent()
+        view._last_cosines, view._reductions, view._shared_cosines = {}, {}, SharedTensors()
         return view
 
     def intact(self) -> bool:
-        """Whether no method wrote into what it was given; if one did, class vectors are put right again."""
-        sound = self._lent.intact() and self._lent_last.intact()
-        if not sound:
-            self._last.clear()
-            self._passes.clear()
-            self._lent_last.forget()
-            self._lent.restore()
-        return sound
+        """Return whether no method wrote into what it was given; class vectors are restored if one did."""
+        intact = self._shared.intact() and self._shared_cosines.intact()
+        if not intact:
+            self._last_cosines.clear()
+            self._reductions.clear()
+            self._shared_cosines.forget()
+            self._shared.restore()
+        return intact
 
     @property
     def encoder(self) -> Encoder:
-        """The model itself, loaded when first asked for. Declare Needs.ENCODER to run it in score()."""
-        with self._one:
+        """The model itself, loaded at the first use. Declare Needs.ENCODER to run it in score()."""
+        with self._lock:
             encoder = self._sources.encoder()
-            self._lent.out(encoder.std)  # what it normalises by
+            self._shared.track(encoder.std)
             return encoder
 
     @property
     def weights(self) -> Weights:
-        """What was trained for this encoder: --weights METHOD=FILE, or what ships for the embedded one."""
-        if Needs.WEIGHTS not in self._needs or self._own is None:
+        """The trained weights of the method for this encoder: of --weights METHOD=FILE, or shipped with glyphs.
+
+        Raises:
+            Undeclared  if the method does not declare Needs.WEIGHTS
+        """
+        if Needs.WEIGHTS not in self._needs or self._resources is None:
             raise Undeclared("trained weights were read but not declared: add Needs.WEIGHTS to the method's `needs`")
-        return self._own.weights()
+        return self._resources.weights()
 
     def prepare(self, templates: str) -> None:
-        """Have class vectors encoded that will be asked for."""
-        self._bank(templates)
+        """Encode the class vectors of `templates` now, before they are asked for."""
+        self._vectors(templates)
 
-    def keep(self, make: Callable[[], Tensor], **depends: object) -> Tensor:
-        """What make() gives, made once and kept in the store.
+    def cached(self, compute: Callable[[], Tensor], /, **depends_on: object) -> Tensor:
+        """Return compute(), which is called once; after that the stored tensor is read.
 
-        `depends` names the hyper-parameters it depends on. Encoder, precision, class names, weights, seed, calibration
-        images, the files that hyper-parameters name and the method's source always count.
+        Arguments:
+            compute     () -> a tensor
+            depends_on  hyper-parameters that it depends on, by name. Encoder, precision, class names, weights, seed,
+                        calibration images, the files that hyper-parameters name and the method's source always count
+        Returns:
+            The tensor, on the device of the run.
         """
-        return self._own.keep(depends, make) if self._own else make()
+        return self._resources.keep(depends_on, compute) if self._resources else compute()
 
     def calibration(self) -> Iterable[Batch]:
-        """ID training images of the split that the protocol names, for fit()."""
+        """Iterate over the ID training images of the split that the protocol names, for fit().
+
+        Returns:
+            Batches with features, embeddings and activations, without pixels.
+        Raises:
+            Undeclared  if the method does not declare Needs.CALIBRATION
+        """
         if Needs.CALIBRATION not in self._needs:
             raise Undeclared(
                 "calibration images were read but not declared: add Needs.CALIBRATION to the method's `needs`"
             )
-        return (batch.seen_by(self._needs) for batch in self._sources.calibration())
+        return (batch.for_method(self._needs) for batch in self._sources.calibration())
 
     def words(self, prompts: Sequence[str]) -> Float[Tensor, "n d"]:
-        """One unit vector per prompt, of any number of prompts; encoded once per encoder and kept in the store."""
-        with self._one:
+        """Return the text embeddings of any prompts; they are encoded once per encoder and stored.
+
+        Arguments:
+            prompts  n prompts
+        Returns:
+            [n d] vectors of unit length.
+        """
+        with self._lock:
             return self._sources.words(tuple(prompts))
 
     def text(self, templates: str) -> Float[Tensor, "k d"]:
-        """One unit vector per class: prompts normalised, averaged over the templates, normalised again.
+        """Return the class vectors: prompts normalised, averaged over the templates, normalised again.
 
-        `templates` is a prompt set's name, a file with one template a line, or a single template with `{}` in it.
+        Arguments:
+            templates  name of a prompt set, a file with one template a line, or one template with `{}` in it
+        Returns:
+            [k d] vectors of unit length. Do not write into them.
         """
-        with self._one:
-            return self._lent.out(self._bank(templates))
+        with self._lock:
+            return self._shared.track(self._vectors(templates))
 
     def logits(self, features: Float[Tensor, "b d"], templates: str, scale: float | None) -> Float[Tensor, "b k"]:
-        """`scale` times the cosine of every image with every class; scale None is the encoder's own (mostly 100).
+        """Return `scale` times the cosine of every image with every class.
 
-        The cosines of the last batch are remembered, so that methods with the same prompts share one product. Do not
-        change the result in place.
+        The cosines of the last batch are cached, so that methods with the same prompts share one matrix product.
+
+        Arguments:
+            features   [b d] image embeddings of unit length
+            templates  as for text()
+            scale      factor on the cosines; None is the encoder's own (100 for most CLIPs)
+        Returns:
+            [b k] logits. Do not write into them.
         """
         cosines = self._cosines(features, templates)
         factor = self.scale if scale is None else scale
-        return self._lent_last.out(cosines) if factor == 1 else cosines * factor
+        return self._shared_cosines.track(cosines) if factor == 1 else cosines * factor
 
     def largest(self, features: Float[Tensor, "b d"], templates: str, scale: float | None) -> Float[Tensor, " b"]:
-        """logits(...).amax(-1), in a pass over the cosines that all methods share."""
+        """Return logits(features, templates, scale).amax(-1), [b]; the reduction is shared by all methods."""
         factor = self.scale if scale is None else scale
         if factor <= 0:
             return self.logits(features, templates, scale).amax(-1)
-        where = self.best(features, templates)[:, None]
-        return self._cosines(features, templates).gather(-1, where).squeeze(-1) * factor  # rounds as the logits do
+        index = self.best(features, templates)[:, None]
+        return self._cosines(features, templates).gather(-1, index).squeeze(-1) * factor  # rounds as the logits do
 
     def logsumexp(self, features: Float[Tensor, "b d"], templates: str, scale: float | None) -> Float64[Tensor, " b"]:
-        """logsumexp(logits(...)), in a pass over the cosines that all methods with the same prompts and scale share."""
+        """Return logsumexp of logits(features, templates, scale), [b], summed in float64; shared by all methods."""
         factor = self.scale if scale is None else scale
-        top = self.largest(features, templates, scale)
-        what = (templates, "logsumexp", repr(factor))
-        return self._once(features, what, lambda cosines: scaled_logsumexp(cosines, factor, top))
+        largest = self.largest(features, templates, scale)
+        key = (templates, "logsumexp", repr(factor))
+        return self._reduced(features, key, lambda cosines: scaled_logsumexp(cosines, factor, largest))
 
     def best(self, features: Float[Tensor, "b d"], templates: str) -> Int64[Tensor, " b"]:
-        """The nearest class of every image, the first of several as near; shared as well."""
-        return self._once(features, (templates, "best"), first_largest)
+        """Return the index of every image's nearest class, [b], the first of equally near ones; shared as well."""
+        return self._reduced(features, (templates, "best"), first_argmax)
 
-    def _once(self, features: Tensor, what: tuple[str, ...], make: Callable[[Tensor], Tensor]) -> Tensor:
-        """What make() gives of the cosines with the templates what[0], made once for all methods; each gets its own."""
-        cosines = self._cosines(features, what[0])
-        if what not in self._passes:
-            self._passes[what] = make(cosines)
-        return self._passes[what].clone()
+    def seen_by(self, needs: Needs, own: MethodResources | None = None) -> Task:
+        """Return for_method(needs, own); the old name."""
+        warnings.warn("Task.seen_by is now Task.for_method", DeprecationWarning, stacklevel=2)
+        return self.for_method(needs, own)
 
-    def _bank(self, templates: str) -> Tensor:
-        """Class vectors; what only this file reads is not looked at again after every batch."""
-        with self._one:
-            if templates not in self._banks:
-                self._banks[templates] = self._sources.text(templates)
-            return self._banks[templates]
+    def apart(self) -> Task:
+        """Return for_thread(); the old name."""
+        warnings.warn("Task.apart is now Task.for_thread", DeprecationWarning, stacklevel=2)
+        return self.for_thread()
+
+    def keep(self, make: Callable[[], Tensor], **depends: object) -> Tensor:
+        """Return cached(make, **depends); the old name."""
+        warnings.warn("Task.keep is now Task.cached", DeprecationWarning, stacklevel=2)
+        return self.cached(make, **depends)
+
+    def _reduced(self, features: Tensor, key: tuple[str, ...], reduce: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return a copy of a reduction of the cosines with the templates key[0], computed once for all methods."""
+        cosines = self._cosines(features, key[0])
+        if key not in self._reductions:
+            self._reductions[key] = reduce(cosines)
+        return self._reductions[key].clone()
+
+    def _vectors(self, templates: str) -> Tensor:
+        """Return class vectors untracked: what only this module reads needs no checksum after every batch."""
+        with self._lock:
+            if templates not in self._class_vectors:
+                self._class_vectors[templates] = self._sources.text(templates)
+            return self._class_vectors[templates]
 
     def _cosines(self, features: Tensor, templates: str) -> Tensor:
-        last = self._last.get(templates)
+        """Return the cosines of a batch, computed at the first call for it."""
+        last = self._last_cosines.get(templates)
         if last is None or last[0] is not features:
             if last is not None:
-                self._lent_last.forget(last[1])
-            del last  # its memory first, which is still in the processor's cache
-            self._last.pop(templates, None)
-            for what in [what for what in self._passes if what[0] == templates]:
-                del self._passes[what]
-            last = self._last[templates] = (features, features @ self._bank(templates).T)
+                self._shared_cosines.forget(last[1])
+            del last  # frees the old cosines, whose memory is still in the processor's cache, for the new ones
+            self._last_cosines.pop(templates, None)
+            for key in [key for key in self._reductions if key[0] == templates]:
+                del self._reductions[key]
+            last = self._last_cosines[templates] = (features, features @ self._vectors(templates).T)
         return last[1]

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from oodbench.data import prompts
-from oodbench.method import Batch, Needs, Pairs, Sources, Task
+from oodbench.method import Batch, Captioner, Needs, Pairs, Sources, Task
 
 CLASSES = ("anchor", "bell", "cactus", "drum", "eagle", "fern", "globe", "harp")
 WIDTH, DEPTH, SIDE = 24, 16, 8
@@ -84,7 +84,7 @@ class ToyTower(nn.Module):
         return projected
 
 
-class ToyCaptioner:
+class ToyCaptioner(Captioner):
     """Says the tokens nearest to the image, none twice."""
 
     vocabulary = TOKENS
@@ -92,11 +92,11 @@ class ToyCaptioner:
     def __init__(self, encoder: ToyEncoder) -> None:
         self._encoder = encoder
 
-    def look(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b 1 d"]:
+    def encode(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b 1 d"]:
         return self._encoder.pixels(images)[:, None]
 
-    def follow(self, looked: Float[Tensor, "b 1 d"], tokens: Int64[Tensor, "b n"]) -> Float[Tensor, "b v"]:
-        logits = looked[:, 0] @ torch.nn.functional.normalize(_tokens(), dim=-1).T
+    def next_token_logits(self, encoded: Float[Tensor, "b 1 d"], tokens: Int64[Tensor, "b n"]) -> Float[Tensor, "b v"]:
+        logits = encoded[:, 0] @ torch.nn.functional.normalize(_tokens(), dim=-1).T
         return logits.scatter(1, tokens, -torch.inf)
 
 

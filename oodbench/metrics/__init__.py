@@ -1,4 +1,4 @@
-"""AUROC, FPR95 and AUPR, how sure they are, and which differences between methods are more than chance."""
+"""AUROC, FPR95 and AUPR, their confidence intervals, and paired tests of the differences between methods."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from oodbench.metrics.detection import (
     INTEGERS,
     Floats,
     Metrics,
+    RocPoint,
     ScoreSet,
+    auroc,
     check_options,
     evaluate,
     exact,
+    false_positive_rate,
     fpr_at_tpr,
     metrics_of,
     min_accepted,
     score_set,
-    tally_of,
     threshold_at_tpr,
+    threshold_counts,
 )
 from oodbench.metrics.intervals import Intervals, intervals
 from oodbench.metrics.significance import Difference, Differences, Marks, compare, holm, indistinguishable
@@ -34,15 +37,18 @@ __all__ = [
     "Intervals",
     "Marks",
     "Metrics",
+    "RocPoint",
     "ScoreSet",
     "Scores",
     "Settings",
+    "auroc",
     "auroc_interval",
     "auroc_variance",
     "check_options",
     "compare",
     "evaluate",
     "exact",
+    "false_positive_rate",
     "fpr_at_tpr",
     "holm",
     "indistinguishable",
@@ -50,6 +56,6 @@ __all__ = [
     "metrics_of",
     "min_accepted",
     "score_set",
-    "tally_of",
     "threshold_at_tpr",
+    "threshold_counts",
 ]

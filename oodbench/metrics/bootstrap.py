@@ -1,4 +1,4 @@
-"""Bootstrap: metrics of many resamples of the images, from counts on scores that are sorted once."""
+"""Bootstrap: the metrics of many resamples of the images, from counts on scores that are sorted once."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oodbench.errors import UserError
-from oodbench.metrics import detection as metrics
+from oodbench.metrics.counts import Counts
 from oodbench.metrics.delong import ScorePair, ScoreSide
-from oodbench.metrics.detection import Counts, Floats, min_accepted
+from oodbench.metrics.detection import TPR, Floats, RocPoint, auroc, check_options, false_positive_rate, min_accepted
 from oodbench.results import METRICS
 
 _BLOCK = 256
 
 
 class Workspace:
-    """Memory that is taken once: fresh pages would cost more than the arithmetic on them."""
+    """Arrays that are allocated once and reused: fresh memory pages would cost more than the arithmetic on them."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, Floats] = {}
+        self._arrays: dict[str, Floats] = {}
 
     def array(self, name: str, rows: int, columns: int) -> Floats:
-        """An array [rows, columns] with anything in it, the same memory for the same name."""
-        if name not in self._kept or self._kept[name].size < rows * columns:
-            self._kept[name] = np.zeros(rows * columns)
-        return self._kept[name][: rows * columns].reshape(rows, columns)
+        """Return an uninitialised array [rows, columns], the same memory for the same name."""
+        if name not in self._arrays or self._arrays[name].size < rows * columns:
+            self._arrays[name] = np.zeros(rows * columns)
+        return self._arrays[name][: rows * columns].reshape(rows, columns)
 
 
-class Below(Protocol):
-    """Resamples of one side, asked about single levels, one per replicate."""
+class LevelCounts(Protocol):
+    """Counts per level (distinct score) of resamples of one image set."""
 
-    def level(self, positions: NDArray[Any] | int) -> Counts:
-        """The level of the image at a sorted position (from 0), one for all or one each."""
+    def level_at(self, positions: NDArray[Any] | int) -> Counts:
+        """Return the level [replicates] of the image at an ascending position from 0, one for all or one each."""
 
-    def under(self, levels: Counts) -> NDArray[Any]:
-        """Images below a level."""
+    def count_below(self, levels: Counts) -> NDArray[Any]:
+        """Return the number of images [replicates] below a level of each replicate."""
 
 
-class Sums:
-    """Times drawn per level [replicates, levels], and in all levels below [replicates, levels + 1]: whole numbers.
+class CumulativeSums:
+    """Images drawn per level, `cells` [replicates, levels], and below each level, `below` [replicates, levels + 1].
 
-    As float64, which holds them exactly and saves conversions.
+    The counts are stored as float64, which holds them exactly and saves conversions.
     """
 
     def __init__(self, side: ScoreSide, times: Times, scratch: Workspace, name: str) -> None:
@@ -57,43 +57,46 @@ class Sums:
         self.below[:, 0] = 0
         np.cumsum(self.cells, axis=1, out=self.below[:, 1:])
 
-    def level(self, positions: NDArray[Any] | int) -> Counts:
-        asked = zip(self.below, np.broadcast_to(positions, len(self.below)).tolist(), strict=True)
-        return np.array([row.searchsorted(position, "right") - 1 for row, position in asked])
+    def level_at(self, positions: NDArray[Any] | int) -> Counts:
+        queries = zip(self.below, np.broadcast_to(positions, len(self.below)).tolist(), strict=True)
+        return np.array([below.searchsorted(position, "right") - 1 for below, position in queries])
 
-    def under(self, levels: Counts) -> NDArray[Any]:
+    def count_below(self, levels: Counts) -> NDArray[Any]:
         return self.below[np.arange(len(levels)), levels]
 
 
-class Blocks:
-    """As Sums for a few questions, at a quarter of the time: sums of blocks, and within one block when asked."""
+class BlockSums:
+    """The counts of CumulativeSums for a few levels only, in a quarter of the time.
+
+    Sums are stored per block of levels, and computed within a block when a level of it is needed.
+    """
 
     def __init__(self, side: ScoreSide, times: Times) -> None:
         self._cells = side.cells(times)
         starts = np.arange(0, self._cells.shape[1], _BLOCK)
         self._sums = np.zeros((len(times), starts.size + 1), dtype=np.int64)
-        whole = self._cells.shape[1] // _BLOCK
-        inner = self._cells[:, : whole * _BLOCK].reshape(len(times), whole, _BLOCK)
-        inner.sum(axis=2, out=self._sums[:, 1 : whole + 1])
-        if whole < starts.size:
-            self._sums[:, -1] = self._cells[:, whole * _BLOCK :].sum(axis=1)
+        full = self._cells.shape[1] // _BLOCK  # blocks
+        inner = self._cells[:, : full * _BLOCK].reshape(len(times), full, _BLOCK)
+        inner.sum(axis=2, out=self._sums[:, 1 : full + 1])
+        if full < starts.size:
+            self._sums[:, -1] = self._cells[:, full * _BLOCK :].sum(axis=1)
         np.cumsum(self._sums, axis=1, out=self._sums)
 
-    def level(self, positions: NDArray[Any] | int) -> Counts:
-        found = []
-        asked = np.broadcast_to(positions, len(self._cells)).tolist()
-        for cells, sums, position in zip(self._cells, self._sums, asked, strict=True):
+    def level_at(self, positions: NDArray[Any] | int) -> Counts:
+        levels = []
+        queries = np.broadcast_to(positions, len(self._cells)).tolist()
+        for cells, sums, position in zip(self._cells, self._sums, queries, strict=True):
             block = int(sums.searchsorted(position, "right")) - 1
             inner = cells[block * _BLOCK : (block + 1) * _BLOCK].cumsum(dtype=np.int64)
-            found.append(block * _BLOCK + int(inner.searchsorted(position - sums[block], "right")))
-        return np.array(found)
+            levels.append(block * _BLOCK + int(inner.searchsorted(position - sums[block], "right")))
+        return np.array(levels)
 
-    def under(self, levels: Counts) -> NDArray[Any]:
-        found = []
+    def count_below(self, levels: Counts) -> NDArray[Any]:
+        counts = []
         for cells, sums, level in zip(self._cells, self._sums, levels.tolist(), strict=True):
             block = level // _BLOCK
-            found.append(sums[block] + cells[block * _BLOCK : level].sum())
-        return np.array(found, dtype=np.int64)
+            counts.append(sums[block] + cells[block * _BLOCK : level].sum())
+        return np.array(counts, dtype=np.int64)
 
 
 Times = NDArray[np.uint8]  # how often each image was drawn, [replicates, n]
@@ -101,14 +104,14 @@ Times = NDArray[np.uint8]  # how often each image was drawn, [replicates, n]
 _ONE = np.uint8(1)
 
 
-class Draws:
-    """Resamples of one image set: n of its n images with replacement, so many times.
+class Resampler:
+    """Draws bootstrap resamples of one image set: n of its n images with replacement.
 
-    They follow from seed, name and n alone, not from how many are drawn at once: methods scored on the same images
-    are resampled alike, which makes the comparison paired, and the ID images once for all OOD sets.
+    The resamples depend on seed, name and n alone, not on how many are drawn at once: methods scored on the same images
+    get the same resamples, which makes the comparison paired, and the ID images are resampled once for all OOD sets.
 
-    Counts of independent draws are independent Poisson counts, given their sum. So every image gets a Poisson count
-    from a table, of a mean a little below 1, and what is missing to n is drawn image by image: a quarter of the time.
+    The counts of independent draws are independent Poisson counts given their sum. So every image gets a Poisson count
+    from a table, with a mean a little below 1, and the rest up to n is drawn image by image, in a quarter of the time.
     """
 
     def __init__(self, name: str, n: int, seed: int = 0) -> None:
@@ -119,8 +122,8 @@ class Draws:
         self._rest = np.random.Generator(np.random.PCG64(rest))
         self._table = _poisson(max(0.0, 1 - 4 / math.sqrt(n)))  # 4 sd below: more than n is rare
 
-    def times(self, replicates: int) -> Times:
-        """The next resamples, every row with sum n."""
+    def draw(self, replicates: int) -> Times:
+        """Return the next resamples [replicates, n] as counts per image; each row sums to n."""
         n = self._n
         raw = self._bulk.random_raw(replicates * self._words).view(np.uint16).reshape(replicates, -1)
         times = np.take(self._table, raw[:, :n], mode="clip")
@@ -134,7 +137,7 @@ class Draws:
 
 
 def generator(name: str, seed: int = 0) -> np.random.Generator:
-    """Random numbers that follow from a name and a seed."""
+    """Return a random generator that depends on the name and the seed alone."""
     return np.random.Generator(np.random.PCG64(_sequence(name, seed)))
 
 
@@ -144,28 +147,34 @@ def _sequence(name: str, seed: int) -> np.random.SeedSequence:
 
 
 def _poisson(mean: float) -> Times:
-    """Counts of which a random one of 65,536 is Poisson, its probabilities rounded to 1 / 65,536."""
-    shares, share = [], math.exp(-mean)
+    """Return 65,536 counts, a random one of which is Poisson with probabilities rounded to 1 / 65,536."""
+    probabilities, probability = [], math.exp(-mean)
     for k in range(1, 40):
-        shares.append(share)
-        share *= mean / k
-    ends = np.round(np.cumsum(shares) * 65536).astype(np.int64)
+        probabilities.append(probability)
+        probability *= mean / k
+    ends = np.round(np.cumsum(probabilities) * 65536).astype(np.int64)
     return np.searchsorted(ends, np.arange(65536), side="right").clip(max=39).astype(np.uint8)
 
 
 def chunks(replicates: int, images: int, cells: int) -> Iterator[int]:
-    """Numbers of replicates to take at once, so that about so many counts stay in the processor's cache."""
+    """Yield sizes of batches of replicates, each with about `cells` counts, which fit into the processor's cache."""
     most = max(1, cells // images)
     for start in range(0, replicates, most):
         yield min(most, replicates - start)
 
 
-TPR = 0.95
-
-
 @dataclass(frozen=True)
 class Settings:
-    """How uncertainty is computed: the conventions of the metrics, replicates of the bootstrap, level of intervals."""
+    """How intervals and tests are computed.
+
+    Arguments:
+
+    at95        rule of both FPR95s: "first", "nearest" or "interpolate"
+    aupr        rule of both AUPRs: "average_precision" or "trapezoid"
+    replicates  number of bootstrap resamples; with 0, only AUROC has intervals and tests
+    level       probability that an interval covers the true value
+    seed        seed of the resamples; the same seed gives the same intervals
+    """
 
     at95: str = "first"
     aupr: str = "average_precision"
@@ -175,95 +184,98 @@ class Settings:
 
 
 def replicates(
-    methods: Sequence[Mapping[str, ScorePair]], settings: Settings, wanted: Collection[str] = METRICS
+    methods: Sequence[Mapping[str, ScorePair]], settings: Settings, metrics: Collection[str] = METRICS
 ) -> dict[str, Floats]:
-    """Metric -> its values [methods, OOD sets, replicates] on the same resampled images for all methods.
+    """Return each metric's values [methods, OOD sets, replicates] on the same resampled images for all methods.
 
-    ID and OOD images are resampled apart, the ID images once for all OOD sets.
+    ID and OOD images are resampled separately, the ID images once for all OOD sets.
     """
     names = list(methods[0])
     first = next(iter(methods[0].values())).id
-    id_draws = Draws("id", first.n, settings.seed)
-    ood_draws = [Draws(f"ood {name}", methods[0][name].ood.n, settings.seed) for name in names]
-    found = {metric: np.empty((len(methods), len(names), settings.replicates)) for metric in wanted}
+    id_resampler = Resampler("id", first.n, settings.seed)
+    ood_resamplers = [Resampler(f"ood {name}", methods[0][name].ood.n, settings.seed) for name in names]
+    found = {metric: np.empty((len(methods), len(names), settings.replicates)) for metric in metrics}
     images = first.n + max(pair.ood.n for pair in methods[0].values())
     scratch = Workspace()
     sides = [next(iter(pairs.values())).id for pairs in methods]
-    single = {"fpr95", "fpr95_ood"}.issuperset(wanted)  # a few levels of each resample are enough
+    fpr_only = {"fpr95", "fpr95_ood"}.issuperset(metrics)  # a few levels of each resample are enough
     start = 0
-    for size in chunks(settings.replicates, images, 1 << 19 if single else 1 << 17):
+    for size in chunks(settings.replicates, images, 1 << 19 if fpr_only else 1 << 17):
         rows = slice(start, start := start + size)
-        times = id_draws.times(size)
-        of_id = [Blocks(one, times) if single else Sums(one, times, scratch, f"id {i}") for i, one in enumerate(sides)]
+        times = id_resampler.draw(size)
+        of_id = [
+            BlockSums(side, times) if fpr_only else CumulativeSums(side, times, scratch, f"id {i}")
+            for i, side in enumerate(sides)
+        ]
         for j, name in enumerate(names):
-            times = ood_draws[j].times(size)
+            times = ood_resamplers[j].draw(size)
             for i, pairs in enumerate(methods):
                 pair, id = pairs[name], of_id[i]
-                if isinstance(id, Sums):
-                    ood = Sums(pair.ood, times, scratch, "ood")
-                    values = measured(Drawn(pair, id, ood, scratch), settings, wanted)
+                if isinstance(id, CumulativeSums):
+                    ood = CumulativeSums(pair.ood, times, scratch, "ood")
+                    values = measured(ResampledPair(pair, id, ood, scratch), settings, metrics)
                 else:
-                    values = fprs(pair, id, Blocks(pair.ood, times), settings.at95, wanted)
+                    values = fprs(pair, id, BlockSums(pair.ood, times), settings.at95, metrics)
                 for metric, of_rows in values.items():
                     found[metric][i, j, rows] = of_rows
     return found
 
 
-def observed(pair: ScorePair, settings: Settings, wanted: Collection[str] = METRICS) -> dict[str, float]:
-    """Metric -> its value on the images themselves, every one drawn once."""
+def observed(pair: ScorePair, settings: Settings, metrics: Collection[str] = METRICS) -> dict[str, float]:
+    """Return each metric's value on the images themselves: a resample with every image once."""
     scratch = Workspace()
-    id = Sums(pair.id, np.ones((1, pair.id.n), np.uint8), scratch, "id")
-    ood = Sums(pair.ood, np.ones((1, pair.ood.n), np.uint8), scratch, "ood")
-    found = measured(Drawn(pair, id, ood, scratch), settings, wanted)
+    id = CumulativeSums(pair.id, np.ones((1, pair.id.n), np.uint8), scratch, "id")
+    ood = CumulativeSums(pair.ood, np.ones((1, pair.ood.n), np.uint8), scratch, "ood")
+    found = measured(ResampledPair(pair, id, ood, scratch), settings, metrics)
     return {metric: float(values[0]) for metric, values in found.items()}
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Some resamples of a pair."""
+class ResampledPair:
+    """Some resamples of the images of one ID and one OOD set."""
 
     pair: ScorePair
-    id: Sums
-    ood: Sums
+    id: CumulativeSums
+    ood: CumulativeSums
     scratch: Workspace
 
 
-def measured(drawn: Drawn, settings: Settings, wanted: Collection[str] = METRICS) -> dict[str, Floats]:
-    """Metric -> its value on each resample [replicates]; as `metrics.evaluate` on the resampled images."""
-    pair, id, ood = drawn.pair, drawn.id, drawn.ood
+def measured(resampled: ResampledPair, settings: Settings, metrics: Collection[str] = METRICS) -> dict[str, Floats]:
+    """Return each metric's value on each resample [replicates], as `evaluate` gives it on the resampled images."""
+    pair, id, ood = resampled.pair, resampled.id, resampled.ood
     n, m = pair.id.n, pair.ood.n
     rows = len(id.cells)
     trapezoid = settings.aupr == "trapezoid"
-    found = fprs(pair, id, ood, settings.at95, wanted)
+    found = fprs(pair, id, ood, settings.at95, metrics)
 
     def at(below: Floats, levels: Counts, name: str) -> Floats:
-        out = drawn.scratch.array(name, rows, levels.size)
+        out = resampled.scratch.array(name, rows, levels.size)
         np.take(below, levels, axis=1, out=out, mode="clip")  # another mode would copy
         return out
 
-    if "auroc" in wanted:
-        won = at(ood.below, pair.id_over, "a")
-        won += at(ood.below, pair.id_upto, "b")
-        won *= id.cells  # summed by numpy: a product of matrices would wake the threads of BLAS
-        found["auroc"] = won.sum(axis=1) / (2 * n * m)
-    if "aupr_in" in wanted:
-        false = at(ood.below, pair.id_over, "a")
+    if "auroc" in metrics:
+        concordant_x2 = at(ood.below, pair.ood_below, "a")
+        concordant_x2 += at(ood.below, pair.ood_up_to, "b")
+        concordant_x2 *= id.cells  # summed by numpy: a product of matrices would wake the threads of BLAS
+        found["auroc"] = auroc(concordant_x2.sum(axis=1), n, m)
+    if "aupr_in" in metrics:
+        false = at(ood.below, pair.ood_below, "a")
         np.subtract(m, false, out=false)
-        right = drawn.scratch.array("c", rows, false.shape[1])
+        right = resampled.scratch.array("c", rows, false.shape[1])
         np.subtract(n, id.below[:, :-1], out=right)
-        before = m - at(ood.below, pair.id_upto, "b") if trapezoid else None
+        before = m - at(ood.below, pair.ood_up_to, "b") if trapezoid else None
         found["aupr_in"] = _area(id.cells, right, false, before) / n
-    if "aupr_out" in wanted:
-        false = at(id.below, pair.ood_upto, "a")
-        before = at(id.below, pair.ood_over, "b") if trapezoid else None
+    if "aupr_out" in metrics:
+        false = at(id.below, pair.id_up_to, "a")
+        before = at(id.below, pair.id_below, "b") if trapezoid else None
         found["aupr_out"] = _area(ood.cells, ood.below[:, 1:], false, before) / m
     return found
 
 
 def _area(counts: Floats, found: Floats, false: Floats, false_before: Floats | None) -> Floats:
-    """As `metrics._area`, times the positives; `false` is overwritten.
+    """Return `counts._area` of each resample [replicates]; `false` is overwritten.
 
-    Levels that were not drawn have weight 0, whatever their precision.
+    Levels that were not drawn have weight 0, whatever their precision is.
     """
     precision = called = false
     called += found
@@ -279,59 +291,67 @@ def _area(counts: Floats, found: Floats, false: Floats, false_before: Floats | N
     return out
 
 
-def fprs(pair: ScorePair, id: Below, ood: Below, rule: str, wanted: Collection[str]) -> dict[str, Floats]:
-    """Both FPR95s, as far as they are wanted, per replicate."""
+def fprs(pair: ScorePair, id: LevelCounts, ood: LevelCounts, rule: str, metrics: Collection[str]) -> dict[str, Floats]:
+    """Return those of the two FPR95s that are among `metrics`, each [replicates]."""
     found = {}
-    if "fpr95" in wanted:
+    if "fpr95" in metrics:
         found["fpr95"] = fpr95(pair, id, ood, rule, min_accepted(pair.id.n, TPR), TPR)
-    if "fpr95_ood" in wanted:
+    if "fpr95_ood" in metrics:
         found["fpr95_ood"] = fpr95_ood(pair, id, ood, rule, min_accepted(pair.ood.n, TPR), TPR)
     return found
 
 
-def fpr95(pair: ScorePair, id: Below, ood: Below, rule: str, kept: Counts | int, tpr: Floats | float) -> Floats:
-    """Share of OOD accepted where so many ID images are, which is the fewest for a TPR; per replicate."""
+def fpr95(
+    pair: ScorePair, id: LevelCounts, ood: LevelCounts, rule: str, accepted: Counts | int, tpr: Floats | float
+) -> Floats:
+    """Return the FPR [replicates] at the threshold that accepts `accepted` ID images, the fewest for this TPR."""
     n, m = pair.id.n, pair.ood.n
-    level = id.level(n - kept)
-    first: Floats = (m - ood.under(pair.id_over[level])) / m
-    if rule == "first":
-        return first
-    start, stop = id.under(level), id.under(level + 1)
-    before = (m - ood.under(pair.id_upto[level])) / m
-    lower = id.level(np.maximum(start - 1, 0))  # the next ID level that was drawn
-    last = np.where(start > 0, (m - ood.under(pair.id_upto[lower])) / m, first)
-    return _ruled(rule, tpr, ((n - stop) / n, (n - start) / n), (before, first, last))
+    level = id.level_at(n - accepted)
+    negatives = m - ood.count_below(pair.ood_below[level])
+    point = RocPoint(n, m, negatives)
+    if rule != "first":
+        start, stop = id.count_below(level), id.count_below(level + 1)
+        next_lower = id.level_at(np.maximum(start - 1, 0))  # among the ID levels that were drawn
+        point = RocPoint(
+            n,
+            m,
+            negatives,
+            positives=n - start,
+            positives_before=n - stop,
+            negatives_before=m - ood.count_below(pair.ood_up_to[level]),
+            negatives_after=np.where(start > 0, m - ood.count_below(pair.ood_up_to[next_lower]), negatives),
+        )
+    rates: Floats = false_positive_rate(point, tpr, rule)
+    return rates
 
 
-def fpr95_ood(pair: ScorePair, id: Below, ood: Below, rule: str, kept: Counts | int, tpr: Floats | float) -> Floats:
-    """Share of ID rejected where so many OOD images are caught: as `fpr95` seen from the other end."""
+def fpr95_ood(
+    pair: ScorePair, id: LevelCounts, ood: LevelCounts, rule: str, rejected: Counts | int, tpr: Floats | float
+) -> Floats:
+    """Return the rate [replicates] of ID images rejected where `rejected` OOD images are: OOD is positive."""
     n, m = pair.id.n, pair.ood.n
-    level = ood.level(kept - 1)
-    first: Floats = id.under(pair.ood_upto[level]) / n
-    if rule == "first":
-        return first
-    start, stop = ood.under(level), ood.under(level + 1)
-    before = id.under(pair.ood_over[level]) / n
-    higher = ood.level(np.minimum(stop, m - 1))
-    last = np.where(stop < m, id.under(pair.ood_over[higher]) / n, first)
-    return _ruled(rule, tpr, (start / m, stop / m), (before, first, last))
-
-
-def _ruled(rule: str, tpr: Floats | float, tprs: tuple[Floats, Floats], fprs: tuple[Floats, Floats, Floats]) -> Floats:
-    """The rules of `metrics.fpr_at_tpr` between the TPRs around the one that is wanted."""
-    (low, high), (before, first, last) = tprs, fprs
-    if rule == "nearest":
-        exists = (low > 0) | (before > 0)
-        return np.where(exists & (np.abs(low - tpr) < np.abs(high - tpr)), before, last)
-    between = (first - before) / (high - low) * (tpr - low) + before
-    return np.where(high == tpr, last, between)
+    level = ood.level_at(rejected - 1)
+    negatives = id.count_below(pair.id_up_to[level])
+    point = RocPoint(m, n, negatives)
+    if rule != "first":
+        start, stop = ood.count_below(level), ood.count_below(level + 1)
+        next_higher = ood.level_at(np.minimum(stop, m - 1))
+        point = RocPoint(
+            m,
+            n,
+            negatives,
+            positives=stop,
+            positives_before=start,
+            negatives_before=id.count_below(pair.id_below[level]),
+            negatives_after=np.where(stop < m, id.count_below(pair.id_below[next_higher]), negatives),
+        )
+    rates: Floats = false_positive_rate(point, tpr, rule)
+    return rates
 
 
 def check(settings: Settings) -> None:
-    """UserError for conventions that do not exist and numbers out of range."""
-    for option, given, known in (("at95", settings.at95, metrics.AT95), ("aupr", settings.aupr, metrics.AUPR)):
-        if given not in known:
-            raise UserError(f"{option} '{given}' does not exist; there are {', '.join(known)}")
+    """Raise UserError for conventions that do not exist and numbers out of range."""
+    check_options(settings.at95, settings.aupr)
     if settings.replicates < 0:
         raise UserError(f"{settings.replicates} replicates: 0 or more are needed, such as 1000")
     if not 0 < settings.level < 1:

@@ -1,4 +1,7 @@
-"""DeLong's variance of AUROC, from ranks: E. DeLong et al. (1988), computed as X. Sun and W. Xu (2014) do."""
+"""DeLong's variance and confidence intervals of AUROC: E. DeLong et al. (1988), from ranks as X. Sun and W. Xu (2014).
+
+The intervals here also serve AUPR and the mean AUROC over several OOD sets.
+"""
 
 from __future__ import annotations
 
@@ -11,30 +14,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oodbench.errors import UserError
-from oodbench.metrics.detection import Counts, Floats, ScoreSet, score_set
+from oodbench.metrics.counts import Counts
+from oodbench.metrics.detection import Floats, ScoreSet, score_set
+from oodbench.results import Interval
 
-Interval = tuple[float, float]
-
-FEW = 5.0  # images; under so many, normal approximations of shares are not used by convention
+FEW = 5.0  # images; with fewer, normal approximations of proportions are not used by convention
 _MOST = 200.0  # of the logarithm of odds: an AUROC that is 1 in floating point
 _LOG_ODDS = np.arange(-60.0, 60.0, 0.05)
 
 
-def is_few(value: float, images: float) -> bool:
-    """Whether less than `FEW` of so many images are lost by an area, or won where it is near 0."""
+def has_few_errors(value: float, images: float) -> bool:
+    """Return whether an area of this value misplaces fewer than `FEW` of so many images, at either end of 0 to 1."""
     return images * min(value, 1 - value) < FEW
 
 
 def effective(sizes: Sequence[int]) -> float:
-    """Size of one set that is as certain as the mean over sets of these sizes."""
+    """Return the size of one set whose metric is as certain as the mean over sets of these sizes."""
     return len(sizes) ** 2 / sum(1 / size for size in sizes)
 
 
 def score_interval(value: float, n: float, m: float, z: float) -> Interval:
-    """The interval of an AUROC on n and m images, z normal deviates to each side, that takes no variance from them.
+    """Return the score interval of an AUROC on n and m images, z normal deviates to each side.
 
-    Both ends lie z of their own standard errors from the value, as in R. G. Newcombe (2006), method 5, here with the
-    variance of logistic scores. At a value of 1 the upper end is 1, and the lower one is below it.
+    Its variance is that of logistic scores, not that of the images. Both ends lie z of their own standard errors from
+    the value, as in R. G. Newcombe (2006), method 5. At a value of 1 the upper end is 1, and the lower end is below it.
     """
 
     def excess(log_constant: float) -> float:
@@ -49,7 +52,7 @@ def score_interval(value: float, n: float, m: float, z: float) -> Interval:
 
 
 def logistic_aupr(auroc: float, ratio: float) -> float:
-    """Area under precision and recall where both sides' scores are logistic with the same spread.
+    """Return the AUPR of logistic scores with this AUROC and the same spread on both sides.
 
     `ratio` is the number of negatives for each positive.
     """
@@ -60,7 +63,7 @@ def logistic_aupr(auroc: float, ratio: float) -> float:
 
 
 def logistic_constant(auroc: float) -> float:
-    """Of logistic scores with an AUROC the logarithm of what the odds of TPR and FPR differ by, at any threshold."""
+    """Return the log odds ratio of TPR and FPR, equal at every threshold, of logistic scores with this AUROC."""
     sign = 1 if auroc >= 0.5 else -1
     return sign * _root(lambda x: _logistic_auroc(x) - max(auroc, 1 - auroc), 0.0, _MOST)
 
@@ -75,7 +78,7 @@ def _logistic_auroc(log_constant: float) -> float:
 
 
 def _logistic_variance(log_constant: float) -> float:
-    """Variance of the share of one side that an image of the other is right about, in either direction."""
+    """Return the variance of an image's placement (see `Placements`) for logistic scores, equal for both sides."""
     x = abs(log_constant)
     if x < 0.1:
         return 1 / 12
@@ -85,7 +88,7 @@ def _logistic_variance(log_constant: float) -> float:
 
 
 def _root(function: Callable[[float], float], start: float, end: float) -> float:
-    """Where a function that is not positive at the start becomes positive on the way to the end."""
+    """Find by bisection where a function that is not positive at `start` becomes positive on the way to `end`."""
     for _ in range(64):
         middle = (start + end) / 2
         if function(middle) > 0:
@@ -97,9 +100,13 @@ def _root(function: Callable[[float], float], start: float, end: float) -> float
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """One method's scores, higher for ID: [images] of the ID set and of each OOD set, in the order of the image lists.
+    """One method's scores of the ID set and of each OOD set; a higher score means more in-distribution.
 
-    `groups` names the group ("near", "far") of the OOD sets that have one.
+    Arguments:
+
+    id      [n_id], in the order of the image list
+    ood     name of each OOD set -> its scores [n_ood], in the order of the image list
+    groups  name of an OOD set -> its group ("near", "far"), for the sets that have one
     """
 
     id: NDArray[Any]
@@ -107,7 +114,7 @@ class Scores:
     groups: Mapping[str, str] = field(default_factory=dict)
 
     def means(self) -> dict[str, list[str]]:
-        """Group -> its OOD sets; group "" is all of them."""
+        """Return the OOD sets of every group, over which means are taken; group "" is all sets."""
         named = {group: [name for name in self.ood if self.groups.get(name) == group] for group in self._named()}
         return {"": list(self.ood), **named}
 
@@ -117,7 +124,7 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class ScoreSide:
-    """Scores of one image set in ascending order: sorted position -> image, and the levels of tied ones."""
+    """Sorted scores of one image set; `order` [n] is the image at each ascending position."""
 
     sorted: ScoreSet
     order: Counts
@@ -127,14 +134,14 @@ class ScoreSide:
         return self.order.size
 
     def cells(self, times: NDArray[np.uint8]) -> NDArray[Any]:
-        """Times drawn per image [replicates, n] as those per level [replicates, levels], ascending."""
+        """Sum the times drawn per image [replicates, n] to those per level [replicates, levels], ascending."""
         ascending = np.take(times, self.order, axis=1)
         if self.sorted.levels.size < self.n:
             return np.add.reduceat(ascending, self.sorted.starts[:-1], axis=1, dtype=np.uint32)
         return ascending
 
     def by_image(self, of_levels: Floats) -> Floats:
-        """One number per level as one per image, in the order of the image list."""
+        """Repeat one number per level as one per image [n], in the order of the image list."""
         out = np.empty(self.n)
         out[self.order] = np.repeat(of_levels, np.diff(self.sorted.starts))
         return out
@@ -142,34 +149,40 @@ class ScoreSide:
 
 @dataclass(frozen=True, eq=False)
 class ScorePair:
-    """ID and OOD sides, and for each level of one side how many levels of the other lie below it, or not above it."""
+    """Sorted ID and OOD scores, and for each level (distinct score) of one side the levels of the other up to it.
+
+    ood_below, ood_up_to  [ID levels]: OOD levels below each, and below or equal
+    id_below, id_up_to    [OOD levels]: ID levels below each, and below or equal
+    """
 
     id: ScoreSide
     ood: ScoreSide
-    id_over: Counts  # [ID levels]: OOD levels below
-    id_upto: Counts  # OOD levels below or equal
-    ood_over: Counts  # [OOD levels]: ID levels below
-    ood_upto: Counts
+    ood_below: Counts
+    ood_up_to: Counts
+    id_below: Counts
+    id_up_to: Counts
 
 
 def side(scores: NDArray[Any], what: str) -> ScoreSide:
-    """Sort one image set's scores. UserError when they are none, not numbers of one dimension, or NaN."""
-    found = score_set(scores, what)
-    return ScoreSide(found, np.argsort(found.given))
+    """Sort one image set's scores. Raise UserError for no scores, NaN, or anything but numbers [n]."""
+    checked = score_set(scores, what)
+    return ScoreSide(checked, np.argsort(checked.given))
 
 
 def pair(id: ScoreSide, ood: ScoreSide) -> ScorePair:
-    """Place the levels of each side among those of the other."""
+    """Find the position of every level of each side among the levels of the other."""
     a, b = id.sorted.levels, ood.sorted.levels
-    id_over, ood_over = np.searchsorted(b, a), np.searchsorted(a, b)
-    shared = np.take(b, id_over, mode="clip") == a
-    if not shared.any():  # the same objects: no level is tied, and sums up to one are sums below it
-        return ScorePair(id, ood, id_over, id_over, ood_over, ood_over)
-    return ScorePair(id, ood, id_over, id_over + shared, ood_over, ood_over + (np.take(a, ood_over, mode="clip") == b))
+    ood_below, id_below = np.searchsorted(b, a), np.searchsorted(a, b)
+    shared = np.take(b, ood_below, mode="clip") == a
+    if not shared.any():  # no level is tied, so that sums up to a level equal sums below it: the same arrays serve
+        return ScorePair(id, ood, ood_below, ood_below, id_below, id_below)
+    return ScorePair(
+        id, ood, ood_below, ood_below + shared, id_below, id_below + (np.take(a, id_below, mode="clip") == b)
+    )
 
 
 def pairs(scores: Scores, what: str = "scores") -> dict[str, ScorePair]:
-    """OOD set -> its pair; the ID side is sorted once. UserError without OOD sets or for scores that are refused."""
+    """Return the pair of each OOD set; the ID side is sorted once. Raise UserError without OOD sets, or see `side`."""
     if not scores.ood:
         raise UserError(f"{what}: no OOD set to compare with")
     id = side(scores.id, f"{what} on ID")
@@ -181,10 +194,11 @@ SCALES = ("logit", "plain")
 
 @dataclass(frozen=True, eq=False)
 class Placements:
-    """Per image, in list order, the share of the other side that it is right about, ties counting half.
+    """DeLong's placements: for each image the fraction of the other side that it is ranked correctly against.
 
-    `id` [n_id], and for every OOD set of a mean its `ood` [n_ood]; AUROC is the mean of either. Placements of several
-    sets, or the difference of two methods', are again placements: everything is linear in them.
+    Ties count half. `id` [n_id] and the `ood` [n_ood] of every OOD set of a mean are in the order of the image lists;
+    AUROC is the mean of either. The mean over several sets and the difference of two methods are placements again, as
+    everything is linear in them.
     """
 
     id: Floats
@@ -192,11 +206,12 @@ class Placements:
 
     @property
     def auroc(self) -> float:
+        """The AUROC of `detection.auroc` up to rounding; the mean, as placements may be those of a mean over sets."""
         return float(self.id.mean())
 
     @property
     def variance(self) -> float:
-        """Variance of `auroc`; NaN when a side has one image, from which none can be had."""
+        """Variance of `auroc`; NaN when a side has only one image."""
         if min(self.id.size, *(part.size for part in self.ood)) < 2:
             return math.nan
         return sum(float(part.var(ddof=1)) / part.size for part in (self.id, *self.ood))
@@ -206,37 +221,58 @@ class Placements:
 
 
 def placements(pair: ScorePair) -> Placements:
-    """Placements of one ID and one OOD set; O(n) after sorting, exact with ties."""
+    """Return the placements of one ID and one OOD set, in O(n) after sorting."""
     id, ood = pair.id.sorted, pair.ood.sorted
-    of_id = (ood.starts[pair.id_over] + ood.starts[pair.id_upto]) / (2 * pair.ood.n)
-    of_ood = 1 - (id.starts[pair.ood_over] + id.starts[pair.ood_upto]) / (2 * pair.id.n)
+    of_id = (ood.starts[pair.ood_below] + ood.starts[pair.ood_up_to]) / (2 * pair.ood.n)
+    of_ood = 1 - (id.starts[pair.id_below] + id.starts[pair.id_up_to]) / (2 * pair.id.n)
     return Placements(pair.id.by_image(of_id), (pair.ood.by_image(of_ood),))
 
 
 def mean_placements(several: Sequence[Placements]) -> Placements:
-    """Placements of the mean AUROC over OOD sets that share their ID images."""
+    """Return the placements of the mean AUROC over OOD sets that share their ID images."""
     k = len(several)
-    id = np.mean([one.id for one in several], axis=0)
-    return Placements(id, tuple(part / k for one in several for part in one.ood))
+    id = np.mean([placed.id for placed in several], axis=0)
+    return Placements(id, tuple(part / k for placed in several for part in placed.ood))
 
 
 def auroc_variance(id: NDArray[Any], ood: NDArray[Any]) -> float:
-    """DeLong's variance of the AUROC of scores [n_id] v [n_ood]; NaN when a side has one image."""
+    """Estimate the variance of an AUROC by DeLong's method.
+
+    Arguments:
+
+    id   scores [n_id] of ID images; a higher score means more in-distribution
+    ood  scores [n_ood] of OOD images
+
+    Returns: the variance of the AUROC as a fraction; NaN when a side has only one image.
+
+    Raises: UserError for no scores, NaN, or anything but real numbers of one dimension.
+    """
     return placements(pair(side(id, "ID"), side(ood, "OOD"))).variance
 
 
 def auroc_interval(id: NDArray[Any], ood: NDArray[Any], level: float = 0.95, scale: str = "logit") -> Interval:
-    """The interval of the AUROC of scores [n_id] v [n_ood] that covers the true one with probability `level`.
+    """Compute a confidence interval of an AUROC by DeLong's method.
 
-    `logit`: symmetric on the scale of log(a / (1 - a)), which stays within 0 and 1; where so few images are misplaced
-    that their variance says little, or all scores tie, at least as wide as `score_interval`'s. `plain`: AUROC plus and
-    minus so many standard errors, cut at 0 and 1.
+    Arguments:
+
+    id     scores [n_id] of ID images; a higher score means more in-distribution
+    ood    scores [n_ood] of OOD images
+    level  probability that the interval covers the true AUROC
+    scale  "logit": symmetric on the scale of log(a / (1 - a)), which stays within 0 and 1; "plain": AUROC plus and
+           minus a multiple of its standard error, clipped to 0 and 1
+
+    With perfect separation (AUROC = 1), and wherever fewer than 5 images are misplaced, DeLong's variance is too small,
+    so the "logit" interval is at least as wide as a score interval with the variance of logistic scores.
+
+    Returns: the lower and the upper end, as fractions.
+
+    Raises: UserError for scores as in `auroc_variance`, an unknown scale, and a level that is not between 0 and 1.
     """
     return interval(placements(pair(side(id, "ID"), side(ood, "OOD"))), level, scale)
 
 
 def interval(placed: Placements, level: float = 0.95, scale: str = "logit") -> Interval:
-    """As `auroc_interval`, from placements, those of a mean included."""
+    """Return `auroc_interval` from placements, which may be those of a mean over OOD sets."""
     if scale not in SCALES:
         raise UserError(f"scale '{scale}' does not exist; there are {', '.join(SCALES)}")
     if not 0 < level < 1:
@@ -251,20 +287,20 @@ def interval(placed: Placements, level: float = 0.95, scale: str = "logit") -> I
     ends: list[float] = []
     if variance > 0 and 1e-12 < value < 1 - 1e-12:
         ends += on_logit_scale(value, math.sqrt(variance), level)
-    if not ends or is_few(value, min(n, m)):
+    if not ends or has_few_errors(value, min(n, m)):
         ends += score_interval(value, n, m, normal_deviate(level))
     return min(ends), max(ends)
 
 
 def on_logit_scale(value: float, error: float, level: float) -> Interval:
-    """The interval around a share with a standard error that is symmetric on the scale of log(a / (1 - a))."""
+    """Return the interval around a fraction with a standard error that is symmetric on the logit scale."""
     half = normal_deviate(level) * error / (value * (1 - value))
     centre = math.log(value / (1 - value))
     return _expit(centre - half), _expit(centre + half)
 
 
 def normal_deviate(level: float) -> float:
-    """How many standard errors to each side hold a normal value with this probability."""
+    """Return how many standard errors to each side contain a normal value with this probability."""
     from statistics import NormalDist
 
     return NormalDist().inv_cdf((1 + level) / 2)

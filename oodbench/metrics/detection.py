@@ -1,4 +1,7 @@
-"""AUROC, FPR95 and AUPR of one method's scores on ID images against its scores on one OOD set."""
+"""AUROC, FPR95 and AUPR of one method's scores on ID images against its scores on one OOD set.
+
+`auroc` and `false_positive_rate` are the only definitions of these metrics; resamples, shards and reports call them.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oodbench.errors import UserError, did_you_mean
-from oodbench.metrics import counts as merged
-from oodbench.metrics.counts import Counts as Counts  # statistics takes it from here
-from oodbench.metrics.counts import ThresholdCounts
+from oodbench.metrics.counts import Counts, ThresholdCounts, ThresholdPoint, count, keys
 
 Floats = NDArray[np.float64]
+Number = Any  # an int, a float, or an array with one of them for each resample
 
 INTEGERS = 1 << 53  # up to here every integer is a float64
+TPR = 0.95  # of "FPR95"
 AT95 = ("first", "nearest", "interpolate")
 AUPR = ("average_precision", "trapezoid")
 
 
 @dataclass(frozen=True, eq=False)
 class ScoreSet:
-    """Scores of one image set, checked, to be sorted when that is needed: `given` must not be changed meanwhile.
+    """Checked scores of one image set [n], sorted on first use: `given` must not be changed before.
 
-    values          ascending, float64
-    levels, starts  its ties: level i is `values[starts[i]:starts[i + 1]]`
+    values          the scores in ascending order, float64
+    levels, starts  the distinct scores, and where each begins: level i is `values[starts[i]:starts[i + 1]]`
     """
 
     given: NDArray[Any]
@@ -51,11 +54,12 @@ class ScoreSet:
 
 @dataclass(frozen=True)
 class Metrics:
-    """How well one method's scores separate ID from OOD, as shares between 0 and 1.
+    """How well one method's scores separate ID from OOD, as fractions between 0 and 1.
 
-    "FPR95" is two numbers: `fpr95` (CLIP papers) is the share of OOD accepted where 95 % of ID are, `fpr95_ood`
-    (OpenOOD, pytorch-ood) the share of ID rejected where 95 % of OOD are. `aupr_in` has ID as its positive class,
-    `aupr_out` OOD. `tied` is the share of all scores that some other image, ID or OOD, has as well.
+    "FPR95" is two numbers: `fpr95` (CLIP papers) is the fraction of OOD images accepted where 95 % of ID images are
+    accepted, `fpr95_ood` (OpenOOD, pytorch-ood) the fraction of ID images rejected where 95 % of OOD images are
+    rejected. `aupr_in` has ID as its positive class, `aupr_out` OOD. `tied` is the fraction of all scores that another
+    image, ID or OOD, has too.
     """
 
     auroc: float
@@ -69,13 +73,14 @@ class Metrics:
 
 
 def score_set(scores: NDArray[Any] | Sequence[float], what: str, names: Sequence[str] | None = None) -> ScoreSet:
-    """Check one image set's scores, which may be infinite; `what` and image `names` are for the refusals.
+    """Check the scores [n] of one image set, which may be infinite.
 
-    UserError for what float64 cannot rank, see `exact`.
+    Arguments: `what` (the name of the set) and `names` [n] (of the images) are for error messages. Raises UserError
+    for no scores, NaN, and scores that float64 cannot rank (see `exact`).
     """
     given = exact(np.asarray(scores), what)
-    if not isinstance(scores, np.ndarray) and (whole := [one for one in scores if isinstance(one, int)]):
-        exact(np.array(whole), what)  # beside a float an integer has become one
+    if not isinstance(scores, np.ndarray) and (integers := [score for score in scores if isinstance(score, int)]):
+        exact(np.array(integers), what)  # np.asarray makes integers of a list with floats floats
     if names is not None and len(names) != given.size:
         raise UserError(f"{what}: {given.size} scores for {len(names)} images")
     if not given.size:
@@ -86,9 +91,9 @@ def score_set(scores: NDArray[Any] | Sequence[float], what: str, names: Sequence
 
 
 def exact(scores: NDArray[Any], what: str) -> NDArray[Any]:
-    """Scores [n] of which float64 keeps every one as it is. UserError for others; NaN and infinity are not looked at.
+    """Return scores [n] that float64 represents exactly; raise UserError for others. NaN and infinity are not checked.
 
-    Integers of more than 2^53 and wider floats would be rounded, and tie or lose their order by it.
+    Integers above 2^53 and wider floats would be rounded, which creates ties or changes their order.
     """
     if scores.ndim != 1 or scores.dtype.kind not in "fiu":
         raise UserError(f"{what}: one real number per image is needed, not {scores.dtype} of shape {scores.shape}")
@@ -116,97 +121,151 @@ def _first_nan(scores: np.ndarray, names: Sequence[str] | None) -> str:
 def evaluate(id: ScoreSet, ood: ScoreSet, at95: str = "first", aupr: str = "average_precision") -> Metrics:
     """Compare ID with OOD scores, of which higher ones mean more in-distribution; tied scores are accepted together.
 
-    `at95` applies to both FPR95s (see `fpr_at_tpr`). `aupr` is scikit-learn's `average_precision`, or the `trapezoid`
-    under its precision-recall curve (OpenOOD, pytorch-ood), which gives 75 % rather than 50 % to constant scores.
+    Arguments: `id` and `ood` are checked scores (see `score_set`). `at95` applies to both FPR95s (see `fpr_at_tpr`).
+    `aupr` is scikit-learn's `average_precision`, or the `trapezoid` under its precision-recall curve (OpenOOD,
+    pytorch-ood), which gives 75 % rather than 50 % to constant scores. Returns the metrics as fractions. Raises
+    UserError for an unknown `at95` or `aupr`.
     """
     check_options(at95, aupr)
-    n_id, n_ood = id.given.size, ood.given.size
-    tally = tally_of(n_id, n_ood, aupr)
-    # By levels alone for what it takes the points beside the thresholds, or before each level.
-    merged.count(merged.keys(id.given, ood.given), tally, plain=at95 != "first" or aupr == "trapezoid")
-    return metrics_of(tally, at95)
+    counts = threshold_counts(id.given.size, ood.given.size, aupr)
+    # Only counting by level finds the points next to the thresholds and before each level.
+    count(keys(id.given, ood.given), counts, by_level=at95 != "first" or aupr == "trapezoid")
+    return metrics_of(counts, at95)
 
 
-def tally_of(n_id: int, n_ood: int, aupr: str = "average_precision") -> ThresholdCounts:
-    """An empty tally of so many images, with its thresholds where 95 % of ID, and of OOD, are called that."""
+def threshold_counts(n_id: int, n_ood: int, aupr: str = "average_precision") -> ThresholdCounts:
+    """Return empty counts of so many images, with thresholds that accept 95 % of ID and reject 95 % of OOD images."""
     return ThresholdCounts(
-        n_id, n_ood, n_id - min_accepted(n_id, 0.95), min_accepted(n_ood, 0.95) - 1, aupr == "trapezoid"
+        n_id, n_ood, n_id - min_accepted(n_id, TPR), min_accepted(n_ood, TPR) - 1, aupr == "trapezoid"
     )
 
 
-def metrics_of(tally: ThresholdCounts, at95: str = "first") -> Metrics:
-    """The metrics of a tally that has seen all images."""
-    n_id, n_ood, id, ood = tally.n_id, tally.n_ood, tally.at_id, tally.at_ood
-    assert id and ood and (tally.id, tally.ood) == (n_id, n_ood)
-    # Accepted of the other kind: with the threshold's level, before it, and at the next point without more positives.
-    accepted = _Accepted(n_ood - id.ood_below, n_ood - id.ood_below - id.ood, _less(n_ood, id.beside))
-    rejected = _Accepted(ood.id_below + ood.id, ood.id_below, ood.beside)
+def metrics_of(counts: ThresholdCounts, at95: str = "first") -> Metrics:
+    """Return the metrics from counts of all images."""
+    n_id, n_ood, on_id, on_ood = counts.n_id, counts.n_ood, counts.at_id, counts.at_ood
+    assert on_id and on_ood and (counts.id, counts.ood) == (n_id, n_ood)
     return Metrics(
-        auroc=tally.won / (2 * n_id * n_ood),
-        fpr95=_at(0.95, at95, (n_id - id.id_below - id.id, n_id - id.id_below, n_id), accepted, n_ood),
-        fpr95_ood=_at(0.95, at95, (ood.ood_below, ood.ood_below + ood.ood, n_ood), rejected, n_id),
-        aupr_in=tally.area_in / n_id,
-        aupr_out=tally.area_out / n_ood,
-        tied=tally.tied / (n_id + n_ood),
+        auroc=float(auroc(counts.concordant_pairs_x2, n_id, n_ood)),
+        fpr95=float(false_positive_rate(_id_positive(on_id, n_id, n_ood), TPR, at95)),
+        fpr95_ood=float(false_positive_rate(_ood_positive(on_ood, n_id, n_ood), TPR, at95)),
+        aupr_in=counts.area_in / n_id,
+        aupr_out=counts.area_out / n_ood,
+        tied=counts.tied / (n_id + n_ood),
         n_id=n_id,
         n_ood=n_ood,
     )
 
 
+def _id_positive(point: ThresholdPoint, n_id: int, n_ood: int) -> RocPoint:
+    negatives = n_ood - point.ood_below
+    return RocPoint(
+        n_id,
+        n_ood,
+        negatives,
+        positives=n_id - point.id_below,
+        positives_before=n_id - point.id_below - point.id,
+        negatives_before=negatives - point.ood,
+        negatives_after=negatives if point.neighbour is None else n_ood - point.neighbour,
+    )
+
+
+def _ood_positive(point: ThresholdPoint, n_id: int, n_ood: int) -> RocPoint:
+    negatives = point.id_below + point.id
+    return RocPoint(
+        n_ood,
+        n_id,
+        negatives,
+        positives=point.ood_below + point.ood,
+        positives_before=point.ood_below,
+        negatives_before=point.id_below,
+        negatives_after=negatives if point.neighbour is None else point.neighbour,
+    )
+
+
 def threshold_at_tpr(id: ScoreSet, tpr: float = 0.95) -> float:
-    """The highest score such that calling everything at or above it ID keeps at least `tpr` of the ID images."""
+    """Return the highest threshold that accepts at least the fraction `tpr` of ID images (score >= threshold)."""
     return float(id.values[-min_accepted(id.values.size, tpr)])
 
 
+def auroc(concordant_pairs_x2: Number, n_id: int, n_ood: int) -> Number:
+    """Return the AUROC: the fraction of ID-OOD pairs in which ID has the higher score, ties counted half.
+
+    This is the definition that every other computation of an AUROC calls. `concordant_pairs_x2` is twice the number of
+    such pairs, one number or one for each resample [r].
+    """
+    return concordant_pairs_x2 / (2 * n_id * n_ood)
+
+
+@dataclass(frozen=True)
+class RocPoint:
+    """Images accepted at a threshold and next to it: each count is one number, or one for each resample [r].
+
+    n_positive, n_negative              all positives and all negatives
+    negatives, positives                accepted at the threshold, images with exactly its score included
+    negatives_before, positives_before  accepted without the images that have exactly its score
+    negatives_after                     accepted just before the next positive is: the highest FPR with this TPR
+
+    The rule "first" takes `negatives` only.
+    """
+
+    n_positive: int
+    n_negative: int
+    negatives: Number
+    positives: Number = 0
+    positives_before: Number = 0
+    negatives_before: Number = 0
+    negatives_after: Number = 0
+
+
+def false_positive_rate(point: RocPoint, tpr: Floats | float, rule: str) -> Number:
+    """Return the FPR at `tpr` [r] or one number, by the rules of `fpr_at_tpr`; `point` is at the first TPR >= `tpr`.
+
+    This is the definition that every other computation of an FPR95 calls: ID positive for `fpr95`, OOD positive for
+    `fpr95_ood`.
+    """
+    first = point.negatives / point.n_negative
+    if rule == "first":
+        return first
+    low, high = point.positives_before / point.n_positive, point.positives / point.n_positive
+    before, last = point.negatives_before / point.n_negative, point.negatives_after / point.n_negative
+    if rule == "nearest":
+        exists = (low > 0) | (before > 0)  # this rule's curve has no point at which nothing is accepted
+        return np.where(exists & (np.abs(low - tpr) < np.abs(high - tpr)), before, last)
+    return np.where(high == tpr, last, (first - before) / (high - low) * (tpr - low) + before)
+
+
 def fpr_at_tpr(id: ScoreSet, ood: ScoreSet, tpr: float = 0.95, rule: str = "first") -> float:
-    """Share of OOD accepted where the share `tpr` of ID is.
+    """Return the fraction of OOD images accepted where the fraction `tpr` of ID images is.
 
     Few curves have a point at exactly `tpr`. `first`: the smallest FPR of all points whose TPR is no less. `nearest`
     (MCM, NegLabel, GL-MCM, LoCoOp): the point of the nearest TPR, which may be a lower one; of two as near the higher
     TPR, of several with that TPR the highest FPR (but the lowest when it is 1). `interpolate` (CLIPN): on the line
-    between the two points around `tpr`; where points have exactly `tpr`, the highest FPR of these.
+    between the two points around `tpr`; where points have exactly `tpr`, the highest FPR of these. Raises UserError
+    for an unknown `rule` and for a `tpr` that is not above 0 and at most 1.
     """
     _check_option("rule", rule, AT95)
     positive, negative = id.values, ood.values
     n, m = positive.size, negative.size
     threshold = positive[n - min_accepted(n, tpr)]
     start, stop = (int(np.searchsorted(positive, threshold, side)) for side in ("left", "right"))
-    upto = None if not start else int(np.searchsorted(negative, positive[start - 1], "right"))
     below, through = (int(np.searchsorted(negative, threshold, side)) for side in ("left", "right"))
-    return _at(tpr, rule, (n - stop, n - start, n), _Accepted(m - below, m - through, _less(m, upto)), m)
-
-
-@dataclass(frozen=True)
-class _Accepted:
-    """Negatives accepted: with the threshold's level, before it, and just before the next level of positives."""
-
-    with_it: int
-    before: int
-    last: int | None  # None: no positives are left
-
-
-def _less(m: int, upto: int | None) -> int | None:
-    return None if upto is None else m - upto
-
-
-def _at(tpr: float, rule: str, positives: tuple[int, int, int], accepted: _Accepted, m: int) -> float:
-    """The rules of `fpr_at_tpr`; `positives` accepted before the threshold's level, with it, and all; m negatives."""
-    few, many, n = positives
-    first = accepted.with_it / m
-    if rule == "first":
-        return first
-    low, high, before = few / n, many / n, accepted.before / m
-    last = first if accepted.last is None else accepted.last / m
-    if rule == "nearest":
-        exists = low > 0 or before > 0  # accepting nothing at all is no point of that curve
-        return before if exists and abs(low - tpr) < abs(high - tpr) else last
-    return last if high == tpr else float(np.interp(tpr, (low, high), (before, first)))
+    next_lower = int(np.searchsorted(negative, positive[start - 1], "right")) if start else below
+    point = RocPoint(
+        n,
+        m,
+        m - below,
+        positives=n - start,
+        positives_before=n - stop,
+        negatives_before=m - through,
+        negatives_after=m - next_lower,
+    )
+    return float(false_positive_rate(point, tpr, rule))
 
 
 def min_accepted(n: int, tpr: float) -> int:
-    """Smallest k with k / n >= tpr in floating point, which `ceil(tpr * n)` can miss by one."""
+    """Return the smallest k with k / n >= tpr in floating point, which `ceil(tpr * n)` can miss by one."""
     if not 0 < tpr <= 1:
-        raise UserError(f"tpr {tpr}: a share above 0 and up to 1 is needed, such as 0.95")
+        raise UserError(f"tpr {tpr}: a fraction above 0 and up to 1 is needed, such as 0.95")
     k = max(math.ceil(tpr * n) - 1, 1)
     while k / n < tpr:
         k += 1
@@ -214,7 +273,7 @@ def min_accepted(n: int, tpr: float) -> int:
 
 
 def check_options(at95: str, aupr: str) -> None:
-    """UserError for rules that do not exist."""
+    """Raise UserError for rules that do not exist."""
     _check_option("at95", at95, AT95)
     _check_option("aupr", aupr, AUPR)
 

@@ -1,4 +1,4 @@
-"""Intervals of one method's metrics: DeLong for AUROC, order statistics for FPR95, the bootstrap for AUPR."""
+"""Confidence intervals of one method's metrics: DeLong for AUROC, order statistics for FPR95, bootstrap for AUPR."""
 
 from __future__ import annotations
 
@@ -9,112 +9,121 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oodbench.metrics.bootstrap import TPR, Settings, check, fpr95, fpr95_ood, generator, observed, replicates
+from oodbench.metrics.bootstrap import Settings, check, fpr95, fpr95_ood, generator, observed, replicates
+from oodbench.metrics.counts import Counts
 from oodbench.metrics.delong import (
-    Interval,
     Placements,
     ScorePair,
     Scores,
     ScoreSide,
     effective,
+    has_few_errors,
     interval,
-    is_few,
     logistic_aupr,
     mean_placements,
     normal_deviate,
     on_logit_scale,
-    pairs,
     placements,
     score_interval,
 )
-from oodbench.metrics.detection import Counts, Floats, min_accepted
-from oodbench.results import METRICS
+from oodbench.metrics.delong import (
+    pairs as pairs_of,
+)
+from oodbench.metrics.detection import TPR, Floats, min_accepted
+from oodbench.results import METRICS, Interval
 
-DRAWS = 10  # for each replicate of the bootstrap, which costs as much as thousands of these
+DRAWS = 10  # for each replicate of the bootstrap, which costs as much as thousands of these draws
 
 
-class Once:
-    """The images themselves, asked about single levels as resamples are."""
+class ObservedCounts:
+    """Counts per level (distinct score) of the images themselves, with the methods of `bootstrap.LevelCounts`."""
 
     def __init__(self, side: ScoreSide) -> None:
         self._starts = side.sorted.starts
 
-    def level(self, positions: NDArray[Any] | int) -> Counts:
-        """The level of the image at a sorted position (from 0)."""
+    def level_at(self, positions: NDArray[Any] | int) -> Counts:
+        """Return the level of the image at each ascending position from 0."""
         return np.searchsorted(self._starts, np.atleast_1d(positions), "right") - 1
 
-    def under(self, levels: Counts) -> NDArray[Any]:
-        """Images below a level."""
+    def count_below(self, levels: Counts) -> NDArray[Any]:
+        """Return the number of images below each level."""
         return self._starts[levels]
 
 
-def fpr_interval(found: Mapping[str, ScorePair], metric: str, settings: Settings) -> Interval:
-    """The interval of one set's FPR95 (`fpr95` or `fpr95_ood`), or of the mean over sets with the same ID images.
+def fpr_interval(pairs: Mapping[str, ScorePair], metric: str, settings: Settings) -> Interval:
+    """Return the interval of one set's FPR95 (`fpr95` or `fpr95_ood`), or of the mean over sets that share ID images.
 
-    The side that sets the threshold has binomially many images beyond the point that 95 % of all there could be keep:
-    drawn numbers of them say where that point may lie among its scores. Of the other side, the share beyond such a
-    point has Clopper and Pearson's distributions, one for each end of the interval.
+    Of the n images of the side that sets the threshold, a binomial number lies on the wrong side of the population's
+    threshold; draws of this number give the positions that the threshold may have among the scores. The fraction of
+    the other side's images beyond such a position has Clopper and Pearson's distributions, one for each end.
     """
     draws = DRAWS * settings.replicates
     of_id = metric == "fpr95"  # whether ID sets the threshold, and each OOD set is counted
-    kept, accepted = {}, {}
-    for name, pair in found.items():
-        side = pair.id if of_id else pair.ood
-        kept[name] = _kept(generator(f"threshold {'id' if of_id else name}", settings.seed), side.n, draws)
-        accepted[name] = _accepted(pair, metric, settings, kept[name])
-    low, high = (_shares(found, accepted, extra, of_id, settings) for extra in (0, 1))
+    accepted = {}
+    for name, pair in pairs.items():
+        n = _threshold_side(pair, of_id).n
+        positions = _threshold_positions(generator(f"threshold {'id' if of_id else name}", settings.seed), n, draws)
+        accepted[name] = _accepted(pair, metric, settings, positions)
+    low, high = (_fractions(pairs, accepted, extra, of_id, settings) for extra in (0, 1))
     tail = (1 - settings.level) / 2
-    values = [float(_accepted(pair, metric, settings)[0]) / _counted(pair, of_id).n for pair in found.values()]
+    values = [float(_accepted(pair, metric, settings)[0]) / _counted_side(pair, of_id).n for pair in pairs.values()]
     ends = [float(np.quantile(low.mean(axis=0), tail)), float(np.quantile(high.mean(axis=0), 1 - tail))]
-    short = [i for i, pair in enumerate(found.values()) if TPR ** (pair.id if of_id else pair.ood).n > tail]
+    short = [i for i, pair in enumerate(pairs.values()) if TPR ** _threshold_side(pair, of_id).n > tail]
     if short:
-        ends.append(float(np.quantile(_continued(found, short, high, metric, settings).mean(axis=0), 1 - tail)))
+        ends.append(float(np.quantile(_continued(pairs, short, high, metric, settings).mean(axis=0), 1 - tail)))
     mean = sum(values) / len(values)
     return min(ends[0], mean), max(*ends[1:], mean)
 
 
-def _counted(pair: ScorePair, of_id: bool) -> ScoreSide:
+def _threshold_side(pair: ScorePair, of_id: bool) -> ScoreSide:
+    return pair.id if of_id else pair.ood
+
+
+def _counted_side(pair: ScorePair, of_id: bool) -> ScoreSide:
     return pair.ood if of_id else pair.id
 
 
-def _kept(random: np.random.Generator, n: int, draws: int) -> Counts:
-    """Numbers of images that the true threshold may keep of n: all but the drawn ones, or one more."""
-    beyond = random.binomial(n, 1 - TPR, draws) - random.integers(0, 2, draws)
-    return n - beyond.clip(0, n - 1)
+def _threshold_positions(random: np.random.Generator, n: int, draws: int) -> Counts:
+    """Draw how many of n images the population's threshold accepts: n less a binomial number, or one more."""
+    rejected = random.binomial(n, 1 - TPR, draws) - random.integers(0, 2, draws)
+    return n - rejected.clip(0, n - 1)
 
 
-def _accepted(pair: ScorePair, metric: str, settings: Settings, kept: Counts | None = None) -> Floats:
-    """How many of the other side pass the thresholds that keep so many; the metric's own threshold for None."""
-    one, other = Once(pair.id), Once(pair.ood)
+def _accepted(pair: ScorePair, metric: str, settings: Settings, positions: Counts | None = None) -> Floats:
+    """Return how many images of the counted side pass thresholds that accept so many of the other side.
+
+    None stands for the metric's own threshold.
+    """
     of_id = metric == "fpr95"
-    n = (pair.id if of_id else pair.ood).n
-    point = (np.array([min_accepted(n, TPR)]), TPR) if kept is None else (kept, kept / n)
-    function = fpr95 if of_id else fpr95_ood
-    shares: Floats = function(pair, one, other, settings.at95, *point)
-    return shares * _counted(pair, of_id).n
+    n = _threshold_side(pair, of_id).n
+    point = (np.array([min_accepted(n, TPR)]), TPR) if positions is None else (positions, positions / n)
+    rate = fpr95 if of_id else fpr95_ood
+    rates = rate(pair, ObservedCounts(pair.id), ObservedCounts(pair.ood), settings.at95, *point)
+    return rates * _counted_side(pair, of_id).n
 
 
-def _shares(
-    found: Mapping[str, ScorePair], accepted: Mapping[str, Floats], extra: int, of_id: bool, settings: Settings
+def _fractions(
+    pairs: Mapping[str, ScorePair], accepted: Mapping[str, Floats], extra: int, of_id: bool, settings: Settings
 ) -> Floats:
-    """True shares of the counted side for accepted numbers [sets, draws]; `extra` 0 for the lower end, 1 for the upper.
+    """Draw the population's fractions [sets, draws] of the counted side, given each set's accepted numbers [draws].
 
-    ID images, which all sets share, have their shares of all there could be in common: the sets' are sums of these.
+    `extra` is 0 for the lower end of the interval, 1 for the upper. For `fpr95_ood`, all sets share their ID images and
+    so the draws.
     """
     if of_id:
         parts = [
             _beta(generator(f"passed {name}", settings.seed), accepted[name][None], pair.ood.n, extra)
-            for name, pair in found.items()
+            for name, pair in pairs.items()
         ]
         return np.concatenate(parts)
-    n = next(iter(found.values())).id.n
+    n = next(iter(pairs.values())).id.n
     return _beta(generator("passed id", settings.seed), np.stack(list(accepted.values())), n, extra)
 
 
 def _beta(random: np.random.Generator, counts: Floats, n: int, extra: int) -> Floats:
-    """Draws from Beta(k + extra, n - k + 1 - extra) for counts k [sets, draws] of the same n images.
+    """Draw from Beta(k + extra, n - k + 1 - extra) for counts k [sets, draws] of the same n images.
 
-    They are order statistics of one uniform sample for all sets, so that a set with more accepted images has no less.
+    The draws are order statistics of one uniform sample for all sets, so that a larger count has no smaller fraction.
     """
     order = np.argsort(counts, axis=0, kind="stable")
     ascending = np.take_along_axis(counts, order, axis=0)
@@ -128,30 +137,30 @@ def _beta(random: np.random.Generator, counts: Floats, n: int, extra: int) -> Fl
 
 
 def _continued(
-    found: Mapping[str, ScorePair], short: Sequence[int], high: Floats, metric: str, settings: Settings
+    pairs: Mapping[str, ScorePair], short: Sequence[int], high: Floats, metric: str, settings: Settings
 ) -> Floats:
-    """As `high`, but for sets whose threshold may lie beyond all images of its side.
+    """Return `high` with new draws for the sets `short`, whose threshold may lie below all images that set it.
 
-    There the curve is continued from the metric's own threshold, whose true TPR has a beta distribution, as that of
-    logistic scores with the same spread: the odds of FPR and TPR keep their ratio.
+    For these, the ROC curve is continued beyond the metric's own threshold, whose true TPR has a beta distribution, as
+    the curve of logistic scores with the same spread: the ratio of the odds of FPR and TPR stays the same.
     """
     of_id, draws = metric == "fpr95", high.shape[1]
     out = high.copy()
-    accepted = {name: np.full(draws, _accepted(pair, metric, settings)[0]) for name, pair in found.items()}
-    shares = _shares(found, accepted, 1, of_id, settings)
-    for i, (name, pair) in enumerate(found.items()):
+    accepted = {name: np.full(draws, _accepted(pair, metric, settings)[0]) for name, pair in pairs.items()}
+    fractions = _fractions(pairs, accepted, 1, of_id, settings)
+    for i, (name, pair) in enumerate(pairs.items()):
         if i in short:
-            n = (pair.id if of_id else pair.ood).n
-            few = min_accepted(n, TPR)
+            n = _threshold_side(pair, of_id).n
+            fewest = min_accepted(n, TPR)
             random = generator(f"continued {'id' if of_id else name}", settings.seed)
-            tpr = random.beta(few, n - few + 1, draws)
+            tpr = random.beta(fewest, n - fewest + 1, draws)
             with np.errstate(divide="ignore"):
-                odds = shares[i] / (1 - shares[i]) * (TPR / (1 - TPR)) * ((1 - tpr) / tpr)
+                odds = fractions[i] / (1 - fractions[i]) * (TPR / (1 - TPR)) * ((1 - tpr) / tpr)
                 out[i] = 1 / (1 + 1 / odds)
     return out
 
 
-# Percentiles of AUPR, which is skewed near 1, cover too little on hundreds of images.
+# AUPR is skewed near 1: percentile intervals would cover the true value too rarely on hundreds of images.
 METHODS = {
     "auroc": "DeLong, logit; score interval where few are lost",
     "fpr95": "binomial threshold, Clopper-Pearson",
@@ -165,20 +174,32 @@ _RESAMPLED = ("aupr_in", "aupr_out")
 
 @dataclass(frozen=True)
 class Intervals:
-    """OOD set, or group of sets for the mean ("": all) -> metric -> the interval."""
+    """Confidence intervals (lower and upper end, as fractions) of every metric.
+
+    sets   OOD set -> metric -> interval
+    means  group of OOD sets, "" for all -> metric -> interval of the mean over these sets
+    """
 
     sets: dict[str, dict[str, Interval]]
     means: dict[str, dict[str, Interval]]
 
 
 def intervals(scores: Scores, settings: Settings | None = None, what: str = "scores") -> Intervals:
-    """Intervals of every metric on every OOD set and of the means, which resample the ID images once for all sets.
+    """Compute confidence intervals of every metric on every OOD set, and of the means over sets.
 
-    With 0 replicates, AUROC alone has them. UserError for scores or settings that cannot be.
+    Arguments:
+
+    scores    one method's scores per image
+    settings  conventions, replicates, level and seed; the defaults when None
+    what      name of the scores in error messages
+
+    Returns: the intervals; only AUROC has one when `settings.replicates` is 0.
+
+    Raises: UserError for scores that are empty or NaN, no OOD set, and settings out of range.
     """
     settings = settings or Settings()
     check(settings)
-    found = pairs(scores, what)
+    found = pairs_of(scores, what)
     placed = {name: placements(pair) for name, pair in found.items()}
     means = scores.means()
     sets: dict[str, dict[str, Interval]] = {name: {} for name in found}
@@ -193,7 +214,7 @@ def intervals(scores: Scores, settings: Settings | None = None, what: str = "sco
         column["auroc"] = interval(area, settings.level)
         for metric in METRICS[1:] if drawn else ():
             if any(min(pair.id.n, pair.ood.n) < 2 for pair in chosen.values()):
-                column[metric] = 0.0, 1.0  # one image says nothing about others
+                column[metric] = 0.0, 1.0  # nothing can be inferred from one image
             elif metric in _RESAMPLED:
                 value = sum(values[name][metric] for name in names) / len(names)
                 resamples = drawn[metric][0][[position[name] for name in names]].mean(axis=0)
@@ -204,14 +225,17 @@ def intervals(scores: Scores, settings: Settings | None = None, what: str = "sco
 
 
 def _aupr(metric: str, value: float, resamples: Floats, area: Placements, level: float) -> Interval:
-    """From the resamples' deviation; where it rests on few images, wide enough for logistic scores of such an AUROC."""
+    """Return the interval from the standard deviation of the resamples.
+
+    Where few images are misplaced, it is at least as wide as that of logistic scores with the same AUROC.
+    """
     error = float(resamples.std(ddof=1)) if resamples.size > 1 else 0.0
     low = high = value
     if error > 0 and 1e-9 < value < 1 - 1e-9:
         low, high = on_logit_scale(value, error, level)
     n, sizes = area.id.size, [part.size for part in area.ood]
     m = effective(sizes)
-    if error <= 0 or is_few(value, n if metric == "aupr_in" else m):
+    if error <= 0 or has_few_errors(value, n if metric == "aupr_in" else m):
         ends = []
         for auroc in score_interval(min(max(area.auroc, 0.0), 1.0), n, m, normal_deviate(level)):
             ratios = [size / n if metric == "aupr_in" else n / size for size in sizes]
@@ -221,5 +245,5 @@ def _aupr(metric: str, value: float, resamples: Floats, area: Placements, level:
 
 
 def methods(settings: Settings) -> Mapping[str, str]:
-    """How each metric's intervals are made, for the row that holds them."""
+    """Return how each metric's intervals are computed, which is stored with the result."""
     return METHODS if settings.replicates else {"auroc": METHODS["auroc"]}

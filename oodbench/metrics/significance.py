@@ -1,4 +1,4 @@
-"""Comparison of methods on the same images: paired tests, and which methods are not worse than the best by chance."""
+"""Paired tests of methods on the same images, and which methods do not differ significantly from the best one."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ from oodbench.metrics.delong import Placements, Scores, mean_placements, pairs, 
 from oodbench.metrics.detection import Floats
 from oodbench.results import METRICS
 
-HIGHER = ("auroc", "aupr_in", "aupr_out")  # better when higher
+HIGHER_IS_BETTER = ("auroc", "aupr_in", "aupr_out")
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One method's metric minus another's on the same images, its standard error, and the two-sided p value."""
+    """One method's metric minus another's on the same images.
+
+    value  difference, as a fraction
+    error  its standard error; NaN when it cannot be estimated
+    p      two-sided p value; 1 when there is no standard error
+    """
 
     value: float
     error: float
@@ -26,7 +31,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Differences:
-    """Differences per OOD set, and of the mean per group of sets; group "" is all of them."""
+    """Differences between two methods.
+
+    sets   OOD set -> difference
+    means  group of OOD sets, "" for all -> difference of the means over these sets
+    """
 
     sets: dict[str, Difference]
     means: dict[str, Difference]
@@ -34,18 +43,30 @@ class Differences:
 
 @dataclass(frozen=True)
 class Marks:
-    """OOD set, or group of sets for the mean ("": all) -> metric -> methods not distinguishable from the best."""
+    """Methods that do not differ significantly from the best one, which is among them.
+
+    sets   OOD set -> metric -> methods
+    means  group of OOD sets, "" for all -> metric of the mean over these sets -> methods
+    """
 
     sets: dict[str, dict[str, frozenset[str]]]
     means: dict[str, dict[str, frozenset[str]]]
 
 
 def compare(a: Scores, b: Scores, metric: str = "auroc", settings: Settings | None = None) -> Differences:
-    """Test whether two methods differ on the same images: DeLong for AUROC, else the paired bootstrap.
+    """Test whether two methods differ on the same images: by DeLong for AUROC, by the paired bootstrap for the others.
 
-    UserError when their sets or numbers of images differ. The p values are not adjusted: see `holm`.
+    Arguments:
+
+    a, b      scores of the two methods, of the same images in the same order
+    metric    "auroc", "fpr95", "fpr95_ood", "aupr_in" or "aupr_out"
+    settings  conventions, replicates and seed; the defaults when None
+
+    Returns: the differences a - b, with p values that are not adjusted for several tests (see `holm`).
+
+    Raises: UserError when sets or numbers of images differ, and for unknown metrics and settings out of range.
     """
-    table = _Table({"a": a, "b": b}, (metric,), settings or Settings())
+    table = _Comparison({"a": a, "b": b}, (metric,), settings or Settings())
     return Differences(
         {name: table.difference(metric, (name,), 0, 1) for name in a.ood},
         {group: table.difference(metric, names, 0, 1) for group, names in a.means().items()},
@@ -58,27 +79,37 @@ def indistinguishable(
     metrics: Sequence[str] = ("auroc", "fpr95"),
     alpha: float = 0.05,
 ) -> Marks:
-    """Per OOD set, mean and metric: the best method, and all whose difference from it may be chance.
+    """Find, for every OOD set, mean and metric, the methods that do not differ significantly from the best one.
 
-    The best is tested against every other method in pairs (see `compare`). As it was chosen on the same images, each p
-    value counts for all pairs that could have been chosen (Bonferroni): k (k - 1) / 2 of k methods. The chance that any
-    method as good as the best is left out is then at most `alpha`, as far as the tests of pairs hold theirs.
+    Arguments:
+
+    methods   name of each method -> its scores, all of the same images in the same order
+    settings  conventions, replicates and seed; the defaults when None
+    metrics   metrics to test
+    alpha     most probability of leaving out any method that is as good as the best one
+
+    The best method is tested against every other one (see `compare`). As it was chosen on the same images, each p value
+    is corrected for all pairs that could have been tested (Bonferroni): k (k - 1) / 2 for k methods.
+
+    Returns: the methods, the best one included.
+
+    Raises: UserError when sets or numbers of images differ, and for unknown metrics and settings out of range.
     """
     labels = list(methods)
     if not labels:
         return Marks({}, {})
-    table = _Table(methods, metrics, settings or Settings())
-    compared = len(labels) * (len(labels) - 1) / 2
+    table = _Comparison(methods, metrics, settings or Settings())
+    tests = len(labels) * (len(labels) - 1) / 2
 
     def marks(names: Sequence[str]) -> dict[str, frozenset[str]]:
-        found = {}
+        out = {}
         for metric in metrics:
             values = [table.value(metric, names, i) for i in range(len(labels))]
-            best = values.index(max(values) if metric in HIGHER else min(values))
+            best = values.index(max(values) if metric in HIGHER_IS_BETTER else min(values))
             others = [i for i in range(len(labels)) if i != best]
-            kept = [labels[i] for i in others if compared * table.difference(metric, names, i, best).p > alpha]
-            found[metric] = frozenset([labels[best], *kept])
-        return found
+            kept = [labels[i] for i in others if tests * table.difference(metric, names, i, best).p > alpha]
+            out[metric] = frozenset([labels[best], *kept])
+        return out
 
     scores = methods[labels[0]]
     return Marks(
@@ -88,7 +119,14 @@ def indistinguishable(
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p values adjusted for so many tests (S. Holm 1979), in the same order: reject those at most alpha."""
+    """Adjust p values for several tests by the method of S. Holm (1979).
+
+    Arguments:
+
+    p  p values of the tests
+
+    Returns: the adjusted p values in the same order; reject the tests whose value is at most alpha.
+    """
     adjusted = [1.0] * len(p)
     least = 0.0
     for rank, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
@@ -97,7 +135,7 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-class _Table:
+class _Comparison:
     """Values, placements and replicates of several methods on the same images, each computed once."""
 
     def __init__(self, methods: Mapping[str, Scores], metrics: Sequence[str], settings: Settings) -> None:
@@ -109,18 +147,22 @@ class _Table:
         self._pairs = [pairs(scores, label) for label, scores in methods.items()]
         self._names = list(self._pairs[0])
         resampled = [metric for metric in metrics if metric != "auroc"]
-        self._values = [{name: observed(pair, settings, metrics) for name, pair in one.items()} for one in self._pairs]
+        self._values = [
+            {name: observed(pair, settings, metrics) for name, pair in of_method.items()} for of_method in self._pairs
+        ]
         self._replicates = replicates(self._pairs, settings, resampled) if resampled and settings.replicates else {}
         self._placements: list[dict[str, Placements]] = []
         if "auroc" in metrics:
-            self._placements = [{name: placements(pair) for name, pair in one.items()} for one in self._pairs]
+            self._placements = [
+                {name: placements(pair) for name, pair in of_method.items()} for of_method in self._pairs
+            ]
 
     def value(self, metric: str, names: Sequence[str], i: int) -> float:
-        """A method's mean over sets."""
+        """Return a method's mean over sets."""
         return sum(self._values[i][name][metric] for name in names) / len(names)
 
     def difference(self, metric: str, names: Sequence[str], i: int, j: int) -> Difference:
-        """Of two methods' means over sets."""
+        """Return the difference between two methods' means over sets."""
         value = self.value(metric, names, i) - self.value(metric, names, j)
         few = any(min(self._pairs[i][name].id.n, self._pairs[i][name].ood.n) < 2 for name in names)
         if few or (metric != "auroc" and metric not in self._replicates):
@@ -138,8 +180,11 @@ class _Table:
 
 
 def _check_same(methods: Mapping[str, Scores]) -> None:
-    """UserError unless all methods scored the same sets, and as many images of each."""
-    sizes = {label: {"ID": len(one.id), **{k: len(v) for k, v in one.ood.items()}} for label, one in methods.items()}
+    """Raise UserError unless all methods scored the same sets, and as many images of each."""
+    sizes = {
+        label: {"ID": len(scores.id), **{name: len(values) for name, values in scores.ood.items()}}
+        for label, scores in methods.items()
+    }
     (first, expected), *others = sizes.items()
     for label, found in others:
         if found != expected:
@@ -154,7 +199,7 @@ def _counts(sizes: Mapping[str, int]) -> str:
 
 
 def _tested(value: float, error: float) -> Difference:
-    """Two-sided p value of a difference that is normal with this standard error."""
+    """Return a difference with its two-sided p value, taking it as normal with this standard error."""
     if math.isnan(error) or abs(value) < 1e-12:
         return Difference(value, error, 1.0)
     return Difference(value, error, math.erfc(abs(value) / error / math.sqrt(2)) if error > 0 else 0.0)

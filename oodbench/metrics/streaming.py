@@ -1,11 +1,11 @@
-"""Metrics of more scores than fit into memory: sorted shards, merged level by level, are counted once, exactly.
+"""Metrics of more scores than fit into memory: sorted shards are merged and counted in one pass, exactly.
 
     ood = streaming.sort("scores.npy", "sorted/ood")          # any order -> ascending shards
     streaming.evaluate_shards(["id.npy"], ood).auroc          # .npy, the column `score` of .parquet, arrays
 
-Memory is bounded by `memory`, not by the scores: 10^9 of them (8 GB a side) take one pass over their files. Counts are
-exact integers, so AUROC, both FPR95s and ties are bit for bit those of `metrics.evaluate`; the two areas under
-precision-recall are sums in another order, and differ by at most the number of batches times 1e-16.
+Memory is bounded by `memory`, not by the number of scores: 10^9 scores (8 GB a side) take one pass over their files.
+Counts are exact integers, so AUROC, both FPR95s and ties equal those of `metrics.evaluate` bit for bit; the two areas
+under precision-recall are sums in another order, and differ by at most the number of batches times 1e-16.
 """
 
 from __future__ import annotations
@@ -19,16 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oodbench.errors import UserError
-from oodbench.metrics import counts as merged
-from oodbench.metrics import detection as metrics
-from oodbench.metrics.counts import Counts, ThresholdCounts
-from oodbench.metrics.detection import Floats, Metrics, exact
+from oodbench.metrics.counts import Counts, ThresholdCounts, count, keys
+from oodbench.metrics.detection import Floats, Metrics, check_options, exact, metrics_of, threshold_counts
 
-ROWS = 1 << 22  # of a sorted run: 32 MB
+ROWS = 1 << 22  # scores of a sorted shard: 32 MB
 
 
 class Shard(Protocol):
-    """Scores that are read in order: `size` of them, in parts of at most `rows`, float64."""
+    """Scores that are read in order, as float64: `parts` yields all `size` of them, at most `rows` at a time."""
 
     @property
     def name(self) -> str: ...
@@ -40,7 +38,7 @@ class Shard(Protocol):
 
 
 @dataclass(frozen=True)
-class Array:
+class ArrayShard:
     """Scores in memory."""
 
     name: str
@@ -52,12 +50,16 @@ class Array:
 
     def parts(self, rows: int) -> Iterator[Floats]:
         for start in range(0, self.size, rows):
-            yield _widened(self.values[start : start + rows], self.name)
+            yield _as_float64(self.values[start : start + rows], self.name)
 
 
 @dataclass(frozen=True)
-class Npy:
-    """An .npy file, opened for each part: thousands of shards would run out of handles."""
+class NpyShard:
+    """An .npy file.
+
+    It is opened for each part, as thousands of shards would run out of file handles. A part is copied, not mapped:
+    mapped pages would count as this process's memory.
+    """
 
     name: str
     size: int
@@ -66,16 +68,16 @@ class Npy:
 
     def parts(self, rows: int) -> Iterator[Floats]:
         for start in range(0, self.size, rows):
-            count = min(rows, self.size - start)
-            found = np.fromfile(self.name, self.dtype, count, offset=self.offset + start * self.dtype.itemsize)
-            if found.size < count:
-                raise UserError(f"{self.name}: {start + found.size} scores, though its head says {self.size}")
-            yield _widened(found, self.name)
+            expected = min(rows, self.size - start)
+            scores = np.fromfile(self.name, self.dtype, expected, offset=self.offset + start * self.dtype.itemsize)
+            if scores.size < expected:
+                raise UserError(f"{self.name}: {start + scores.size} scores, but its header says {self.size}")
+            yield _as_float64(scores, self.name)
 
 
 @dataclass(frozen=True)
-class Parquet:
-    """The column `score` of a parquet file; of one image set where `dataset` is named."""
+class ParquetShard:
+    """The column `score` of a parquet file, of the image set `dataset` if one is named."""
 
     name: str
     size: int
@@ -90,14 +92,17 @@ class Parquet:
             for batch in file.iter_batches(rows, columns=columns):
                 if self.dataset is not None:
                     batch = batch.filter(pc.equal(batch["dataset"].cast("string"), self.dataset))
-                yield _widened(batch["score"].to_numpy(zero_copy_only=False), self.name)
+                yield _as_float64(batch["score"].to_numpy(zero_copy_only=False), self.name)
 
 
 def open_shard(source: Path | str | NDArray[Any], dataset: str | None = None) -> Shard:
-    """Scores to be read. UserError for what is no file of scores; `dataset` chooses an image set of a row's parquet."""
+    """Open scores for reading; `dataset` chooses one image set of a result's parquet file.
+
+    Raises UserError if the source holds no scores.
+    """
     if isinstance(source, np.ndarray):
         _check(f"array of shape {source.shape}", source.shape, source.dtype)
-        return Array("array", source)
+        return ArrayShard("array", source)
     path = Path(source)
     if not path.is_file():
         raise UserError(f"{path}: there is no such file of scores")
@@ -115,7 +120,7 @@ def open_shard(source: Path | str | NDArray[Any], dataset: str | None = None) ->
     except ValueError as error:
         raise UserError(f"{path}: not an .npy file ({error})") from error
     _check(str(path), shape, dtype)
-    return Npy(str(path), shape[0], dtype, offset)
+    return NpyShard(str(path), shape[0], dtype, offset)
 
 
 def _check(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
@@ -123,11 +128,11 @@ def _check(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         raise UserError(f"{name}: one real number per image is needed, not {dtype} of shape {shape}")
 
 
-def _widened(scores: NDArray[Any], name: str) -> Floats:
+def _as_float64(scores: NDArray[Any], name: str) -> Floats:
     return exact(scores, name).astype(np.float64)
 
 
-def _parquet(path: Path, dataset: str | None) -> Parquet:
+def _parquet(path: Path, dataset: str | None) -> ParquetShard:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -142,7 +147,7 @@ def _parquet(path: Path, dataset: str | None) -> Parquet:
     kind = schema.field("score").type
     if not pa.types.is_integer(kind) and not pa.types.is_floating(kind):
         raise UserError(f"{path}: one real number per image is needed, not a column of {kind}")
-    return Parquet(str(path), rows, dataset)
+    return ParquetShard(str(path), rows, dataset)
 
 
 def sort(
@@ -152,16 +157,19 @@ def sort(
     rows: int = ROWS,
     dataset: str | None = None,
 ) -> list[Path]:
-    """Write scores in any order as ascending shards `00000.npy`, ... of at most `rows` each, for evaluate_shards.
+    """Write scores in any order as ascending shards `00000.npy`, ..., for evaluate_shards.
 
-    Memory is a few times `rows` whatever the size. UserError for scores that are NaN, and for a folder that is in use.
+    Arguments: `source` is one or several .npy or .parquet files or an array [n], `folder` a new or empty folder, `rows`
+    the most scores in a shard (memory is a few times this), `dataset` the image set to take from parquet files.
+    Returns the paths of the shards in order. Raises UserError for scores that are NaN and for a folder that is not
+    empty.
     """
     target = Path(folder)
     if target.is_dir() and any(target.iterdir()):
         raise UserError(f"{target} is not empty: name a new folder for the sorted scores")
     target.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    kept: list[Floats] = []
+    buffered: list[Floats] = []
 
     def write(values: Floats) -> None:
         values.sort()
@@ -169,19 +177,19 @@ def sort(
         np.save(written[-1], values)
 
     sources = [source] if isinstance(source, np.ndarray | str | Path) else source
-    for shard in [open_shard(one, dataset) for one in sources]:
+    for shard in [open_shard(file, dataset) for file in sources]:
         seen = 0
         for part in shard.parts(rows):
             if np.isnan(part).any():
                 raise UserError(f"{shard.name}: score {seen + int(np.isnan(part).argmax()) + 1} is NaN")
             seen += part.size
-            kept.append(part)
-            while sum(one.size for one in kept) >= rows:
-                together = np.concatenate(kept)
-                kept = [together[rows:]]
+            buffered.append(part)
+            while sum(scores.size for scores in buffered) >= rows:
+                together = np.concatenate(buffered)
+                buffered = [together[rows:]]
                 write(together[:rows])
-    if sum(one.size for one in kept):
-        write(np.concatenate(kept))
+    if sum(scores.size for scores in buffered):
+        write(np.concatenate(buffered))
     if not written:
         raise UserError(f"{target}: no scores to sort" + (f" of image set '{dataset}'" if dataset else ""))
     return written
@@ -202,78 +210,83 @@ def evaluate_shards(
     aupr: str = "average_precision",
     memory: int = MEMORY,
 ) -> Metrics:
-    """`metrics.evaluate` of scores in ascending shards, which may overlap and tie with each other in any way.
+    """Return `metrics.evaluate` of scores in ascending shards, which may overlap and tie with each other in any way.
 
-    Higher scores mean more in-distribution. `memory` is in bytes, about; `at95` and `aupr` are those of
-    `metrics.evaluate`. UserError for shards that do not ascend (`sort` makes such), hold NaN or cannot be read.
+    Arguments: `id` and `ood` are .npy or .parquet files or arrays [n] of ascending scores, of which higher ones mean
+    more in-distribution; `memory` is approximate and in bytes; `at95` and `aupr` are those of `metrics.evaluate`.
+    Returns the metrics as fractions. Raises UserError for shards that do not ascend (`sort` writes such shards), hold
+    NaN or cannot be read.
     """
-    sides = [[open_shard(one) for one in side] for side in (id, ood)]
+    sides = [[open_shard(source) for source in side] for side in (id, ood)]
     n_id, n_ood = (sum(shard.size for shard in side) for side in sides)
     for what, n in (("ID", n_id), ("OOD", n_ood)):
         if not n:
             raise UserError(f"no {what} scores in {len(id if what == 'ID' else ood)} shards")
-    metrics.check_options(at95, aupr)
-    tally = metrics.tally_of(n_id, n_ood, aupr)
-    waiting = _Waiting(tally, plain=at95 != "first" or aupr == "trapezoid")
+    check_options(at95, aupr)
+    counts = threshold_counts(n_id, n_ood, aupr)
+    merger = _LevelMerger(counts, by_level=at95 != "first" or aupr == "trapezoid")
     rows = max(1, memory // (8 * _COPIES * sum(len(side) for side in sides)))
     for of_id, of_ood, highest in _batches(sides, rows):
-        lowest = min(float(one.min()) for one in (of_id, of_ood) if one.size)
-        waiting.add(merged.keys(of_id, of_ood), lowest, highest)
-    waiting.close()
-    return metrics.metrics_of(tally, at95)
+        lowest = min(float(scores.min()) for scores in (of_id, of_ood) if scores.size)
+        merger.add(keys(of_id, of_ood), lowest, highest)
+    merger.close()
+    return metrics_of(counts, at95)
 
 
-class _Waiting:
-    """A tally whose highest level waits: the next batch may have more of it."""
+class _LevelMerger:
+    """Adds ascending batches to the counts; the highest level of a batch is held back, as the next batch may have it.
 
-    def __init__(self, tally: ThresholdCounts, *, plain: bool) -> None:
-        self._tally = tally
-        self._plain = plain
+    A level is the set of images with one score.
+    """
+
+    def __init__(self, counts: ThresholdCounts, *, by_level: bool) -> None:
+        self._counts = counts
+        self._by_level = by_level
         self._value = np.nan
         self._id = self._ood = 0
 
-    def add(self, keys: Counts, lowest: float, highest: float) -> None:
-        """Take a batch in one order, none of it below what came before."""
+    def add(self, batch: Counts, lowest: float, highest: float) -> None:
+        """Add the ascending keys of a batch, none of which is below an earlier one."""
         if lowest == self._value:
-            stop = int(np.searchsorted(keys, keys[0] | 1, "right"))
-            self._wait(keys[:stop])
-            keys = keys[stop:]
-        if keys.size:
+            stop = int(np.searchsorted(batch, batch[0] | 1, "right"))
+            self._hold(batch[:stop])
+            batch = batch[stop:]
+        if batch.size:
             self.close()
-            start = int(np.searchsorted(keys, keys[-1] & -2))
+            start = int(np.searchsorted(batch, batch[-1] & -2))
             if start:
-                merged.count(keys[:start], self._tally, plain=self._plain)
-            self._wait(keys[start:])
+                count(batch[:start], self._counts, by_level=self._by_level)
+            self._hold(batch[start:])
         self._value = highest
 
-    def _wait(self, level: Counts) -> None:
+    def _hold(self, level: Counts) -> None:
         id = int((level & 1).sum())
         self._id += id
         self._ood += level.size - id
 
     def close(self) -> None:
-        """Add the waiting level."""
+        """Add the level that was held back."""
         if self._id + self._ood:
-            self._tally.add(np.array([self._id]), np.array([self._id + self._ood]))
+            self._counts.add(np.array([self._id]), np.array([self._id + self._ood]))
         self._id = self._ood = 0
 
 
 class _Cursor:
-    """A place in a shard: what is read and not yet taken."""
+    """A position in a shard; `buffer` holds the scores that are read and not yet taken."""
 
     def __init__(self, shard: Shard, rows: int) -> None:
         self._shard = shard
         self._parts = shard.parts(rows)
         self._read = 0
         self._last = -np.inf
-        self.ahead = np.zeros(0)
+        self.buffer = np.zeros(0)
         self._fill()
 
     def take(self, highest: float) -> Floats:
-        """What is at most `highest`."""
-        stop = int(np.searchsorted(self.ahead, highest, "right"))
-        taken, self.ahead = self.ahead[:stop], self.ahead[stop:]
-        if not self.ahead.size:
+        """Take the buffered scores that are at most `highest`."""
+        stop = int(np.searchsorted(self.buffer, highest, "right"))
+        taken, self.buffer = self.buffer[:stop], self.buffer[stop:]
+        if not self.buffer.size:
             self._fill()
         return taken
 
@@ -281,31 +294,32 @@ class _Cursor:
         for part in self._parts:
             if not part.size:
                 continue
-            fine = np.append(part[0] >= self._last, part[1:] >= part[:-1])
-            if not fine.all():
-                number = self._read + int(fine.argmin()) + 1
+            ascending = np.append(part[0] >= self._last, part[1:] >= part[:-1])
+            if not ascending.all():
+                number = self._read + int(ascending.argmin()) + 1
                 raise UserError(
-                    f"{self._shard.name}: score {number} is NaN or below the one before it; shards must ascend: "
-                    "oodbench.metrics.streaming.sort(FILE, FOLDER) makes such"
+                    f"{self._shard.name}: score {number} is NaN or below the score before it; shards must ascend: "
+                    "oodbench.metrics.streaming.sort(FILE, FOLDER) writes such shards"
                 )
-            self._read, self._last, self.ahead = self._read + part.size, float(part[-1]), part
+            self._read, self._last, self.buffer = self._read + part.size, float(part[-1]), part
             return
 
 
 def _batches(sides: Sequence[Sequence[Shard]], rows: int) -> Iterator[tuple[Floats, Floats, float]]:
-    """ID and OOD scores, ascending from batch to batch, and the highest of each batch, which the next may have, too."""
+    """Yield ID scores, OOD scores and the highest score of each batch; batches ascend and may share that score."""
     cursors = [_Cursor(shard, rows) for side in sides for shard in side]
     n_id = len(sides[0])
 
-    def ends(which: int) -> list[float]:
-        return [float(one.ahead[which]) if one.ahead.size else np.nan for one in cursors]
+    def ends(position: int) -> list[float]:
+        return [float(cursor.buffer[position]) if cursor.buffer.size else np.nan for cursor in cursors]
 
     firsts, lasts = np.array(ends(0)), np.array(ends(-1))
-    while (left := ~np.isnan(lasts)).any():
-        highest = float(lasts[left].min())
+    while (unread := ~np.isnan(lasts)).any():
+        highest = float(lasts[unread].min())
         taken: tuple[list[Floats], list[Floats]] = [np.zeros(0)], [np.zeros(0)]
         for i in np.flatnonzero(firsts <= highest).tolist():  # few of many, where shards do not overlap
-            one = cursors[i]
-            taken[i >= n_id].append(one.take(highest))
-            firsts[i], lasts[i] = (one.ahead[0], one.ahead[-1]) if one.ahead.size else (np.nan, np.nan)
+            cursor = cursors[i]
+            taken[i >= n_id].append(cursor.take(highest))
+            buffer = cursor.buffer
+            firsts[i], lasts[i] = (buffer[0], buffer[-1]) if buffer.size else (np.nan, np.nan)
         yield np.concatenate(taken[0]), np.concatenate(taken[1]), highest

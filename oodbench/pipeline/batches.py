@@ -1,8 +1,17 @@
-"""One pass over the batches of a set with several methods, on one thread or several."""
+"""Score the batches of an image set with several methods, on one thread or several, and check what methods keep.
+
+The check: what fit() returned and the scores are compared before and after every set, so that a method that keeps
+something of the images it has seen is found. Such a method would give an image another score when other images came
+before it, and its AUROC would depend on the order of the sets. Before its first set a method scores a sample of a few
+images in small batches (`FittedMethod.first_output`). After every set it scores the same images again, in the opposite
+order: the scores must be equal, and so must everything that its state and its attributes hold (`contents`). The sample
+also shows whether a score depends on the other images of the batch.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 import types
@@ -21,16 +30,17 @@ import numpy.typing as npt
 from oodbench.errors import InputMutated
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from oodbench.method import Batch, Method, MethodResources, Task
     from oodbench.pipeline.jobs import Job
 
-ROWS, PIXEL_ROWS = 32, 4  # images of each half of a sample; the second for methods that read pixels
-EVERY = 256  # images after which a detector, which sees no whole sets, scores its sample again
-CLOSE = 1e-3  # of the standard deviation of scores: what another batch size, or a GPU, may change
-LOW_CLOSE = 0.05  # the same of a model that computes in half precision
-ODD = 1 / 8  # of a sample may differ by more in another batch: where a method decides, a last digit can tip it
-
-DIGIT = 1e-6  # of the largest score, besides: a float32 has a rounding error
+SAMPLE_IMAGES, SAMPLE_PIXEL_IMAGES = 32, 4  # in each half of a sample; the second for methods that read pixels
+CHECK_EVERY = 256  # images; a detector has no sets, and checks a method after this many
+TOLERANCE = 1e-3  # of the standard deviation of the scores: another batch size or a GPU may change a score by this much
+HALF_PRECISION_TOLERANCE = 0.05  # the same if the model computes in half precision
+MAX_CHANGED_FRACTION = 1 / 8  # of a sample may differ by more in another batch: a rounding error can tip a decision
+ROUNDING = 1e-6  # of the largest score, added to the tolerance: a rounding error of float32
 
 Scores = npt.NDArray[np.float64]
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, type, types.ModuleType, types.BuiltinFunctionType)
@@ -38,198 +48,23 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, type, types.M
 
 @dataclass(frozen=True)
 class Sample:
-    """Some images of a set, in small batches; `rows` are their places among the set's scores, [batches][images]."""
+    """Some images of a set in small batches; `rows` [batches][images] are their positions among the set's scores."""
 
     batches: tuple[Batch, ...]
     rows: tuple[npt.NDArray[np.int64], ...]
 
     def copies(self) -> list[Batch]:
-        """The batches, which a method may spoil."""
+        """Return copies of the batches, which a method may write into."""
         return [batch.copy() for batch in self.batches]
 
-    def turned(self) -> list[Batch]:
-        """The same in the opposite order."""
+    def reversed_copies(self) -> list[Batch]:
+        """Return copies of the batches in the opposite order."""
         return self.copies()[::-1]
-
-
-def held(one: FittedMethod) -> dict[str, object]:
-    """What a method has learnt and is set to, by place: `state['mean'][0]`, `self.scale`."""
-    return {**contents(one.state, "state"), **{f"self{k}": v for k, v in contents(vars(one.method)).items()}}
-
-
-def kept(one: FittedMethod, again: MethodOutput, close: float) -> str:
-    """Why a method keeps something of the images that it has seen, or "".
-
-    `again` is what it gives of the sample in the opposite order; `close` 0: scores are compared to the last digit.
-    """
-    if (place := difference(one.held, held(one))) is not None:
-        return f"score() changes {place}: it may keep nothing of the images it sees; what is learnt belongs to fit()"
-    if not one.first.scores:
-        return ""
-    before, after = np.concatenate(one.first.scores), np.concatenate(again.scores[::-1])
-    apart = _apart(before, after, close)
-    if apart.any():
-        which = int(apart.argmax())
-        return (
-            f"score() keeps something of the images it has seen: one of them scores {before[which]:.9g} at first and "
-            f"{after[which]:.9g} after a set; what is learnt belongs to fit(), and what is drawn must follow task.seed"
-        )
-    predictions = zip(one.first.predictions, again.predictions[::-1], strict=True)
-    if not close and not all(np.array_equal(*both) for both in predictions):
-        return "predict() keeps something of the images it has seen: it names other classes after a set than at first"
-    return ""
-
-
-def mixed(one: FittedMethod, whole: MethodOutput) -> str:
-    """Why the scores of a set's first and last images are not theirs in a small batch, or ""."""
-    if not one.sample or not one.first.scores:
-        return ""
-    rows = one.sample.rows
-    among, alone = np.concatenate(whole.scores)[np.concatenate(rows)], np.concatenate(one.first.scores)
-    apart = _apart(among, alone, CLOSE)
-    if apart.mean() <= ODD:
-        return ""
-    which = int(apart.argmax())
-    return (
-        f"score() depends on the other images of the batch: one image scores {among[which]:.9g} in a batch of "
-        f"{len(whole.scores[0])} and {alone[which]:.9g} in one of {len(rows[0])}; each must be scored on its own"
-    )
-
-
-def _apart(one: Scores, other: Scores, close: float) -> npt.NDArray[np.bool_]:
-    if not close:
-        return np.not_equal(one, other) & ~(np.isnan(one) & np.isnan(other))
-    both = np.concatenate([one, other])
-    both = both[np.isfinite(both)]
-    allowed = close * both.std() + DIGIT * np.abs(both).max() if both.size else 0.0
-    same: npt.NDArray[np.bool_] = np.isclose(one, other, rtol=0, atol=allowed, equal_nan=True)
-    return ~same
-
-
-def contents(value: object, name: str = "") -> dict[str, object]:
-    """All that a value holds, by place (`name['mean'][0]`): plain values as they are written, arrays as checksums.
-
-    Reads dicts, sequences, sets, closures and whatever can be pickled, by what pickle would store. What cannot be
-    read, such as a lock or an iterator, counts by its type alone.
-    """
-    import torch
-
-    from oodbench.method.checksum import checksum
-
-    found: dict[str, object] = {}
-    places: dict[int, str] = {}
-    alive: list[object] = []  # identities hold only as long as their objects
-    todo: deque[tuple[str, object]] = deque([(name, value)])
-    while todo:
-        place, one = todo.popleft()
-        if isinstance(one, _PLAIN):
-            found[place] = repr(one)
-        elif id(one) in places:
-            found[place] = f"the same as {places[id(one)]}"
-        elif isinstance(one, torch.Tensor) and one.layout is torch.strided:
-            found[place] = (str(one.dtype), tuple(one.shape), checksum(one))
-        elif isinstance(one, np.ndarray) and not one.dtype.hasobject:
-            found[place] = (str(one.dtype), one.shape, checksum(_memory(one)))
-        elif isinstance(one, (tuple, list)) and all(isinstance(part, _PLAIN) for part in one):
-            found[place] = (len(one), blake2b(repr(one).encode("utf-8", "surrogatepass")).digest())
-        else:
-            places[id(one)] = place
-            alive.append(one)
-            found[place] = type(one).__qualname__
-            with contextlib.suppress(Exception):  # of its own code: what cannot be read counts by its type
-                todo.extend((place + name, part) for name, part in _parts(one))
-    return found
-
-
-def difference(before: Mapping[str, object], after: Mapping[str, object]) -> str | None:
-    """The first place where contents differ; None when they are the same."""
-    places = {**before, **after}
-    return next((place for place in places if before.get(place) != after.get(place)), None)
-
-
-def _memory(array: npt.NDArray[Any]) -> Any:
-    import torch
-
-    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return torch.from_numpy(flat if flat.flags.writeable else flat.copy())  # torch warns of what is read-only
-
-
-def _parts(one: object) -> Iterator[tuple[str, object]]:
-    if isinstance(one, Mapping):
-        yield from ((f"[{key!r}]", part) for key, part in list(one.items()))
-    elif isinstance(one, (tuple, list, deque)):
-        yield from ((f"[{number}]", part) for number, part in enumerate(one))
-    elif isinstance(one, (set, frozenset)):
-        yield from ((f"{{{number}}}", part) for number, part in enumerate(sorted(one, key=repr)))
-    elif isinstance(one, np.ndarray):
-        yield from ((f"[{number}]", part) for number, part in enumerate(one.ravel().tolist()))
-    elif isinstance(one, types.FunctionType):
-        names = one.__code__.co_freevars
-        yield from ((f".{name}", _cell(cell)) for name, cell in zip(names, one.__closure__ or (), strict=True))
-        yield from ((f".{name}", part) for name, part in vars(one).items())
-        yield ".__defaults__", (one.__defaults__, one.__kwdefaults__)
-    elif isinstance(one, types.MethodType):
-        yield ".__self__", one.__self__
-        yield ".__func__", one.__func__
-    else:
-        yield from _pickled(one)
-
-
-def _cell(cell: types.CellType) -> object:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet
-        return None
-
-
-def _pickled(one: object) -> Iterator[tuple[str, object]]:
-    """Attributes, and what else pickle would store of an object."""
-    own = getattr(one, "__dict__", None)
-    if isinstance(own, dict):
-        yield from ((f".{name}", part) for name, part in list(own.items()))
-    with warnings.catch_warnings(action="ignore"):  # of iterators, whose pickling Python gives up
-        reduced = one.__reduce_ex__(4)
-    if isinstance(reduced, str):
-        return
-    _, arguments, state, *rest = (*reduced, None, None)[:5]
-    yield "(arguments)", arguments
-    if state is not own:
-        yield "(state)", state
-    for iterator in rest:
-        if iterator is not None:
-            yield "(items)", list(iterator)
-
-
-Item = TypeVar("Item")
-Made = TypeVar("Made")
-
-
-def in_order(call: Callable[[Item], Made], items: Iterable[Item], count: int) -> Iterator[Made]:
-    """call(item) for all items, in their order, by `count` threads; one item more is held at once.
-
-    torch uses one core in each of them: small operations do not wait for all cores, and digits do not depend on how
-    many there are.
-    """
-    import torch
-
-    before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
-    under_way: deque[Future[Made]] = deque()
-    try:
-        for item in items:
-            under_way.append(pool.submit(call, item))
-            if len(under_way) > count:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)  # threads to come would take over what those had
 
 
 @dataclass
 class MethodOutput:
-    """What a method gave, batch by batch; nothing more after its first error."""
+    """The scores and predictions of a method by batch, up to its first error."""
 
     scores: list[npt.NDArray[np.float64]] = field(default_factory=list)
     predictions: list[npt.NDArray[np.int32]] = field(default_factory=list)
@@ -237,7 +72,7 @@ class MethodOutput:
     error: Exception | None = None
 
     def add(self, other: MethodOutput) -> None:
-        """Append the next batch."""
+        """Append the output of the next batch."""
         self.scores += other.scores
         self.predictions += other.predictions
         self.seconds += other.seconds
@@ -246,107 +81,294 @@ class MethodOutput:
 
 @dataclass
 class FittedMethod:
-    """A job under way: its method, what it learnt, and why it failed if it did.
+    """A method of a plan with its state, and the reason why it failed if it did.
 
-    held      what it has learnt and is set to, by place, when it had learnt it
-    sample    a few images that it scores before its first set and after every set
-    first     what it gave of them at first
-    seen      images scored, and `looked` how many of them when it was last looked at whether it keeps anything of them
-    stateful  whether it failed because it does
+    state             what fit() returned, if `fitted`
+    contents          everything that the state and the method's attributes held after fit(), by place
+    sample            a few images that are scored before the first set and after every set
+    first_output      what the method gave for the sample the first time
+    images_scored     how many images it has scored
+    images_checked    how many of them it had scored when it was last checked
+    stateful          whether it failed because it keeps something of the images it has seen
     """
 
     job: Job
     method: Method[Any]
-    own: MethodResources | None = None
+    resources: MethodResources | None = None
     state: Any = None
     fitted: bool = False
     fit_seconds: float = 0.0
     error: str = ""
-    held: dict[str, object] = field(default_factory=dict)
+    contents: dict[str, object] = field(default_factory=dict)
     sample: Sample | None = None
-    first: MethodOutput = field(default_factory=MethodOutput)
-    seen: int = 0
-    looked: int = 0
+    first_output: MethodOutput = field(default_factory=MethodOutput)
+    images_scored: int = 0
+    images_checked: int = 0
     stateful: bool = False
 
 
-def over(
-    batches: Callable[[], Iterable[Batch]], group: Sequence[FittedMethod], task: Task, threads: int | None
-) -> list[MethodOutput]:
-    """What each method gives for all batches. `threads`: by so many, each on one core; None: in this one, on all.
+def method_contents(method: FittedMethod) -> dict[str, object]:
+    """Return what a method has learnt and what its attributes are, by place: `state['mean'][0]`, `self.scale`."""
+    attributes = contents(vars(method.method))
+    return {**contents(method.state, "state"), **{f"self{place}": value for place, value in attributes.items()}}
 
-    Changed stands as the error of the method that did it, when one did; what the others gave is then worthless.
+
+def retention_error(method: FittedMethod, output: MethodOutput, tolerance: float) -> str:
+    """Return why a method keeps something of the images that it has seen, or "".
+
+    `output` is its output for the sample in the opposite order. With tolerance 0 the scores must be equal bit by bit.
     """
-    found = _passed(batches(), group, task, threads, each=False)
-    if any(isinstance(one.error, InputMutated) for one in found):
-        # Something was changed: again, in one thread, looking after every method, to find out by whom.
-        task.intact()  # puts right what another thread wrote last
-        found = _passed(batches(), group, task, threads and 1, each=True)
+    if (place := difference(method.contents, method_contents(method))) is not None:
+        return f"score() changes {place}: it may keep nothing of the images it sees; what is learnt belongs to fit()"
+    first = method.first_output
+    if not first.scores:
+        return ""
+    before, after = np.concatenate(first.scores), np.concatenate(output.scores[::-1])
+    changed = _differ(before, after, tolerance)
+    if changed.any():
+        index = int(changed.argmax())
+        return (
+            f"score() keeps something of the images it has seen: one of them scores {before[index]:.9g} at first and "
+            f"{after[index]:.9g} after a set; what is learnt belongs to fit(), and what is drawn must follow task.seed"
+        )
+    predictions = zip(first.predictions, output.predictions[::-1], strict=True)
+    if not tolerance and not all(np.array_equal(*both) for both in predictions):
+        return "predict() keeps something of the images it has seen: it names other classes after a set than at first"
+    return ""
+
+
+def batch_error(method: FittedMethod, output: MethodOutput) -> str:
+    """Return why the scores of a set differ from the scores of the same images in small batches, or ""."""
+    if not method.sample or not method.first_output.scores:
+        return ""
+    rows = method.sample.rows
+    in_set = np.concatenate(output.scores)[np.concatenate(rows)]
+    in_sample = np.concatenate(method.first_output.scores)
+    changed = _differ(in_set, in_sample, TOLERANCE)
+    if changed.mean() <= MAX_CHANGED_FRACTION:
+        return ""
+    index = int(changed.argmax())
+    return (
+        f"score() depends on the other images of the batch: one image scores {in_set[index]:.9g} in a batch of "
+        f"{len(output.scores[0])} and {in_sample[index]:.9g} in one of {len(rows[0])}; each must be scored on its own"
+    )
+
+
+def _differ(first: Scores, second: Scores, tolerance: float) -> npt.NDArray[np.bool_]:
+    """Return [n] whether two scores of an image differ by more than the tolerance; NaN equals NaN."""
+    if not tolerance:
+        return np.not_equal(first, second) & ~(np.isnan(first) & np.isnan(second))
+    both = np.concatenate([first, second])
+    both = both[np.isfinite(both)]
+    allowed = tolerance * both.std() + ROUNDING * np.abs(both).max() if both.size else 0.0
+    same: npt.NDArray[np.bool_] = np.isclose(first, second, rtol=0, atol=allowed, equal_nan=True)
+    return ~same
+
+
+def contents(value: object, name: str = "") -> dict[str, object]:
+    """Return everything that an object holds by place (`name['mean'][0]`): plain values by repr, arrays by checksum.
+
+    Dicts, sequences, sets and closures are read, and the attributes and the pickled state of any other object. An
+    object that cannot be read, such as a lock or an iterator, is represented by its type.
+    """
+    import torch
+
+    from oodbench.method.checksum import checksum
+
+    found: dict[str, object] = {}
+    places: dict[int, str] = {}
+    alive: list[object] = []  # id() is unique only among objects that are alive
+    queue: deque[tuple[str, object]] = deque([(name, value)])
+    while queue:
+        place, item = queue.popleft()
+        if isinstance(item, _PLAIN):
+            found[place] = repr(item)
+        elif id(item) in places:
+            found[place] = f"the same as {places[id(item)]}"
+        elif isinstance(item, torch.Tensor) and item.layout is torch.strided:
+            found[place] = (str(item.dtype), tuple(item.shape), checksum(item))
+        elif isinstance(item, np.ndarray) and not item.dtype.hasobject:
+            found[place] = (str(item.dtype), item.shape, checksum(_as_bytes(item)))
+        elif isinstance(item, (tuple, list)) and all(isinstance(part, _PLAIN) for part in item):
+            found[place] = (len(item), blake2b(repr(item).encode("utf-8", "surrogatepass")).digest())
+        else:
+            places[id(item)] = place
+            alive.append(item)
+            found[place] = type(item).__qualname__
+            with contextlib.suppress(Exception):  # the object's own code may raise anything
+                queue.extend((place + name, part) for name, part in _parts(item))
     return found
 
 
-def _passed(
-    batches: Iterable[Batch], group: Sequence[FittedMethod], task: Task, threads: int | None, *, each: bool
+def difference(before: Mapping[str, object], after: Mapping[str, object]) -> str | None:
+    """Return the first place where two results of contents() differ; None if they are equal."""
+    places = {**before, **after}
+    return next((place for place in places if before.get(place) != after.get(place)), None)
+
+
+def _as_bytes(array: npt.NDArray[Any]) -> Tensor:
+    """Return the memory of an array as a tensor of bytes."""
+    import torch
+
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return torch.from_numpy(flat if flat.flags.writeable else flat.copy())  # torch warns of read-only arrays
+
+
+def _parts(item: object) -> Iterator[tuple[str, object]]:
+    """Yield (place, value) for everything that an object holds directly."""
+    if isinstance(item, Mapping):
+        yield from ((f"[{key!r}]", part) for key, part in list(item.items()))
+    elif isinstance(item, (tuple, list, deque)):
+        yield from ((f"[{number}]", part) for number, part in enumerate(item))
+    elif isinstance(item, (set, frozenset)):
+        yield from ((f"{{{number}}}", part) for number, part in enumerate(sorted(item, key=repr)))
+    elif isinstance(item, np.ndarray):
+        yield from ((f"[{number}]", part) for number, part in enumerate(item.ravel().tolist()))
+    elif isinstance(item, types.FunctionType):
+        names = item.__code__.co_freevars
+        yield from (
+            (f".{name}", _cell_contents(cell)) for name, cell in zip(names, item.__closure__ or (), strict=True)
+        )
+        yield from ((f".{name}", part) for name, part in vars(item).items())
+        yield ".__defaults__", (item.__defaults__, item.__kwdefaults__)
+    elif isinstance(item, types.MethodType):
+        yield ".__self__", item.__self__
+        yield ".__func__", item.__func__
+    else:
+        yield from _pickled_parts(item)
+
+
+def _cell_contents(cell: types.CellType) -> object:
+    """Return the value of a variable that a closure holds; None if it has none yet."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
+
+
+def _pickled_parts(item: object) -> Iterator[tuple[str, object]]:
+    """Yield the attributes of an object, and everything else that pickle would store of it."""
+    attributes = getattr(item, "__dict__", None)
+    if isinstance(attributes, dict):
+        yield from ((f".{name}", part) for name, part in list(attributes.items()))
+    with warnings.catch_warnings(action="ignore"):  # Python deprecates the pickling of iterators
+        reduced = item.__reduce_ex__(4)
+    if isinstance(reduced, str):
+        return
+    _, arguments, state, *rest = (*reduced, None, None)[:5]
+    yield "(arguments)", arguments
+    if state is not attributes:
+        yield "(state)", state
+    for iterator in rest:
+        if iterator is not None:
+            yield "(items)", list(iterator)
+
+
+Item = TypeVar("Item")
+Output = TypeVar("Output")
+
+
+def map_in_order(call: Callable[[Item], Output], items: Iterable[Item], threads: int) -> Iterator[Output]:
+    """Yield call(item) for all items in their order, computed by several threads; `threads` + 1 items are held at once.
+
+    torch uses one core in each thread: small operations do not wait for all cores, and the digits do not depend on how
+    many cores there are.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    pending: deque[Future[Output]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(call, item))
+            if len(pending) > threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)  # later threads would start with the number of the pool's threads
+
+
+class _ThreadTask(threading.local):
+    """The task as the current thread uses it: several threads have one each, and share its text vectors."""
+
+    def __init__(self, task: Task, several: bool) -> None:
+        self.task = task.for_thread() if several else task
+
+
+def score_batches(
+    batches: Callable[[], Iterable[Batch]], methods: Sequence[FittedMethod], task: Task, threads: int | None
 ) -> list[MethodOutput]:
-    """One pass; `each`: what was changed is looked for after each method, not after each batch."""
-    mine = threading.local()
-    found = [MethodOutput() for _ in group]
+    """Return the output of each method for all batches.
 
-    def made(batch: Batch) -> list[MethodOutput]:
-        if not hasattr(mine, "task"):
-            mine.task = task if threads is None else task.apart()
-        return _batch(group, batch, mine.task, found, each=each)
-
-    if threads is None:
-        return _joined(found, map(made, batches), 1)
-    return _joined(found, in_order(made, batches, threads), threads)
-
-
-def _joined(found: list[MethodOutput], made: Iterable[list[MethodOutput]], threads: int) -> list[MethodOutput]:
-    """Batches added in their order, up to the one in which a method changed something."""
-    batches = 0
-    for parts in made:
-        batches += 1
-        for one, part in zip(found, parts, strict=False):
-            if one.error is None or isinstance(part.error, InputMutated):
-                one.add(part)
-        if any(isinstance(one.error, InputMutated) for one in found):
+    `threads` is how many threads score, each on one core; None scores in this thread, on all cores. If a method wrote
+    into its input, its error is InputMutated, and the outputs of the other methods are worthless.
+    """
+    outputs: list[MethodOutput] = []
+    for find_writer in (False, True):  # again in one thread and with a check after every method, if one wrote
+        outputs = [MethodOutput() for _ in methods]
+        count = threads and (1 if find_writer else threads)
+        score = functools.partial(
+            score_batch, methods, outputs, _ThreadTask(task, threads is not None), check_each=find_writer
+        )
+        scored = map(score, batches()) if count is None else map_in_order(score, batches(), count)
+        total, mutated = 0, False
+        for parts in scored:
+            total += 1
+            for output, part in zip(outputs, parts, strict=False):
+                if output.error is None or isinstance(part.error, InputMutated):
+                    output.add(part)
+            mutated = any(isinstance(output.error, InputMutated) for output in outputs)
+            if mutated:
+                break
+        del scored  # waits for the threads, which may still score the next batches
+        for output in outputs:
+            output.seconds /= max(1, min(count or 1, total))  # the threads work side by side
+        if not mutated:
             break
-    for one in found:
-        one.seconds /= max(1, min(threads, batches))  # side by side
-    return found
+        if not find_writer:
+            task.intact()  # restores what another thread wrote last
+    return outputs
 
 
-def _batch(
-    group: Sequence[FittedMethod], batch: Batch, task: Task, earlier: Sequence[MethodOutput], *, each: bool
+def score_batch(
+    methods: Sequence[FittedMethod],
+    earlier: Sequence[MethodOutput],
+    tasks: _ThreadTask,
+    batch: Batch,
+    *,
+    check_each: bool,
 ) -> list[MethodOutput]:
-    """One batch by every method that did not fail; the last one has Changed as its error if any changed something."""
-    found: list[MethodOutput] = []
-    for one, known in zip(group, earlier, strict=True):
-        found.append(_scored(one, batch, task) if known.error is None else MethodOutput())
-        if (each or len(found) == len(group)) and not (task.intact() and batch.intact()):
-            found[-1].error = InputMutated("it changes in place what it was given; clone it first")
-            break
-    return found
+    """Score one batch with every method that has no error in `earlier`.
 
-
-def _scored(one: FittedMethod, batch: Batch, task: Task) -> MethodOutput:
+    Whether a method wrote into its input is checked after each method, or after the last one. The output of the
+    method that was scored before a failed check is the last in the list, with InputMutated as its error.
+    """
     import torch
 
     from oodbench.method import Needs, check_predictions, check_scores
 
-    began, found = time.perf_counter(), MethodOutput()
-    try:
-        # Not inference_mode: a method may need gradients with respect to the pixels.
-        with torch.no_grad():
-            needs, task = one.method.needs, task.seen_by(one.method.needs, one.own)
-            scores = one.method.score(batch.seen_by(needs), task, one.state)
-            predictions = one.method.predict(batch.seen_by(needs | Needs.FEATURES), task, one.state)
-        found.scores.append(check_scores(scores, batch.size))
-        if predictions is not None:
-            check_predictions(predictions, batch.size, len(task.classes))
-            found.predictions.append(predictions.cpu().numpy().astype(np.int32))
-    except Exception as error:
-        found.error = error
-    found.seconds = time.perf_counter() - began
-    return found
+    outputs: list[MethodOutput] = []
+    for method, known in zip(methods, earlier, strict=True):
+        began, output, needs = time.perf_counter(), MethodOutput(), method.method.needs
+        outputs.append(output)
+        if known.error is None:
+            try:
+                task = tasks.task.for_method(needs, method.resources)
+                with torch.no_grad():  # not inference_mode: a method may need gradients with respect to the pixels
+                    scores = method.method.score(batch.for_method(needs), task, method.state)
+                    predictions = method.method.predict(batch.for_method(needs | Needs.FEATURES), task, method.state)
+                output.scores.append(check_scores(scores, batch.size))
+                if predictions is not None:
+                    check_predictions(predictions, batch.size, len(task.classes))
+                    output.predictions.append(predictions.cpu().numpy().astype(np.int32))
+            except Exception as error:
+                output.error = error
+            output.seconds = time.perf_counter() - began
+        last = len(outputs) == len(methods)
+        if (check_each or last) and not (tasks.task.intact() and batch.intact()):
+            output.error = InputMutated("it changes in place what it was given; clone it first")
+            break
+    return outputs

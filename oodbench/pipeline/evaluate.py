@@ -52,7 +52,7 @@ def _stored(plan: Plan, settings: Settings, job: Job, entries: Mapping[str, Entr
         scores = Scores(np.array(entries[plan.id.dataset.name].array("scores")), ood, groups)
         made = intervals(scores, settings, job.label)
         made_of = {"method": job.info.name, "sets": _rounded(made.sets), "means": _rounded(made.means)}
-        facts = plan.store.remember("intervals", inputs, made_of)
+        facts = plan.store.try_write("intervals", inputs, made_of)
     return Intervals(_rounded(facts["sets"]), _rounded(facts["means"]))
 
 

@@ -86,7 +86,7 @@ def _joined(parts: list[Floats], width: int) -> Floats:
     return np.concatenate(parts) if parts else np.zeros((0, width), np.float32)
 
 
-__all__ = ["Decoded", "Embedded", "EmbeddingConfig", "ExtractionJob", "batches", "extract", "shard"]
+__all__ = ["Decoded", "Embedded", "EmbeddingConfig", "ExtractionJob", "decoded_batches", "extract", "shard"]
 
 ENGINE = 2  # raise when extraction gives other numbers than before
 SHARD = 2048  # images, rounded up to whole batches
@@ -236,7 +236,7 @@ def _take(work: ExtractionJob, bounds: tuple[int, int], origins: list[Embedded])
     return work.store.write("embeddings", work.inputs(start, stop), arrays, facts)
 
 
-def batches(
+def decoded_batches(
     work: ExtractionJob, bounds: tuple[int, int], transform: Callable[[Any], Tensor]
 ) -> Generator[Decoded, None, None]:
     """The images of a part of the list, decoded in the batches that the model sees."""
@@ -251,7 +251,7 @@ def _encode(work: ExtractionJob, bounds: tuple[int, int], encoder: OpenClip, don
     pass
 
     began = time.perf_counter()
-    with contextlib.closing(batches(work, bounds, transform(encoder.card))) as parts:
+    with contextlib.closing(decoded_batches(work, bounds, transform(encoder.card))) as parts:
         found = encoded(parts, encoder, done)
     arrays: dict[str, npt.NDArray[Any]] = {"positions": np.array(found.positions, np.int64) - bounds[0]}
     bad = np.flatnonzero(~np.isfinite(found.arrays["embeddings"]).all(1))

@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Collection
 from dataclasses import dataclass
-from functools import partial
 
 from oodbench.data import catalog as catalogue
-from oodbench.data import overlap as sets
 from oodbench.data.catalog import Benchmark, Dataset
 from oodbench.data.decode import DecodeConfig
 from oodbench.data.imageset import ImageSet
 from oodbench.data.load import LoadOptions, class_names, load_calibration, load_images, notes
+from oodbench.data.overlap import check_folders
 from oodbench.data.prompts import TextList
 from oodbench.encoder.card import EMBEDDED, EncoderCard, parse_encoder
 from oodbench.encoder.resolve import Resolved, resolve
@@ -24,7 +22,7 @@ from oodbench.pipeline.extract import EmbeddingConfig, ExtractionJob
 from oodbench.pipeline.jobs import Job, Jobs, make_jobs
 from oodbench.pipeline.request import RunRequest, check_options
 from oodbench.storage.files import expand
-from oodbench.storage.shared import opened
+from oodbench.storage.shared import open_store
 from oodbench.storage.store import Store
 
 log = logging.getLogger(__name__)
@@ -86,59 +84,64 @@ class Plan:
 def make_plan(request: RunRequest) -> Plan:
     """Check a request and plan it. Raises UserError with every problem that was found."""
     request = dataclasses.replace(request, out=expand(request.out))
-    store = opened(request.store, request.shared)
+    store = open_store(request.store, request.shared)
     collected = ProblemList()
     attempt = collected.attempt
     attempt(check_options, request)
     jobs = attempt(make_jobs, request)
-    benchmark = attempt(catalogue.benchmark, request.id, request.ood)
+    protocol = attempt(catalogue.protocol, request.id, request.ood, request.classes)
     files = None
-    spec = attempt(parse_encoder, request.encoder or (benchmark.encoder if benchmark else "") or EMBEDDED)
+    spec = attempt(parse_encoder, request.encoder or (protocol.benchmark.encoder if protocol else "") or EMBEDDED)
     if jobs and spec:
         files = attempt(assignment.given, request)
         jobs = attempt(assignment.check, jobs, request, files, spec) if files is not None else None
     id_set = classes = calibration = None
     ood: list[OodSet] = []
     absent: dict[str, str] = {}  # OOD sets that --skip-missing leaves out, with the reason
-    if benchmark:
-        attempt(check_benchmark, benchmark, request)
-        # --strict hashes every image, and glyphs are drawn to be listed: not while there is something to report.
+    if protocol:
+        attempt(check_benchmark, protocol.benchmark, request)
+        # With problems to report, contents are not hashed and glyphs, which are drawn to be listed, are not loaded.
+        faulty = bool(collected.problems)
         options = LoadOptions(
             catalogue.data_root(request.data),
             store,
-            strict=request.strict and not collected.problems,
+            strict=request.strict and not faulty,
             limit=request.limit,
             allow_partial=request.allow_partial,
         )
-        all_sets = datasets(benchmark, request.classes)
-        id_dataset, *ood_datasets = (
-            d if d.loader != "glyphs" or d.classes or not collected.problems else None for d in all_sets
-        )
-        id_set = attempt(partial(load_images, labelled=True), id_dataset, options) if id_dataset else None
+
+        def load(dataset: Dataset, labelled: bool) -> ImageSet | None:
+            if faulty and dataset.loader == "glyphs" and not dataset.classes:
+                return None
+            return load_images(dataset, options, labelled=labelled)
+
+        id_set = attempt(load, protocol.id, True)
         classes = attempt(class_names, id_set) if id_set else None
-        for dataset, (_, group) in zip(ood_datasets, benchmark.sets(), strict=True):
+        for dataset, group in protocol.ood:
             try:
-                listed = load_images(dataset, options, labelled=False) if dataset else None
+                images = load(dataset, False)
+                ood += [OodSet(images, group)] if images else []
             except UserError as error:
-                if request.skip_missing and dataset and isinstance(error, Missing):
+                if request.skip_missing and isinstance(error, Missing):
                     absent[dataset.name] = f"skipped: {error}"
                 else:
                     collected.problems += error.problems
-            else:
-                ood += [OodSet(listed, group)] if listed else []
-        benchmark = attempt(without, benchmark, absent) if absent else benchmark
+        protocol = attempt(protocol.without, absent) if absent else protocol
         if id_set:
-            attempt(sets.check_folders, id_set, [one.listing for one in ood])
-        if id_set and jobs and benchmark:
-            calibration, jobs = attempt(_calibration, benchmark, id_set, request, options, jobs) or (None, jobs)
+            attempt(check_folders, id_set, [one.listing for one in ood])
+        if id_set and jobs and protocol:
+            calibration, jobs = attempt(_calibration, protocol.benchmark, id_set, request, options, jobs) or (
+                None,
+                jobs,
+            )
     raise_all(collected.problems)  # before the encoder: reading a checkpoint takes seconds
-    assert jobs and files is not None and benchmark and spec and id_set and classes
+    assert jobs and files is not None and protocol and spec and id_set and classes
     resolved = resolve(spec, request.resize, store, strict=request.strict)
     jobs, incompatible_methods = _served(jobs, resolved.card, request)
     jobs = assignment.attach(jobs, files, resolved, spec, store, strict=request.strict)
     return Plan(
         request=request,
-        benchmark=benchmark,
+        benchmark=protocol.benchmark,
         encoder=resolved,
         classes=classes,
         id=id_set,
@@ -194,13 +197,6 @@ def _calibration(
     return None, Jobs(rest, (*jobs.skipped_methods, *((job.label, reason) for job in asking)))
 
 
-def datasets(benchmark: Benchmark, classes: str) -> list[Dataset]:
-    """Return the ID set and the OOD sets of a benchmark, with titles that differ."""
-    return catalogue.titled(
-        [catalogue.dataset(benchmark.id, classes), *(catalogue.dataset(name) for name, _ in benchmark.sets())]
-    )
-
-
 def check_benchmark(benchmark: Benchmark, request: RunRequest) -> None:
     """Raise UserError if a benchmark has no OOD set, no encoder, or its ID set among the OOD sets."""
     names = [name for name, _ in benchmark.sets()]
@@ -212,18 +208,3 @@ def check_benchmark(benchmark: Benchmark, request: RunRequest) -> None:
     if not (request.encoder or benchmark.encoder):
         problems.append(f"benchmark '{benchmark.name}' needs an encoder; name one, e.g. --encoder ViT-B-16/openai")
     raise_all(problems)
-
-
-def without(benchmark: Benchmark, absent: Collection[str]) -> Benchmark:
-    """Return the benchmark without some OOD sets. Its name and title say so, because its averages differ."""
-    near, far, ood = (tuple(n for n in s if n not in absent) for s in (benchmark.near, benchmark.far, benchmark.ood))
-    if not (near or far or ood):
-        raise UserError(f"none of the OOD sets of '{benchmark.name}' is there: {', '.join(absent)}")
-    return dataclasses.replace(
-        benchmark,
-        name=f"{benchmark.name}-without-{'+'.join(absent)}",
-        title=f"{benchmark.title}, without {', '.join(catalogue.dataset(name).title for name in absent)}",
-        near=near,
-        far=far,
-        ood=ood,
-    )

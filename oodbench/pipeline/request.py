@@ -118,7 +118,7 @@ def check_options(request: RunRequest) -> None:
     if not 0 < request.gpus_per_actor < math.inf:
         problems.append(f"--gpus-per-actor must be a number above 0, not {request.gpus_per_actor}")
     if not writable(expand(request.out)):
-        problems.append(f"the results folder {request.out} cannot be written; name another with --out")
+        problems.append(f"the results folder {request.out} cannot be written; name another with --results")
     store = expand(request.store or default_root())
     if not store.is_dir() and not writable(store):  # one that may only be read does where all is stored: see the runner
         problems.append(_unwritable(store))

@@ -114,7 +114,7 @@ def run(state: RunState) -> None:
     encoder = encoder_loader(plan, device)
     scorer = Scorer(plan, make_task(plan, encoder, device, watch), device)
     for method in state.running:
-        method.own = method_resources(plan, method.job, device)
+        method.resources = method_resources(plan, method.job, device)
     for listing in plan.listings:
         name = listing.dataset.name
         waiting = [

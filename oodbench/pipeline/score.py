@@ -1,10 +1,10 @@
-"""Scoring: every method over every set, chunk by chunk from the stored embeddings, into the store."""
+"""Score image sets with methods, in chunks of the stored embeddings, and store the scores."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from oodbench.data.imageset import ImageSet
 from oodbench.errors import InputMutated, UserError
-from oodbench.pipeline import batches as guards
-from oodbench.pipeline.batches import FittedMethod, MethodOutput, over
-from oodbench.pipeline.extract import Embedded, batches
+from oodbench.pipeline import batches
+from oodbench.pipeline.batches import FittedMethod, MethodOutput, Sample, score_batches
+from oodbench.pipeline.extract import Embedded, decoded_batches
 from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.plan import Plan
 from oodbench.results import stamp
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ENGINE = 3  # raise when scoring gives other numbers than before
-THREADS = 16  # at most: each holds a chunk, and Python itself runs in one at a time
+THREADS = 16  # at most: each holds a chunk, and Python code runs in one of them at a time
 CHUNK = 1024  # images scored at once: with 1000 classes 4 MB of cosines, which stay in the processor's cache
 
 
 def score_inputs(plan: Plan, job: Job, listing: ImageSet) -> dict[str, Any]:
-    """Everything that the scores of one method on one set depend on."""
+    """Return everything that the scores of one method on one image set depend on: the key of the stored scores."""
     inputs = {
         "engine": ENGINE,
         "extraction": plan.work(listing).inputs(0, len(listing)),
@@ -49,187 +49,60 @@ def score_inputs(plan: Plan, job: Job, listing: ImageSet) -> dict[str, Any]:
 
 
 def find_scores(plan: Plan, job: Job, listing: ImageSet) -> Entry | None:
-    """Stored scores, unless images were skipped for them and this run is to stop at such."""
+    """Return the stored scores; None if images were skipped for them and this run stops at an image it cannot read."""
     entry = plan.store.find("scores", score_inputs(plan, job, listing))
     return None if entry and entry.facts["skipped"] and plan.request.on_error == "stop" else entry
 
 
 def forget_scores(plan: Plan, job: Job) -> None:
-    """Remove a method's scores of all sets of a plan."""
+    """Remove the stored scores of a method on all image sets of a plan."""
     for listing in plan.listings:
-        plan.store.forget("scores", score_inputs(plan, job, listing))
+        plan.store.remove("scores", score_inputs(plan, job, listing))
 
 
 class Scorer:
-    """Scores methods on sets with one task: class names, text and encoder are shared by all of them."""
+    """Fits methods and scores image sets with them; all methods share one task with its text vectors and encoder."""
 
     def __init__(self, plan: Plan, task: Task, device: str) -> None:
         self.plan = plan
         self.task = task
         self.device = device
 
-    def score(self, running: Sequence[FittedMethod], embedded: Embedded) -> None:
-        """Score one set with several methods and store what comes out; a method that fails keeps its error."""
+    def score(self, methods: Sequence[FittedMethod], embedded: Embedded) -> None:
+        """Score one image set with several methods and store the scores; a method that fails keeps its error."""
         from oodbench.method import Needs
 
-        fitted = [one for one in running if self._fit(one)]
-        # Apart, for batches differ: a method's digits must not depend on which others run beside it.
+        fitted = [method for method in methods if self._fit(method)]
+        # In two groups, whose batches differ: the digits of a method must not depend on which others run with it.
         for pixels in (False, True):
-            group = [one for one in fitted if (Needs.PIXELS in one.method.needs) == pixels]
-            for one, given in self._given(group, embedded, pixels):
-                self._write(one, embedded, given)
+            group = [method for method in fitted if (Needs.PIXELS in method.method.needs) == pixels]
+            for method, output in self._outputs(group, embedded, pixels):
+                self._store(method, embedded, output)
 
-    def fit(self, running: Sequence[FittedMethod]) -> None:
-        """Fit methods that have not been; one that fails keeps its error."""
-        for one in running:
-            self._fit(one)
+    def fit(self, methods: Sequence[FittedMethod]) -> None:
+        """Fit the methods that are not fitted; a method that fails keeps its error."""
+        for method in methods:
+            self._fit(method)
 
-    def values(self, one: FittedMethod, embedded: Embedded) -> Values:
-        """Scores and predictions of one method on a set that is not empty, not stored. UserError when it fails.
+    def values(self, method: FittedMethod, embedded: Embedded) -> Values:
+        """Return the scores and predictions of one method on an image set, and store nothing.
 
-        Whether it keeps something of the images that it has seen is looked at every few hundred images.
+        Whether the method keeps something of the images is checked every few hundred images. Raises UserError if it
+        fails.
         """
         from oodbench.method import Needs
 
-        for _, given in self._given([one], embedded, Needs.PIXELS in one.method.needs, guards.EVERY):
-            predictions = np.concatenate(given.predictions) if given.predictions else None
-            return Values(np.concatenate(given.scores), predictions)
-        why = one.error
-        if not one.stateful:
-            one.error = ""  # the next images may fare better
-        raise UserError(f"{one.job.label}: {why}")
-
-    def _given(
-        self, group: Sequence[FittedMethod], embedded: Embedded, pixels: bool, every: int = 0
-    ) -> list[tuple[FittedMethod, MethodOutput]]:
-        """What methods that read the same batches give of a set; those that fail keep their error and are left out.
-
-        `every`: so many images lie between two looks at whether a method keeps something of what it has seen.
-        """
-        while group := [one for one in group if self._fit(one)]:
-            found = self._attempt(group, embedded, pixels, every)
-            if found is not None:
-                return [(one, given) for one, given in zip(group, found, strict=True) if not one.error]
-        return []
-
-    def _attempt(
-        self, group: Sequence[FittedMethod], embedded: Embedded, pixels: bool, every: int
-    ) -> list[MethodOutput] | None:
-        """The same once; None when a method changed what others read: it has failed, and the rest start anew."""
-        fresh = [one for one in group if not one.seen]
-        if fresh:
-            sample = self._sample(embedded, pixels)
-            first = self._over(sample.copies, fresh, pixels)
-            if not self._settled(fresh, first):
-                return None
-            for one, given in zip(fresh, first, strict=True):
-                one.sample, one.first = sample, given
-        found = self._over(lambda: self.batches(embedded, pixels), group, pixels)
-        if not self._settled(group, found):
-            return None
-        for one, given in zip(group, found, strict=True):
-            if not one.error and (why := _unfit(embedded, given)):
-                _failed(one, UserError(why))
-        count = len(embedded.positions)
-        due = [one for one in group if not one.error and one.seen + count - one.looked >= every]
-        if not self._steady(due, pixels):
-            return None
-        for one, given in zip(group, found, strict=True):
-            if not one.error and not one.seen and not (pixels and self._halved):
-                self._keep_out(one, guards.mixed(one, given))
-            one.seen += count
-        for one in due:
-            one.looked = one.seen
-        return found
-
-    def _steady(self, group: Sequence[FittedMethod], pixels: bool) -> bool:
-        """Let methods fail that keep something of what they have seen; False when one changed what others read."""
-        close = 0.0 if self.device == "cpu" else guards.LOW_CLOSE if pixels and self._halved else guards.CLOSE
-        for sample in {id(one.sample): one.sample for one in group if one.sample}.values():
-            some = [one for one in group if one.sample is sample]
-            again = self._over(sample.turned, some, pixels)
-            if not self._settled(some, again):
-                return False
-            for one, given in zip(some, again, strict=True):
-                if not one.error:
-                    self._keep_out(one, guards.kept(one, given, close))
-        return True
-
-    @property
-    def _halved(self) -> bool:
-        """Whether the model computes in half precision, where another batch size changes more than the last digits."""
-        return self.plan.request.precision != "fp32"
-
-    def _keep_out(self, one: FittedMethod, why: str) -> None:
-        """Refuse a method that does not score each image on its own, if there is a reason; nothing of it stays."""
-        if why:
-            _failed(one, UserError(why))
-            one.stateful = True
-            forget_scores(self.plan, one.job)
-
-    def _settled(self, group: Sequence[FittedMethod], found: Sequence[MethodOutput]) -> bool:
-        """Let methods fail that raised; False when one changed what others read: nothing of it holds then."""
-        changed = any(isinstance(given.error, InputMutated) for given in found)
-        for one, given in zip(group, found, strict=True):
-            if given.error and (not changed or isinstance(given.error, InputMutated)):
-                _failed(one, given.error)
-        return not changed
-
-    def _sample(self, embedded: Embedded, pixels: bool) -> guards.Sample:
-        """A set's first and last images, as two small batches."""
-        from oodbench.encoder.openclip import transform
-
-        shards = [shard for shard in embedded.shards if shard.array("embeddings").shape[0]]
-        n, total, made, rows = len(embedded.listing), len(embedded.positions), [], []
-        for shard, behind in ((shards[0], False), (shards[-1], True)):
-            size, images = shard.array("embeddings").shape[0], None
-            count = min(guards.ROWS, max(1, size // 2))
-            if pixels:
-                count = min(guards.PIXEL_ROWS, count, self.plan.request.batch_size)
-                bounds = (n - count, n) if behind else (0, count)
-                (decoded,) = batches(self.plan.work(embedded.listing), bounds, transform(self.plan.card))
-                if decoded.images is None:
-                    continue
-                count, images = len(decoded.positions), decoded.images.to(self.device).float() / 255
-            start = size - count if behind else 0
-            made.append(_batch(shard, slice(start, start + count), self.device, images))
-            rows.append(np.arange(count) + (total - count if behind else 0))
-        return guards.Sample(tuple(made), tuple(rows))
-
-    def _over(
-        self, batches: Callable[[], Iterable[Batch]], group: Sequence[FittedMethod], pixels: bool
-    ) -> list[MethodOutput]:
-        """On CPUs a chunk of embeddings is one core's; the model, and a GPU, are worth all of them at once."""
-        import torch
-
-        threads = min(torch.get_num_threads(), THREADS) if self.device == "cpu" and not pixels else None
-        return over(batches, group, self.task, threads)
-
-    def _fit(self, one: FittedMethod) -> bool:
-        import torch
-
-        if one.error:
-            return False
-        if not one.fitted:
-            torch.manual_seed(self.plan.request.seed)
-            try:
-                if one.job.templates:  # encoded before the clock starts: prompts are shared between methods
-                    self.task.prepare(one.job.parameters["templates"])
-                began = time.perf_counter()
-                with torch.no_grad():
-                    one.state = one.method.fit(self.task.seen_by(one.method.needs, one.own))
-                if not self.task.intact():
-                    raise UserError("fit() changes in place what it was given; clone it first")
-            except Exception as error:
-                self.task.intact()  # puts right what it may have written before it failed
-                return _failed(one, error)
-            one.fitted, one.fit_seconds = True, time.perf_counter() - began
-        if not one.held:
-            one.held = guards.held(one)
-        return True
+        pixels = Needs.PIXELS in method.method.needs
+        for _, output in self._outputs([method], embedded, pixels, batches.CHECK_EVERY):
+            predictions = np.concatenate(output.predictions) if output.predictions else None
+            return Values(np.concatenate(output.scores), predictions)
+        reason = method.error
+        if not method.stateful:
+            method.error = ""  # other images may be scored without an error
+        raise UserError(f"{method.job.label}: {reason}")
 
     def batches(self, embedded: Embedded, pixels: bool) -> Iterator[Batch]:
-        """The set's images as methods read them; with pixels, decoded again in the batches of the extraction."""
+        """Yield a set's images in batches; with pixels they are decoded again, in the batches of the extraction."""
         from oodbench.encoder.openclip import transform
 
         if not pixels:
@@ -238,40 +111,184 @@ class Scorer:
         starts = (*embedded.starts, len(embedded.listing))
         for shard, start, stop in zip(embedded.shards, starts, starts[1:], strict=False):
             row = 0
-            for batch in batches(self.plan.work(embedded.listing), (start, stop), transform(self.plan.card)):
+            for batch in decoded_batches(self.plan.work(embedded.listing), (start, stop), transform(self.plan.card)):
                 if batch.images is not None:
                     rows = slice(row, row + len(batch.positions))
                     row += len(batch.positions)
                     yield _batch(shard, rows, self.device, batch.images.to(self.device).float() / 255)
 
-    def _write(self, one: FittedMethod, embedded: Embedded, given: MethodOutput) -> None:
-        scores, positions = np.concatenate(given.scores), embedded.positions
+    def _outputs(
+        self, methods: Sequence[FittedMethod], embedded: Embedded, pixels: bool, check_every: int = 0
+    ) -> list[tuple[FittedMethod, MethodOutput]]:
+        """Return the outputs of methods that read the same batches, without those that fail: they keep their error.
+
+        If a method writes into what it shares with others, all but that one start again. Methods are checked for
+        keeping something of the images after this set, or after at least `check_every` images.
+        """
+        threads = self._threads(pixels)
+        while methods := [method for method in methods if self._fit(method)]:
+            if not self._score_samples([method for method in methods if not method.images_scored], embedded, pixels):
+                continue
+            outputs = score_batches(lambda: self.batches(embedded, pixels), methods, self.task, threads)
+            if self._record_errors(methods, outputs) and self._check(methods, outputs, embedded, pixels, check_every):
+                return [pair for pair in zip(methods, outputs, strict=True) if not pair[0].error]
+        return []
+
+    def _score_samples(self, methods: Sequence[FittedMethod], embedded: Embedded, pixels: bool) -> bool:
+        """Score a sample of a set with methods that have scored nothing yet; return False if one changed its input."""
+        if not methods:
+            return True
+        sample = self._sample(embedded, pixels)
+        outputs = score_batches(sample.copies, methods, self.task, self._threads(pixels))
+        if not self._record_errors(methods, outputs):
+            return False
+        for method, output in zip(methods, outputs, strict=True):
+            method.sample, method.first_output = sample, output
+        return True
+
+    def _check(
+        self,
+        methods: Sequence[FittedMethod],
+        outputs: Sequence[MethodOutput],
+        embedded: Embedded,
+        pixels: bool,
+        check_every: int,
+    ) -> bool:
+        """Let methods fail whose scores of a set are wrong; return False if one changed its input meanwhile."""
+        for method, output in zip(methods, outputs, strict=True):
+            if not method.error and (reason := _score_error(embedded, output)):
+                _fail(method, UserError(reason))
+        count = len(embedded.positions)
+        due = [
+            method
+            for method in methods
+            if not method.error and method.images_scored + count - method.images_checked >= check_every
+        ]
+        if not self._check_retention(due, pixels):
+            return False
+        for method, output in zip(methods, outputs, strict=True):
+            if not method.error and not method.images_scored and not (pixels and self._half_precision):
+                self._reject(method, batches.batch_error(method, output))
+            method.images_scored += count
+        for method in due:
+            method.images_checked = method.images_scored
+        return True
+
+    def _check_retention(self, methods: Sequence[FittedMethod], pixels: bool) -> bool:
+        """Let methods fail that keep something of the images; return False if one changed its input meanwhile."""
+        half = pixels and self._half_precision
+        tolerance = 0.0 if self.device == "cpu" else batches.HALF_PRECISION_TOLERANCE if half else batches.TOLERANCE
+        for sample in {id(method.sample): method.sample for method in methods if method.sample}.values():
+            group = [method for method in methods if method.sample is sample]
+            outputs = score_batches(sample.reversed_copies, group, self.task, self._threads(pixels))
+            if not self._record_errors(group, outputs):
+                return False
+            for method, output in zip(group, outputs, strict=True):
+                if not method.error:
+                    self._reject(method, batches.retention_error(method, output, tolerance))
+        return True
+
+    @property
+    def _half_precision(self) -> bool:
+        """Whether the model computes in half precision, where the batch size changes more than the last digits."""
+        return self.plan.request.precision != "fp32"
+
+    def _reject(self, method: FittedMethod, reason: str) -> None:
+        """If there is a reason, let a method fail that does not score each image on its own, and remove its scores."""
+        if reason:
+            _fail(method, UserError(reason))
+            method.stateful = True
+            forget_scores(self.plan, method.job)
+
+    def _record_errors(self, methods: Sequence[FittedMethod], outputs: Sequence[MethodOutput]) -> bool:
+        """Let methods fail that raised; return False if one changed its input, so that all outputs are worthless."""
+        mutated = any(isinstance(output.error, InputMutated) for output in outputs)
+        for method, output in zip(methods, outputs, strict=True):
+            if output.error and (not mutated or isinstance(output.error, InputMutated)):
+                _fail(method, output.error)
+        return not mutated
+
+    def _sample(self, embedded: Embedded, pixels: bool) -> Sample:
+        """Return a set's first and last images as two small batches."""
+        from oodbench.encoder.openclip import transform
+
+        shards = [shard for shard in embedded.shards if shard.array("embeddings").shape[0]]
+        images, scored = len(embedded.listing), len(embedded.positions)
+        samples: list[Batch] = []
+        rows: list[npt.NDArray[np.int64]] = []
+        for shard, last in ((shards[0], False), (shards[-1], True)):
+            size, decoded_pixels = shard.array("embeddings").shape[0], None
+            count = min(batches.SAMPLE_IMAGES, max(1, size // 2))
+            if pixels:
+                count = min(batches.SAMPLE_PIXEL_IMAGES, count, self.plan.request.batch_size)
+                bounds = (images - count, images) if last else (0, count)
+                (decoded,) = decoded_batches(self.plan.work(embedded.listing), bounds, transform(self.plan.card))
+                if decoded.images is None:
+                    continue
+                count, decoded_pixels = len(decoded.positions), decoded.images.to(self.device).float() / 255
+            start = size - count if last else 0
+            samples.append(_batch(shard, slice(start, start + count), self.device, decoded_pixels))
+            rows.append(np.arange(count) + (scored - count if last else 0))
+        return Sample(tuple(samples), tuple(rows))
+
+    def _threads(self, pixels: bool) -> int | None:
+        """Return how many threads score, each on one core; None for this thread alone, with all cores or the GPU."""
+        import torch
+
+        return min(torch.get_num_threads(), THREADS) if self.device == "cpu" and not pixels else None
+
+    def _fit(self, method: FittedMethod) -> bool:
+        """Fit a method if it is not fitted; return whether it can score."""
+        import torch
+
+        if method.error:
+            return False
+        if not method.fitted:
+            torch.manual_seed(self.plan.request.seed)
+            try:
+                if method.job.templates:  # encoded before the clock starts: methods share the text vectors
+                    self.task.prepare(method.job.parameters["templates"])
+                began = time.perf_counter()
+                with torch.no_grad():
+                    method.state = method.method.fit(self.task.for_method(method.method.needs, method.resources))
+                if not self.task.intact():
+                    raise UserError("fit() changes in place what it was given; clone it first")
+            except Exception as error:
+                self.task.intact()  # restores what fit() may have written before it failed
+                return _fail(method, error)
+            method.fitted, method.fit_seconds = True, time.perf_counter() - began
+        if not method.contents:
+            method.contents = batches.method_contents(method)
+        return True
+
+    def _store(self, method: FittedMethod, embedded: Embedded, output: MethodOutput) -> None:
+        scores, positions = np.concatenate(output.scores), embedded.positions
         arrays: dict[str, npt.NDArray[Any]] = {"scores": scores, "positions": positions}
-        if given.predictions:
-            arrays["predictions"] = np.concatenate(given.predictions)
+        if output.predictions:
+            arrays["predictions"] = np.concatenate(output.predictions)
         facts = {
             **stamp(self.device),
             "dataset": embedded.listing.dataset.name,
             "skipped": list(embedded.skipped),
-            "seconds": round(given.seconds, 6),
-            "fit_seconds": round(one.fit_seconds, 6),
+            "seconds": round(output.seconds, 6),
+            "fit_seconds": round(method.fit_seconds, 6),
             "extract_seconds": embedded.seconds,
             "extracted": embedded.stamps,
         }
-        self.plan.store.write("scores", score_inputs(self.plan, one.job, embedded.listing), arrays, facts)
+        self.plan.store.write("scores", score_inputs(self.plan, method.job, embedded.listing), arrays, facts)
 
 
 @dataclass(frozen=True)
 class Values:
-    """Scores [n], and class indices [n] of a method that predicts classes."""
+    """Scores [n], and predicted class indices [n] if the method predicts classes."""
 
     scores: npt.NDArray[np.float64]
     predictions: npt.NDArray[np.int32] | None
 
 
-def _unfit(embedded: Embedded, given: MethodOutput) -> str:
-    """Why scores are no scores, or "": NaN and infinity are the method's failure."""
-    scores, listing = np.concatenate(given.scores), embedded.listing
+def _score_error(embedded: Embedded, output: MethodOutput) -> str:
+    """Return why scores cannot be used, or "": a method fails if one of them is NaN or infinite."""
+    scores, listing = np.concatenate(output.scores), embedded.listing
     bad = np.flatnonzero(~np.isfinite(scores))
     if not len(bad):
         return ""
@@ -280,7 +297,7 @@ def _unfit(embedded: Embedded, given: MethodOutput) -> str:
 
 
 def feature_batches(embedded: Embedded, device: str) -> Iterator[Batch]:
-    """Embeddings and activations in chunks that follow list position, so that digits do not depend on the run."""
+    """Yield embeddings and activations in chunks by list position, so that the digits do not depend on the run."""
     for shard in embedded.shards:
         n = shard.array("embeddings").shape[0]
         for start in range(0, n, CHUNK):
@@ -288,6 +305,7 @@ def feature_batches(embedded: Embedded, device: str) -> Iterator[Batch]:
 
 
 def _batch(shard: Entry, rows: slice, device: str, pixels: Any) -> Batch:
+    """Return some rows of a shard as a Batch, with every field that a method may read."""
     import torch
 
     from oodbench.method import Batch, Needs
@@ -301,7 +319,8 @@ def _batch(shard: Entry, rows: slice, device: str, pixels: Any) -> Batch:
     return Batch(~Needs(0), len(embeddings), features, embeddings, activations, pixels)
 
 
-def _failed(one: FittedMethod, error: Exception) -> bool:
-    one.error = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    log.info("%s failed", one.job.label, exc_info=error)
+def _fail(method: FittedMethod, error: Exception) -> bool:
+    """Record why a method failed; return False."""
+    method.error = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    log.info("%s failed", method.job.label, exc_info=error)
     return False

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from oodbench.encoder.card import EncoderCard
 from oodbench.errors import UserError
 from oodbench.storage.files import atomic_write
-from oodbench.storage.store import Store, file_digest, file_stamp
+from oodbench.storage.fingerprints import file_identity
+from oodbench.storage.store import Store, file_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,13 +136,13 @@ def examine(path: Path, store: Store, strict: bool = False) -> WeightsFile:
     UserError when the file cannot be read, or its recipe lacks what a run reads of it.
     """
     try:
-        known = file_stamp(path)
+        known = file_identity(path)
         entry = None if strict else store.find("weights-file", known)
         found = entry.facts["digest"] if entry else file_digest(path)
     except OSError as error:
         raise UserError(f"weights {path} cannot be read: {error.strerror}") from error
     if entry is None and not strict:
-        store.remember("weights-file", known, {"digest": found})
+        store.try_write("weights-file", known, {"digest": found})
     recipe = recipe_of(path)
     if recipe:
         _check(path, recipe)

@@ -14,12 +14,11 @@ from pathlib import Path
 from oodbench.errors import UserError, did_you_mean, raise_all
 from oodbench.report.formats.bibtex import bibtex, entries
 from oodbench.report.formats.csv import csv, parquet
-from oodbench.report.formats.latex import as_codes, escape, latex, preamble, remark
+from oodbench.report.formats.latex import as_codes, latex, preamble, remark
 from oodbench.report.formats.markdown import markdown
 from oodbench.report.options import TableOptions, check
 from oodbench.report.tables.build import tables, tester
-from oodbench.report.tables.published import quote
-from oodbench.report.tables.quoting import compared, quoted
+from oodbench.report.tables.published import compared, quote, quoted
 from oodbench.report.tables.table import Table, transposed
 from oodbench.results import Result
 from oodbench.storage.files import atomic_write, real_path
@@ -39,10 +38,7 @@ def document(tables: Sequence[Table], options: TableOptions) -> str:
     references = []
     if options.cite:
         references = [r"\clearpage", r"\begin{thebibliography}{99}"]
-        for work in entries(tables):
-            said = [work.authors, work.title, f"{work.venue} {work.year}".strip()]
-            said += [f"arXiv:{work.arxiv}"] if work.arxiv else []
-            references.append(rf"\bibitem{{{work.key}}} {escape('. '.join(filter(None, said)))}.")
+        references += [rf"\bibitem{{{entry.key}}} {entry.latex()}" for entry in entries(tables)]
         references.append(r"\end{thebibliography}")
     text = "\n".join([body, *references, r"\end{document}"]) + "\n"
     lacking = remark(text)
@@ -54,7 +50,7 @@ def document(tables: Sequence[Table], options: TableOptions) -> str:
 
 log = logging.getLogger(__name__)
 
-FORMATS = ("latex", "markdown", "html", "csv", "parquet", "terminal")
+FORMATS = ("latex", "markdown", "html", "csv", "parquet", "figures", "terminal")
 _FILES = ("html", "parquet")  # no text for a terminal
 _DATA = ("csv", "parquet")  # every row in full, whatever the shape
 
@@ -87,7 +83,7 @@ def check_request(request: OutputOptions, options: TableOptions, rows: Sequence[
     if request.form == "html" and options.transpose:
         problems.append("--transpose leaves nothing to sort by: leave it out with --format html")
     if request.pictures is not None and request.form != "html":
-        problems.append(f"--{'' if request.pictures else 'no-'}pictures goes with --format html")
+        problems.append(f"--{'with' if request.pictures else 'no'}-figures goes with --format html")
     if request.bib and request.form == "html":
         problems.append("--bib is BibTeX and no page: leave out --format html")
     if request.compare and request.quotes:

@@ -3,15 +3,73 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from oodbench.data.paths import reference
 from oodbench.errors import UserError
 from oodbench.metrics import detection as metrics
-from oodbench.report.image_scores import ImageScores, by_dataset
-from oodbench.results import METRICS, Interval, Result, read, row_files
+from oodbench.results import METRICS, Interval, Result, read, row_files, rows
+
+COLUMNS = ("dataset", "name", "label", "score", "prediction")
+
+
+@dataclass(frozen=True, eq=False)
+class ImageScores:
+    """One image set of a row, in the order of its list; a prediction of -1 is none."""
+
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    predictions: NDArray[np.int64]
+
+
+def by_dataset(path: Path) -> dict[str, ImageScores]:
+    """Dataset -> its images. UserError for a file that is not there, cannot be read or lacks a column."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        if not path.is_file():  # a pipe would never end
+            there = "is no regular file" if path.exists() else "is not there"
+            raise UserError(f"{path} {there}: the row has no scores per image")
+        table = parquet.read_table(path, columns=[c for c in COLUMNS if c != "name"])
+        names = np.array(table["dataset"].to_pylist(), dtype=np.str_)
+        label, score, prediction = (
+            table[c].to_numpy().astype(kind, casting="same_kind")
+            for c, kind in (("label", np.int64), ("score", np.float64), ("prediction", np.int64))
+        )
+    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError, MemoryError, OverflowError) as error:
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise UserError(f"{path} cannot be read: {reason[:200]}") from error
+    chosen = {str(name): names == name for name in dict.fromkeys(names.tolist())}
+    return {name: ImageScores(label[those], score[those], prediction[those]) for name, those in chosen.items()}
+
+
+def of_row(row: Result, path: Path) -> dict[str, ImageScores]:
+    """The images of a row, in the file of its scores. UserError for scores that are not of its images."""
+    found = by_dataset(path)
+    remedy = "look at it with: oodbench report --verify"
+    if {name: len(one.scores) for name, one in found.items()} != sizes(row):
+        raise UserError(f"{path}: its scores are not of its images; {remedy}")
+    on_id = metrics.score_set(found[row.id.dataset].scores, f"{path}: {row.id.dataset}")
+    for one in row.ood:
+        on_ood = metrics.score_set(found[one.dataset].scores, f"{path}: {one.dataset}")
+        if not math.isclose(metrics.evaluate(on_id, on_ood).auroc, one.auroc, abs_tol=1e-9):
+            raise UserError(f"{path}: its scores do not give its AUROC on {one.dataset}; {remedy}")
+    return found
+
+
+def sizes(row: Result) -> dict[str, int]:
+    """Dataset -> images scored, the ID set first."""
+    return {row.id.dataset: row.id.n} | {s.dataset: s.n for s in row.ood}
+
 
 Bounds = dict[str, Interval]
 
@@ -131,3 +189,53 @@ def _differing(where: str, one: object, other: object, fields: tuple[str, ...]) 
 
 def _nan(value: object) -> bool:
     return isinstance(value, float) and math.isnan(value)
+
+
+SHOWN = ("auroc", "fpr95")  # what README's table prints
+
+
+def deviation(results: Sequence[Result]) -> str:
+    """The methods whose printed digits differ from the project's own rows, and by how much; "" where none does.
+
+    Only rows of the same work are compared: settings, encoder, lists of images, the method's source and more. What
+    is left to differ is how processors and versions of libraries round.
+    """
+    found = []
+    for row in results:
+        own = _own().get(_work(row)) if row.status == "ok" and row.benchmark == "glyphs" else None
+        if own is None:
+            continue
+        here = _printed(row)
+        apart = [abs(here[name] - value) for name, value in _printed(own).items() if here[name] != value]
+        if apart:
+            found.append(f"{row.title} by up to {max(apart) / 100:.2f}")
+    if not found:
+        return ""
+    return (
+        f"printed digits differ from the project's own rows, in points: {', '.join(found)}; processors and versions of "
+        "libraries round differently"
+    )
+
+
+@functools.cache
+def _own() -> dict[str, Result]:
+    folder = reference()
+    return {_work(row): row for _, row in rows(folder)} if folder else {}
+
+
+def _work(row: Result) -> str:
+    """All that the numbers of a row depend on, besides the processor and the libraries."""
+    run = {name: row.run.get(name) for name in ("seed", "precision", "batch_size", "limit")}
+    lists = [row.id.list_digest, *(one.list_digest for one in row.ood)]
+    parts: list[Any] = [row.method, row.parameters, row.files, row.encoder.get("identity"), row.conventions, lists]
+    parts += [row.classes.get("digest"), row.templates.get("digest"), row.weights.get("digest"), run, row.source]
+    return repr(parts)
+
+
+def _printed(row: Result) -> dict[str, int]:
+    """What is printed, in hundredths of a point."""
+    values = {f"{one.dataset} {metric}": getattr(one, metric) for one in row.ood for metric in SHOWN}
+    values |= {f"{group} {metric}": row.mean(metric, group or None) for group in ("", *row.groups) for metric in SHOWN}
+    if row.id.accuracy is not None:
+        values["accuracy"] = row.id.accuracy
+    return {name: round(float(f"{100 * value:.2f}") * 100) for name, value in values.items()}

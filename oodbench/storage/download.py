@@ -1,4 +1,4 @@
-"""Downloads: one URL into one file, resumed where it stopped, checked, and moved into place when it is whole."""
+"""Download one URL to one file: resume after an interruption, verify the checksum, rename when complete."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ from typing import Any
 from oodbench.errors import UserError, has_user, redact_error, redact_url
 
 _BLOCK = 1 << 18  # bytes
-_PROGRESS = 1 << 16  # bytes that a try must bring so that the tries are counted anew
-_AGAIN = frozenset((408, 425, 429, 500, 502, 503, 504))  # HTTP states that may pass
-_DIGITS = 20  # fewer than of any length of a file
-_TROUBLE = (OSError, http.client.HTTPException)
+_PROGRESS = 1 << 16  # bytes after which a try counts as progress, and counting starts again
+_TRANSIENT = frozenset((408, 425, 429, 500, 502, 503, 504))  # HTTP status codes after which a retry may succeed
+_MAX_DIGITS = 20  # of a Content-Length
+_NETWORK_ERRORS = (OSError, http.client.HTTPException)
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long to wait: seconds without a byte, tries without progress, seconds before the second (then doubled).
+    """When to retry and when to give up.
 
-    queue: whether to wait for another process that fetches the same, which is an error otherwise.
+    timeout  seconds without a byte
+    tries    number of tries without progress
+    pause    seconds before the second try, then doubled
+    queue    whether to wait for another process that downloads the same file, instead of raising an error
     """
 
     timeout: float = 30.0
@@ -41,7 +44,7 @@ class RetryPolicy:
 
 @dataclass(frozen=True)
 class Download:
-    """What to fetch: a URL, and the checksum of its content as hex digits ("": none known)."""
+    """A URL, and the checksum of its content in hexadecimal ("": unknown)."""
 
     url: str
     sha256: str = ""
@@ -49,152 +52,153 @@ class Download:
 
 
 def download(
-    wanted: Download,
-    place: Path,
-    patience: RetryPolicy | None = None,
+    source: Download,
+    path: Path,
+    policy: RetryPolicy | None = None,
     watch: Callable[[str, int], Callable[[int], None]] = lambda what, total: lambda n: None,
 ) -> Path:
-    """The content of a URL at `place`, which exists only when it is whole and has the checksum.
+    """Download a URL to `path`, which exists only when it is complete and has the checksum, and return `path`.
 
-    What was received lies beside it as .NAME.part and the next call goes on from there. UserError when the server fails
-    or stalls, when the checksum is wrong (the part is then removed), or when another process fetches the same and is
-    not to be waited for.
+    What was received is kept in the same folder as .NAME.part, and the next call resumes there. Raise UserError if the
+    server fails or stalls, if the checksum is wrong (the part is then removed), or if another process downloads the
+    same file and the policy is not to wait for it. `watch` gets a description and the total bytes (0: unknown), and
+    returns a function that is called with the bytes of each block.
     """
-    if not wanted.url.lower().startswith(("http://", "https://")):
-        raise UserError(f"cannot fetch '{redact_url(wanted.url)}': only http:// and https:// addresses")
-    patience = patience or RetryPolicy()
+    if not source.url.lower().startswith(("http://", "https://")):
+        raise UserError(f"cannot fetch '{redact_url(source.url)}': only http:// and https:// addresses")
+    policy = policy or RetryPolicy()
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        part = place.with_name(f".{place.name}.part")
-        with _locked(part, patience.queue):
-            if place.is_file():
-                return place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.part")
+        with _locked(part, policy.queue):
+            if path.is_file():
+                return path
             resumed = part.stat().st_size > 0
-            _receive(wanted, part, patience, watch)
-            if (wrong := _wrong(wanted, part)) and resumed:  # what lay there was perhaps of another version
+            _receive(source, part, policy, watch)
+            if (mismatch := _mismatch(source, part)) and resumed:  # the part was perhaps of another version
                 os.truncate(part, 0)
-                _receive(wanted, part, patience, watch)
-                wrong = _wrong(wanted, part)
-            if wrong:
-                _forget(part)
-                raise UserError(f"{redact_url(wanted.url)} is not what was expected: {wrong}; it was thrown away")
-            os.replace(part, place)
-            _about(part).unlink(missing_ok=True)
+                _receive(source, part, policy, watch)
+                mismatch = _mismatch(source, part)
+            if mismatch:
+                _discard(part)
+                raise UserError(f"{redact_url(source.url)} is not what was expected: {mismatch}; it was deleted")
+            os.replace(part, path)
+            _metadata_path(part).unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write {place}: {error.strerror or error}") from error
-    return place
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    return path
 
 
 def _receive(
-    wanted: Download, part: Path, patience: RetryPolicy, watch: Callable[[str, int], Callable[[int], None]]
+    source: Download, part: Path, policy: RetryPolicy, watch: Callable[[str, int], Callable[[int], None]]
 ) -> None:
-    """Fill `part` until the server says that it is whole."""
-    tries, done = 0, None
+    """Receive `part` until it is complete, with retries."""
+    tries, advance = 0, None
     while True:
         before = part.stat().st_size
         try:
-            for got, total in _stream(wanted.url, part, patience.timeout):
-                if done is None:
-                    done = watch(f"fetch {redact_url(wanted.url).rpartition('/')[2]}", total)
-                    done(part.stat().st_size)
+            for received, total in _stream(source.url, part, policy.timeout):
+                if advance is None:
+                    advance = watch(f"fetch {redact_url(source.url).rpartition('/')[2]}", total)
+                    advance(part.stat().st_size)
                 else:
-                    done(got)
+                    advance(received)
             return
         except urllib.error.HTTPError as error:
             error.close()
-            if error.code not in _AGAIN:
-                raise UserError(f"cannot fetch {redact_url(wanted.url)}: {error.code} {error.reason}") from error
+            if error.code not in _TRANSIENT:
+                raise UserError(f"cannot fetch {redact_url(source.url)}: {error.code} {error.reason}") from error
             problem = f"{error.code} {error.reason}"
-        except _Disk as error:
+        except _DiskError as error:
             raise UserError(f"cannot write {part}: {error}; what was received is kept") from error
         except ValueError as error:
-            raise UserError(f"cannot fetch {redact_url(wanted.url)}: {redact_error(wanted.url, error)}") from error
-        except _TROUBLE as error:
+            raise UserError(f"cannot fetch {redact_url(source.url)}: {redact_error(source.url, error)}") from error
+        except _NETWORK_ERRORS as error:
             reason = getattr(error, "reason", None) or error
             stalled = isinstance(reason, TimeoutError)
-            problem = f"nothing came for {patience.timeout:g} s" if stalled else redact_error(wanted.url, reason)
+            problem = f"nothing was received for {policy.timeout:g} s" if stalled else redact_error(source.url, reason)
         now = part.stat().st_size
         tries = 1 if now - before >= _PROGRESS else tries + 1
-        if tries >= patience.tries:
+        if tries >= policy.tries:
             raise UserError(
-                f"gave up on {redact_url(wanted.url)} after {tries} tries: {problem}; "
+                f"gave up on {redact_url(source.url)} after {tries} tries: {problem}; "
                 f"the {now:,} bytes received are kept, and the same command goes on from there"
             )
-        time.sleep(patience.pause * 2 ** (tries - 1))
+        time.sleep(policy.pause * 2 ** (tries - 1))
 
 
 def _stream(url: str, part: Path, timeout: float) -> Iterator[tuple[int, int]]:
-    """One request. Yields (bytes written, bytes of the whole or 0) and ends when the content is whole."""
+    """Send one request and write the answer. Yield (bytes written, total bytes or 0); return when it is complete."""
     have = part.stat().st_size
-    about = _read_about(part)
+    metadata = _read_metadata(part)
     request = urllib.request.Request(url, headers={"User-Agent": "oodbench", "Accept-Encoding": "identity"})
     if have:
         request.add_header("Range", f"bytes={have}-")
-        if about.get("version"):
-            request.add_header("If-Range", about["version"])
+        if metadata.get("version"):
+            request.add_header("If-Range", metadata["version"])
     try:
-        answer = opened(request, timeout)
+        answer = open_request(request, timeout)
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
         error.close()
-        whole = (error.headers.get("Content-Range") or "").rpartition("/")[2]
-        if whole == str(have):  # whole already
+        remote_size = (error.headers.get("Content-Range") or "").rpartition("/")[2]
+        if remote_size == str(have):  # already complete
             return
-        _forget(part, keep=True)
+        _discard(part, keep_empty=True)
         raise ConnectionError("the server has less than was received before; starting again") from error
     with answer:
         start = _start(answer)
         if start not in (0, have):
             raise ConnectionError(f"the server went on at byte {start:,} instead of {have:,}")
         encoding = answer.headers.get("Content-Encoding", "identity")
-        if encoding.strip().lower() not in ("", "identity"):  # it packs what it sends, unasked
+        if encoding.strip().lower() not in ("", "identity"):  # although identity was requested
             raise ConnectionError(f"the server sends it encoded as {encoding[:40]!r}")
         length = answer.headers.get("Content-Length")
-        if length is not None and not (length.isascii() and length.isdecimal() and len(length) < _DIGITS):
+        if length is not None and not (length.isascii() and length.isdecimal() and len(length) < _MAX_DIGITS):
             raise ConnectionError(f"the server's Content-Length is no number: {length[:40]!r}")
         total = start + int(length) if length is not None else 0
-        tag = answer.headers.get("ETag") or ""  # a weak one may not be asked for
+        tag = answer.headers.get("ETag") or ""  # a weak one must not be used in If-Range
         version = tag if tag and not tag.startswith("W/") else answer.headers.get("Last-Modified") or ""
-        with _disk():
-            _about(part).write_text(json.dumps({"version": version}), encoding="utf-8")
+        with _disk_errors():
+            _metadata_path(part).write_text(json.dumps({"version": version}), encoding="utf-8")
             file = part.open("r+b", buffering=0)
         with file:
-            with _disk():
+            with _disk_errors():
                 file.truncate(start)
                 file.seek(start)
             yield 0, total
             while block := answer.read1(_BLOCK):
-                with _disk():
+                with _disk_errors():
                     _write(file, block)
                 yield len(block), total
-            with _disk():
+            with _disk_errors():
                 os.fsync(file.fileno())
             size = file.tell()
         if total and size != total:
             raise ConnectionError(f"the connection ended after {size:,} of {total:,} bytes")
 
 
-class _Disk(Exception):
-    """The file, not the server, is the problem."""
+class _DiskError(Exception):
+    """The local file cannot be written."""
 
 
 @contextlib.contextmanager
-def _disk() -> Iterator[None]:
+def _disk_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _Disk(error.strerror or str(error)) from error
+        raise _DiskError(error.strerror or str(error)) from error
 
 
 def _write(file: io.FileIO, block: bytes) -> None:
     view = memoryview(block)
-    while view:  # a nearly full disk takes a part
+    while view:  # on a nearly full disk, write() may write less
         view = view[file.write(view) :]
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to http and https alone: urllib's own goes on to ftp."""
+    """Follow redirects to http and https only; urllib also follows those to ftp."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if not newurl.lower().startswith(("http://", "https://")) or has_user(newurl):
@@ -206,34 +210,34 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def opened(request: urllib.request.Request, timeout: float) -> Any:
-    """The answer to a request over http or https. UserError for an address with a user, or a redirect elsewhere."""
+def open_request(request: urllib.request.Request, timeout: float) -> Any:
+    """Open an http or https request. Raise UserError for a URL with a user, or for a redirect to another scheme."""
     if has_user(request.full_url):
         raise UserError(f"cannot fetch {redact_url(request.full_url)}: an address may not hold a user or password")
     return urllib.request.build_opener(_Redirects).open(request, timeout=timeout)
 
 
 def _start(answer: Any) -> int:
-    """The position of an answer's first byte: 0 when the server ignores ranges."""
+    """Return the position of the first byte of an answer: 0 if the server ignores ranges."""
     if answer.status != 206:
         return 0
     text = (answer.headers.get("Content-Range") or "").removeprefix("bytes ").partition("-")[0]
     return int(text) if text.isdecimal() else -1
 
 
-def _wrong(wanted: Download, part: Path) -> str:
-    """How the content differs from the checksum, "" when it does not."""
-    for kind, expected in (("sha256", wanted.sha256), ("md5", wanted.md5)):
+def _mismatch(source: Download, part: Path) -> str:
+    """Return how the content differs from the checksum, "" if it does not."""
+    for kind, expected in (("sha256", source.sha256), ("md5", source.md5)):
         if expected:
             with part.open("rb") as file:
-                found = hashlib.file_digest(file, kind).hexdigest()
-            return "" if found == expected.lower() else f"{kind} {found}, not {expected.lower()}"
+                actual = hashlib.file_digest(file, kind).hexdigest()
+            return "" if actual == expected.lower() else f"{kind} {actual}, not {expected.lower()}"
     return ""
 
 
 @contextlib.contextmanager
 def _locked(part: Path, queue: bool) -> Iterator[None]:
-    """Hold a part for this process; it exists afterwards, unless it was moved."""
+    """Lock a part for this process, creating it; remove it again if it stays empty."""
     with part.with_name(f"{part.name}.lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if queue else fcntl.LOCK_NB))
@@ -244,25 +248,25 @@ def _locked(part: Path, queue: bool) -> Iterator[None]:
             yield
         finally:
             if part.is_file() and not part.stat().st_size:
-                _forget(part)
+                _discard(part)
 
 
-def _about(part: Path) -> Path:
+def _metadata_path(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
 
-def _read_about(part: Path) -> dict[str, str]:
+def _read_metadata(part: Path) -> dict[str, str]:
     try:
-        found = json.loads(_about(part).read_text(encoding="utf-8"))
+        metadata = json.loads(_metadata_path(part).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
-def _forget(part: Path, keep: bool = False) -> None:
-    """Throw away what was received; `keep` leaves an empty file."""
-    _about(part).unlink(missing_ok=True)
-    if keep:
+def _discard(part: Path, keep_empty: bool = False) -> None:
+    """Remove what was received; with `keep_empty`, leave an empty file."""
+    _metadata_path(part).unlink(missing_ok=True)
+    if keep_empty:
         os.truncate(part, 0)
     else:
         part.unlink(missing_ok=True)

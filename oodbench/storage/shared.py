@@ -1,8 +1,8 @@
-"""A store that many machines share: a folder of this one before object storage or another place fsspec can name.
+"""A store that several machines share: a local folder in front of object storage or another fsspec file system.
 
-There, an entry is URL/KIND/KK/KEY/{NAME-SHA256.npy, entry.json}. Arrays are named by content and entry.json comes last,
-so that two writers of one entry never mix, and what is not whole is not there. A reader fetches an entry into the
-folder, verifies it, and maps it from disk.
+The remote path of an entry is URL/KIND/KK/KEY/{NAME-SHA256.npy, entry.json}. Arrays are named by their content and
+entry.json is uploaded last, so that two writers of the same entry never mix and an incomplete entry does not exist. A
+reader downloads an entry into the local folder, verifies it, and maps it from disk.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ from typing import Any, TypeVar
 
 from oodbench import errors
 from oodbench.errors import UserError
-from oodbench.storage import remote as reaching
+from oodbench.storage import remote
 from oodbench.storage.files import expand
-from oodbench.storage.store import DAMAGE, Array, Entry, Store, beside, default_root, place, verified
+from oodbench.storage.store import DAMAGE, Array, Entry, Store, commit, default_root, read_entry, temporary_name
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 _ARRAY = re.compile(r"[\w.-]+-[0-9a-f]{64}\.npy")
 
 
-def opened(folder: Path | None, url: str = "") -> Store:
-    """The store in a folder (None: the default), before a shared one (`url` or $OODBENCH_SHARED) if there is one.
+def open_store(folder: Path | None, url: str = "") -> Store:
+    """Return the store in a folder (None: the default one), shared if `url` or $OODBENCH_SHARED is set.
 
-    UserError when the shared one cannot be reached.
+    Raise UserError if the shared store cannot be reached.
     """
     root = expand(folder or default_root())
     url = url or os.environ.get("OODBENCH_SHARED", "")
     if not url:
         return Store(root)
-    shared = Shared(root, url)
+    shared = SharedStore(root, url)
     shared.check()
     return shared
 
 
-def root_here(root: Path, url: str) -> Path:
-    """The folder of a driver's store on this node: its own, if it names one and only the shared one must agree."""
+def local_root(root: Path, url: str) -> Path:
+    """Return the store's folder on this node: its own $OODBENCH_STORE if a shared store is used, else the driver's."""
     own = os.environ.get("OODBENCH_STORE")
     return expand(own) if url and own else root
 
 
-class Shared(Store):
-    """Entries below one folder, each copied to, and fetched from, a place that other machines reach."""
+class SharedStore(Store):
+    """Entries below a local folder, each uploaded to and downloaded from a place that other machines can reach."""
 
     def __init__(self, root: Path, url: str) -> None:
         super().__init__(root)
@@ -62,139 +62,143 @@ class Shared(Store):
     def __str__(self) -> str:
         return errors.redact_url(self.url)
 
-    def at(self, root: Path) -> Shared:
-        return Shared(root, self.url)
+    def with_root(self, root: Path) -> SharedStore:
+        return SharedStore(root, self.url)
 
     def check(self) -> None:
-        """UserError unless the other side takes a file."""
+        """Raise UserError unless a file can be written to the shared store."""
         if not errors.is_url(self.url):
             raise UserError(
                 f"--shared or $OODBENCH_SHARED: {self.url} is no URL; write for example s3://bucket/oodbench"
             )
         probe = f"{self._base}/.probe-{secrets.token_hex(8)}"
-        self._put(functools.partial(self._system.pipe_file, probe, b""), probe, tries=1)
-        with contextlib.suppress(UserError, FileNotFoundError):  # who may not remove leaves an empty file
-            self._ask(lambda: self._system.rm_file(probe), tries=1)
+        self._write(functools.partial(self._system.pipe_file, probe, b""), probe, tries=1)
+        with contextlib.suppress(
+            UserError, FileNotFoundError
+        ):  # without the permission to remove it, an empty file stays
+            self._retry(lambda: self._system.rm_file(probe), tries=1)
 
     def find(self, kind: str, inputs: Mapping[str, Any]) -> Entry | None:
-        """The entry for these inputs, here or fetched, verified; None when it is in neither place."""
-        found = super().find(kind, inputs)
-        if found is None:
-            return self._fetch(kind, self.key(kind, inputs))
-        if not self._mark(found.path).exists():  # made before it was shared, or its maker was killed
-            self._send(kind, found)
-        return found
+        """Return the verified entry for these inputs, downloaded if necessary; None if neither place has it."""
+        entry = super().find(kind, inputs)
+        if entry is None:
+            return self._download(kind, self.key(kind, inputs))
+        if not self._mark(entry.path).exists():  # written without a shared store, or its writer was killed
+            self._upload(kind, entry)
+        return entry
 
     def has(self, kind: str, inputs: Mapping[str, Any]) -> bool:
-        """Whether other machines have it or can fetch it."""
+        """Return whether other machines have the entry or can download it."""
         key = self.key(kind, inputs)
         if super().has(kind, inputs) and self._mark(self.path(kind, key)).exists():
             return True
-        there = f"{self._there(kind, key)}/entry.json"
+        file = f"{self._remote_path(kind, key)}/entry.json"
         self._system.invalidate_cache()
-        return bool(self._ask(lambda: self._system.exists(there)))
+        return bool(self._retry(lambda: self._system.exists(file)))
 
     def write(
         self, kind: str, inputs: Mapping[str, Any], arrays: Mapping[str, Array], facts: Mapping[str, Any]
     ) -> Entry:
-        """Write an entry here, then there. UserError when either cannot be written; what is here stays."""
+        """Write an entry locally, then upload it. Raise UserError if either fails; the local entry stays."""
         entry = super().write(kind, inputs, arrays, facts)
-        self._send(kind, entry)
+        self._upload(kind, entry)
         return entry
 
-    def forget(self, kind: str, inputs: Mapping[str, Any]) -> None:
-        """Remove an entry in both places."""
-        super().forget(kind, inputs)
-        there = self._there(kind, self.key(kind, inputs))
+    def remove(self, kind: str, inputs: Mapping[str, Any]) -> None:
+        """Remove the local and the remote entry."""
+        super().remove(kind, inputs)
+        folder = self._remote_path(kind, self.key(kind, inputs))
         with contextlib.suppress(FileNotFoundError):
-            self._ask(lambda: self._system.rm(there, recursive=True))
+            self._retry(lambda: self._system.rm(folder, recursive=True))
 
     @functools.cached_property
-    def _reached(self) -> tuple[Any, str]:
-        return reaching.open_filesystem(self.url)
+    def _connection(self) -> tuple[Any, str]:
+        return remote.open_filesystem(self.url)
 
     @property
     def _system(self) -> Any:
-        return self._reached[0]
+        return self._connection[0]
 
     @property
     def _base(self) -> str:
-        return self._reached[1]
+        return self._connection[1]
 
-    def _there(self, kind: str, key: str) -> str:
+    def _remote_path(self, kind: str, key: str) -> str:
         return f"{self._base}/{kind}/{key[:2]}/{key}"
 
     def _mark(self, path: Path) -> Path:
-        """The file that says of an entry here that it is there, too."""
+        """Return the path of the marker file of a local entry that was uploaded."""
         return path / f".shared-{hashlib.sha256(self.url.encode()).hexdigest()[:12]}"
 
-    def _send(self, kind: str, entry: Entry) -> None:
-        there = self._there(kind, entry.key)
+    def _upload(self, kind: str, entry: Entry) -> None:
+        folder = self._remote_path(kind, entry.key)
         text = (entry.path / "entry.json").read_bytes()
         for name, facts in json.loads(text)["arrays"].items():
-            goal = f"{there}/{_named(name, facts)}"
-            self._put(functools.partial(self._system.put_file, str(entry.path / f"{name}.npy"), goal), goal)
-        goal = f"{there}/entry.json"
-        self._put(functools.partial(self._system.pipe_file, goal, text), goal)
+            destination = f"{folder}/{_remote_name(name, facts)}"
+            self._write(
+                functools.partial(self._system.put_file, str(entry.path / f"{name}.npy"), destination), destination
+            )
+        destination = f"{folder}/entry.json"
+        self._write(functools.partial(self._system.pipe_file, destination, text), destination)
         with contextlib.suppress(OSError):  # a store that this user may only read
             self._mark(entry.path).touch()
 
-    def _fetch(self, kind: str, key: str) -> Entry | None:
-        """Bring an entry here, verified; None when there is none, or none that is whole."""
-        there, path = self._there(kind, key), self.path(kind, key)
+    def _download(self, kind: str, key: str) -> Entry | None:
+        """Download and verify an entry; return None if it does not exist or is damaged."""
+        folder, path = self._remote_path(kind, key), self.path(kind, key)
         try:
-            text = self._ask(lambda: self._system.cat_file(f"{there}/entry.json"))
+            text = self._retry(lambda: self._system.cat_file(f"{folder}/entry.json"))
         except FileNotFoundError:
             return None
-        temporary = beside(path)
+        temporary = temporary_name(path)
         try:
             temporary.mkdir(parents=True)
         except OSError as error:
-            raise self.unwritable(error) from error
+            raise self.write_error(error) from error
         try:
             for name, facts in json.loads(text)["arrays"].items():
-                source, file = f"{there}/{_named(name, facts)}", temporary / f"{name}.npy"
-                self._ask(functools.partial(self._system.get_file, source, str(file)))
+                source, file = f"{folder}/{_remote_name(name, facts)}", temporary / f"{name}.npy"
+                self._retry(functools.partial(self._system.get_file, source, str(file)))
             (temporary / "entry.json").write_bytes(text)
             self._mark(temporary).touch()
-            found = verified(temporary, key)
-            return place(temporary, path) or dataclasses.replace(found, key=key, path=path)
+            entry = read_entry(temporary, key)
+            return commit(temporary, path) or dataclasses.replace(entry, key=key, path=path)
         except DAMAGE as error:
-            if isinstance(error, OSError) and error.errno in reaching.FULL:
-                raise self.unwritable(error) from error
+            if isinstance(error, OSError) and error.errno in remote.DISK_ERRORS:
+                raise self.write_error(error) from error
             log.warning("shared entry %s/%s is damaged (%s) and will be made again", kind, key[:12], error)
             return None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def _ask(self, call: Callable[[], T], tries: int = reaching.TRIES) -> T:
-        """What a call to the other side gives, tried again when it fails."""
-        kept = f"what was made is kept in {self.root}; run the same command again"
-        return reaching.retry(self.url, f"the shared store {self} does not answer", call, kept, tries)
+    def _retry(self, call: Callable[[], T], tries: int = remote.TRIES) -> T:
+        """Return the result of a remote call, retried if it fails."""
+        advice = f"what was made is kept in {self.root}; run the same command again"
+        return remote.retry(self.url, f"the shared store {self} does not answer", call, advice, tries)
 
-    def _put(self, call: Callable[[], None], goal: str, tries: int = reaching.TRIES) -> None:
-        """A call that writes to `goal`, whose folder is made where there are folders; never a bucket."""
+    def _write(self, call: Callable[[], None], destination: str, tries: int = remote.TRIES) -> None:
+        """Call a function that writes to `destination`, creating its folder if necessary, but never a bucket."""
 
-        def put() -> None:
+        def write() -> None:
             try:
                 call()
             except FileNotFoundError:
-                if not self._system.exists(goal.partition("/")[0] or "/"):
+                if not self._system.exists(destination.partition("/")[0] or "/"):
                     raise
-                self._system.makedirs(goal.rpartition("/")[0], exist_ok=True)
+                self._system.makedirs(destination.rpartition("/")[0], exist_ok=True)
                 call()
 
         try:
-            self._ask(put, tries)
+            self._retry(write, tries)
         except FileNotFoundError as error:
             raise UserError(
                 f"the shared store {self} cannot be written: {errors.redact_error(self.url, error)}"
             ) from error
 
 
-def _named(name: str, facts: Mapping[str, Any]) -> str:
-    """An array's name there; ValueError for one that no store of ours has written, such as ../x."""
-    found = f"{name}-{facts['sha256']}.npy"
-    if not _ARRAY.fullmatch(found):
-        raise ValueError(f"{found!r} is no array of an entry")
-    return found
+def _remote_name(name: str, facts: Mapping[str, Any]) -> str:
+    """Return the remote file name of an array. Raise ValueError for a name that no store writes, such as ../x."""
+    file = f"{name}-{facts['sha256']}.npy"
+    if not _ARRAY.fullmatch(file):
+        raise ValueError(f"{file!r} is not the name of an array")
+    return file

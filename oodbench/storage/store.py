@@ -1,15 +1,15 @@
-"""The store: content-addressed entries on disk. An entry is used whole and verified, or not at all.
+"""The content-addressed store of computed arrays and facts. Every entry is verified before it is used.
 
-Layout: <root>/<kind>/<first two of key>/<key>/{entry.json, *.npy}. The key is the sha256 of `inputs`: everything
-the content depends on. An entry is written under a temporary name, fsynced, and renamed; entry.json holds length and
-sha256 of every array and its own digest, so a truncated or changed file is found and the entry is made again.
+Layout: <root>/<kind>/<first two of key>/<key>/{entry.json, *.npy}. The key is the sha256 of `inputs`, which is
+everything that the content depends on. entry.json holds length and sha256 of every array and its own digest, so that a
+truncated or changed file is detected and the entry is computed again. A folder is filled under a hidden name, fsynced,
+and renamed to its key.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import hashlib
 import json
 import logging
@@ -17,7 +17,6 @@ import os
 import re
 import secrets
 import shutil
-import stat
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,209 +27,38 @@ import numpy as np
 import numpy.typing as npt
 
 from oodbench.errors import UserError
-from oodbench.storage.files import expand
+from oodbench.storage.files import expand, irregular
 
+log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
 
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what reading a broken entry may raise
-_RENUMBERING = frozenset(("fuse", "fuseblk", "cifs", "smb3", "vboxsf"))  # unless their server or user says otherwise
-_TRIES = 3  # to move an entry to its place while others do the same
+_TRIES = 3  # to rename an entry while other processes do the same
 _NAME = re.compile(r"[0-9a-f]{64}")
-_HIDDEN = re.compile(r"\.[0-9a-f]{12}-[0-9a-f]{16}\.tmp")  # not yet in place, or on its way out
+_TEMPORARY = re.compile(r"\.[0-9a-f]{12}-[0-9a-f]{16}\.tmp")  # an entry that is being written or removed
+_DAY = 86_400.0  # seconds
 
 
 def digest(value: Any) -> str:
-    """sha256 of plain data (numbers, strings, lists, mappings): the same on every machine."""
+    """Return the sha256 of plain data (numbers, strings, lists, mappings): the same on every machine."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file's content."""
+    """Return the sha256 of the content of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def file_stamp(path: Path) -> dict[str, Any]:
-    """What tells on this machine that a file is the one whose digest is remembered; links are followed."""
-    now = path.stat()
-    return {
-        "file": str(path.resolve()),
-        "bytes": now.st_size,
-        "modified": now.st_mtime_ns,
-        "changed": now.st_ctime_ns,
-        "inode": inode(now),
-    }
-
-
-def inode(stat: os.stat_result) -> int:
-    """The inode of a file; 0 where a file system numbers its files anew whenever it meets them."""
-    return 0 if file_system(stat.st_dev).partition(".")[0] in _RENUMBERING else stat.st_ino
-
-
-@functools.cache
-def file_system(device: int) -> str:
-    """The kind of the file system with this number, as the kernel names it; "" where it does not tell."""
-    number = f"{os.major(device)}:{os.minor(device)}"
-    try:
-        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    found = (line.split(" - ")[-1].split() for line in mounts.splitlines() if line.split()[2:3] == [number])
-    return next((fields[0] for fields in found if fields), "")
-
-
 def content_digest(path: Path) -> str:
-    """sha256 of a file, or of the names and contents of the files in a folder."""
+    """Return the sha256 of a file, or of the names and contents of the files in a folder."""
     if path.is_file():
         return file_digest(path)
     return digest([[file.name, file_digest(file)] for file in sorted(path.iterdir()) if file.is_file()])
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A verified entry: `facts` are its small outputs, `inputs` what the key was made of."""
-
-    key: str
-    path: Path
-    inputs: dict[str, Any]
-    facts: dict[str, Any]
-    names: tuple[str, ...]
-
-    def array(self, name: str) -> Array:
-        """One of its arrays, mapped from disk, not read."""
-        try:
-            array: Array = np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        except FileNotFoundError as error:
-            raise UserError(f"the store entry {self.path} was removed while it was in use; run again") from error
-        return array
-
-
-def verified(path: Path, key: str) -> Entry:
-    """The entry in a folder; raises one of DAMAGE unless every byte is what was written for this key."""
-    head = head_of(path)
-    stated = head.pop("digest")
-    if stated != digest(head) or key != digest({"kind": head["kind"], **head["inputs"]}):
-        raise ValueError("entry.json is not what was written")
-    for name, expected in head["arrays"].items():
-        file = _regular(path / f"{name}.npy")
-        if file.stat().st_size != expected["bytes"] or file_digest(file) != expected["sha256"]:
-            raise ValueError(f"{file.name} is not what was written")
-    return entry(path, head)
-
-
-def head_of(path: Path) -> dict[str, Any]:
-    """What entry.json says; raises one of DAMAGE."""
-    try:
-        head: dict[str, Any] = json.loads(_regular(path / "entry.json").read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise ValueError("entry.json is nested too deeply") from error
-    return head
-
-
-def _regular(file: Path) -> Path:
-    """The path of a file that is one: opening a pipe would wait for ever."""
-    if not stat.S_ISREG(file.stat().st_mode):
-        raise ValueError(f"{file.name} is no regular file")
-    return file
-
-
-def entry(path: Path, head: Mapping[str, Any]) -> Entry:
-    return Entry(path.name, path, head["inputs"], head["facts"], tuple(head["arrays"]))
-
-
-def fill(folder: Path, head: dict[str, Any], arrays: Mapping[str, Array]) -> dict[str, Any]:
-    """Write arrays and entry.json, through to the disk; what entry.json says, as a reader would get it."""
-    head["arrays"] = {}
-    for name, array in arrays.items():
-        file = folder / f"{name}.npy"
-        with file.open("wb") as out:
-            np.save(out, np.ascontiguousarray(array), allow_pickle=False)
-            out.flush()
-            os.fsync(out.fileno())
-        head["arrays"][name] = {"bytes": file.stat().st_size, "sha256": file_digest(file)}
-    text = json.dumps({"digest": digest(head), **head})
-    with (folder / "entry.json").open("w", encoding="utf-8") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    read: dict[str, Any] = json.loads(text)
-    return read
-
-
-def place(temporary: Path, path: Path) -> Entry | None:
-    """Move a finished entry to its place, unless a sound one is there, which is returned.
-
-    What is in the way is removed: a damaged entry, and what is no folder or no file, links themselves and not what they
-    lead to.
-    """
-    for number in range(_TRIES):
-        try:
-            temporary.rename(path)
-            return None
-        except OSError:
-            if not os.path.lexists(path):
-                raise
-        with contextlib.suppress(*DAMAGE):
-            return verified(path, path.name)
-        if not path.is_symlink() and path.is_dir():
-            break
-        if number == _TRIES - 1 or not remove(path):
-            raise PermissionError(errno.EACCES, "it is no folder, and cannot be removed", str(path))
-    # File by file, entry.json last: a process that mends the same entry never finds a file of it gone.
-    for file in sorted(temporary.iterdir(), key=lambda file: file.name == "entry.json"):
-        goal = path / file.name
-        if goal.is_dir() and not goal.is_symlink():
-            remove(goal)
-        file.replace(goal)
-    return None
-
-
-def last_use(path: Path) -> float | None:
-    try:
-        return (path / "entry.json").stat().st_mtime
-    except OSError:
-        return None
-
-
-def beside(path: Path) -> Path:
-    """A new hidden name in the same folder, which no reader takes for an entry."""
-    return path.parent / f".{path.name.lstrip('.')[:12]}-{secrets.token_hex(8)}.tmp"
-
-
-def remove(path: Path) -> bool:
-    """Remove a folder at one stroke, renamed first, so that nobody takes a half-removed entry; whether that worked.
-
-    Of a link, only the link.
-    """
-    hidden = beside(path)
-    try:
-        path.rename(hidden)
-        if hidden.is_symlink() or not hidden.is_dir():
-            hidden.unlink()
-    except OSError:
-        return False
-    shutil.rmtree(hidden, ignore_errors=True)
-    return True
-
-
-def is_entry(path: Path) -> bool:
-    """Whether a folder is named as entries are."""
-    return _NAME.fullmatch(path.name) is not None
-
-
-def is_leftover(path: Path) -> bool:
-    """Whether a folder is named as entries are on their way in or out."""
-    return _HIDDEN.fullmatch(path.name) is not None
-
-
-__all__ = ["Array", "Entry", "Listed", "Store", "content_digest", "default_root", "digest", "file_digest", "file_stamp"]
-
-log = logging.getLogger(__name__)
-_DAY = 86_400.0  # seconds
-
-
 def default_root() -> Path:
-    """$OODBENCH_STORE, or `oodbench` in the user's cache folder. UserError for a user without a home folder."""
+    """Return $OODBENCH_STORE, or `oodbench` in the user's cache folder. Raise UserError if there is no home folder."""
     try:
         if chosen := os.environ.get("OODBENCH_STORE"):
             return Path(chosen).expanduser()
@@ -242,138 +70,279 @@ def default_root() -> Path:
 
 
 @dataclass(frozen=True)
-class Listed:
-    """An entry as `store ls` shows it."""
+class Entry:
+    """A verified entry: `facts` are its small outputs, `inputs` are what its key is computed from."""
+
+    key: str
+    path: Path
+    inputs: dict[str, Any]
+    facts: dict[str, Any]
+    names: tuple[str, ...]
+
+    def array(self, name: str) -> Array:
+        """Return one of its arrays, mapped from disk, not read. Raise UserError if the entry was removed meanwhile."""
+        try:
+            array: Array = np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError as error:
+            raise UserError(f"the store entry {self.path} was removed while it was in use; run again") from error
+        return array
+
+
+@dataclass(frozen=True)
+class EntryInfo:
+    """An entry that was not verified: kind, key, folder, size, time of the last use, inputs."""
 
     kind: str
     key: str
     path: Path
     bytes: int
-    used: float  # seconds since 1970 of the last use
+    used: float  # seconds since 1970
     inputs: dict[str, Any]
 
 
 class Store:
-    """Entries below one folder, shared by any number of processes."""
+    """Entries below one folder, used by any number of processes."""
 
-    url = ""  # of a shared store behind it: see shared.py
+    url = ""  # of the shared store, in the subclass SharedStore
 
     def __init__(self, root: Path) -> None:
         self.root = expand(root)
 
-    def at(self, root: Path) -> Store:
-        """The same store at another path."""
+    def with_root(self, root: Path) -> Store:
+        """Return the same store at another path."""
         return Store(root)
 
     def key(self, kind: str, inputs: Mapping[str, Any]) -> str:
+        """Return the key of the entry for these inputs."""
         return digest({"kind": kind, **inputs})
 
     def path(self, kind: str, key: str) -> Path:
+        """Return the folder of an entry."""
         return self.root / kind / key[:2] / key
 
     def find(self, kind: str, inputs: Mapping[str, Any]) -> Entry | None:
-        """The entry for these inputs, verified; None when there is none or it was damaged (which is logged)."""
+        """Return the verified entry for these inputs; None if there is none or if it is damaged, which is logged."""
         key = self.key(kind, inputs)
         path = self.path(kind, key)
         try:
-            found = verified(path, key)
+            entry = read_entry(path, key)
         except DAMAGE as error:
             if os.path.lexists(path):
                 log.warning("store entry %s/%s is damaged (%s) and will be made again", kind, key[:12], error)
             return None
         with contextlib.suppress(OSError):  # a store that this user may only read
-            os.utime(path / "entry.json")  # the last use, for gc
-        return found
+            os.utime(path / "entry.json")  # the last use, for `collect`
+        return entry
 
     def has(self, kind: str, inputs: Mapping[str, Any]) -> bool:
-        """Whether an entry is there, not verified: for plans."""
+        """Return whether an entry exists, without verifying it."""
         return os.path.isfile(self.path(kind, self.key(kind, inputs)) / "entry.json")
 
     def write(
         self, kind: str, inputs: Mapping[str, Any], arrays: Mapping[str, Array], facts: Mapping[str, Any]
     ) -> Entry:
-        """Write an entry. Another process that wrote the same first wins; a damaged one is replaced.
+        """Write an entry and return it.
 
-        UserError when the disk is full or the folder may not be written.
+        If another process has written the same entry, that one is returned; a damaged one is replaced. Raise UserError
+        if the disk is full or the folder cannot be written.
         """
         path = self.path(kind, self.key(kind, inputs))
-        temporary = beside(path)
+        temporary = temporary_name(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.mkdir()
-            head = fill(temporary, {"kind": kind, "inputs": dict(inputs), "facts": dict(facts)}, arrays)
-            return place(temporary, path) or entry(path, head)
+            header = write_files(temporary, {"kind": kind, "inputs": dict(inputs), "facts": dict(facts)}, arrays)
+            return commit(temporary, path) or _entry(path, header)
         except OSError as error:
-            raise self.unwritable(error) from error
+            raise self.write_error(error) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def unwritable(self, error: OSError) -> UserError:
-        """The error for a write that failed: what to do about a full disk, and what about a file in the way."""
-        # numpy tells a full disk as "n requested and m written"
-        short = error.strerror is None and "requested" in str(error)
-        why = "No space left on device" if short else error.strerror or error
-        todo = f"see to the rights of {error.filename or self.root}"
-        if short or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            todo = "make room with oodbench store gc"
+    def write_error(self, error: OSError) -> UserError:
+        """Return the UserError for a failed write, with advice for a full disk and for missing permissions."""
+        # For a full disk numpy raises an OSError without errno: "n requested and m written".
+        short_write = error.strerror is None and "requested" in str(error)
+        why = "No space left on device" if short_write else error.strerror or error
+        advice = f"see to the rights of {error.filename or self.root}"
+        if short_write or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            advice = "make room with oodbench store gc"
         return UserError(
-            f"the store {self.root} cannot be written ({why}); {todo}, or name another folder with --store"
+            f"the store {self.root} cannot be written ({why}); {advice}, or name another folder with --store"
         )
 
-    def remember(self, kind: str, inputs: Mapping[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
-        """Write an entry that only saves time, and give its facts back.
-
-        Where the store cannot be written, the next run finds them out again.
-        """
+    def try_write(self, kind: str, inputs: Mapping[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+        """Write an entry without arrays that only saves time, and return its facts even if the write fails."""
         try:
             self.write(kind, inputs, {}, facts)
         except UserError as error:
-            log.debug("not remembered: %s", error)
+            log.debug("not stored: %s", error)
         return facts
 
-    def forget(self, kind: str, inputs: Mapping[str, Any]) -> None:
-        """Remove an entry whose content no longer holds."""
-        remove(self.path(kind, self.key(kind, inputs)))
+    def remove(self, kind: str, inputs: Mapping[str, Any]) -> None:
+        """Remove an entry whose content is no longer valid."""
+        remove_atomically(self.path(kind, self.key(kind, inputs)))
 
-    def entries(self) -> Iterator[Listed]:
-        """Every complete entry, in path order; not verified."""
+    def entries(self) -> Iterator[EntryInfo]:
+        """Iterate over all complete entries in path order, without verifying them."""
         for folder in sorted(self.root.glob("*/??/*")):
             if not is_entry(folder):
                 continue
             try:
-                head = head_of(folder)
+                header = read_header(folder)
                 size = sum(file.stat().st_size for file in folder.iterdir())
                 used = (folder / "entry.json").stat().st_mtime
-                listed = Listed(head["kind"], folder.name, folder, size, used, head["inputs"])
+                info = EntryInfo(header["kind"], folder.name, folder, size, used, header["inputs"])
             except DAMAGE:
-                continue  # removed meanwhile, or damaged: gc sweeps those by age
-            yield listed
+                continue  # removed meanwhile, or damaged: `collect` removes those by age
+            yield info
 
     def collect(
         self, max_bytes: int | None = None, unused_days: float | None = None, *, dry: bool = False
-    ) -> list[Listed]:
-        """Remove what has not been used for `unused_days`, then the least recently used until `max_bytes` remain.
+    ) -> list[EntryInfo]:
+        """Remove old entries and return them (`dry`: remove nothing).
 
-        Also sweeps what killed processes left behind more than a day ago. Returns the entries that were removed.
+        Entries that have not been used for `unused_days` go first, then the least recently used ones until at most
+        `max_bytes` remain. What killed processes left behind more than a day ago is removed, too.
         """
         now = time.time()
-        whole = sorted(self.entries(), key=lambda e: e.used)
-        gone = [e for e in whole if unused_days is not None and now - e.used > unused_days * _DAY]
-        kept = whole[len(gone) :]  # sorted by use: the unused ones lead
+        by_use = sorted(self.entries(), key=lambda e: e.used)
+        removed = [e for e in by_use if unused_days is not None and now - e.used > unused_days * _DAY]
+        kept = by_use[len(removed) :]
         total = sum(e.bytes for e in kept)
         while max_bytes is not None and kept and total > max_bytes:
             total -= kept[0].bytes
-            gone.append(kept.pop(0))
+            removed.append(kept.pop(0))
         if not dry:
-            # One that another run used meanwhile stays.
-            gone = [e for e in gone if last_use(e.path) == e.used and remove(e.path)]
-            self._sweep({e.path for e in whole}, now - _DAY)
-        return gone
+            # An entry that another process used meanwhile stays.
+            removed = [e for e in removed if last_use(e.path) == e.used and remove_atomically(e.path)]
+            self._sweep({e.path for e in by_use}, now - _DAY)
+        return removed
 
-    def _sweep(self, whole: Collection[Path], before: float) -> None:
-        """Remove temporary folders and damaged entries that nothing has touched since `before`."""
+    def _sweep(self, complete: Collection[Path], before: float) -> None:
+        """Remove temporary folders and damaged entries that have not been touched since `before`."""
         for folder in self.root.glob("*/??/*"):
-            ours = is_leftover(folder) or is_entry(folder)
             with contextlib.suppress(OSError):
-                if ours and folder not in whole and folder.stat().st_mtime < before:
-                    remove(folder)
+                if (
+                    (is_temporary(folder) or is_entry(folder))
+                    and folder not in complete
+                    and folder.stat().st_mtime < before
+                ):
+                    remove_atomically(folder)
+
+
+def read_entry(path: Path, key: str) -> Entry:
+    """Read and verify the entry in a folder. Raise one of DAMAGE unless every byte is what was written for this key."""
+    header = read_header(path)
+    stated = header.pop("digest")
+    if stated != digest(header) or key != digest({"kind": header["kind"], **header["inputs"]}):
+        raise ValueError("entry.json is not what was written")
+    for name, expected in header["arrays"].items():
+        file = _regular(path / f"{name}.npy")
+        if file.stat().st_size != expected["bytes"] or file_digest(file) != expected["sha256"]:
+            raise ValueError(f"{file.name} is not what was written")
+    return _entry(path, header)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Read entry.json. Raise one of DAMAGE if that fails."""
+    try:
+        header: dict[str, Any] = json.loads(_regular(path / "entry.json").read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("entry.json is nested too deeply") from error
+    return header
+
+
+def _regular(file: Path) -> Path:
+    """Return the path of a regular file. Raise ValueError for another one: opening a FIFO would block."""
+    if kind := irregular(file.stat().st_mode):
+        raise ValueError(f"{file.name} is {kind}")
+    return file
+
+
+def _entry(path: Path, header: Mapping[str, Any]) -> Entry:
+    return Entry(path.name, path, header["inputs"], header["facts"], tuple(header["arrays"]))
+
+
+def write_files(folder: Path, header: dict[str, Any], arrays: Mapping[str, Array]) -> dict[str, Any]:
+    """Write arrays and entry.json, fsync them, and return the header as a reader gets it."""
+    header["arrays"] = {}
+    for name, array in arrays.items():
+        file = folder / f"{name}.npy"
+        with file.open("wb") as out:
+            np.save(out, np.ascontiguousarray(array), allow_pickle=False)
+            out.flush()
+            os.fsync(out.fileno())
+        header["arrays"][name] = {"bytes": file.stat().st_size, "sha256": file_digest(file)}
+    text = json.dumps({"digest": digest(header), **header})
+    with (folder / "entry.json").open("w", encoding="utf-8") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    as_read: dict[str, Any] = json.loads(text)
+    return as_read
+
+
+def commit(temporary: Path, path: Path) -> Entry | None:
+    """Rename a finished entry to `path`, and return None; if a valid entry exists there, return that one.
+
+    Anything else at `path` is removed: a damaged entry, a file, a link (not its target).
+    """
+    for number in range(_TRIES):
+        try:
+            temporary.rename(path)
+            return None
+        except OSError:
+            if not os.path.lexists(path):
+                raise
+        with contextlib.suppress(*DAMAGE):
+            return read_entry(path, path.name)
+        if not path.is_symlink() and path.is_dir():
+            break
+        if number == _TRIES - 1 or not remove_atomically(path):
+            raise PermissionError(errno.EACCES, "it is not a folder, and cannot be removed", str(path))
+    # Replace file by file, entry.json last, so that a process that repairs the same entry always finds all files.
+    for file in sorted(temporary.iterdir(), key=lambda file: file.name == "entry.json"):
+        destination = path / file.name
+        if destination.is_dir() and not destination.is_symlink():
+            remove_atomically(destination)
+        file.replace(destination)
+    return None
+
+
+def last_use(path: Path) -> float | None:
+    """Return when an entry was last used, in seconds since 1970; None if it is gone."""
+    try:
+        return (path / "entry.json").stat().st_mtime
+    except OSError:
+        return None
+
+
+def temporary_name(path: Path) -> Path:
+    """Return a new hidden path in the same folder, which is not the name of an entry."""
+    return path.parent / f".{path.name.lstrip('.')[:12]}-{secrets.token_hex(8)}.tmp"
+
+
+def remove_atomically(path: Path) -> bool:
+    """Remove a folder, a file or a link (not its target), renaming it first so that no reader finds half of it.
+
+    Return whether the rename succeeded.
+    """
+    hidden = temporary_name(path)
+    try:
+        path.rename(hidden)
+        if hidden.is_symlink() or not hidden.is_dir():
+            hidden.unlink()
+    except OSError:
+        return False
+    shutil.rmtree(hidden, ignore_errors=True)
+    return True
+
+
+def is_entry(path: Path) -> bool:
+    """Return whether a folder has the name of an entry."""
+    return _NAME.fullmatch(path.name) is not None
+
+
+def is_temporary(path: Path) -> bool:
+    """Return whether a folder has the name of an entry that is being written or removed."""
+    return _TEMPORARY.fullmatch(path.name) is not None

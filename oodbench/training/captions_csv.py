@@ -1,4 +1,4 @@
-"""Captions from a CSV file with the header `filepath,caption`; further columns are allowed."""
+"""Captions from a CSV file with the header `filepath,caption`; other columns are ignored."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from oodbench.errors import UserError
-from oodbench.storage.fingerprints import fingerprint
-from oodbench.training.corpus import Part, listed
+from oodbench.storage.fingerprints import file_fingerprint
+from oodbench.training.corpus import CorpusPart, unlabelled_images
 
 COLUMNS = ("filepath", "caption")
 
 
 @dataclass(frozen=True)
-class Row:
-    """A line with its number, and what it says or why it says nothing."""
+class CaptionRow:
+    """One row of the file: its line number with the image path and caption, or with the reason it cannot be used."""
 
     line: int
     file: str = ""
@@ -26,45 +26,46 @@ class Row:
     problem: str = ""
 
 
-def read(path: Path, data: Path | None) -> Part:
-    """The pairs of a CSV file. Paths start from `data`, else from the folder of the file.
+def read_csv(path: Path, data: Path | None) -> CorpusPart:
+    """Read the pairs of a CSV file. Image paths are relative to `data`, or else to the folder of the file.
 
-    Every row that cannot be used is named in `skipped`. UserError when the file is missing, empty or without header.
+    Every row that cannot be used gets a line in `skipped`. Raise UserError when the file is missing or empty or has
+    no header.
     """
     folder = data.expanduser() if data else path.parent
     positions: dict[str, int] = {}
-    absent: dict[str, str] = {}
-    prints: list[str] = []
-    images: list[int] = []
+    bad_images: dict[str, str] = {}
+    fingerprints: list[str] = []
+    image_of_pair: list[int] = []
     captions: list[str] = []
     skipped: list[str] = []
-    for row in rows(path):
+    for row in read_rows(path):
         problem = row.problem
         if not problem and row.file not in positions:
-            problem = absent.get(row.file, "")
+            problem = bad_images.get(row.file, "")
             if not problem:
                 try:
-                    prints.append(fingerprint(folder / row.file))
+                    fingerprints.append(file_fingerprint(folder / row.file))
                     positions[row.file] = len(positions)
                 except FileNotFoundError:
-                    problem = absent[row.file] = f"no image {folder / row.file}"
+                    problem = bad_images[row.file] = f"no image {folder / row.file}"
                 except (OSError, ValueError) as error:
-                    problem = absent[row.file] = f"image {row.file!r} cannot be read ({error})"
+                    problem = bad_images[row.file] = f"image {row.file!r} cannot be read ({error})"
         if problem:
             skipped.append(f"line {row.line}: {problem}")
             continue
-        images.append(positions[row.file])
+        image_of_pair.append(positions[row.file])
         captions.append(row.caption)
     if not captions:
         first = f"; {skipped[0]}" if skipped else ""
-        raise UserError(f"captions {path} hold not one pair that can be used ({len(skipped)} cannot{first})")
-    listing = listed(path.name, folder, tuple(positions), prints, None)
-    return Part(listing, np.array(images, np.int64), tuple(captions), tuple(skipped))
+        raise UserError(f"captions {path}: no usable pair ({len(skipped)} cannot be used{first})")
+    listing = unlabelled_images(path.name, folder, tuple(positions), fingerprints, None)
+    return CorpusPart(listing, np.array(image_of_pair, np.int64), tuple(captions), tuple(skipped))
 
 
-def rows(path: Path) -> Iterator[Row]:
-    """The rows of a CSV file. UserError when it cannot be read or its header lacks a column."""
-    check(path)
+def read_rows(path: Path) -> Iterator[CaptionRow]:
+    """Read the rows of a CSV file. Raise UserError when it cannot be read or its header lacks a column."""
+    check_csv(path)
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file, delimiter=separator, strict=True)
@@ -72,7 +73,7 @@ def rows(path: Path) -> Iterator[Row]:
             header = [name.strip() for name in next(reader, [])]
         except csv.Error as error:
             raise UserError(f"captions {path}: its header cannot be read ({error})") from error
-        places = [header.index(name) for name in COLUMNS]
+        columns = [header.index(name) for name in COLUMNS]
         while True:
             line = reader.line_num + 1
             try:
@@ -80,14 +81,14 @@ def rows(path: Path) -> Iterator[Row]:
             except StopIteration:
                 return
             except csv.Error as error:
-                yield Row(line, problem=f"no CSV ({error})")
+                yield CaptionRow(line, problem=f"no CSV ({error})")
                 continue
             if cells:
-                yield _row(line, cells, len(header), places)
+                yield _parse_row(line, cells, len(header), columns)
 
 
-def check(path: Path) -> None:
-    """UserError unless there is a file with the header that is needed."""
+def check_csv(path: Path) -> None:
+    """Raise UserError unless the file exists and its header has both columns."""
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             first = file.readline()
@@ -99,14 +100,14 @@ def check(path: Path) -> None:
         raise UserError(f"captions {path} need a first line `filepath,caption`; {stated}")
 
 
-def _row(line: int, cells: list[str], width: int, places: list[int]) -> Row:
+def _parse_row(line: int, cells: list[str], width: int, columns: list[int]) -> CaptionRow:
     if len(cells) != width:
-        return Row(line, problem=f"{len(cells)} fields instead of {width}")
-    file, caption = (cells[place].strip() for place in places)
+        return CaptionRow(line, problem=f"{len(cells)} fields instead of {width}")
+    file, caption = (cells[column].strip() for column in columns)
     if not file or "\0" in file:
-        return Row(line, problem="no file path")
+        return CaptionRow(line, problem="no file path")
     if any("\udc80" <= char <= "\udcff" for char in caption):
-        return Row(line, problem="its caption is no UTF-8")
+        return CaptionRow(line, problem="its caption is no UTF-8")
     if not caption or "\0" in caption:
-        return Row(line, problem="no caption")
-    return Row(line, file, caption)
+        return CaptionRow(line, problem="no caption")
+    return CaptionRow(line, file, caption)

@@ -1,6 +1,6 @@
-"""Captions from webdataset tar shards, `key.jpg` with `key.txt`: on a disk, or behind URLs and fetched one at a time.
+"""Captions from webdataset tar shards (`key.jpg` with `key.txt`), local or downloaded one at a time.
 
-What a shard holds is kept in the store, so that a resumed training neither indexes nor fetches it again.
+The index of a shard is kept in the store, so that a resumed training neither downloads nor indexes it again.
 """
 
 from __future__ import annotations
@@ -18,123 +18,129 @@ import numpy as np
 from oodbench.data.loaders.layout import is_image
 from oodbench.data.loaders.tar import Archives, Member, expand, members, read_member
 from oodbench.errors import UserError, has_credentials, is_url, redact_url
-from oodbench.storage.fingerprints import ReadImage, fingerprint, inside
+from oodbench.storage.fingerprints import ReadImage, file_fingerprint, member_fingerprint
 from oodbench.storage.remote import fetch, remote_fingerprint
 from oodbench.storage.store import Store
-from oodbench.training.corpus import Part, listed
+from oodbench.training.corpus import CorpusPart, unlabelled_images
 
 ENGINE = 2  # raise when the same shard gives other pairs than before
 
 
-def read_all(pattern: str, store: Store) -> Iterator[Part]:
-    """One part per shard. Its temporary copy, if it has one, is removed when the next part is asked for."""
-    for place in expand(pattern):
+def read_shards(pattern: str, store: Store) -> Iterator[CorpusPart]:
+    """Yield one part per shard. A downloaded shard is deleted when the next part is requested."""
+    for location in expand(pattern):
         with contextlib.ExitStack() as stack:
-            remote = is_url(place)
-            copy = stack.enter_context(_copy(place)) if remote else Copy(place, Path(place))
-            yield _part(copy, store)
+            remote = is_url(location)
+            shard = stack.enter_context(_temporary_shard(location)) if remote else ShardFile(location, Path(location))
+            yield _read_shard(shard, store)
 
 
-def check(pattern: str) -> None:
-    """UserError for a pattern that is none, and for shards that are not there; URLs are not asked."""
-    found = expand(pattern)
-    secret = next((place for place in found if is_url(place) and has_credentials(place)), "")
-    if secret:  # it would stand in the header of the weights
-        raise UserError(
-            f"captions {redact_url(secret)}: captions are named by their URL: leave out password and signature"
-        )
-    places = [Path(place) for place in found if not is_url(place)]
-    absent = [str(place) for place in places if not place.is_file()]
-    if absent:
-        raise UserError(f"captions {pattern}: {len(absent)} of {len(places)} shards are not there, {absent[0]} first")
+def check_shards(pattern: str) -> None:
+    """Raise UserError for a malformed pattern and for missing local shards; URLs are not contacted."""
+    locations = expand(pattern)
+    secret = next((location for location in locations if is_url(location) and has_credentials(location)), "")
+    if secret:  # it would be written into the header of the weights
+        raise UserError(f"captions {redact_url(secret)}: the weights record this URL: leave out password and signature")
+    paths = [Path(location) for location in locations if not is_url(location)]
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        raise UserError(f"captions {pattern}: {len(missing)} of {len(paths)} shards do not exist, {missing[0]} first")
 
 
 @dataclass
-class Copy:
-    """A shard as a local file, fetched when it is first read. `state` is its stamp when it was found."""
+class ShardFile:
+    """A shard as a local file, downloaded when it is first read.
 
-    place: str
+    location      path or URL
+    path          the local file
+    missing       whether it must still be downloaded
+    fingerprint   of the shard when it was listed
+    """
+
+    location: str
     path: Path
     missing: bool = False
-    state: str = ""
+    fingerprint: str = ""
     lock: Lock = field(default_factory=Lock)
 
-    def fetched(self) -> Path:
-        """The local file. UserError when the shard has changed since it was found."""
+    def local_path(self) -> Path:
+        """Return the local file, downloaded if need be. Raise UserError if the shard changed since it was listed."""
         with self.lock:
             if self.missing:
-                fetch(self.place, self.path)
-                if self.stamp() != self.state:
-                    raise UserError(f"captions {self.place} changed after they were listed; run again")
+                fetch(self.location, self.path)
+                if self.current_fingerprint() != self.fingerprint:
+                    raise UserError(f"captions {self.location} changed after they were listed; run again")
                 self.missing = False
         return self.path
 
-    def stamp(self) -> str:
-        """What changes when the shard does."""
-        return remote_fingerprint(self.place) if is_url(self.place) else fingerprint(self.path)
+    def current_fingerprint(self) -> str:
+        """Return the fingerprint of the shard as it is now."""
+        return remote_fingerprint(self.location) if is_url(self.location) else file_fingerprint(self.path)
 
 
 @dataclass(frozen=True)
-class Remote:
-    """Images of a shard that may still have to be fetched."""
+class ShardImages:
+    """The images of a shard that may still have to be downloaded."""
 
-    copy: Copy
-    inside: Archives
+    shard: ShardFile
+    archive: Archives
 
     def read(self, name: str) -> ReadImage:
-        """Read a member; the print of a copy of our own is that of the shard."""
-        self.copy.fetched()
-        taken = self.inside.read(name)
-        member = self.inside.where[name][1]
-        own = is_url(self.copy.place)
-        return replace(taken, print=inside(self.copy.state, member.offset, member.size)) if own else taken
+        """Read a member. The fingerprint of a downloaded member is derived from that of the remote shard."""
+        self.shard.local_path()
+        image = self.archive.read(name)
+        member = self.archive.where[name][1]
+        if not is_url(self.shard.location):
+            return image
+        return replace(image, fingerprint=member_fingerprint(self.shard.fingerprint, member.offset, member.size))
 
     def content(self, name: str) -> str:
-        """sha256 of a member."""
+        """Return the sha256 of a member."""
         return self.read(name).content()
 
 
 @contextlib.contextmanager
-def _copy(url: str) -> Iterator[Copy]:
+def _temporary_shard(url: str) -> Iterator[ShardFile]:
     with tempfile.TemporaryDirectory(prefix="oodbench-") as folder:
-        yield Copy(url, Path(folder) / "shard.tar", missing=True)
+        yield ShardFile(url, Path(folder) / "shard.tar", missing=True)
 
 
-def _part(copy: Copy, store: Store) -> Part:
-    name = PurePosixPath(copy.place).name
+def _read_shard(shard: ShardFile, store: Store) -> CorpusPart:
+    name = PurePosixPath(shard.location).name
     try:
-        copy.state = copy.stamp()
+        shard.fingerprint = shard.current_fingerprint()
     except OSError as error:
-        raise UserError(f"captions {copy.place} cannot be read: {error.strerror or error}") from error
-    known = {"engine": ENGINE, "shard": copy.place, "stamp": copy.state}
-    entry = store.find("shard", known)
-    facts = entry.facts if entry else _index(copy)
+        raise UserError(f"captions {shard.location} cannot be read: {error.strerror or error}") from error
+    key = {"engine": ENGINE, "shard": shard.location, "stamp": shard.fingerprint}
+    entry = store.find("shard", key)
+    index = entry.facts if entry else _index_shard(shard)
     if entry is None:
-        store.write("shard", known, {}, facts)
-    where = {one[0]: (copy.path, Member(*one)) for one in facts["images"]}
-    prints = [inside(copy.state, one[1], one[2]) for one in facts["images"]]
-    found = listed(name, Path(copy.place), tuple(where), prints, Remote(copy, Archives(where)))
-    return Part(found, np.arange(len(found)), tuple(facts["captions"]), tuple(facts["skipped"]))
+        store.write("shard", key, {}, index)
+    members_of = {image[0]: (shard.path, Member(*image)) for image in index["images"]}
+    fingerprints = [member_fingerprint(shard.fingerprint, offset, size) for _, offset, size in index["images"]]
+    source = ShardImages(shard, Archives(members_of))
+    listing = unlabelled_images(name, Path(shard.location), tuple(members_of), fingerprints, source)
+    return CorpusPart(listing, np.arange(len(listing)), tuple(index["captions"]), tuple(index["skipped"]))
 
 
-def _index(copy: Copy) -> dict[str, Any]:
-    """The images that have captions, those captions, and what cannot be used: all of a shard that is truncated."""
-    path = copy.fetched()
+def _index_shard(shard: ShardFile) -> dict[str, Any]:
+    """Return the images that have captions, the captions, and a line per problem; a truncated shard is one problem."""
+    path = shard.local_path()
     try:
         found = members(path)
     except UserError as error:
-        return {"images": [], "captions": [], "skipped": [str(error).replace(str(path), copy.place)]}
+        return {"images": [], "captions": [], "skipped": [str(error).replace(str(path), shard.location)]}
     images: dict[str, Member] = {}
     texts: dict[str, Member] = {}
     skipped = []
     for member in found:
-        pure = PurePosixPath(member.name)
-        key = str(pure.with_name(pure.name.partition(".")[0])) if pure.name.partition(".")[0] else ""
-        group = images if is_image(member.name) else texts if pure.suffix == ".txt" else None
+        name = PurePosixPath(member.name)
+        key = str(name.with_name(name.name.partition(".")[0])) if name.name.partition(".")[0] else ""
+        group = images if is_image(member.name) else texts if name.suffix == ".txt" else None
         if group is None or not key:
             continue
         if key in group:
-            skipped.append(f"{member.name} of {copy.place}: a second one of that key")
+            skipped.append(f"{member.name} of {shard.location}: a second one of that key")
         group.setdefault(key, member)
     kept, captions = [], []
     for key, image in images.items():
@@ -147,9 +153,9 @@ def _index(copy: Copy) -> dict[str, Any]:
                 problem = "its caption is no UTF-8"
             problem = problem or ("" if caption else "its caption is empty")
         if problem:
-            skipped.append(f"{image.name} of {copy.place}: {problem}")
+            skipped.append(f"{image.name} of {shard.location}: {problem}")
         else:
             kept.append((image.name, image.offset, image.size))
             captions.append(caption)
-    skipped += [f"{texts[key].name} of {copy.place}: no image beside it" for key in texts if key not in images]
+    skipped += [f"{texts[key].name} of {shard.location}: no image beside it" for key in texts if key not in images]
     return {"images": kept, "captions": captions, "skipped": skipped}

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: written whole or not at all, the last two kept, taken up by the same request alone."""
+"""Checkpoints of a training: written atomically, the last two kept, resumed only by the same request."""
 
 from __future__ import annotations
 
@@ -17,51 +17,53 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KEPT = 2
-REQUEST = "request.json"
+KEEP = 2
+IDENTITY_FILE = "request.json"
 
 
 class Checkpoints:
-    """The folder `FILE.training` beside a file of weights."""
+    """The folder `FILE.training` next to a file of weights."""
 
     def __init__(self, out: Path) -> None:
         self.folder = out.with_name(f"{out.name}.training")
 
     def check(self, identity: Mapping[str, Any]) -> None:
-        """UserError when the folder holds another training, naming what differs. `identity` may be a part of it."""
+        """Raise UserError, naming what differs, if the folder holds another training. `identity` may be incomplete."""
         try:
-            known = json.loads((self.folder / REQUEST).read_text(encoding="utf-8"))
+            stored = json.loads((self.folder / IDENTITY_FILE).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.folder / REQUEST} cannot be read ({error}); start anew with --restart") from error
+            raise UserError(
+                f"{self.folder / IDENTITY_FILE} cannot be read ({error}); start from step 0 with --restart"
+            ) from error
         plain = json.loads(json.dumps(identity))
-        differs = [line for key in plain for line in _differences(key, known.get(key), plain[key])]
+        differs = [line for key in plain for line in _differences(key, stored.get(key), plain[key])]
         if differs:
             raise UserError(
                 f"{self.folder} holds another training: {'; '.join(differs)}\n"
-                "  name another file with --out, or throw that training away with --restart"
+                "  name another file with --output, or discard that training with --restart"
             )
 
-    def begin(self, identity: Mapping[str, Any]) -> None:
-        """Write down which training this is."""
-        if not (self.folder / REQUEST).exists():
-            _write(self.folder / REQUEST, json.dumps(identity, indent=1, sort_keys=True).encode())
+    def write_identity(self, identity: Mapping[str, Any]) -> None:
+        """Record which training this is, unless that is recorded already."""
+        if not (self.folder / IDENTITY_FILE).exists():
+            _write_file(self.folder / IDENTITY_FILE, json.dumps(identity, indent=1, sort_keys=True).encode())
 
     def clear(self) -> None:
-        """Forget the training."""
+        """Delete the training."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def steps(self) -> list[int]:
-        """Steps that have a checkpoint, in order."""
+        """Return the steps that have a checkpoint, in ascending order."""
         return sorted(int(path.stem.removeprefix("step-")) for path in self.folder.glob("step-*.pt"))
 
     def path(self, step: int) -> Path:
-        """The checkpoint after so many steps."""
+        """Return the path of the checkpoint after `step` steps."""
         return self.folder / f"step-{step:08d}.pt"
 
     def save(self, trainer: Trainer, step: int) -> None:
-        """Write a checkpoint after `step` steps, and remove those before the last two."""
+        """Write a checkpoint after `step` steps and delete all but the last two."""
         import io
 
         import torch
@@ -77,41 +79,41 @@ class Checkpoints:
             },
             content,
         )
-        _write(self.path(step), content.getbuffer())
-        for old in self.steps()[:-KEPT]:
+        _write_file(self.path(step), content.getbuffer())
+        for old in self.steps()[:-KEEP]:
             self.path(old).unlink(missing_ok=True)
 
-    def newest(self) -> int:
-        """The last step whose checkpoint can be read, 0 when there is none."""
+    def latest_step(self) -> int:
+        """Return the last step whose checkpoint can be read, 0 if there is none."""
         import torch
 
         for step in reversed(self.steps()):
             try:
-                # mapped, not read: it is loaded when it is taken up
-                found = torch.load(self.path(step), map_location="cpu", weights_only=True, mmap=True)
-                if found["step"] == step:
+                # memory-mapped: restore() reads it
+                checkpoint = torch.load(self.path(step), map_location="cpu", weights_only=True, mmap=True)
+                if checkpoint["step"] == step:
                     return step
             except Exception as error:
                 log.warning("checkpoint %s cannot be read (%s); an older one is used", self.path(step), error)
         return 0
 
-    def take_up(self, trainer: Trainer, step: int) -> None:
-        """Put module, optimiser, scaler and random numbers back to where they were."""
+    def restore(self, trainer: Trainer, step: int) -> None:
+        """Restore module, optimiser, gradient scaler and random state from a checkpoint."""
         import torch
 
-        found = torch.load(self.path(step), map_location="cpu", weights_only=True)
-        trainer.module.load_state_dict(found["module"], strict=True)
-        trainer.optimiser.load_state_dict(found["optimiser"])
-        trainer.scaler.load_state_dict(found["scaler"])
-        torch.set_rng_state(found["rng"])
+        checkpoint = torch.load(self.path(step), map_location="cpu", weights_only=True)
+        trainer.module.load_state_dict(checkpoint["module"], strict=True)
+        trainer.optimiser.load_state_dict(checkpoint["optimiser"])
+        trainer.scaler.load_state_dict(checkpoint["scaler"])
+        torch.set_rng_state(checkpoint["rng"])
 
 
-def _differences(key: str, there: Any, here: Any) -> list[str]:
-    """`key: there, now here` for every plain value that differs."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        names = [*here, *(name for name in there if name not in here)]
-        return [line for name in names for line in _differences(f"{key}.{name}", there.get(name), here.get(name))]
-    return [] if there == here else [f"{key} was {_short(there)}, now it is {_short(here)}"]
+def _differences(key: str, stored: Any, new: Any) -> list[str]:
+    """Return a phrase for every plain value that differs between the stored identity and the new one."""
+    if isinstance(stored, dict) and isinstance(new, dict):
+        names = [*new, *(name for name in stored if name not in new)]
+        return [line for name in names for line in _differences(f"{key}.{name}", stored.get(name), new.get(name))]
+    return [] if stored == new else [f"{key} was {_short(stored)}, now it is {_short(new)}"]
 
 
 def _short(value: Any) -> str:
@@ -119,7 +121,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:24]}..."
 
 
-def _write(path: Path, content: bytes | memoryview) -> None:
+def _write_file(path: Path, content: bytes | memoryview) -> None:
     try:
         with atomic_write(path) as partial:
             partial.write_bytes(content)

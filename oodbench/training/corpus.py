@@ -1,8 +1,8 @@
-"""Corpora: images with captions, part by part, so that millions of pairs need little memory."""
+"""The parts of a training corpus: images with captions, one part at a time, so that millions of pairs fit in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,21 +14,20 @@ import numpy.typing as npt
 from oodbench.data.catalog import Dataset
 from oodbench.data.imageset import ImageSet, ImageSource
 from oodbench.data.load import LoadOptions, load_images
-from oodbench.errors import UserError
 from oodbench.storage.store import Store, digest
-from oodbench.training.plan import GLYPHS, TrainRequest
 
-SHOWN = 5  # problems that are named; all are counted
+SHOWN = 5  # problems that a message names; all are counted
 
 
 @dataclass(frozen=True)
-class Part:
+class CorpusPart:
     """Some pairs of a corpus.
 
     listing    the distinct images
-    image      the image of every pair, as position in the listing [n]
-    captions   n of them
-    skipped    what could not be used, each with its place and the reason
+    image      index into the listing of every pair's image [n]
+    captions   one per pair [n]
+    skipped    one line per pair that cannot be used: where it is and why. They are hashed into the digest of the
+               training data, so their wording must not change.
     """
 
     listing: ImageSet
@@ -38,48 +37,30 @@ class Part:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of the images, the captions, and which belong together."""
+        """Return the sha256 of the images, the captions, and which belong together."""
         return digest([self.listing.digest, self.image.tolist(), list(self.captions)])
 
 
-def parts(request: TrainRequest, store: Store) -> Iterator[Part]:
-    """The parts of a request's corpus; what cannot be used is an error with --on-error stop, named and counted."""
-    for part in _all_parts(request, store):
-        if part.skipped and request.on_error == "stop":
-            raise UserError(told(part.listing.dataset.name, part.skipped) + "\n  mend it, or go on: --on-error skip")
-        yield part
-
-
-def _all_parts(request: TrainRequest, store: Store) -> Iterable[Part]:
-    if request.captions == GLYPHS:
-        return [glyphs(store)]
-    if request.captions.lower().endswith((".csv", ".tsv")):
-        from oodbench.training.captions_csv import read
-
-        return [read(Path(request.captions).expanduser(), request.data)]
-    from oodbench.training.captions_tar import read_all
-
-    return read_all(request.captions, store)
-
-
-def glyphs(store: Store) -> Part:
-    """The rendered pairs of the embedded world."""
+def glyphs_part(store: Store) -> CorpusPart:
+    """Return the image-caption pairs of the embedded glyphs data set."""
     from oodbench.data.glyphs import world
 
     dataset = Dataset(name="glyphs-pairs", title="Glyphs", loader="glyphs", path="pairs")
-    found = load_images(dataset, LoadOptions(Path(), store), labelled=False)
-    return Part(found, np.arange(len(found)), tuple(world.caption(i) for i in range(len(found))))
+    images = load_images(dataset, LoadOptions(Path(), store), labelled=False)
+    return CorpusPart(images, np.arange(len(images)), tuple(world.caption(i) for i in range(len(images))))
 
 
-def listed(name: str, place: Path, files: Sequence[str], prints: Sequence[str], source: ImageSource | None) -> ImageSet:
-    """A list of images with captions: they have no labels."""
-    dataset = Dataset(name=name, title=name, loader="images", path=str(place))
+def unlabelled_images(
+    name: str, folder: Path, files: Sequence[str], fingerprints: Sequence[str], source: ImageSource | None
+) -> ImageSet:
+    """Return an image set without class labels, as the images of a corpus have none."""
+    dataset = Dataset(name=name, title=name, loader="images", path=str(folder))
     labels: npt.NDArray[Any] = np.full(len(files), -1)
-    return ImageSet(dataset, place, tuple(files), tuple(prints), labels, source=source)
+    return ImageSet(dataset, folder, tuple(files), tuple(fingerprints), labels, source=source)
 
 
-def told(where: str, problems: Sequence[str]) -> str:
-    """One text that counts problems and names the first of them."""
+def summarize_problems(name: str, problems: Sequence[str]) -> str:
+    """Return one message that counts the problems and quotes the first few."""
     more = f"; and {len(problems) - SHOWN:,} more" if len(problems) > SHOWN else ""
     what = "thing" if len(problems) == 1 else "things"
-    return f"{where}: {len(problems):,} {what} cannot be used: {'; '.join(problems[:SHOWN])}{more}"
+    return f"{name}: {len(problems):,} {what} cannot be used: {'; '.join(problems[:SHOWN])}{more}"

@@ -1,8 +1,8 @@
-"""One step of training, whose loss and gradient are those of the whole batch however it is cut into chunks.
+"""One training step. Its loss and gradient are those of the whole batch, however the batch is divided into chunks.
 
-The loss may compare every pair with every other. Chunks are embedded without gradient first; the loss of all of them,
-gathered over the processes, gives the gradient with respect to each embedding; then each chunk is embedded again and
-that gradient goes through it (Gao et al. 2021, arXiv:2101.06983, call it GradCache).
+The loss may compare every pair with every other, so this follows GradCache (Gao et al. 2021, arXiv:2101.06983):
+embed every chunk without gradient; gather the embeddings of all processes; compute the loss and its gradient with
+respect to each embedding; then embed each chunk again and backpropagate that gradient through it.
 """
 
 from __future__ import annotations
@@ -18,17 +18,23 @@ import torch
 from torch import Tensor
 
 from oodbench.errors import Diverged
-from oodbench.method import Pairs, TrainedMethod
+from oodbench.method import TrainedMethod
 from oodbench.training.batches import PairBatches, autocast
 from oodbench.training.processes import ProcessGroup
-from oodbench.training.schedule import Schedule, groups
+from oodbench.training.schedule import Schedule, parameter_groups
 
 Inputs = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a step tells: its number from 1, the terms of the loss, whose sum is the loss, and pairs a second."""
+    """The result of one step.
+
+    step    number of the step, from 1
+    terms   terms of the loss before the step; the loss is their sum
+    lr      learning rate
+    speed   pairs per second
+    """
 
     step: int
     terms: dict[str, float]
@@ -37,30 +43,30 @@ class StepReport:
 
     @property
     def loss(self) -> float:
-        """The loss before the step."""
+        """Return the loss before the step."""
         return sum(self.terms.values())
 
 
 class Trainer:
-    """A module, its optimiser, and how a step changes them."""
+    """The trained module with its optimiser; step() updates them."""
 
-    def __init__(self, method: TrainedMethod[Any], feed: PairBatches, world: ProcessGroup, compute: str) -> None:
-        schedule = feed.schedule
+    def __init__(self, method: TrainedMethod[Any], batches: PairBatches, processes: ProcessGroup, compute: str) -> None:
+        schedule = batches.schedule
         torch.manual_seed(schedule.seed)
-        device = feed.encoder.device
-        self.module = method.module(feed.encoder).to(device).train()
+        device = batches.encoder.device
+        self.module = method.module(batches.encoder).to(device).train()
         self.schedule: Schedule = schedule
-        self.parameters = [one for one in self.module.parameters() if one.requires_grad]
-        recipe = schedule.optimiser
-        parts = [group for group in groups(self.module, recipe) if group["params"]]
-        self.optimiser = torch.optim.AdamW(parts, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps)
+        self.parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        settings = schedule.optimiser
+        nonempty = [group for group in parameter_groups(self.module, settings) if group["params"]]
+        self.optimiser = torch.optim.AdamW(nonempty, lr=settings.lr, betas=settings.betas, eps=settings.eps)
         self.scaler = torch.amp.GradScaler(device.type, enabled=compute == "fp16")
-        self.world = world
-        self._method, self._feed, self._compute = method, feed, compute
+        self.processes = processes
+        self._method, self._batches, self._compute = method, batches, compute
         self._device = device
 
     def step(self, number: int) -> StepReport:
-        """Carry out a step, counted from 0. Raises Diverged before anything is changed by a loss that is no number."""
+        """Carry out step `number`, from 0. Raise Diverged, with the module unchanged, if the loss is not finite."""
         began = time.perf_counter()
         chunks = self._inputs(number)
         terms = self._backward(number, chunks)
@@ -70,60 +76,59 @@ class Trainer:
         return StepReport(number + 1, terms, lr, speed)
 
     def _inputs(self, number: int) -> list[tuple[int, Inputs]]:
-        """What embed() reads, and the position where each chunk begins."""
+        """Return for each chunk the position of its first pair in the global batch, and the inputs of embed()."""
+        chunks = list(self._batches.chunks(number, self.processes))
         with torch.no_grad():
-            return [(_start(one), self._method.inputs(one, self._feed.encoder)) for one in self._pairs(number)]
-
-    def _pairs(self, number: int) -> list[Pairs]:
-        return list(self._feed.chunks(number, self.world))
+            return [(int(pairs.positions[0]), self._method.inputs(pairs, self._batches.encoder)) for pairs in chunks]
 
     def _embed(self, number: int, start: int, inputs: Inputs) -> dict[str, Tensor]:
-        """Embed a chunk; what is drawn meanwhile, as by dropout, follows from its place, so it is the same again."""
+        """Embed a chunk. Its position seeds dropout and the like, so that embedding it again gives the same values."""
         torch.manual_seed(int(np.random.SeedSequence((self.schedule.seed, number, start)).generate_state(1)[0]))
         with autocast(self._device, self._compute):
             embedded = self._method.embed(self.module, inputs)
-        return {name: one.float() if one.is_floating_point() else one for name, one in embedded.items()}
+        return {name: value.float() if value.is_floating_point() else value for name, value in embedded.items()}
 
     def _backward(self, number: int, chunks: list[tuple[int, Inputs]]) -> dict[str, float]:
-        """Fill the gradients, summed over all processes; the terms of the loss."""
+        """Compute this process's share of the gradients; return the terms of the loss of the global batch."""
         self.optimiser.zero_grad()
-        whole = len(chunks) == 1  # then its graph is kept, and nothing is embedded twice
-        with torch.set_grad_enabled(whole):
+        single = len(chunks) == 1  # its graph is kept, and it is not embedded again
+        with torch.set_grad_enabled(single):
             embedded = [self._embed(number, start, inputs) for start, inputs in chunks]
-        lengths = [len(next(iter(one.values()))) for one in embedded]
-        leaves = {name: self._gathered([one[name].detach() for one in embedded]) for name in embedded[0]}
+        lengths = [len(next(iter(chunk.values()))) for chunk in embedded]
+        leaves = {name: self._gather([chunk[name].detach() for chunk in embedded]) for name in embedded[0]}
         with torch.enable_grad():
             terms = self._method.loss(leaves)
             total = torch.stack(list(terms.values())).sum()
-        told = {name: float(term.detach()) for name, term in terms.items()}
-        if not np.isfinite(sum(told.values())):
-            named = ", ".join(f"{name} {value}" for name, value in told.items())
-            raise Diverged(f"the loss of step {number + 1} is no number ({named})")
+        values = {name: float(term.detach()) for name, term in terms.items()}
+        if not np.isfinite(sum(values.values())):
+            listed = ", ".join(f"{name} {value}" for name, value in values.items())
+            raise Diverged(f"the loss of step {number + 1} is not finite ({listed})")
         torch.autograd.backward(self.scaler.scale(total))
-        begin = self.world.rank * sum(lengths)
+        row = self.processes.rank * sum(lengths)
         for i, (start, inputs) in enumerate(chunks):
-            own = slice(begin, begin + lengths[i])
-            begin = own.stop
+            rows = slice(row, row + lengths[i])
+            row = rows.stop
             with torch.enable_grad():
-                again = embedded[i] if whole else self._embed(number, start, inputs)
-            _through(again, leaves, own)
-        return told
+                chunk = embedded[i] if single else self._embed(number, start, inputs)
+            _backpropagate(chunk, leaves, rows)
+        return values
 
-    def _gathered(self, parts: list[Tensor]) -> Tensor:
-        """One tensor of the global batch, a leaf of the loss's graph."""
-        tensor = self.world.gather(torch.cat(parts))
+    def _gather(self, parts: list[Tensor]) -> Tensor:
+        """Return one tensor of the global batch, a leaf of the loss's graph."""
+        tensor = self.processes.gather(torch.cat(parts))
         return tensor.requires_grad_() if tensor.is_floating_point() else tensor
 
     def _update(self, number: int, lr: float) -> None:
-        for one in self.parameters:
-            if one.grad is None:  # on every process alike, whatever its chunks held
-                one.grad = torch.zeros_like(one)
-        gradients = [one.grad for one in self.parameters if one.grad is not None]
-        self.world.add(gradients)
-        if not self.scaler.is_enabled():  # the scaler leaves such steps out, and scales less from then on
-            norms = torch.stack([one.norm() for one in gradients])
+        """Sum the gradients over the processes and let AdamW apply them."""
+        for parameter in self.parameters:
+            if parameter.grad is None:  # all processes must reduce the same tensors
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        self.processes.all_reduce(gradients)
+        if not self.scaler.is_enabled():  # with a scaler, such steps are skipped and the scale is reduced
+            norms = torch.stack([gradient.norm() for gradient in gradients])
             if not bool(norms.isfinite().all()):
-                raise Diverged(f"the gradient of step {number + 1} is no number")
+                raise Diverged(f"the gradient of step {number + 1} is not finite")
         eps = self._eps()
         for group in self.optimiser.param_groups:
             group["lr"], group["eps"] = lr, eps
@@ -131,26 +136,22 @@ class Trainer:
         self.scaler.update()
 
     def _eps(self) -> float:
-        """The eps of the next step of torch's AdamW."""
-        recipe = self.schedule.optimiser
-        if not recipe.epsilon_hat:
-            return recipe.eps
-        # counted by the optimiser: the scaler leaves steps out
-        made = max((int(state["step"]) for state in self.optimiser.state.values()), default=0)
-        return recipe.eps / math.sqrt(1 - recipe.betas[1] ** (made + 1))
+        """Return the eps that torch's AdamW needs at the next step, so that the update is that of the settings."""
+        settings = self.schedule.optimiser
+        if not settings.epsilon_hat:
+            return settings.eps
+        # The optimiser's own count, as the scaler skips steps.
+        done = max((int(state["step"]) for state in self.optimiser.state.values()), default=0)
+        return settings.eps / math.sqrt(1 - settings.betas[1] ** (done + 1))
 
 
-def _start(pairs: Pairs) -> int:
-    return int(pairs.positions[0])
-
-
-def _through(embedded: Mapping[str, Tensor], leaves: Mapping[str, Tensor], own: slice) -> None:
-    """Send the loss's gradient with respect to a chunk's embeddings on to the parameters."""
+def _backpropagate(embedded: Mapping[str, Tensor], leaves: Mapping[str, Tensor], rows: slice) -> None:
+    """Backpropagate the loss's gradient with respect to a chunk's embeddings to the parameters."""
     outputs, gradients = [], []
-    for name, one in embedded.items():
+    for name, value in embedded.items():
         gradient = leaves[name].grad
-        if one.requires_grad and gradient is not None:
-            outputs.append(one)
-            gradients.append(gradient[own])
+        if value.requires_grad and gradient is not None:
+            outputs.append(value)
+            gradients.append(gradient[rows])
     if outputs:
         torch.autograd.backward(outputs, gradients)

@@ -1,4 +1,4 @@
-"""The curves of a training as lines of JSON, losses.jsonl in its folder: what was learnt at which step, how fast."""
+"""The loss curve of a training: one JSON line per step in losses.jsonl."""
 
 from __future__ import annotations
 
@@ -16,45 +16,45 @@ from oodbench.storage.files import write_text
 if TYPE_CHECKING:
     from oodbench.training.loop import StepReport
 
-NAME = "losses.jsonl"
-LAST = 100  # steps over which the final means are taken
+FILE_NAME = "losses.jsonl"
+FINAL_STEPS = 100  # steps over which the final loss terms are averaged
 
 
-class Curves:
-    """The file, open for the next step; lines of steps that are done again after a resume are dropped.
+class LossLog:
+    """Appends a line per step to losses.jsonl. Lines after step `done` are dropped, as a resumed training repeats them.
 
-    Of several processes only the first writes.
+    Only the main process writes.
     """
 
-    def __init__(self, folder: Path, done: int, writes: bool) -> None:
-        self.path = folder / NAME
-        self._last: deque[dict[str, Any]] = deque(maxlen=LAST)
+    def __init__(self, folder: Path, done: int, is_main: bool) -> None:
+        self.path = folder / FILE_NAME
+        self._recent: deque[dict[str, Any]] = deque(maxlen=FINAL_STEPS)
         self._file: IO[str] | None = None
-        if not writes:
+        if not is_main:
             return
         try:
-            kept = [line for line in lines(self.path) if line["step"] <= done]
+            kept = [line for line in read_losses(self.path) if line["step"] <= done]
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
             self._file = self.path.open("a", encoding="utf-8")
         except OSError as error:
             raise self._unwritable(error) from error
-        self._last.extend(kept[-LAST:])
+        self._recent.extend(kept[-FINAL_STEPS:])
 
-    def __enter__(self) -> Curves:
+    def __enter__(self) -> LossLog:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file:
-            with contextlib.suppress(OSError):  # of a full disk, which was told when the line was added
+            with contextlib.suppress(OSError):  # a full disk was reported when the line was added
                 self._file.close()
 
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(f"{self.path} cannot be written ({error.strerror or error}); the last checkpoint stays")
 
     def add(self, report: StepReport) -> None:
-        """Append a step."""
+        """Append the line of a step."""
         line = {
             "step": report.step,
             "loss": report.loss,
@@ -69,21 +69,21 @@ class Curves:
                 self._file.flush()
             except OSError as error:
                 raise self._unwritable(error) from error
-        self._last.append(line)
+        self._recent.append(line)
 
     def means(self) -> dict[str, float]:
-        """Every term of the loss, mean of the last hundred steps."""
-        terms = [line["terms"] for line in self._last]
-        return {name: sum(one[name] for one in terms) / len(terms) for name in (terms[-1] if terms else {})}
+        """Return every term of the loss, averaged over the last steps (at most 100)."""
+        terms = [line["terms"] for line in self._recent]
+        return {name: sum(step[name] for step in terms) / len(terms) for name in (terms[-1] if terms else {})}
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    """The steps of a file; a torn line ends it."""
-    found: list[dict[str, Any]] = []
+def read_losses(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a file as dictionaries, up to the first incomplete line."""
+    steps: list[dict[str, Any]] = []
     if path.is_file():
         for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                found.append(json.loads(text))
+                steps.append(json.loads(text))
             except ValueError:
                 break
-    return found
+    return steps

@@ -1,4 +1,4 @@
-"""From a request to what will be trained; every problem that can be known before a model is loaded is told at once."""
+"""From a request to a training plan. All problems that can be found without loading a model are reported together."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from oodbench.method import registry
 from oodbench.pipeline.jobs import Job, make_jobs
 from oodbench.pipeline.request import MOST, PRECISIONS, WORKERS, RunRequest, beyond, writable
 from oodbench.storage.files import expand
-from oodbench.storage.shared import opened
+from oodbench.storage.shared import open_store
 from oodbench.storage.store import Store
+from oodbench.training.captions_csv import check_csv
+from oodbench.training.captions_tar import check_shards
 
 if TYPE_CHECKING:
     from oodbench.method import Optimiser, TrainedMethod
@@ -27,14 +29,28 @@ GLYPHS = "glyphs"
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What the user asked; every field is a flag of `oodbench train` (see its help). None: the method's released value.
+    """The options of a training; every field is a flag of `oodbench train`. None means the method's released value.
 
-    captions    `glyphs`, a CSV file, or a pattern of tar shards
-    data        folder that the paths in a CSV start from; None: that of the CSV
-    out         the file of weights; None: weights/<method>-<encoder>.safetensors
-    batch       pairs in one step, over all processes
-    chunk       pairs that go through the trained part at once; the loss is over the whole batch all the same
-    max_steps   stop after so many steps of the schedule, which stays that of the whole run
+    method            name of a method with trained weights, as in clipn
+    settings          hyper-parameters of the method, as in "clipn.tso=0"
+    encoder           name of the encoder
+    resize            bicubic or bilinear; None: as the weights were trained
+    captions          `glyphs`, a CSV file, or a pattern of tar shards
+    data              folder that the paths in a CSV are relative to; None: the folder of the CSV
+    out               the file of weights; None: weights/<method>-<encoder>.safetensors
+    epochs, steps     length of the training; give one of them
+    batch             pairs in one step, over all processes
+    lr                peak learning rate of AdamW, as betas, eps and weight_decay are of AdamW
+    warmup            steps of linear warm-up
+    chunk             pairs that pass through the trained module at once; the loss is that of the whole batch
+    precision         fp32, or bf16 or fp16 for mixed precision
+    augment           train on random crops, which are encoded at every step
+    on_error          stop or skip, for pairs that cannot be used
+    checkpoint_every  steps between checkpoints
+    max_steps         stop after this step; the learning rate follows the schedule of the whole training
+    workers           threads that decode images; 0: one per core, at most 16
+    restart           discard the checkpoints of an earlier training
+    store, shared     folder of the store, and URL of the store behind it
     """
 
     method: str
@@ -68,12 +84,12 @@ class TrainRequest:
 
     @property
     def compute(self) -> str:
-        """What the towers compute in: fp32, bf16 or fp16."""
+        """Return the data type that the towers compute in: fp32, bf16 or fp16."""
         return self.precision.removeprefix("amp-")
 
 
 def check_options(request: TrainRequest) -> None:
-    """Raise UserError for values that no training could use."""
+    """Raise UserError for invalid values of options."""
     problems = []
     for name, value, options in (
         ("--precision", request.precision, (*PRECISIONS, "amp-bf16", "amp-fp16")),
@@ -84,7 +100,7 @@ def check_options(request: TrainRequest) -> None:
     for name, number, least, most in (
         ("--epochs", request.epochs, 1, MOST),
         ("--steps", request.steps, 1, MOST),
-        ("--batch", request.batch, 1, MOST),
+        ("--batch-size", request.batch, 1, MOST),
         ("--chunk", request.chunk, 1, MOST),
         ("--warmup", request.warmup, 0, MOST),
         ("--weight-decay", request.weight_decay, 0, sys.float_info.max),
@@ -103,17 +119,17 @@ def check_options(request: TrainRequest) -> None:
         problems.append("--epochs and --steps both say how long to train; give one")
     if request.augment and "://" in request.captions:
         problems.append(
-            "--augment reads every image anew at every epoch, which is not done over a network; "
+            "--augment reads every image again in every epoch, which is not supported over a network; "
             "copy the shards to a disk, or leave --augment out"
         )
     if request.out is not None and request.out.suffix != ".safetensors":
-        problems.append(f"--out {request.out} must end in .safetensors")
+        problems.append(f"--output {request.out} must end in .safetensors")
     raise_all(problems)
 
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """A request that can be carried out, as far as is known before the corpus is read."""
+    """A checked request; the corpus is not read yet."""
 
     request: TrainRequest
     job: Job
@@ -124,10 +140,10 @@ class TrainPlan:
     store: Store
 
     def identity(self) -> dict[str, Any]:
-        """What the weights depend on besides the corpus: two trainings with the same may go on from one another."""
-        optimiser = dataclasses.asdict(self.optimiser)
+        """Return what the weights depend on besides the corpus; a training resumes only with an equal identity."""
+        optimiser = self.optimiser.as_recorded()
         if not self.optimiser.epsilon_hat:
-            del optimiser["epsilon_hat"]  # as trainings have it that began before there was one
+            del optimiser["epsilon_hat"]  # trainings that began before the field existed do not have it
         return {
             "method": self.job.info.name,
             "parameters": self.job.parameters,
@@ -142,36 +158,36 @@ class TrainPlan:
 
 
 def make_plan(request: TrainRequest) -> TrainPlan:
-    """Check a request. Raises UserError with every problem that was found."""
+    """Check a request and resolve its method, encoder and paths. Raise UserError with every problem found."""
     collected = ProblemList()
     attempt = collected.attempt
-    store = opened(request.store, request.shared)
+    store = open_store(request.store, request.shared)
     attempt(check_options, request)
-    job = attempt(_job, request)
+    job = attempt(_find_job, request)
     spec = attempt(parse_encoder, request.encoder)
     attempt(_check_captions, request)
-    method = attempt(_method, job) if job else None
-    attempt(_check_folder, request)
+    method = attempt(_build_method, job) if job else None
+    attempt(_check_output, request)
     raise_all(collected.problems)
     assert job and method and spec
     encoder = resolve(spec, request.resize, store)
     out = request.out or Path("weights") / f"{job.info.name}-{encoder.card.slug}.safetensors"
-    return TrainPlan(request, job, method, optimiser(request, method), encoder, expand(out).absolute(), store)
+    return TrainPlan(request, job, method, optimiser_settings(request, method), encoder, expand(out).absolute(), store)
 
 
-def optimiser(request: TrainRequest, method: TrainedMethod[Any]) -> Optimiser:
-    """The method's optimiser with what the user set."""
+def optimiser_settings(request: TrainRequest, method: TrainedMethod[Any]) -> Optimiser:
+    """Return the method's optimiser settings with those of the request in place of the defaults."""
     names = ("epochs", "batch", "lr", "betas", "eps", "weight_decay", "warmup")
     given = {name: getattr(request, name) for name in names if getattr(request, name) is not None}
     return dataclasses.replace(method.optimisation(), **given)
 
 
-def place(request: TrainRequest) -> Path:
-    """The folder that the weights go to."""
+def output_folder(request: TrainRequest) -> Path:
+    """Return the folder of the file of weights."""
     return expand(request.out or Path("weights") / "file").absolute().parent
 
 
-def _job(request: TrainRequest) -> Job:
+def _find_job(request: TrainRequest) -> Job:
     if request.method.strip() == "all":
         raise UserError("name one method to train, as in: oodbench train clipn")
     asked = RunRequest(methods=request.method, settings=request.settings, plugins=request.plugins)
@@ -185,12 +201,12 @@ def _job(request: TrainRequest) -> Job:
     return jobs[0]
 
 
-def _method(job: Job) -> TrainedMethod[Any]:
+def _build_method(job: Job) -> TrainedMethod[Any]:
     from oodbench.method import TrainedMethod
 
     method = job.build()
     if not isinstance(method, TrainedMethod):
-        raise UserError(f"{job.info.name} reads weights but is no TrainedMethod: it cannot be trained here")
+        raise UserError(f"{job.info.name} reads weights but is not a TrainedMethod, so it cannot be trained")
     return method
 
 
@@ -199,25 +215,21 @@ def _check_captions(request: TrainRequest) -> None:
     if name == GLYPHS:
         return
     if not name.strip():
-        raise UserError("--captions names no file; write a CSV, a pattern of tar shards, or glyphs")
+        raise UserError("--captions is empty; give a CSV file, a pattern of tar shards, or glyphs")
     if name.lower().endswith((".csv", ".tsv")):
-        from oodbench.training.captions_csv import check as check_table
-
-        check_table(Path(name).expanduser())
+        check_csv(Path(name).expanduser())
     elif name.lower().rstrip("}").endswith(".tar"):
-        from oodbench.training.captions_tar import check as check_shards
-
         check_shards(name)
     else:
         raise UserError(
-            f"--captions {name}: write glyphs, a file .csv (filepath,caption), or shards name-{{000..331}}.tar"
+            f"--captions {name}: give glyphs, a .csv file (filepath,caption), or shards name-{{000..331}}.tar"
         )
     if request.data is not None and not expand(request.data).is_dir():
-        raise UserError(f"--data {request.data} is no folder")
+        raise UserError(f"--data {request.data} is not a folder")
 
 
-def _check_folder(request: TrainRequest) -> None:
-    """Whether the file of weights can be written, known before hours of work."""
-    folder = place(request)
+def _check_output(request: TrainRequest) -> None:
+    """Raise UserError if the file of weights could not be written at the end."""
+    folder = output_folder(request)
     if not writable(folder):
-        raise UserError(f"the folder {folder} cannot be written; name another file with --out")
+        raise UserError(f"the folder {folder} is not writable; give another file with --output")

@@ -1,4 +1,4 @@
-"""The processes that train together: one, those that torchrun started, or a group that is there already."""
+"""The processes that train together: a single one, those that torchrun started, or an existing process group."""
 
 from __future__ import annotations
 
@@ -16,56 +16,56 @@ from torch import Tensor
 from oodbench.errors import UserError
 from oodbench.pipeline.task import pick_device
 
-# The others wait while one embeds its share of the corpus, which may take days.
-PATIENCE = datetime.timedelta(days=7)
+# The other processes wait while one embeds its share of the corpus, which may take days.
+TIMEOUT = datetime.timedelta(days=7)
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process's place among `size`; results do not depend on how many there are."""
+    """This process's rank among `size` processes; the result of a training does not depend on their number."""
 
     rank: int
     size: int
     device: str
 
     @property
-    def first(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+    def is_main(self) -> bool:
+        """Whether this process writes the files and reports progress."""
         return self.rank == 0
 
-    def wait(self) -> None:
-        """Go on when all have come here."""
+    def barrier(self) -> None:
+        """Wait until every process has called this."""
         if self.size > 1:
             dist.barrier()
 
     def gather(self, own: Tensor) -> Tensor:
-        """The rows of all processes, in their order; each has the same number."""
+        """Return the rows of all processes in the order of their ranks; every process gives the same number of rows."""
         if self.size == 1:
             return own
         parts = [torch.empty_like(own) for _ in range(self.size)]
         dist.all_gather(parts, own.contiguous())
         return torch.cat(parts)
 
-    def add(self, gradients: Sequence[Tensor]) -> None:
+    def all_reduce(self, gradients: Sequence[Tensor]) -> None:
         """Sum gradients over the processes, in place."""
         if self.size == 1:
             return
-        flat: Float[Tensor, " n"] = torch.cat([one.reshape(-1) for one in gradients])
+        flat: Float[Tensor, " n"] = torch.cat([gradient.reshape(-1) for gradient in gradients])
         dist.all_reduce(flat)
-        parts = torch.split(flat, [one.numel() for one in gradients])
-        for one, part in zip(gradients, parts, strict=True):
-            one.copy_(part.view_as(one))
+        parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
 
-    def most(self, number: int) -> int:
-        """The largest number that any process has."""
+    def max_over_ranks(self, number: int) -> int:
+        """Return the largest number that any process gives."""
         if self.size == 1:
             return number
         shared = torch.tensor([number], device=self.device)
         dist.all_reduce(shared, op=dist.ReduceOp.MAX)
         return int(shared)
 
-    def told(self, number: int) -> int:
-        """The number that the first process has."""
+    def broadcast(self, number: int) -> int:
+        """Return the number that rank 0 gives."""
         if self.size == 1:
             return number
         shared = torch.tensor([number], device=self.device)
@@ -74,34 +74,36 @@ class ProcessGroup:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[ProcessGroup]:
-    """The world of this process; a group is made, and taken down at the end, only where torchrun asks for one."""
+def process_group(device: str) -> Iterator[ProcessGroup]:
+    """Join the existing process group, or create one for the duration if torchrun started several processes."""
     if dist.is_available() and dist.is_initialized():
-        yield ProcessGroup(dist.get_rank(), dist.get_world_size(), _own(device))
+        yield ProcessGroup(dist.get_rank(), dist.get_world_size(), _local_device(device))
         return
-    size = _given("WORLD_SIZE", "1")
-    chosen = _own(device)
+    size = _environment_number("WORLD_SIZE", "1")
+    local = _local_device(device)
     if size == 1:
-        yield ProcessGroup(0, 1, chosen)
+        yield ProcessGroup(0, 1, local)
         return
-    if chosen.startswith("cuda"):
-        torch.cuda.set_device(chosen)
-    dist.init_process_group("nccl" if chosen.startswith("cuda") else "gloo", timeout=PATIENCE)
+    if local.startswith("cuda"):
+        torch.cuda.set_device(local)
+    dist.init_process_group("nccl" if local.startswith("cuda") else "gloo", timeout=TIMEOUT)
     try:
-        yield ProcessGroup(dist.get_rank(), dist.get_world_size(), chosen)
+        yield ProcessGroup(dist.get_rank(), dist.get_world_size(), local)
     finally:
         dist.destroy_process_group()
 
 
-def _own(asked: str) -> str:
-    """The device of this process: with several, each has a GPU of its own."""
-    device = pick_device(asked)
-    return f"cuda:{_given('LOCAL_RANK', '')}" if device == "cuda" and os.environ.get("LOCAL_RANK") else device
+def _local_device(requested: str) -> str:
+    """Return the device of this process: each of several processes has its own GPU."""
+    device = pick_device(requested)
+    if device == "cuda" and os.environ.get("LOCAL_RANK"):
+        return f"cuda:{_environment_number('LOCAL_RANK', '')}"
+    return device
 
 
-def _given(name: str, default: str) -> int:
-    """A number that torchrun sets in the environment."""
+def _environment_number(name: str, default: str) -> int:
+    """Return a number that torchrun sets in the environment."""
     text = os.environ.get(name, default)
     if not text.isdecimal():
-        raise UserError(f"${name} is {text!r}, which is no number: torchrun sets it, one process alone needs none")
+        raise UserError(f"${name} must be a number, not {text!r}: torchrun sets it, and a single process needs none")
     return int(text)

@@ -1,4 +1,4 @@
-"""What a step does, from its number alone: which pairs it sees, at which learning rate."""
+"""The pairs and the learning rate of a step, computed from the step number alone."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Steps over a corpus; an epoch's last pairs that fill no batch are left out, others each epoch.
+    """The steps of a training. An incomplete last batch of an epoch is dropped; the order differs between epochs.
 
-    pairs   in the corpus
-    steps   of the whole training
+    optimiser   batch size, learning rate and the other settings of AdamW
+    pairs       pairs in the corpus
+    steps       steps of the whole training
     """
 
     optimiser: Optimiser
@@ -31,21 +32,21 @@ class Schedule:
 
     @property
     def per_epoch(self) -> int:
-        """Steps of an epoch."""
+        """Return the number of steps in an epoch."""
         return self.pairs // self.optimiser.batch
 
     def epoch(self, step: int) -> int:
-        """Epoch of a step, from 0."""
+        """Return the epoch of a step, from 0."""
         return step // self.per_epoch
 
     def batch(self, step: int) -> npt.NDArray[np.int64]:
-        """Pairs of a step's global batch."""
+        """Return the numbers of the pairs in a step's global batch."""
         epoch, number = divmod(step, self.per_epoch)
         size = self.optimiser.batch
-        return _order(self.seed, epoch, self.pairs)[number * size : (number + 1) * size]
+        return _epoch_order(self.seed, epoch, self.pairs)[number * size : (number + 1) * size]
 
     def lr(self, step: int) -> float:
-        """Learning rate: linear warm-up, then a cosine that would reach 0 with the step after the last."""
+        """Return the learning rate: linear warm-up, then a cosine that would reach 0 at the step after the last."""
         peak, warmup = self.optimiser.lr, self.optimiser.warmup
         if step < warmup:
             return peak * (step + 1) / warmup
@@ -55,16 +56,16 @@ class Schedule:
         return peak * 0.5 * (1 + math.cos(math.pi * done))
 
 
-@lru_cache(maxsize=2)  # the epoch, and the next one for what is prepared ahead
-def _order(seed: int, epoch: int, pairs: int) -> npt.NDArray[np.int64]:
+@lru_cache(maxsize=2)  # this epoch and the next one, whose images are prefetched
+def _epoch_order(seed: int, epoch: int, pairs: int) -> npt.NDArray[np.int64]:
     return np.random.default_rng((seed, epoch)).permutation(pairs)
 
 
-def groups(module: nn.Module, optimiser: Optimiser) -> list[dict[str, Any]]:
-    """Parameters with and without weight decay."""
-    named = [(name, one) for name, one in module.named_parameters() if one.requires_grad]
-    bare = {name for name, one in named if one.ndim < 2 or any(part in name for part in optimiser.bare)}
+def parameter_groups(module: nn.Module, optimiser: Optimiser) -> list[dict[str, Any]]:
+    """Return the parameter groups of AdamW: with weight decay, and without it."""
+    named = [(name, tensor) for name, tensor in module.named_parameters() if tensor.requires_grad]
+    no_decay = {name for name, tensor in named if tensor.ndim < 2 or any(part in name for part in optimiser.no_decay)}
     return [
-        {"params": [one for name, one in named if name not in bare], "weight_decay": optimiser.weight_decay},
-        {"params": [one for name, one in named if name in bare], "weight_decay": 0.0},
+        {"params": [tensor for name, tensor in named if name not in no_decay], "weight_decay": optimiser.weight_decay},
+        {"params": [tensor for name, tensor in named if name in no_decay], "weight_decay": 0.0},
     ]

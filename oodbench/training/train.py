@@ -1,4 +1,7 @@
-"""train(): one training from request to file, alone or as one of many processes, from the start or where it stopped."""
+"""Train a method's weights: train() prepares the data, runs the steps and writes the file of weights.
+
+It runs alone or as one of several processes, from the first step or from the last checkpoint of the same request.
+"""
 
 from __future__ import annotations
 
@@ -15,149 +18,34 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+import torch
+
 from oodbench.encoder.openclip import OpenClip
-from oodbench.errors import Diverged, UserError
+from oodbench.errors import UserError
+from oodbench.method import Pairs
 from oodbench.pipeline import weights
 from oodbench.pipeline.extract import EmbeddingConfig
 from oodbench.pipeline.text_embeddings import WordParts
 from oodbench.results import commit, versions
 from oodbench.training.batches import Crops, PairBatches, reads_text
 from oodbench.training.checkpoints import Checkpoints
+from oodbench.training.data import BATCH, EncoderLoader, StartProgress, TrainingData, embed_captions, prepare_data
 from oodbench.training.loop import StepReport, Trainer
-from oodbench.training.losses import Curves
-from oodbench.training.material import BATCH, Encoders, Tell, TrainingData, add_texts, gather
+from oodbench.training.losses import LossLog
 from oodbench.training.plan import TrainPlan, TrainRequest, make_plan
-from oodbench.training.processes import ProcessGroup, joined
+from oodbench.training.processes import ProcessGroup, process_group
 from oodbench.training.schedule import Schedule
-
-
-def is_finished(out: Path, identity: dict[str, Any], done: int) -> bool:
-    """Whether the file holds what this training gave so far."""
-    try:
-        found = weights.recipe_of(out)
-    except UserError:
-        return False
-    return found.get("training") == json.loads(json.dumps(identity)) and found.get("steps") == done
-
-
-def recipe(plan: TrainPlan, identity: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
-    """What the header says; `made` is what only the end of a training knows."""
-    captions = dict(identity["captions"])
-    return {
-        "method": plan.job.info.name,
-        "parameters": plan.job.parameters,
-        "encoder": plan.encoder.card.row(),
-        "source": plan.job.info.source,
-        "captions": {"name": captions.pop("source"), **captions},
-        "augment": plan.request.augment,
-        "optimiser": dataclasses.asdict(plan.optimiser),
-        "batch": plan.optimiser.batch,
-        "epochs": plan.optimiser.epochs if plan.request.steps is None else None,
-        "steps": made["done"],
-        "schedule": identity["steps"],
-        "seed": plan.request.seed,
-        "precision": plan.request.compute,
-        "chunk": made["chunk"],
-        "processes": made["world"],
-        "loss": made["loss"],
-        "training": identity,
-        "versions": versions(),
-        "commit": commit(),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
-class GracefulStop:
-    """Within it, the first signal is only noted; a second Ctrl-C stops at once. Outside the main thread: nothing."""
-
-    def __init__(self) -> None:
-        self.signal = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> GracefulStop:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = self.signal or number
-
-
-def try_out(plan: TrainPlan, load: Encoders) -> None:
-    """Embed two pairs, so that hyper-parameters that do not fit are told before a corpus is embedded."""
-    import torch
-
-    from oodbench.method import Pairs
-
-    encoder = load()
-    embeddings = torch.ones(2, plan.encoder.card.embed_dim, device=encoder.device)
-    try:
-        module = plan.method.module(encoder).to(encoder.device)
-        with torch.no_grad():
-            pairs = Pairs(embeddings, ("a", "b"), torch.arange(2), 0, plan.request.seed, 2)
-            plan.method.embed(module, plan.method.inputs(pairs, encoder))
-    except ValueError as error:
-        raise UserError(f"{plan.job.label}: {error}") from error
-
-
-def build_schedule(plan: TrainPlan, material: TrainingData) -> Schedule:
-    """Which pairs each step reads, and its learning rate. UserError for fewer pairs than a batch has."""
-    batch = plan.optimiser.batch
-    if len(material) < batch:
-        raise UserError(
-            f"the corpus {plan.request.captions} has {len(material):,} pairs, fewer than one batch of {batch:,}; "
-            f"use a smaller one, as in --batch {max(1, len(material) // 2)}"
-        )
-    steps = plan.request.steps or plan.optimiser.epochs * (len(material) // batch)
-    if plan.optimiser.warmup >= steps:
-        raise UserError(f"--warmup {plan.optimiser.warmup} leaves none of {steps} steps for learning; use less")
-    return Schedule(plan.optimiser, len(material), steps, plan.request.seed)
-
-
-def describe_captions(plan: TrainPlan, material: TrainingData) -> dict[str, Any]:
-    """What identifies the corpus, for the recipe."""
-    return {
-        "source": Path(plan.request.captions).name,
-        "pairs": len(material),
-        "images": material.distinct,
-        "digest": material.digest,
-        "skipped": len(material.skipped),
-    }
-
-
-def embed_texts(plan: TrainPlan, material: TrainingData, world: ProcessGroup, load: Encoders, tell: Tell) -> None:
-    """Add the captions' embeddings, which one process makes and the others read."""
-    kept = WordParts(plan.encoder.card.identity, plan.request.compute, plan.store)
-    if world.first:
-        add_texts(material, kept, load, tell)
-    world.wait()
-    if not world.first:
-        add_texts(material, kept, load, tell)
-
-
-def build_crops(plan: TrainPlan, material: TrainingData, world: ProcessGroup) -> Crops | None:
-    """Random crops of the images, with --augment."""
-    if not plan.request.augment:
-        return None
-    workers = plan.request.workers or min(max((os.cpu_count() or 1) // world.size, 1), 16)
-    return Crops(material, plan.encoder.card.size, plan.request.seed, workers)
-
-
-__all__ = ["Diverged", "TrainOutcome", "TrainWatch", "train"]
 
 
 @dataclass(frozen=True)
 class Ready:
-    """What is known when the first step can be made: `done` steps of `steps` are there from before."""
+    """What is known before the first step.
+
+    pairs, images   pairs of the corpus that are used, and their distinct images
+    skipped         one line per pair or image that cannot be used
+    done            steps that an earlier call made, of `steps`
+    folder          of the checkpoints
+    """
 
     plan: TrainPlan
     pairs: int
@@ -170,7 +58,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class TrainWatch:
-    """What a training tells while it goes on."""
+    """Callbacks that report the progress of a training."""
 
     extracting: Callable[[str, int], Callable[[int], None]] = lambda what, count: lambda n: None
     ready: Callable[[Ready], None] = lambda ready: None
@@ -179,13 +67,14 @@ class TrainWatch:
 
 @dataclass(frozen=True)
 class TrainOutcome:
-    """What became of a training.
+    """The result of a training.
 
-    out      the file of weights
-    done     steps that were made, of `steps`
-    made     of them now
-    signal   number of the signal that stopped it; 0
-    first    whether this is the process that speaks for all
+    out       the file of weights
+    done      steps made in all, of `steps`
+    made      steps made by this call
+    signal    number of the signal that stopped it; 0 if none did
+    is_main   whether this process reports for all processes
+    terms     terms of the loss, averaged over the last steps
     """
 
     out: Path
@@ -193,88 +82,220 @@ class TrainOutcome:
     steps: int
     made: int
     signal: int = 0
-    first: bool = True
+    is_main: bool = True
     terms: dict[str, float] = field(default_factory=dict)
 
 
 def train(request: TrainRequest, watch: TrainWatch | None = None) -> TrainOutcome:
-    """Train a method's part, going on where the same request stopped. UserError for bad input; Diverged for NaN."""
+    """Train a method's weights, resuming where the same request stopped.
+
+    Raise UserError for invalid input, and Diverged when the loss or its gradient is not finite.
+    """
     plan = make_plan(request)
-    with joined(request.device) as world:
-        return _train(plan, world, (watch if world.first else None) or TrainWatch())
+    with process_group(request.device) as processes:
+        return _train(plan, processes, (watch if processes.is_main else None) or TrainWatch())
 
 
-def _train(plan: TrainPlan, world: ProcessGroup, watch: TrainWatch) -> TrainOutcome:
-    request, state = plan.request, Checkpoints(plan.out)
+def _train(plan: TrainPlan, processes: ProcessGroup, watch: TrainWatch) -> TrainOutcome:
+    """Prepare the data, find the last checkpoint, and run the steps that are left."""
+    request, checkpoints = plan.request, Checkpoints(plan.out)
     if not request.restart:
-        state.check(plan.identity())
-    if plan.optimiser.batch % world.size:
-        raise UserError(f"a batch of {plan.optimiser.batch} cannot be shared evenly among {world.size} processes")
-    load = functools.cache(lambda: OpenClip(plan.encoder, world.device, request.compute))
-    how = EmbeddingConfig(plan.encoder.card.identity, request.compute, BATCH)
-    if request.restart or not state.newest():
-        try_out(plan, load)
-    material = gather(request, how, plan.store, load, world, watch.extracting)
-    schedule = build_schedule(plan, material)
-    identity = {**plan.identity(), "captions": describe_captions(plan, material), "steps": schedule.steps}
-    if request.restart:  # all that can be wrong with the request is known by now
-        if world.first:
-            state.clear()
-        world.wait()
-    state.check(identity)
-    done = world.told(state.newest())
-    ready = Ready(plan, len(material), material.distinct, tuple(material.skipped), done, schedule.steps, state.folder)
+        checkpoints.check(plan.identity())
+    if plan.optimiser.batch % processes.size:
+        raise UserError(f"a batch of {plan.optimiser.batch} cannot be divided evenly among {processes.size} processes")
+    load = functools.cache(lambda: OpenClip(plan.encoder, processes.device, request.compute))
+    if request.restart or not checkpoints.latest_step():
+        check_hyper_parameters(plan, load)
+    config = EmbeddingConfig(plan.encoder.card.identity, request.compute, BATCH)
+    data = prepare_data(request, config, plan.store, load, processes, watch.extracting)
+    schedule = build_schedule(plan, data)
+    identity = {**plan.identity(), "captions": describe_captions(plan, data), "steps": schedule.steps}
+    if request.restart:  # only now, as every problem of the request has been reported by now
+        if processes.is_main:
+            checkpoints.clear()
+        processes.barrier()
+    checkpoints.check(identity)
+    done = processes.broadcast(checkpoints.latest_step())
     last = min(schedule.steps, request.max_steps or schedule.steps)
-    world.wait()  # all have looked before one writes
-    if world.first:
-        state.begin(identity)
-    watch.ready(ready)
+    processes.barrier()  # every process has read the folder before the main one writes to it
+    if processes.is_main:
+        checkpoints.write_identity(identity)
+    skipped = tuple(data.skipped)
+    watch.ready(Ready(plan, len(data), data.image_count, skipped, done, schedule.steps, checkpoints.folder))
     if done >= last and is_finished(plan.out, identity, done):
-        return TrainOutcome(plan.out, done, schedule.steps, 0, first=world.first)
-    if reads_text(plan.method, load(), material.captions):
-        embed_texts(plan, material, world, load, watch.extracting)
-    crops = build_crops(plan, material, world)
+        return TrainOutcome(plan.out, done, schedule.steps, 0, is_main=processes.is_main)
+    if reads_text(plan.method, load(), data.captions):
+        embed_texts(plan, data, processes, load, watch.extracting)
+    crops = build_crops(plan, data, processes)
     try:
-        feed = PairBatches(material, schedule, load(), request.chunk, crops)
-        return _steps(plan, Trainer(plan.method, feed, world, request.compute), state, (done, last), watch, identity)
+        batches = PairBatches(data, schedule, load(), request.chunk, crops)
+        trainer = Trainer(plan.method, batches, processes, request.compute)
+        return _run_steps(plan, trainer, checkpoints, (done, last), watch, identity)
     finally:
         if crops:
             crops.close()
 
 
-def _steps(
+def _run_steps(
     plan: TrainPlan,
     trainer: Trainer,
-    state: Checkpoints,
+    checkpoints: Checkpoints,
     span: tuple[int, int],
     watch: TrainWatch,
     identity: dict[str, Any],
 ) -> TrainOutcome:
+    """Run the steps of `span`, with a checkpoint every so often, and write the file of weights after the last one."""
     done, last = span
-    world = trainer.world
+    processes = trainer.processes
     if done:
-        state.take_up(trainer, done)
-    world.wait()
+        checkpoints.restore(trainer, done)
+    processes.barrier()
     number = saved = done
-    with GracefulStop() as halt, Curves(state.folder, done, world.first) as curves:
+    with GracefulStop() as stop, LossLog(checkpoints.folder, done, processes.is_main) as log:
         while number < last:
             report = trainer.step(number)
             number += 1
-            curves.add(report)
+            log.add(report)
             watch.step(report)
-            stopped = world.most(halt.signal)
-            if world.first and (number % plan.request.checkpoint_every == 0 or number == last or stopped):
-                state.save(trainer, number)
+            stopped = processes.max_over_ranks(stop.signal)
+            due = number % plan.request.checkpoint_every == 0 or number == last or stopped
+            if processes.is_main and due:
+                checkpoints.save(trainer, number)
                 saved = number
             if stopped:
                 break
-    stopped = world.most(halt.signal)
-    outcome = TrainOutcome(plan.out, number, trainer.schedule.steps, number - done, 0, world.first, curves.means())
+    stopped = processes.max_over_ranks(stop.signal)
+    steps = trainer.schedule.steps
+    outcome = TrainOutcome(plan.out, number, steps, number - done, 0, processes.is_main, log.means())
     if number < last:
         return dataclasses.replace(outcome, signal=stopped)
-    if world.first:
+    if processes.is_main:
         assert saved == number
-        made = {"loss": outcome.terms, "done": number, "world": world.size, "chunk": plan.request.chunk}
-        weights.write(plan.out, trainer.module.state_dict(), recipe(plan, identity, made))
-    world.wait()
+        recipe = weights_recipe(plan, identity, trainer, outcome)
+        weights.write(plan.out, trainer.module.state_dict(), recipe)
+    processes.barrier()
     return outcome
+
+
+def check_hyper_parameters(plan: TrainPlan, load: EncoderLoader) -> None:
+    """Embed two pairs, so that hyper-parameters that do not fit the encoder are reported before the corpus is read."""
+    encoder = load()
+    embeddings = torch.ones(2, plan.encoder.card.embed_dim, device=encoder.device)
+    try:
+        module = plan.method.module(encoder).to(encoder.device)
+        with torch.no_grad():
+            pairs = Pairs(embeddings, ("a", "b"), torch.arange(2), 0, plan.request.seed, 2)
+            plan.method.embed(module, plan.method.inputs(pairs, encoder))
+    except ValueError as error:
+        raise UserError(f"{plan.job.label}: {error}") from error
+
+
+def build_schedule(plan: TrainPlan, data: TrainingData) -> Schedule:
+    """Return the schedule of the steps. Raise UserError if the corpus has fewer pairs than a batch."""
+    batch = plan.optimiser.batch
+    if len(data) < batch:
+        raise UserError(
+            f"the corpus {plan.request.captions} has {len(data):,} pairs, fewer than one batch of {batch:,}; "
+            f"use a smaller one, as in --batch-size {max(1, len(data) // 2)}"
+        )
+    steps = plan.request.steps or plan.optimiser.epochs * (len(data) // batch)
+    if plan.optimiser.warmup >= steps:
+        raise UserError(f"--warmup {plan.optimiser.warmup} must be less than the {steps} steps of the training")
+    return Schedule(plan.optimiser, len(data), steps, plan.request.seed)
+
+
+def embed_texts(
+    plan: TrainPlan, data: TrainingData, processes: ProcessGroup, load: EncoderLoader, progress: StartProgress
+) -> None:
+    """Add the caption embeddings to the data: the main process computes them, the others read them from the store."""
+    parts = WordParts(plan.encoder.card.identity, plan.request.compute, plan.store)
+    if processes.is_main:
+        embed_captions(data, parts, load, progress)
+    processes.barrier()
+    if not processes.is_main:
+        embed_captions(data, parts, load, progress)
+
+
+def build_crops(plan: TrainPlan, data: TrainingData, processes: ProcessGroup) -> Crops | None:
+    """Return the random crops of the images with --augment, else None."""
+    if not plan.request.augment:
+        return None
+    workers = plan.request.workers or min(max((os.cpu_count() or 1) // processes.size, 1), 16)
+    return Crops(data, plan.encoder.card.size, plan.request.seed, workers)
+
+
+def describe_captions(plan: TrainPlan, data: TrainingData) -> dict[str, Any]:
+    """Return what identifies the corpus in the recipe."""
+    return {
+        "source": Path(plan.request.captions).name,
+        "pairs": len(data),
+        "images": data.image_count,
+        "digest": data.digest,
+        "skipped": len(data.skipped),
+    }
+
+
+def is_finished(out: Path, identity: dict[str, Any], done: int) -> bool:
+    """Return whether the file of weights is that of this training after `done` steps."""
+    try:
+        recipe = weights.recipe_of(out)
+    except UserError:
+        return False
+    return recipe.get("training") == json.loads(json.dumps(identity)) and recipe.get("steps") == done
+
+
+def weights_recipe(
+    plan: TrainPlan, identity: dict[str, Any], trainer: Trainer, outcome: TrainOutcome
+) -> dict[str, Any]:
+    """Return the recipe in the header of the file of weights: everything that the weights depend on."""
+    captions = dict(identity["captions"])
+    return {
+        "method": plan.job.info.name,
+        "parameters": plan.job.parameters,
+        "encoder": plan.encoder.card.row(),
+        "source": plan.job.info.source,
+        "captions": {"name": captions.pop("source"), **captions},
+        "augment": plan.request.augment,
+        "optimiser": plan.optimiser.as_recorded(),
+        "batch": plan.optimiser.batch,
+        "epochs": plan.optimiser.epochs if plan.request.steps is None else None,
+        "steps": outcome.done,
+        "schedule": identity["steps"],
+        "seed": plan.request.seed,
+        "precision": plan.request.compute,
+        "chunk": plan.request.chunk,
+        "processes": trainer.processes.size,
+        "loss": outcome.terms,
+        "training": identity,
+        "versions": versions(),
+        "commit": commit(),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+class GracefulStop:
+    """Within this context, SIGTERM and Ctrl-C only set `signal`; a second Ctrl-C raises KeyboardInterrupt.
+
+    Outside the main thread it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> GracefulStop:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._handlers[number] = signal.signal(number, self._record)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = self.signal or number

@@ -145,7 +145,10 @@ CASES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "no encoder": (["--id", "folder:id", "--ood", "folder:ood"], ["needs an encoder; name one, e.g. --encoder ViT"]),
     "encoder that cannot be read": (["--encoder", "ViT-B-16"], ["cannot read encoder 'ViT-B-16'; write glyphs, "]),
     "no such checkpoint": (["--encoder", "ViT-B-16@gone.pt"], ["gone.pt does not exist"]),
-    "results that cannot be written": (["--out", "file/below"], ["the results folder file/below cannot be written"]),
+    "results that cannot be written": (
+        ["--results", "file/below"],
+        ["the results folder file/below cannot be written"],
+    ),
     "store that cannot be written": (["--store", "file"], ["the store file cannot be written"]),
     "no such template": (
         ["--templates", "openai8"],
@@ -184,7 +187,7 @@ def test_bad_input_is_one_line_before_anything_is_loaded(case: str, place: Path)
 
 def test_all_problems_are_reported_at_once(place: Path) -> None:
     arguments = ["run", "--methods", "mcmm,energy[scale=x]", "--id", "folder:gone", "--ood", "sunn,folder:empty"]
-    arguments += ["--precision", "fp8", "--out", "file/x", "--encoder", "ViT@gone.pt", "--set", "mcm.temperature"]
+    arguments += ["--precision", "fp8", "--results", "file/x", "--encoder", "ViT@gone.pt", "--set", "mcm.temperature"]
     said = ["--precision fp8", "results folder", "'mcmm'", "energy.scale", "--set mcm.temperature", "'sunn'", "gone.pt"]
     refuse(place, arguments, said)
     arguments[arguments.index("sunn,folder:empty")] = "folder:empty"
@@ -196,8 +199,8 @@ def test_all_problems_are_reported_at_once(place: Path) -> None:
     [
         (["methods", "mcn"], "no method 'mcn'; did you mean 'mcm'?"),
         (["datasets", "glyph"], "no dataset 'glyph'; did you mean 'glyphs'?"),
-        (["report", "--results", "gone"], "no results folder gone; make one with: oodbench run --out gone"),
-        (["check", "gone.py"], "plugin file gone.py does not exist"),
+        (["report", "--results", "gone"], "no results folder gone; make one with: oodbench run --results gone"),
+        (["methods", "check", "gone.py"], "plugin file gone.py does not exist"),
         (["store", "gc", "--max-size", "much"], "cannot read the size 'much'"),
     ],
 )
@@ -250,6 +253,7 @@ def test_templates_are_set_for_every_method_that_has_them(place: Path) -> None:
     assert [job.label for job in jobs] == ["mcm[templates='a {}.']", "msp"]
 
 
+@pytest.mark.slow
 def test_folders_of_one_name_keep_names_and_titles_apart(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     plan = make_plan(planned(place, id="glyphs", ood=("folder:a/x", "folder:b/x", "folder:./a/x", "folder:a,b")))
@@ -316,7 +320,7 @@ def test_without_a_network_a_tag_asks_for_a_path(place: Path, process: Cli) -> N
 def test_a_plugin_that_does_not_import_is_refused_when_chosen(place: Path, cli: Cli) -> None:
     body = CALIBRATED.replace("CALIBRATION", "ACTIVATIONS").replace("Calm", "Sad")
     (place / "sad.py").write_text(f"{body}import no_such_module\n")
-    run = ("run", "--plugin", "sad.py", "--limit", "8", "--tracking-uri", "none", "--out", "out")
+    run = ("run", "--plugin", "sad.py", "--limit", "8", "--tracking-uri", "none", "--results", "out")
     done = cli(*run, "--methods", "sad,mcm", cwd=place)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "does not import: ModuleNotFoundError: No module named 'no_such_module'" in done.stderr

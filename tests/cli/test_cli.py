@@ -100,7 +100,7 @@ def test_reports_of_what_was_run(cli: Cli, home: Path) -> None:
     assert (wrong.returncode, wrong.stderr) == (2, "error: no format 'latx'; did you mean 'latex'?\n")
     empty = cli("report", "--results", "nowhere", cwd=home)
     assert empty.returncode == 2
-    assert "oodbench run --out nowhere" in empty.stderr
+    assert "oodbench run --results nowhere" in empty.stderr
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # MLflow calls SQLAlchemy in an old way
@@ -120,7 +120,7 @@ def test_rows_reached_mlflow_once(home: Path) -> None:
 
 def test_a_dead_server_costs_no_row(cli: Cli, home: Path, tmp_path: Path) -> None:
     env = {"OODBENCH_STORE": str(home / "store")}
-    done = cli("run", "--tracking-uri", "http://127.0.0.1:9", "--out", tmp_path / "r", **env)
+    done = cli("run", "--tracking-uri", "http://127.0.0.1:9", "--results", tmp_path / "r", **env)
     assert done.returncode == 0
     assert "oodbench sync" in done.stderr
     assert len(list((tmp_path / "r" / "runs").rglob("*.json"))) == len(METHODS)
@@ -138,7 +138,7 @@ def test_one_failed_method_is_exit_1_with_its_reason(cli: Cli, home: Path, tmp_p
         "    def score(self, batch, task, state):\n        raise ValueError('no luck')\n"
     )
     env = {"OODBENCH_STORE": str(home / "store")}
-    done = cli("run", "--plugin", plugin, "--out", tmp_path / "r", "--tracking-uri", "none", "--limit", "30", **env)
+    done = cli("run", "--plugin", plugin, "--results", tmp_path / "r", "--tracking-uri", "none", "--limit", "30", **env)
     assert done.returncode == 1
     assert "failed: unlucky: ValueError: no luck" in done.stderr
     assert "MaxLogit" in done.stdout
@@ -146,7 +146,7 @@ def test_one_failed_method_is_exit_1_with_its_reason(cli: Cli, home: Path, tmp_p
 
 def test_config_file_takes_every_flag_and_the_command_line_wins(cli: Cli, home: Path, tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(
-        'methods = ["mcm"]\nood = ["glyphs-letters", "glyphs-digits"]\nlimit = 25\nout = "from-config"\n'
+        'methods = ["mcm"]\nood = ["glyphs-letters", "glyphs-digits"]\nlimit = 25\nresults = "from-config"\n'
         'tracking-uri = "none"\n[set.mcm]\ntemperature = 0.5\n'
     )
     env = {"OODBENCH_STORE": str(home / "store")}
@@ -188,7 +188,7 @@ def test_imagenet_with_a_vit_b_32_of_real_size(cli: Cli, shared: Path, tmp_path:
         "--encoder",
         f"ViT-B-32/openai@{tmp_path}/b32.pt",
     )
-    where = ("--data", shared / "data", "--out", tmp_path / "r", "--tracking-uri", "none")
+    where = ("--data", shared / "data", "--results", tmp_path / "r", "--tracking-uri", "none")
     refused = cli(*arguments, *where)
     assert refused.returncode == 2
     for n, total in (("1000", "50000"), ("400", "5640"), ("1000", "10000")):

@@ -65,7 +65,7 @@ def refused(*arguments: str | Path) -> str:
         (["run", "--id", "a\nb\x1b[2J"], r"no dataset 'a\nb\x1b[2J'"),
         (["run", "--limit", "a\nb\x1b[2J"], r"\x1b[2J"),
         (["run", "--ood", "folder:/nope/a\n  b"], r"/nope/a"),
-        (["report", "--sets", "a\nb", "--results", "nowhere"], "nowhere"),
+        (["report", "--ood", "a\nb", "--results", "nowhere"], "nowhere"),
         (["store", "gc", "--max-size", "9" * 400], "cannot read the size '999"),
         (["run", "--ood", '"folder:a'], "a quote is not closed"),
     ],
@@ -215,19 +215,17 @@ def test_warnings_of_a_command_without_a_log_are_printable(tmp_path: Path) -> No
 def test_bars_show_names_as_they_are_spelled(monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.console import Console
 
-    from oodbench.cli.datasets import bars
-    from oodbench.cli.progress import Live
+    from oodbench.cli.progress import ProgressBars
 
     screen = io.StringIO()
     screen.isatty = lambda: True  # type: ignore[method-assign]
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setattr("rich.console.Console", lambda **_: Console(file=screen, force_terminal=True, width=200))
-    with Live() as live:
-        live.line(HOSTILE, 3)(description=f"score {HOSTILE}", told=HOSTILE)
-        live.counting(HOSTILE, 3, "images")(1)
-        live._view.refresh()
-    with bars("images") as watch:
-        watch(HOSTILE, 3)(1)
+    for unit in ("images", "bytes"):
+        with ProgressBars(unit) as bars:
+            bars.add(HOSTILE, 3)(description=f"score {HOSTILE}", text=HOSTILE)
+            bars.count(HOSTILE, 3)(1)
+            bars._progress.refresh()
     text = screen.getvalue()
     assert SEEN in text and "\u202e" not in text and "\x1b[31m\u202e" not in text and "\x07" not in text
 
@@ -302,7 +300,7 @@ def test_a_user_whom_the_system_does_not_know_runs_and_records(tmp_path: Path) -
     somebody = ["setpriv", "--reuid", "54321", "--regid", "54321", "--clear-groups", *capable]
     command = [str(Path(sys.executable).with_name("oodbench")), "run", "--methods", "mcm", "--limit", "9"]
     environment = {"PATH": os.environ["PATH"], "OMP_WAIT_POLICY": "PASSIVE"}
-    given = ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
+    given = ["--store", str(tmp_path / "store"), "--results", str(tmp_path / "out")]
     done = subprocess.run([*somebody, *command, *given], cwd="/", env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1] == f"rows: {tmp_path / 'out' / 'runs'}"
@@ -365,10 +363,10 @@ def test_quotes_that_do_not_close(text: str) -> None:
 
 
 def test_a_variable_of_torchrun_that_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    from oodbench.training.processes import joined
+    from oodbench.training.processes import process_group
 
     monkeypatch.setenv("WORLD_SIZE", "two")
-    with pytest.raises(UserError, match=r"^\$WORLD_SIZE is 'two', which is no number"), joined("cpu"):
+    with pytest.raises(UserError, match=r"^\$WORLD_SIZE must be a number, not 'two'"), process_group("cpu"):
         pass
 
 
@@ -466,10 +464,9 @@ def test_ray_has_a_short_folder_for_its_sockets(monkeypatch: pytest.MonkeyPatch)
 
 def test_folders_of_dead_workers_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    code = "import os, tempfile\nfrom oodbench.distributed.cluster import Scratch\n"
-    code += (
-        f"tempfile.tempdir = {str(tmp_path)!r}\none = Scratch()\nprint(one.path, flush=True)\nos.kill(os.getpid(), 9)\n"
-    )
+    code = "import os, tempfile\nfrom oodbench.distributed.cluster import WorkerFolder\n"
+    code += f"tempfile.tempdir = {str(tmp_path)!r}\nfolder = WorkerFolder()\n"
+    code += "print(folder.path, flush=True)\nos.kill(os.getpid(), 9)\n"
     own = WorkerFolder()
     (own.path / "plugin.py").write_text("")
     killed = Path(

@@ -12,23 +12,23 @@ from pathlib import Path
 
 import pytest
 
-from oodbench.cli.progress import Progress
+from oodbench.cli.progress import RunProgress, TrainProgress
 from oodbench.pipeline.events import Event
 
 
 def test_workers_are_told_with_their_speeds() -> None:
-    with Progress() as progress:
+    with RunProgress() as progress:
         told = progress.watch.told
         for name in ("a/1", "b/2"):
             told(Event("joined", "worker", f"oodbench worker {name}", worker=name))
-        assert progress.words() == "2 workers"
+        assert progress.summary() == "2 workers"
         told(Event("done", "extract", "extract[x 1/3]", 2000, 4.0, "a/1"))
         told(Event("done", "extract", "extract[x 2/3]", 2000, 8.0, "b/2"))
         told(Event("retried", "extract", "extract[x 3/3]", worker="b/2", reason="gone"))
-        assert progress.words() == "2 workers, 250-500 images/s each, 1 retried"
+        assert progress.summary() == "2 workers, 250-500 images/s each, 1 retried"
         told(Event("lost", "worker", "oodbench worker b/2", worker="b/2"))
         told(Event("failed", "extract", "extract[x 3/3]", reason="gone"))
-        assert progress.words() == "1 workers, 500 images/s each, 1 retried, 1 failed"
+        assert progress.summary() == "1 workers, 500 images/s each, 1 retried, 1 failed"
 
 
 def on_a_terminal(command: list[str]) -> str:
@@ -56,11 +56,11 @@ def on_a_terminal(command: list[str]) -> str:
 
 def test_names_are_shown_as_they_are() -> None:
     code = (
-        "from oodbench.cli.progress import Live\n"
-        "with Live() as live:\n"
-        "    live.counting('encode [/x]', 3, 'images')(1)\n"
-        "    live.line('starting', None)(description='score mcm[temperature=0.5]')\n"
-        "    live._view.refresh()\n"
+        "from oodbench.cli.progress import ProgressBars\n"
+        "with ProgressBars('images') as bars:\n"
+        "    bars.count('encode [/x]', 3)(1)\n"
+        "    bars.add('starting', None)(description='score mcm[temperature=0.5]')\n"
+        "    bars._progress.refresh()\n"
     )
     text = on_a_terminal([sys.executable, "-c", code])
     assert "encode [/x]" in text and "mcm[temperature=0.5]" in text
@@ -69,8 +69,49 @@ def test_names_are_shown_as_they_are() -> None:
 @pytest.mark.slow
 def test_a_terminal_sees_bars_and_a_file_none(tmp_path: Path) -> None:
     command = [str(Path(sys.executable).with_name("oodbench")), "run", "--methods", "mcm", "--limit", "300"]
-    command += ["--tracking-uri", "none", "--batch-size", "4", "--store", str(tmp_path / "s"), "--out", str(tmp_path)]
+    command += [
+        "--tracking-uri",
+        "none",
+        "--batch-size",
+        "4",
+        "--store",
+        str(tmp_path / "s"),
+        "--results",
+        str(tmp_path),
+    ]
     text = on_a_terminal(command)
     assert "encode glyphs" in text and "images/s" in text and "/300" in text
     plain = subprocess.run([*command[:-1], str(tmp_path / "b")], capture_output=True, text=True, check=True)
     assert "encode" not in plain.stderr and "\x1b[" not in plain.stderr
+
+
+def test_a_download_shows_bytes_and_its_speed() -> None:
+    code = (
+        "import time\n"
+        "from oodbench.cli.progress import ProgressBars\n"
+        "with ProgressBars('bytes') as bars:\n"
+        "    advance = bars.count('set.tar', 5_000_000)\n"
+        "    for _ in range(4):\n"
+        "        advance(1_000_000)\n"
+        "        time.sleep(0.05)\n"
+        "    bars.count('size unknown', 0)(7)\n"
+        "    bars._progress.refresh()\n"
+    )
+    text = on_a_terminal([sys.executable, "-c", code])
+    assert "4.0/5.0 MB" in text and "MB/s" in text and "7/?" in text
+
+
+def test_a_training_without_a_terminal_logs_lines(caplog: pytest.LogCaptureFixture) -> None:
+    from oodbench.training.loop import StepReport
+
+    caplog.set_level("INFO", logger="oodbench.training")
+    with TrainProgress() as progress:
+        progress.extracting("captions", 1200)(1200)
+        progress.begin(0, 102)
+        for step in range(1, 103):
+            progress.step(StepReport(step, {"contrastive": 0.5}, 1e-3, 100.0 if step == 1 else 200.0))
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0] == "embedding captions: 1,200"
+    assert [line.partition(":")[0] for line in lines[1:]] == [f"step {n} of 102" for n in (1, 50, 100, 102)]
+    assert lines[1] == "step 1 of 102: loss 0.5000  100 samples/s, lr 0.001"
+    assert "199 samples/s" in lines[-2] or "200 samples/s" in lines[-2]

@@ -65,14 +65,15 @@ def test_scores_with_a_decision(place: Path, tmp_path: Path) -> None:
     assert ((found["decision"] == "id") == (one.predict(place / "new") == 1)).all()
     assert (found["class"] == one.classify(place / "new")).all()
     assert f"40 images, {(found['decision'] == 'id').sum()} of them ID at threshold" in done.stderr
-    same = call(place, *usual, "new", "--threshold", str(one.threshold_), "--out", str(tmp_path / "x.parquet"))
+    same = call(place, *usual, "new", "--threshold", str(one.threshold_), "--output", str(tmp_path / "x.parquet"))
     assert same.exit_code == 0 and same.stdout == ""
     assert pd.read_parquet(tmp_path / "x.parquet").to_dict("list") == found.to_dict("list")
-    assert call(place, *usual, "new", "--out", str(tmp_path / "x.csv")).exit_code == 0
+    assert call(place, *usual, "new", "--output", str(tmp_path / "x.csv")).exit_code == 0
     assert (tmp_path / "x.csv").read_text().startswith("image,score,class\n")
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_a_saved_detector_needs_no_more_words(place: Path, tmp_path: Path) -> None:
     usual = ("score", "--method", "energy", "--classes", "names.txt", "--set", "energy.temperature=2")
     kept = str(tmp_path / "kept")
@@ -118,6 +119,7 @@ def test_no_name_breaks_a_row_or_starts_a_formula(place: Path, tmp_path: Path) -
     assert r"a\x1b\n" in said and r"c\r" in said and r"i\u202e" in said and "\r" not in said
 
 
+@pytest.mark.slow
 def test_a_method_calibrates_on_images_of_its_own(place: Path, tmp_path: Path) -> None:
     usual = ("score", "--method", "react", "--classes", "names.txt", "new")
     both = call(place, *usual, "--calibration", "photos", "--threshold-from", "new")
@@ -136,6 +138,7 @@ def test_a_method_calibrates_on_images_of_its_own(place: Path, tmp_path: Path) -
     assert few.exit_code == 2 and "there is only one (" in few.stderr
 
 
+@pytest.mark.slow
 def test_a_shared_store_is_read_and_written(place: Path, tmp_path: Path) -> None:
     there = (tmp_path / "there").as_uri()
     usual = ("score", "--method", "mcm", "--classes", "names.txt", "new", "--shared", there)
@@ -160,8 +163,8 @@ def test_a_shared_store_is_read_and_written(place: Path, tmp_path: Path) -> None
             "(--threshold-from or --calibration), or set threshold by hand",
         ),
         (("--method", "mcm,msp", "--classes", "names.txt"), "a detector is one method, not mcm,msp"),
-        (("--method", "mcm", "--classes", "names.txt", "--out", "x.txt"), "must end in .csv or .parquet"),
-        (("--method", "mcm", "--classes", "names.txt", "--out", "no/x.csv"), "there is no folder"),
+        (("--method", "mcm", "--classes", "names.txt", "--output", "x.txt"), "must end in .csv or .parquet"),
+        (("--method", "mcm", "--classes", "names.txt", "--output", "no/x.csv"), "there is no folder"),
         (("--method", "mcm", "--classes", "names.txt", "--set", "msp.scale=1"), "--set msp.scale: the method is mcm"),
         (("--method", "mcm", "--classes", "names.txt", "--threshold", "1", "--threshold-from", "new"), "give one"),
         (("--method", "mcm", "--classes", "names.txt", "--threshold-from", "nowhere"), "nowhere cannot be read"),
@@ -170,7 +173,10 @@ def test_a_shared_store_is_read_and_written(place: Path, tmp_path: Path) -> None
         (("--method", "mcm", "--classes", "names.txt", "--threshold-from", "new", "--tpr", "95"), "tpr takes a share"),
         (("--method", "mcm", "--classes", "names.txt", "--save", "new"), "new is there and holds no detector"),
         (("--detector", "new"), "new holds no detector"),
-        (("--method", "mcm", "--classes", "names.txt", "--out", "folder.csv"), "--out folder.csv: that is a folder"),
+        (
+            ("--method", "mcm", "--classes", "names.txt", "--output", "folder.csv"),
+            "--output folder.csv: that is a folder",
+        ),
     ],
 )
 def test_what_cannot_be_done_says_why(arguments: tuple[str, ...], said: str, place: Path) -> None:
@@ -200,10 +206,11 @@ def test_what_may_mislead_is_told_as_a_run_tells_it(place: Path, tmp_path: Path,
         assert said in caplog.text
 
 
+@pytest.mark.slow
 def test_broken_images_stop_or_are_skipped(place: Path, tmp_path: Path) -> None:
     mixed = shutil.copytree(place / "new", tmp_path / "mixed")
     (mixed / "a broken.png").write_text("nothing")
-    usual = ("score", "--method", "mcm", "--classes", "names.txt", str(mixed), "--out", str(tmp_path / "x.csv"))
+    usual = ("score", "--method", "mcm", "--classes", "names.txt", str(mixed), "--output", str(tmp_path / "x.csv"))
     stop = call(place, *usual)
     assert stop.exit_code == 2 and "a broken.png cannot be read" in stop.stderr
     assert not (tmp_path / "x.csv").exists() and not list(tmp_path.glob(".*"))
@@ -223,10 +230,10 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_explain_ranks_an_image_among_stored_scores(place: Path, tmp_path: Path, words: Path) -> None:
     settings = [f"neglabel.words={words}", "neglabel.groups=5"]
     methods = "clipn,mcm,neglabel,zoc"
-    oodbench.run(methods, ood="glyphs-letters", limit=100, out=str(tmp_path), settings=settings)
+    oodbench.run(methods, ood="glyphs-letters", limit=100, results=str(tmp_path), settings=settings)
     flags = [part for setting in settings for part in ("--set", setting)]
     usual = ("explain", "--methods", methods, "--results", str(tmp_path), *flags, "--top", "3")
-    done = call(place, *usual, "--json", "new/id-test-000.png", "new/letters-000.png")
+    done = call(place, *usual, "--format", "json", "new/id-test-000.png", "new/letters-000.png")
     assert done.exit_code == 0, done.output
     both = json.loads(done.stdout)
     assert [Path(one["image"]).name for one in both] == ["id-test-000.png", "letters-000.png"]
@@ -261,7 +268,7 @@ def test_explain_ranks_an_image_among_stored_scores(place: Path, tmp_path: Path,
 @pytest.mark.slow
 def test_scores_after_another_calibration_rank_nothing(place: Path, tmp_path: Path) -> None:
     """Rows of a run with --limit calibrated on fewer images, so that their scores are of another scale."""
-    oodbench.run("react,mcm", ood="glyphs-letters", limit=20, out=str(tmp_path), bootstrap=0)
+    oodbench.run("react,mcm", ood="glyphs-letters", limit=20, results=str(tmp_path), bootstrap=0)
     request = request_from(methods="react,mcm", out=tmp_path)
     (one,) = explanation.explain(request, [place / "new/letters-000.png"])
     ranks = {verdict.method: verdict.percentile for verdict in one.verdicts}
@@ -269,6 +276,7 @@ def test_scores_after_another_calibration_rank_nothing(place: Path, tmp_path: Pa
     assert "no stored ID scores" in one.notes[0] and one.notes[0].endswith("for react; to rank the image: oodbench run")
 
 
+@pytest.mark.slow
 def test_a_method_that_fails_does_not_hide_the_others(place: Path, tmp_path: Path) -> None:
     plugin = tmp_path / "unlucky.py"
     plugin.write_text(
@@ -306,7 +314,7 @@ def test_an_explanation_that_fails_or_is_not_finite_leaves_the_score(place: Path
     (tmp_path / "two").mkdir()
     for name in ("letters-000.png", "letters-001.png"):
         shutil.copy(place / "new" / name, tmp_path / "two")
-    whole = call(place, "explain", "--methods", "mcm", "--json", str(tmp_path / "two"))
+    whole = call(place, "explain", "--methods", "mcm", "--format", "json", str(tmp_path / "two"))
     assert [Path(one["image"]).name for one in json.loads(whole.stdout)] == ["letters-000.png", "letters-001.png"]
     done = call(place, "explain", "--methods", "mcm", "--top", "0", "new/letters-000.png")
     assert done.exit_code == 2 and "0 is not in the range" in done.output
@@ -333,6 +341,7 @@ def test_the_page_on_detectors_can_be_followed(place: Path, tmp_path: Path) -> N
     )
 
 
+@pytest.mark.slow
 def test_an_explanation_names_the_run_of_an_id_set_of_one_s_own(tmp_path: Path) -> None:
     """The flags of a run are those of its explanation, --ood among them, which a folder as ID set needs."""
     for i in range(4):
@@ -342,14 +351,15 @@ def test_an_explanation_names_the_run_of_an_id_set_of_one_s_own(tmp_path: Path) 
                 tmp_path / name / f"{i}.png"
             )
     usual = ("--methods", "mcm", "--encoder", "glyphs", "--id", "folder:own", "--ood", "folder:new")
-    done = call(tmp_path, "run", *usual, "--out", "rows", "--bootstrap", "0", "--tracking-uri", "none")
+    done = call(tmp_path, "run", *usual, "--results", "rows", "--bootstrap", "0", "--tracking-uri", "none")
     assert done.exit_code == 0, done.output
-    done = call(tmp_path, "explain", *usual, "--results", "rows", "--json", "new/0.png")
+    done = call(tmp_path, "explain", *usual, "--results", "rows", "--format", "json", "new/0.png")
     assert done.exit_code == 0, done.output
     (one,) = json.loads(done.stdout)
     assert one["verdicts"][0]["percentile"] is not None and not one["notes"]
 
 
+@pytest.mark.slow
 def test_scores_that_are_all_the_same_are_told(place: Path, tmp_path: Path) -> None:
     """MCM of one class is the softmax over one class, whatever the image."""
     (tmp_path / "one.txt").write_text("anchor\n")

@@ -11,7 +11,7 @@ import pytest
 from oodbench.cli import listings
 from oodbench.data import catalog as catalogue
 from oodbench.data import prompts
-from oodbench.data.catalog import Benchmark, Dataset, benchmark, benchmarks, dataset, datasets
+from oodbench.data.catalog import Benchmark, Dataset, benchmarks, dataset, datasets, protocol
 from oodbench.data.paths import declarations
 from oodbench.errors import UserError
 
@@ -106,32 +106,35 @@ def test_a_folder_is_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_id_set_brings_its_protocol() -> None:
-    assert benchmark("imagenet1k", ()) is benchmark("mos", ()) is benchmarks()["mos"]
-    assert benchmark("imagenet1k", ("inaturalist", "sun", "places", "dtd")) is benchmarks()["mos"]
+    mos = protocol("mos")
+    assert protocol("imagenet1k").benchmark is mos.benchmark is benchmarks()["mos"]
+    assert mos.id == dataset("imagenet1k") and [(one.name, group) for one, group in mos.ood] == mos.benchmark.sets()
+    assert protocol("imagenet1k", ("inaturalist", "sun", "places", "dtd")) == mos
     with pytest.raises(UserError, match="'dtd' has no benchmark of its own; name its OOD sets with --ood"):
-        benchmark("dtd", ())
+        protocol("dtd")
     with pytest.raises(UserError) as error:
-        benchmark("imagnet1k", ("textures", "sunn", "mos"))
+        protocol("imagnet1k", ("textures", "sunn", "mos"))
     assert sum("no dataset" in line for line in str(error.value).splitlines()) == 3
 
 
 def test_an_own_pairing_has_a_name() -> None:
-    own = benchmark("mos", ("dtd", "textures", "glyphs-near"))
-    assert own == Benchmark(
+    own = protocol("mos", ("dtd", "textures", "glyphs-near"))
+    assert own.benchmark == Benchmark(
         name="imagenet1k-vs-textures+glyphs-near",
         title="ImageNet-1k against Textures, Other symbols",
         id="imagenet1k",
         ood=("textures", "glyphs-near"),
     )
-    assert benchmark("glyphs", ("glyphs-near",)).encoder == "glyphs"
+    assert protocol("glyphs", ("glyphs-near",)).benchmark.encoder == "glyphs"
 
 
 def test_folders_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    own = benchmark("folder:p/a/x", ("folder:q/a/x", "folder:b/x", "folder:./b/x/", "folder:y"))
-    assert own.name == "p/a/x-vs-q/a/x+b/x+y"
-    assert own.title == "p/a/x against q/a/x, b/x, y"
-    assert own.ood == ("folder:q/a/x", "folder:b/x", "folder:y")
+    own = protocol("folder:p/a/x", ("folder:q/a/x", "folder:b/x", "folder:./b/x/", "folder:y"))
+    assert [one.title for one in (own.id, *(one for one, _ in own.ood))] == ["p/a/x", "q/a/x", "b/x", "y"]
+    assert own.benchmark.name == "p/a/x-vs-q/a/x+b/x+y"
+    assert own.benchmark.title == "p/a/x against q/a/x, b/x, y"
+    assert own.benchmark.ood == ("folder:q/a/x", "folder:b/x", "folder:y")
     shared = catalogue.titled([dataset("textures"), dataset("folder:mine/Textures")])
     assert [d.title for d in shared] == ["Textures", "mine/Textures"]
 
@@ -214,7 +217,7 @@ def test_listings_name_every_set(tmp_path: Path) -> None:
     shown = listings.dataset(datasets()["ninco"], tmp_path)
     assert datasets()["ninco"].digest in shown and "unknown" in listings.dataset(datasets()["places365"], tmp_path)
     for one in benchmarks().values():
-        assert all(name in listings.benchmark(one, tmp_path) for name, _ in one.sets())
+        assert all(name in listings.benchmark(protocol(one.name), tmp_path) for name, _ in one.sets())
 
 
 @pytest.mark.parametrize(("text", "size"), [("20GB", 20 * 10**9), ("1.5 kb", 1500), ("7", 7), ("3M", 3 * 10**6)])
@@ -229,5 +232,36 @@ def test_sizes_that_are_none_are_refused() -> None:
 
 
 def test_two_lists_over_one_folder_are_two_sets() -> None:
-    made = catalogue.benchmark("glyphs", ["list:im/a.txt", "list:im/b.txt", "list:im/a.txt"])
-    assert made.ood == ("list:im/a.txt", "list:im/b.txt")
+    made = catalogue.protocol("glyphs", ["list:im/a.txt", "list:im/b.txt", "list:im/a.txt"])
+    assert made.benchmark.ood == ("list:im/a.txt", "list:im/b.txt")
+
+
+def test_a_protocol_without_a_set_says_so() -> None:
+    openood = protocol("openood")
+    without = openood.without(["ninco", "textures-5160"])
+    assert without.benchmark.name == "openood-without-ninco+textures-5160"
+    assert without.benchmark.title == f"{openood.benchmark.title}, without NINCO, Textures (OpenOOD)"
+    assert [(one.name, group) for one, group in without.ood] == without.benchmark.sets()
+    assert without.benchmark.near == ("ssb-hard",) and without.benchmark.far == ("inaturalist", "openimage-o")
+    with pytest.raises(UserError, match="none of the OOD sets of 'openood' is there: ssb-hard, ninco"):
+        openood.without(openood.benchmark.near + openood.benchmark.far)
+
+
+def test_each_name_of_a_request_is_looked_up_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from oodbench.pipeline.plan import make_plan
+    from oodbench.pipeline.request import RunRequest
+
+    asked: Counter[str] = Counter()
+    real = catalogue.dataset
+
+    def counted(reference: str, classes: str = "") -> Dataset:
+        asked[reference] += 1
+        return real(reference, classes)
+
+    monkeypatch.setattr(catalogue, "dataset", counted)
+    plan = make_plan(RunRequest(id="glyphs", methods="mcm", out=tmp_path / "out", store=tmp_path / "store"))
+    assert asked == {name: 1 for name in ("glyphs", *(name for name, _ in plan.benchmark.sets()))}
+    assert [one.listing.dataset.name for one in plan.ood] == [name for name, _ in plan.benchmark.sets()]
+    asked.clear()
+    protocol("imagenet1k", ("dtd", "sun"))
+    assert asked == {"imagenet1k": 1, "dtd": 1, "sun": 1}

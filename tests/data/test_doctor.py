@@ -71,7 +71,9 @@ def sets(**changes: Any) -> Scope:
     names = Dataset(name="train", title="train", loader="classes", path="train")
     id_set = Dataset(name="id", title="id", loader="classes", path="id", count=2 * EACH)
     found = Scope(calibrations={"id": names})
-    found.hold(dataclasses.replace(id_set, **changes), Dataset(name="ood", title="ood", loader="images", path="ood"))
+    found.add_pair(
+        dataclasses.replace(id_set, **changes), Dataset(name="ood", title="ood", loader="images", path="ood")
+    )
     return found
 
 
@@ -384,7 +386,7 @@ def call(*arguments: str | Path) -> Any:
 
 def test_the_command(data: Path, tmp_path: Path) -> None:
     arguments = ["--id", f"folder:{data / 'id'}", f"folder:{data / 'ood'}", "--store", str(tmp_path / "store")]
-    clean = call(*arguments, "--json", tmp_path / "report.json")
+    clean = call(*arguments, "--output", tmp_path / "report.json")
     assert clean.exit_code == 0, clean.output
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["ok"] and [s["role"] for s in report["sets"]] == ["ID", "OOD"]

@@ -157,7 +157,7 @@ def test_a_truncating_server_is_resumed(server: Server, tmp_path: Path) -> None:
 def test_what_was_received_is_kept_for_the_next_call(server: Server, tmp_path: Path) -> None:
     server.stall = 30_000  # less than counts as progress
     began = time.perf_counter()
-    with pytest.raises(UserError, match="nothing came for 0.3 s.* 90,000 bytes received are kept"):
+    with pytest.raises(UserError, match="nothing was received for 0.3 s.* 90,000 bytes received are kept"):
         fetch(server, tmp_path)
     assert time.perf_counter() - began < 5
     assert not (tmp_path / "a.bin").exists()

@@ -17,7 +17,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
 
 from oodbench.data.glyphs import fonts, render, textures, weights, world
-from oodbench.report.reference import deviation
+from oodbench.report.verify import deviation
 from oodbench.results import rows
 
 OOD = ("near", "letters", "textures", "digits")

@@ -597,10 +597,10 @@ def test_a_benchmark_of_another_set_runs_the_set_that_was_named(
     (tmp_path / "datasets/mine.toml").write_text('title = "Mine"\nloader = "classes"\npath = "x"\nbenchmark = "mos"\n')
     catalogue.datasets.cache_clear()
     try:
-        mos = catalogue.benchmark("imagenet1k", ())
+        mos = catalogue.protocol("imagenet1k").benchmark
         assert mos is catalogue.benchmarks()["mos"]
         for ood in ((), tuple(name for name, _ in mos.sets())):
-            found = catalogue.benchmark("mine", ood)
+            found = catalogue.protocol("mine", ood).benchmark
             assert (found.id, found.sets(), found.calibration) == ("mine", mos.sets(), "")
             assert found.name not in catalogue.benchmarks()
         (tmp_path / "datasets/mine.toml").write_text(
@@ -608,7 +608,7 @@ def test_a_benchmark_of_another_set_runs_the_set_that_was_named(
         )
         catalogue.datasets.cache_clear()
         with pytest.raises(UserError, match="'mine' declares the benchmark 'moss'; did you mean 'mos'"):
-            catalogue.benchmark("mine", ())
+            catalogue.protocol("mine")
     finally:
         monkeypatch.undo()
         catalogue.datasets.cache_clear()

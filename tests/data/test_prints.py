@@ -256,8 +256,8 @@ def test_a_dataset_of_the_hub_is_told_by_the_files_of_its_cache(
     assert after.digest == before.digest and after.stamp != before.stamp and len(decoded(after)) == N
 
 
-def test_a_copy_of_a_url_that_is_replaced_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from oodbench.storage.remote import copy_of
+def test_a_cached_path_a_url_that_is_replaced_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from oodbench.storage.remote import cached_path
 
     monkeypatch.setenv("OODBENCH_STORE", str(tmp_path / "store"))
     _, place = made(as_tar, tmp_path, 10)
@@ -265,7 +265,7 @@ def test_a_copy_of_a_url_that_is_replaced_is_noticed(tmp_path: Path, monkeypatch
     before = listed(catalogue.dataset(f"tar:{url}"), tmp_path)
     assert decoded(before) == [10] * N and before.stamp == before.digest, "it means the same on other machines"
     made(as_tar, tmp_path, 90)
-    shutil.copyfile(place / "set.tar", copy_of(url))
+    shutil.copyfile(place / "set.tar", cached_path(url))
     with pytest.raises(UserError, match="changed after it was listed"):
         decoded(before)
     after = listed(catalogue.dataset(f"tar:{url}"), tmp_path)
@@ -309,19 +309,19 @@ def test_a_shard_of_captions_that_changes_before_it_is_fetched_is_refused(
 
     pack(10)
     url, store = f"file://{tmp_path}/a.tar", Store(tmp_path / "store")
-    (part,) = shards.read_all(url, store)
+    (part,) = shards.read_shards(url, store)
     pack(10)
-    (again,) = shards.read_all(url, store)
+    (again,) = shards.read_shards(url, store)
     assert again.listing.stamp != part.listing.stamp
     monkeypatch.setattr(shards, "fetch", fetch)
     with pytest.raises(UserError, match=r"a\.tar changed after they were listed; run again"):
-        list(shards.read_all(url, Store(tmp_path / "another")))
+        list(shards.read_shards(url, Store(tmp_path / "another")))
 
 
 def test_inodes_count_only_where_a_file_system_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """sshfs and its like give a file another number when they have forgotten it: that is no other file."""
-    from oodbench.storage import store as entry
-    from oodbench.storage.fingerprints import fingerprint, lasting
+    from oodbench.storage import fingerprints as entry
+    from oodbench.storage.fingerprints import file_fingerprint, portable_part
 
     file = tmp_path / "file"
     file.touch()
@@ -331,10 +331,10 @@ def test_inodes_count_only_where_a_file_system_keeps_them(tmp_path: Path, monkey
     kept = {"ext4": True, "nfs4": True, "overlay": True, "fuse.sshfs": False, "fuse": False, "cifs": False}
     for kind, keeps in kept.items():
         monkeypatch.setattr(Path, "read_text", lambda self, kind=kind, **_: lines.replace("KIND", kind))
-        entry.file_system.cache_clear()
-        assert entry.file_system(stat.st_dev) == kind
-        assert fingerprint(file).endswith(f":{stat.st_ino}" if keeps else ":0")
-        assert entry.file_stamp(file)["inode"] == (stat.st_ino if keeps else 0)
-        assert lasting(fingerprint(file)) == f"{stat.st_size}:{stat.st_mtime_ns}"
+        entry.file_system_type.cache_clear()
+        assert entry.file_system_type(stat.st_dev) == kind
+        assert file_fingerprint(file).endswith(f":{stat.st_ino}" if keeps else ":0")
+        assert entry.file_identity(file)["inode"] == (stat.st_ino if keeps else 0)
+        assert portable_part(file_fingerprint(file)) == f"{stat.st_size}:{stat.st_mtime_ns}"
     monkeypatch.undo()
-    entry.file_system.cache_clear()
+    entry.file_system_type.cache_clear()

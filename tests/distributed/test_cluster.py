@@ -301,7 +301,7 @@ def start(address: str, images: Path, out: Path, *more: str) -> subprocess.Popen
         "--ray",
         address,
     ]
-    command += ["--out", str(out), "--store", str(out / "s"), "--tracking-uri", "none", *more]
+    command += ["--results", str(out), "--store", str(out / "s"), "--tracking-uri", "none", *more]
     env = {**os.environ, **QUIET}
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed)

@@ -19,7 +19,7 @@ from oodbench.distributed.training import train as on_ray
 from oodbench.errors import Diverged, UserError
 from oodbench.pipeline import weights
 from oodbench.training.checkpoints import Checkpoints
-from oodbench.training.losses import lines
+from oodbench.training.losses import read_losses
 from oodbench.training.plan import TrainRequest
 from oodbench.training.train import TrainWatch, train
 
@@ -98,7 +98,7 @@ def ask(tmp_path: Path) -> Callable[..., TrainRequest]:
 
 def losses(path: Path | None) -> list[dict[str, Any]]:
     assert path
-    return lines(Checkpoints(path).folder / "losses.jsonl")
+    return read_losses(Checkpoints(path).folder / "losses.jsonl")
 
 
 def equal(one: Path, other: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_restart_throws_away_once_and_only_when_it_can_begin(
 ) -> None:
     kept = train(ask("pair", max_steps=5, checkpoint_every=4))
     wrong = ask("pair", restart=True, batch=15)
-    with pytest.raises(UserError, match="a batch of 15 cannot be shared"):
+    with pytest.raises(UserError, match="a batch of 15 cannot be divided evenly"):
         on_ray(wrong, "auto", 2)
     assert Checkpoints(kept.out).steps()  # what was there is still there
     ready: list[Any] = []
@@ -150,7 +150,7 @@ def test_a_loss_that_is_no_number_is_not_tried_again(ask: Callable[..., TrainReq
     with pytest.raises(UserError, match="--num-workers 3: the Ray cluster has room for 2"):
         on_ray(ask("many"), "auto", 3)
     steps: list[int] = []
-    with pytest.raises(Diverged, match="the loss of step 4 is no number"):
+    with pytest.raises(Diverged, match="the loss of step 4 is not finite"):
         on_ray(
             ask("nan", settings=("toy.explode=3",)),
             "auto",

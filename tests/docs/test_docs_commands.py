@@ -108,7 +108,7 @@ def test_commands_are_such(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path:
                 keys = ("methods", "templates", "plugins", "settings", "sweeps")
                 make_jobs(RunRequest(**{key: given[key] for key in keys}))
                 if ":" not in given["id_"] + given["ood"]:
-                    catalogue.benchmark(given["id_"], [one for one in given["ood"].split(",") if one])
+                    catalogue.protocol(given["id_"], [one for one in given["ood"].split(",") if one])
 
 
 def test_what_runs_elsewhere_runs_there() -> None:

@@ -489,11 +489,10 @@ def test_torch_is_imported_late() -> None:
         "corpus",
         "captions_csv",
         "captions_tar",
-        "material",
+        "data",
         "schedule",
         "checkpoints",
         "losses",
-        "halt",
     }
     light |= {"__init__", "registry", "introspection", "parameters"}
     found = importers("torch", top=True)

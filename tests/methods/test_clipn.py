@@ -164,7 +164,7 @@ def test_before_training_everything_is_undecided(prompt: str) -> None:
     found = {name: 2 * value.item() for name, value in terms.items()}
     assert found == pytest.approx({"yes": math.log(2), "no": math.log(2), "tso": 1.99}, abs=1e-5)
     assert sum(value.item() for value in terms.values()) == pytest.approx(1.688147, abs=1e-5)
-    task = world.task().seen_by(
+    task = world.task().for_method(
         method.needs, MethodResources(lambda: Weights(module.state_dict(), {}), lambda depends, make: make())
     )
     for rule in ("ctw", "atd"):
@@ -287,7 +287,7 @@ def embedded() -> Any:
 
 def run(folder: Path, *arguments: str) -> Result:
     small = ["--id", "glyphs", "--ood", "glyphs-letters", "--limit", "20", "--tracking-uri", "none"]
-    return CliRunner().invoke(main, ["run", *small, "--out", str(folder), *arguments])
+    return CliRunner().invoke(main, ["run", *small, "--results", str(folder), *arguments])
 
 
 def rows(folder: Path) -> dict[str, dict[str, Any]]:
@@ -305,6 +305,7 @@ def test_two_rules_are_two_rows_that_name_their_weights(trained: Path, tmp_path:
     assert found["clipn"]["scores"] != found["clipn[rule=ctw]"]["scores"]
 
 
+@pytest.mark.slow
 def test_other_weights_are_another_row(trained: Path, tmp_path: Path) -> None:
     other = written(tmp_path / "other.safetensors", {}, seed=1)
     for file in (trained, other):
@@ -313,6 +314,7 @@ def test_other_weights_are_another_row(trained: Path, tmp_path: Path) -> None:
     assert len(digests) == 2
 
 
+@pytest.mark.slow
 def test_what_training_fixed_is_taken_from_the_header_and_nothing_else_is_accepted(tmp_path: Path) -> None:
     file = written(tmp_path / "hand.safetensors", {"prompt": "handcrafted", "tso": 0.0})
     done = run(tmp_path, "--methods", "clipn", "--weights", f"clipn={file}")
@@ -380,6 +382,7 @@ def saved(path: Path, state: dict[str, Tensor]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_released_checkpoint_scores_as_our_file(trained: Path, tmp_path: Path) -> None:
     released = saved(tmp_path / "CLIPN_ATD_Repeat2_epoch_10.pt", release(trained))
     for folder, file in (("ours", trained), ("theirs", released)):
@@ -391,6 +394,7 @@ def test_a_released_checkpoint_scores_as_our_file(trained: Path, tmp_path: Path)
     assert theirs["clipn"]["weights"]["recipe"] == {}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_does_not_fit_is_refused_with_the_reason(trained: Path, tmp_path: Path) -> None:
     whole = release(trained)
     moved = {**whole, "visual.conv1.weight": whole["visual.conv1.weight"] + 1}
@@ -418,11 +422,12 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     assert done.exit_code == 2 and "Python objects" in done.output
 
 
+@pytest.mark.slow
 def test_weights_can_be_shown_and_written_as_the_release_has_them(trained: Path, tmp_path: Path) -> None:
     shown = CliRunner().invoke(main, ["weights", str(trained)])
     assert shown.exit_code == 0 and "clipn" in shown.output and "glyphs" in shown.output
     out = tmp_path / "released.pt"
-    made = CliRunner().invoke(main, ["weights", str(trained), "--release", str(out), "--encoder", "glyphs"])
+    made = CliRunner().invoke(main, ["weights", str(trained), "--output", str(out), "--encoder", "glyphs"])
     assert made.exit_code == 0, made.output
     state = torch.load(out, weights_only=True)["state_dict"]
     expected = release(trained)
@@ -458,11 +463,12 @@ def test_shipped_weights_serve_the_embedded_encoder(tmp_path: Path) -> None:
     assert row["weights"]["recipe"]["captions"]["pairs"] == 40_000 and row["label"] == "clipn"
 
 
+@pytest.mark.slow
 def test_packed_weights_are_released_whole(tmp_path: Path) -> None:
     from oodbench.pipeline.weights import SHIPPED
 
     out = tmp_path / "new" / "released.pt"
-    made = CliRunner().invoke(main, ["weights", str(SHIPPED / "clipn.safetensors"), "--release", str(out)])
+    made = CliRunner().invoke(main, ["weights", str(SHIPPED / "clipn.safetensors"), "--output", str(out)])
     assert made.exit_code == 0, made.output
     for folder, options in (("a", []), ("b", ["--weights", f"clipn={out}"])):
         assert run(tmp_path / folder, "--methods", "clipn", *options).exit_code == 0
@@ -475,6 +481,7 @@ def test_no_offsets_are_refused(tmp_path: Path) -> None:
     assert done.exit_code == 2 and "Traceback" not in done.output
 
 
+@pytest.mark.slow
 def test_the_prompts_of_a_training_are_those_of_the_scores(tmp_path: Path) -> None:
     """The "no" tower of the hand-crafted variant has learnt to read its own templates."""
     own = {"templates": "a {}", "no_templates": "no {}"}

@@ -69,7 +69,7 @@ def test_the_released_layout_at_vit_b_16(cli: Cli, tmp_path: Path) -> None:
         *("--encoder", f"ViT-B-16@{tmp_path / 'vit.pt'}"),
         *("--weights", f"clipn={tmp_path / 'CLIPN_ATD_Repeat2_epoch_10.pt'}"),
         *("--id", f"folder:{tmp_path / 'id'}", "--ood", f"folder:{tmp_path / 'ood'}"),
-        *("--out", tmp_path / "out", "--store", tmp_path / "store", "--tracking-uri", "none"),
+        *("--results", tmp_path / "out", "--store", tmp_path / "store", "--tracking-uri", "none"),
     )
     assert done.returncode == 0, done.stderr
 
@@ -87,7 +87,7 @@ def test_the_released_layout_at_vit_b_16(cli: Cli, tmp_path: Path) -> None:
         *("run", "--methods", "clipn", "--encoder", f"ViT-B-16@{tmp_path / 'other.pt'}"),
         *("--weights", f"clipn={tmp_path / 'CLIPN_ATD_Repeat2_epoch_10.pt'}"),
         *("--id", f"folder:{tmp_path / 'id'}", "--ood", f"folder:{tmp_path / 'ood'}"),
-        *("--out", tmp_path / "out", "--store", tmp_path / "store"),
+        *("--results", tmp_path / "out", "--store", tmp_path / "store"),
     )
     assert refused.returncode == 2
     assert "its frozen image tower is not the encoder's: visual.ln_post.weight differs" in refused.stderr

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from oodbench.cli.methods import _farthest_first, describe
+from oodbench.cli.methods import _farthest_first, describe_negatives
 from oodbench.data import prompts
 from oodbench.errors import UserError
 from oodbench.method import Batch, Needs, Sources, Task, registry
@@ -371,7 +371,7 @@ def test_words_whose_printed_similarities_are_equal_are_listed_by_text() -> None
 def test_the_listing_names_the_words_that_are_class_names(tmp_path: Path) -> None:
     path = folder(tmp_path / "words", ["Anchor", "jupiter", "ordinary noun"], ["green", "spiral"])
     settings = [f"neglabel.words={path}", "neglabel.share=1.0", "neglabel.groups=1"]
-    told = describe(make_plan(request_from(methods="neglabel", settings=settings))).splitlines()
+    told = describe_negatives(make_plan(request_from(methods="neglabel", settings=settings))).splitlines()
     assert "5 negative words for Glyphs" in told[0]
     assert "  ID: 1 of 50: anchor" in told
     assert "  Textures: 1 of 24: spiral" in told
@@ -380,7 +380,7 @@ def test_the_listing_names_the_words_that_are_class_names(tmp_path: Path) -> Non
     listed = [(float(line.split()[0]), line[9:]) for line in told[-5:]]
     assert listed == sorted(listed)
     with pytest.raises(UserError, match="mcm mines no words; one that does is neglabel"):
-        describe(make_plan(request_from(methods="mcm")))
+        describe_negatives(make_plan(request_from(methods="mcm")))
 
 
 @pytest.mark.slow

@@ -147,11 +147,11 @@ def test_captions_are_those_of_the_intact_model(ours: OpenClip, theirs: Any, sho
     """The cut of the image tower's projection, and images taken together, change no logit."""
     captioner = ours.captioner()
     assert captioner.vocabulary == 49408
-    looked = captioner.look(shown)
+    encoded = captioner.encode(shown)
     # 0 is "!", which CoCa takes for padding
     rows = torch.tensor([[START, 320, 0, 1125], [START, 0, 0, 539], *([START, 1000 + i, i, END] for i in range(4))])
     for n in range(1, 5):
-        found = captioner.follow(looked, rows[:, :n])
+        found = captioner.next_token_logits(encoded, rows[:, :n])
         expected = torch.stack(
             [logits(theirs, normalised(ours, x[None]), r[:n].tolist()) for x, r in zip(shown, rows, strict=True)]
         )
@@ -206,6 +206,7 @@ def test_the_score_is_the_paper_s(
     assert len({frozenset(names) for names in sets}) > 1
 
 
+@pytest.mark.slow
 def test_an_image_s_score_does_not_depend_on_the_others(
     ours: OpenClip, shown: Tensor, words: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +221,7 @@ def test_an_image_s_score_does_not_depend_on_the_others(
     torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_stored_vectors_serve_every_list_of_classes(ours: OpenClip) -> None:
     """The prompts asked for are the same, in the same order, whatever the class names."""
     asked = []
@@ -244,6 +246,7 @@ def test_a_caption_longer_than_the_context_is_named(
         zoc_coca(k=0).fit(given)
 
 
+@pytest.mark.slow
 def test_an_encoder_that_cannot(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Named, it is one line that says which can; `all` does not mean it, which --dry-run and -v tell."""
     said = "glyphs writes no captions; take a CoCa, such as --encoder coca_ViT-B-32/laion2b_s13b_b90k"

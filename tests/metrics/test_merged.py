@@ -10,7 +10,7 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 
 from oodbench.metrics import counts as merged
-from oodbench.metrics.detection import Metrics, evaluate, metrics_of, score_set, tally_of
+from oodbench.metrics.detection import Metrics, evaluate, metrics_of, score_set, threshold_counts
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 TINY = float(np.finfo(np.float64).smallest_subnormal)
@@ -51,9 +51,9 @@ def plain(id: np.ndarray, ood: np.ndarray) -> Metrics:
     """By levels alone, which are numpy's."""
     both, where = np.unique(np.concatenate([id, ood]).astype(np.float64), return_inverse=True)
     counts = [np.bincount(part, minlength=both.size) for part in (where[: id.size], where[id.size :])]
-    tally = tally_of(id.size, ood.size)
-    tally.add(np.cumsum(counts[0]), np.cumsum(counts[0] + counts[1]))
-    return metrics_of(tally)
+    found = threshold_counts(id.size, ood.size)
+    found.add(np.cumsum(counts[0]), np.cumsum(counts[0] + counts[1]))
+    return metrics_of(found)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)

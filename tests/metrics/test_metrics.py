@@ -391,4 +391,4 @@ def test_unknown_options_are_refused(some: ScoreSet) -> None:
 
 @pytest.mark.parametrize("tpr", [0.0, -0.1, 1.01, 95, float("nan")])
 def test_a_tpr_is_a_share(some: ScoreSet, tpr: float) -> None:
-    assert f"tpr {tpr}: a share" in refusal(lambda: threshold_at_tpr(some, tpr))
+    assert f"tpr {tpr}: a fraction" in refusal(lambda: threshold_at_tpr(some, tpr))

@@ -28,7 +28,7 @@ from oodbench.metrics import (
     intervals,
 )
 from oodbench.metrics import detection as metrics
-from oodbench.metrics.bootstrap import Draws, observed, replicates
+from oodbench.metrics.bootstrap import Resampler, observed, replicates
 from oodbench.metrics.delong import (
     SCALES,
     interval,
@@ -137,6 +137,7 @@ def test_delong_of_a_hand_made_example() -> None:
     assert auroc_interval(id, ood) == near((ends[0], ends[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shift", "n_id", "n_ood"), [(0.7, 200, 150), (2.0, 300, 200)])
 def test_auroc_intervals_cover_the_truth_in_95_percent(shift: float, n_id: int, n_ood: int) -> None:
     truth = NORMAL.cdf(shift / math.sqrt(2))
@@ -164,6 +165,7 @@ def test_auroc_intervals_cover_the_truth_with_ties() -> None:
     assert 0.93 < np.mean([low <= truth <= high for low, high in found]) < 0.97
 
 
+@pytest.mark.slow
 def test_the_mean_over_sets_counts_the_shared_id_images_once() -> None:
     """With few ID images the sets' AUROCs move together, and intervals that took them for independent would fail."""
     truth = float(np.mean([NORMAL.cdf(shift / math.sqrt(2)) for shift in (1.0, 1.5, 2.0)]))
@@ -299,20 +301,20 @@ def test_a_threshold_that_may_lie_below_all_images_is_continued() -> None:
 
 def test_draws_are_n_of_n_images_and_do_not_depend_on_the_chunks() -> None:
     for n in (1, 2, 3, 5, 17, 400, 4001):
-        together = Draws("id", n).times(24)
-        split = Draws("id", n)
-        apart = np.concatenate([split.times(k) for k in (1, 7, 2, 14)])
+        together = Resampler("id", n).draw(24)
+        split = Resampler("id", n)
+        apart = np.concatenate([split.draw(k) for k in (1, 7, 2, 14)])
         assert together.shape == (24, n)
         assert (together.sum(axis=1, dtype=int) == n).all()
         assert np.array_equal(together, apart)
-    other, seeded = Draws("ood x", 400).times(24), Draws("id", 400, seed=1).times(24)
-    assert not np.array_equal(other, Draws("id", 400).times(24)) and not np.array_equal(seeded, other)
+    other, seeded = Resampler("ood x", 400).draw(24), Resampler("id", 400, seed=1).draw(24)
+    assert not np.array_equal(other, Resampler("id", 400).draw(24)) and not np.array_equal(seeded, other)
 
 
 @pytest.mark.parametrize("n", [3, 20, 300])
 def test_draws_are_multinomial(n: int) -> None:
     rows = 3_000_000 // n
-    times = Draws("id", n).times(rows).astype(int)
+    times = Resampler("id", n).draw(rows).astype(int)
     # One image: binomial(n, 1 / n).
     counts = np.bincount(times.ravel(), minlength=n + 1)[: n + 1]
     expected = stats.binom.pmf(np.arange(n + 1), n, 1 / n) * times.size
@@ -349,7 +351,7 @@ def test_replicates_equal_metrics_of_resampled_images(
     settings = Settings(at95, aupr, replicates=25, seed=3)
     for seed in range(3):
         id, ood = shape(np.random.default_rng(seed))
-        drawn = Draws("id", id.size, 3).times(25), Draws("ood x", ood.size, 3).times(25)
+        drawn = Resampler("id", id.size, 3).draw(25), Resampler("ood x", ood.size, 3).draw(25)
         found = replicates([pairs(Scores(id, {"x": ood}))], settings)
         single = replicates([pairs(Scores(id, {"x": ood}))], settings, ("fpr95", "fpr95_ood"))
         for row, (of_id, of_ood) in enumerate(zip(*drawn, strict=True)):
@@ -368,7 +370,7 @@ def test_replicates_of_many_images_equal_metrics_of_resampled_images(decimals: i
     id, ood = rng.normal(1, 1, 3000).round(decimals), rng.normal(0, 1, 2111).round(decimals)
     found = replicates([pairs(Scores(id, {"x": ood}))], Settings(at95, replicates=9), ("fpr95", "fpr95_ood"))
     full = replicates([pairs(Scores(id, {"x": ood}))], Settings(at95, replicates=9))
-    drawn = zip(Draws("id", 3000).times(9), Draws("ood x", 2111).times(9), strict=True)
+    drawn = zip(Resampler("id", 3000).draw(9), Resampler("ood x", 2111).draw(9), strict=True)
     for row, (of_id, of_ood) in enumerate(drawn):
         expected = evaluated(np.repeat(id, of_id), np.repeat(ood, of_ood), at95)
         assert found["fpr95"][0, 0, row] == near(expected.fpr95)
@@ -563,7 +565,7 @@ def test_paired_delong_equals_the_plain_formula() -> None:
 def test_paired_bootstrap_equals_resampling_the_images() -> None:
     rng = np.random.default_rng(0)
     a, b = two_methods(rng, 0.3, 80, 60)
-    of_id, of_ood = Draws("id", 80).times(40), Draws("ood x", 60).times(40)
+    of_id, of_ood = Resampler("id", 80).draw(40), Resampler("ood x", 60).draw(40)
     differences = []
     for p, q in zip(of_id, of_ood, strict=True):
         values = [evaluated(np.repeat(one.id, p), np.repeat(one.ood["x"], q)).fpr95 for one in (a, b)]
@@ -575,6 +577,7 @@ def test_paired_bootstrap_equals_resampling_the_images() -> None:
     assert found.p == near(2 * stats.norm.sf(abs(value) / found.error))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("metric", "simulations"), [("auroc", 2000), pytest.param("fpr95", 800, marks=pytest.mark.slow)]
 )
@@ -587,6 +590,7 @@ def test_paired_tests_reject_5_percent_of_equal_methods(metric: str, simulations
     assert 0.03 < np.mean(np.array(p) < 0.05) < 0.07, np.mean(np.array(p) < 0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("metric", "better"), [("auroc", 0.15), ("fpr95", 0.35)])
 def test_paired_tests_find_differences_that_are_there(metric: str, better: float) -> None:
     """Pairing matters: intervals of the two methods overlap all the while."""

@@ -138,7 +138,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         np.save(path, values)
         return refusal(lambda: streaming.evaluate_shards([good], [path], **options))
 
-    assert f"{path}: score 3 is NaN or below the one before it; shards must ascend" in against(np.array([1, 2, 1.5]))
+    assert f"{path}: score 3 is NaN or below the score before it; shards must ascend" in against(np.array([1, 2, 1.5]))
     assert "score 1 is NaN" in against(np.array([np.nan]))
     assert "score 3 is NaN" in against(np.array([1, 2, np.nan]))
     assert "score 3 is NaN or below" in against(np.array([1, 2, 0.0]), memory=1)
@@ -148,7 +148,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert "at95 'frist' does not exist" in against(good, at95="frist")
     np.save(path, good)
     path.write_bytes(path.read_bytes()[:-8])
-    assert "4 scores, though its head says 5" in refusal(lambda: streaming.evaluate_shards([good], [path]))
+    assert "4 scores, but its header says 5" in refusal(lambda: streaming.evaluate_shards([good], [path]))
     path.write_bytes(b"nonsense")
     assert "not an .npy file" in refusal(lambda: streaming.evaluate_shards([good], [path]))
     table = tmp_path / "row.parquet"

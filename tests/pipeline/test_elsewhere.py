@@ -100,6 +100,7 @@ def test_every_method_scores_there(tmp_path: Path) -> None:
         assert made_on == device
 
 
+@pytest.mark.slow
 def test_a_method_that_mixes_devices_fails_there_alone(images: Path, tmp_path: Path) -> None:
     (tmp_path / "mixed.py").write_text(MIXED)
     options: dict[str, Any] = {"id": f"folder:{images}/id", "ood": [f"folder:{images}/ood"], "methods": "mixed,mcm"}

@@ -80,7 +80,7 @@ def test_a_method_that_scores_all_images_alike_is_told(
     (tmp_path / "one").mkdir()
     (tmp_path / "one/red").symlink_to(images / "id/red")
     sets: dict[str, Any] = {"id": f"folder:{tmp_path}/one", "ood": [f"folder:{images}/ood"]}
-    oodbench.run("mcm,msp,energy", **sets, encoder="glyphs", out=tmp_path, tracking_uri="none")
+    oodbench.run("mcm,msp,energy", **sets, encoder="glyphs", results=tmp_path, tracking_uri="none")
     said = (
         "all images of a set have the same score, in one (n = 20), ood (n = 30); "
         "with one class name every softmax over the classes is 1"
@@ -332,6 +332,7 @@ def test_a_dry_run_tells_that_skipped_images_will_stop_the_run(images: Path, tmp
     assert "to score: folder:" in describe(make_plan(replace(wanted, on_error="stop")))
 
 
+@pytest.mark.slow
 def test_variants_and_templates_are_rows_of_their_own(images: Path, tmp_path: Path) -> None:
     labels = [r.label for r in results(request(images, tmp_path, methods="energy,energy[scale=1],mcm"))]
     assert labels == ["energy", "energy[scale=1]", "mcm"]
@@ -404,7 +405,7 @@ def test_the_default_row_has_the_plain_name_and_keeps_it(tmp_path: Path) -> None
 
 def test_python_api_returns_a_long_table(images: Path, tmp_path: Path) -> None:
     frame = oodbench.run(
-        "mcm,msp", id=f"folder:{images}/id", ood=[f"folder:{images}/ood"], encoder="glyphs", out=tmp_path
+        "mcm,msp", id=f"folder:{images}/id", ood=[f"folder:{images}/ood"], encoder="glyphs", results=tmp_path
     )
     assert set(frame["metric"]) == {"auroc", "fpr95", "fpr95_ood", "aupr_in", "aupr_out", "id_accuracy"}
     assert len(frame) == 2 * 6

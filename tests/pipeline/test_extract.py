@@ -29,7 +29,7 @@ from oodbench.encoder.card import parse_encoder
 from oodbench.encoder.openclip import OpenClip, transform
 from oodbench.encoder.resolve import resolve
 from oodbench.errors import UserError
-from oodbench.pipeline.extract import Embedded, EmbeddingConfig, ExtractionJob, batches, extract
+from oodbench.pipeline.extract import Embedded, EmbeddingConfig, ExtractionJob, decoded_batches, extract
 from oodbench.storage.store import Store
 
 CONFIG: dict[str, Any] = {
@@ -131,7 +131,7 @@ def test_shards_are_whole_batches_and_their_digits_their_own(tiny: Tiny, tmp_pat
     whole = embeddings(embedded)
     assert whole.shape == (2250, 16)
     assert embedded.positions.tolist() == list(range(2250))
-    task.store.forget("embeddings", task.inputs(2100, 2250))
+    task.store.remove("embeddings", task.inputs(2100, 2250))
     assert task.missing() == 150
     assert embeddings(extract(task, lambda: tiny.encoder)).tobytes() == whole.tobytes()
 
@@ -206,7 +206,7 @@ def test_few_images_are_decoded_ahead(tiny: Tiny, tmp_path: Path, monkeypatch: p
         return original(self, index)
 
     monkeypatch.setattr(ImageSet, "read", counted)
-    parts = batches(task, (0, 300), lambda image: torch.zeros(3, 1, 1, dtype=torch.uint8))
+    parts = decoded_batches(task, (0, 300), lambda image: torch.zeros(3, 1, 1, dtype=torch.uint8))
     next(parts)
     assert len(read) <= 10 + 10 + 4 * 2
     parts.close()  # stops the threads, too
@@ -215,7 +215,7 @@ def test_few_images_are_decoded_ahead(tiny: Tiny, tmp_path: Path, monkeypatch: p
 
 def test_batches_lie_in_channels_last_memory(tiny: Tiny, tmp_path: Path) -> None:
     task = work(fill(tmp_path / "photos", 5, 1), tmp_path / "store", tiny, batch=5)
-    (batch,) = batches(task, (0, 5), transform(tiny.encoder.card))
+    (batch,) = decoded_batches(task, (0, 5), transform(tiny.encoder.card))
     assert batch.images is not None and batch.images.is_contiguous(memory_format=torch.channels_last)
     one_by_one = [transform(tiny.encoder.card)(task.listing.read(index)) for index in range(5)]
     assert torch.equal(batch.images, torch.stack(one_by_one))
@@ -239,7 +239,7 @@ def start(tiny: Tiny) -> Run:
     def run(place: Path, sets: Path, *more: str, store: Path | None = None) -> subprocess.Popen[str]:
         command = [Path(sys.executable).with_name("oodbench"), "run", "--methods", "mcm,energy"]
         command += ["--id", f"folder:{sets / 'id'}", "--ood", f"folder:{sets / 'ood'}", "--encoder", tiny.spec]
-        command += ["--out", place / "out", "--store", store or place / "store", "--tracking-uri", "none", *more]
+        command += ["--results", place / "out", "--store", store or place / "store", "--tracking-uri", "none", *more]
         return subprocess.Popen(
             [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -318,7 +318,7 @@ def test_a_flipped_byte_is_found_and_the_shard_made_again(start: Run, sets: Path
     made[path.parent.name] = (path.stat().st_ino, path.stat().st_mtime_ns)
     for entry in Store(store).entries():
         if entry.kind == "scores":
-            Store(store).forget("scores", entry.inputs)
+            Store(store).remove("scores", entry.inputs)
     errors = finish(start(uninterrupted, sets))
     assert f"store entry embeddings/{path.parent.name[:12]} is damaged" in errors
     assert path.read_bytes() == content

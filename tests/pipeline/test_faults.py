@@ -39,10 +39,10 @@ def rows(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_killed_at_twenty_moments_a_run_loses_and_doubles_nothing(cli: Cli, tmp_path: Path) -> None:
-    whole = cli(*RUN, "--out", tmp_path / "whole", "--store", tmp_path / "store-whole")
+    whole = cli(*RUN, "--results", tmp_path / "whole", "--store", tmp_path / "store-whole")
     assert whole.returncode == 0, whole.stderr
     command = [str(Path(sys.executable).with_name("oodbench")), *RUN]
-    command += ["--out", str(tmp_path / "killed"), "--store", str(tmp_path / "store-killed")]
+    command += ["--results", str(tmp_path / "killed"), "--store", str(tmp_path / "store-killed")]
     moments, finished = random.Random(0), 0
     for _ in range(20):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ))
@@ -53,7 +53,7 @@ def test_killed_at_twenty_moments_a_run_loses_and_doubles_nothing(cli: Cli, tmp_
         for row in rows(tmp_path / "killed").values():  # whatever is there is whole
             assert row["status"] == "ok"
     assert finished < 20  # else nothing was killed
-    done = cli(*RUN, "--out", tmp_path / "killed", "--store", tmp_path / "store-killed")
+    done = cli(*RUN, "--results", tmp_path / "killed", "--store", tmp_path / "store-killed")
     assert done.returncode == 0, done.stderr
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
     assert cli("report", "--results", tmp_path / "killed", "--verify").returncode == 0
@@ -75,14 +75,14 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_is_told_and_the_store_stays_sound(cli: Cli, disk: Path, tmp_path: Path) -> None:
     command = ("run", "--methods", "msp,mcm", "--tracking-uri", "none", "--store", disk / "store")
-    full = cli(*command, "--out", tmp_path / "out")
+    full = cli(*command, "--results", tmp_path / "out")
     assert full.returncode == 2
     assert "cannot be written (No space left on device)" in full.stderr and "oodbench store gc" in full.stderr
     assert "Traceback" not in full.stderr
     subprocess.run(["mount", "-o", "remount,size=200m", disk], check=True)
-    again = cli(*command, "--out", tmp_path / "out")
+    again = cli(*command, "--results", tmp_path / "out")
     assert again.returncode == 0 and "damaged" not in again.stderr, again.stderr
-    fresh = cli(*command[:-1], tmp_path / "store", "--out", tmp_path / "fresh")
+    fresh = cli(*command[:-1], tmp_path / "store", "--results", tmp_path / "fresh")
     assert fresh.returncode == 0 and rows(tmp_path / "fresh") == rows(tmp_path / "out")
 
 
@@ -93,7 +93,7 @@ def test_a_tracking_server_stopped_and_started_again_gets_every_row_once(cli: Cl
     port = unused_port()
     out, uri = tmp_path / "out", f"http://127.0.0.1:{port}"
     command = [str(Path(sys.executable).with_name("oodbench")), *RUN[:-1], uri, "--sweep", "energy.scale=1,2,3,4,5,6"]
-    command += ["--out", str(out), "--store", str(tmp_path / "store")]
+    command += ["--results", str(out), "--store", str(tmp_path / "store")]
     with serving(tmp_path / "server", port):
         run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         while not rows(out) and run.poll() is None:

@@ -32,8 +32,8 @@ class Tower(torch.nn.Module):
         return x.mean(1)
 class Captioner:
     vocabulary = 512
-    def look(self, images): return images.flatten(2)
-    def follow(self, looked, tokens): return looked.mean(1) @ torch.randn(looked.shape[2], 512)
+    def encode(self, images): return images.flatten(2)
+    def next_token_logits(self, encoded, tokens): return encoded.mean(1) @ torch.randn(encoded.shape[2], 512)
 class Encoder:
     scale, size, std = 100.0, (SIDE, SIDE), torch.ones(3, 1, 1)
     def __init__(self):
@@ -64,7 +64,7 @@ task = Task([f"c{i}" for i in range(1000)], 100.0, sources)
 if Needs.WEIGHTS in method.needs:
     tensors = method.module(encoder).state_dict()
     tensors.update({name: torch.ones_like(t) for name, t in tensors.items() if name == "seen"})  # all may be said
-    task = task.seen_by(~Needs(0), MethodResources(lambda: Weights(tensors, {}), lambda depends, make: make()))
+    task = task.for_method(~Needs(0), MethodResources(lambda: Weights(tensors, {}), lambda depends, make: make()))
 with torch.no_grad():
     state = method.fit(task)
     peaks = []

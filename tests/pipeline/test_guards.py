@@ -165,6 +165,7 @@ COUNTING = counting()
 QUICK = ("a dict that fit() returned", "a module")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "where", [where if where in QUICK else pytest.param(where, marks=pytest.mark.slow) for where in COUNTS]
 )
@@ -287,7 +288,7 @@ KEEPS = """    needs = Needs.FEATURES | Needs.CALIBRATION
         def bank():
             sign = pathlib.Path(self.words).read_text() if self.words else "1"
             return float(sign) * torch.cat([batch.features for batch in task.calibration()])
-        return task.keep(bank)
+        return task.cached(bank)
     def score(self, batch, task, state):
         return (batch.features @ state.T).amax(-1)
 """

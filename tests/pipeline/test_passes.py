@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from oodbench.errors import InputMutated
 from oodbench.method import Batch, Method, Needs, Sources, Task, registry
-from oodbench.pipeline.batches import FittedMethod, in_order, over
+from oodbench.pipeline.batches import FittedMethod, map_in_order, score_batches
 from oodbench.pipeline.jobs import Job
 
 CLASSES = 300
@@ -58,7 +58,7 @@ def shipped() -> list[FittedMethod]:
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_digits_do_not_depend_on_the_threads(threads: int) -> None:
-    several = over(batches, shipped(), task(), threads)
+    several = score_batches(batches, shipped(), task(), threads)
     for method, given in zip(shipped(), several, strict=True):
         alone = task()
         with torch.no_grad():
@@ -79,7 +79,7 @@ def test_each_thread_computes_on_one_core_and_leaves_the_others_theirs() -> None
             both.wait()
             return torch.get_num_threads(), threading.get_ident()
 
-        found = list(in_order(look, range(8), 2))
+        found = list(map_in_order(look, range(8), 2))
         assert {count for count, _ in found} == {1} and len({thread for _, thread in found}) == 2
         later: list[int] = []
         other = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
@@ -104,7 +104,7 @@ def test_results_come_in_order_and_few_items_are_held() -> None:
         return i
 
     taken = 0
-    for i, made in enumerate(in_order(late, items(), 3)):
+    for i, made in enumerate(map_in_order(late, items(), 3)):
         assert made == i
         taken += 1
         assert out - taken <= 3
@@ -119,7 +119,7 @@ def test_an_error_ends_the_work() -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(in_order(fail, range(10_000), 2))
+        list(map_in_order(fail, range(10_000), 2))
     assert len(begun) < 20
     assert not [one for one in threading.enumerate() if "ThreadPool" in one.name]
 
@@ -135,7 +135,7 @@ def test_the_first_error_is_kept_and_the_others_go_on(threads: int | None) -> No
         return batch.features[:, 0]
 
     which, first = next((i, float(b.features[0, 0])) for i, b in enumerate(batches()) if b.features[0, 0] > 0)
-    failed, good = over(batches, [running(Probe(fails)), shipped()[0]], task(), threads)
+    failed, good = score_batches(batches, [running(Probe(fails)), shipped()[0]], task(), threads)
     assert str(failed.error) == f"at {first:.6f}"
     assert good.error is None and len(good.scores) == 23
     ahead = 0 if threads is None else threads + 1
@@ -182,12 +182,12 @@ def test_who_changes_something_is_found_and_nobody_else(threads: int | None, wha
 
     group = [running(Probe(slow)), shipped()[0], running(Probe(changes)), shipped()[1]]
     given_task = task()
-    found = over(batches, group, given_task, threads)
+    found = score_batches(batches, group, given_task, threads)
     assert [isinstance(one.error, InputMutated) for one in found] == [False, False, True, False]
     assert all(one.error is None for one in (found[0], found[1], found[3]))
     # The rest start anew with the same task, and get what they would have got.
     rest = [group[0], group[1], group[3]]
-    again, fresh = over(batches, rest, given_task, threads), over(batches, rest, task(), threads)
+    again, fresh = score_batches(batches, rest, given_task, threads), score_batches(batches, rest, task(), threads)
     for one, other in zip(again, fresh, strict=True):
         assert np.array_equal(np.concatenate(one.scores), np.concatenate(other.scores))
 
@@ -205,5 +205,5 @@ def test_text_is_asked_for_once_by_all_threads() -> None:
 
     shared = Task(["c"] * 16, 100.0, Sources(bank, nothing, nothing, nothing))
     probe = Probe(lambda batch, task: task.largest(batch.features, "late", None))
-    over(batches, [running(probe)], shared, 4)
+    score_batches(batches, [running(probe)], shared, 4)
     assert asked == ["late"]

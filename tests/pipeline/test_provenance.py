@@ -46,7 +46,7 @@ def test_every_device_and_row_is_named() -> None:
 
 @pytest.mark.slow
 def test_a_run_for_a_gpu_that_is_not_there_says_whose_numbers_it_prints(tmp_path: Path) -> None:
-    options = ["run", "--methods", "mcm", "--limit", "5", "--out", str(tmp_path / "out"), "--tracking-uri", "none"]
+    options = ["run", "--methods", "mcm", "--limit", "5", "--results", str(tmp_path / "out"), "--tracking-uri", "none"]
     first = CliRunner().invoke(main, [*options, "--device", "cpu"])
     assert first.exit_code == 0 and "from the store" not in first.stderr, first.output
     again = CliRunner().invoke(main, [*options, "--device", "cuda:7"])

@@ -37,7 +37,7 @@ def test_weights_overwritten_with_the_same_size_and_time_have_another_digest(tmp
 
 
 def test_strict_trusts_no_digest_that_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "file_stamp", lambda path: {"file": str(path)})
+    monkeypatch.setattr(weights, "file_identity", lambda path: {"file": str(path)})
     store = Store(tmp_path / "store")
     path = write(tmp_path / "w.safetensors")
     first = weights.examine(path, store)

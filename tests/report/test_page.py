@@ -423,14 +423,14 @@ def test_two_thousand_rows(cli: Cli, tmp_path: Path, visit: Open) -> None:
     took = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
     assert took < 10 and path.stat().st_size < 10e6, f"{took:.1f} s, {path.stat().st_size / 1e6:.1f} MB"
     page = visit(path)
-    assert "more than 12 tables; --pictures puts them in" in page.locator("header").inner_text()
+    assert "more than 12 tables; --with-figures puts them in" in page.locator("header").inner_text()
     page.locator("#encoder").select_option("enc7")
     page.get_by_label("Methods").fill("m99")
     assert names(page) == ["M99"] and "1 of 2000 rows" in page.locator("#count").inner_text()
 
 
 def test_a_mean_is_over_the_sets_that_are_shown(cli: Cli, tmp_path: Path, visit: Open) -> None:
-    page = visit(written(cli, lay(tmp_path / "results", row(auroc=0.9)), "--sets", "near1,dtd", "--metrics", "auroc"))
+    page = visit(written(cli, lay(tmp_path / "results", row(auroc=0.9)), "--ood", "near1,dtd", "--metrics", "auroc"))
     cell(page, "MCM", "mean", "auroc").click()
     assert page.locator("dialog .exact").inner_text() == f"{(0.9 + 0.7) / 2!r} (80.00 %)"
     assert page.locator("dialog h3").first.inner_text() == "The mean of 2 OOD sets"
@@ -448,7 +448,7 @@ def test_what_the_page_does_not_take(cli: Cli, tmp_path: Path) -> None:
     for flags, remedy in (
         (("--format", "html"), "name it with --output FILE"),
         (("--format", "html", "--output", "x.html", "--transpose"), "leave it out with --format html"),
-        (("--format", "markdown", "--no-pictures"), "--no-pictures goes with --format html"),
+        (("--format", "markdown", "--no-figures"), "--no-figures goes with --format html"),
     ):
         done = cli("report", "--results", results, *flags, cwd=tmp_path)
         assert done.returncode == 2 and remedy in done.stderr and len(done.stderr.splitlines()) == 1

@@ -224,6 +224,7 @@ def test_rank_correlations_are_those_of_scipy(tmp_path: Path) -> None:
     assert f"{cut[0, 1]:.2f}" in texts(one.figure) and "850 ID and OOD images" in one.caption
 
 
+@pytest.mark.slow
 def test_the_overview_has_means_and_their_intervals() -> None:
     found = from_folder(REFERENCE)
     (picture,) = pictures(found.rows, found.paths, kinds=["overview"])
@@ -302,8 +303,8 @@ def test_images_of_another_list_are_never_shown(caplog: pytest.LogCaptureFixture
 @pytest.mark.slow
 def test_images_that_are_not_there_are_told(tmp_path: Path) -> None:
     toy(tmp_path, methods=2)
-    done = call("--results", tmp_path, "--figures", tmp_path / "out", "--data", tmp_path / "nowhere")
-    assert done.exit_code == 0 and done.stderr.count("wrote 5 pictures to ") == 1
+    done = call("--results", tmp_path, "--format", "figures", "-o", tmp_path / "out", "--data", tmp_path / "nowhere")
+    assert done.exit_code == 0 and done.stderr.count("wrote 5 figures to ") == 1
     assert not list((tmp_path / "out").glob("*mistakes*"))
 
 
@@ -430,9 +431,11 @@ def test_curves_of_many_images_make_small_files(tmp_path: Path) -> None:
 def test_the_command_writes_the_same_files_twice(process: Cli, tmp_path: Path) -> None:
     toy(tmp_path, methods=2)
     for out, seed in (("one", "1"), ("two", "2")):
-        done = process("report", "--results", tmp_path, "--figures", tmp_path / out, PYTHONHASHSEED=seed)
+        done = process(
+            "report", "--results", tmp_path, "--format", "figures", "-o", tmp_path / out, PYTHONHASHSEED=seed
+        )
         assert done.returncode == 0, done.stderr
-        assert done.stdout == "" and done.stderr.splitlines()[-1] == f"wrote 5 pictures to {tmp_path / out}"
+        assert done.stdout == "" and done.stderr.splitlines()[-1] == f"wrote 5 figures to {tmp_path / out}"
         assert "images of 'cats' are left out: no dataset 'cats'" in done.stderr
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / out).iterdir()} for out in ("one", "two"))
     names = {"toy-overview", "toy-roc", "toy-ranks", "toy-histogram-m00", "toy-histogram-m01"}
@@ -445,8 +448,8 @@ def test_tables_of_one_benchmark_have_names_of_their_own(tmp_path: Path) -> None
     for i, encoder in enumerate(("ViT-B-16/openai", "ViT-L-14/openai", "ViT-L-14/openai")):
         card = {"name": encoder, "slug": encoder.replace("/", "-"), "weights": str(i)}
         lay(tmp_path, "m", scores_of(i, 50, ("sun", "dtd")), encoder=card)
-    done = call("--results", tmp_path, "--figures", tmp_path / "out", "--methods", "m", "--sets", "dtd")
-    assert "wrote 9 pictures" in done.stderr and done.exit_code == 0
+    done = call("--results", tmp_path, "--format", "figures", "-o", tmp_path / "out", "--methods", "m", "--ood", "dtd")
+    assert "wrote 9 figures" in done.stderr and done.exit_code == 0
     names = {path.stem for path in (tmp_path / "out").glob("*-roc.pdf")}
     assert names == {"toy-ViT-B-16-openai-roc", "toy-ViT-L-14-openai-roc", "toy-ViT-L-14-openai-2-roc"}
     text = (tmp_path / "out/captions.txt").read_text()
@@ -456,17 +459,23 @@ def test_tables_of_one_benchmark_have_names_of_their_own(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--figures", "{tmp}/file"], "cannot write pictures to {tmp}/file"),
-        (["--figures", "{tmp}/out", "--format", "csv", "--bib"], "nothing else: run --format, --bib by itself"),
-        (["--figures", "{tmp}/out", "--verify"], "run --verify by itself"),
+        (["--format", "figures", "-o", "{tmp}/file"], "cannot write pictures to {tmp}/file"),
         (
-            ["--figures", "{tmp}/out", "--metrics", "fpr95", "--decimals", "1", "--no-tests"],
+            ["--format", "figures", "-o", "{tmp}/out", "--cite", "--bib"],
+            "nothing else: run --bib, --cite by itself",
+        ),
+        (["--format", "figures", "-o", "{tmp}/out", "--verify"], "run --verify by itself"),
+        (
+            ["--format", "figures", "-o", "{tmp}/out", "--metrics", "fpr95", "--decimals", "1", "--no-tests"],
             "run --metrics, --decimals, --tests by itself",
         ),
-        (["--format", "html", "--no-pictures", "--data", "{tmp}"], "it goes with --figures DIR"),
-        (["--figures", "{tmp}/out", "--methods", "m9"], "no rows of method 'm9'; known: m00"),
-        (["--figures", "{tmp}/out", "--sets", "sum"], "no rows with OOD set 'sum'; did you mean 'sun'"),
-        (["--data", "{tmp}"], "it goes with --figures DIR"),
+        (["--format", "html", "--no-figures", "--data", "{tmp}"], "it goes with --format figures"),
+        (["--format", "figures", "-o", "{tmp}/out", "--methods", "m9"], "no rows of method 'm9'; known: m00"),
+        (
+            ["--format", "figures", "-o", "{tmp}/out", "--ood", "sum"],
+            "no rows with OOD set 'sum'; did you mean 'sun'",
+        ),
+        (["--data", "{tmp}"], "it goes with --format figures"),
     ],
 )
 def test_requests_that_cannot_be_followed(flags: list[str], said: str, tmp_path: Path) -> None:
@@ -501,10 +510,19 @@ def test_hostile_names_on_real_files(cli: Cli, process: Cli, tmp_path: Path) -> 
             Image.fromarray(render.image(split, i)).save(place / f"{i:02d} {evil} \u4e00.png")
     known, other = (f"folder:{tmp_path}/{folder} {evil}" for folder in ("known", "other"))
     run = cli("run", "--id", known, "--ood", other, "--encoder", "glyphs", "--methods", "mcm,energy", "--tracking-uri",
-              "none", "--out", tmp_path / "results")  # fmt: skip
+              "none", "--results", tmp_path / "results")  # fmt: skip
     assert run.returncode == 0, run.stderr
-    done = process("report", "--results", tmp_path / "results", "--figures", tmp_path / "out", PYTHONWARNINGS="error")
-    assert done.returncode == 0 and "wrote 7 pictures" in done.stderr, done.stderr
+    done = process(
+        "report",
+        "--results",
+        tmp_path / "results",
+        "--format",
+        "figures",
+        "--output",
+        tmp_path / "out",
+        PYTHONWARNINGS="error",
+    )
+    assert done.returncode == 0 and "wrote 7 figures" in done.stderr, done.stderr
     assert len(list((tmp_path / "out").iterdir())) == 15
     text = (tmp_path / "out/captions.txt").read_text()
     assert f"known {evil}" in text and f"other {evil}" in text
@@ -519,7 +537,17 @@ def test_hostile_names_on_real_files(cli: Cli, process: Cli, tmp_path: Path) -> 
     # A file that was changed since is another image, and is not shown.
     image = tmp_path / f"other {evil}" / worst["name"]
     Image.fromarray(255 - np.asarray(Image.open(image))).save(image)
-    again = cli("report", "--results", tmp_path / "results", "--figures", tmp_path / "out", "--methods", "mcm")
+    again = cli(
+        "report",
+        "--results",
+        tmp_path / "results",
+        "--format",
+        "figures",
+        "--output",
+        tmp_path / "out",
+        "--methods",
+        "mcm",
+    )
     assert "is not the list of images that was scored" in again.stderr
     assert "not to be had, so not shown: other" in (tmp_path / "out/captions.txt").read_text()
 

@@ -16,7 +16,7 @@ import pytest
 from pyarrow import parquet
 
 from oodbench.errors import UserError
-from oodbench.report.image_scores import by_dataset
+from oodbench.report.verify import by_dataset
 from oodbench.results import _digest, from_json, rows
 from tests.report.test_report_trace import call, lay
 

@@ -63,7 +63,7 @@ def hidden(text: str) -> set[str]:
         ("--verify",),
         ("--quote", "mcm:paper"),
         ("--metrics", f"auroc,{HOSTILE}"),
-        ("--sets", "a\x1b[31m\u202e"),
+        ("--ood", "a\x1b[31m\u202e"),
         ("--methods", HOSTILE),
         ("--format", HOSTILE),
         ("--explain", HOSTILE, HOSTILE),

@@ -17,8 +17,7 @@ from oodbench.cli import main
 from oodbench.data import catalog as catalogue
 from oodbench.errors import UserError
 from oodbench.report.options import TableOptions
-from oodbench.report.tables.published import Quote, quote, quotes, read
-from oodbench.report.tables.quoting import compared, quoted
+from oodbench.report.tables.published import Quote, compared, quote, quoted, quotes, read
 from oodbench.results import IdRow, Result, SetRow
 
 ROOT = Path(__file__).parents[2]
@@ -116,7 +115,7 @@ def test_every_cell_has_source_and_confidence_and_a_place() -> None:
             assert names <= {name for name, _ in benchmarks[one.benchmark].sets()}, one.key
         else:
             known, _, sets = one.benchmark.partition("-vs-")
-            assert catalogue.benchmark(known, sets.split("+")).name == one.benchmark
+            assert catalogue.protocol(known, sets.split("+")).benchmark.name == one.benchmark
             assert names <= set(sets.split("+"))
     assert {k for k, one in quotes().items() if one.adapts} == {
         *("adaneg:paper", "adaneg:paper-openood", "ants:paper", "coevo:paper", "ttl:paper")

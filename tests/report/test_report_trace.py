@@ -174,7 +174,7 @@ def test_a_changed_row_is_found(tmp_path: Path) -> None:
 
 def test_intervals_are_computed_again(tmp_path: Path) -> None:
     from oodbench.metrics import Scores, Settings, intervals
-    from oodbench.report.image_scores import by_dataset
+    from oodbench.report.verify import by_dataset
 
     path = lay(tmp_path)
     row, images = from_json(path.read_text()), by_dataset(path.with_suffix(".parquet"))
@@ -204,6 +204,7 @@ def test_what_may_be_the_best_is_marked(tmp_path: Path) -> None:
     assert "†" not in call("--results", tmp_path, "--format", "markdown").stdout
 
 
+@pytest.mark.slow
 def test_a_report_loads_nothing_heavy(tmp_path: Path) -> None:
     lay(tmp_path)
     for flags in (["--format", "latex", "--cite", "--group", "trained"], ["--verify"], ["--format", "csv"]):

@@ -24,7 +24,7 @@ from oodbench.errors import UserError, has_credentials, redact_url
 from oodbench.pipeline.plan import make_plan
 from oodbench.results import rows
 from oodbench.storage import remote as reaching
-from oodbench.storage.shared import Shared, opened
+from oodbench.storage.shared import SharedStore, open_store
 from oodbench.storage.store import Entry, Store
 
 INPUTS = {"encoder": "abc", "names": ["ä", "日本"]}
@@ -50,7 +50,7 @@ def there(tmp_path: Path, pattern: str) -> list[Path]:
 
 
 def test_what_one_writes_another_finds(tmp_path: Path, url: str) -> None:
-    one, other = Shared(tmp_path / "one", url), Shared(tmp_path / "other", url)
+    one, other = SharedStore(tmp_path / "one", url), SharedStore(tmp_path / "other", url)
     assert find(other) is None and not other.has("embeddings", {**INPUTS, "number": 0})
     written = write(one)
     assert other.has("embeddings", written.inputs)
@@ -60,43 +60,43 @@ def test_what_one_writes_another_finds(tmp_path: Path, url: str) -> None:
     assert not [path for path in (tmp_path / "other").rglob("*") if path.name.endswith(".tmp")]
     shutil.rmtree(tmp_path / "common")
     assert find(other) == found  # fetched once, then read here
-    other.forget("embeddings", written.inputs)
+    other.remove("embeddings", written.inputs)
     assert find(other) is None and find(one) == written
 
 
 def test_a_store_of_before_is_shared_when_it_is_read(tmp_path: Path, url: str) -> None:
     write(Store(tmp_path / "one"))
-    shared, inputs = Shared(tmp_path / "one", url), {**INPUTS, "number": 0}
+    shared, inputs = SharedStore(tmp_path / "one", url), {**INPUTS, "number": 0}
     assert not shared.has("embeddings", inputs)  # nobody else could read it
     assert find(shared) and shared.has("embeddings", inputs)
-    assert find(Shared(tmp_path / "other", url))
+    assert find(SharedStore(tmp_path / "other", url))
 
 
 @pytest.mark.parametrize("harm", ["array", "head", "gone"])
 def test_what_is_damaged_there_is_made_again(
     harm: str, tmp_path: Path, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write(Shared(tmp_path / "one", url))
+    write(SharedStore(tmp_path / "one", url))
     victim = there(tmp_path, "entry.json" if harm == "head" else "*.npy")[0]
     if harm == "gone":
         victim.unlink()
     else:
         victim.write_bytes(victim.read_bytes()[:-3])
-    other = Shared(tmp_path / "other", url)
+    other = SharedStore(tmp_path / "other", url)
     with caplog.at_level(logging.WARNING):
         assert find(other) is None
     assert "is damaged" in caplog.text and not list((tmp_path / "other").rglob("entry.json"))
     write(other)
-    assert find(Shared(tmp_path / "third", url))
+    assert find(SharedStore(tmp_path / "third", url))
 
 
 def test_two_writers_with_other_digits_do_not_mix(tmp_path: Path, url: str) -> None:
     """Arrays are named by content: whoever comes last, arrays and entry.json are of one writer."""
     inputs = {"a": 1}
     for name, value in (("one", 1.0), ("other", 2.0)):
-        Shared(tmp_path / name, url).write("scores", inputs, {"s": np.full(3, value), "t": np.full(2, value)}, {})
+        SharedStore(tmp_path / name, url).write("scores", inputs, {"s": np.full(3, value), "t": np.full(2, value)}, {})
     heads = there(tmp_path, "entry.json")
-    found = Shared(tmp_path / "third", url).find("scores", inputs)
+    found = SharedStore(tmp_path / "third", url).find("scores", inputs)
     assert len(heads) == 1 and found
     assert {float(found.array(name)[0]) for name in ("s", "t")} == {2.0}
 
@@ -104,8 +104,8 @@ def test_two_writers_with_other_digits_do_not_mix(tmp_path: Path, url: str) -> N
 def test_bad_urls_are_told_before_anything_starts(tmp_path: Path, cli: Cli) -> None:
     for url, said in (("s3", "is no URL"), ("nowhere://bucket/x", "Protocol not known: nowhere")):
         with pytest.raises(UserError, match=said):
-            opened(tmp_path, url)
-    done = cli("run", "--shared", "nowhere://x", "--store", tmp_path / "s", "--out", tmp_path / "o")
+            open_store(tmp_path, url)
+    done = cli("run", "--shared", "nowhere://x", "--store", tmp_path / "s", "--results", tmp_path / "o")
     assert done.returncode == 2 and "nowhere://x cannot be opened" in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "s").exists()
 
@@ -114,7 +114,7 @@ def test_what_cannot_be_reached_is_tried_again_and_told(
     tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("oodbench.storage.remote.PAUSE", 0.01)
-    shared = Shared(tmp_path / "one", url)
+    shared = SharedStore(tmp_path / "one", url)
     calls = []
 
     def fails(*arguments: Any) -> None:
@@ -134,14 +134,14 @@ def test_what_cannot_be_reached_is_tried_again_and_told(
 
 
 def test_an_entry_there_cannot_write_elsewhere(tmp_path: Path, url: str, caplog: pytest.LogCaptureFixture) -> None:
-    write(Shared(tmp_path / "one", url))
+    write(SharedStore(tmp_path / "one", url))
     [head] = there(tmp_path, "entry.json")
     text = json.loads(head.read_text())
     text["arrays"]["../../../../evil"] = text["arrays"]["x"]
     head.write_text(json.dumps(text))
     with caplog.at_level(logging.WARNING):
-        assert find(Shared(tmp_path / "other", url)) is None
-    assert "no array of an entry" in caplog.text and not list(tmp_path.rglob("evil*"))
+        assert find(SharedStore(tmp_path / "other", url)) is None
+    assert "is not the name of an array" in caplog.text and not list(tmp_path.rglob("evil*"))
 
 
 def test_a_store_that_may_only_be_read_is_shared_all_the_same(
@@ -153,14 +153,14 @@ def test_a_store_that_may_only_be_read_is_shared_all_the_same(
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "touch", refused)
-    assert find(Shared(tmp_path / "one", url))
+    assert find(SharedStore(tmp_path / "one", url))
 
 
 def test_passwords_and_signatures_are_not_shown(tmp_path: Path, cli: Cli, caplog: pytest.LogCaptureFixture) -> None:
-    done = cli("run", "--shared", "nowhere://me:s3cret@host/x", "--store", tmp_path / "s", "--out", tmp_path / "o")
+    done = cli("run", "--shared", "nowhere://me:s3cret@host/x", "--store", tmp_path / "s", "--results", tmp_path / "o")
     assert done.returncode == 2 and "nowhere://host/x" in done.stderr and "s3cret" not in done.stderr
     for text in ("https://me:s3cret@host/x.tar", "https://host/x.tar?X-Amz-Signature=s3cret"):
-        done = cli("run", "--ood", f"tar:{text}", "--store", tmp_path / "s", "--out", tmp_path / "o")
+        done = cli("run", "--ood", f"tar:{text}", "--store", tmp_path / "s", "--results", tmp_path / "o")
         assert done.returncode == 2 and "leave out password and signature" in done.stderr
         assert "s3cret" not in done.stderr and "https://host/x.tar" in done.stderr
     with pytest.raises(UserError, match=r"github://x cannot be opened: "):
@@ -193,6 +193,7 @@ def test_two_that_fetch_one_file_do_not_mix(tmp_path: Path, monkeypatch: pytest.
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["x.tar"]
 
 
+@pytest.mark.slow
 def test_shards_at_a_url_mean_the_same_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fetched anew on another machine: the same list by digest, and images that are found there."""
     from PIL import Image
@@ -254,9 +255,9 @@ RUN = ("run", "--methods", "msp,react", "--limit", "60", "--tracking-uri", "none
 
 @pytest.mark.slow
 def test_a_second_machine_computes_nothing(bucket: str, cli: Cli, tmp_path: Path) -> None:
-    one = cli(*RUN, "--shared", bucket, "--store", tmp_path / "one", "--out", tmp_path / "a")
+    one = cli(*RUN, "--shared", bucket, "--store", tmp_path / "one", "--results", tmp_path / "a")
     assert one.returncode == 0, one.stderr
-    other = (*RUN, "--store", tmp_path / "other", "--out", tmp_path / "b")
+    other = (*RUN, "--store", tmp_path / "other", "--results", tmp_path / "b")
     plan = cli(*other, "--shared", bucket, "--dry-run")
     assert "0 images to encode" in plan.stdout, plan.stdout + plan.stderr
     done = cli(*other, OODBENCH_SHARED=bucket)
@@ -264,7 +265,7 @@ def test_a_second_machine_computes_nothing(bucket: str, cli: Cli, tmp_path: Path
     assert {row.digest for _, row in rows(tmp_path / "a")} == {row.digest for _, row in rows(tmp_path / "b")}
     kinds = {path.relative_to(tmp_path / "other").parts[0] for path in (tmp_path / "other").rglob("entry.json")}
     assert "scores" in kinds and "embeddings" not in kinds  # only what was needed was fetched
-    gone = cli(*RUN, "--shared", "s3://elsewhere/x", "--store", tmp_path / "c", "--out", tmp_path / "c")
+    gone = cli(*RUN, "--shared", "s3://elsewhere/x", "--store", tmp_path / "c", "--results", tmp_path / "c")
     assert gone.returncode == 2 and "the shared store s3://elsewhere/x" in gone.stderr, gone.stderr
     assert "Traceback" not in gone.stderr
 
@@ -291,12 +292,12 @@ def test_nodes_without_a_common_folder_share_the_bucket(bucket: str, tmp_path: P
         address = cluster.stdout.readline().strip()
         options = ("--shared", bucket, "--ray", address, "--device", "cpu", "--store", tmp_path / "driver")
         done = process(
-            *RUN, *options, "--out", tmp_path / "there", RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0"
+            *RUN, *options, "--results", tmp_path / "there", RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0"
         )
         assert done.returncode == 0, done.stderr
     finally:
         cluster.communicate(timeout=60)
-    here = cli(*RUN, "--store", tmp_path / "here-store", "--out", tmp_path / "here", "--device", "cpu")
+    here = cli(*RUN, "--store", tmp_path / "here-store", "--results", tmp_path / "here", "--device", "cpu")
     assert here.returncode == 0
     found, plain = ({row.label: row.digest for _, row in rows(tmp_path / out)} for out in ("there", "here"))
     assert found == plain and set(found) == {"msp", "react"}
@@ -323,11 +324,11 @@ def test_images_are_read_from_shards_in_a_bucket(bucket: str, tmp_path: Path, cl
     subprocess.run([sys.executable, "-c", put, *map(str, sorted(tmp_path.glob("*.tar")))], check=True, timeout=120)
     command = ("run", "--methods", "mcm", "--id", f"folder:{tmp_path}/id", "--encoder", "glyphs")
     options = ("--tracking-uri", "none", "--store", tmp_path / "s")
-    done = cli(*command, "--ood", "tar:s3://oodbench/data/x-{0..1}.tar", *options, "--out", tmp_path / "a")
+    done = cli(*command, "--ood", "tar:s3://oodbench/data/x-{0..1}.tar", *options, "--results", tmp_path / "a")
     assert done.returncode == 0, done.stderr
-    plain = cli(*command, "--ood", f"folder:{tmp_path}/ood", *options, "--out", tmp_path / "b")
+    plain = cli(*command, "--ood", f"folder:{tmp_path}/ood", *options, "--results", tmp_path / "b")
     assert plain.returncode == 0, plain.stderr
     there, here = (next(row for _, row in rows(tmp_path / out)).ood[0] for out in ("a", "b"))
     assert (there.n, there.auroc, there.fpr95) == (16, here.auroc, here.fpr95)
-    lost = cli(*command, "--ood", "tar:s3://oodbench/data/none.tar", *options, "--out", tmp_path / "c")
-    assert lost.returncode == 2 and "cannot fetch s3://oodbench/data/none.tar: it is not there" in lost.stderr
+    lost = cli(*command, "--ood", "tar:s3://oodbench/data/none.tar", *options, "--results", tmp_path / "c")
+    assert lost.returncode == 2 and "cannot fetch s3://oodbench/data/none.tar: it does not exist" in lost.stderr

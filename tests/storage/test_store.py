@@ -258,7 +258,7 @@ def test_what_only_saves_time_needs_no_store(store: Store, monkeypatch: pytest.M
         raise OSError(errno.EROFS, "Read-only file system", str(self))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    assert store.remember("encoder", {"a": 1}, {"b": 2}) == {"b": 2}
+    assert store.try_write("encoder", {"a": 1}, {"b": 2}) == {"b": 2}
     with pytest.raises(UserError, match="Read-only file system"):
         write(store)
 
@@ -407,9 +407,9 @@ def test_gc_by_age(store: Store) -> None:
 
 def test_forgotten_is_gone(store: Store) -> None:
     entry = write(store)
-    store.forget("embeddings", entry.inputs)
+    store.remove("embeddings", entry.inputs)
     assert find(store) is None
-    store.forget("embeddings", entry.inputs)  # a second time is no error
+    store.remove("embeddings", entry.inputs)  # a second time is no error
 
 
 def test_digests_are_stable() -> None:
@@ -444,7 +444,7 @@ def test_a_store_that_may_only_be_read_serves_what_is_in_it(monkeypatch: pytest.
     from oodbench.cli import main
 
     store = default_root()
-    options = ["run", "--limit", "5", "--out", str(tmp_path / "out"), "--tracking-uri", "none", "--methods"]
+    options = ["run", "--limit", "5", "--results", str(tmp_path / "out"), "--tracking-uri", "none", "--methods"]
     first = CliRunner().invoke(main, [*options, "mcm"])
     assert first.exit_code == 0, first.output
     writable = oodbench.pipeline.request.writable

@@ -168,3 +168,26 @@ def test_an_archive_that_ends_or_breaks_between_members_is_damaged(
     archive.write_bytes(compress(FILE + other + END))
     unpack(archive, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.txt", "b.txt"}
+
+
+def test_a_link_through_a_path_that_is_too_long_to_resolve_is_refused(tmp_path: Path) -> None:
+    """os.path.realpath, which fails at 4,096 bytes, takes the target for one inside; the system finds it outside."""
+    depth, name = 16, "d" * 240
+    short = [chr(ord("a") + i) for i in range(depth)]
+    (tmp_path / "secret").write_text("outside")
+    entries: list[tuple[str, bytes, str]] = []
+    for i, letter in enumerate(short):
+        entries.append(("/".join([name] * i + [letter]), tarfile.SYMTYPE, name))
+    entries.append(("/".join([name] * depth), tarfile.DIRTYPE, ""))
+    deep = "/".join([*short, "l" * 254])
+    entries.append((deep, tarfile.SYMTYPE, "../" * depth))
+    entries.append(("/".join([name] * depth + ["secret"]), tarfile.REGTYPE, ""))
+    entries.append(("escape", tarfile.SYMTYPE, f"{deep}/../secret"))
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        for path, kind, target in entries:
+            one = tarfile.TarInfo(path)
+            one.type, one.linkname = kind, target
+            file.addfile(one)
+    with pytest.raises(UserError, match="link 'escape' leads out of the folder"):
+        unpack(tmp_path / "a.tar", tmp_path / "out")
+    assert not (tmp_path / "out").exists() and (tmp_path / "secret").read_text() == "outside"

@@ -19,7 +19,7 @@ from oodbench.data.catalog import dataset
 from oodbench.errors import UserError
 from oodbench.pipeline.events import Event, log_to
 from oodbench.storage.download import Download, download
-from oodbench.training.captions_tar import check
+from oodbench.training.captions_tar import check_shards
 
 SECRETS = [
     "http://user:hunter2@example.org/x.tar",
@@ -90,7 +90,7 @@ def test_errors_that_cite_a_part_are_censored() -> None:
 @pytest.mark.parametrize("url", [one for one in SECRETS if not one.startswith("s3")])
 def test_sets_and_captions_are_not_named_by_secrets(url: str) -> None:
     """They would stand in rows, tables, MLflow and the headers of weights."""
-    for ask in (lambda: dataset(f"tar:{url}"), lambda: check(url)):
+    for ask in (lambda: dataset(f"tar:{url}"), lambda: check_shards(url)):
         with pytest.raises(UserError, match="leave out password and signature") as error:
             ask()
         assert is_clean(str(error.value))
@@ -133,7 +133,7 @@ def test_logs_and_tracebacks_and_events_say_no_secret(tmp_path: Path, monkeypatc
 def test_a_verbose_error_shows_its_traceback_without_secrets(tmp_path: Path) -> None:
     level = logging.getLogger("oodbench").level
     try:
-        done = CliRunner().invoke(main, ["run", "-v", "--ood", f"tar:{SECRETS[0]}", "--out", str(tmp_path)])
+        done = CliRunner().invoke(main, ["run", "-v", "--ood", f"tar:{SECRETS[0]}", "--results", str(tmp_path)])
     finally:
         logging.getLogger("oodbench").setLevel(level)
     assert done.exit_code == 2 and "Traceback" in done.output and is_clean(done.output)

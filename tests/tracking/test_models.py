@@ -91,8 +91,8 @@ def test_a_detector_in_the_registry(cli: Cli, place: Path, server: str, tmp_path
 @pytest.mark.slow
 def test_weights_in_the_registry_lead_to_their_training(cli: Cli, place: Path, server: str, tmp_path: Path) -> None:
     """Trained for a moment; registered; scores for class names of the caller's, as `--weights FILE` gives them."""
-    flags = ("--encoder", "glyphs", "--captions", "glyphs", "--steps", "2", "--batch", "32")
-    trained = cli("train", "clipn", *flags, "--out", tmp_path / "w.safetensors", "--tracking-uri", server)
+    flags = ("--encoder", "glyphs", "--captions", "glyphs", "--steps", "2", "--batch-size", "32")
+    trained = cli("train", "clipn", *flags, "--output", tmp_path / "w.safetensors", "--tracking-uri", server)
     assert trained.returncode == 0, trained.stderr
     done = cli("register", tmp_path / "w.safetensors", "--name", "clipn", "--tracking-uri", server, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, f"models:/clipn/1 in {server}\n"), done.stderr
@@ -127,6 +127,7 @@ def test_weights_with_class_names_in_the_default_store(cli: Cli, place: Path, tm
     assert "clipn.safetensors" in files and not {name for name in files if name.endswith((".pkl", ".py"))}
 
 
+@pytest.mark.slow
 def test_weights_without_class_names_say_so(place: Path) -> None:
     model = pyfunc._load_pyfunc(str(CLIPN), {"device": "cpu", "encoder": ""})
     frame = pd.DataFrame({"image": images(place)}, index=range(5, 21))
@@ -188,7 +189,7 @@ HOSTILE = "a_b & 50% <script>alert(1)</script>"
 def test_what_a_person_sees(cli: Cli, place: Path, server: str, browser: Any, tmp_path: Path) -> None:
     """Run names, the table, a picture and a registered model, on the pages that MLflow itself serves."""
     flags = ("--methods", "mcm,energy", "--limit", "40", "--allow-partial", "--bootstrap", "0", "--seed", "5")
-    done = cli("run", *flags, "--out", tmp_path / "r", "--tracking-uri", server, cwd=tmp_path)
+    done = cli("run", *flags, "--results", tmp_path / "r", "--tracking-uri", server, cwd=tmp_path)
     assert (done.returncode, "MLflow gets no" in done.stderr) == (0, False), done.stderr
     assert cli("register", place / "detector", "--name", "seen", "--tracking-uri", server).returncode == 0
     store = Store(server)

@@ -40,12 +40,12 @@ from oodbench.tracking.connection import quiet_mlflow
 from oodbench.training import batches
 from oodbench.training.batches import PairBatches
 from oodbench.training.checkpoints import Checkpoints
+from oodbench.training.data import BATCH, TrainingData, embed_captions, prepare_data
 from oodbench.training.loop import Trainer
-from oodbench.training.losses import lines
-from oodbench.training.material import BATCH, TrainingData, add_texts, gather
+from oodbench.training.losses import read_losses
 from oodbench.training.plan import TrainRequest, make_plan
 from oodbench.training.processes import ProcessGroup
-from oodbench.training.schedule import Schedule, groups
+from oodbench.training.schedule import Schedule, parameter_groups
 from oodbench.training.train import TrainOutcome, TrainWatch, train
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -143,7 +143,7 @@ def same(one: Path, other: Path) -> bool:
 
 
 def losses(out: Path) -> list[dict[str, Any]]:
-    return lines(Checkpoints(out).folder / "losses.jsonl")
+    return read_losses(Checkpoints(out).folder / "losses.jsonl")
 
 
 # The loop
@@ -158,8 +158,8 @@ def trainer_of(encoder: OpenClip, request: TrainRequest, **settings: Any) -> Tra
     store = Store(Path(os.environ["OODBENCH_STORE"]))
     load = functools.partial(lambda one: one, encoder)
     recipe, alone = EmbeddingConfig(encoder.card.identity, "fp32", BATCH), ProcessGroup(0, 1, "cpu")
-    material = gather(request, recipe, store, load, alone, lambda what, n: lambda k: None)
-    add_texts(material, WordParts(encoder.card.identity, "fp32", store), load, lambda what, n: lambda k: None)
+    material = prepare_data(request, recipe, store, load, alone, lambda what, n: lambda k: None)
+    embed_captions(material, WordParts(encoder.card.identity, "fp32", store), load, lambda what, n: lambda k: None)
     info = registry.methods(request.plugins)["toy"]
     method: Any = registry.make(info, {**info.defaults(), **settings})
     schedule = Schedule(Optimiser(lr=1e-3, batch=32), len(material), 9, 0)
@@ -224,7 +224,7 @@ def test_the_schedule_and_what_is_decayed() -> None:
     assert all(len(set(epoch)) == 30 and set(epoch) <= set(range(35)) for epoch in epochs)
     assert list(epochs[0]) != list(epochs[1])
     module = torch.nn.ModuleDict({"fc": torch.nn.Linear(2, 2), "ln_1": torch.nn.Linear(2, 2)})
-    decayed, bare = groups(module, Optimiser())
+    decayed, bare = parameter_groups(module, Optimiser())
     assert [len(decayed["params"]), len(bare["params"])] == [1, 3] and bare["weight_decay"] == 0
 
 
@@ -237,21 +237,21 @@ def test_adamw_adds_eps_before_or_after_the_bias_is_corrected(
 
     def begun() -> Trainer:
         made = trainer_of(encoder, ask())
-        feed = dataclasses.replace(made._feed, schedule=Schedule(recipe, 96, 9, 0))
-        return Trainer(made._method, feed, made.world, "fp32")
+        feed = dataclasses.replace(made._batches, schedule=Schedule(recipe, 96, 9, 0))
+        return Trainer(made._method, feed, made.processes, "fp32")
 
     trainer = begun()
-    state = Checkpoints(tmp_path / "adamw.safetensors")
-    state.begin({})
+    checkpoints = Checkpoints(tmp_path / "adamw.safetensors")
+    checkpoints.write_identity({})
     rng = np.random.default_rng(0)
     expected = [one.detach().double().numpy().copy() for one in trainer.parameters]
     first = [np.zeros(one.shape) for one in trainer.parameters]
     second = [np.zeros(one.shape) for one in trainer.parameters]
     for t in range(1, 7):
         if t == 4:
-            state.save(trainer, 3)
+            checkpoints.save(trainer, 3)
             trainer = begun()
-            state.take_up(trainer, 3)
+            checkpoints.restore(trainer, 3)
         for i, one in enumerate(trainer.parameters):
             one.grad = torch.from_numpy(rng.normal(scale=3e-6, size=one.shape).astype(np.float32))
             gradient = one.grad.double().numpy()
@@ -292,6 +292,7 @@ def test_it_learns_and_the_file_tells_how(ask: Callable[..., TrainRequest], plug
     assert file.recipe == recipe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "amp-fp16"])
 def test_mixed_precision(ask: Callable[..., TrainRequest], precision: str) -> None:
     outcome = train(ask(precision=precision, chunk=4))
@@ -303,6 +304,7 @@ def test_mixed_precision(ask: Callable[..., TrainRequest], precision: str) -> No
 # Stopping and going on
 
 
+@pytest.mark.slow
 def test_a_training_in_two_pieces_is_one(ask: Callable[..., TrainRequest], tmp_path: Path) -> None:
     options: dict[str, Any] = {"settings": ("toy.dropout=0.3",), "chunk": 5}
     whole = train(ask(**options, out=tmp_path / "whole.safetensors"))
@@ -319,6 +321,7 @@ def test_a_training_in_two_pieces_is_one(ask: Callable[..., TrainRequest], tmp_p
     assert train(ask(**options)).made == 0 and same(whole.out, second.out)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     ask: Callable[..., TrainRequest], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -332,6 +335,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert same(whole.out, resumed.out)
 
 
+@pytest.mark.slow
 def test_another_training_in_the_same_place_is_refused(ask: Callable[..., TrainRequest], table: Path) -> None:
     train(ask(max_steps=2))
     with pytest.raises(UserError, match=r"another training: optimiser.lr was 0.001, now it is 0.5\n.*--restart"):
@@ -342,7 +346,7 @@ def test_another_training_in_the_same_place_is_refused(ask: Callable[..., TrainR
 
 
 def test_nan_stops_and_leaves_the_last_good_checkpoint(ask: Callable[..., TrainRequest], tmp_path: Path) -> None:
-    with pytest.raises(Diverged, match=r"the loss of step 6 is no number \(own nan"):
+    with pytest.raises(Diverged, match=r"the loss of step 6 is not finite \(own nan"):
         train(ask(settings=("toy.explode=5",), checkpoint_every=2))
     state = Checkpoints(tmp_path / "toy.safetensors")
     assert state.steps() == [2, 4] and not (tmp_path / "toy.safetensors").exists()
@@ -371,12 +375,12 @@ def test_every_problem_of_a_request_is_told_at_once(tmp_path: Path) -> None:
     [
         ({"method": "mcm"}, "mcm has nothing to train; methods that are trained: .*clipn"),
         ({"method": "all"}, "name one method"),
-        ({"batch": 97}, "has 96 pairs, fewer than one batch of 97; .*--batch 48"),
-        ({"captions": "words.txt"}, "write glyphs, a file .csv"),
-        ({"captions": "http://x/{0..1}.tar", "augment": True}, "not done over a network"),
-        ({"captions": "none-{0..2}.tar"}, "3 of 3 shards are not there, none-0.tar first"),
-        ({"data": Path("/nowhere")}, "--data /nowhere is no folder"),
-        ({"warmup": 18}, "leaves none of 18 steps"),
+        ({"batch": 97}, "has 96 pairs, fewer than one batch of 97; .*--batch-size 48"),
+        ({"captions": "words.txt"}, "give glyphs, a .csv file"),
+        ({"captions": "http://x/{0..1}.tar", "augment": True}, "not supported over a network"),
+        ({"captions": "none-{0..2}.tar"}, "3 of 3 shards do not exist, none-0.tar first"),
+        ({"data": Path("/nowhere")}, "--data /nowhere is not a folder"),
+        ({"warmup": 18}, "--warmup 18 must be less than the 18 steps"),
     ],
 )
 def test_bad_requests(ask: Callable[..., TrainRequest], options: dict[str, Any], words: str) -> None:
@@ -397,6 +401,7 @@ def broken_table(table: Path, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_broken_rows_are_named_and_counted(ask: Callable[..., TrainRequest], table: Path, tmp_path: Path) -> None:
     path = broken_table(table, tmp_path)
     with pytest.raises(UserError) as error:
@@ -450,6 +455,7 @@ def samples_of(table: Path, step: int = 2) -> list[tuple[str, bytes, str | None]
     return [(f"{i:05d}", (table.parent / row["filepath"]).read_bytes(), row["caption"]) for i, row in enumerate(rows)]
 
 
+@pytest.mark.slow
 def test_tar_shards_give_the_weights_of_the_csv(ask: Callable[..., TrainRequest], table: Path, tmp_path: Path) -> None:
     samples = samples_of(table)
     rows = [[row["number"], row["filepath"], row["caption"]] for row in rows_of(table)]
@@ -467,6 +473,7 @@ def test_tar_shards_give_the_weights_of_the_csv(ask: Callable[..., TrainRequest]
         torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_broken_shards_are_named_and_counted(ask: Callable[..., TrainRequest], table: Path, tmp_path: Path) -> None:
     samples = samples_of(table)
     lone = ("lone", samples[0][1], None)
@@ -509,6 +516,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_shards_behind_urls_are_fetched_once_and_not_kept(
     ask: Callable[..., TrainRequest],
     table: Path,
@@ -542,7 +550,7 @@ def test_crops_are_those_of_torchvision_in_area_and_shape() -> None:
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
     picture = torch.zeros(3, 100, 120)
-    ours = [batches.box(120, 100, rng) for _ in range(2000)]
+    ours = [batches.random_crop_box(120, 100, rng) for _ in range(2000)]
     theirs = [RandomResizedCrop.get_params(picture, [0.9, 1.0], [3 / 4, 4 / 3]) for _ in range(2000)]
     assert all(one.left + one.width <= 120 and one.top + one.height <= 100 for one in ours)
     for a, b in (
@@ -552,15 +560,16 @@ def test_crops_are_those_of_torchvision_in_area_and_shape() -> None:
         ([one.height for one in ours], [one[2] for one in theirs]),
     ):
         assert np.mean(a) == pytest.approx(np.mean(b), abs=0.3) and np.std(a) == pytest.approx(np.std(b), abs=0.3)
-    wide = batches.box(200, 100, rng)  # no box of that shape and area fits: the middle
+    wide = batches.random_crop_box(200, 100, rng)  # no box of that shape and area fits: the middle
     assert [wide.top, wide.left, wide.height, wide.width] == list(
         RandomResizedCrop.get_params(torch.zeros(3, 100, 200), [0.9, 1.0], [3 / 4, 4 / 3])
     )
     grey = Image.fromarray(np.arange(4096, dtype=np.uint8).reshape(64, 64))
     for image in (grey, grey.convert("P"), grey.convert("RGBA")):
-        assert batches.crop(image, (32, 32), np.random.default_rng(1)).shape == (3, 32, 32)
+        assert batches.random_crop(image, (32, 32), np.random.default_rng(1)).shape == (3, 32, 32)
 
 
+@pytest.mark.slow
 def test_augmented_training_resumes_exactly(ask: Callable[..., TrainRequest], tmp_path: Path) -> None:
     options: dict[str, Any] = {"augment": True, "chunk": 8, "workers": 2}
     whole = train(ask(**options, out=tmp_path / "whole.safetensors"))
@@ -585,7 +594,7 @@ def test_augmented_training_names_broken_images(ask: Callable[..., TrainRequest]
 def start(folder: Path, table: Path, plugin: Path, *more: str, launcher: Sequence[str] = ()) -> subprocess.Popen[str]:
     command = [
         *launcher, OODBENCH, "train", "toy", "--plugin", str(plugin), "--captions", str(table), "--device", "cpu",
-        "--out", str(folder / "toy.safetensors"), "--tracking-uri", "none", *more,
+        "--output", str(folder / "toy.safetensors"), "--tracking-uri", "none", *more,
     ]  # fmt: skip
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -680,7 +689,7 @@ def curve(database: Path, name: str) -> tuple[str, list[int]]:
 def test_a_file_is_used_by_run_and_nan_exits_with_1(cli: Cli, table: Path, plugin: Path, tmp_path: Path) -> None:
     out = tmp_path / "w/toy.safetensors"
     common = ("train", "toy", "--plugin", plugin, "--captions", table)
-    done = cli(*common, "--out", out, cwd=tmp_path)
+    done = cli(*common, "--output", out, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     start_of = "oodbench run --methods toy --weights toy=w/toy.safetensors --encoder glyphs"
     assert done.stdout == f"{start_of} --plugin {plugin}\n"
@@ -689,9 +698,9 @@ def test_a_file_is_used_by_run_and_nan_exits_with_1(cli: Cli, table: Path, plugi
     assert ran.returncode == 0, ran.stderr
     status, steps = curve(tmp_path / "w/mlflow.db", "loss/own")
     assert status == "FINISHED" and steps == list(range(1, 19))
-    bad = cli(*common, "--out", tmp_path / "nan.safetensors", "--set", "toy.explode=3", "--tracking-uri", "none")
+    bad = cli(*common, "--output", tmp_path / "nan.safetensors", "--set", "toy.explode=3", "--tracking-uri", "none")
     assert bad.returncode == 1
-    assert "error: the loss of step 4 is no number" in bad.stderr and "Traceback" not in bad.stderr
+    assert "error: the loss of step 4 is not finite" in bad.stderr and "Traceback" not in bad.stderr
 
 
 @pytest.mark.slow
@@ -702,7 +711,7 @@ def test_a_training_without_tracking_needs_neither_mlflow_nor_ray(table: Path, p
         "print(sorted({'mlflow', 'ray', 'pandas'} & set(sys.modules)))"
     )
     words = ["train", "toy", "--plugin", plugin, "--captions", table, "--max-steps", "1", "--tracking-uri", "none"]
-    command = [sys.executable, "-c", code, *map(str, words), "--out", str(tmp_path / "x.safetensors")]
+    command = [sys.executable, "-c", code, *map(str, words), "--output", str(tmp_path / "x.safetensors")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
@@ -765,7 +774,7 @@ def test_processes_share_the_shards_and_stop_together(
 def test_a_dead_server_costs_nothing_and_gets_the_curves_later(
     cli: Cli, table: Path, plugin: Path, tmp_path: Path
 ) -> None:
-    common = ("train", "toy", "--plugin", plugin, "--captions", table, "--out", tmp_path / "toy.safetensors")
+    common = ("train", "toy", "--plugin", plugin, "--captions", table, "--output", tmp_path / "toy.safetensors")
     began = time.monotonic()
     done = cli(*common, "--tracking-uri", "http://127.0.0.1:9", "--max-steps", "6")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Trains the encoder of the glyph world from a seed: python -m tools.glyphs.train --out FILE."""
+"""Trains the encoder of the glyph world from a seed: python -m tools.glyphs.train --output FILE."""
 
 from __future__ import annotations
 
@@ -110,9 +110,9 @@ Ids = npt.NDArray[np.int64]
 def parse() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="weight file to write")
+    parser.add_argument("--output", dest="out", type=Path, required=True, help="weight file to write")
     parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--batch-size", dest="batch", type=int, default=256)
     parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=500, help="steps between checkpoints")

@@ -134,7 +134,7 @@ def inspect(listing: ImageSet, store: Store, workers: int = 0, done: Done = lamb
         looks[bounds[0]] = [one for one, _ in found]
         if all(lasting for _, lasting in found):
             facts = {"looks": [one.row() for one in looks[bounds[0]]]}
-            store.remember("looks", _inputs(listing, bounds), facts)
+            store.try_write("looks", _inputs(listing, bounds), facts)
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="look")
     try:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from oodbench.data import prompts
 from oodbench.data.checks import duplicates
@@ -18,6 +17,7 @@ from oodbench.data.checks.inspection import Look
 from oodbench.data.checks.single import plainly
 from oodbench.data.imageset import ImageSet
 from oodbench.errors import UserError
+from oodbench.metrics.detection import evaluate, score_set
 
 _PLACES = ("/usr/share/wordnet", "~/nltk_data/corpora/wordnet")  # Debian's wordnet-base, NLTK
 _NUMBERED = re.compile(r"n(\d{8})")  # a class folder named by its synset, as ImageNet's are
@@ -127,7 +127,7 @@ def shortcuts(id_set: ImageSide, ood: ImageSide) -> Iterator[Finding]:
     best = (0.0, "", 0.0, 0.0)
     for what, feature in _FEATURES.items():
         a, b = (np.array([feature(one) for one in looks]) for looks in (ours, theirs))
-        area = auroc(a, b)
+        area = evaluate(score_set(a, f"{what} of {pair[0]}"), score_set(b, f"{what} of {pair[1]}")).auroc
         best = max(best, (max(area, 1 - area), what, float(np.median(a)), float(np.median(b))))
     area, what, middle, other = best
     if area >= _TOLD_APART:
@@ -140,13 +140,6 @@ def shortcuts(id_set: ImageSide, ood: ImageSide) -> Iterator[Finding]:
     if abs(grey - grey_other) >= _MORE_GREY:
         message = f"{grey:.1%} of ID and {grey_other:.1%} of OOD images have no colour: colour alone tells some apart"
         yield Finding("warning", "grey", pair, message)
-
-
-def auroc(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> float:
-    """The probability that a value of the first is greater than one of the second, ties counting half."""
-    ordered = np.sort(second)
-    below = np.searchsorted(ordered, first, "left") + np.searchsorted(ordered, first, "right")
-    return float(below.mean() / (2 * len(second)))
 
 
 def class_names(listing: ImageSet) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a check looks at: the sets that were named, ID and OOD sets to compare, calibration lists."""
+"""Which sets `oodbench datasets check` inspects: the named sets, pairs of ID and OOD sets, calibration sets."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from oodbench.data import catalog as catalogue
-from oodbench.data.catalog import Benchmark, Dataset
-from oodbench.errors import UserError, raise_all
+from oodbench.data.catalog import Dataset, Protocol
+from oodbench.errors import ProblemList, raise_all
 
 
 @dataclass
 class Scope:
     """Sets by name with their role ("ID", "OOD" or ""), pairs (ID, OOD), and calibration sets by ID set.
 
-    required  sets that must be there: all that were named, by themselves or through a benchmark
+    required  a missing set is an error: all were named, by themselves or through a benchmark
     """
 
     sets: dict[str, Dataset] = field(default_factory=dict)
@@ -24,77 +24,69 @@ class Scope:
     required: bool = True
 
     def add(self, dataset: Dataset, role: str) -> None:
+        """Add a set, with its training split as calibration set."""
         self.sets.setdefault(dataset.name, dataset)
         self.roles[dataset.name] = self.roles.get(dataset.name) or role
         if dataset.train and dataset.name not in self.calibrations:
             self.calibrations[dataset.name] = catalogue.dataset(dataset.train)
 
-    def hold(self, id_set: Dataset, ood: Dataset) -> None:
-        """Compare an ID set with an OOD set."""
+    def add_pair(self, id_set: Dataset, ood: Dataset) -> None:
+        """Add an ID set and an OOD set that are to be compared."""
         self.add(id_set, "ID")
         self.add(ood, "OOD")
         if id_set.name != ood.name and (id_set.name, ood.name) not in self.pairs:
             self.pairs.append((id_set.name, ood.name))
 
+    def add_protocol(self, protocol: Protocol) -> None:
+        """Add the sets of a benchmark, with its calibration set."""
+        if protocol.benchmark.calibration:
+            self.calibrations[protocol.id.name] = catalogue.dataset(protocol.benchmark.calibration)
+        self.add(protocol.id, "ID")
+        for ood, _ in protocol.ood:
+            self.add_pair(protocol.id, ood)
+
 
 def scope(names: Sequence[str], id_name: str = "") -> Scope:
-    """The scope of a request; every name that does not exist is told at once, as a UserError.
+    """Return the scope of a request. Raises UserError with every name that does not exist.
 
-    Names are datasets, `folder:PATH` or benchmarks. With `id_name` all of them are OOD sets of it. Without names it is
-    everything of the catalogue that is found below the data folder.
+    Names are datasets, `folder:PATH` or benchmarks. With `id_name` all of them are OOD sets of it. Without names, the
+    scope is everything of the catalogue that is found below the data folder.
     """
     if not names and not id_name:
         return _everything()
-    problems: list[str] = []
-    found = Scope()
-    id_set = _or(problems, id_name) if id_name else None
+    problems = ProblemList()
+    result = Scope()
+    id_set = problems.attempt(catalogue.dataset, id_name) if id_name else None
     if id_set:
-        found.add(id_set, "ID")
+        result.add(id_set, "ID")
     for name in names:
-        protocol = catalogue.benchmarks().get(name)
-        if protocol and id_name:
-            for other, _ in protocol.sets():
-                if id_set:
-                    found.hold(id_set, catalogue.dataset(other))
-        elif protocol:
-            _add(found, protocol)
-        elif one := _or(problems, name):
+        if name in catalogue.benchmarks():
+            protocol = catalogue.protocol(name)
+            if not id_name:
+                result.add_protocol(protocol)
+            elif id_set:
+                for ood, _ in protocol.ood:
+                    result.add_pair(id_set, ood)
+        elif dataset := problems.attempt(catalogue.dataset, name):
             if id_set:
-                found.hold(id_set, one)
+                result.add_pair(id_set, dataset)
             else:
-                found.add(one, "")
-    raise_all(problems)
-    return found
+                result.add(dataset, "")
+    raise_all(problems.problems)
+    return result
 
 
 def _everything() -> Scope:
-    """All sets that may lie below the data folder, held against each other as the benchmarks do."""
-    there = {
+    """Return all sets that may exist below the data folder, paired as in the benchmarks."""
+    local = {
         d.name: d for d in catalogue.datasets().values() if d.loader not in ("glyphs", "hf") and "://" not in d.path
     }
-    found = Scope(required=False)
-    for protocol in catalogue.benchmarks().values():
-        if protocol.id in there:
-            for name, _ in protocol.sets():
-                if name in there:
-                    found.hold(there[protocol.id], there[name])
-    for one in there.values():
-        found.add(one, "")
-    return found
-
-
-def _add(found: Scope, protocol: Benchmark) -> None:
-    id_set = catalogue.dataset(protocol.id)
-    if protocol.calibration:
-        found.calibrations[id_set.name] = catalogue.dataset(protocol.calibration)
-    found.add(id_set, "ID")
-    for name, _ in protocol.sets():
-        found.hold(id_set, catalogue.dataset(name))
-
-
-def _or(problems: list[str], name: str) -> Dataset | None:
-    try:
-        return catalogue.dataset(name)
-    except UserError as error:
-        problems += error.problems
-        return None
+    result = Scope(required=False)
+    for benchmark in catalogue.benchmarks().values():
+        if benchmark.id in local:
+            for name, _ in benchmark.sets():
+                if name in local:
+                    result.add_pair(local[benchmark.id], local[name])
+    for dataset in local.values():
+        result.add(dataset, "")
+    return result

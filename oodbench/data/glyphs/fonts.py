@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import struct
 import threading
 from functools import lru_cache
 from pathlib import Path
@@ -42,19 +41,14 @@ def path(face: str) -> Path:
 
 @lru_cache(maxsize=len(FACES))
 def coverage(face: str) -> frozenset[int]:
-    """Code points for which the face has a glyph of its own, from the character map of its file."""
-    data = path(face).read_bytes()
-    (count,) = struct.unpack_from(">H", data, 4)
-    tables = {data[12 + 16 * k : 16 + 16 * k]: struct.unpack_from(">I", data, 20 + 16 * k)[0] for k in range(count)}
-    start = tables[b"cmap"]
-    (count,) = struct.unpack_from(">H", data, start + 2)
-    for k in range(count):
-        table = start + struct.unpack_from(">I", data, start + 8 + 8 * k)[0]
-        if struct.unpack_from(">H", data, table)[0] == 12:  # segmented coverage of all of Unicode
-            (segments,) = struct.unpack_from(">I", data, table + 12)
-            spans = struct.iter_unpack(">III", data[table + 16 : table + 16 + 12 * segments])
-            return frozenset(code for first, last, _ in spans for code in range(first, last + 1))
-    raise ValueError(f"{path(face)} has no full Unicode character map")
+    """Return the code points for which the face has a glyph of its own, from the character map of its file."""
+    from fontTools.ttLib import TTFont
+
+    with TTFont(path(face), lazy=True) as font:
+        codes = font.getBestCmap()
+    if codes is None:
+        raise ValueError(f"{path(face)} has no Unicode character map")
+    return frozenset(codes)
 
 
 @lru_cache(maxsize=4096)

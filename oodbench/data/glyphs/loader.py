@@ -54,7 +54,7 @@ def load(dataset: Dataset, store: Store) -> ImageSet:
             "prints": [hashlib.sha256(render.image(split, i).tobytes()).hexdigest() for i in range(n)],
             "labels": [world.label(split, i) for i in range(n)],
         }
-        store.remember("glyphs", inputs, facts)
+        store.try_write("glyphs", inputs, facts)
     labels = np.array(facts["labels"])
     folders = tuple(world.CLASSES) if labels.max() >= 0 else ()
     names, prints = tuple(facts["names"]), tuple(facts["prints"])

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from oodbench.data.catalog import Dataset
 from oodbench.data.imageset import ImageSet, class_keys, empty_error, missing_error, unlabelled_error
 from oodbench.errors import UserError
-from oodbench.storage.fingerprints import ReadImage, fingerprint, inside
+from oodbench.storage.fingerprints import ReadImage, file_fingerprint, member_fingerprint
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,7 +31,9 @@ class Pixels:
     def read(self, name: str) -> ReadImage:
         """The image at an index: greyscale, RGB or RGBA; its sha256 is that of shape and pixels."""
         pixels = np.array(self.array[int(name)], order="C")
-        now = inside(fingerprint(self.path), *filter(None, (self.key,)), int(name))  # after the pixels are read
+        now = member_fingerprint(
+            file_fingerprint(self.path), *filter(None, (self.key,)), int(name)
+        )  # after the pixels are read
 
         def image() -> Image:
             from PIL import Image
@@ -62,7 +64,7 @@ def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
     if not path.is_file():
         raise missing_error(dataset, path)
     try:
-        whole = fingerprint(path)  # before it is opened
+        whole = file_fingerprint(path)  # before it is opened
         key, images, labels = _arrays(dataset, path)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"dataset '{dataset.name}': {path} cannot be read: {error}") from error
@@ -79,7 +81,7 @@ def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
     if labelled and (known < 0).any():
         raise unlabelled_error(dataset, path, f"image {int((known < 0).argmax())}")
     place = (key,) if key else ()  # arrays of one file number their images alike
-    prints = tuple(inside(whole, *place, i) for i in range(n))
+    prints = tuple(member_fingerprint(whole, *place, i) for i in range(n))
     keys = class_keys(dataset, known, path) if labelled else ()
     return ImageSet(dataset, path, names, prints, known, keys, source=Pixels(images, path, key))
 

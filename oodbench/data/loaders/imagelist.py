@@ -18,7 +18,7 @@ from oodbench.data.imageset import ImageSet, class_keys, missing_error, unlabell
 from oodbench.data.loaders.layout import Remark, is_image, twice
 from oodbench.data.prompts import lines
 from oodbench.errors import Missing, UserError
-from oodbench.storage.fingerprints import fingerprint
+from oodbench.storage.fingerprints import file_fingerprint
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
     prints: list[str | None] = []
     for name in wanted.names:
         try:
-            prints.append(fingerprint(folder / name))
+            prints.append(file_fingerprint(folder / name))
         except (FileNotFoundError, NotADirectoryError):
             prints.append(None)
         except OSError as error:

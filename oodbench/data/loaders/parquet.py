@@ -20,7 +20,7 @@ from oodbench.data.catalog import Dataset
 from oodbench.data.imageset import ImageSet, class_keys, empty_error, missing_error, unlabelled_error
 from oodbench.data.loaders.layout import Remark, is_hidden, some
 from oodbench.errors import Unlabelled, UserError
-from oodbench.storage.fingerprints import ReadImage, encoded, fingerprint, inside, joined, lasting
+from oodbench.storage.fingerprints import ReadImage, file_fingerprint, join_parts, member_fingerprint, portable_part
 from oodbench.storage.store import digest
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def on_disk(dataset: Dataset, place: Path) -> ParquetTable:
     schemas: list[Any] = []
     first = None
     for path in files:
-        now = fingerprint(path)  # before it is opened
+        now = file_fingerprint(path)  # before it is opened
         if path.suffix == ".arrow":  # mapped into memory, not read
             whole = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
             schema = whole.schema
@@ -197,7 +197,7 @@ def on_hub(dataset: Dataset) -> ParquetTable:
 
 def cached_print(known: str, files: Sequence[Path]) -> str:
     """The print of a dataset of the hub: its fingerprint, and the files of the cache that hold it."""
-    return joined(known, digest([fingerprint(path) for path in files]))
+    return join_parts(known, digest([file_fingerprint(path) for path in files]))
 
 
 _IMAGES = ("image", "img", "jpg", "png", "images", "pixels", "bytes")
@@ -248,7 +248,7 @@ class ParquetColumn:
         cell = self.stored(name)
         now = self._print(int(name))  # after the cell is read
         if isinstance(cell, bytes):
-            return encoded(now, cell)
+            return ReadImage.from_bytes(now, cell)
 
         def image() -> Image:
             from PIL import Image
@@ -258,7 +258,7 @@ class ParquetColumn:
         return ReadImage(now, image, lambda: hashlib.sha256(cell.tobytes()).hexdigest())
 
     def _print(self, index: int) -> str:
-        return inside(fingerprint(self.files[self._group(index)]), index)
+        return member_fingerprint(file_fingerprint(self.files[self._group(index)]), index)
 
     def _group(self, index: int) -> int:
         ends = list(accumulate(rows for rows, _ in self.groups))
@@ -283,10 +283,10 @@ class Cached(ParquetColumn):
 
     def tree_fingerprint(self) -> str:
         """The print of all its files."""
-        return cached_print(lasting(self.listed_fingerprint), self.files)
+        return cached_print(portable_part(self.listed_fingerprint), self.files)
 
     def _print(self, index: int) -> str:
-        return inside(self.listed_fingerprint, index)
+        return member_fingerprint(self.listed_fingerprint, index)
 
 
 def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
@@ -318,7 +318,7 @@ def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
     width = len(str(n - 1))
     names = tuple(str(i).zfill(width) for i in range(n))
     files = np.repeat(np.arange(len(table.groups)), [rows for rows, _ in table.groups]).tolist()
-    prints = tuple(inside(table.prints[file], i) for i, file in enumerate(files))
+    prints = tuple(member_fingerprint(table.prints[file], i) for i, file in enumerate(files))
     known = labels if labels is not None else np.full(n, -1)
     if labelled and (known < 0).any():
         raise unlabelled_error(dataset, table.place, f"row {int((known < 0).argmax())}")

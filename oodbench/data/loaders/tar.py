@@ -22,8 +22,8 @@ from oodbench.data.loaders.tar_links import files
 from oodbench.errors import Missing, UserError, is_url
 from oodbench.storage.files import expand as expand_home
 from oodbench.storage.files import open_regular
-from oodbench.storage.fingerprints import ReadImage, encoded, fingerprint, inside, stat_fingerprint
-from oodbench.storage.remote import fetched, print_of_copy
+from oodbench.storage.fingerprints import ReadImage, file_fingerprint, member_fingerprint, stat_fingerprint
+from oodbench.storage.remote import copy_digest, fetch_cached
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _BLOCK = 512  # bytes
@@ -80,14 +80,14 @@ def contents(path: Path) -> Contents:
     member that is a link out of the archive.
     """
     found: list[Member] = []
-    inside: list[tarfile.TarInfo] = []
+    headers: list[tarfile.TarInfo] = []
     try:
         with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             size = os.fstat(file.fileno()).st_size
             for one in archive:
                 if one.issparse():
                     raise UserError(f"{path}: member {one.name} is sparse; make the archive anew without --sparse")
-                inside.append(one)
+                headers.append(one)
                 found += [Member(one.name, one.offset_data, one.size)] if one.isreg() else []
             end = archive.offset
         _check_end(path, end, size, found)
@@ -96,13 +96,13 @@ def contents(path: Path) -> Contents:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     try:
-        followed = list(files(inside))
+        followed = list(files(headers))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return Contents(
         tuple(Member(name, one.offset_data, one.size) for name, one in followed if one.isreg()),
         tuple(name for name, one in followed if not (one.isreg() or one.isdir())),
-        tuple(one.name for one in inside if one.isdir()),
+        tuple(one.name for one in headers if one.isdir()),
     )
 
 
@@ -192,7 +192,7 @@ class Archives:
         path, member = self.where[name]
         raw, now = read_member(path, member)
         here, known = self.copies.get(path, ("", ""))
-        return encoded(inside(known if now == here else now, member.offset, member.size), raw)
+        return ReadImage.from_bytes(member_fingerprint(known if now == here else now, member.offset, member.size), raw)
 
     def content(self, name: str) -> str:
         """sha256 of a member."""
@@ -219,9 +219,9 @@ def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
     for path in paths:
         if not path.is_file():
             raise missing_error(dataset, path)
-        whole = fingerprint(path)
+        whole = file_fingerprint(path)
         if is_url(pattern):
-            copies[path] = (whole, print_of_copy(path))
+            copies[path] = (whole, copy_digest(path))
             whole = copies[path][1]
         _read(dataset, index, path, whole, "" if len(paths) == 1 else f"{_beneath(path, home)}/")
     if not index.images:
@@ -280,7 +280,7 @@ def _read(dataset: Dataset, index: _Index, path: Path, whole: str, prefix: str) 
             name = prefix + inner
             if name in index.images:
                 raise UserError(f"dataset '{dataset.name}': {path} holds two members named {member.name}")
-            now = inside(whole, member.offset, member.size)
+            now = member_fingerprint(whole, member.offset, member.size)
             index.images[name] = _Image(path, member, now, inner, prefix + stem, ending)
         else:
             index.others.append(inner)
@@ -337,7 +337,7 @@ def _pattern(dataset: Dataset, data: Path) -> str:
 
 def _local(dataset: Dataset, path: str) -> Path:
     """The file itself; that of a URL is fetched once."""
-    return fetched(path, dataset.name) if is_url(path) else Path(path)
+    return fetch_cached(path, dataset.name) if is_url(path) else Path(path)
 
 
 def _beneath(path: Path, home: Path) -> str:

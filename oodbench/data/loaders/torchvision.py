@@ -14,7 +14,7 @@ import numpy as np
 from oodbench.data.catalog import Dataset
 from oodbench.data.imageset import ImageSet, class_keys, missing_error, unlabelled_error
 from oodbench.errors import Missing, UserError, did_you_mean
-from oodbench.storage.fingerprints import ReadImage, fingerprint, inside, joined, lasting, pixels
+from oodbench.storage.fingerprints import ReadImage, file_fingerprint, join_parts, member_fingerprint, portable_part
 from oodbench.storage.store import digest
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Torchvision:
 
         image = self.images[int(name)][0]
         assert isinstance(image, Image)
-        return pixels(inside(self.listed_fingerprint, int(name)), image)
+        return ReadImage.from_image(member_fingerprint(self.listed_fingerprint, int(name)), image)
 
     def content(self, name: str) -> str:
         """sha256 of mode, size and pixels."""
@@ -67,7 +67,7 @@ def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
         raise unlabelled_error(dataset, root, f"image {int((labels < 0).argmax())}")
     classes = tuple(str(one) for one in getattr(images, "classes", ())) if labelled else ()
     keys = class_keys(dataset, labels, root, classes) if labelled else ()
-    prints = tuple(inside(whole, i) for i in range(n))
+    prints = tuple(member_fingerprint(whole, i) for i in range(n))
     source = Torchvision(images, dataset, root, whole)
     return ImageSet(dataset, root, names, prints, labels, classes or keys, source=source, named=classes)
 
@@ -137,6 +137,6 @@ def _tree(dataset: Dataset, root: Path) -> str:
     found = []
     for folder, _, names in os.walk(root):
         for path in (Path(folder, name) for name in names):
-            found.append(f"{path.relative_to(root).as_posix()}:{fingerprint(path)}")
-    known = digest([dataset.source, dataset.split, sorted(lasting(one) for one in found)])
-    return joined(known, digest(sorted(found)))
+            found.append(f"{path.relative_to(root).as_posix()}:{file_fingerprint(path)}")
+    known = digest([dataset.source, dataset.split, sorted(portable_part(one) for one in found)])
+    return join_parts(known, digest(sorted(found)))

@@ -34,7 +34,7 @@ def pictures(
     sets     OOD sets to show, by name; all when empty
     heading  of the table; by default from its benchmark and encoder
     """
-    from oodbench.report.figures.subject import subject
+    from oodbench.report.figures.figure import subject
 
     for kind in kinds:
         if kind not in KINDS:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from oodbench.metrics import detection as metrics
-from oodbench.report.figures.figure import Picture, stem
+from oodbench.report.figures.figure import Entrant, Picture, Subject, stem
 from oodbench.report.figures.style import (
     GREY,
     ID_COLOUR,
@@ -24,8 +24,7 @@ from oodbench.report.figures.style import (
     sheet,
     width,
 )
-from oodbench.report.figures.subject import Entrant, Subject
-from oodbench.report.image_scores import ImageScores
+from oodbench.report.verify import ImageScores
 from oodbench.results import SetRow
 
 Floats = NDArray[np.float64]

@@ -20,12 +20,11 @@ from oodbench.data.load import LoadOptions, class_names, load_images
 from oodbench.data.loaders.tar import expand as expand_pattern
 from oodbench.errors import UserError, is_url, redact_url
 from oodbench.metrics import detection as metrics
-from oodbench.report.figures.figure import Picture, stem
+from oodbench.report.figures.figure import Entrant, Picture, Subject, stem
 from oodbench.report.figures.style import GREY, SIZE, WRONG, FigureLayout, fitted, house, pages, put, sheet
-from oodbench.report.figures.subject import Entrant, Subject
 from oodbench.results import IdRow, Result, SetRow
 from oodbench.storage.files import expand
-from oodbench.storage.remote import copy_of
+from oodbench.storage.remote import cached_path
 from oodbench.storage.store import Store, default_root
 
 log = logging.getLogger(__name__)
@@ -98,7 +97,7 @@ class MistakeGallery:
 
     def _listed(self, row: Result, of: IdRow | SetRow) -> ImageSet:
         store = Store(expand(default_root()))
-        behind = [url for url in _urls(catalogue.dataset(of.dataset)) if not copy_of(url).is_file()]
+        behind = [url for url in _urls(catalogue.dataset(of.dataset)) if not cached_path(url).is_file()]
         if behind:  # a picture is no reason to fetch gigabytes
             raise UserError(f"{redact_url(behind[0])} was not fetched on this machine")
         found = load_images(

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from oodbench.report.figures.figure import Picture
+from oodbench.report.figures.figure import Entrant, Picture, Subject
 from oodbench.report.figures.style import (
     COLOURS,
     GREY,
@@ -25,7 +25,6 @@ from oodbench.report.figures.style import (
     style,
     width,
 )
-from oodbench.report.figures.subject import Entrant, Subject
 from oodbench.results import Interval, SetRow
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top

@@ -11,9 +11,8 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from oodbench.report.figures.figure import Picture
+from oodbench.report.figures.figure import Entrant, Picture, Subject
 from oodbench.report.figures.style import GREY, SIZE, FigureLayout, fitted, house, put, sheet, width
-from oodbench.report.figures.subject import Entrant, Subject
 
 Floats = NDArray[np.float64]
 log = logging.getLogger(__name__)

@@ -10,9 +10,8 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from oodbench.metrics import detection as metrics
-from oodbench.report.figures.figure import Picture
+from oodbench.report.figures.figure import Entrant, Picture, Subject
 from oodbench.report.figures.style import GREY, SIZE, FigureLayout, fitted, house, marker, pages, put, sheet, style
-from oodbench.report.figures.subject import Entrant, Subject
 from oodbench.results import SetRow
 
 Floats = NDArray[np.float64]

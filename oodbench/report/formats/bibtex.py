@@ -1,119 +1,119 @@
-"""Bibliography: BibTeX of the methods and datasets in tables, from what their declarations cite.
+"""BibTeX entries of the methods, datasets, benchmarks and published numbers in tables.
 
-A citation reads `Wang et al., ICCV 2023, arXiv:2308.12213`; of several, `; ` between them, each may say why it is there
-(`subset by Huang & Li (MOS), CVPR 2021, ...`).
+Built-in names are looked up in `references.bib`, whose entries have full author lists. Any other citation, such as that
+of a user's own method, becomes an entry of what it says. A citation reads `Wang et al., ICCV 2023, arXiv:2308.12213`;
+several are separated by `; `, and each may say why it is cited (`subset by Huang & Li (MOS), CVPR 2021, ...`).
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from oodbench.errors import UserError
 from oodbench.report.formats.latex import escape
+from oodbench.report.tables.published import quotes
 from oodbench.report.tables.table import Table
 
-TITLES = {
-    "1311.3618": "Describing Textures in the Wild",
-    "1409.0575": "ImageNet Large Scale Visual Recognition Challenge",
-    "1506.03365": "LSUN: Construction of a Large-scale Image Dataset using Deep Learning with Humans in the Loop",
-    "1610.02136": "A Baseline for Detecting Misclassified and Out-of-Distribution Examples in Neural Networks",
-    "1706.02690": "Enhancing The Reliability of Out-of-distribution Image Detection in Neural Networks",
-    "1707.06642": "The iNaturalist Species Classification and Detection Dataset",
-    "1902.10811": "Do ImageNet Classifiers Generalize to ImageNet?",
-    "1903.12261": "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations",
-    "1905.13549": "Learning Robust Global Representations by Penalizing Local Predictive Power",
-    "1907.07174": "Natural Adversarial Examples",
-    "1911.11132": "Scaling Out-of-Distribution Detection for Real-World Settings",
-    "2006.16241": "The Many Faces of Robustness: A Critical Analysis of Out-of-Distribution Generalization",
-    "2010.03759": "Energy-based Out-of-distribution Detection",
-    "2105.01879": "MOS: Towards Scaling Out-of-distribution Detection for Large Semantic Space",
-    "2109.02748": "Zero-Shot Out-of-Distribution Detection Based on the Pre-trained Model CLIP",
-    "2110.06207": "Open-Set Recognition: a Good Closed-Set Classifier is All You Need?",
-    "2111.12797": "ReAct: Out-of-distribution Detection With Rectified Activations",
-    "2203.10807": "ViM: Out-Of-Distribution with Virtual-logit Matching",
-    "2211.13445": "Delving into Out-of-Distribution Detection with Vision-Language Representations",
-    "2306.00826": "In or Out? Fixing ImageNet Out-of-Distribution Detection Evaluation",
-    "2306.09301": "OpenOOD v1.5: Enhanced Benchmark for Out-of-Distribution Detection",
-    "2308.12213": "CLIPN for Zero-Shot OOD Detection: Teaching CLIP to Say No",
-    "2403.20078": "Negative Label Guided OOD Detection with Pretrained Vision-Language Models",
-}
-
-
+REFERENCES = Path(__file__).with_name("references.bib")
+OWN = "oodbench"  # cites nothing: made by this project
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 _YEAR = re.compile(r"\b(?:19|20)\d\d\b")
 _PREFIX = re.compile(r"^(?:[\w\s()./-]*? )?by (?=[A-Z])")
-OWN = "oodbench"
+_ENTRY = re.compile(r"^@(\w+)\{([^,\s]+),\n((?:  \w+ = \{.*\},\n)+)\}$", re.MULTILINE)
+_FIELD = re.compile(r"^  (\w+) = \{(.*)\},$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class BibEntry:
-    """What a citation says of one work; "" where it does not."""
+    """One BibTeX entry; the values of its fields are LaTeX."""
 
-    authors: str
-    venue: str
-    year: str
-    arxiv: str
-    title: str
-
-    @property
-    def key(self) -> str:
-        """The same in every table: `wang2023-2308.12213`, `xiao2010-cvpr`."""
-        first = re.sub(r"[^a-z]", "", (re.split(r",| &| et al", self.authors)[0]).lower()) or "anonymous"
-        rest = self.arxiv or re.sub(r"[^a-z0-9]+", "-", (self.venue or self.title).lower())[:16].strip("-")
-        return f"{first}{self.year}-{rest}"
+    kind: str
+    key: str
+    fields: Mapping[str, str]
 
     def bibtex(self) -> str:
-        """One entry; `and others` where the citation says et al., a venue's name as it is cited."""
-        authors = re.sub(r" et al\.?$", " and others", self.authors).replace(" & ", " and ")
-        fields = {
-            "author": escape(authors),
-            "title": f"{{{escape(self.title)}}}" if self.title else "",
-            "booktitle": escape(self.venue),
-            "year": self.year,
-            "eprint": self.arxiv,
-            "archivePrefix": "arXiv" if self.arxiv else "",
-        }
-        lines = [f"  {name} = {{{value}}}," for name, value in fields.items() if value]
-        kind = "inproceedings" if self.venue else "misc"
-        return "\n".join([f"@{kind}{{{self.key},", *lines, "}"]) + "\n"
+        """Return the entry as BibTeX."""
+        lines = (f"  {name} = {{{value}}}," for name, value in self.fields.items())
+        return "\n".join([f"@{self.kind}{{{self.key},", *lines, "}"]) + "\n"
+
+    def latex(self) -> str:
+        r"""Return the text of a `\bibitem`: authors, title, venue and year, arXiv number."""
+        names = [_given_name_first(name) for name in self.fields.get("author", "").split(" and ")]
+        if names[-1] == "others":
+            names[-2:] = [f"{names[-2]} et al"]
+        venue = next((self.fields[name] for name in _VENUES if name in self.fields), "")
+        parts = [", ".join(filter(None, names)), self.fields.get("title", "").strip("{}")]
+        parts += [" ".join(filter(None, (venue, self.fields.get("year", ""))))]
+        parts += [f"arXiv:{self.fields['eprint']}"] if "eprint" in self.fields else []
+        return "".join(f"{part}{'' if part.endswith(('?', '.')) else '.'} " for part in filter(None, parts)).strip()
+
+
+_VENUES = ("booktitle", "journal", "institution", "howpublished")
+
+
+def _given_name_first(name: str) -> str:
+    family, _, given = name.partition(", ")
+    return f"{given} {family}".strip()
+
+
+@functools.cache
+def references() -> dict[str, BibEntry]:
+    """Return the entries of `references.bib` by key."""
+    found = _ENTRY.findall(REFERENCES.read_text(encoding="utf-8"))
+    return {key: BibEntry(kind, key, dict(_FIELD.findall(body))) for kind, key, body in found}
 
 
 def works(citation: str, title: str = "") -> list[BibEntry]:
-    """The works of a citation, none for the project's own; `title` is the first's where the paper's is not known."""
-    out = []
-    for number, part in enumerate(filter(None, (p.strip() for p in citation.split(";")))):
-        if part != OWN:
-            out.append(_work(_PREFIX.sub("", part), "" if number else title))
-    return out
+    """Return the entries of the works that a citation names, none for the project's own.
+
+    A work that is not in `references.bib` gets an entry of what the citation says; `title` is that of the first work.
+    """
+    parts = [part for part in (p.strip() for p in citation.split(";")) if part and part != OWN]
+    return [_known(_parsed(part, "" if number else title)) for number, part in enumerate(parts)]
+
+
+def _known(entry: BibEntry) -> BibEntry:
+    """Return the entry of `references.bib` with the same key or arXiv number, or else this entry."""
+    if entry.key in references():
+        return references()[entry.key]
+    arxiv = entry.fields.get("eprint")
+    return next((known for known in references().values() if arxiv and known.fields.get("eprint") == arxiv), entry)
 
 
 def keys_of_method(name: str) -> tuple[str, ...]:
-    """BibTeX keys of a method; none for one that cites nothing or is not known here."""
-    return tuple(work.key for work in _of_method(name))
+    """Return the BibTeX keys of a method; none if it cites nothing or is not known here."""
+    return tuple(entry.key for entry in _of_method(name))
 
 
 def keys_of_dataset(name: str) -> tuple[str, ...]:
-    """BibTeX keys of a dataset; none for the user's own."""
-    return tuple(work.key for work in _of_dataset(name))
+    """Return the BibTeX keys of a dataset; none for the user's own."""
+    return tuple(entry.key for entry in _of_dataset(name))
+
+
+def keys_of_benchmark(name: str) -> tuple[str, ...]:
+    """Return the BibTeX keys of a benchmark; none if it was named on the command line or cites nothing."""
+    return tuple(entry.key for entry in _of_benchmark(name))
 
 
 def entries(tables: Iterable[Table]) -> list[BibEntry]:
-    """The works of all methods and datasets in tables, once each, sorted by key."""
+    """Return the works of all methods, datasets, benchmarks and published numbers in tables, sorted by key."""
     found: dict[str, BibEntry] = {}
-    for table in tables:
-        for row in (line.result for line in table.lines):
-            if row is not None:
-                datasets = [row.id.dataset, *(s.dataset for s in row.ood)]
-                for several in (_of_method(row.method), *map(_of_dataset, datasets)):
-                    found |= {work.key: work for work in several}
+    for line in (line for table in tables for line in table.lines):
+        cited = [_of_quote(str(line.facts["quote"]))] if "quote" in line.facts else []
+        if line.result is not None:
+            datasets = [line.result.id.dataset, *(ood.dataset for ood in line.result.ood)]
+            cited = [_of_method(line.result.method), _of_benchmark(line.result.benchmark), *map(_of_dataset, datasets)]
+        found |= {entry.key: entry for several in cited for entry in several}
     return [found[key] for key in sorted(found)]
 
 
 def bibtex(tables: Iterable[Table]) -> str:
-    """The entries of all methods and datasets in tables."""
-    return "\n".join(work.bibtex() for work in entries(tables))
+    """Return the entries of all works in tables as one BibTeX file."""
+    return "\n".join(entry.bibtex() for entry in entries(tables))
 
 
 @functools.cache
@@ -126,18 +126,34 @@ def _of_method(name: str) -> tuple[BibEntry, ...]:
 
 @functools.cache
 def _of_dataset(name: str) -> tuple[BibEntry, ...]:
-    from oodbench.data import catalog as catalogue
-    from oodbench.errors import UserError
+    from oodbench.data import catalog
 
     try:
-        found = catalogue.dataset(name)
-    except UserError:  # a declaration that is gone, or another machine's
+        found = catalog.dataset(name)
+    except UserError:  # the declaration is gone, or was on another machine
         return ()
     return tuple(works(found.cite, found.title))
 
 
-def _work(text: str, title: str) -> BibEntry:
-    """Authors, then what lies between them and the year, which is a venue when it ends in it, else a title."""
+@functools.cache
+def _of_benchmark(name: str) -> tuple[BibEntry, ...]:
+    from oodbench.data import catalog
+
+    found = catalog.benchmarks().get(name)
+    return tuple(works(found.cite, found.title)) if found else ()
+
+
+def _of_quote(key: str) -> tuple[BibEntry, ...]:
+    found = quotes().get(key)
+    return tuple(references()[cited] for cited in found.cite) if found else ()
+
+
+def _parsed(text: str, title: str) -> BibEntry:
+    """Return an entry of what one citation says: authors, then a venue that ends in the year, or else a title.
+
+    Its key is the same in every table: `wang2023-2308.12213`, `xiao2010-cvpr`.
+    """
+    text = _PREFIX.sub("", text)
     found = _ARXIV.search(text)
     arxiv = found[1] if found else ""
     parts = [p.strip() for p in _ARXIV.sub("", text).split(",") if p.strip()]
@@ -147,4 +163,16 @@ def _work(text: str, title: str) -> BibEntry:
     year = years[-1] if years else f"20{arxiv[:2]}" if arxiv else ""
     bare = re.sub(r"[,\s]*$", "", rest.replace(years[-1], "", 1) if years and rest.endswith(years[-1]) else rest)
     venue = bare if len(parts) == 2 else ""
-    return BibEntry(authors, venue, year, arxiv, TITLES.get(arxiv) or (bare if bare and not venue else title))
+    title = bare if bare and not venue else title
+    first = re.sub(r"[^a-z]", "", (re.split(r",| &| et al", authors)[0]).lower()) or "anonymous"
+    ending = arxiv or re.sub(r"[^a-z0-9]+", "-", (venue or title).lower())[:16].strip("-")
+    fields = {
+        "author": escape(re.sub(r" et al\.?$", " and others", authors).replace(" & ", " and ")),
+        "title": f"{{{escape(title)}}}" if title else "",
+        "booktitle": escape(venue),
+        "year": year,
+        "eprint": arxiv,
+        "archivePrefix": "arXiv" if arxiv else "",
+    }
+    kind = "inproceedings" if venue else "misc"
+    return BibEntry(kind, f"{first}{year}-{ending}", {name: value for name, value in fields.items() if value})

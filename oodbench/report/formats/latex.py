@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
 from oodbench.errors import printable
-from oodbench.report.tables.caption import ALIKE, BEYOND
-from oodbench.report.tables.table import Cell, Column, Line, Table, panels
+from oodbench.report.tables.table import EXCEEDS, NOT_SIGNIFICANT, Cell, Column, Line, Table, panels
 
 _GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi o pi rho varsigma sigma tau upsilon phi"
@@ -219,8 +218,8 @@ def _remarks(table: Table) -> list[str]:
     cited = ", ".join(f"{escape(title)}{_cite(keys)}" for title, keys in table.cites)
     return [
         *(["Best in \\textbf{bold}, second \\underline{underlined}."] if table.marked else []),
-        *([rf"$^{{\dagger}}$~{ALIKE}"] if table.alike else []),
-        *([rf"$^{{!}}$~{BEYOND}"] if table.beyond else []),
+        *([rf"$^{{\dagger}}$~{NOT_SIGNIFICANT}"] if table.alike else []),
+        *([rf"$^{{!}}$~{EXCEEDS}"] if table.beyond else []),
         *([f"Data: {cited}."] if cited else []),
     ]
 

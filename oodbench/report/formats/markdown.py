@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from itertools import groupby
 
-from oodbench.report.tables.caption import ALIKE, BEYOND
-from oodbench.report.tables.table import Cell, Column, Table
+from oodbench.report.tables.table import EXCEEDS, NOT_SIGNIFICANT, Cell, Column, Table
 
 _ARROWS = {1: " ↑", -1: " ↓", 0: ""}
 _MARKS = {"best": "**{}**", "second": "<u>{}</u>", "beyond": "**{}**!", "": "{}"}
@@ -15,8 +14,8 @@ _MARKS = {"best": "**{}**", "second": "<u>{}</u>", "beyond": "**{}**!", "": "{}"
 def markdown(table: Table) -> str:
     """The caption in a line of its own, the table, then one line for each failed row."""
     remarks = ["Best in **bold**, second <u>underlined</u>."] if table.marked else []
-    remarks += [f"† {ALIKE}"] if table.alike else []
-    remarks += [f"**!** {BEYOND}"] if table.beyond else []
+    remarks += [f"† {NOT_SIGNIFICANT}"] if table.alike else []
+    remarks += [f"**!** {EXCEEDS}"] if table.beyond else []
     heads = [table.first, *(_head(b.title, b.stamp, column) for b in table.blocks for column in b.columns)]
     rows = []
     for section, lines in groupby(table.lines, key=lambda line: line.section):

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from oodbench.report.tables.caption import ALIKE, BEYOND
-from oodbench.report.tables.table import Cell, Column, Table, panels
+from oodbench.report.tables.table import EXCEEDS, NOT_SIGNIFICANT, Cell, Column, Table, panels
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -40,8 +39,8 @@ class TerminalTable:
             yield Text(note, style="red")
         marks = [
             *(["Best in bold, second underlined."] if table.marked else []),
-            *([f"† {ALIKE}"] if table.alike else []),
-            *([f"! {BEYOND}"] if table.beyond else []),
+            *([f"† {NOT_SIGNIFICANT}"] if table.alike else []),
+            *([f"! {EXCEEDS}"] if table.beyond else []),
         ]
         yield Text(" ".join((*table.caption, *marks)), style="dim")
 

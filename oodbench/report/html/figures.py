@@ -89,9 +89,9 @@ class FigureGallery:
 def gallery(tables: Sequence[Table], source: FigureSource, sets: Sequence[str], wanted: bool | None) -> FigureGallery:
     """Pictures of every table with scores per image, of some OOD sets; all when empty."""
     if wanted is False:
-        return FigureGallery(reason="left out, as --no-pictures asks")
+        return FigureGallery(reason="left out, as --no-figures asks")
     if wanted is None and len(tables) > MOST:
-        return FigureGallery(reason=f"left out of a page with more than {MOST} tables; --pictures puts them in")
+        return FigureGallery(reason=f"left out of a page with more than {MOST} tables; --with-figures puts them in")
     if not any(_there(table, source.paths) for table in tables):
         return FigureGallery(reason="there are none, as no row has its scores per image beside it")
     from oodbench.report.figures.write import headings

@@ -14,8 +14,7 @@ from oodbench.errors import printable
 from oodbench.report.html.figures import FigureGallery, FigureSource, gallery
 from oodbench.report.html.record import Records
 from oodbench.report.options import TableOptions
-from oodbench.report.tables.caption import ALIKE, BEYOND
-from oodbench.report.tables.table import Block, Cell, Line, Table
+from oodbench.report.tables.table import EXCEEDS, NOT_SIGNIFICANT, Block, Cell, Line, Table
 from oodbench.results import slug
 
 if TYPE_CHECKING:
@@ -104,8 +103,8 @@ def view(number: int, table: Table, records: Records) -> View:
     """A table for the template; what lies behind its lines is put into the records."""
     model = next((line.result for line in table.lines if line.result), None)
     sets = {s.dataset for line in table.lines if line.result for s in line.result.ood}
-    remarks = [f"† {ALIKE}"] if table.alike else []
-    remarks += [f"! {BEYOND}"] if table.beyond else []
+    remarks = [f"† {NOT_SIGNIFICANT}"] if table.alike else []
+    remarks += [f"! {EXCEEDS}"] if table.beyond else []
     sections = [
         Section(title, tuple(_entry(line, records) for line in lines))
         for title, lines in groupby(table.lines, key=lambda line: line.section)

@@ -197,10 +197,10 @@ class Gathered:
 def from_folder(results: Path) -> Gathered:
     """The rows of a results folder. UserError when it is not there or holds none."""
     if not results.is_dir():
-        raise UserError(f"no results folder {results}; make one with: oodbench run --out {results}")
+        raise UserError(f"no results folder {results}; make one with: oodbench run --results {results}")
     found = list(rows(results))
     if not found:
-        raise UserError(f"{results} holds no rows; make some with: oodbench run --out {results}")
+        raise UserError(f"{results} holds no rows; make some with: oodbench run --results {results}")
     return Gathered(ordered([row for _, row in found]), {row.digest: path for path, row in found})
 
 

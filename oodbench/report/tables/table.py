@@ -188,3 +188,10 @@ def transposed(table: Table) -> Table:
             cells = tuple((line.cells[b][c],) for line in table.lines)
             lines.append(Line(f"{column.title}{ARROWS[column.better]}", cells, None, section))
     return replace(table, blocks=blocks, lines=tuple(lines), first="")
+
+
+NOT_SIGNIFICANT = (
+    "not significantly different from the best of its column (paired tests on the same images: DeLong for AUROC, "
+    "bootstrap for the others; corrected for all pairs, level 0.05)."
+)
+EXCEEDS = "difference exceeds the tolerance."

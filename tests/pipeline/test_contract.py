@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from oodbench.cli import main
 from oodbench.method import registry
-from oodbench.method.contract import CHECKS, verdict
+from oodbench.pipeline.contract import CHECKS, run_checks
 
 METHODS = registry.methods()
 
@@ -55,7 +55,7 @@ BROKEN = {
 
 def failed(path: Path, source: str) -> set[str]:
     path.write_text(source)
-    return {name.replace(" ", "_") for name, problem in verdict(registry.methods([path])[path.stem]) if problem}
+    return {name.replace(" ", "_") for name, problem in run_checks(registry.methods([path])[path.stem]) if problem}
 
 
 # NegLabel encodes 70,000 words for every fit.
@@ -64,7 +64,7 @@ NAMES = [pytest.param(name, marks=pytest.mark.slow) if name == "neglabel" else n
 
 @pytest.mark.parametrize("name", NAMES)
 def test_method_keeps_the_contract(name: str) -> None:
-    assert not {check: problem for check, problem in verdict(METHODS[name]) if problem}
+    assert not {check: problem for check, problem in run_checks(METHODS[name]) if problem}
 
 
 def test_no_method_is_overlooked() -> None:
@@ -85,6 +85,15 @@ def test_a_broken_method_fails_the_check_it_breaks(check: str, tmp_path: Path) -
 
 def test_every_check_has_a_method_that_breaks_it() -> None:
     assert {check.__name__ for check in CHECKS} == set(BROKEN)
+
+
+@pytest.mark.parametrize("limit", [1, 5, 12, 60, 90, 100, 200, 400, 2000])
+def test_a_method_that_counts_images_is_found_at_any_limit(limit: int, tmp_path: Path) -> None:
+    counts = f"CALLS.append(batch.size); {SCORE} - 0.1 * (sum(CALLS) > {limit})"
+    assert failed(tmp_path / "counts.py", GOOD.replace(SCORE, counts)) & {
+        "is_deterministic",
+        "keeps_nothing_of_what_it_sees",
+    }
 
 
 # Where a method may hide what it keeps, and the check that finds it there.
@@ -118,7 +127,7 @@ def test_what_is_hidden_is_found(what: str, tmp_path: Path) -> None:
 def test_reading_what_was_not_declared_is_named(tmp_path: Path) -> None:
     path = tmp_path / "peeks.py"
     path.write_text(GOOD.replace(SCORE, "return batch.pixels.mean((1, 2, 3))"))
-    problems = " ".join(problem for _, problem in verdict(registry.methods([path])["peeks"]))
+    problems = " ".join(problem for _, problem in run_checks(registry.methods([path])["peeks"]))
     assert "batch.pixels was read but not declared: add Needs.PIXELS" in problems
 
 
@@ -129,7 +138,7 @@ def test_what_a_method_says_keeps_to_its_line_and_hides_credentials(tmp_path: Pa
         GOOD.replace("    def score(self, batch, task, state):\n", f"    def score(self, *given):\n        {fails}\n")
     )
     assert fails in file.read_text()
-    done = CliRunner().invoke(main, ["check", str(file)])
+    done = CliRunner().invoke(main, ["methods", "check", str(file)])
     assert done.exit_code == 1 and "secret" not in done.output
     lines = done.output.splitlines()
     assert r"FAIL gives one finite score per image: ValueError: a\n\x1b[31mb http://host/x" in lines

@@ -1,0 +1,169 @@
+"""What the training of a method is given and gives back: the optimiser's settings, image-caption pairs, weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from oodbench.method.encoder import Encoder
+
+Settings = TypeVar("Settings")
+
+
+def _with_old_keyword(cls: type[Settings]) -> type[Settings]:
+    """Let the constructor take `no_decay` by its old name, `bare`, with a DeprecationWarning."""
+    construct = cls.__init__
+
+    @functools.wraps(construct)
+    def __init__(self: Any, *args: Any, **settings: Any) -> None:
+        if "bare" in settings:  # dataclasses.replace(optimiser, bare=...) passes both; the one that was written counts
+            warnings.warn("Optimiser(bare=...) is now Optimiser(no_decay=...)", DeprecationWarning, stacklevel=2)
+            settings["no_decay"] = settings.pop("bare")
+        construct(self, *args, **settings)
+
+    cls.__init__ = __init__  # type: ignore[method-assign]
+    return cls
+
+
+@_with_old_keyword
+@dataclass(frozen=True)
+class Optimiser:
+    """Settings of AdamW with linear warm-up and cosine decay to 0: a method's released recipe.
+
+    Arguments:
+        lr            peak learning rate
+        betas         decay rates of AdamW's first and second moment
+        eps           AdamW's epsilon
+        weight_decay  AdamW's weight decay
+        warmup        steps of linear warm-up
+        epochs        passes over the training pairs
+        batch         pairs per step, over all processes
+        cosine        whether the learning rate decays to 0 along a cosine; if not it stays at `lr` after the warm-up
+        no_decay      parts of names: parameters that have one of them in their name are not decayed, nor are parameters
+                      with fewer than two axes
+        epsilon_hat   where `eps` is added: to the root of the bias-corrected second moment, as torch does (False), or
+                      before the correction, as transformers' AdamW did (True; Kingma and Ba call it epsilon hat). At
+                      step t the second is the first with eps / sqrt(1 - betas[1] ** t): 32 times eps at step 1 of
+                      betas[1] = 0.999
+    """
+
+    lr: float = 3e-4
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    weight_decay: float = 0.2
+    warmup: int = 0
+    epochs: int = 10
+    batch: int = 2048
+    cosine: bool = True
+    no_decay: tuple[str, ...] = ("bn", "ln", "bias", "logit_scale")
+    epsilon_hat: bool = False
+
+    @property
+    def bare(self) -> tuple[str, ...]:
+        """The old name of `no_decay`."""
+        warnings.warn("Optimiser.bare is now Optimiser.no_decay", DeprecationWarning, stacklevel=2)
+        return self.no_decay
+
+    def as_recorded(self) -> dict[str, Any]:
+        """Return the settings under the names that weight files and checkpoints record, where `no_decay` is `bare`."""
+        return {"bare" if name == "no_decay" else name: value for name, value in dataclasses.asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Some image-caption pairs of one training step.
+
+    Arguments:
+        embeddings  [b d] image embeddings as the encoder gave them, not normalised
+        captions    b captions
+        positions   [b] positions in the step's global batch; draws depend on them, never on chunks or processes
+        step        step of the optimiser, from 0
+        seed        seed of the training
+        size        pairs in the global batch
+    """
+
+    embeddings: Float[Tensor, "b d"]
+    captions: tuple[str, ...]
+    positions: Int64[Tensor, " b"]
+    step: int
+    seed: int
+    size: int
+    _text: Float[Tensor, "b d"] | None = None
+
+    @property
+    def features(self) -> Float[Tensor, "b d"]:
+        """Image embeddings of unit length."""
+        return nn.functional.normalize(self.embeddings, dim=-1)
+
+    def text(self, encoder: Encoder) -> Float[Tensor, "b d"]:
+        """Return the captions' embeddings by the frozen text tower, of unit length.
+
+        Stored embeddings are used where the training data have them.
+
+        Arguments:
+            encoder  the frozen CLIP
+        Returns:
+            [b d] text embeddings of unit length.
+        """
+        if self._text is not None:
+            return self._text
+        return nn.functional.normalize(encoder.text(self.captions), dim=-1)
+
+    def draw(self, below: int, stream: int = 0) -> Int64[Tensor, " b"]:
+        """Draw one random integer for each pair.
+
+        Arguments:
+            below   draws are 0 to below - 1, uniformly
+            stream  number of the draw, where a step needs several independent ones
+        Returns:
+            [b] integers, which depend on seed, step, stream and position alone.
+        """
+        drawn = np.random.default_rng((self.seed, self.step, stream)).integers(below, size=self.size)
+        return torch.from_numpy(drawn)[self.positions.cpu()].to(self.embeddings.device)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Trained weights of a method.
+
+    Arguments:
+        tensors  tensors by name
+        recipe   how they were trained, as the header of their file records it
+    """
+
+    tensors: Mapping[str, Tensor]
+    recipe: Mapping[str, object]
+
+    def load(self, module: nn.Module) -> nn.Module:
+        """Load the weights into a module, strictly.
+
+        Where there is a tensor `x.rows`, the tensor `x` holds only those rows; the other rows are the module's own,
+        multiplied by recipe["decay"].
+
+        Arguments:
+            module  the module to fill in place
+        Returns:
+            The same module, frozen and in evaluation mode.
+        Raises:
+            ValueError  if names or shapes are not those of the module
+        """
+        own, state = module.state_dict(), dict(self.tensors)
+        for key in [key for key in state if key.endswith(".rows")]:
+            rows, name = state.pop(key).long(), key.removesuffix(".rows")
+            filled = own[name] * float(str(self.recipe.get("decay", 1)))
+            filled[rows] = state[name].to(filled)
+            state[name] = filled
+        try:
+            module.load_state_dict(state, strict=True)
+        except RuntimeError as error:
+            raise ValueError(f"the weights do not fit: {error}") from error
+        return module.eval().requires_grad_(False)
