@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from oodbench.data.decode import Decoded
 from oodbench.encoder.openclip import OpenClip, transform
-from oodbench.pipeline.extract import decoded_batches, encoded
+from oodbench.pipeline.extract import decoded_batches, encode_batches
 from oodbench.pipeline.plan import make_plan
 from oodbench.pipeline.request import request_from
 
@@ -86,7 +86,7 @@ def measured(folder: Path, architecture: str, asked: argparse.Namespace) -> list
     threads = work.reading.workers
 
     def from_files() -> Any:
-        return encoded(decoded_batches(work, (0, n), transform(plan.card)), ours, lambda n: None)
+        return encode_batches(decoded_batches(work, (0, n), transform(plan.card)), ours, lambda n: None)
 
     def eager() -> None:
         pin = asked.device == "cuda"
@@ -99,7 +99,7 @@ def measured(folder: Path, architecture: str, asked: argparse.Namespace) -> list
 
     parts = {
         "files": from_files,
-        "held": lambda: encoded(held, ours, lambda n: None),
+        "held": lambda: encode_batches(held, ours, lambda n: None),
         "eager": eager,
         "decode": decode,
     }
@@ -107,7 +107,7 @@ def measured(folder: Path, architecture: str, asked: argparse.Namespace) -> list
     with torch.no_grad(), FlopCounterMode(display=False) as flops:
         model.encode_image(torch.zeros(1, 3, *_size(plan.card.size), device=asked.device))
     share = flops.get_total_flops() * n / against["held"].seconds / peak(asked.device, asked.product)
-    one, other = (encoded(held[:1], tower, lambda n: None).arrays["embeddings"] for tower in (ours, exact))
+    one, other = (encode_batches(held[:1], tower, lambda n: None).arrays["embeddings"] for tower in (ours, exact))
     gap = float(abs(one - other).max() / abs(other).max())
     what = f"{architecture} bf16, {n:,} JPEG files of 500x375, {threads} threads"
     return [

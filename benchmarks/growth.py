@@ -17,7 +17,7 @@ from measure import Ratio, Row, row, write
 from torch.nn.functional import normalize
 
 from oodbench.method import Sources, Task, registry
-from oodbench.pipeline.extract import SHARD, Embedded
+from oodbench.pipeline.extract import SHARD, EmbeddedSet
 from oodbench.pipeline.score import feature_batches
 from oodbench.storage.store import Store
 
@@ -31,7 +31,7 @@ def resident(kind: str) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(kind))
 
 
-def stored(store: Store, images: int) -> Embedded:
+def stored(store: Store, images: int) -> EmbeddedSet:
     """Embeddings as extraction leaves them."""
     entries, starts = [], list(range(0, images, SHARD))
     for start in starts:
@@ -44,7 +44,7 @@ def stored(store: Store, images: int) -> Embedded:
         }
         entries.append(store.write("embeddings", {"images": images, "start": start}, arrays, {}))
     nothing: Any = None  # the list itself is not looked at
-    return Embedded(nothing, tuple(entries), tuple(starts))
+    return EmbeddedSet(nothing, tuple(entries), tuple(starts))
 
 
 def main() -> None:

@@ -30,11 +30,11 @@ PROMPT = "This is a photo of a {}"
 
 def released(method: Any, state: Any, embedding: torch.Tensor, encoder: OpenClip) -> float:
     """The mass on the seen names of one image."""
-    decoder, voice, tokens = state.decoder, state.voice, [state.decoder.start]
+    decoder, output, tokens = state.decoder, state.output, [state.decoder.start]
     found: list[int] = []
     for _ in range(method.steps):
         hidden = decoder.hidden(embedding[None], torch.tensor([tokens]), torch.arange(len(tokens)))[0, -1]
-        top = voice.ids[(voice.matrix @ hidden + voice.bias).topk(method.k).indices].tolist()
+        top = output.ids[(output.matrix @ hidden + output.bias).topk(method.k).indices].tolist()
         found += top
         tokens.append(top[0])
     names = {encoder.detokenize(token).strip() for token in found} - set(CLASSES)

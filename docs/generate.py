@@ -14,7 +14,7 @@ from reference import cli, python
 from oodbench import report
 from oodbench.data import catalog as catalogue
 from oodbench.method import registry
-from oodbench.report.tables.published import Quoted, quote
+from oodbench.report.tables.published import PublishedValue, quote
 from oodbench.results import rows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,7 +72,7 @@ def _title(name: str) -> str:
     return name if name == "mean" else catalogue.dataset(name).title
 
 
-def _pair(cell: dict[str, Quoted]) -> str:
+def _pair(cell: dict[str, PublishedValue]) -> str:
     found = [f"{100 * cell[metric].value:.2f}" if metric in cell else "-" for metric in ("auroc", "fpr95")]
     return "" if found == ["-", "-"] else "/".join(found)
 

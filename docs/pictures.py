@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from oodbench.report.figures import pictures
+from oodbench.report.figures import plots
 from oodbench.report.tables.grouping import from_folder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,8 +22,8 @@ def main() -> None:
     folder = ROOT / "docs/images"
     folder.mkdir(exist_ok=True)
     for kind, method in SHOWN.items():
-        rows = [row for row in found.rows if method in ("", row.method)]
-        (picture,) = pictures(rows, found.paths, kinds=[kind])
+        rows = [row for row in found.results if method in ("", row.method)]
+        (picture,) = plots(rows, found.paths, kinds=[kind])
         path = folder / f"{picture.name}.png"
         with Image.open(io.BytesIO(picture.png(DPI))) as image:
             image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)

@@ -1,4 +1,4 @@
-"""ZOC's decoder as released: Hugging Face's BertGenerationDecoder, of the optional extra `hf`."""
+"""ZOC's decoder as released: Hugging Face's BertGenerationDecoder, from the optional extra `hf`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from ._label_decoder import Decoder, Shape, Voice
+from ._label_decoder import Decoder, OutputLayer, Shape
 from ._token_loss import token_loss
 
 
 def transformers() -> Any:
-    """The library; ValueError with what to install when it is not there."""
+    """Return the library transformers; raise ValueError that says what to install if it is missing."""
     try:
         return importlib.import_module("transformers")
     except ImportError as error:
@@ -28,32 +28,32 @@ def transformers() -> Any:
 
 
 class WordPieces:
-    """A Hugging Face tokenizer of a local folder."""
+    """A Hugging Face tokenizer in a local folder."""
 
     def __init__(self, tokenizer: Any, path: str) -> None:
         self._tokenizer = tokenizer
         start = [tokenizer.bos_token_id, tokenizer.cls_token_id]
         end = [tokenizer.eos_token_id, tokenizer.sep_token_id]
-        known = [[token for token in ids if token is not None] for ids in (start, end)]
-        if not all(known):
+        defined = [[token for token in ids if token is not None] for ids in (start, end)]
+        if not all(defined):
             raise ValueError(f"tokenizer: {path} has no token that starts a text, or none that ends it")
-        self.start, self.end = known[0][0], known[1][0]
+        self.start, self.end = defined[0][0], defined[1][0]
         self.size = len(tokenizer)
         self.specials = frozenset(tokenizer.all_special_ids)
 
     def tokenize(self, captions: Sequence[str]) -> list[list[int]]:
-        """Ids of each caption between start and end."""
-        found = self._tokenizer(list(captions), add_special_tokens=False, verbose=False)["input_ids"]
-        return [[self.start, *ids, self.end] for ids in found]
+        """Return the token ids of each caption, with start and end."""
+        captions_ids = self._tokenizer(list(captions), add_special_tokens=False, verbose=False)["input_ids"]
+        return [[self.start, *ids, self.end] for ids in captions_ids]
 
     def detokenize(self, token: int) -> str:
-        """The text of one token, decoded alone."""
+        """Return the text of one token, decoded alone."""
         return str(self._tokenizer.decode([token]))
 
 
 @functools.lru_cache(maxsize=2)
 def word_pieces(path: str) -> WordPieces:
-    """The tokenizer of a folder; ValueError when it holds none."""
+    """Load the tokenizer of a folder; raise ValueError if it holds none."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise ValueError(f"tokenizer: {path} is no folder; save a tokenizer there with its save_pretrained()")
@@ -64,17 +64,17 @@ def word_pieces(path: str) -> WordPieces:
 
 
 class BertDecoder(Decoder):
-    """BertGenerationDecoder with cross-attention to one item: the embedding, beside itself until it is `width` wide.
+    """BertGenerationDecoder with cross-attention to one item: the image embedding, repeated to `width` columns.
 
-    Its body and a bias are held here instead of the class itself, whose prediction shares the word table's memory.
+    This holds its body and a bias instead of the class itself, whose prediction head shares the word table's memory.
     """
 
     def __init__(self, vocabulary: int, embedding: int, start: int, shape: Shape) -> None:
         super().__init__()
         if shape.width % embedding:
             raise ValueError(
-                f"width={shape.width} is no multiple of the embedding's {embedding}: the embedding is put beside "
-                f"itself until it is as wide; name a width, such as {max(1, shape.width // embedding) * embedding}"
+                f"width={shape.width} is no multiple of the embedding's {embedding}: the embedding is repeated until "
+                f"it is as wide; name a width, such as {max(1, shape.width // embedding) * embedding}"
             )
         self.start = start
         library = transformers()
@@ -85,29 +85,29 @@ class BertDecoder(Decoder):
                 num_hidden_layers=shape.layers,
                 num_attention_heads=shape.heads,
                 intermediate_size=4 * shape.width,
-                max_position_embeddings=max(512, shape.length),  # as the released encoder has
+                max_position_embeddings=max(512, shape.length),  # as in the released encoder
                 is_decoder=True,
                 add_cross_attention=True,
             )
         )
         self.bias = nn.Parameter(torch.zeros(vocabulary))
 
-    def adopt(self, path: str) -> None:
-        """Take the weights of a local folder, as google/bert_for_seq_generation_L-24_bbc_encoder has them.
+    def load_encoder(self, path: str) -> None:
+        """Load the weights of a local folder with google/bert_for_seq_generation_L-24_bbc_encoder or one like it.
 
-        That is an encoder without cross-attention, which therefore starts random.
+        It is an encoder without cross-attention, whose weights therefore start at random.
         """
         folder = Path(path).expanduser()
         if not folder.is_dir():
             raise ValueError(f"init: {path} is no folder; name one with config.json and the weights")
         try:
-            given = transformers().BertGenerationEncoder.from_pretrained(folder, local_files_only=True)
-            rest = self.bert.load_state_dict(given.state_dict(), strict=False)
+            encoder = transformers().BertGenerationEncoder.from_pretrained(folder, local_files_only=True)
+            keys = self.bert.load_state_dict(encoder.state_dict(), strict=False)
         except (OSError, KeyError, RuntimeError) as error:
             raise ValueError(f"init: {path} does not fit width, layers, heads and tokenizer: {error}") from error
-        missing = [name for name in rest.missing_keys if "crossattention" not in name]
-        if missing or rest.unexpected_keys:
-            raise ValueError(f"init: {path} does not fit: {', '.join([*missing, *rest.unexpected_keys][:3])}")
+        missing = [name for name in keys.missing_keys if "crossattention" not in name]
+        if missing or keys.unexpected_keys:
+            raise ValueError(f"init: {path} does not fit: {', '.join([*missing, *keys.unexpected_keys][:3])}")
 
     def hidden(
         self,
@@ -118,8 +118,8 @@ class BertDecoder(Decoder):
     ) -> Float[Tensor, "b n w"]:
         repeats = self.bert.config.hidden_size // embeddings.shape[1]
         # transformers 5.24 calls the argument `cache`, and older releases `past_key_values`.
-        takes = inspect.signature(self.bert.forward).parameters
-        cache = {"cache" if "cache" in takes else "past_key_values": memory[0]} if memory else {}
+        parameters = inspect.signature(self.bert.forward).parameters
+        cache = {"cache" if "cache" in parameters else "past_key_values": memory[0]} if memory else {}
         out = self.bert(
             input_ids=tokens,
             position_ids=positions.expand(len(tokens), -1),
@@ -135,8 +135,8 @@ class BertDecoder(Decoder):
     def losses(self, hidden: Float[Tensor, "m w"], targets: Int64[Tensor, " m"]) -> Float[Tensor, " m"]:
         return token_loss(hidden, self._table(), self.bias, targets)
 
-    def voice(self) -> Voice:
-        return Voice(torch.arange(len(self.bias), device=self.bias.device), self._table(), self.bias)
+    def output_layer(self) -> OutputLayer:
+        return OutputLayer(torch.arange(len(self.bias), device=self.bias.device), self._table(), self.bias)
 
     def _table(self) -> Tensor:
         weight: Tensor = self.bert.embeddings.word_embeddings.weight

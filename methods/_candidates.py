@@ -1,4 +1,4 @@
-"""What ZOC's generators have in common: the tokens they say, the names these stand for, and the mass on such names."""
+"""Candidate names of ZOC and ZOC (CoCa): top-k decoding of a captioner, and the names that the tokens decode to."""
 
 from __future__ import annotations
 
@@ -15,66 +15,69 @@ from oodbench.method import Encoder, Task, logsumexp, templates
 
 @dataclass(frozen=True)
 class Names:
-    """Every name that a generator can propose.
+    """Every name that a captioner can generate.
 
-    strings   m distinct ones, none of them to be left out
-    vectors   [m d] of the names under the prompts, of unit length
-    lookup    for every token its name's place; m when its string is left out
+    strings   m distinct names
+    vectors   [m d] text embeddings of the names in their prompts, of unit length
+    lookup    [n] index of each token's name; m for a token whose string is excluded
     """
 
     strings: tuple[str, ...]
     vectors: Float[Tensor, "m d"]
     lookup: Int64[Tensor, " n"]
 
-    def said(self, tokens: Int64[Tensor, "b c"]) -> Bool[Tensor, "b m"]:
-        """Which names the tokens, given as places in lookup, stand for."""
-        said = torch.zeros(len(tokens), len(self.strings) + 1, dtype=torch.bool, device=tokens.device)
-        return said.scatter(1, self.lookup[tokens], True)[:, :-1]
+    def mask(self, tokens: Int64[Tensor, "b c"]) -> Bool[Tensor, "b m"]:
+        """Return which names the tokens, given as indices into lookup, decode to."""
+        mask = torch.zeros(len(tokens), len(self.strings) + 1, dtype=torch.bool, device=tokens.device)
+        return mask.scatter(1, self.lookup[tokens], True)[:, :-1]
 
-    def rivalry(self, features: Float[Tensor, "b d"], said: Bool[Tensor, "b m"], scale: float) -> Float64[Tensor, " b"]:
-        """log of the sum of exponentials over an image's names; -scale, a name opposite to it, where it has none."""
-        logits = (scale * features @ self.vectors.T).masked_fill(~said, -torch.inf)
-        opposite = torch.where(said.any(-1, keepdim=True), -torch.inf, -scale).to(logits)
+    def candidate_logsumexp(
+        self, features: Float[Tensor, "b d"], candidates: Bool[Tensor, "b m"], scale: float
+    ) -> Float64[Tensor, " b"]:
+        """Return logsumexp over an image's candidates; without any, -scale: a single one of cosine -1."""
+        logits = (scale * features @ self.vectors.T).masked_fill(~candidates, -torch.inf)
+        opposite = torch.where(candidates.any(-1, keepdim=True), -torch.inf, -scale).to(logits)
         return logsumexp(torch.cat([logits, opposite], dim=-1))
 
 
-def names(strings: Sequence[str], left_out: Collection[str], prompts: str, task: Task) -> Names | None:
-    """The names of tokens that decode to `strings`, under the templates `prompts`; None when all are left out.
+def candidate_names(strings: Sequence[str], excluded: Collection[str], prompts: str, task: Task) -> Names | None:
+    """Return the names of tokens that decode to `strings`, in the templates `prompts`; None if all are excluded.
 
-    All are encoded, also those left out: stored vectors then serve every list of class names.
+    Excluded names are encoded as well, so that the stored vectors serve every list of class names.
     """
     distinct, lines = tuple(dict.fromkeys(strings)), templates(prompts)
-    stay = [number for number, name in enumerate(distinct) if name not in left_out]
-    if not stay:
+    included = [number for number, name in enumerate(distinct) if name not in excluded]
+    if not included:
         return None
     filled = [line.replace("{}", name) for line in lines for name in distinct]
     vectors = task.words(filled).view(len(lines), len(distinct), -1)
-    kept = tuple(distinct[number] for number in stay)
-    place = {name: number for number, name in enumerate(kept)}
-    lookup = torch.tensor([place.get(name, len(kept)) for name in strings], device=vectors.device)
-    return Names(kept, normalize(vectors.mean(0)[stay], dim=-1), lookup)
+    names = tuple(distinct[number] for number in included)
+    index = {name: number for number, name in enumerate(names)}
+    lookup = torch.tensor([index.get(name, len(names)) for name in strings], device=vectors.device)
+    return Names(names, normalize(vectors.mean(0)[included], dim=-1), lookup)
 
 
-def best(
-    following: Callable[[Tensor], Tensor],
+def greedy_top_k(
+    next_logits: Callable[[Tensor], Tensor],
     ids: Int64[Tensor, " m"],
     start: Int64[Tensor, "b 1"],
     steps: int,
     k: int,
 ) -> Int64[Tensor, "b c"]:
-    """The k best tokens of every step, as places in ids: c = steps * k. The end token does not end it.
+    """Return the k most probable tokens of every step, as indices into ids: c = steps * k.
 
-    `following` gives the logits [b m] of what follows tokens [b n]; the most probable one is appended.
+    `next_logits` maps tokens [b n] to the logits [b m] of the next token; the most probable token is appended. The end
+    token does not stop the decoding.
     """
-    tokens, found = start, []
+    tokens, steps_top = start, []
     for _ in range(steps):
-        top = following(tokens).topk(min(k, len(ids)), dim=-1).indices
-        found.append(top)
+        top = next_logits(tokens).topk(min(k, len(ids)), dim=-1).indices
+        steps_top.append(top)
         tokens = torch.cat([tokens, ids[top[:, :1]]], dim=1)
-    return torch.cat(found, dim=1)
+    return torch.cat(steps_top, dim=1)
 
 
-def ends(encoder: Encoder) -> tuple[int, int]:
-    """CLIP's start and end tokens."""
+def start_and_end(encoder: Encoder) -> tuple[int, int]:
+    """Return CLIP's start and end tokens."""
     empty = encoder.tokenize([""])[0]
     return int(empty[0]), int(empty.max())

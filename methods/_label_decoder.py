@@ -1,4 +1,4 @@
-"""What ZOC's caption decoders have in common, and the small one: a causal transformer without extra dependencies."""
+"""ZOC's caption decoders: their common interface, and the small one, a causal transformer without dependencies."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from ._candidates import best as best_of
+from ._candidates import greedy_top_k
 from ._token_loss import token_loss
 
 PADDING = -1  # after a caption's end token
-_FASTER = 10  # the bias moves as much faster than the rest, so that words no caption has fall out in a few steps
+_BIAS_FACTOR = 10  # the bias learns faster by this, so that words of no caption get a low logit in a few steps
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Size of a decoder. `length` is the longest caption in tokens, start and end among them."""
+    """Size of a decoder. `length` is the longest caption in tokens, with start and end."""
 
     width: int
     layers: int
@@ -29,8 +29,8 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Voice:
-    """The tokens that a decoder may say: logits = hidden @ matrix.T + bias.
+class OutputLayer:
+    """The last layer, for the tokens that a decoder may generate: logits = hidden @ matrix.T + bias.
 
     ids      [m] tokens
     matrix   [m w]
@@ -41,13 +41,13 @@ class Voice:
     matrix: Float[Tensor, "m w"]
     bias: Float[Tensor, " m"]
 
-    def only(self, which: Bool[Tensor, " m"]) -> Voice:
-        """Some of the tokens."""
-        return Voice(self.ids[which], self.matrix[which], self.bias[which])
+    def only(self, which: Bool[Tensor, " m"]) -> OutputLayer:
+        """Return the layer for some of the tokens."""
+        return OutputLayer(self.ids[which], self.matrix[which], self.bias[which])
 
 
 class Decoder(nn.Module):
-    """A language model that continues captions of one image embedding."""
+    """A language model that writes captions of an image from its embedding."""
 
     start: int
 
@@ -59,24 +59,25 @@ class Decoder(nn.Module):
         positions: Int64[Tensor, " n"],
         memory: list[Any] | None = None,
     ) -> Float[Tensor, "b n w"]:
-        """The last layer at every token, which sees those before it.
+        """Return the hidden states of the last layer at every token, with causal attention.
 
-        With a memory, `tokens` follow the tokens of earlier calls with the same list, which is changed in place.
+        With a memory (cached keys and values), `tokens` follow the tokens of earlier calls with the same list, which is
+        changed in place.
         """
 
     @abstractmethod
     def losses(self, hidden: Float[Tensor, "m w"], targets: Int64[Tensor, " m"]) -> Float[Tensor, " m"]:
-        """Negative log-likelihood of each target among all tokens of the vocabulary."""
+        """Return the negative log-likelihood of each target among all tokens of the vocabulary."""
 
     @abstractmethod
-    def voice(self) -> Voice:
-        """The tokens that may be said."""
+    def output_layer(self) -> OutputLayer:
+        """Return the last layer, for the tokens that may be generated."""
 
 
-def surprise(decoder: Decoder, embeddings: Float[Tensor, "b d"], tokens: Int64[Tensor, "b n"]) -> dict[str, Tensor]:
-    """Each caption's summed negative log-likelihood `nll`, in nats, and its number of predicted tokens `count`.
+def caption_nll(decoder: Decoder, embeddings: Float[Tensor, "b d"], tokens: Int64[Tensor, "b n"]) -> dict[str, Tensor]:
+    """Return each caption's summed negative log-likelihood `nll`, in nats, and its number of predicted tokens `count`.
 
-    Padding stands behind what is predicted, so its length changes nothing.
+    Padding follows the predicted tokens, so that its length changes nothing.
     """
     targets = tokens[:, 1:]
     real = targets != PADDING
@@ -89,36 +90,38 @@ def surprise(decoder: Decoder, embeddings: Float[Tensor, "b d"], tokens: Int64[T
 
 
 @dataclass(frozen=True)
-class Walk:
-    """How captions are continued: `steps` tokens, each the most probable one; the k best of each step are kept."""
+class GreedyDecoding:
+    """Greedy decoding of `steps` tokens; the k most probable tokens of each step are candidates."""
 
     steps: int
     k: int
     one_position: bool = False  # every token at position 0
 
 
-def best(decoder: Decoder, voice: Voice, embeddings: Float[Tensor, "b d"], walk: Walk) -> Int64[Tensor, "b c"]:
-    """The k best tokens of every step, as places in voice.ids: c = steps * k. The end token does not end it."""
+def top_tokens(
+    decoder: Decoder, output: OutputLayer, embeddings: Float[Tensor, "b d"], decoding: GreedyDecoding
+) -> Int64[Tensor, "b c"]:
+    """Return the k most probable tokens of every step, as indices into output.ids: c = steps * k."""
     memory: list[Any] = []
 
-    def following(tokens: Tensor) -> Tensor:
-        position = torch.tensor([0 if walk.one_position else tokens.shape[1] - 1], device=tokens.device)
+    def next_logits(tokens: Tensor) -> Tensor:
+        position = torch.tensor([0 if decoding.one_position else tokens.shape[1] - 1], device=tokens.device)
         hidden = decoder.hidden(embeddings, tokens[:, -1:], position, memory)[:, -1]
-        return hidden @ voice.matrix.T + voice.bias
+        return hidden @ output.matrix.T + output.bias
 
     start = torch.full((len(embeddings), 1), decoder.start, device=embeddings.device)
-    return best_of(following, voice.ids, start, walk.steps, walk.k)
+    return greedy_top_k(next_logits, output.ids, start, decoding.steps, decoding.k)
 
 
 class SmallDecoder(Decoder):
-    """A causal transformer over CLIP's own byte pairs; the image is added to every token.
+    """A causal transformer over CLIP's own byte pairs; the image embedding is added to every token.
 
-    Adding is all that attention over a sequence of one item can do. Tokens are read and predicted through CLIP's frozen
-    token table and two maps, so that a file holds neither the table nor a row per word, but two numbers.
+    Cross-attention over a sequence of one item amounts to adding it. Tokens are read and predicted with CLIP's frozen
+    token table and two linear maps, so that a weight file holds no row of a table per word, only `seen` and `bias`.
 
     table   [v t] CLIP's token embeddings, scaled to a root mean square of 1; not saved
-    seen    [v] above 0 for tokens that captions have. It is a parameter, moved by a gradient that changes no loss,
-            because parameters are what every process, chunk and checkpoint of a training agrees on
+    seen    [v] above 0 for tokens that occur in captions. It is a parameter, changed by a gradient that changes no
+            loss, because parameters are what all processes, chunks and checkpoints of a training share
     """
 
     table: Tensor
@@ -155,17 +158,17 @@ class SmallDecoder(Decoder):
         return normed
 
     def losses(self, hidden: Float[Tensor, "m w"], targets: Int64[Tensor, " m"]) -> Float[Tensor, " m"]:
-        losses = token_loss(self.says(hidden), self.table, _FASTER * self.bias, targets)
+        losses = token_loss(self.says(hidden), self.table, _BIAS_FACTOR * self.bias, targets)
         mark = self.seen[targets]
         return losses + (mark.detach() - mark)  # adds 0, and a gradient
 
-    def voice(self) -> Voice:
+    def output_layer(self) -> OutputLayer:
         ids = (self.seen > 0).nonzero()[:, 0]
-        return Voice(ids, self.table[ids] @ self.says.weight, _FASTER * self.bias[ids])
+        return OutputLayer(ids, self.table[ids] @ self.says.weight, _BIAS_FACTOR * self.bias[ids])
 
 
 class _Block(nn.Module):
-    """One pre-norm transformer layer; its memory is [keys, values] of the tokens before."""
+    """One pre-norm transformer layer; its memory is [keys, values] of the tokens so far."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ RELATIVE, ABSOLUTE = 2e-3, 1e-4
 
 
 class NoText(nn.Module):
-    """A copy of the text tower, and `offsets` alternatives [n width] that are added to its embeddings; 0 is none.
+    """A copy of the text tower, and `offsets` learnable prompts [n width] that are added to its embeddings; 0 for none.
 
     An offset covers every position of the context, start, end and padding included.
     """
@@ -31,7 +31,7 @@ class NoText(nn.Module):
             self.prompt_no = nn.Parameter(torch.zeros(shape, device=embedding.device))
 
     def forward(self, tokens: Int64[Tensor, "b n"], which: Int64[Tensor, " b"] | None = None) -> Float[Tensor, "b d"]:
-        """Embed tokens, each with the offset of its index; the index after the last is the mean of all."""
+        """Embed tokens, each with the offset of its index; the index after the last is the mean of all offsets."""
         if which is None:
             embedded: Tensor = self.tower(tokens)
             return embedded
@@ -41,7 +41,7 @@ class NoText(nn.Module):
         return drawn
 
     def evaluate(self, tokens: Int64[Tensor, "b n"], prompt: str) -> Float[Tensor, "b d"]:
-        """Embed tokens as at test: with the mean of the offsets, or the mean of the embeddings with each of them."""
+        """Embed tokens as at test time: with the mean of the offsets, or average the embeddings with each offset."""
         if not hasattr(self, "prompt_no"):
             embedded: Tensor = self.tower(tokens)
             return embedded
@@ -54,10 +54,10 @@ class NoText(nn.Module):
 def translate(
     state: Mapping[str, Tensor], frozen: Mapping[str, Tensor], *, learnable: bool, offsets: int
 ) -> dict[str, Tensor]:
-    """A released checkpoint's tensors under the names of NoText; ValueError says why it does not fit.
+    """Rename the tensors of a released checkpoint as NoText names them; raise ValueError if it does not fit.
 
-    The release keeps everything in one model: stock names for the frozen towers, the same with `_no` after the first
-    part for the "no" tower, and prompt_no. Nothing may be missing, left over, or differ from the encoder.
+    A checkpoint holds one model: CLIP's names for the frozen towers, the same with `_no` after the first part for the
+    "no" tower, and prompt_no. No tensor may be missing or unexpected, and the frozen ones must equal the encoder's.
     """
     ours = {_name(key): value for key, value in state.items() if key.partition(".")[0].endswith("_no")}
     prompt = ours.pop("prompt_no", None)
@@ -87,7 +87,7 @@ def translate(
 
 
 def to_release(tensors: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of translate(): one state dict as the released code saves it, without `module.`."""
+    """Invert translate(): return a state dict as the released code saves it, without `module.` prefixes."""
     out = dict(frozen)
     for key, value in tensors.items():
         first, dot, rest = key.removeprefix("tower.").partition(".")

@@ -1,4 +1,4 @@
-"""Cross-entropy over a whole vocabulary, part by part: 770 targets of 50,000 tokens would be 150 MB at once."""
+"""Cross-entropy over a vocabulary, computed in parts: 770 targets of 50,000 tokens would need 150 MB at once."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-PART = 1 << 22  # logits in memory: 16 MB, which the allocator keeps instead of asking for new pages every time
+PART = 1 << 22  # logits in memory: 16 MB, which the allocator reuses
 
 
 class _TokenLoss(torch.autograd.Function):
-    """The logits are not kept: backward makes them anew."""
+    """Negative log-likelihoods; the logits are not saved for the backward pass, which recomputes them."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, table: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
@@ -31,21 +31,21 @@ class _TokenLoss(torch.autograd.Function):
         by_x, by_bias = torch.zeros_like(x), torch.zeros_like(bias)
         by_table = torch.zeros_like(table) if ctx.needs_input_grad[1] else None
         for part, logits in _parts(x, table, bias):
-            share = logits.sub_(sums[part, None]).exp_()
-            share[torch.arange(len(share), device=x.device), targets[part]] -= 1
-            share *= grads[0][part, None]
-            by_bias += share.sum(0)
-            share = share.to(x.dtype)
-            by_x[part] = share @ table.to(x.dtype)
+            gradient = logits.sub_(sums[part, None]).exp_()
+            gradient[torch.arange(len(gradient), device=x.device), targets[part]] -= 1
+            gradient *= grads[0][part, None]
+            by_bias += gradient.sum(0)
+            gradient = gradient.to(x.dtype)
+            by_x[part] = gradient @ table.to(x.dtype)
             if by_table is not None:
-                by_table += share.T @ x[part]
+                by_table += gradient.T @ x[part]
         return by_x, by_table, by_bias, None
 
 
 def token_loss(
     x: Float[Tensor, "m t"], table: Float[Tensor, "v t"], bias: Float[Tensor, " v"], targets: Int64[Tensor, " m"]
 ) -> Float[Tensor, " m"]:
-    """Negative log-likelihood of each target, in nats, when the logits are x @ table.T + bias."""
+    """Return the negative log-likelihood of each target, in nats, for the logits x @ table.T + bias."""
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     loss: Tensor = _TokenLoss.apply(x, table, bias, targets)
@@ -53,7 +53,7 @@ def token_loss(
 
 
 def _parts(x: Tensor, table: Tensor, bias: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """(rows, their logits in float32); products in the type of x, whatever autocast says then and later."""
+    """Yield (rows, their logits in float32); products are in the type of x, whatever autocast is set to."""
     rows = max(1, PART // len(table))
     for start in range(0, len(x), rows):
         part = slice(start, start + rows)

@@ -1,4 +1,4 @@
-"""The nouns and adjectives that NegLabel mines: of the shipped list, of the authors' word files, of WordNet itself.
+"""The nouns and adjectives that NegLabel mines: from the shipped list, the authors' word files, or WordNet itself.
 
 WordNet keeps its synsets in lexicographer files (noun.plant, adj.all, ...). The authors took the first word of every
 synset of 27 of them: three of adjectives, 24 of nouns; noun.animal and noun.food are missing, verbs and adverbs too.
@@ -11,11 +11,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-OWN_LIST = "release-wn30"  # names the shipped list, and with it a row that cannot have had the released words
+OWN_LIST = "release-wn30"  # name of the shipped list; in a label it says that the released words were not used
 SHIPPED = "_wordnet30.txt"  # made by _make_wordnet.py from Debian's wordnet-base (WordNet 3.0)
 
-# WordNet 3.0 gives 80,356 lines, 58,488 distinct nouns and 14,005 distinct adjectives, 1,725 words in both: 70,768.
-# The released files (WordNet 3.1) have 79,455 lines, 58,546 + 13,091, 1,637 in both: 70,000, of which 69,770 are here.
+# WordNet 3.0 has 80,356 lines, 58,488 distinct nouns and 14,005 distinct adjectives, 1,725 words in both: 70,768.
+# The released files (WordNet 3.1) have 79,455 lines, 58,546 + 13,091, 1,637 in both: 70,000, of which 69,770 are in
+# WordNet 3.0.
 
 # Column 2 of data.noun and data.adj is the number of the lexicographer file.
 _ADJECTIVES = {0: "adj.all", 1: "adj.pert", 44: "adj.ppl"}
@@ -37,7 +38,7 @@ class Words:
 
 
 def read_words(path: str) -> Words:
-    """The words of a folder; "release-wn30" is the shipped list. ValueError when the folder holds none to be read.
+    """Read the words of a folder, or the shipped list "release-wn30"; raise ValueError if the folder has no word files.
 
     A folder holds either the 27 released files (adj.all.txt, ..., noun.time.txt) or WordNet's own data.noun and
     data.adj, as /usr/share/wordnet or NLTK's corpora/wordnet do.
@@ -61,9 +62,9 @@ def read_words(path: str) -> Words:
 
 
 def distinct(files: dict[str, list[str]]) -> Words:
-    """Every word once, in the first file that has it. Files in order of name, so a word in both is an adjective.
+    """Return every word once. Files are read in alphabetical order, so a word that is both is an adjective.
 
-    The released code reads them in the order of the file system, so there it depends on the machine.
+    The released code reads files in the order of the file system, which depends on the machine.
     """
     seen: dict[str, bool] = {}
     for name in sorted(files):
@@ -76,10 +77,10 @@ def distinct(files: dict[str, list[str]]) -> Words:
 
 
 def from_database(folder: Path) -> dict[str, list[str]]:
-    """The first word of every synset, by lexicographer file, from WordNet's data.noun and data.adj.
+    """Read the first word of every synset, by lexicographer file, from WordNet's data.noun and data.adj.
 
-    Lower-cased, underscores turned to spaces, adjectives without their position mark `(p)`, `(a)` or `(ip)`; words of
-    one character are dropped, and repetitions within a file.
+    Words are lower-cased, underscores become spaces, and adjectives lose their position mark `(p)`, `(a)` or `(ip)`;
+    words of one character and repetitions within a file are dropped.
     """
     found: dict[str, dict[str, None]] = {name: {} for name in FILES}
     for part in ("data.adj", "data.noun"):
@@ -95,7 +96,7 @@ def from_database(folder: Path) -> dict[str, list[str]]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The stripped lines of a text file, without empty ones; ValueError when it is no text or holds none."""
+    """Read the stripped, non-empty lines of a text file; raise ValueError if there are none or it is not text."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
@@ -106,7 +107,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_list(path: Path) -> dict[str, list[str]]:
-    """The shipped list: `# noun.plant`, then its words, one a line."""
+    """Read the shipped list: `# noun.plant`, then its words, one a line."""
     files: dict[str, list[str]] = {}
     for line in read_lines(path):
         if line.startswith("# "):
@@ -117,6 +118,6 @@ def read_list(path: Path) -> dict[str, list[str]]:
 
 
 def written(files: dict[str, list[str]]) -> str:
-    """The text that read_list reads."""
+    """Return the text that read_list() reads."""
     lines: Iterable[str] = (line for name in sorted(files) for line in (f"# {name}", *files[name]))
     return "\n".join(lines) + "\n"

@@ -15,39 +15,40 @@ from oodbench.method import Batch, Encoder, Needs, Optimiser, Pairs, Task, Train
 
 from ._no_text import NoText, to_release, translate
 
-ROOT = 1e-4  # under the root of TSO, so that its gradient is finite where "no" equals "yes"
+ROOT = 1e-4  # added under the square root of TSO, so that its gradient is finite where "no" equals "yes"
 CHUNK = 512  # prompts encoded at once
 
 
 @dataclass(frozen=True)
 class CLIPN(TrainedMethod[Tensor]):
-    """How sure CLIP is that an image is not one that its class's "no" text describes.
+    """Probability that the image matches its predicted class rather than that class's learned "no" prompt (ATD).
 
-    A second text tower, a trained copy of the first, says "no": p_yes = sigmoid(yes logit - no logit) for every class.
-    CTW reads it at the class that CLIP chose; ATD sums it over the classes, weighted by CLIP's softmax, which is
-    1 - p_(C+1) of the paper. The score is the log-odds of either: it ranks as they do, and sigmoid(score) is theirs;
-    in the released code both round to 1 for clear images, which then tie (`form="probability"`).
+    A second text tower, a trained copy of CLIP's, embeds "no" prompts: p_yes = sigmoid(yes logit - no logit) for every
+    class. CTW is p_yes of the class that CLIP predicts; ATD is the sum of p_yes over the classes, weighted by CLIP's
+    softmax, which is 1 - p_(C+1) of the paper. The score is the log-odds of either probability: it ranks as the
+    probability does, and sigmoid(score) is the probability. In the released code both round to 1 for confident images,
+    which then tie (`form="probability"`).
 
     Where paper and code differ, the code is the default. In the paper the learnable prompt replaces negative words; in
-    the code it is 16 offsets, added to the embeddings of all positions of the same caption, negation words being used
-    by the hand-crafted variant alone. The paper's temperature is learnt; the code's is the encoder's own in training
+    the code it is 16 offsets, added to the embeddings of all positions of the same caption, and negation words are used
+    in the hand-crafted variant alone. The paper's temperature is learned; the code's is the encoder's own in training
     and 100 in the scores. The paper's loss is ITBO + TSO; the code's is half the sum of three terms: ITBO's two means
     (over matching pairs, over all others) and TSO. An epoch of the released run on CC3M (2,891,445 pairs) has 1,412
     steps of 2,048, the last one filled up with repeated pairs; here it has 1,411, and the pairs left over differ from
     epoch to epoch.
 
     rule           "atd" (agreeing to differ) or "ctw" (competing to win)
-    templates      the prompts of both towers; the released lines have quotes around them, which reach the tokenizer:
-                   "clipn-128-clean" is without
-    no_templates   the prompts of the "no" tower, hand-crafted variant only; pairs with `templates` line by line
+    templates      prompts of both towers; the released lines are quoted, and the tokenizer reads the quotation marks:
+                   "clipn-128-clean" has none
+    no_templates   prompts of the "no" tower, hand-crafted variant only; paired with `templates` line by line
     prompt         "learnable" (offsets; the released checkpoints) or "handcrafted" (templates; the CIFAR tables)
-    eval_prompt    the offset at test: "mean_offset" is the mean of all; "mean_feature" averages the features of each,
-                   as a comment in the code has it and probably the paper did
+    eval_prompt    offset at test time: "mean_offset" is the mean of all; "mean_feature" averages the features of each,
+                   as a comment in the code says and the paper probably did
     scale          factor on the cosines of both towers; None is the encoder's own
     form           "log-odds", or "probability" in float32, which ties as the released code does
     decision       the paper's ATD decision compares p_(C+1) with the "raw" softmax or with that "shrunk" by p_yes
-    offsets        learnable prompts
-    mean_draw      whether training also draws the mean of the offsets, as often as each; the README's addition
+    offsets        number of learnable prompts
+    mean_draw      whether training also draws the mean of the offsets, as often as each; an addition of the README
     yes, no, tso   weights of the loss terms
     """
 
@@ -75,7 +76,7 @@ class CLIPN(TrainedMethod[Tensor]):
             raise ValueError(f"offsets={self.offsets} must be at least 1")
 
     def fit(self, task: Task) -> Tensor:
-        """The "no" vectors of the classes [k d], of unit length."""
+        """Return the "no" vectors of the classes, [k d], of unit length."""
         return task.cached(
             lambda: self._bank(task),
             prompt=self.prompt,
@@ -93,7 +94,7 @@ class CLIPN(TrainedMethod[Tensor]):
         return odds if self.form == "log-odds" else odds.sigmoid().float()
 
     def decide(self, batch: Batch, task: Task, state: Tensor) -> Bool[Tensor, " b"]:
-        """The paper's threshold-free rules, equations 7 (CTW) and 9 (ATD)."""
+        """Decide by the paper's threshold-free rules, equations 7 (CTW) and 9 (ATD)."""
         yes, gap = self._logits(batch, task, state)
         if self.rule == "ctw":
             return gap.gather(-1, task.best(batch.features, self.templates)[:, None]).squeeze(-1) > 0
@@ -101,19 +102,19 @@ class CLIPN(TrainedMethod[Tensor]):
         return known.amax(-1).double() >= logsumexp(yes + logsigmoid(-gap))
 
     def probabilities(self, batch: Batch, task: Task, state: Tensor) -> tuple[Float64[Tensor, "b k"], Tensor]:
-        """CLIP's softmax over the classes, and p_yes of each."""
+        """Return CLIP's softmax over the classes, and p_yes of each."""
         yes, gap = self._logits(batch, task, state)
         return yes.double().softmax(-1), gap.double().sigmoid()
 
     def explain(self, batch: Batch, task: Task, state: Tensor) -> dict[str, list[tuple[str, float]]]:
-        """The softmax and p_yes of the best classes, and both rules."""
-        softmax, yes = (found[0] for found in self.probabilities(batch, task, state))
+        """Return the softmax and p_yes of the nearest classes, and both rules."""
+        softmax, yes = (values[0] for values in self.probabilities(batch, task, state))
         best = softmax.argsort(descending=True).tolist()
         rules: list[tuple[str, float]] = []
         for rule in ("atd", "ctw"):
-            one = replace(self, rule=rule, form="log-odds")
-            rules.append((f"{rule}, probability of ID", float(one.score(batch, task, state).sigmoid())))
-            rules.append((f"{rule}, decides ID (1) or OOD (0)", float(one.decide(batch, task, state))))
+            variant = replace(self, rule=rule, form="log-odds")
+            rules.append((f"{rule}, probability of ID", float(variant.score(batch, task, state).sigmoid())))
+            rules.append((f"{rule}, decides ID (1) or OOD (0)", float(variant.decide(batch, task, state))))
         return {
             "p, CLIP's softmax": [(task.classes[k], float(softmax[k])) for k in best],
             "p_yes of the same classes": [(task.classes[k], float(yes[k])) for k in best],
@@ -121,13 +122,13 @@ class CLIPN(TrainedMethod[Tensor]):
         }
 
     def _logits(self, batch: Batch, task: Task, bank: Tensor) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
-        """The "yes" logits, and how far they are above the "no" logits."""
+        """Return the "yes" logits, and the "yes" logits minus the "no" logits."""
         yes = task.logits(batch.features, self.templates, self.scale)
         factor = task.scale if self.scale is None else self.scale
         return yes, yes - factor * (batch.features @ bank.T)
 
     def _bank(self, task: Task) -> Float[Tensor, "k d"]:
-        """Each prompt through the "no" tower, normalised, averaged over the templates, normalised again."""
+        """Embed each prompt with the "no" tower, normalise, average over the templates, normalise again."""
         tower = task.weights.load(self.module(task.encoder))
         assert isinstance(tower, NoText)
         total = None
@@ -143,7 +144,7 @@ class CLIPN(TrainedMethod[Tensor]):
         return NoText(encoder, self.offsets if self.prompt == "learnable" else 0)
 
     def inputs(self, pairs: Pairs, encoder: Encoder) -> dict[str, Tensor]:
-        """Image and "yes" features, the tokens of the "no" text, and which offset each pair draws."""
+        """Return image and "yes" features, the tokens of the "no" text, and the index of each pair's offset."""
         scale = torch.full((len(pairs.captions),), float(encoder.scale))
         drawn = {"image": pairs.features, "scale": scale.to(pairs.embeddings.device)}
         if self.prompt == "learnable":
@@ -152,20 +153,20 @@ class CLIPN(TrainedMethod[Tensor]):
         positive, negative = templates(self.templates), templates(self.no_templates)
         if len(positive) != len(negative):
             raise ValueError(f"{self.templates} has {len(positive)} templates, {self.no_templates} {len(negative)}")
-        twins = [(i, text) for i, text in zip(pairs.draw(len(positive)).tolist(), pairs.captions, strict=True)]
-        said = [positive[i].replace("{}", text) for i, text in twins]
-        denied = [negative[i].replace("{}", text) for i, text in twins]
-        return drawn | {"yes": normalize(encoder.text(said), dim=-1), "tokens": encoder.tokenize(denied)}
+        chosen = [(i, text) for i, text in zip(pairs.draw(len(positive)).tolist(), pairs.captions, strict=True)]
+        yes = [positive[i].replace("{}", text) for i, text in chosen]
+        no = [negative[i].replace("{}", text) for i, text in chosen]
+        return drawn | {"yes": normalize(encoder.text(yes), dim=-1), "tokens": encoder.tokenize(no)}
 
     def embed(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         no = normalize(module(inputs["tokens"], inputs.get("offset")), dim=-1)
         return {"image": inputs["image"], "yes": inputs["yes"], "no": no, "scale": inputs["scale"]}
 
     def loss(self, embedded: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """ITBO's two means, and TSO.
+        """Return ITBO's two means, and TSO.
 
-        Image i should reject its own "no" text and accept that of every other caption: p_no_ij = sigmoid(no - yes).
-        TSO draws the two texts of a caption to opposite sides, 2 - ||yes - no||, 0 when they are.
+        ITBO: image i should reject its own "no" text and match the "no" text of every other caption, with
+        p_no_ij = sigmoid(no logit - yes logit). TSO is 2 - ||yes - no||: 0 when a caption's two texts are opposite.
         """
         image, yes, no = embedded["image"], embedded["yes"], embedded["no"]
         gap = embedded["scale"][:, None] * (image @ (yes - no).T)  # [b b], yes logit minus no logit

@@ -12,14 +12,14 @@ from oodbench.method import Batch, Method, Task
 
 @dataclass(frozen=True)
 class Energy(Method[None]):
-    """The logsumexp of the scaled cosines.
+    """Negative free energy of the logits: T * logsumexp(logits / T), where the logits are the scaled cosines.
 
-    The scale decides the result and papers leave it unsaid: OpenOOD and MCM's code use 1 (raw cosines), CLIPN's and
-    NegLabel's 100. The paper's temperature is 1.
+    The scale decides the result, and papers do not state it: the code of OpenOOD and MCM uses 1 (raw cosines), the code
+    of CLIPN and NegLabel 100. The paper's temperature is 1.
 
-    templates    the prompts
+    templates    prompts of the class names
     scale        factor on the cosines; None is the encoder's own logit scale (100 for most CLIPs)
-    temperature  T of the paper: T * logsumexp(logits / T)
+    temperature  T of the paper
     """
 
     templates: str = "simple"

@@ -12,11 +12,11 @@ from oodbench.method import Batch, Method, Task
 
 @dataclass(frozen=True)
 class MaxLogit(Method[None]):
-    """The cosine of the image with its best class name, times the encoder's logit scale.
+    """Largest logit: the cosine of the image with its nearest class, times the encoder's logit scale.
 
-    The scale changes no rank, so it is no parameter.
+    The scale changes no rank, so it is no hyper-parameter.
 
-    templates    the prompts
+    templates    prompts of the class names
     """
 
     templates: str = "simple"

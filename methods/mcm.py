@@ -12,12 +12,12 @@ from oodbench.method import Batch, Method, Task
 
 @dataclass(frozen=True)
 class MCM(Method[None]):
-    """The largest softmax probability of the raw cosines, as its logarithm.
+    """Largest softmax probability of the cosines divided by the temperature, as its logarithm.
 
     The temperature divides the cosine itself, not CLIP's logit of 100 times the cosine: temperature 0.01 is MSP.
     The logarithm ranks as the probability does and keeps its digits (a thousand classes give about 0.0011 each).
 
-    templates    the prompts; the paper's is "a photo of a {}", without a period
+    templates    prompts of the class names; the paper's is "a photo of a {}", without a period
     temperature  tau of the paper
     """
 
@@ -29,5 +29,5 @@ class MCM(Method[None]):
             raise ValueError(f"temperature must be above 0, not {self.temperature}")
 
     def score(self, batch: Batch, task: Task, state: None) -> Float[Tensor, " b"]:
-        of = batch.features, self.templates, 1 / self.temperature
-        return task.largest(*of) - task.logsumexp(*of)
+        logits = batch.features, self.templates, 1 / self.temperature
+        return task.largest(*logits) - task.logsumexp(*logits)

@@ -12,11 +12,11 @@ from oodbench.method import Batch, Method, Task
 
 @dataclass(frozen=True)
 class MSP(Method[None]):
-    """The probability that CLIP gives to its best class name, as its logarithm.
+    """Largest softmax probability of the logits, as its logarithm.
 
     The logarithm ranks as the probability does but does not saturate at 1. With scale 1 this is MCM.
 
-    templates    the prompts
+    templates    prompts of the class names
     scale        factor on the cosines; None is the encoder's own logit scale (100 for most CLIPs)
     """
 
@@ -24,5 +24,5 @@ class MSP(Method[None]):
     scale: float | None = None
 
     def score(self, batch: Batch, task: Task, state: None) -> Float[Tensor, " b"]:
-        of = batch.features, self.templates, self.scale
-        return task.largest(*of) - task.logsumexp(*of)
+        logits = batch.features, self.templates, self.scale
+        return task.largest(*logits) - task.logsumexp(*logits)

@@ -1,4 +1,4 @@
-"""NegLabel: softmax mass on the class names beside far-off words (Jiang et al., ICLR 2024, arXiv:2403.20078)."""
+"""NegLabel: class names against negative labels mined from WordNet (Jiang et al., ICLR 2024, arXiv:2403.20078)."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from ._wordnet import OWN_LIST, Words, read_lines, read_words
 
 CHUNK = 1 << 22  # similarities in memory while words are mined: 32 MB
 CLEAN_NEGATIVES = 10_000  # M of the paper
-TIE = 5e-6  # words whose similarities are so near to that of the last chosen one are taken by their text
+TIE = 5e-6  # words within this similarity of the last chosen word are chosen in alphabetical order
 
 
 @dataclass(frozen=True)
 class Negatives:
-    """The words farthest from the ID classes, in the order in which they are grouped.
+    """The negative labels: words farthest from the ID classes, in the order in which they are grouped.
 
-    vectors      [m d], of unit length
-    words        without their prompt
-    similarity   quantile over the ID classes of each word's cosines; small = far
+    vectors      [m d] text embeddings of unit length
+    words        m words without their prompt
+    similarity   [m] quantile over the ID classes of each word's cosines; small = far
     """
 
     vectors: Tensor
@@ -36,7 +36,7 @@ class Negatives:
 
 @dataclass(frozen=True)
 class _Corpus:
-    """Words in the order of their source, their unit vectors [n d] and similarities [n], and which of them are used."""
+    """Words in the order of their source, their unit vectors [n d] and similarities [n], and which words are used."""
 
     words: tuple[str, ...]
     vectors: Tensor
@@ -46,42 +46,43 @@ class _Corpus:
 
 @dataclass(frozen=True)
 class NegLabel(Method[Negatives]):
-    """The softmax mass on the ID names beside words that are far from all of them, averaged over groups of words.
+    """Softmax probability of the ID class names against negative labels, averaged over groups of negative labels.
 
     The score is the log-odds log(S / (1 - S)) of the paper's S = mean over groups g of sum_ID e / (sum_ID e + sum_g e):
-    it ranks as S does, and S = sigmoid(score). S itself rounds to 0 or 1 for clear images, which then tie; the log-odds
-    keep them apart.
+    it ranks as S does, and S = sigmoid(score). S itself rounds to 0 or 1 for confident images, which then tie; the
+    log-odds do not.
 
-    The words' distance is the paper's 0.05 quantile of negative similarities, seen from the other side: the 0.95
-    quantile of similarities, interpolated linearly as the code does. It ignores the nearest 5 % of the classes, so a
-    word that equals a class name can be chosen: with the released files 32 nouns are ImageNet names.
+    A word's distance in the paper is the 0.05 quantile of its negative similarities to the ID classes; here it is the
+    equivalent 0.95 quantile of its similarities, interpolated linearly as in the code. The nearest 5 % of the classes
+    are ignored, so a word that equals a class name can be chosen: 32 nouns of the released files are ImageNet names.
 
     Release: 15 % of the nouns and 15 % of the adjectives (the paper says M = 10,000; the code keeps 10,499), nouns
-    first, farthest first; those beyond a multiple of `groups` are cut from the end, the nearest adjectives, so that
-    10,400 are used; then a permutation makes the groups. The released permutation comes from the GPU's generator and
-    cannot be had elsewhere; here it is the CPU generator's. A word that is noun and adjective counts as an adjective;
-    in the released code the file system decides. With one group the released code has no softmax; here it has.
+    first, farthest first; words beyond a multiple of `groups` are cut from the end, the nearest adjectives, so that
+    10,400 are used; then a permutation makes the groups. The released permutation is drawn by the GPU's generator and
+    cannot be reproduced elsewhere; here the CPU's generator draws it. A word that is noun and adjective counts as an
+    adjective; in the released code the file system decides. With one group the released code has no softmax; here it
+    has.
 
-    Which words share a group must not depend on the processor, whose rounding moves similarities by about 1e-7. The
-    similarities are therefore computed in float64; at both cuts, words whose similarities lie within 1e-5 of one
-    another, 5e-6 on either side of the last chosen one's, are taken in alphabetical order; and the permutation is drawn
-    over all words in the order of their files, of which the chosen ones are then kept. Where a similarity lies within
-    rounding of the end of that range, another processor can still choose one other word; then at most one word of each
-    group changes. A file of selected prompts is used in its own order, as the released code does.
+    Which words share a group must not depend on the processor, whose rounding changes similarities by about 1e-7. The
+    similarities are therefore computed in float64; at both cuts, words whose similarities are within 5e-6 of that of
+    the last chosen word are chosen in alphabetical order; and the permutation is drawn over all words in the order of
+    their files, and then restricted to the chosen words. If a similarity is within rounding of the end of that range,
+    another processor can still choose one other word; then at most one word of each group changes. A file of selected
+    prompts is used in its own order, as in the released code.
 
-    Clean: words sorted, class names removed (ignoring case), exactly M, none cut: group sizes may differ by one.
+    Clean: words sorted, class names removed (ignoring case), exactly M words, none cut: group sizes may differ by one.
 
     preset         "release" or "clean"
-    words          a folder with the 27 released word files, or with WordNet's data.noun and data.adj, or the released
-                   file of selected prompts (used as it is, not mined); "release-wn30" is the shipped list, the
-                   released rule on WordNet 3.0 (the released words are WordNet 3.1's)
-    templates      the prompts of ID names; the code's has no period, the paper's does: "The nice {}."
-    nouns          the prompt of nouns
-    adjectives     the prompt of adjectives
+    words          folder with the 27 released word files, or with WordNet's data.noun and data.adj, or the released
+                   file of selected prompts (used as it is, not mined); "release-wn30" is the shipped list: the
+                   released rule on WordNet 3.0 (the released words are of WordNet 3.1)
+    templates      prompts of ID names; the code's has no period, the paper's does: "The nice {}."
+    nouns          prompt of nouns
+    adjectives     prompt of adjectives
     scale          factor on the cosines, 1 / tau of the paper; None is the encoder's own
     quantile       1 - eta of the paper
-    share          part of the nouns, and of the adjectives, that is kept; unused when num_negatives is set or by clean
-    groups         the paper's 100; 1 is no grouping
+    share          fraction of the nouns, and of the adjectives, that is kept; not used with num_negatives or clean
+    groups         number of groups, 100 in the paper; 1 is no grouping
     num_negatives  M, split between nouns and adjectives in proportion; None: `share` (release), 10,000 (clean)
     permutation    seed of the permutation
     """
@@ -106,24 +107,23 @@ class NegLabel(Method[Negatives]):
             corpus = self._mined(task, read_words(self.words))
         order = torch.randperm(len(corpus.words), generator=torch.Generator().manual_seed(self.permutation))
         order = order[corpus.used[order]]
-        there = order.to(corpus.vectors.device)
         words = tuple(corpus.words[i] for i in order.tolist())
-        return Negatives(corpus.vectors[there], words, corpus.similarity[order])
+        return Negatives(corpus.vectors[order.to(corpus.vectors.device)], words, corpus.similarity[order])
 
     def score(self, batch: Batch, task: Task, state: Negatives) -> Float[Tensor, " b"]:
         features = batch.features
         scale = task.scale if self.scale is None else self.scale
-        known = logsumexp(task.logits(features, self.templates, scale))
+        classes = logsumexp(task.logits(features, self.templates, scale))
         groups = state.vectors.tensor_split(self.groups)
-        odds = torch.stack([known - logsumexp(scale * (features @ group.T)) for group in groups])
+        odds = torch.stack([classes - logsumexp(scale * (features @ group.T)) for group in groups])
         return _log_mean(odds) - _log_mean(-odds)
 
     def explain(self, batch: Batch, task: Task, state: Negatives) -> dict[str, list[tuple[str, float]]]:
-        """The nearest negative words with their cosines, and the softmax mass of both sides."""
+        """Return the nearest negative words with their cosines, and the softmax mass of both sides."""
         cosines = (batch.features @ state.vectors.T)[0]
         scale = task.scale if self.scale is None else self.scale
-        known = logsumexp(task.logits(batch.features, self.templates, scale))
-        mass = float((known - logsumexp(scale * cosines[None])).sigmoid())
+        classes = logsumexp(task.logits(batch.features, self.templates, scale))
+        mass = float((classes - logsumexp(scale * cosines[None])).sigmoid())
         grouped = float(self.score(batch, task, state).sigmoid())
         nearest = cosines.argsort(descending=True).tolist()
         return {
@@ -147,7 +147,7 @@ class NegLabel(Method[Negatives]):
             raise ValueError(f"nouns='{self.nouns}' and adjectives='{self.adjectives}' must each contain {{}} once")
 
     def _mined(self, task: Task, words: Words) -> _Corpus:
-        """The farthest nouns and the farthest adjectives are used."""
+        """Return all words, of which the farthest nouns and the farthest adjectives are used."""
         nouns, adjectives = words.nouns, words.adjectives
         if self.preset == "clean":
             names = {name.casefold() for name in task.classes}
@@ -158,8 +158,8 @@ class NegLabel(Method[Negatives]):
         vectors = task.words(filled + [self.adjectives.replace("{}", word) for word in adjectives])
         similarity = self._similarity(vectors, task)
         first, second = self._counts(len(nouns), len(adjectives))
-        beyond = (first + second) - self._whole_groups(first + second)
-        second, first = max(0, second - beyond), first - max(0, beyond - second)
+        excess = (first + second) - self._whole_groups(first + second)
+        second, first = max(0, second - excess), first - max(0, excess - second)
         used = torch.cat(
             [
                 _farthest(similarity[: len(nouns)], nouns, first),
@@ -169,7 +169,7 @@ class NegLabel(Method[Negatives]):
         return _Corpus((*nouns, *adjectives), vectors, similarity, used)
 
     def _counts(self, nouns: int, adjectives: int) -> tuple[int, int]:
-        """How many of each are kept."""
+        """Return how many nouns and how many adjectives are chosen."""
         m = CLEAN_NEGATIVES if self.preset == "clean" and self.num_negatives is None else self.num_negatives
         if m is None:
             return int(self.share * nouns), int(self.share * adjectives)
@@ -179,24 +179,24 @@ class NegLabel(Method[Negatives]):
         return first, m - first
 
     def _whole_groups(self, words: int) -> int:
-        """How many of the chosen words are used."""
+        """Return how many of the chosen words are used."""
         m = words - words % self.groups if self.preset == "release" else words
         if m < self.groups:
             raise ValueError(f"{words} negative words cannot fill groups={self.groups}; lower groups")
         return m
 
     def _selected(self, task: Task) -> _Corpus:
-        """The prompts of a file, as they stand."""
+        """Return the prompts of a file, in their order."""
         if self.preset == "clean" or self.num_negatives is not None:
             raise ValueError(f"words={self.words} is already selected: name a folder for preset=clean or num_negatives")
         prompts = read_lines(Path(self.words).expanduser())
         prompts = prompts[: self._whole_groups(len(prompts))]
         vectors = task.words(prompts)
-        bare = tuple(_without(prompt, (self.nouns, self.adjectives)) for prompt in prompts)
-        return _Corpus(bare, vectors, self._similarity(vectors, task), torch.ones(len(bare), dtype=torch.bool))
+        words = tuple(_without(prompt, (self.nouns, self.adjectives)) for prompt in prompts)
+        return _Corpus(words, vectors, self._similarity(vectors, task), torch.ones(len(words), dtype=torch.bool))
 
     def _similarity(self, vectors: Float[Tensor, "n d"], task: Task) -> Float64[Tensor, " n"]:
-        """The quantile of each word's cosines, on the CPU. float32 would round by more than encoders differ."""
+        """Return the quantile of each word's cosines, on the CPU; float32 would round by more than encoders differ."""
         text = task.text(self.templates).double()
         rows = max(1, CHUNK // len(text))
         parts = (vectors[i : i + rows].double() @ text.T for i in range(0, len(vectors), rows))
@@ -204,7 +204,7 @@ class NegLabel(Method[Negatives]):
 
 
 def _farthest(similarity: Float64[Tensor, " n"], words: Sequence[str], count: int) -> Bool[Tensor, " n"]:
-    """Which `count` words have the smallest similarities; those within TIE of the last one are taken by their text."""
+    """Return which `count` words have the smallest similarities; within TIE of the last, in alphabetical order."""
     if count == 0:
         return torch.zeros(len(words), dtype=torch.bool)
     last = similarity.kthvalue(count).values
@@ -215,11 +215,12 @@ def _farthest(similarity: Float64[Tensor, " n"], words: Sequence[str], count: in
 
 
 def _log_mean(odds: Float[Tensor, "g b"]) -> Float[Tensor, " b"]:
-    """log of the mean over groups of sigmoid(odds), up to a constant."""
+    """Return the log of the mean over groups of sigmoid(odds), up to a constant."""
     return torch.nn.functional.logsigmoid(odds).logsumexp(0)
 
 
 def _without(prompt: str, templates: Sequence[str]) -> str:
+    """Return the word of a prompt that one of the templates made; the prompt itself if none did."""
     for template in templates:
         before, _, after = template.partition("{}")
         if prompt.startswith(before) and prompt.endswith(after):

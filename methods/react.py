@@ -15,14 +15,15 @@ from oodbench.method import Batch, Method, Needs, Task, logsumexp
 
 @dataclass(frozen=True)
 class ReAct(Method[float]):
-    """The energy after the activations before the image tower's last linear map are cut off at a threshold.
+    """Energy score after clipping the penultimate activations at the 90th percentile of ID activations.
 
-    The embedding is projected anew from the clipped activations and normalised; then the logsumexp of scaled cosines.
-    The paper clips a ReLU network, whose activations are not negative; on CLIP, too, only the upper side is clipped.
+    The penultimate activations are the input of the image tower's last linear map. Clipped, they are projected to an
+    embedding, which is normalised; the score is the logsumexp of its scaled cosines with the classes. The paper clips a
+    ReLU network, whose activations are not negative; on CLIP, too, only values above the threshold are clipped.
 
-    percentile  of all activations of ID training images, over images and units together, that becomes the threshold
-    threshold   the threshold itself; None takes the percentile
-    templates   the prompts
+    percentile  percentile of all activations of ID training images, over images and units together
+    threshold   the threshold itself; None computes it from the percentile
+    templates   prompts of the class names
     scale       factor on the cosines; None is the encoder's own logit scale (100 for most CLIPs)
     """
 
@@ -34,7 +35,7 @@ class ReAct(Method[float]):
     scale: float | None = None
 
     def fit(self, task: Task) -> float:
-        """The threshold."""
+        """Return the threshold."""
         if self.threshold is not None:
             return self.threshold
         activations = np.concatenate([batch.activations.cpu().numpy().ravel() for batch in task.calibration()])

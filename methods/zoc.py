@@ -15,56 +15,62 @@ from torch.nn.utils.rnn import pad_sequence
 from oodbench.method import Batch, Encoder, Needs, Optimiser, Pairs, Task, TrainedMethod, logsumexp
 
 from ._bert_decoder import BertDecoder, WordPieces, word_pieces
-from ._candidates import Names, ends, names
-from ._label_decoder import PADDING, Decoder, Shape, SmallDecoder, Voice, Walk, best, surprise
+from ._candidates import Names, candidate_names, start_and_end
+from ._label_decoder import (
+    PADDING,
+    Decoder,
+    GreedyDecoding,
+    OutputLayer,
+    Shape,
+    SmallDecoder,
+    caption_nll,
+    top_tokens,
+)
 
-CHUNK = 1 << 23  # logits in memory while a part of a batch is captioned: 32 MB
+CHUNK = 1 << 23  # logits in memory while some images of a batch are captioned: 32 MB
 _SIZES = {"small": Shape(128, 2, 4, 77), "bert": Shape(1024, 24, 16, 77)}
 
 
 @dataclass(frozen=True)
-class Captioner:
-    """The decoder, and every name that it can propose.
-
-    voice     the n tokens that may be said
-    """
+class TrainedCaptioner:
+    """The trained decoder, its last layer for the n tokens that it may generate, and the names that these decode to."""
 
     decoder: Decoder
-    voice: Voice
+    output: OutputLayer
     names: Names
 
 
 @dataclass(frozen=True)
-class ZOC(TrainedMethod[Captioner]):
-    """The softmax mass on the seen class names beside names that a captioner generates for the image.
+class ZOC(TrainedMethod[TrainedCaptioner]):
+    """Softmax probability of the ID class names against candidate names that a decoder generates for the image.
 
-    A decoder, trained on captions of frozen CLIP embeddings (as they are, not normalised), writes `steps` tokens, each
-    the most probable one; the end of the sentence does not stop it. The k best tokens of every step, each decoded alone
-    to a string, are the image's candidates: word pieces and punctuation stay in, repetitions and seen class names are
-    left out. The score is the log-odds of S = sum_seen e / (sum_seen e + sum_candidates e): it ranks as the paper's
-    1 - S(candidates) does, S = sigmoid(score), and clear images do not tie. Every token's prompt is encoded once, not
-    per image, and a batch's images are captioned together. Where an image has no candidate left, it scores as with a
-    single one opposite to it (cosine -1), which is above all others.
+    A decoder, trained on captions of frozen CLIP embeddings (not normalised), writes `steps` tokens greedily; the end
+    token does not stop it. The k most probable tokens of every step, each decoded alone to a string, are the image's
+    candidates: word pieces and punctuation are included, repetitions and seen (ID) class names are not. The score is
+    the log-odds of S = sum_seen e / (sum_seen e + sum_candidates e): it ranks as the paper's 1 - S(candidates) does,
+    S = sigmoid(score), and confident images do not tie. Every token's prompt is encoded once, not per image, and the
+    images of a batch are captioned together. An image without a candidate scores as with a single one of cosine -1,
+    which is above all other scores.
 
-    What the released code does otherwise are switches; None is as `preset` says. At test, one_position: its position
-    ids have the length of the batch axis, so every token stands at position 0, unlike in training; specials: start, end
-    and padding stay among the candidates, and so do empty strings. (In CLIP's byte pairs "a photo of a <end_of_text>"
-    is a prompt without a name, near to every image.) In training, integers: embeddings cut to whole numbers. Seen names
-    are removed by the CIFAR scripts alone: remove_seen=false is TinyImageNet's and CIFAR+'s. The CIFAR-10 script before
-    February 2023 removed the test label instead, a leak that is not offered.
+    Deviations of the released code are switches; None is set by `preset`. At test time, one_position: its position ids
+    have the length of the batch axis, so that every token is at position 0, unlike in training; specials: start, end
+    and padding are candidates, and so are empty strings. (In CLIP's byte pairs "a photo of a <end_of_text>" is a prompt
+    without a name, near to every image.) In training, integers: embeddings are truncated to integers. Only the CIFAR
+    scripts remove seen names: remove_seen=false is TinyImageNet's and CIFAR+'s. The CIFAR-10 script before February
+    2023 removed the test label instead, a label leak that is not offered.
 
-    preset        "corrected" or "release", for what is None
-    decoder       "small" (CLIP's byte pairs, only tokens that captions had are said) or "bert" (the paper's, with
-                  Hugging Face's transformers, the extra `hf`)
-    templates     the prompts of class names and candidates
+    preset        "corrected" or "release": the value of switches that are None
+    decoder       "small" (CLIP's byte pairs; generates only tokens of the training captions) or "bert" (the paper's,
+                  with Hugging Face's transformers, the extra `hf`)
+    templates     prompts of class names and candidates
     scale         factor on the cosines; None is the encoder's own
-    k             tokens kept of each step
-    steps         the released 10 tokens less the start
-    width, layers, heads   of the decoder; 0 is 128, 2, 4 (small) or 1024, 24, 16 (bert)
-    length        the longest caption in tokens, cut beyond
-    tokenizer     a local folder with a Hugging Face tokenizer, bert only; "" is CLIP's own byte pairs. The paper's is
+    k             candidate tokens of each step
+    steps         tokens generated: the released 10 without the start token
+    width, layers, heads   size of the decoder; 0 is 128, 2, 4 (small) or 1024, 24, 16 (bert)
+    length        longest caption in tokens; longer ones are truncated
+    tokenizer     local folder with a Hugging Face tokenizer, bert only; "" is CLIP's own byte pairs. The paper's is
                   that of google/bert_for_seq_generation_L-24_bbc_encoder
-    init          a local folder with that encoder, from which the training of bert starts; "" starts at random
+    init          local folder with that encoder, from which the training of bert starts; "" starts at random
     """
 
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.WEIGHTS
@@ -90,10 +96,10 @@ class ZOC(TrainedMethod[Captioner]):
     init: str = ""
 
     def optimisation(self) -> Optimiser:
-        """The small decoder's own; for bert the released one: lr 1e-5, batch 128, 25 epochs, no schedule.
+        """Return `optimiser` for the small decoder; for bert the released settings.
 
-        The release imports AdamW from transformers and sets nothing else of it: no weight decay, and an eps of 1e-6
-        that is added before the bias is corrected.
+        These are lr 1e-5, batch 128, 25 epochs, no schedule. The release uses AdamW of transformers with its other
+        defaults: no weight decay, and an eps of 1e-6 that is added before the bias correction.
         """
         if self.decoder == "small":
             return self.optimiser
@@ -109,43 +115,43 @@ class ZOC(TrainedMethod[Captioner]):
             epsilon_hat=True,
         )
 
-    def fit(self, task: Task) -> Captioner:
-        """The trained decoder, and the text vectors of all that it can say."""
+    def fit(self, task: Task) -> TrainedCaptioner:
+        """Return the trained decoder, and the text embeddings of all names that it can generate."""
         self._check()
         encoder = task.encoder
         decoder = task.weights.load(dataclasses.replace(self, init="").module(encoder))
         assert isinstance(decoder, Decoder)
-        voice = decoder.to(task.text(self.templates).device).voice()
-        strings = [self._string(token, encoder) for token in voice.ids.tolist()]
-        left_out = set(task.classes) if self.remove_seen else set()
+        output = decoder.to(task.text(self.templates).device).output_layer()
+        strings = [self._string(token, encoder) for token in output.ids.tolist()]
+        excluded = set(task.classes) if self.remove_seen else set()
         if not self._switch(self.specials):
-            left_out |= {"", *(self._string(token, encoder) for token in self._specials(encoder))}
-        found = names(strings, left_out, self.templates, task)
-        if found is None:
+            excluded |= {"", *(self._string(token, encoder) for token in self._specials(encoder))}
+        names = candidate_names(strings, excluded, self.templates, task)
+        if names is None:
             raise ValueError("the decoder knows no name besides the class names: train it on captions of other things")
-        return Captioner(decoder, voice, found)
+        return TrainedCaptioner(decoder, output, names)
 
-    def score(self, batch: Batch, task: Task, state: Captioner) -> Float[Tensor, " b"]:
+    def score(self, batch: Batch, task: Task, state: TrainedCaptioner) -> Float[Tensor, " b"]:
         seen = logsumexp(task.logits(batch.features, self.templates, self.scale))
         scale = task.scale if self.scale is None else self.scale
-        rows = max(1, CHUNK // len(state.voice.ids))
-        rivals = []
+        rows = max(1, CHUNK // len(state.output.ids))
+        unseen = []
         for features, embeddings in zip(
             torch.split(batch.features, rows), torch.split(batch.embeddings, rows), strict=True
         ):
-            rivals.append(state.names.rivalry(features, self.said(embeddings, state), scale))
-        return seen - torch.cat(rivals)
+            unseen.append(state.names.candidate_logsumexp(features, self.candidates(embeddings, state), scale))
+        return seen - torch.cat(unseen)
 
-    def said(self, embeddings: Float[Tensor, "b d"], state: Captioner) -> Tensor:
-        """Which names are an image's candidates: [b m] of bool."""
-        walk = Walk(self.steps, self.k, self._switch(self.one_position))
-        return state.names.said(best(state.decoder, state.voice, embeddings, walk))
+    def candidates(self, embeddings: Float[Tensor, "b d"], state: TrainedCaptioner) -> Tensor:
+        """Return which names are an image's candidates, [b m] of bool."""
+        decoding = GreedyDecoding(self.steps, self.k, self._switch(self.one_position))
+        return state.names.mask(top_tokens(state.decoder, state.output, embeddings, decoding))
 
-    def explain(self, batch: Batch, task: Task, state: Captioner) -> dict[str, list[tuple[str, float]]]:
-        """The names that the decoder proposes, with their cosines, nearest first."""
-        said = self.said(batch.embeddings, state)[0]
+    def explain(self, batch: Batch, task: Task, state: TrainedCaptioner) -> dict[str, list[tuple[str, float]]]:
+        """Return the candidate names with their cosines, nearest first."""
+        candidates = self.candidates(batch.embeddings, state)[0]
         cosines = (batch.features @ state.names.vectors.T)[0]
-        nearest = [k for k in cosines.argsort(descending=True).tolist() if said[k]]
+        nearest = [k for k in cosines.argsort(descending=True).tolist() if candidates[k]]
         return {"names proposed for the image, cosines": [(state.names.strings[k], float(cosines[k])) for k in nearest]}
 
     def module(self, encoder: Encoder) -> Decoder:
@@ -153,21 +159,23 @@ class ZOC(TrainedMethod[Captioner]):
         with torch.no_grad():
             table: Tensor = encoder.text_tower().get_parameter("token_embedding.weight").detach()
             depth = encoder.text([""]).shape[1]
-        usual = _SIZES[self.decoder]
-        size = Shape(self.width or usual.width, self.layers or usual.layers, self.heads or usual.heads, self.length)
+        default = _SIZES[self.decoder]
+        size = Shape(
+            self.width or default.width, self.layers or default.layers, self.heads or default.heads, self.length
+        )
         if size.width % size.heads:
             raise ValueError(f"width={size.width} must be a multiple of heads={size.heads}")
         if self.decoder == "small":
-            return SmallDecoder(table, depth, ends(encoder)[0], size)
+            return SmallDecoder(table, depth, start_and_end(encoder)[0], size)
         pieces = self._pieces()
-        vocabulary, start = (pieces.size, pieces.start) if pieces else (len(table), ends(encoder)[0])
+        vocabulary, start = (pieces.size, pieces.start) if pieces else (len(table), start_and_end(encoder)[0])
         bert = BertDecoder(vocabulary, depth, start, size)
         if self.init:
-            bert.adopt(self.init)
+            bert.load_encoder(self.init)
         return bert
 
     def inputs(self, pairs: Pairs, encoder: Encoder) -> dict[str, Tensor]:
-        """Embeddings, and tokens from start to end."""
+        """Return image embeddings, and caption tokens from start to end."""
         embeddings = pairs.embeddings.trunc() if self.integers else pairs.embeddings
         pieces = self._pieces()
         if pieces:
@@ -180,16 +188,16 @@ class ZOC(TrainedMethod[Captioner]):
 
     def embed(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         assert isinstance(module, Decoder)
-        return surprise(module, inputs["embeddings"], inputs["tokens"])
+        return caption_nll(module, inputs["embeddings"], inputs["tokens"])
 
     def loss(self, embedded: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The mean negative log-likelihood of a token, in nats, over all tokens of the global batch."""
+        """Return the mean negative log-likelihood of a token, in nats, over all tokens of the global batch."""
         return {"caption": embedded["nll"].sum() / embedded["count"].sum().clamp(min=1)}
 
     def _check(self) -> None:
         if min(self.k, self.steps) < 1 or self.length < self.steps + 1:
             raise ValueError(f"k={self.k} and steps={self.steps} must be at least 1, length={self.length} above steps")
-        if any(path and "/" not in path for path in (self.tokenizer, self.init)):  # such enter no score's key
+        if any(path and "/" not in path for path in (self.tokenizer, self.init)):  # keys hold only paths' files
             raise ValueError(f"tokenizer={self.tokenizer} and init={self.init} must be written as paths: ./NAME")
         if self.decoder == "small" and (self.tokenizer or self.init):
             raise ValueError("tokenizer and init belong to decoder=bert; the small one reads CLIP's own byte pairs")
@@ -204,9 +212,9 @@ class ZOC(TrainedMethod[Captioner]):
 
     def _specials(self, encoder: Encoder) -> frozenset[int]:
         pieces = self._pieces()
-        return pieces.specials if pieces else frozenset(ends(encoder))
+        return pieces.specials if pieces else frozenset(start_and_end(encoder))
 
     def _string(self, token: int, encoder: Encoder) -> str:
-        """A token decoded alone, without the space that ends CLIP's whole words."""
+        """Decode one token alone, without the space at the end of CLIP's word-final tokens."""
         pieces = self._pieces()
         return (pieces or encoder).detokenize(token).strip()

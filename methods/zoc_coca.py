@@ -1,4 +1,4 @@
-"""ZOC (CoCa): ZOC whose names an encoder writes that can (Esmaeilpour et al., AAAI 2022, arXiv:2109.02748)."""
+"""ZOC (CoCa): ZOC with the captions of the encoder's own decoder (Esmaeilpour et al., AAAI 2022, arXiv:2109.02748)."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from torch import Tensor
 
 from oodbench.method import Batch, Method, Needs, Task, logsumexp
 
-from ._candidates import Names, best, ends, names
+from ._candidates import Names, candidate_names, greedy_top_k, start_and_end
 
 IMAGES = 32  # captioned at once: 9 tokens' logits over 49,408 of them are 57 MB
 
 
 @dataclass(frozen=True)
 class ZOCCoCa(Method[Names]):
-    """The softmax mass on the seen class names beside names that the encoder's own decoder generates for the image.
+    """Softmax probability of the ID class names against candidate names that CoCa's decoder generates for the image.
 
-    ZOC without training: CoCa writes captions itself. The rest is `zoc`'s: of each of `steps` tokens, each the most
-    probable one, the k best are decoded alone to strings, which are the image's candidates without repetitions and seen
-    class names; the end of the sentence does not stop it. The score is the log-odds of S = sum_seen e / (sum_seen e +
-    sum_candidates e), which ranks as the paper's 1 - S(candidates) does. The prompts of the whole vocabulary, 49,408
-    tokens, are encoded once per encoder; without a GPU that takes long. The paper has no row of it: CoCa has learnt to
-    write, and to compare, from other captions than the paper's decoder and CLIP.
+    ZOC without training, because CoCa writes captions itself. All else is as in `zoc`: `steps` tokens are decoded
+    greedily, and the k most probable tokens of each step, decoded alone to strings, are the image's candidates, without
+    repetitions and seen (ID) class names; the end token does not stop the decoding. The score is the log-odds of
+    S = sum_seen e / (sum_seen e + sum_candidates e), which ranks as the paper's 1 - S(candidates) does. The prompts of
+    the entire vocabulary, 49,408 tokens, are encoded once per encoder, which takes long without a GPU. The paper has no
+    such result: CoCa was trained on other captions than the paper's decoder and CLIP.
 
-    templates     the prompts of class names and candidates
+    templates     prompts of class names and candidates
     scale         factor on the cosines; None is the encoder's own
-    k             tokens kept of each step
-    steps         tokens written, after the start
-    specials      start and end stay among the candidates, and so do empty strings
-    remove_seen   seen class names are no candidates
+    k             candidate tokens of each step
+    steps         tokens generated, after the start token
+    specials      whether start and end, and empty strings, are candidates
+    remove_seen   whether seen class names are removed from the candidates
     """
 
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.PIXELS | Needs.ENCODER | Needs.CAPTIONS
@@ -44,36 +44,37 @@ class ZOCCoCa(Method[Names]):
     remove_seen: bool = True
 
     def fit(self, task: Task) -> Names:
-        """The text vectors of all that may be said."""
+        """Return the text embeddings of all names that the decoder may generate."""
         if min(self.k, self.steps) < 1:
             raise ValueError(f"k={self.k} and steps={self.steps} must be at least 1")
         encoder = task.encoder
         strings = [encoder.detokenize(token).strip() for token in range(encoder.captioner().vocabulary)]
-        left_out = set(task.classes) if self.remove_seen else set()
+        excluded = set(task.classes) if self.remove_seen else set()
         if not self.specials:
-            left_out |= {"", *(encoder.detokenize(token).strip() for token in ends(encoder))}
-        found = names(strings, left_out, self.templates, task)
-        if found is None:
+            excluded |= {"", *(encoder.detokenize(token).strip() for token in start_and_end(encoder))}
+        names = candidate_names(strings, excluded, self.templates, task)
+        if names is None:
             raise ValueError("the encoder's vocabulary has no name besides the class names")
-        return found
+        return names
 
     def score(self, batch: Batch, task: Task, state: Names) -> Float[Tensor, " b"]:
         seen = logsumexp(task.logits(batch.features, self.templates, self.scale))
         scale = task.scale if self.scale is None else self.scale
-        rivals = [
-            state.rivalry(features, self.said(pixels, task, state), scale)
+        unseen = [
+            state.candidate_logsumexp(features, self.candidates(pixels, task, state), scale)
             for features, pixels in zip(
                 torch.split(batch.features, IMAGES), torch.split(batch.pixels, IMAGES), strict=True
             )
         ]
-        return seen - torch.cat(rivals)
+        return seen - torch.cat(unseen)
 
-    def said(self, pixels: Float[Tensor, "b 3 height width"], task: Task, state: Names) -> Bool[Tensor, "b m"]:
-        """Which names are an image's candidates."""
+    def candidates(self, pixels: Float[Tensor, "b 3 height width"], task: Task, state: Names) -> Bool[Tensor, "b m"]:
+        """Return which names are an image's candidates."""
         captioner = task.encoder.captioner()
         encoded = captioner.encode(pixels)
-        start = torch.full((len(pixels), 1), ends(task.encoder)[0], device=encoded.device)
+        start = torch.full((len(pixels), 1), start_and_end(task.encoder)[0], device=encoded.device)
         ids = torch.arange(captioner.vocabulary, device=encoded.device)
-        return state.said(
-            best(lambda tokens: captioner.next_token_logits(encoded, tokens), ids, start, self.steps, self.k)
+        tokens = greedy_top_k(
+            lambda tokens: captioner.next_token_logits(encoded, tokens), ids, start, self.steps, self.k
         )
+        return state.mask(tokens)

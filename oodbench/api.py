@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oodbench import results as provenance
-from oodbench.distributed.cluster import chosen
+from oodbench.distributed.cluster import cluster_address
 from oodbench.errors import redact
 from oodbench.pipeline import run as local
 from oodbench.pipeline.events import Watch
@@ -44,16 +44,16 @@ class Attachments:
         yield "table.csv", report.csv(tables).encode()
         for number, table in enumerate(tables, 1):
             folder = "pictures" if len(tables) == 1 else f"pictures/{number}"
-            for name, content in self._pictures([row for line in table.lines for row in line.rows]):
+            for name, content in self._pictures([row for line in table.lines for row in line.results]):
                 yield f"{folder}/{name}", content
 
     def _pictures(self, found: Sequence[Result]) -> Iterator[tuple[str, bytes]]:
-        from oodbench.report.figures import pictures
+        from oodbench.report.figures import plots
 
         paths = _paths(self.results, found)
         for kind in KINDS:
             try:
-                for picture in pictures(found, paths, kinds=[kind]):
+                for picture in plots(found, paths, kinds=[kind]):
                     yield f"{picture.name}.png", picture.png()
             except Exception as error:  # whatever it is, the rows shall arrive
                 why = (str(error).splitlines() or [""])[0] or type(error).__name__
@@ -82,7 +82,7 @@ def run(plan: Plan, watch: Watch | None = None) -> RunOutcome:
     """
     state = RunState(plan, watch)
     if state.running:
-        if chosen(plan.request.ray, plan.request.device):
+        if cluster_address(plan.request.ray, plan.request.device):
             from oodbench.distributed import run as cluster
 
             cluster.run(state)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import warnings
 
-from oodbench.report.figures import KINDS, Heading, Picture, pictures
+from oodbench.report.figures import KINDS, Heading
+from oodbench.report.figures import Plot as Picture
+from oodbench.report.figures import plots as pictures
 
 __all__ = ["KINDS", "Heading", "Picture", "pictures"]
 

@@ -43,25 +43,23 @@ def check(
     stopped goes on where it was; images are looked at again when they change. Exit code 1 when there are errors.
     """
     from oodbench.cli.progress import ProgressBars
-    from oodbench.data import catalog as catalogue
-    from oodbench.data.checks.findings import text
-    from oodbench.data.checks.run import CheckSettings, examine
-    from oodbench.data.checks.scope import scope
+    from oodbench.data.checks.findings import format_report
+    from oodbench.data.checks.run import CheckSettings, check_sets
+    from oodbench.data.checks.scope import select_sets
+    from oodbench.data.paths import data_root
     from oodbench.errors import UserError
     from oodbench.storage.store import Store, default_root
 
     if workers < 0:
         raise UserError(f"--workers takes a number of threads, not {workers}")
     check_output(output)
-    settings = CheckSettings(
-        catalogue.data_root(_inherited(data)), Store(store or default_root()), workers, hamming, limit
-    )
+    settings = CheckSettings(data_root(_inherited(data)), Store(store or default_root()), workers, hamming, limit)
     with ProgressBars("images") as bars:
-        report = examine(scope(names, id_), settings, bars.count)
+        report = check_sets(select_sets(names, id_), settings, bars.count)
     plain = json.dumps(report.as_dict(), indent=2)
     if output:
         write_output(output, plain + "\n")
-    say(plain if kind == "json" else text(report))
+    say(plain if kind == "json" else format_report(report))
     if not report.ok:
         sys.exit(1)
 
@@ -77,10 +75,11 @@ def get(names: tuple[str, ...], data: Path | None) -> None:
     """
     from oodbench.cli.progress import ProgressBars
     from oodbench.data import catalog as catalogue
-    from oodbench.data.fetch import get as fetch
+    from oodbench.data.fetch import fetch
+    from oodbench.data.paths import data_root
     from oodbench.errors import UserError, raise_all
 
-    root = catalogue.data_root(_inherited(data))
+    root = data_root(_inherited(data))
     problems: list[str] = []
     wanted: dict[str, catalogue.Dataset] = {}
     for name in names:
@@ -125,9 +124,9 @@ def datasets(ctx: click.Context, data: Path | None) -> None:
     ctx.obj = data
     if ctx.invoked_subcommand is None:
         from oodbench.cli import listings
-        from oodbench.data import catalog as catalogue
+        from oodbench.data.paths import data_root
 
-        say(listings.datasets(catalogue.data_root(data)))
+        say(listings.datasets(data_root(data)))
 
 
 @datasets.command()
@@ -138,8 +137,9 @@ def show(outer: Path | None, name: str, data: Path | None) -> None:
     """Show a dataset or benchmark in full."""
     from oodbench.cli import listings
     from oodbench.data import catalog as catalogue
+    from oodbench.data.paths import data_root
 
-    root = catalogue.data_root(data or outer)
+    root = data_root(data or outer)
     if name in catalogue.benchmarks() and name not in catalogue.datasets():
         say(listings.benchmark(catalogue.protocol(name), root))
     else:
@@ -160,15 +160,15 @@ def show(outer: Path | None, name: str, data: Path | None) -> None:
 @click.option("--url", default="")
 def add(name: str, list_: str, **fields: str) -> None:
     """Declare a dataset of your own, after checking that it can be listed."""
-    from oodbench.data.add import declare
+    from oodbench.data.add import add_dataset
     from oodbench.storage.store import Store, default_root
 
-    made = declare(name, {**fields, "list": list_}, Store(default_root()))
-    say(printable(f"{name}: {len(made.listing):,} images at {made.listing.folder}, declared in {made.file}"))
-    for remark in made.listing.remarks:
+    added = add_dataset(name, {**fields, "list": list_}, Store(default_root()))
+    say(printable(f"{name}: {len(added.images):,} images at {added.images.folder}, declared in {added.file}"))
+    for remark in added.images.remarks:
         note(f"note: {remark.message}")
-    if made.only_ood:
-        note(f"note: as an OOD set only: {made.only_ood}")
+    if added.only_ood:
+        note(f"note: as an OOD set only: {added.only_ood}")
 
 
 # Further subcommands live in files of their own.

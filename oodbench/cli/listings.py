@@ -149,10 +149,12 @@ def _status(one: Dataset, data: Path) -> str:
     if not os.path.exists(one.folder(data)) and one.loader not in ("tar", "hf"):
         return "not found"
     if one.loader == "tar":
-        from oodbench.data.loaders.tar import expand
+        from oodbench.data.loaders.tar import expand_pattern
 
         try:
-            return "found" if all(os.path.isfile(path) for path in expand(str(one.folder(data)))) else "not found"
+            return (
+                "found" if all(os.path.isfile(path) for path in expand_pattern(str(one.folder(data)))) else "not found"
+            )
         except UserError:
             return "not found"
     return "found" if not one.list or (data / one.list).is_file() else "no list"

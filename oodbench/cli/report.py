@@ -16,7 +16,7 @@ from oodbench.report.options import SHOWN, TableOptions
 
 if TYPE_CHECKING:
     from oodbench.report.output import OutputOptions
-    from oodbench.report.tables.grouping import Gathered
+    from oodbench.report.tables.grouping import LoadedResults
     from oodbench.report.tables.table import Table
 
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @click.option("--decimals", type=int, help="Default: 2 in percent, 4 as fractions.")
 @click.option("--percent/--fraction", default=True, help="Default: percent.")
 @click.option("--transpose", is_flag=True, help="OOD sets down the side, methods across.")
-@click.option("--group", default="", help="`trained`: training-free and trained methods in blocks of their own.")
+@click.option("--group", default="", help="`trained`: training-free and trained methods in column_groups of their own.")
 @click.option("--intervals", default="", help="half: ± half the width; range: [low, high].")
 @click.option("--seeds", is_flag=True, help="Mean ± standard deviation of rows that differ in the seed alone.")
 @click.option(
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--with-figures/--no-figures",
-    "pictures",
+    "with_figures",
     default=None,
     help="Figures in the HTML page. Default: for up to 12 tables.",
 )
@@ -74,7 +74,7 @@ def report(
     figures = flags["output"] if flags["form"] == "figures" else None
     if flags["form"] == "figures" and not figures:
         raise UserError("--format figures writes PNG and PDF files: name their folder with --output DIR")
-    if data and not figures and (flags["form"] != "html" or flags["pictures"] is False):
+    if data and not figures and (flags["form"] != "html" or flags["with_figures"] is False):
         raise UserError("--data is where figures find their images: it goes with --format figures or --format html")
     if figures:
         _alone()
@@ -85,25 +85,25 @@ def report(
         raise UserError("--experiment names one of an MLflow store: give its address with --mlflow URI")
     found = _gather(results, uri, experiment)
     if explain:
-        from oodbench.report.explain import explained
+        from oodbench.report.explain import explanation
 
-        click.echo(explained([(found.paths.get(row.digest), row) for row in found.rows], *explain), nl=False)
+        click.echo(explanation([(found.paths.get(row.digest), row) for row in found.results], *explain), nl=False)
         return
-    shape.check_request(request, options, found.rows)
+    shape.check_request(request, options, found.results)
     if figures:
         _draw(found, options, figures, data)
         return
-    tables = shape.shaped(found.rows, found.paths, options, request)
+    tables = shape.build_tables(found.results, found.paths, options, request)
     if request.output:
         from oodbench.report.html import FigureSource, render
 
         source = FigureSource(found.paths, None if uri else results, data)
-        shape.write(tables, options, request, lambda: render(tables, source, options, request.pictures))
+        shape.write(tables, options, request, lambda: render(tables, source, options, request.figures))
         note(f"wrote {request.output}")
     elif request.form == "terminal" and not request.bib:
         _show(tables)
     else:
-        click.echo(shape.text(tables, options, request), nl=False)
+        click.echo(shape.render_text(tables, options, request), nl=False)
 
 
 def _read(flags: dict[str, Any]) -> tuple[TableOptions, OutputOptions]:
@@ -121,13 +121,18 @@ def _read(flags: dict[str, Any]) -> tuple[TableOptions, OutputOptions]:
         trained=bool(flags["group"]),
         **{name: flags[name] for name in ("decimals", "percent", "transpose", "intervals", "seeds", "cite")},
     )
-    names = ("standalone", "bib", "quotes", "tests", "output", "pictures")
+    names = ("standalone", "bib", "quotes", "tests", "output")
     form = flags["form"] or "terminal"
-    return options, OutputOptions(form=form, compare=bool(flags["compare"]), **{name: flags[name] for name in names})
+    return options, OutputOptions(
+        form=form,
+        compare=bool(flags["compare"]),
+        figures=flags["with_figures"],
+        **{name: flags[name] for name in names},
+    )
 
 
 def _alone() -> None:
-    """UserError for flags that pictures would not heed."""
+    """UserError for flags that figures do not use."""
     context = click.get_current_context()
     heeded = {"results", "methods", "sets", "form", "output", "data", "uri", "experiment"}
     given = [
@@ -139,25 +144,25 @@ def _alone() -> None:
         raise UserError(f"--format figures draws figures and nothing else: run {', '.join(given)} by itself")
 
 
-def _draw(found: Gathered, options: TableOptions, folder: Path, data: Path | None) -> None:
-    """Write the pictures of the tables of some methods and sets."""
+def _draw(found: LoadedResults, options: TableOptions, folder: Path, data: Path | None) -> None:
+    """Write the figures of the tables of some methods and sets."""
     from oodbench.report import tables
     from oodbench.report.figures.write import write
 
-    chosen = tables(found.rows, TableOptions(methods=options.methods, sets=options.sets))
+    chosen = tables(found.results, TableOptions(methods=options.methods, sets=options.sets))
     count = write(chosen, found.paths, folder, data=data, sets=options.sets)
     note(f"wrote {count} figures to {folder}")
 
 
-def _gather(results: Path, uri: str, experiment: str) -> Gathered:
-    from oodbench.report.tables.grouping import Gathered, from_folder, ordered
+def _gather(results: Path, uri: str, experiment: str) -> LoadedResults:
+    from oodbench.report.tables.grouping import LoadedResults, from_folder, ordered
 
     if not uri:
         return from_folder(results)
     from oodbench.tracking import Tracker
     from oodbench.tracking.reader import collect
 
-    return Gathered(ordered(collect(Tracker(uri, results, "--mlflow"), experiment)), {})
+    return LoadedResults(ordered(collect(Tracker(uri, results, "--mlflow"), experiment)), {})
 
 
 def _show(tables: Sequence[Table]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import pickle
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,40 +15,48 @@ import click
 from oodbench.cli.common import FOLDER, Integers, configure, log, note, print_tables, say, stoppable
 
 if TYPE_CHECKING:
+    from oodbench.pipeline.events import Watch
     from oodbench.pipeline.plan import Plan
-    from oodbench.pipeline.run import RunOutcome
+    from oodbench.pipeline.request import RunRequest
 
 
 def describe_placement(plan: Plan) -> str:
     """The placement in words; "" for a run in this process. UserError when the cluster is not there or too small."""
     from oodbench.cli.listings import bytes_text
-    from oodbench.distributed.cluster import Demand, chosen, connected, here, layout, nodes
-    from oodbench.distributed.payload import pack, unmark
-    from oodbench.distributed.worker import parts
+    from oodbench.distributed.cluster import (
+        ResourceRequest,
+        cluster_address,
+        cluster_nodes,
+        connect,
+        local_nodes,
+        place_workers,
+    )
+    from oodbench.distributed.payload import pack, remove_token
+    from oodbench.distributed.worker import extraction_jobs
 
     request = plan.request
-    where = chosen(request.ray, request.device)
+    where = cluster_address(request.ray, request.device)
     if not where:
         return ""
     if where == "local":
-        offered = here()
+        offered = local_nodes()
     else:
-        with connected(where):
-            offered = nodes()
-    found = layout(Demand(request.device, request.actors, request.gpus_per_actor), offered)
+        with connect(where):
+            offered = cluster_nodes()
+    found = place_workers(ResourceRequest(request.device, request.actors, request.gpus_per_actor), offered)
     cpus, gpus = (sum(node.get(kind, 0) for node in offered) for kind in ("CPU", "GPU"))
-    works = parts(plan)
+    works = extraction_jobs(plan)
     missing = [s for work in works for s in work.shards() if not work.store.has("embeddings", work.inputs(*s))]
     card = plan.card
     width = card.embed_dim + (0 if card.activation == "embedding" else card.width)
     images = sum(stop - start for start, stop in missing)
     parcel = pack(plan)
-    unmark(parcel)
+    remove_token(parcel)
     return "\n".join(
         (
             "",
             f"ray        {where}: {len(offered)} nodes with {cpus:g} CPU and {gpus:g} GPU",
-            f"  {found.words()}",
+            f"  {found.describe()}",
             f"  {len(missing):,} shards to encode, about {bytes_text(images * width * 4)} to the store",
             f"  {bytes_text(len(pickle.dumps(parcel)))} sent to every worker; scores and embeddings go by the store",
         )
@@ -166,13 +176,13 @@ def run(
     from oodbench import api as session
     from oodbench import results as provenance
     from oodbench.pipeline import jobs
-    from oodbench.pipeline.plan import make_plan
+    from oodbench.pipeline.plan import make_plans
     from oodbench.pipeline.request import request_from
     from oodbench.report.verify import deviation
 
     tracker = session.tracker_of(options["out"], tracking_uri)
-    requests = jobs.requests(request_from(id=id_, **options), encoder, seed)
-    plans = [make_plan(request) for request in requests]
+    requests = jobs.expand_requests(request_from(id=id_, **options), encoder, seed)
+    plans = make_plans(requests)
     for told in dict.fromkeys(told for plan in plans for told in (*plan.card.notes, *plan.notes)):
         note(f"note: {told}")
     if dry_run:
@@ -180,8 +190,8 @@ def run(
 
         say("\n\n".join(describe(plan) for plan in plans))
         return
-    with stoppable():
-        outcomes = _carry_out(plans, events)
+    with stoppable(), _watching(plans[0].request, events) as watch:
+        outcomes = [session.run(plan, watch) for plan in plans]
     results = [result for outcome in outcomes for result in outcome.results]
     print_tables(results)
     if apart := deviation(results):
@@ -200,14 +210,14 @@ def run(
         sys.exit(1)
 
 
-def _carry_out(plans: list[Plan], events: Path | None) -> list[RunOutcome]:
-    from oodbench import api
+@contextmanager
+def _watching(request: RunRequest, events: Path | None) -> Iterator[Watch]:
+    """Show the progress of runs, and write their events to a file if one is named or they run on Ray."""
     from oodbench.cli.progress import RunProgress
-    from oodbench.distributed.cluster import chosen
+    from oodbench.distributed.cluster import cluster_address
     from oodbench.pipeline.events import Event, log_to
 
-    request = plans[0].request
-    if events is None and request.ray and chosen(request.ray, request.device):
+    if events is None and request.ray and cluster_address(request.ray, request.device):
         events = request.out / "events.jsonl"
     with RunProgress() as progress, log_to(events) as write:
 
@@ -215,5 +225,4 @@ def _carry_out(plans: list[Plan], events: Path | None) -> list[RunOutcome]:
             progress.watch.told(event)
             write(event)
 
-        watch = dataclasses.replace(progress.watch, told=told)
-        return [api.run(plan, watch) for plan in plans]
+        yield dataclasses.replace(progress.watch, told=told)

@@ -28,5 +28,5 @@ def weights(file: Path, output: Path | None, encoder: str, plugins: tuple[Path, 
         say(f"{found.path.name}  sha256 {found.digest}")
         say(json.dumps(found.recipe, indent=1, sort_keys=True) if found.recipe else "no recipe in its header")
         return
-    assign_weights.write(found, output, encoder, plugins)
+    assign_weights.write_release(found, output, encoder, plugins)
     say(f"wrote {output}")

@@ -1,6 +1,6 @@
-"""The catalogue: datasets/*.toml -> Dataset, datasets/benchmarks/*.toml -> Benchmark. Unknown keys are refused.
+"""The catalogue: datasets/*.toml -> Dataset, datasets/benchmarks/*.toml -> Benchmark, and both by name.
 
-A user's own declarations lie in $OODBENCH_CONFIG/datasets (default ~/.config/oodbench/datasets) and are read as well.
+A user's own declarations, in $OODBENCH_CONFIG/datasets (default ~/.config/oodbench/datasets), are read as well.
 """
 
 from __future__ import annotations
@@ -16,94 +16,48 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from oodbench.data.paths import declarations
+from oodbench.data.paths import config_folder_or_none, declarations
 from oodbench.errors import ProblemList, UserError, did_you_mean, has_credentials, is_url, raise_all, redact_url
 from oodbench.storage.files import expand, read_text, real_path
 
-OWN = ("folder:", "list:", "tar:", "hf:", "arrays:")
-_EXAMPLES = {
+LOADERS = ("classes", "images", "list", "tar", "torchvision", "parquet", "hf", "arrays", "part", "union", "glyphs")
+UNKNOWN = "unknown"
+_REFERENCES = {  # what follows the prefix of a dataset that is not declared
     "folder": "a path, as in folder:photos",
     "list": "a file, as in list:test.txt or list:test.txt@images",
     "tar": "a file or pattern, as in tar:shards/test-{000..012}.tar",
     "hf": "a name, a saved folder or a parquet file, as in hf:uoft-cs/cifar10",
     "arrays": "a file, as in arrays:images.npz",
 }
-_SELECTED = re.compile(r"(?P<whole>[\w.-]+)\[(?P<keep>[^\[\]]*)\]")
-
-
-def own_dataset(reference: str) -> dict[str, Any] | None:
-    """The fields of a dataset of the user's own, paths absolute; None for the name of a declared one."""
-    kind, colon, rest = reference.partition(":")
-    if not colon or kind not in _EXAMPLES:
-        return None
-    if not rest:
-        raise UserError(f"{kind}: needs {_EXAMPLES[kind]}")
-    fields = {"name": reference, "loader": {"folder": "classes"}.get(kind, kind)}
-    if kind == "list":
-        file, at, root = rest.rpartition("@")
-        if not at or os.path.exists(expand(rest)):
-            file, root = rest, ""
-        path = real_path(file)
-        return {
-            **fields,
-            "title": _bare(path),
-            "path": str(real_path(root) if root else path.parent),
-            "list": str(path),
-        }
-    if is_url(rest):
-        if has_credentials(rest):  # it would stand in rows and tables
-            raise UserError(f"{kind}:{redact_url(rest)}: a set is named by its URL: leave out password and signature")
-        return {**fields, "title": _bare(Path(rest)), "path": rest}
-    path = real_path(rest)
-    if kind == "hf" and not path.exists():
-        return {**fields, "title": rest, "path": rest}
-    return {**fields, "title": path.name if kind == "folder" else _bare(path), "path": str(path)}
-
-
-def selection(reference: str) -> tuple[str, tuple[str, ...]]:
-    """`cifar10[0 1 5-7]` as ("cifar10", ("0", "1", "5-7")); other names with ()."""
-    found = _SELECTED.fullmatch(reference)
-    if not found:
-        return reference, ()
-    keep = tuple(found["keep"].replace("!", "! ").replace(",", " ").split())
-    if not keep or keep == ("!",):
-        raise UserError(f"'{reference}' names no class; write {found['whole']}[0 1 5-7], or [!0 1] for all others")
-    return found["whole"], keep
-
-
-def _bare(path: Path) -> str:
-    """The file name without its endings; braces and stars stay."""
-    return re.sub(r"(\.(tar|txt|gz|parquet|npz|npy|csv|lst))+$", "", path.name)
-
-
-LOADERS = ("classes", "images", "list", "tar", "torchvision", "parquet", "hf", "arrays", "part", "union", "glyphs")
-UNKNOWN = "unknown"
+_PREFIXES = tuple(f"{kind}:" for kind in _REFERENCES)
+_CLASS_SELECTION = re.compile(r"(?P<name>[\w.-]+)\[(?P<keep>[^\[\]]*)\]")
+_LONGEST_SELECTION = 24  # characters of a class selection in a title
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Where images lie and what they are.
+    """Where the images of a dataset are stored, how they are read, and what they are.
 
-    loader     "classes": one folder per class (loaders/layout.py); "images": every image below path, no labels;
-               "list": the lines of `list`; "tar": archives (path is a pattern); "torchvision", "hf", "parquet";
-               "arrays": .npz or .npy; "part": some images of the set `within`; "union": the sets `parts`, one after the
-               other; "glyphs": the embedded benchmark, path is a split
-    path       below the data root; absolute for a set of the user's
-    list       the list file below the data root: `path label` per line, paths from `path` (or found in `within`)
-    digest     sha256 of the list file; "unknown": not known
-    source     the torchvision class that reads it
-    split      the split of it, or of a Hugging Face set or array file; of archives the ending of images (`main.png`)
-    within     the set that a part is taken from; its stored embeddings are used
-    keep       class folders or class numbers (`3`, `20-99`) of `within` that a part keeps, in label order; with `!`
-               first, all others
-    keep_file  file below the data root with more of them, one a line
-    like       the set whose class folders these are some of: names are taken from its class list, by folder
-    classes    a class-name list's name or file; "" means the folder names (or, for an OOD set, none)
-    count      images the full set has; None: not known
-    resolution native size in pixels, in words
-    download   an archive or file that `oodbench datasets get` may fetch; sha256 or md5 of it where known
-    train      name of the dataset's training split, for methods that calibrate
-    benchmark  the protocol that `--id NAME` runs when no --ood is given
+    loader      "classes": one folder per class (loaders/layout.py); "images": every image below path, no labels;
+                "list": the lines of `list`; "tar": archives (path is a pattern); "torchvision", "hf", "parquet";
+                "arrays": .npz or .npy; "part": some images of the set `within`; "union": the sets `parts` in
+                order; "glyphs": the embedded benchmark, path is a split
+    path        below the data root; absolute for a dataset of the user's own
+    list        the list file below the data root: `path label` per line, paths from `path` (or found in `within`)
+    digest      sha256 of the list file; "unknown": not known
+    source      the torchvision class that reads it
+    split       the split of it, or of a Hugging Face dataset or array file; of archives the images' ending (`main.png`)
+    within      the set that a part is taken from; its stored embeddings are used
+    keep        class folders or class numbers (`3`, `20-99`) of `within` that a part keeps, in label order; with `!`
+                first, all others
+    keep_file   file below the data root with more of them, one per line
+    like        the set whose class folders these are some of: names are taken from its class list, by folder
+    classes     name or file of a class-name list; "" means the folder names (or, for an OOD set, none)
+    count       number of images of the complete set; None: not known
+    resolution  native size in pixels, in words
+    download    an archive or file that `oodbench datasets get` may fetch; its sha256 or md5 where known
+    train       name of the dataset's training split, for methods that calibrate
+    benchmark   the benchmark that `--id NAME` runs when no --ood is given
     """
 
     name: str
@@ -135,16 +89,23 @@ class Dataset:
 
     @property
     def declared(self) -> bool:
-        """Whether it comes from the catalogue rather than from the command line."""
-        return not self.name.startswith(OWN)
+        """Whether it is declared in the catalogue, not given on the command line (`folder:PATH`)."""
+        return not self.name.startswith(_PREFIXES)
 
-    def folder(self, data: Path) -> Path:
-        return data / self.path
+    def folder(self, data_root: Path) -> Path:
+        """Return the folder or file that holds the images."""
+        return data_root / self.path
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """An ID set and its OOD sets. `ood` is set when the protocol does not tell near from far."""
+    """An ID set and its OOD sets, by name.
+
+    near, far    OOD sets where the benchmark distinguishes near from far OOD
+    ood          OOD sets where it does not
+    calibration  dataset for fit(); "": the ID set's own training split
+    encoder      the encoder of a run without --encoder
+    """
 
     name: str
     title: str
@@ -152,12 +113,12 @@ class Benchmark:
     near: tuple[str, ...] = ()
     far: tuple[str, ...] = ()
     ood: tuple[str, ...] = ()
-    calibration: str = ""  # dataset for fit(); "": the ID set's own training split
-    encoder: str = ""  # the encoder that a run without --encoder takes
+    calibration: str = ""
+    encoder: str = ""
     cite: str = ""
 
     def sets(self) -> list[tuple[str, str]]:
-        """(dataset, group) of every OOD set, in the order of the table."""
+        """Return (name, group) of every OOD set, in the order of the table."""
         return [(n, "near") for n in self.near] + [(n, "far") for n in self.far] + [(n, "") for n in self.ood]
 
 
@@ -193,20 +154,22 @@ class Protocol:
 
 
 def read_dataset(path: Path) -> Dataset:
-    """The dataset that a file declares. UserError when it is not complete, or has unknown keys or loader."""
-    one = _read(path, Dataset)
-    if one.loader not in LOADERS:
-        raise UserError(f"dataset '{one.name}': no loader '{one.loader}'{did_you_mean(one.loader, LOADERS)}")
+    """Read the declaration of a dataset. Raises UserError when it is incomplete, or has unknown keys or loader."""
+    declared = _read(path, Dataset)
+    if declared.loader not in LOADERS:
+        raise UserError(
+            f"dataset '{declared.name}': no loader '{declared.loader}'{did_you_mean(declared.loader, LOADERS)}"
+        )
     for loader, key in (("list", "list"), ("torchvision", "source"), ("part", "within"), ("union", "parts")):
-        if one.loader == loader and not getattr(one, key):
+        if declared.loader == loader and not getattr(declared, key):
             raise UserError(f"{path} is not complete: loader '{loader}' needs '{key}'")
-    if one.loader == "part" and not (one.list or one.keep or one.keep_file):
+    if declared.loader == "part" and not (declared.list or declared.keep or declared.keep_file):
         raise UserError(f"{path} is not complete: loader 'part' needs 'list', 'keep' or 'keep_file'")
-    return one
+    return declared
 
 
 def read_benchmark(path: Path) -> Benchmark:
-    """The benchmark that a file declares. UserError when it is not complete or has unknown keys."""
+    """Read the declaration of a benchmark. Raises UserError when it is incomplete or has unknown keys."""
     return _read(path, Benchmark)
 
 
@@ -214,103 +177,61 @@ T = TypeVar("T", Dataset, Benchmark)
 
 
 def _read(path: Path, kind: type[T]) -> T:
+    """Read a TOML file whose keys are the fields of `kind` except its name, which is the file's."""
     try:
-        raw: dict[str, Any] = tomllib.loads(read_text(path, "the declaration"))
+        values: dict[str, Any] = tomllib.loads(read_text(path, "the declaration"))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"{path}: {error}") from error
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    for key, value in raw.items():
-        if key not in fields or key == "name":
-            raise UserError(f"{path}: no key '{key}'{did_you_mean(key, [f for f in fields if f != 'name'])}")
-        expected = str(fields[key].type).split(" ")[0].partition("[")[0]
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.name != "name"}
+    problems: list[str] = []
+    for key, value in values.items():
+        if key not in fields:
+            problems.append(f"{path}: no key '{key}'{did_you_mean(key, fields)}")
+            continue
+        expected = str(fields[key].type).split(" ")[0].partition("[")[0]  # str, int or tuple
         fits = type(value).__name__ == {"tuple": "list"}.get(expected, expected)
-        if not fits or (isinstance(value, list) and not all(isinstance(v, str) for v in value)):
-            raise UserError(f"{path}: '{key}' takes {fields[key].type}, not {value!r}")
-    lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
-    try:
-        return kind(name=path.stem, **lists)
-    except TypeError as error:
-        raise UserError(f"{path} is not complete: {error}") from error
-
-
-__all__ = [
-    "LOADERS",
-    "UNKNOWN",
-    "Benchmark",
-    "Dataset",
-    "Protocol",
-    "benchmarks",
-    "config_folder",
-    "data_root",
-    "dataset",
-    "datasets",
-    "own_folder",
-    "protocol",
-    "read_dataset",
-    "titled",
-]
+        if not fits or (isinstance(value, list) and not all(isinstance(item, str) for item in value)):
+            problems.append(f"{path}: '{key}' takes {fields[key].type}, not {value!r}")
+    required = [key for key, field in fields.items() if field.default is dataclasses.MISSING]
+    if absent := [f"'{key}'" for key in required if key not in values]:
+        problems.append(f"{path} is not complete: it needs {', '.join(absent)}")
+    raise_all(problems)
+    lists: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    return kind(name=path.stem, **lists)
 
 
 @functools.cache
 def datasets() -> dict[str, Dataset]:
-    """Every declared dataset by name, sorted. UserError when two files declare one name."""
-    found: dict[str, Dataset] = {}
-    places: dict[str, Path] = {}
-    own = own_folder()
+    """Return every declared dataset by name, sorted. Raises UserError when two files declare one name."""
+    by_name: dict[str, Dataset] = {}
+    files: dict[str, Path] = {}
+    own = config_folder_or_none()
     for path in (*sorted(declarations().glob("*.toml")), *(sorted((own / "datasets").glob("*.toml")) if own else ())):
-        if path.name.startswith("."):  # what an editor or another system put beside a declaration
+        if path.name.startswith("."):  # a file of an editor or an operating system
             continue
-        one = read_dataset(path)
-        for name in (one.name, *one.aliases):
-            if name in places:
-                raise UserError(f"'{name}' is declared twice: in {places[name]} and in {path}; rename one of them")
-            places[name] = path
-        found[one.name] = one
-    return found
-
-
-def config_folder() -> Path:
-    """$OODBENCH_CONFIG, else ~/.config/oodbench: where a user's own declarations lie. UserError without a home."""
-    if chosen := os.environ.get("OODBENCH_CONFIG"):
-        return expand(chosen, "$OODBENCH_CONFIG")
-    try:
-        return Path.home() / ".config" / "oodbench"
-    except RuntimeError as error:
-        raise UserError("this user has no home folder for declarations; name a folder by $OODBENCH_CONFIG") from error
-
-
-def own_folder() -> Path | None:
-    """`config_folder()`; None for a user without a home folder, who has no declarations."""
-    try:
-        return config_folder()
-    except UserError:
-        if os.environ.get("OODBENCH_CONFIG"):
-            raise
-        return None
+        declared = read_dataset(path)
+        for name in (declared.name, *declared.aliases):
+            if name in files:
+                raise UserError(f"'{name}' is declared twice: in {files[name]} and in {path}; rename one of them")
+            files[name] = path
+        by_name[declared.name] = declared
+    return by_name
 
 
 @functools.cache
 def benchmarks() -> dict[str, Benchmark]:
-    """Every declared benchmark by name, sorted."""
-    return {p.stem: read_benchmark(p) for p in sorted((declarations() / "benchmarks").glob("*.toml"))}
+    """Return every declared benchmark by name, sorted."""
+    return {path.stem: read_benchmark(path) for path in sorted((declarations() / "benchmarks").glob("*.toml"))}
 
 
 def dataset(reference: str, classes: str = "") -> Dataset:
-    """A dataset by name, alias, `NAME[classes]`, or one of the user's (`folder:PATH`, `list:FILE`, `tar:PATTERN`, ...).
+    """Return a dataset by name, alias, `NAME[classes]`, or reference (`folder:PATH`, `list:FILE`, `tar:PATTERN`, ...).
 
-    `classes` names a class list to use instead of its own.
+    `classes` names a class list to use instead of its own. Raises UserError when there is no such dataset.
     """
-    own = own_dataset(reference)
-    if own:
-        return Dataset(**own, classes=classes)
-    whole, keep = selection(reference)
-    if keep:
-        return _chosen(dataset(whole), keep, classes)
-    known = datasets()
-    by_alias = {alias: d for d in known.values() for alias in d.aliases}
-    found = known.get(reference) or by_alias.get(reference)
+    found = _from_reference(reference) or _from_selection(reference) or _declared().get(reference)
     if found is None:
-        hint = did_you_mean(reference, {*known, *by_alias, *benchmarks()} - {reference})
+        hint = did_you_mean(reference, {*_declared(), *benchmarks()} - {reference})
         raise UserError(
             f"no dataset '{reference}'{hint}\n  a folder of your own is given as folder:PATH "
             "(also list:FILE, tar:PATTERN, hf:NAME), or declared by: oodbench datasets add"
@@ -318,24 +239,70 @@ def dataset(reference: str, classes: str = "") -> Dataset:
     return dataclasses.replace(found, classes=classes) if classes else found
 
 
-def _chosen(whole: Dataset, keep: tuple[str, ...], classes: str) -> Dataset:
-    """Some classes of a dataset, as a dataset."""
-    inside = " ".join(keep)
-    if len(inside) > 24:
-        inside = f"{'all but ' if keep[0] == '!' else ''}{len(keep) - (keep[0] == '!')} given"
+def is_reference(text: str) -> bool:
+    """Return whether a text has the form of a reference to a dataset, or is the name or alias of a declared one."""
+    return text.startswith(_PREFIXES) or "[" in text or text in _declared()
+
+
+def _declared() -> dict[str, Dataset]:
+    """Return every declared dataset by name and by alias."""
+    return {name: declared for declared in datasets().values() for name in (declared.name, *declared.aliases)}
+
+
+def _from_reference(reference: str) -> Dataset | None:
+    """Return the dataset that `folder:PATH` and the like describe, with absolute paths; None for other texts."""
+    kind, colon, rest = reference.partition(":")
+    if not colon or kind not in _REFERENCES:
+        return None
+    if not rest:
+        raise UserError(f"{kind}: needs {_REFERENCES[kind]}")
+    if kind == "list":
+        file, at, root = rest.rpartition("@")
+        if not at or os.path.exists(expand(rest)):
+            file, root = rest, ""
+        path = real_path(file)
+        folder = real_path(root) if root else path.parent
+        return Dataset(reference, _stem(path), "list", str(folder), list=str(path))
+    loader = "classes" if kind == "folder" else kind
+    if is_url(rest):
+        if has_credentials(rest):  # they would appear in result rows and tables
+            raise UserError(f"{kind}:{redact_url(rest)}: a set is named by its URL: leave out password and signature")
+        return Dataset(reference, _stem(Path(rest)), loader, rest)
+    path = real_path(rest)
+    if kind == "hf" and not path.exists():
+        return Dataset(reference, rest, loader, rest)
+    return Dataset(reference, path.name if kind == "folder" else _stem(path), loader, str(path))
+
+
+def _stem(path: Path) -> str:
+    """Return the file name without its suffixes; braces and stars of a pattern stay."""
+    return re.sub(r"(\.(tar|txt|gz|parquet|npz|npy|csv|lst))+$", "", path.name)
+
+
+def _from_selection(reference: str) -> Dataset | None:
+    """Return the dataset that `cifar10[0 1 5-7]` describes: some classes of a dataset; None for other texts."""
+    match = _CLASS_SELECTION.fullmatch(reference)
+    if not match:
+        return None
+    keep = tuple(match["keep"].replace("!", "! ").replace(",", " ").split())
+    if not keep or keep == ("!",):
+        raise UserError(f"'{reference}' names no class; write {match['name']}[0 1 5-7], or [!0 1] for all others")
+    source = dataset(match["name"])
+    shown = " ".join(keep)
+    if len(shown) > _LONGEST_SELECTION:
+        shown = f"{'all but ' if keep[0] == '!' else ''}{len(keep) - (keep[0] == '!')} given"
     return Dataset(
-        name=f"{whole.name}[{' '.join(keep)}]",
-        title=f"{whole.title} [{inside}]",
+        name=f"{source.name}[{' '.join(keep)}]",
+        title=f"{source.title} [{shown}]",
         loader="part",
-        path=whole.path,
-        within=whole.name,
+        path=source.path,
+        within=source.name,
         keep=keep,
-        classes=classes,
-        resolution=whole.resolution,
-        licence=whole.licence,
-        cite=whole.cite,
-        url=whole.url,
-        obtain=whole.obtain,
+        resolution=source.resolution,
+        licence=source.licence,
+        cite=source.cite,
+        url=source.url,
+        obtain=source.obtain,
     )
 
 
@@ -410,17 +377,11 @@ def _declared_benchmark(id_set: Dataset) -> Benchmark | None:
 
 
 def titled(sets: Sequence[Dataset]) -> list[Dataset]:
-    """The same sets under titles that differ: folders of one name are called by as much of their paths as it takes."""
-    out = list(sets)
+    """Return the same sets with titles that differ: folders with the same name get as much of their paths as needed."""
+    result = list(sets)
     for depth in range(2, 2 + max((len(Path(d.path).parts) for d in sets), default=0)):
-        taken = Counter(d.title for d in out)
-        for i, d in enumerate(out):
-            if taken[d.title] > 1 and not d.declared:
-                out[i] = dataclasses.replace(d, title="/".join(Path(d.path).parts[-depth:]))
-    return out
-
-
-def data_root(given: Path | None) -> Path:
-    """--data, else $OODBENCH_DATA, else ./data."""
-    chosen = os.environ.get("OODBENCH_DATA")
-    return expand(given or "data") if given or not chosen else expand(chosen, "$OODBENCH_DATA")
+        count = Counter(d.title for d in result)
+        for i, d in enumerate(result):
+            if count[d.title] > 1 and not d.declared:
+                result[i] = dataclasses.replace(d, title="/".join(Path(d.path).parts[-depth:]))
+    return result

@@ -1,4 +1,4 @@
-"""Decoding: a part of a list as batches of pixels, by threads, ahead of the model that reads them."""
+"""Decoding: images are read and transformed by threads, in batches, ahead of the model."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DEEP = frozenset(("I", "F", "I;16", "I;16L", "I;16B", "I;16N"))  # modes of more than 8 bits
-_GLANCE = 4  # images
+DEEP_MODES = frozenset(("I", "F", "I;16", "I;16L", "I;16B", "I;16N"))  # Pillow's modes of more than 8 bits
+_FIRST = 4  # images that are decoded for a remark before a run
+_LONGEST_REASON = 160  # characters of an error's text
 
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """How images are read."""
+    """How images are decoded: number of threads, and "stop" or "skip" for images that cannot be read."""
 
     workers: int
-    on_error: str  # "stop" or "skip"
+    on_error: str
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """One batch: positions in the list and pixels [b 3 h w] in 0..255; (name, reason) of images that cannot be read."""
+    """One batch: positions in the set, pixels [b 3 h w] in 0..255, and (name, reason) of images that were skipped."""
 
     positions: list[int]
     images: Tensor | None
@@ -45,67 +46,66 @@ class Decoded:
 
 
 def batches(
-    listing: ImageSet,
-    reading: DecodeConfig,
-    batch: int,
+    images: ImageSet,
+    config: DecodeConfig,
+    batch_size: int,
     bounds: tuple[int, int],
     transform: Callable[[Any], Tensor],
 ) -> Generator[Decoded, None, None]:
-    """The images of a part of the list, decoded.
+    """Yield the images from bounds[0] to before bounds[1] in batches.
 
-    Threads decode ahead of the model (Pillow works outside the interpreter lock), a bounded number of images. UserError
-    when an image is not the one that was listed, and when the system does not hand over a file, even with "skip": which
-    images are left out must not depend on the day.
+    Threads decode a bounded number of images ahead of the model (Pillow releases the GIL). Raises UserError when an
+    image changed after it was listed, when one cannot be read (with "stop"), and when the system refuses a file, even
+    with "skip": which images are skipped must be reproducible.
     """
+    constant: list[str] = []
 
-    flat: list[str] = []
-
-    def read(index: int) -> Tensor | Exception:
+    def decode(index: int) -> Tensor | Exception:
         try:
-            image = listing.read(index)
-            if flattened(image):
-                flat.append(listing.names[index])
+            image = images.read(index)
+            if becomes_constant(image):
+                constant.append(images.names[index])
             return transform(image)
         except Exception as error:
             return error
 
     start, stop = bounds
-    ahead = batch + 4 * reading.workers
-    pool = ThreadPoolExecutor(reading.workers, thread_name_prefix="decode")
+    ahead = batch_size + 4 * config.workers
+    pool = ThreadPoolExecutor(config.workers, thread_name_prefix="decode")
     waiting: collections.deque[Future[Tensor | Exception]] = collections.deque()
     submitted = start
     try:
-        listing.check_tree()
-        with decoding():
-            for begin in range(start, stop, batch):
-                positions, images, skipped = [], [], []
-                for index in range(begin, min(begin + batch, stop)):
+        images.check_tree()
+        with pillow_in_threads():
+            for begin in range(start, stop, batch_size):
+                positions, tensors, skipped = [], [], []
+                for index in range(begin, min(begin + batch_size, stop)):
                     while submitted < stop and len(waiting) < ahead:
-                        waiting.append(pool.submit(read, submitted))
+                        waiting.append(pool.submit(decode, submitted))
                         submitted += 1
-                    image = waiting.popleft().result()
-                    if not isinstance(image, Exception):
+                    result = waiting.popleft().result()
+                    if not isinstance(result, Exception):
                         positions.append(index)
-                        images.append(image)
-                    elif isinstance(image, UserError):  # an archive at fault, not one image in it
-                        raise image
-                    elif not broken(image):
-                        raise _withheld(listing, listing.names[index], reason(image)) from image
-                    elif reading.on_error == "stop":
-                        raise unreadable(listing, listing.names[index], reason(image)) from image
+                        tensors.append(result)
+                    elif isinstance(result, UserError):  # a changed file or a damaged archive
+                        raise result
+                    elif not is_broken(result):
+                        raise _refused_error(images, images.names[index], describe_error(result)) from result
+                    elif config.on_error == "stop":
+                        raise unreadable_error(images, images.names[index], describe_error(result)) from result
                     else:
-                        skipped.append((listing.names[index], reason(image)))
-                if begin + batch >= stop:
-                    listing.check_tree()
-                yield Decoded(positions, _stacked(images) if images else None, skipped)
+                        skipped.append((images.names[index], describe_error(result)))
+                if begin + batch_size >= stop:
+                    images.check_tree()
+                yield Decoded(positions, _stack(tensors) if tensors else None, skipped)
     finally:
         pool.shutdown(cancel_futures=True)
-    if flat:
-        log.warning("dataset '%s': %s", listing.dataset.name, flat_remark(sorted(flat)).message)
+    if constant:
+        log.warning("dataset '%s': %s", images.dataset.name, constant_remark(sorted(constant)).message)
 
 
-def flat_remark(names: Sequence[str], how_many: str = "") -> Remark:
-    """The remark on images that become constant."""
+def constant_remark(names: Sequence[str], how_many: str = "") -> Remark:
+    """Return the remark on images that become constant as RGB."""
     message = (
         f"{how_many or f'{len(names):,}'} images of more than 8 bits become white or black as RGB, or nearly so "
         f"({names[0]} first); scale them to 8 bits"
@@ -113,74 +113,79 @@ def flat_remark(names: Sequence[str], how_many: str = "") -> Remark:
     return Remark("flat", message, len(names), tuple(names[:10]))
 
 
-def glance(listing: ImageSet) -> tuple[Remark, ...]:
-    """The remark on the first few images of a list that become constant; images that cannot be read are told later."""
-    flat = []
-    with decoding():
-        for index in range(min(_GLANCE, len(listing))):
+def remark_on_first(images: ImageSet) -> tuple[Remark, ...]:
+    """Return the remark on the first few images that become constant; images that cannot be read are passed over."""
+    constant = []
+    with pillow_in_threads():
+        for index in range(min(_FIRST, len(images))):
             try:
-                found = flattened(listing.read(index))
-            except Exception:
+                if becomes_constant(images.read(index)):
+                    constant.append(images.names[index])
+            except Exception:  # reported when the image is needed
                 continue
-            flat += [listing.names[index]] if found else []
-    return (flat_remark(flat, f"{len(flat)} of the first {min(_GLANCE, len(listing))}"),) if flat else ()
+    if not constant:
+        return ()
+    return (constant_remark(constant, f"{len(constant)} of the first {min(_FIRST, len(images))}"),)
 
 
-def flattened(image: Image) -> bool:
-    """Whether RGB keeps little of an image of more than 8 bits: most values lie outside 0..255, or in two or three.
+def becomes_constant(image: Image) -> bool:
+    """Return whether an image of more than 8 bits loses its content as RGB.
 
-    open_clip and torchvision convert in the same way: 16-bit images become white, floats between 0 and 1 black.
+    That is when most values lie outside 0..255, or differ by at most two afterwards. open_clip and torchvision convert
+    in the same way: 16-bit images become white, floats between 0 and 1 black.
     """
-    if image.mode not in DEEP:
+    if image.mode not in DEEP_MODES:
         return False
     values = np.nan_to_num(np.asarray(image, np.float64))
     span = np.ptp(values)
-    kept = np.ptp(np.asarray(image.convert("RGB").convert("L"), np.float64))
+    converted_span = np.ptp(np.asarray(image.convert("RGB").convert("L"), np.float64))
     outside = float(((values < 0) | (values > 255)).mean())
-    return bool(span > 0 and (kept <= 2 or outside > 0.5))
+    return bool(span > 0 and (converted_span <= 2 or outside > 0.5))
 
 
-def _stacked(images: list[Tensor]) -> Tensor:
-    """One tensor [b 3 h w] in channels-last memory, which is how Pillow gives images and how towers read them."""
+def _stack(tensors: list[Tensor]) -> Tensor:
+    """Return one tensor [b 3 h w] in channels-last memory: Pillow's layout, and the fastest for image towers."""
     import torch
 
     # Stacking them as [3 h w] would transpose each of them in this one thread.
-    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+    return torch.stack([tensor.permute(1, 2, 0) for tensor in tensors]).permute(0, 3, 1, 2)
 
 
 @contextmanager
-def decoding() -> Iterator[None]:
-    """Pillow made fit for threads: its plugins are loaded, its warnings (odd EXIF, large images) are off."""
+def pillow_in_threads() -> Iterator[None]:
+    """Load Pillow's plugins, and ignore its warnings (on EXIF data and large images)."""
     from PIL import Image
 
-    Image.init()  # a thread that opens an image while another loads plugins may find its format unknown
+    Image.init()  # a thread that opens an image while another loads plugins may not find its format
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         yield
 
 
-def broken(error: Exception) -> bool:
-    """Whether the image is at fault, and not the system: no permission, no memory, a network drive that went away."""
+def is_broken(error: Exception) -> bool:
+    """Return whether an error is due to the image, not to the system (permissions, memory, a network drive)."""
     return not isinstance(error, MemoryError) and getattr(error, "errno", None) is None
 
 
-def unreadable(listing: ImageSet, name: str, reason: str) -> UserError:
-    """The error that names a broken image."""
+def unreadable_error(images: ImageSet, name: str, reason: str) -> UserError:
+    """Return the error for a broken image."""
     return UserError(
-        f"dataset '{listing.dataset.name}': image {listing.folder / name} cannot be read ({reason}); "
+        f"dataset '{images.dataset.name}': image {images.folder / name} cannot be read ({reason}); "
         "mend or remove it, or go on without broken images with --on-error skip"
     )
 
 
-def _withheld(listing: ImageSet, name: str, reason: str) -> UserError:
+def _refused_error(images: ImageSet, name: str, reason: str) -> UserError:
+    """Return the error for an image that the system does not let us read."""
     return UserError(
-        f"dataset '{listing.dataset.name}': image {listing.folder / name} is withheld by the system ({reason}); "
+        f"dataset '{images.dataset.name}': image {images.folder / name} is withheld by the system ({reason}); "
         "see to that and run again (--on-error skip is for images that are broken)"
     )
 
 
-def reason(error: Exception) -> str:
-    if type(error).__name__ == "UnidentifiedImageError":  # its own text shows the open file
+def describe_error(error: Exception) -> str:
+    """Return the type and the first line of an error that a decoder raised."""
+    if type(error).__name__ == "UnidentifiedImageError":  # its own text is the repr of the open file
         return "no image format that Pillow knows"
-    lines = getattr(error, "strerror", None) or str(error)
-    return f"{type(error).__name__}: {lines.splitlines()[0][:160]}" if lines else type(error).__name__
+    text = getattr(error, "strerror", None) or str(error)
+    return f"{type(error).__name__}: {text.splitlines()[0][:_LONGEST_REASON]}" if text else type(error).__name__

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from oodbench.data import prompts
 from oodbench.data.catalog import Dataset
-from oodbench.data.loaders.layout import Classes, Remark, by_folder, by_suffix, label_keys
+from oodbench.data.loaders.layout import Classes, Remark, classes_by_folder, count_by_suffix, label_keys
 from oodbench.errors import Missing, Unlabelled, UserError
 from oodbench.storage.files import irregular, open_regular
 from oodbench.storage.fingerprints import ReadImage, portable_part, stat_fingerprint
@@ -233,7 +233,7 @@ def missing_error(dataset: Dataset, path: Path | str) -> UserError:
 
 def empty_error(dataset: Dataset, path: Path | str, others: Sequence[str] = ()) -> UserError:
     """Return the error for a folder or file without images; `others` are the files that it does contain."""
-    contents = f"; it has {by_suffix(others)}" if others else ""
+    contents = f"; it has {count_by_suffix(others)}" if others else ""
     return UserError(f"dataset '{dataset.name}': {path} holds no images{contents}")
 
 
@@ -249,7 +249,7 @@ def folder_classes(
 ) -> Classes:
     """Return the classes of images in class folders (see `layout.by_folder`); its UserError names the dataset."""
     try:
-        return by_folder(names, others, folders)
+        return classes_by_folder(names, others, folders)
     except UserError as error:
         raise type(error)(f"dataset '{dataset.name}' at {path}: {error}") from error
 

@@ -10,7 +10,7 @@ from oodbench.data import catalog as catalogue
 from oodbench.data import decode, prompts, subsets
 from oodbench.data.catalog import Dataset
 from oodbench.data.imageset import ImageSet, ImageSource
-from oodbench.data.loaders.layout import is_hidden, ordered, same_prompts, without_images
+from oodbench.data.loaders.layout import empty_class_remarks, is_hidden, same_prompt_remarks, sort_classes
 from oodbench.data.prompts import TextList
 from oodbench.errors import UserError
 from oodbench.storage.store import Store
@@ -48,7 +48,7 @@ def load_images(dataset: Dataset, options: LoadOptions, *, labelled: bool) -> Im
     """
     images = _load(dataset, options, labelled)
     if labelled:
-        empty = without_images(images.labels, images.named or images.folders)
+        empty = empty_class_remarks(images.labels, images.named or images.folders)
         images = replace(images, remarks=(*images.remarks, *empty))
     if not options.allow_partial and options.limit is None:
         _check_count(images)
@@ -117,7 +117,7 @@ def _names_like(dataset: Dataset, data_root: Path, folders: tuple[str, ...]) -> 
     other = catalogue.dataset(dataset.like)
     home = other.folder(data_root)
     paths = home.iterdir() if home.is_dir() else ()
-    all_folders = ordered(path.name for path in paths if path.is_dir() and not is_hidden(path.name))
+    all_folders = sort_classes(path.name for path in paths if path.is_dir() and not is_hidden(path.name))
     names = prompts.class_names(other.classes).lines
     if len(all_folders) != len(names) or not set(folders) <= set(all_folders):
         raise UserError(
@@ -128,7 +128,7 @@ def _names_like(dataset: Dataset, data_root: Path, folders: tuple[str, ...]) -> 
     return tuple(name_of[folder] for folder in folders)
 
 
-def class_names(id_set: ImageSet) -> TextList:
+def class_names_of(id_set: ImageSet) -> TextList:
     """Return the class names of an ID set: its class list, the names that its source has, or its class folders.
 
     Raises UserError when there are only numbers, or when the list has another number of names than the set has classes.
@@ -162,7 +162,7 @@ def notes(images: ImageSet, classes: TextList | None = None) -> list[str]:
     """
     remarks = list(images.remarks)
     if images.dataset.loader != "glyphs":
-        remarks += decode.glance(images)
+        remarks += decode.remark_on_first(images)
     if classes and classes.name not in prompts.names("classes"):
-        remarks += same_prompts(classes.lines)
+        remarks += same_prompt_remarks(classes.lines)
     return [f"{images.dataset.name}: {remark.message}" for remark in remarks]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from oodbench.data.imageset import ContainerSource, ImageSet
-from oodbench.data.loaders.tar import Archives
+from oodbench.data.loaders.tar import TarSource
 from oodbench.errors import raise_all
 
 
@@ -42,7 +42,7 @@ def _folders(images: ImageSet) -> set[Path]:
     """Return the folders or archives that hold the images."""
     if images.dataset.loader == "union":
         return set().union(*(_folders(origin.source) for origin in images.origins))
-    if isinstance(images.source, Archives):
+    if isinstance(images.source, TarSource):
         return {path.resolve() for path in {path for path, _ in images.source.where.values()}}
     return {images.folder.resolve()}
 

@@ -1,8 +1,15 @@
-"""Folders shipped with oodbench: inside the package in a wheel, one level above it in a checkout."""
+"""Folders: those shipped with oodbench, the user's declarations, and the data.
+
+Shipped folders are inside the package in a wheel, one level above it in a checkout.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+from oodbench.errors import UserError
+from oodbench.storage.files import expand
 
 
 def declarations() -> Path:
@@ -28,3 +35,32 @@ def reference() -> Path | None:
     here = Path(__file__).resolve().parents[1]
     folders = (here / "rows_of_glyphs", here.parent / "results" / "reference" / "glyphs")
     return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def config_folder() -> Path:
+    """Return the folder of the user's own declarations: $OODBENCH_CONFIG, else ~/.config/oodbench.
+
+    Raises UserError when the user has no home folder.
+    """
+    if chosen := os.environ.get("OODBENCH_CONFIG"):
+        return expand(chosen, "$OODBENCH_CONFIG")
+    try:
+        return Path.home() / ".config" / "oodbench"
+    except RuntimeError as error:
+        raise UserError("this user has no home folder for declarations; name a folder by $OODBENCH_CONFIG") from error
+
+
+def config_folder_or_none() -> Path | None:
+    """Return config_folder(); None for a user without a home folder, who has no declarations."""
+    try:
+        return config_folder()
+    except UserError:
+        if os.environ.get("OODBENCH_CONFIG"):
+            raise
+        return None
+
+
+def data_root(given: Path | None) -> Path:
+    """Return the folder of the datasets: `given` (--data), else $OODBENCH_DATA, else ./data."""
+    chosen = os.environ.get("OODBENCH_DATA")
+    return expand(given or "data") if given or not chosen else expand(chosen, "$OODBENCH_DATA")

@@ -1,4 +1,4 @@
-"""Prompt sets and class-name lists, by name (text files in datasets/) or file, each with a digest."""
+"""Prompt templates and class names: text files of datasets/ by name, or files of the user's own."""
 
 from __future__ import annotations
 
@@ -11,12 +11,6 @@ from oodbench.data.paths import declarations
 from oodbench.errors import UserError, did_you_mean
 from oodbench.storage.files import expand
 from oodbench.storage.store import digest
-
-
-def lines(text: str) -> list[str]:
-    """The lines of a text, without their ends; str.splitlines also splits at form feeds, U+0085 and U+2028."""
-    found = re.split(r"\r\n|\n|\r", text)
-    return found[:-1] if found[-1] == "" else found
 
 
 @dataclass(frozen=True)
@@ -32,50 +26,60 @@ class TextList:
         return digest(list(self.lines))
 
     def card(self) -> dict[str, object]:
-        """Name, count and digest, as a row keeps them."""
+        """Return name, count and digest, as they are stored in a result row."""
         return {"name": self.name, "count": len(self.lines), "digest": self.digest}
 
     def duplicates(self) -> list[str]:
-        """Texts that occur more than once, in order."""
+        """Return the texts that occur more than once, in order."""
         return [line for line, n in Counter(self.lines).items() if n > 1]
 
 
 def templates(name: str) -> TextList:
-    """Prompt templates: a set's name, a file with one template a line, or a single template with `{}` in it."""
+    """Return prompt templates: a shipped set, a file with one template per line, or one template with `{}` in it.
+
+    Raises UserError unless every template contains `{}` exactly once.
+    """
     if "{}" in name:
-        lines = TextList(name, (name,))
+        result = TextList(name, (name,))
     else:
-        lines = _lines(name, "prompts", "prompt set", ", nor a template with {} in it")
-    wrong = [line for line in lines.lines if line.count("{}") != 1]
+        result = _read(name, "prompts", "prompt set", ", nor a template with {} in it")
+    wrong = [line for line in result.lines if line.count("{}") != 1]
     if wrong:
         where = "" if "{}" in name else f"prompt set '{name}': "
         raise UserError(f"{where}template {wrong[0]!r} must contain {{}} once, for the class name")
-    return lines
+    return result
 
 
 def class_names(name: str) -> TextList:
-    """Class names in label order: a shipped list's name, or a file with one name a line. Duplicates are kept."""
-    return _lines(name, "classes", "class list", "")
+    """Return class names in label order: a shipped list, or a file with one name per line. Duplicates are kept."""
+    return _read(name, "classes", "class list", "")
 
 
 def names(kind: str) -> list[str]:
-    """Names of the shipped lists of a kind, `prompts` or `classes`."""
+    """Return the names of the shipped lists of a kind, "prompts" or "classes"."""
     return sorted(path.stem for path in (declarations() / kind).glob("*.txt"))
 
 
-def _lines(name: str, kind: str, what: str, alternative: str) -> TextList:
-    """The lines of a shipped list or of a file, stripped, without empty ones and comments.
+def split_lines(text: str) -> list[str]:
+    """Return the lines of a text. Unlike str.splitlines, it does not split at form feeds, U+0085 and U+2028."""
+    parts = re.split(r"\r\n|\n|\r", text)
+    return parts[:-1] if parts[-1] == "" else parts
+
+
+def _read(name: str, kind: str, what: str, alternative: str) -> TextList:
+    """Return the lines of a shipped list or of a file, stripped, without empty lines and comments.
 
     A comment is a line that begins with # and a space: `#1 fan` is a name.
     """
-    path = declarations() / kind / f"{name}.txt" if name in names(kind) else expand(name)
-    if not os.path.isfile(path):  # pathlib's raises when the name is too long for one
-        raise UserError(f"no {what} '{name}', neither shipped nor a file{alternative}{did_you_mean(name, names(kind))}")
+    shipped = names(kind)
+    path = declarations() / kind / f"{name}.txt" if name in shipped else expand(name)
+    if not os.path.isfile(path):  # Path.is_file raises OSError when the name is too long
+        raise UserError(f"no {what} '{name}', neither shipped nor a file{alternative}{did_you_mean(name, shipped)}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {what} {path}: {error}") from error
-    kept = tuple(line.strip() for line in lines(text) if line.strip() and not re.match(r"#(\s|$)", line))
+    kept = tuple(line.strip() for line in split_lines(text) if line.strip() and not re.match(r"#(\s|$)", line))
     if not kept:
         raise UserError(f"{what} {path} is empty")
-    return TextList(name if name in names(kind) else path.name, kept)
+    return TextList(name if name in shipped else path.name, kept)

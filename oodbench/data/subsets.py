@@ -17,7 +17,7 @@ from oodbench.data import prompts
 from oodbench.data.imageset import ImageSet, SubsetOf, class_keys, empty_error, unlabelled_error
 from oodbench.data.loaders.imagelist import ImageList, declared_list
 from oodbench.data.loaders.layout import Remark
-from oodbench.data.prompts import lines
+from oodbench.data.prompts import split_lines
 from oodbench.errors import Missing, UserError, did_you_mean
 from oodbench.storage.fingerprints import ReadImage
 
@@ -111,7 +111,7 @@ def kept_classes(dataset: Dataset, source: ImageSet, data_root: Path) -> list[in
         if not path.is_file():
             raise Missing(f"dataset '{dataset.name}': its class file {path} is not there\n  {dataset.obtain}")
         try:
-            wanted += [line.split()[0] for line in lines(path.read_text(encoding="utf-8-sig")) if line.strip()]
+            wanted += [line.split()[0] for line in split_lines(path.read_text(encoding="utf-8-sig")) if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"dataset '{dataset.name}': its class file {path} cannot be read: {error}") from error
     inverted = wanted[:1] == ["!"]

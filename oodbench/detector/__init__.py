@@ -1,1 +1,1 @@
-"""A method put to use: fit, score, decide, save, load and explain, on images of any kind."""
+"""One method fitted on your images: fit, score, decide, save, load and explain."""

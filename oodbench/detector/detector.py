@@ -1,4 +1,4 @@
-"""Detector: one method as an estimator with scikit-learn's conventions for outliers."""
+"""Detector: one method as an estimator with scikit-learn's interface for outlier detection."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from oodbench.data.imageset import ImageSet
-from oodbench.detector import saving as saved
-from oodbench.detector import threshold
-from oodbench.detector.engine import Engine, Scored, checked, job_of, joined, lines, request_of
+from oodbench.detector import saving, threshold
+from oodbench.detector.engine import Engine, Scored, check_params, concatenate, job_of, request_of, text_list
 from oodbench.detector.images import in_memory, listed, notes
 from oodbench.detector.store import DetectorStore
 from oodbench.errors import InvalidParameter, NotFitted, UserError, did_you_mean
@@ -23,9 +22,13 @@ from oodbench.storage.files import expand
 from oodbench.storage.shared import open_store
 from oodbench.storage.store import Store, default_root
 
+log = logging.getLogger(__name__)
+
+Images = Any  # a folder, paths, PIL images, uint8 arrays: see oodbench.detector.images
+
 
 class OutlierEstimator:
-    """An estimator whose constructor's arguments are its parameters; fit() sets `_engine` and `threshold_`."""
+    """scikit-learn's estimator interface: parameters are the constructor's arguments; fit() sets `_engine`."""
 
     _estimator_type = "outlier_detector"
 
@@ -33,11 +36,19 @@ class OutlierEstimator:
     threshold_: float | None
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The constructor's arguments."""
+        """Return the constructor's arguments, by name; `deep` is ignored, as no argument is an estimator."""
         return {name: getattr(self, name) for name in self._defaults()}
 
     def set_params(self, **parameters: Any) -> Self:
-        """Change arguments of the constructor; they count from the next fit(). UserError for unknown ones."""
+        """Change arguments of the constructor, with effect from the next fit().
+
+        Arguments:
+            parameters  new values, by name
+        Returns:
+            The detector itself.
+        Raises:
+            UserError  for a name that is not an argument of the constructor
+        """
         known = self._defaults()
         for name, value in parameters.items():
             if name not in known:
@@ -46,9 +57,9 @@ class OutlierEstimator:
         return self
 
     def __repr__(self) -> str:
-        usual = self._defaults()
-        changed = {name: value for name, value in self.get_params().items() if value is not usual[name]}
-        shown = ", ".join(f"{name}={_short(value)}" for name, value in changed.items() if value != usual[name])
+        defaults = self._defaults()
+        changed = {name: value for name, value in self.get_params().items() if value is not defaults[name]}
+        shown = ", ".join(f"{name}={_short(value)}" for name, value in changed.items() if value != defaults[name])
         return f"{type(self).__name__}({shown})"
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -61,15 +72,17 @@ class OutlierEstimator:
 
     @classmethod
     def _defaults(cls) -> dict[str, Any]:
-        """The constructor's arguments with their defaults."""
-        return {name: one.default for name, one in inspect.signature(cls).parameters.items()}
+        """Return the constructor's arguments with their defaults."""
+        return {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
 
     def _fitted(self) -> Engine:
+        """Return the engine; raise NotFitted before fit()."""
         if not hasattr(self, "_engine"):
             raise NotFitted("this detector is not fitted; call fit(images) first, or Detector.load(folder)")
         return self._engine
 
     def _threshold(self) -> float:
+        """Return the threshold; raise NotFitted if there is none."""
         self._fitted()
         if self.threshold_ is None:
             raise NotFitted("this detector has no threshold; call fit(images) with ID images, or give threshold=")
@@ -81,25 +94,32 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-log = logging.getLogger(__name__)
-
-Images = Any  # a folder, paths, PIL images, uint8 arrays: see oodbench.detector.images
-
-
 class Detector(OutlierEstimator):
-    """Tells images of known classes from others: +1 in-distribution, -1 out-of-distribution.
+    """Classify images as in-distribution (+1) or out-of-distribution (-1).
 
-    method      as in `--methods`: a name, with hyper-parameters in brackets or in `settings`
-    classes     class names, or the name of a list or file of them
-    tpr         share of new ID images that the threshold is to keep; None sets no threshold
-    threshold   the threshold itself, instead
-    weights     file of trained weights, for methods that need one; the embedded encoder has its own
-    shared      URL of a store behind that of this machine, as in `--shared`
-    keep        whether embeddings of files are kept in the store, so that they are encoded once
-    on_error    "skip" gives an image that cannot be read the score NaN and the decision -1
+    After fit() it has the attributes threshold_ (None without ID images) and classes_ [k]. Scores equal those of
+    `oodbench run` on the same list of images, for a method that calibrates if it is fitted on the same images.
 
-    After fit(): threshold_ (None without images), classes_. Scores are those of `oodbench run` on the same list, those
-    of a method that calibrates if it learnt from the same images (see fit).
+    Arguments:
+        method      as in `--methods`: a name, with hyper-parameters in brackets or in `settings`
+        classes     class names, or the name of a list or file of class names
+        encoder     as in `--encoder`
+        settings    hyper-parameters of the method, by name
+        weights     file of trained weights, for methods that need one; the embedded encoder has its own
+        templates   as in `--templates`; "" is the method's own prompts
+        tpr         fraction of new ID images that the threshold should accept, above 0 and up to 1; None sets none
+        threshold   the threshold itself, instead of `tpr`
+        device      as in `--device`: "auto", "cpu", "cuda:1", ...
+        precision   of the encoder: "fp32", "bf16" or "fp16"
+        batch_size  images encoded at once
+        workers     threads that decode images; 0 is one per core, at most 16
+        seed        seed of all random numbers
+        resize      interpolation: "bicubic" or "bilinear"; None is the encoder's own
+        on_error    "stop" raises an error for an image that cannot be read; "skip" gives it score NaN and decision -1
+        store       folder of the store; None is the default one
+        shared      URL of a shared store behind it, as in `--shared`
+        keep        whether embeddings of files are stored, so that they are encoded once
+        plugins     files of methods, as in `--plugin`
     """
 
     def __init__(  # noqa: PLR0913
@@ -146,123 +166,187 @@ class Detector(OutlierEstimator):
         self.plugins = plugins
 
     def fit(self, images: Images = None, y: object = None, validation: Images = None) -> Detector:
-        """Learn what the method learns, and set the threshold that keeps `tpr` of new ID images; without images, none.
+        """Fit the method, and set the threshold that accepts the fraction `tpr` of new ID images.
 
-        A method that calibrates learns from `images`, but for a part that is held out to set the threshold: a quarter,
-        drawn with the seed, or as many as `tpr` takes at least (19 for 0.95), but at most half. `validation`, ID images
-        that are not among `images`, sets the threshold instead; the method then learns from all of `images`, and scores
-        as in `oodbench run`. For all other methods, `validation` or else `images` sets the threshold.
+        A method that calibrates is fitted on `images` without a held-out part, which sets the threshold: a quarter,
+        drawn with the seed, or as many as `tpr` needs at least (19 for 0.95), but at most half. With `validation` it is
+        fitted on all of `images`, as in `oodbench run`. Other methods learn nothing from images: `validation`, or else
+        `images`, only set the threshold. A warning is logged if there are too few images for `tpr`.
 
-        `y` [n], the class of each image, gives every class its share of the held-out part; nothing is learnt from it.
-        Too few images for `tpr` are a logged warning. UserError for bad input.
+        Arguments:
+            images      n ID images; None sets no threshold
+            y           [n] class of each image, of which the held-out part has the same fractions; not read otherwise
+            validation  other ID images, which set the threshold
+        Returns:
+            The detector itself.
+        Raises:
+            UserError  for bad arguments, or images that cannot be read
         """
-        if self.weights == saved.SAVED:
+        if self.weights == saving.SAVED:
             raise UserError(
                 "a saved detector of a trained method is fitted anew with weights: set_params(weights=FILE)"
             )
         request = self._request()
-        params = checked(self.get_params())
+        params = check_params(self.get_params())
         limit, tpr = params["threshold"], params["tpr"]
         if validation is not None and (limit is not None or tpr is None):
             raise InvalidParameter("validation images set the threshold; leave them out, or give tpr and no threshold")
         store = self._store()
-        classes = lines(self.classes)
+        classes = text_list(self.classes)
         job, encoder = job_of(request, store)
-        learnt, judged = (None if given is None else listed(given, store) for given in (images, validation))
-        labels = None if learnt is None else threshold.label_sequence(y, learnt)
-        for note in (*encoder.card.notes, *notes(classes, *(one for one in (learnt, judged) if one is not None))):
+        fitted, held_out = (None if given is None else listed(given, store) for given in (images, validation))
+        labels = None if fitted is None else threshold.label_sequence(y, fitted)
+        sets = [images for images in (fitted, held_out) if images is not None]
+        for note in (*encoder.card.notes, *notes(classes, *sets)):
             log.warning("%s", note)
         engine = Engine(request, job, encoder, classes, store)
-        with store.keeping(self._kept(learnt) and self._kept(judged)), store.remembering():
+        with store.keeping(self._keeps(*sets)), store.remembering():
             if limit is None and tpr is not None:
-                if not engine.calibrates or learnt is None:
-                    judged = judged or learnt
-                elif judged is None:
-                    parts = threshold.parts(learnt, tpr, request.seed, labels)
-                    learnt, judged = parts.learnt, parts.held_out
+                if not engine.calibrates or fitted is None:
+                    held_out = held_out or fitted
+                elif held_out is None:
+                    split = threshold.split(fitted, tpr, request.seed, labels)
+                    fitted, held_out = split.fitted, split.held_out
                 else:
-                    threshold.check_apart(learnt, judged, job.label)
-            engine.fit(learnt)
-            if judged is not None:
-                limit = engine.threshold(judged, tpr)
+                    threshold.check_disjoint(fitted, held_out, job.label)
+            engine.fit(fitted)
+            if held_out is not None:
+                limit = engine.threshold(held_out, tpr)
         self._begin(engine, limit)
         return self
 
     def score_samples(self, images: Images) -> npt.NDArray[np.float64]:
-        """[n] scores, higher = more in-distribution; NaN for an image that was skipped."""
+        """Score images.
+
+        Arguments:
+            images  n images
+        Returns:
+            [n] scores, higher = more in-distribution; NaN for an image that was skipped.
+        """
         return self.score_images(images).scores
 
     def score_images(self, images: Images) -> Scored:
-        """Names, scores and class indices at once."""
-        return joined(list(self.stream(images)))
+        """Score images, and return their names, scores and predicted classes at once.
+
+        Arguments:
+            images  n images
+        Returns:
+            `names` (n), `scores` [n], `predictions` [n] (class indices, -1 for none) and `skipped`.
+        """
+        return concatenate(list(self.stream(images)))
 
     def listed(self, images: Images) -> ImageSet:
-        """The images as a list, which score_samples() and the others also take."""
+        """List images once; the list is accepted wherever images are.
+
+        Arguments:
+            images  a folder, a file, a dataset's name or reference, a PIL image, a uint8 array [height width 3], or
+                    several of these
+        Returns:
+            The images in their order; files of a folder are sorted by path.
+        """
         return listed(images, self._fitted().store)
 
     def stream(self, images: Images, done: Callable[[int], None] = lambda n: None) -> Iterator[Scored]:
-        """The same part by part, a few thousand images each, for as many images as there are."""
+        """Score any number of images in parts of a few thousand, so that memory is bounded.
+
+        Arguments:
+            images  n images
+            done    called with the number of images of each part that is done
+        Returns:
+            An iterator over the results of the parts, as in score_images().
+        """
         engine = self._fitted()
-        found = self.listed(images)
-        with engine.store.keeping(self._kept(found)):
-            yield from engine.scored(found, done)
+        images = self.listed(images)
+        with engine.store.keeping(self._keeps(images)):
+            yield from engine.scored(images, done)
 
     def decision_function(self, images: Images) -> npt.NDArray[np.float64]:
-        """[n] scores less the threshold: from 0 upwards in-distribution."""
-        threshold = self._threshold()
-        return self.score_samples(images) - threshold
+        """Return score_samples(images) minus the threshold, [n]: in-distribution from 0 upwards.
+
+        Raises:
+            NotFitted  if there is no threshold
+        """
+        limit = self._threshold()
+        return self.score_samples(images) - limit
 
     def predict(self, images: Images) -> npt.NDArray[np.int64]:
-        """[n] of +1 (in-distribution) and -1 (out-of-distribution, or not readable)."""
-        threshold = self._threshold()
-        return np.where(self.score_samples(images) >= threshold, 1, -1)
+        """Decide which images are in-distribution.
+
+        Arguments:
+            images  n images
+        Returns:
+            [n] of +1 (in-distribution) and -1 (out-of-distribution, or skipped).
+        Raises:
+            NotFitted  if there is no threshold
+        """
+        limit = self._threshold()
+        return np.where(self.score_samples(images) >= limit, 1, -1)
 
     def fit_predict(self, images: Images, y: object = None) -> npt.NDArray[np.int64]:
-        """fit(), then predict() of the same images, of which those that the method learnt from score too high."""
-        images = list(images) if isinstance(images, Iterator) else images  # which is read twice
+        """Return fit(images, y).predict(images), [n]; images that the method is fitted on score too high."""
+        images = list(images) if isinstance(images, Iterator) else images  # it is read twice
         return self.fit(images, y).predict(images)
 
     def classify(self, images: Images) -> npt.NDArray[np.object_]:
-        """[n] class names that the method predicts, whether in-distribution or not; None where there is none."""
+        """Predict classes, whether the images are in-distribution or not.
+
+        Arguments:
+            images  n images
+        Returns:
+            [n] class names; None for an image that was skipped, or without a prediction of the method.
+        """
         return self.named(self.score_images(images))
 
     def named(self, scored: Scored) -> npt.NDArray[np.object_]:
-        """[n] class names of scored images."""
+        """Return the predicted class names, [n], of a result of score_images()."""
         self._fitted()
-        named: npt.NDArray[np.object_] = np.array([*self.classes_, None], dtype=object)[scored.predictions]
-        return named  # -1 is the last, None
+        names: npt.NDArray[np.object_] = np.array([*self.classes_, None], dtype=object)[scored.predictions]
+        return names  # index -1 is the last, None
 
     @property
     def offset_(self) -> float:
-        """scikit-learn's name of the threshold: decision_function is score_samples less it."""
+        """scikit-learn's name of the threshold: decision_function() is score_samples() minus offset_."""
         return self._threshold()
 
     def save(self, folder: str | Path, *, with_encoder: bool = False) -> Path:
-        """Write one folder with the recipe and what was learnt; `with_encoder` copies the encoder's weights, too.
+        """Write the fitted detector to a folder; a saved detector that is there is replaced.
 
-        An older detector there is replaced; any other folder that is not empty is a UserError.
+        Arguments:
+            folder        where to write
+            with_encoder  whether the encoder's weights are copied, too
+        Returns:
+            The folder.
+        Raises:
+            UserError  if the folder holds something else, or cannot be written
         """
         engine = self._fitted()
-        learnt = saved.Fitted(engine, checked(self.get_params()), self.threshold_)
-        return saved.save(learnt, expand(Path(folder)), with_encoder=with_encoder)
+        fitted = saving.FittedDetector(engine, check_params(self.get_params()), self.threshold_)
+        return saving.save(fitted, expand(Path(folder)), with_encoder=with_encoder)
 
     @classmethod
     def load(cls, folder: str | Path, **changes: Any) -> Detector:
-        """A saved detector; its scores are the same to the last digit on the same machine.
+        """Load a saved detector; on the same machine its scores are the same to the last digit.
 
-        changes  parameters of this place rather than of the method: device, workers, store, shared, keep, on_error,
-                 plugins, and `encoder` when the file of its weights lies elsewhere
-        UserError naming a file that is missing or changed.
+        Arguments:
+            folder   what save() wrote
+            changes  parameters of this machine, not of the method: device, workers, store, shared, keep, on_error,
+                     plugins, and `encoder` if the file of its weights is elsewhere
+        Returns:
+            The fitted detector.
+        Raises:
+            UserError  if a file is missing or was changed
         """
-        found = saved.read(expand(Path(folder)))
-        one = cls(**saved.parameters(found, changes, cls._defaults()))
-        request = one._request()
-        one._begin(saved.engine(found, request, one._store(saved.store(found))), found.recipe["threshold"])
-        return one
+        saved = saving.read(expand(Path(folder)))
+        detector = cls(**saving.parameters(saved, changes, cls._defaults()))
+        request = detector._request()
+        engine = saving.load_engine(saved, request, detector._store(saving.saved_store(saved)))
+        detector._begin(engine, saved.recipe["threshold"])
+        return detector
 
-    def _begin(self, engine: Engine, threshold: float | None) -> None:
+    def _begin(self, engine: Engine, limit: float | None) -> None:
+        """Set the attributes of a fitted detector."""
         self._engine = engine
-        self.threshold_ = threshold
+        self.threshold_ = limit
         self.classes_ = np.array(engine.plan.classes.lines, dtype=object)
 
     def _store(self, saved: Store | None = None) -> DetectorStore:
@@ -271,12 +355,12 @@ class Detector(OutlierEstimator):
     def _root(self) -> Path:
         return expand(self.store or default_root())
 
-    def _kept(self, images: ImageSet | None) -> bool:
-        """Whether embeddings of images are kept: never of images in memory."""
-        return self.keep and not (images is not None and in_memory(images))
+    def _keeps(self, *sets: ImageSet) -> bool:
+        """Return whether embeddings of these images are stored: never those of images in memory."""
+        return self.keep and not any(map(in_memory, sets))
 
     def _request(self) -> RunRequest:
-        """The request of a run. InvalidParameter for arguments that are not what they should be."""
-        params = checked(self.get_params())
-        weights = "" if self.weights == saved.SAVED else self.weights
+        """Return the request of a run; raise InvalidParameter for arguments of a wrong type or range."""
+        params = check_params(self.get_params())
+        weights = "" if self.weights == saving.SAVED else self.weights
         return request_of({**params, "weights": weights, "store": self._root()})

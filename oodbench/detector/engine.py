@@ -1,4 +1,4 @@
-"""One method on images that belong to no benchmark: the same plan, task and scorer as a run, part by part."""
+"""One method on images that belong to no benchmark, with the same plan, task and scorer as a run."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from oodbench.data.prompts import TextList, class_names
 from oodbench.detector.store import DetectorStore
 from oodbench.detector.threshold import threshold
 from oodbench.encoder.card import EMBEDDED, parse_encoder
-from oodbench.encoder.resolve import Resolved, resolve
+from oodbench.encoder.resolve import ResolvedEncoder, resolve
 from oodbench.errors import InvalidParameter, UserError
+from oodbench.method import registry
 from oodbench.method.parameters import written
 from oodbench.pipeline import assign_weights as assignment
 from oodbench.pipeline import extract
 from oodbench.pipeline.batches import FittedMethod
 from oodbench.pipeline.events import Watch
-from oodbench.pipeline.extract import Embedded
+from oodbench.pipeline.extract import EmbeddedSet
 from oodbench.pipeline.jobs import Job, make_jobs
 from oodbench.pipeline.plan import Plan
 from oodbench.pipeline.request import RunRequest, check_options, request_from
@@ -43,12 +44,13 @@ EMPTY_ID_SET = ImageSet(Dataset("images", "images", "images", ""), Path(), (), (
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of some images in their order.
+    """Scores of some images, in their order.
 
-    names        n names
-    scores       [n], higher = more in-distribution; NaN where an image could not be read
-    predictions  [n] class indices, -1 where there is none
-    skipped      `name: reason` of the images that could not be read
+    Arguments:
+        names        n names
+        scores       [n] higher = more in-distribution; NaN for an image that could not be read
+        predictions  [n] class indices, -1 for none
+        skipped      `name: reason` of every image that could not be read
     """
 
     names: tuple[str, ...]
@@ -57,22 +59,23 @@ class Scored:
     skipped: tuple[str, ...] = ()
 
 
-def job_of(request: RunRequest, store: DetectorStore) -> tuple[Job, Resolved]:
-    """The one method of a request with its weights, and its encoder. UserError as a run raises it."""
+def job_of(request: RunRequest, store: DetectorStore) -> tuple[Job, ResolvedEncoder]:
+    """Return the only method of a request with its weights, and the encoder; raise UserError as a run does."""
     check_options(request)
-    jobs = make_jobs(request)
+    known = registry.methods(request.plugins)
+    jobs = make_jobs(request, known)
     if len(jobs.jobs) != 1 or request.methods.strip() == "all":
         raise UserError(f"a detector is one method, not {request.methods}; name one, such as mcm or clipn[rule=ctw]")
     spec = parse_encoder(request.encoder or EMBEDDED)
-    files = assignment.given(request)
-    jobs = assignment.check(jobs, request, files, spec)
+    files = assignment.weights_files(request, known)
+    jobs = assignment.select_jobs(jobs, request, files, spec)
     encoder = resolve(spec, request.resize, store)
-    (job,) = assignment.attach(jobs, files, encoder, spec, store).jobs
+    (job,) = assignment.attach_weights(jobs, files, encoder, spec, store).jobs
     return job, encoder
 
 
-def lines(classes: Any) -> TextList:
-    """Class names: the name of a list, a file with one a line, or the names themselves."""
+def text_list(classes: Any) -> TextList:
+    """Return class names, given as the name of a list, a file with one name a line, or the names themselves."""
     if isinstance(classes, str | os.PathLike):
         return class_names(os.fspath(classes))
     how = "give classes=[...], or the name of a class list, or a file with one name a line"
@@ -88,13 +91,13 @@ def lines(classes: Any) -> TextList:
 
 
 class Engine:
-    """A method, fitted when it is first needed, and all that it reads.
+    """A method, fitted at its first use, and all that it reads.
 
-    facts   which images it learnt from and which set the threshold; None for either where there were none
+    facts   which images it was calibrated on and which set the threshold; None if there were none
     """
 
     def __init__(
-        self, request: RunRequest, job: Job, encoder: Resolved, classes: TextList, store: DetectorStore
+        self, request: RunRequest, job: Job, encoder: ResolvedEncoder, classes: TextList, store: DetectorStore
     ) -> None:
         self.store = store
         self.plan = Plan(
@@ -112,17 +115,17 @@ class Engine:
         self.device = pick_device(request.device)
         self.encoder = encoder_loader(self.plan, self.device)
         self.method: Method[Any] = job.build()
-        self.running = FittedMethod(job, self.method)
+        self.fitted = FittedMethod(job, self.method)
         self.scorer = self._scorer()
         self.facts: dict[str, dict[str, Any] | None] = {"calibration": None, "threshold": None}
 
     @property
     def calibrates(self) -> bool:
-        """Whether the method learns from ID images."""
+        """Whether the method is calibrated on ID images."""
         return self.plan.jobs[0].calibrates
 
     def fit(self, calibration: ImageSet | None) -> None:
-        """Let the method learn; images calibrate a method that asks for them. UserError when it cannot."""
+        """Fit the method; raise UserError if it fails, or if it calibrates and there are no images."""
         job = self.plan.jobs[0]
         if job.calibrates and calibration is None:
             hint = f", or set {job.info.calibrated} by hand" if job.info.calibrated else ""
@@ -131,65 +134,67 @@ class Engine:
             )
         self.plan = dataclasses.replace(self.plan, calibration=calibration if job.calibrates else None)
         self.facts["calibration"] = _facts(calibration) if calibration and job.calibrates else None
-        self.running = FittedMethod(job, self.method)
+        self.fitted = FittedMethod(job, self.method)
         self.scorer = self._scorer()
-        self.scorer.fit([self.running])
-        if self.running.error:
-            raise UserError(f"{job.label}: {self.running.error}")
+        self.scorer.fit([self.fitted])
+        if self.fitted.error:
+            raise UserError(f"{job.label}: {self.fitted.error}")
 
-    def adopt(self, state: Any) -> None:
-        """Take what an earlier fit() returned."""
-        self.running.state, self.running.fitted = state, True
+    def restore(self, state: Any) -> None:
+        """Use a state that an earlier fit() returned."""
+        self.fitted.state, self.fitted.fitted = state, True
 
     def scored(self, images: ImageSet, done: Callable[[int], None] = lambda n: None) -> Iterator[Scored]:
-        """Scores part by part, a few thousand images each; digits are those of a run on the same list."""
+        """Score images in parts of a few thousand, with the same digits as a run on the same list."""
         for part in self.parts(images):
-            yield self._scored(part)
+            yield self._score(part)
             done(len(part.listing))
 
     def threshold(self, images: ImageSet, tpr: float) -> float:
-        """The score that keeps a share of new ID images, set on some that the method has not learnt from."""
-        if self._is_held_out(images):  # embedded with the images to learn from, as one list
-            scores = self._scored(extract.extract(self.plan.work(images), self.encoder)).scores
+        """Return the score that accepts a fraction of new ID images, from images that the method was not fitted on."""
+        if self._is_held_out(images):  # embedded together with the calibration images, as one list
+            scores = self._score(extract.extract(self.plan.work(images), self.encoder)).scores
         else:
-            scores = np.concatenate([one.scores for one in self.scored(images)])
-        read = scores[~np.isnan(scores)]
-        if not len(read):
+            scores = np.concatenate([part.scores for part in self.scored(images)])
+        valid = scores[~np.isnan(scores)]
+        if not len(valid):
             raise UserError(f"not one of the {len(images)} images that are to set the threshold can be read")
-        found = threshold(read, tpr)
-        self.facts["threshold"] = {**_facts(images), "read": len(read), "tpr": tpr, "value": found}
-        return found
+        limit = threshold(valid, tpr)
+        self.facts["threshold"] = {**_facts(images), "read": len(valid), "tpr": tpr, "value": limit}
+        return limit
 
     def _is_held_out(self, images: ImageSet) -> bool:
-        """Whether the images are the rest of those that the method learnt from."""
-        learnt = self.plan.calibration
-        both = learnt.origins and images.origins if learnt else ()
-        return bool(both) and learnt is not None and images.origins[0].source is learnt.origins[0].source
+        """Return whether these images and the calibration images are parts of the same list."""
+        calibration = self.plan.calibration
+        if calibration is None or not calibration.origins or not images.origins:
+            return False
+        return images.origins[0].source is calibration.origins[0].source
 
-    def parts(self, images: ImageSet) -> Iterator[Embedded]:
-        """Embeddings of the shards of a list, each as a list of its own: never more than one is held."""
+    def parts(self, images: ImageSet) -> Iterator[EmbeddedSet]:
+        """Iterate over the embeddings of a list, one shard at a time, each as a list of its own."""
         for start, stop in self.plan.work(images).shards():
-            part = images.select(range(start, stop))  # a part of a derived list counts as images of its own
-            entry = extract.shard(self.plan.work(part), (0, len(part)), self.encoder)
+            part = images.select(range(start, stop))  # without the list that it may be derived from
+            entry = extract.extract_shard(self.plan.work(part), (0, len(part)), self.encoder)
             if entry.facts["skipped"] and self.plan.request.on_error == "stop":
-                from oodbench.data.decode import unreadable
+                from oodbench.data.decode import unreadable_error
 
-                raise unreadable(part, *entry.facts["skipped"][0])
-            yield Embedded(part, (entry,), (0,))
+                raise unreadable_error(part, *entry.facts["skipped"][0])
+            yield EmbeddedSet(part, (entry,), (0,))
 
-    def _scored(self, part: Embedded) -> Scored:
+    def _score(self, part: EmbeddedSet) -> Scored:
+        """Score the images of a part that could be read."""
         n = len(part.listing)
         scores, predictions = np.full(n, np.nan), np.full(n, -1, np.int64)
         positions = part.positions
         if len(positions):
-            found = self.scorer.values(self.running, part)
-            scores[positions] = found.scores
-            if found.predictions is not None:
-                predictions[positions] = found.predictions
+            values = self.scorer.values(self.fitted, part)
+            scores[positions] = values.scores
+            if values.predictions is not None:
+                predictions[positions] = values.predictions
         return Scored(part.listing.names, scores, predictions, part.skipped)
 
     def _scorer(self) -> Scorer:
-        self.running.resources = method_resources(self.plan, self.running.job, self.device)
+        self.fitted.resources = method_resources(self.plan, self.fitted.job, self.device)
         return Scorer(self.plan, make_task(self.plan, self.encoder, self.device, Watch()), self.device)
 
 
@@ -197,8 +202,8 @@ def _facts(images: ImageSet) -> dict[str, Any]:
     return {"n": len(images), "digest": images.digest}
 
 
-def joined(parts: Sequence[Scored]) -> Scored:
-    """Several parts as one."""
+def concatenate(parts: Sequence[Scored]) -> Scored:
+    """Return the results of several parts as one."""
     return Scored(
         tuple(name for part in parts for name in part.names),
         np.concatenate([part.scores for part in parts]),
@@ -207,7 +212,7 @@ def joined(parts: Sequence[Scored]) -> Scored:
     )
 
 
-_SAME = (
+_REQUEST_FIELDS = (  # arguments that are fields of a request, with the same name
     "encoder",
     "templates",
     "device",
@@ -222,11 +227,11 @@ _SAME = (
 )
 
 
-def checked(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments, NumPy scalars among them and in `settings` as plain ones. InvalidParameter for all wrong ones."""
-    plain = _plain(params)
+def check_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the constructor's arguments, NumPy scalars as Python's; raise InvalidParameter with all wrong ones."""
+    plain = _without_numpy(params)
     if isinstance(plain["settings"], Mapping):
-        plain["settings"] = _plain(plain["settings"])
+        plain["settings"] = _without_numpy(plain["settings"])
     problems = [
         f"{name} takes {takes}, not {plain[name]!r}" for name, (fits, takes) in _TAKES.items() if not fits(plain[name])
     ]
@@ -236,12 +241,12 @@ def checked(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def finite(value: object) -> bool:
-    """Whether a value is a real number that can be a threshold."""
+    """Return whether a value is a finite real number."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def request_of(params: Mapping[str, Any]) -> RunRequest:
-    """The request of one method, of arguments that are checked; `store` must be a folder."""
+    """Return the request of a run for checked arguments; `store` must be a folder."""
     name = params["method"].partition("[")[0].strip()
     return request_from(
         methods=params["method"],
@@ -249,55 +254,55 @@ def request_of(params: Mapping[str, Any]) -> RunRequest:
         weights=[f"{name}={params['weights']}"] if params["weights"] else [],
         store=params["store"],
         out=tempfile.gettempdir(),  # nothing is written there
-        **{name: params[name] for name in _SAME},
+        **{name: params[name] for name in _REQUEST_FIELDS},
     )
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+def _without_numpy(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
 
 
-def _share(value: object) -> bool:
+def _is_fraction(value: object) -> bool:
     return value is None or (finite(value) and 0 < float(value) <= 1)  # type: ignore[arg-type]
 
 
-def _path(value: object) -> bool:
+def _is_path(value: object) -> bool:
     return isinstance(value, str | os.PathLike)
 
 
-def _text(value: object) -> bool:
+def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _whole(least: int) -> Callable[[object], bool]:
+def _is_integer(least: int) -> Callable[[object], bool]:
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _named(value: object) -> bool:
+def _is_settings(value: object) -> bool:
     return value is None or (isinstance(value, Mapping) and all(isinstance(key, str) for key in value))
 
 
-def _paths(value: object) -> bool:
-    return _path(value) or (isinstance(value, list | tuple) and all(map(_path, value)))
+def _are_paths(value: object) -> bool:
+    return _is_path(value) or (isinstance(value, list | tuple) and all(map(_is_path, value)))
 
 
 _TAKES: dict[str, tuple[Callable[[object], bool], str]] = {
     "method": (lambda value: isinstance(value, str) and bool(value.strip()), "the name of a method"),
-    "encoder": (_text, "text, such as 'ViT-B-16/openai'"),
-    "settings": (_named, "a dictionary of hyper-parameters, or None"),
-    "weights": (_path, "a path"),
-    "templates": (_text, "text: a prompt set's name, a file, or 'a photo of a {}'"),
-    "tpr": (_share, "a share above 0 and up to 1, such as 0.95, or None"),
+    "encoder": (_is_text, "text, such as 'ViT-B-16/openai'"),
+    "settings": (_is_settings, "a dictionary of hyper-parameters, or None"),
+    "weights": (_is_path, "a path"),
+    "templates": (_is_text, "text: a prompt set's name, a file, or 'a photo of a {}'"),
+    "tpr": (_is_fraction, "a fraction above 0 and up to 1, such as 0.95, or None"),
     "threshold": (lambda value: value is None or finite(value), "a finite number, or None"),
-    "device": (_text, "text, such as 'auto' or 'cuda:1'"),
-    "precision": (_text, "text: fp32, bf16 or fp16"),
-    "batch_size": (_whole(1), "a whole number from 1 upwards"),
-    "workers": (_whole(0), "a whole number from 0 upwards"),
-    "seed": (_whole(0), "a whole number from 0 upwards"),
+    "device": (_is_text, "text, such as 'auto' or 'cuda:1'"),
+    "precision": (_is_text, "text: fp32, bf16 or fp16"),
+    "batch_size": (_is_integer(1), "a whole number from 1 upwards"),
+    "workers": (_is_integer(0), "a whole number from 0 upwards"),
+    "seed": (_is_integer(0), "a whole number from 0 upwards"),
     "resize": (lambda value: value is None or isinstance(value, str), "text: bicubic or bilinear, or None"),
-    "on_error": (_text, "text: stop or skip"),
-    "store": (lambda value: value is None or _path(value), "a path, or None"),
-    "shared": (_text, "a URL"),
+    "on_error": (_is_text, "text: stop or skip"),
+    "store": (lambda value: value is None or _is_path(value), "a path, or None"),
+    "shared": (_is_text, "a URL"),
     "keep": (lambda value: isinstance(value, bool), "True or False"),
-    "plugins": (_paths, "paths of files"),
+    "plugins": (_are_paths, "paths of files"),
 }

@@ -1,4 +1,4 @@
-"""Images as a user has them (a folder, files, PIL images, arrays) as a list that the engine reads."""
+"""Images as users give them (a folder, files, PIL images, arrays), as an ImageSet that the engine reads."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import numpy as np
 
 from oodbench.data import catalog as catalogue
 from oodbench.data import load, prompts
-from oodbench.data.catalog import OWN, Dataset
-from oodbench.data.decode import reason
+from oodbench.data.catalog import Dataset
+from oodbench.data.decode import describe_error
 from oodbench.data.imageset import ImageFiles, ImageSet
-from oodbench.data.loaders.layout import same_prompts
+from oodbench.data.loaders.layout import same_prompt_remarks
+from oodbench.data.paths import data_root
 from oodbench.data.prompts import TextList
 from oodbench.errors import UserError
 from oodbench.storage.files import expand
@@ -31,37 +32,41 @@ _WIDE = ("I", "F")  # modes with more than 8 bits a channel, and I;16
 
 @dataclass(frozen=True)
 class GivenImages:
-    """Images held in memory, by name, beside files."""
+    """Images in memory, by name; all other names are files."""
 
     held: Mapping[str, Image]
 
     def read(self, name: str) -> ReadImage:
-        """The image itself, whose print is its sha256, or the file."""
+        """Return the image itself, whose fingerprint is its sha256, or the file."""
         if name not in self.held:
             return ImageFiles(Path()).read(name)
         return ReadImage.from_image(self.content(name), self.held[name])
 
     def content(self, name: str) -> str:
-        """sha256 of mode, size and pixels, or of the file."""
+        """Return the sha256 of mode, size and pixels, or of the file."""
         if name not in self.held:
             return ImageFiles(Path()).content(name)
         return ReadImage.from_image("", self.held[name]).content()
 
 
 def listed(images: Any, store: Store, data: Path | None = None) -> ImageSet:
-    """The images that were given, in their order; files of a folder sorted by path.
+    """Return the images in their order; files of a folder are sorted by path.
 
-    images  a folder, a file, a data set's name or reference (`glyphs-letters`, `list:FILE`), one image, or several
-    UserError when there are none, a file is missing, or something is no image.
+    Arguments:
+        images  a folder, a file, a dataset's name or reference (`glyphs-letters`, `list:FILE`), one image, or several
+        store   where the lists of datasets are stored
+        data    folder of the datasets; None is the default one
+    Raises:
+        UserError  if there are no images, a file is missing, or something is not an image
     """
     if isinstance(images, ImageSet):
         return images
     if isinstance(images, str | os.PathLike):
         path = _path(images)
         if os.path.isdir(path):
-            return _whole(Dataset(f"folder:{path.resolve()}", path.name, "images", str(path.resolve())), store, data)
-        if not os.path.exists(path) and isinstance(images, str) and _named(images):
-            return _whole(catalogue.dataset(images), store, data)
+            return _load(Dataset(f"folder:{path.resolve()}", path.name, "images", str(path.resolve())), store, data)
+        if not os.path.exists(path) and isinstance(images, str) and catalogue.is_reference(images):
+            return _load(catalogue.dataset(images), store, data)
         images = [images]
     elif isinstance(images, Set | Mapping):
         raise UserError(f"a {type(images).__name__} gives images no order; give a list of them")
@@ -73,29 +78,23 @@ def listed(images: Any, store: Store, data: Path | None = None) -> ImageSet:
 
 
 def notes(classes: TextList, *images: ImageSet) -> list[str]:
-    """What may mislead about class names that were given and about images, one sentence each, as a run tells it."""
+    """Return warnings about class names and images, one sentence each, as a run prints them."""
     own = classes.name not in prompts.names("classes")
-    told = [one.message for one in same_prompts(classes.lines)] if own else []
-    return list(dict.fromkeys([*told, *(note for one in images for note in load.notes(one))]))
+    warnings = [finding.message for finding in same_prompt_remarks(classes.lines)] if own else []
+    return list(dict.fromkeys([*warnings, *(note for each in images for note in load.notes(each))]))
 
 
 def in_memory(images: ImageSet) -> bool:
-    """Whether some images are held in memory, so that their embeddings are not worth keeping."""
+    """Return whether some images are in memory, so that their embeddings are not stored."""
     return isinstance(images.source, GivenImages) and bool(images.source.held)
 
 
-def _whole(dataset: Dataset, store: Store, data: Path | None) -> ImageSet:
-    return load.load_images(dataset, load.LoadOptions(catalogue.data_root(data), store), labelled=False)
-
-
-def _named(reference: str) -> bool:
-    known = catalogue.datasets()
-    alias = any(reference in one.aliases for one in known.values())
-    return alias or reference in known or reference.startswith(OWN) or "[" in reference
+def _load(dataset: Dataset, store: Store, data: Path | None) -> ImageSet:
+    return load.load_images(dataset, load.LoadOptions(data_root(data), store), labelled=False)
 
 
 def _path(given: Any) -> Path:
-    """A path of the user's; UserError for one that no file can have."""
+    """Return a path of the user's; raise UserError for one that no file can have."""
     text = os.fspath(given)
     if not isinstance(text, str) or not text.strip() or "\0" in text:
         raise UserError(f"{given!r} is no path of an image; give {_KINDS}")
@@ -152,7 +151,7 @@ def _image(one: Any, number: int) -> Image:
         try:
             one.load()  # now, for threads may share it
         except Exception as error:  # Pillow raises many kinds
-            raise UserError(f"image {number} cannot be read: {reason(error)}") from error
+            raise UserError(f"image {number} cannot be read: {describe_error(error)}") from error
         return one
     fits = isinstance(one, np.ndarray) and one.dtype == np.uint8
     if fits and one.size and (one.ndim == 2 or (one.ndim == 3 and one.shape[2] in (3, 4))):

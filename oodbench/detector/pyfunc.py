@@ -1,7 +1,7 @@
-"""A detector or weights as MLflow's pyfunc flavour loads and calls them; neither code nor pickle is in the model.
+"""The loader of MLflow's pyfunc flavour for detectors and weights; models contain neither code nor pickle.
 
-Images are a column `image` of paths, or `bytes` of files; the answer has the columns score, class and, with a
-threshold, decision (+1 in-distribution, -1 not), in the order of the images.
+The input has a column `image` of paths, or `bytes` of image files. The output has the columns score, class and, with a
+threshold, decision (+1 in-distribution, -1 out-of-distribution), in the order of the images.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 INPUTS = {"image": "string", "bytes": "binary"}
 OUTPUTS = {"score": "double", "class": "string", "decision": "long"}
-# What the place of use decides, with MLflow's model_config; embeddings are kept nowhere unless asked for.
-PLACES: dict[str, Any] = {
+# Parameters of the machine, which MLflow's model_config changes; by default no embedding is stored.
+MACHINE_DEFAULTS: dict[str, Any] = {
     "device": "auto",
     "workers": 0,
     "on_error": "stop",
@@ -36,31 +36,31 @@ PLACES: dict[str, Any] = {
 
 
 class DetectorModel:
-    """A saved detector."""
+    """A saved detector as a pyfunc model."""
 
-    def __init__(self, folder: Path, places: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, parameters: Mapping[str, Any]) -> None:
         from oodbench.detector.detector import Detector
 
-        self.detector = Detector.load(folder, **places)
+        self.detector = Detector.load(folder, **parameters)
 
     def predict(self, data: DataFrame, params: Mapping[str, Any] | None = None) -> DataFrame:
-        """Scores of images. UserError as Detector raises it."""
+        """Score images; raise UserError as Detector does."""
         return _scored(self.detector, data)
 
 
 class WeightsModel:
-    """Trained weights: a detector for each set of class names that is asked for."""
+    """Trained weights as a pyfunc model: a detector for each set of class names."""
 
-    def __init__(self, file: Path, places: Mapping[str, Any]) -> None:
+    def __init__(self, file: Path, parameters: Mapping[str, Any]) -> None:
         from oodbench.pipeline import weights
 
         self.file = file
         self.recipe = weights.recipe_of(file)
-        self.places = {"encoder": self.recipe["encoder"]["name"], **places}
+        self.parameters = {"encoder": self.recipe["encoder"]["name"], **parameters}
         self._detector = functools.lru_cache(4)(self._fitted)
 
     def predict(self, data: DataFrame, params: Mapping[str, Any] | None = None) -> DataFrame:
-        """Scores of images for the class names in `params["classes"]`. UserError without them."""
+        """Score images for the class names in `params["classes"]`; raise UserError without them."""
         classes = tuple(map(str, (params or {}).get("classes", ())))
         if not classes:
             raise UserError('these weights need class names: predict(images, params={"classes": ["cat", "dog"]})')
@@ -69,23 +69,23 @@ class WeightsModel:
     def _fitted(self, classes: tuple[str, ...]) -> Detector:
         from oodbench.detector.detector import Detector
 
-        return Detector(self.recipe["method"], classes=classes, weights=self.file, **self.places).fit()
+        return Detector(self.recipe["method"], classes=classes, weights=self.file, **self.parameters).fit()
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> DetectorModel | WeightsModel:
-    """Called by MLflow with the file or folder that was registered."""
-    asked = {**PLACES, **(model_config or {})}
-    places = {name: value for name, value in asked.items() if value != ""}
-    return (DetectorModel if Path(path).is_dir() else WeightsModel)(Path(path), places)
+    """Load the registered file or folder; MLflow calls this."""
+    config = {**MACHINE_DEFAULTS, **(model_config or {})}
+    parameters = {name: value for name, value in config.items() if value != ""}
+    return (DetectorModel if Path(path).is_dir() else WeightsModel)(Path(path), parameters)
 
 
 def _scored(detector: Detector, data: DataFrame) -> DataFrame:
     from pandas import DataFrame
 
-    found = detector.score_images([_image(row) for row in _rows(data)])
-    columns = {"score": found.scores, "class": detector.named(found)}
+    scored = detector.score_images([_image(row) for row in _rows(data)])
+    columns = {"score": scored.scores, "class": detector.named(scored)}
     if detector.threshold_ is not None:
-        columns["decision"] = np.where(found.scores >= detector.threshold_, 1, -1)
+        columns["decision"] = np.where(scored.scores >= detector.threshold_, 1, -1)
     return DataFrame(columns, index=data.index)
 
 
@@ -97,7 +97,7 @@ def _rows(data: DataFrame) -> list[dict[str, Any]]:
 
 
 def _image(row: Mapping[str, Any]) -> Any:
-    """A path, or the image that bytes hold."""
+    """Return a path, or the image in bytes."""
     from oodbench.storage.fingerprints import decode
 
     content = row.get("bytes")

@@ -1,4 +1,4 @@
-"""A saved detector, or trained weights, as what the model registry takes."""
+"""A saved detector or trained weights as a model for MLflow's model registry."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from oodbench.detector import pyfunc
-from oodbench.detector import saving as folder
-from oodbench.detector.engine import lines
+from oodbench.detector import pyfunc, saving
+from oodbench.detector.engine import text_list
 from oodbench.errors import UserError
 from oodbench.pipeline import weights
 from oodbench.results import flatten, versions
@@ -29,10 +28,12 @@ model.predict(pandas.DataFrame({{"image": paths}}){more})  # {columns}
 
 
 def model_of(path: Path, classes: str = "", encoder: str = "") -> Model:
-    """What a path holds. UserError when that is neither a detector nor weights of `oodbench train`.
+    """Return the model of a saved detector, or of weights of `oodbench train`; raise UserError for anything else.
 
-    classes  class names that the weights use by default: a list's name or a file; a detector has its own
-    encoder  where the encoder's weights lie, when it is not where they were trained or fitted
+    Arguments:
+        path     folder of a detector, or file of weights
+        classes  default class names for weights: the name of a list, or a file; a detector has its own
+        encoder  file of the encoder's weights, if it is not where it was at the training or fit
     """
     if path.is_dir():
         return _detector(path, classes, encoder)
@@ -42,7 +43,7 @@ def model_of(path: Path, classes: str = "", encoder: str = "") -> Model:
 
 
 def _detector(path: Path, classes: str, encoder: str) -> Model:
-    recipe = folder.read(path).recipe
+    recipe = saving.read(path).recipe
     if classes:
         raise UserError(f"the detector in {path} has its class names; leave out --classes")
     threshold, trained, names = recipe["threshold"], recipe["weights"] or {}, recipe["classes"]
@@ -55,8 +56,8 @@ def _detector(path: Path, classes: str, encoder: str) -> Model:
         "threshold": "" if threshold is None else repr(threshold),
     }
     known = {"weights": str(trained.get("digest", "")), "commit": recipe["commit"] or ""}
-    made = _model(path, facts | known, recipe, encoder)
-    return dataclasses.replace(made, outputs=outputs, note=_note(facts, outputs))
+    model = _model(path, facts | known, recipe, encoder)
+    return dataclasses.replace(model, outputs=outputs, note=_note(facts, outputs))
 
 
 def _weights(path: Path, classes: str, encoder: str) -> Model:
@@ -66,7 +67,7 @@ def _weights(path: Path, classes: str, encoder: str) -> Model:
             f"{path} was not written by oodbench train; register a detector that uses it: "
             f"oodbench score IMAGES --method METHOD --classes FILE --weights {path} --save FOLDER"
         )
-    names = lines(classes).lines if classes else ()
+    names = text_list(classes).lines if classes else ()
     facts = {
         "kind": "weights",
         "method": recipe["method"],
@@ -76,14 +77,14 @@ def _weights(path: Path, classes: str, encoder: str) -> Model:
         "steps": str(recipe.get("steps", "")),
     }
     known = {"weights": file_digest(path), "commit": recipe.get("commit") or ""}
-    made = _model(path, facts | known, recipe, encoder)
+    model = _model(path, facts | known, recipe, encoder)
     outputs = {name: kind for name, kind in pyfunc.OUTPUTS.items() if name != "decision"}
     more = "" if names else ', params={"classes": [...]}'
-    return dataclasses.replace(made, outputs=outputs, note=_note(facts, outputs, more), classes=names)
+    return dataclasses.replace(model, outputs=outputs, note=_note(facts, outputs, more), classes=names)
 
 
 def _model(path: Path, facts: Mapping[str, str], recipe: Mapping[str, Any], encoder: str) -> Model:
-    """What both kinds have in common."""
+    """Return what both kinds of models have in common."""
     tags = {name: value for name, value in facts.items() if value}
     params = {name: str(value) for name, value in flatten(recipe["parameters"]).items()}
     return Model(
@@ -95,7 +96,7 @@ def _model(path: Path, facts: Mapping[str, str], recipe: Mapping[str, Any], enco
             for name, version in sorted(versions().items())
             if name != "python" and version[0].isdigit()
         ),
-        config={**pyfunc.PLACES, "encoder": encoder},
+        config={**pyfunc.MACHINE_DEFAULTS, "encoder": encoder},
         inputs=pyfunc.INPUTS,
         outputs=pyfunc.OUTPUTS,
         weights=facts["weights"],
@@ -105,7 +106,7 @@ def _model(path: Path, facts: Mapping[str, str], recipe: Mapping[str, Any], enco
 
 
 def _note(facts: Mapping[str, str], columns: Iterable[str], more: str = "") -> Callable[[str], str]:
-    """The facts in a line, and how a version is called."""
+    """Return a function from a version's URI to its description: the facts, and how to call it."""
     plain = ", ".join(f"{name}: {value}" for name, value in facts.items() if value)
-    told = re.sub(r"([\\`*_\[\]<>|~&$#])", r"\\\1", plain)
-    return lambda uri: _NOTE.format(facts=told, uri=uri, more=more, columns=", ".join(columns))
+    escaped = re.sub(r"([\\`*_\[\]<>|~&$#])", r"\\\1", plain)
+    return lambda uri: _NOTE.format(facts=escaped, uri=uri, more=more, columns=", ".join(columns))

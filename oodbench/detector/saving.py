@@ -1,11 +1,11 @@
-"""A detector on disk: one folder with its recipe, what it learnt and all that its scores need, every file verified.
+"""Saving and loading a detector: one folder with its recipe, its state and all that its scores need.
 
-detector.json      the recipe, a digest of every other file, and its own
-learnt.safetensors what fit() returned, if it is tensors and plain values; otherwise weights/ and store/ hold what fit()
-                   reads, and it is called again
-prompts/           the templates
-store/             class vectors (and other stored parts), as entries of the store
-encoder/           the encoder's weights, when asked for, and its tokenizer if it lay in a folder
+detector.json       the recipe, a digest of every other file, and its own digest; all are verified when it is loaded
+learnt.safetensors  the tensors of what fit() returned. If that is more than tensors and plain values, weights/ and
+                    store/ hold what fit() reads, and it is called again
+prompts/            the templates
+store/              class vectors (and what Task.cached() stored), as entries of the store
+encoder/            the encoder's weights, if requested, and its tokenizer if it is a folder
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from oodbench.data import prompts
-from oodbench.detector.engine import Engine, lines
+from oodbench.detector.engine import Engine, text_list
 from oodbench.detector.state import Packed, pack, unpack
 from oodbench.detector.store import DetectorStore
 from oodbench.encoder.card import EMBEDDED, card_from, parse_encoder
-from oodbench.encoder.resolve import Resolved, TextFiles, resolve
+from oodbench.encoder.resolve import ResolvedEncoder, TextFiles, resolve
 from oodbench.errors import Unpackable, UserError, did_you_mean
 from oodbench.method import registry
 from oodbench.pipeline.jobs import Job
@@ -35,16 +35,20 @@ from oodbench.results import commit, versions
 from oodbench.storage.files import write_text
 from oodbench.storage.store import Store, digest, file_digest
 
+log = logging.getLogger(__name__)
+
 FORMAT = 1
 RECIPE = "detector.json"
-LEARNT = "learnt.safetensors"
+STATE = "learnt.safetensors"
 TOKENIZER = "encoder/tokenizer"
-_PLACES = ("device", "workers", "store", "shared", "keep", "plugins", "weights")  # of one machine, not of the detector
+SAVED = "(saved)"  # the parameter `weights` of a loaded detector, whose folder holds what fit() returned
+_MACHINE = ("device", "workers", "store", "shared", "keep", "plugins", "weights")  # parameters that are not saved
+_CHANGEABLE = ("device", "workers", "store", "shared", "keep", "on_error", "plugins", "encoder")
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """What is saved."""
+class FittedDetector:
+    """A fitted detector, as save() takes it."""
 
     engine: Engine
     params: dict[str, Any]
@@ -52,7 +56,7 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedDetector:
     """A folder that was read and verified."""
 
     folder: Path
@@ -65,13 +69,13 @@ class Saved:
 
 
 def check(folder: Path) -> None:
-    """UserError for a folder that holds something else than a detector."""
+    """Raise UserError for a folder that holds something other than a detector."""
     if folder.exists() and not (folder / RECIPE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there and holds no detector; name another folder")
+        raise UserError(f"{folder} exists and holds no detector; name another folder")
 
 
-def save(fitted: Fitted, folder: Path, *, with_encoder: bool) -> Path:
-    """Write the folder, whole or not at all."""
+def save(fitted: FittedDetector, folder: Path, *, with_encoder: bool) -> Path:
+    """Write the folder atomically and return it."""
     from safetensors import SafetensorError
 
     check(folder)
@@ -86,7 +90,7 @@ def save(fitted: Fitted, folder: Path, *, with_encoder: bool) -> Path:
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
-    except (OSError, SafetensorError) as error:  # the latter is what a full disk is to safetensors
+    except (OSError, SafetensorError) as error:  # safetensors raises the latter if the disk is full
         why = getattr(error, "strerror", None) or error
         raise UserError(f"the detector cannot be written to {folder}: {why}") from error
     finally:
@@ -94,8 +98,8 @@ def save(fitted: Fitted, folder: Path, *, with_encoder: bool) -> Path:
     return folder
 
 
-def read(folder: Path) -> Saved:
-    """The recipe of a folder. UserError naming what is missing, changed, or of another format."""
+def read(folder: Path) -> SavedDetector:
+    """Read and verify a folder; raise UserError if a file is missing or changed, or of another format."""
     path = folder / RECIPE
     try:
         if path.exists() and not path.is_file():
@@ -104,7 +108,7 @@ def read(folder: Path) -> Saved:
         stated = recipe.pop("digest")
         sound = stated == digest(recipe)
     except FileNotFoundError as error:
-        raise UserError(f"{folder} holds no detector: {path} is not there") from error
+        raise UserError(f"{folder} holds no detector: {path} does not exist") from error
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as a detector's recipe: {error}") from error
     if not sound:
@@ -122,11 +126,11 @@ def read(folder: Path) -> Saved:
     used = [*recipe["prompts"].values(), *filter(None, [recipe["encoder_file"]])]
     if not set(used) <= set(recipe["contents"]):
         raise UserError(f"{path} names files that are not part of the detector: {', '.join(used)}")
-    return Saved(folder, recipe)
+    return SavedDetector(folder, recipe)
 
 
-def _recipe(fitted: Fitted, folder: Path, with_encoder: bool) -> dict[str, Any]:
-    """Write every file but the recipe, which is returned."""
+def _recipe(fitted: FittedDetector, folder: Path, with_encoder: bool) -> dict[str, Any]:
+    """Write all files except the recipe, and return the recipe."""
     plan = fitted.engine.plan
     job = plan.jobs[0]
     texts = {
@@ -136,7 +140,7 @@ def _recipe(fitted: Fitted, folder: Path, with_encoder: bool) -> dict[str, Any]:
     }
     for name, value in texts.items():
         write_text(folder / "prompts" / f"{name}.txt", "\n".join(prompts.templates(value).lines) + "\n")
-    learnt = _learnt(fitted.engine, folder)
+    state = _write_state(fitted.engine, folder)
     if with_encoder and plan.card.name != EMBEDDED:
         (folder / "encoder").mkdir()
         shutil.copyfile(plan.encoder.path, folder / "encoder" / plan.encoder.path.name)
@@ -144,10 +148,10 @@ def _recipe(fitted: Fitted, folder: Path, with_encoder: bool) -> dict[str, Any]:
             (folder / TOKENIZER).mkdir()
             for path in TextFiles(plan.encoder.tokenizer).files():
                 shutil.copyfile(path, folder / TOKENIZER / path.name)
-    plain = {name: value for name, value in fitted.params.items() if name not in _PLACES}
+    plain = {name: value for name, value in fitted.params.items() if name not in _MACHINE}
     plain |= {"classes": list(plan.classes.lines), "settings": dict(fitted.params["settings"] or {}) or None}
     parameters = {name: value for name, value in job.parameters.items() if name not in texts}
-    judged = fitted.engine.facts["threshold"]  # unless another threshold was given since
+    threshold_images = fitted.engine.facts["threshold"]  # unless another threshold was given since
     return {
         "format": FORMAT,
         "method": job.info.name,
@@ -158,23 +162,25 @@ def _recipe(fitted: Fitted, folder: Path, with_encoder: bool) -> dict[str, Any]:
         "encoder_file": f"encoder/{plan.encoder.path.name}" if (folder / "encoder").is_dir() else "",
         "precision": plan.request.precision,
         "threshold": fitted.threshold,
-        "learnt": learnt,
+        "learnt": state,
         "source": job.info.source,
         "files": job.files,
         "weights": {**job.weights.card(), "recipe": job.weights.recipe} if job.weights else None,
         "calibration": fitted.engine.facts["calibration"],
-        "threshold_images": judged if judged and judged["value"] == fitted.threshold else None,
+        "threshold_images": (
+            threshold_images if threshold_images and threshold_images["value"] == fitted.threshold else None
+        ),
         "versions": versions(),
         "commit": commit(),
         "params": _plain_params(plain),
     }
 
 
-def _learnt(engine: Engine, folder: Path) -> Any:
-    """What fit() returned as JSON, its tensors written; None when it is made again from what it reads."""
-    job, kept = engine.plan.jobs[0], engine.store
+def _write_state(engine: Engine, folder: Path) -> Any:
+    """Write the tensors of the state and return its tree as JSON; None if fit() is to be called again."""
+    job, store = engine.plan.jobs[0], engine.store
     try:
-        packed = pack(engine.running.state, type(engine.method))
+        packed = pack(engine.fitted.state, type(engine.method))
     except Unpackable as error:
         if job.calibrates:
             raise UserError(
@@ -184,35 +190,30 @@ def _learnt(engine: Engine, folder: Path) -> Any:
         if job.weights:
             (folder / "weights").mkdir()
             shutil.copyfile(job.weights.path, folder / "weights" / job.weights.path.name)
-        kept.copy(folder / "store")
+        store.copy(folder / "store")
         return None
-    kept.copy(folder / "store", ("text",))
+    store.copy(folder / "store", ("text",))
     if packed.tensors:
         from safetensors.torch import save_file
 
-        save_file(packed.tensors, folder / LEARNT)
+        save_file(packed.tensors, folder / STATE)
     return packed.tree
 
 
 def _plain(card: Any) -> dict[str, Any]:
+    """Return a dataclass as JSON would hold it."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(card)))
     return plain
 
 
 def _plain_params(params: dict[str, Any]) -> dict[str, Any]:
-    """Arguments as JSON; paths as text."""
+    """Return arguments as JSON would hold them, paths as text."""
     plain: dict[str, Any] = json.loads(json.dumps(params, default=os.fspath))
     return plain
 
 
-log = logging.getLogger(__name__)
-
-SAVED = "(saved)"  # weights of which the folder keeps what fit() made of them, not the file
-_CHANGEABLE = ("device", "workers", "store", "shared", "keep", "on_error", "plugins", "encoder")
-
-
-def parameters(saved: Saved, changes: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
-    """The constructor's arguments, those of this place changed. UserError for any other change, and unknown ones."""
+def parameters(saved: SavedDetector, changes: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """Return the constructor's arguments with changes; raise UserError for what cannot be changed, or is not known."""
     for name in changes:
         if name not in _CHANGEABLE:
             raise UserError(f"'{name}' of a saved detector cannot be changed{did_you_mean(name, _CHANGEABLE)}")
@@ -221,13 +222,13 @@ def parameters(saved: Saved, changes: Mapping[str, Any], known: Collection[str])
     return {**saved.params, **({"weights": SAVED} if saved.recipe["weights"] else {}), **changes}
 
 
-def store(saved: Saved) -> Store:
-    """The entries that were saved."""
+def saved_store(saved: SavedDetector) -> Store:
+    """Return the entries of the store that were saved."""
     return Store(saved.folder / "store")
 
 
-def engine(saved: Saved, request: RunRequest, kept: DetectorStore) -> Engine:
-    """The fitted engine of a saved detector."""
+def load_engine(saved: SavedDetector, request: RunRequest, store: DetectorStore) -> Engine:
+    """Restore the fitted engine of a saved detector."""
     recipe = saved.recipe
     known = registry.methods(request.plugins)
     if recipe["method"] not in known:
@@ -242,8 +243,8 @@ def engine(saved: Saved, request: RunRequest, kept: DetectorStore) -> Engine:
     if now != {name: recipe[name] for name in now}:
         what = "method" if info.source != recipe["source"] else "libraries"
         log.warning("the %s of the detector in %s changed since it was saved; scores may differ", what, saved.folder)
-    judged = _judged(saved)
-    if judged and judged.get("learnt_from"):
+    threshold_images = _threshold_images(saved)
+    if threshold_images and threshold_images.get("learnt_from"):
         log.warning(
             "the threshold of the detector in %s was set on images that it learnt from, and rejects more new ID images "
             "than it promises; fit and save it anew",
@@ -254,27 +255,27 @@ def engine(saved: Saved, request: RunRequest, kept: DetectorStore) -> Engine:
     named = parameters.get("templates")
     templates = prompts.templates(named) if isinstance(named, str) else None
     job = Job(info, parameters, templates, _weights(saved))
-    made = Engine(request, job, _encoder(saved, request, kept), lines(recipe["classes"]), kept)
+    engine = Engine(request, job, _encoder(saved, request, store), text_list(recipe["classes"]), store)
     if recipe["learnt"] is None:
-        made.fit(None)
+        engine.fit(None)
     else:
         from safetensors.torch import load_file
 
-        file = saved.folder / LEARNT
+        file = saved.folder / STATE
         tensors = load_file(file) if file.is_file() else {}
         try:
-            made.adopt(unpack(Packed(recipe["learnt"], tensors), type(made.method), made.device))
+            engine.restore(unpack(Packed(recipe["learnt"], tensors), type(engine.method), engine.device))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"what the detector in {saved.folder} learnt does not fit this version of {info.name}: {error}; "
+                f"the state of the detector in {saved.folder} does not fit this version of {info.name}: {error}; "
                 "fit and save it anew"
             ) from error
-    made.facts = {"calibration": recipe["calibration"], "threshold": judged}
-    return made
+    engine.facts = {"calibration": recipe["calibration"], "threshold": threshold_images}
+    return engine
 
 
-def _judged(saved: Saved) -> dict[str, Any] | None:
-    """The images that set the threshold; folders that do not name them were written when they were learnt from, too."""
+def _threshold_images(saved: SavedDetector) -> dict[str, Any] | None:
+    """Return the images that set the threshold; older folders do not name them: they are the calibration images."""
     recipe = saved.recipe
     given = recipe["threshold"] is None or saved.params.get("threshold") is not None
     if "threshold_images" in recipe or given or not recipe["calibration"]:
@@ -283,7 +284,7 @@ def _judged(saved: Saved) -> dict[str, Any] | None:
     return {**recipe["calibration"], "learnt_from": True, "value": recipe["threshold"]}
 
 
-def _newer(saved: Saved, what: str) -> UserError:
+def _newer(saved: SavedDetector, what: str) -> UserError:
     made, here = saved.recipe["versions"].get("oodbench", "unknown"), versions()["oodbench"]
     return UserError(
         f"the detector in {saved.folder} names {what} that this oodbench ({here}) does not know; it was saved by "
@@ -291,15 +292,15 @@ def _newer(saved: Saved, what: str) -> UserError:
     )
 
 
-def _weights(saved: Saved) -> WeightsFile | None:
+def _weights(saved: SavedDetector) -> WeightsFile | None:
     card = saved.recipe["weights"]
     if not card:
         return None
     return WeightsFile(saved.folder / "weights" / card["name"], card["digest"], card["recipe"])
 
 
-def _encoder(saved: Saved, request: RunRequest, kept: DetectorStore) -> Resolved:
-    """The encoder that was saved, or one with the same identity."""
+def _encoder(saved: SavedDetector, request: RunRequest, store: DetectorStore) -> ResolvedEncoder:
+    """Return the encoder that was saved, or one with the same identity."""
     stated = dict(saved.recipe["encoder"])
     spec, identity = stated.pop("spec"), stated.pop("identity")
     try:
@@ -309,8 +310,8 @@ def _encoder(saved: Saved, request: RunRequest, kept: DetectorStore) -> Resolved
     if saved.recipe["encoder_file"]:
         tokenizer = saved.folder / TOKENIZER
         file = saved.folder / saved.recipe["encoder_file"]
-        return Resolved(card, file, tokenizer if tokenizer.is_dir() else None)
-    found = resolve(parse_encoder(request.encoder or spec), request.resize, kept)
+        return ResolvedEncoder(card, file, tokenizer if tokenizer.is_dir() else None)
+    found = resolve(parse_encoder(request.encoder or spec), request.resize, store)
     if found.card.identity != identity:
         raise UserError(
             f"the detector in {saved.folder} was saved for {card.row()['name']} (weights {stated['weights'][:12]}); "

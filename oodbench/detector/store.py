@@ -1,4 +1,4 @@
-"""The store as a detector uses it: what was saved with it comes first, embeddings stay out of it when asked to."""
+"""The store of a detector: entries saved with it are read first, and embeddings are stored only if `keep` is set."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 from oodbench.storage.store import Array, Entry, Store
 
-_NEEDED = ("text", "words", "kept", "weights")  # what fit() and score() read besides images
+_KINDS = ("text", "words", "kept", "weights")  # kinds of entries that fit() and score() read, apart from images
 
 
 @dataclass(frozen=True)
 class InMemoryEntry(Entry):
-    """An entry that is in memory only."""
+    """An entry that is only in memory."""
 
     arrays: Mapping[str, Array] = field(default_factory=dict)
 
@@ -26,14 +26,14 @@ class InMemoryEntry(Entry):
 
 
 class DetectorStore(Store):
-    """A store before another one, which remembers which class vectors, word vectors and kept parts were used.
+    """A store in front of another one, which records the class vectors, word vectors and cached tensors that are read.
 
     behind  the store that entries are read from and written to
-    saved   a store whose entries come first, such as that of a saved detector
-    keep    whether embeddings are stored; if not they are handed on in memory
+    saved   a store that is read first, such as that of a saved detector
+    keep    whether embeddings are stored; if not they are only in memory
     """
 
-    _held: dict[str, InMemoryEntry] | None = None  # embeddings by key while they are remembered
+    _in_memory: dict[str, InMemoryEntry] | None = None  # embeddings by key, within remembering()
 
     def __init__(self, behind: Store, saved: Store | None = None, keep: bool = True) -> None:
         super().__init__(behind.root)
@@ -41,13 +41,13 @@ class DetectorStore(Store):
         self.behind = behind
         self.saved = saved
         self.keep = keep
-        self.used: dict[str, Entry] = {}  # folder below the root -> entry
+        self.used: dict[str, Entry] = {}  # relative folder -> entry
 
     def find(self, kind: str, inputs: Mapping[str, Any]) -> Entry | None:
         if kind == "embeddings" and not self.keep:
-            return (self._held or {}).get(self.key(kind, inputs))
-        found = self.saved.find(kind, inputs) if self.saved and kind in _NEEDED else None
-        return self._noted(kind, found or self.behind.find(kind, inputs))
+            return (self._in_memory or {}).get(self.key(kind, inputs))
+        saved = self.saved.find(kind, inputs) if self.saved and kind in _KINDS else None
+        return self._recorded(kind, saved or self.behind.find(kind, inputs))
 
     def has(self, kind: str, inputs: Mapping[str, Any]) -> bool:
         return (self.keep or kind != "embeddings") and self.behind.has(kind, inputs)
@@ -57,12 +57,12 @@ class DetectorStore(Store):
     ) -> Entry:
         if kind == "embeddings" and not self.keep:
             plain = json.loads(json.dumps(facts))
-            made = InMemoryEntry(self.key(kind, inputs), Path(), dict(inputs), plain, tuple(arrays), dict(arrays))
-            if self._held is not None:
-                self._held[made.key] = made
-            return made
+            entry = InMemoryEntry(self.key(kind, inputs), Path(), dict(inputs), plain, tuple(arrays), dict(arrays))
+            if self._in_memory is not None:
+                self._in_memory[entry.key] = entry
+            return entry
         written = self.behind.write(kind, inputs, arrays, facts)
-        self._noted(kind, written)
+        self._recorded(kind, written)
         return written
 
     def remove(self, kind: str, inputs: Mapping[str, Any]) -> None:
@@ -70,7 +70,7 @@ class DetectorStore(Store):
 
     @contextmanager
     def keeping(self, keep: bool) -> Iterator[None]:
-        """Within it, embeddings are stored or not."""
+        """Set `keep` within the context."""
         before, self.keep = self.keep, keep
         try:
             yield
@@ -79,23 +79,23 @@ class DetectorStore(Store):
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
-        """Within it, embeddings that are not stored are found again in memory."""
-        self._held = {}
+        """Within the context, find embeddings that are not stored in memory."""
+        self._in_memory = {}
         try:
             yield
         finally:
-            self._held = None
+            self._in_memory = None
 
-    def copy(self, root: Path, kinds: tuple[str, ...] = _NEEDED) -> None:
-        """Copy what was used or saved, of these kinds, into another store."""
+    def copy(self, root: Path, kinds: tuple[str, ...] = _KINDS) -> None:
+        """Copy the entries of these kinds that were read or saved into another store."""
         saved = self.saved.entries() if self.saved else ()
-        paths = {f"{one.kind}/{one.key[:2]}/{one.key}": one.path for one in saved}
-        paths |= {place: entry.path for place, entry in self.used.items()}
-        for place, path in paths.items():
-            if place.partition("/")[0] in kinds:
-                shutil.copytree(path, root / place)
+        paths = {f"{entry.kind}/{entry.key[:2]}/{entry.key}": entry.path for entry in saved}
+        paths |= {folder: entry.path for folder, entry in self.used.items()}
+        for folder, path in paths.items():
+            if folder.partition("/")[0] in kinds:
+                shutil.copytree(path, root / folder)
 
-    def _noted(self, kind: str, entry: Entry | None) -> Entry | None:
-        if entry and kind in _NEEDED:
+    def _recorded(self, kind: str, entry: Entry | None) -> Entry | None:
+        if entry and kind in _KINDS:
             self.used[f"{kind}/{entry.key[:2]}/{entry.key}"] = entry
         return entry

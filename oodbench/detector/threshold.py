@@ -1,11 +1,12 @@
-"""The threshold of a detector: which ID images set it, and what it promises of new ones.
+"""The threshold of a detector: which ID images set it, and the true positive rate that it guarantees on new ones.
 
-Images that a method has learnt from score higher than new ones do (the nearest neighbour of a stored image is that
-image), so a threshold set on them rejects most new ID images. A method that calibrates therefore learns from one part
-of the images, and the other part sets the threshold: split conformal prediction (Papadopoulos et al., ECML 2002; Vovk
-et al., 2005). If new images come from where the held-out ones do, the share of them that is kept is at least `tpr` on
-average, whatever the method. Folds whose scores are pooled promise no such thing of the method fitted on all images:
-Mahalanobis distances, for one, grow with the number of images as long as it is below the number of dimensions.
+Images that a method is fitted on score higher than new ones (the nearest neighbour of a stored image is that image), so
+a threshold set on them rejects most new ID images. A method that calibrates is therefore fitted on one part of the
+images, and the held-out part sets the threshold: split conformal prediction (Papadopoulos et al., ECML 2002; Vovk et
+al., 2005). If new images are drawn from the same distribution as the held-out ones, the fraction of them that is
+accepted is at least `tpr` on average, whatever the method. Cross-validation with pooled scores gives no such guarantee
+for the method fitted on all images: Mahalanobis distances, for example, grow with the number of images while it is
+below the number of dimensions.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from oodbench.data.decode import decoding
+from oodbench.data.decode import pillow_in_threads
 from oodbench.data.imageset import ImageSet, SubsetOf
 from oodbench.detector.images import in_memory
 from oodbench.errors import UserError
@@ -30,24 +31,24 @@ from oodbench.metrics import detection as metrics
 
 log = logging.getLogger(__name__)
 
-NOISE = 1e-6  # relative: equal images differ by as much, for matrix products in float32 depend on the batch
-SURPLUS = 0.01  # share of the images that a tie at the threshold may keep besides without a warning
-HELD_OUT = 0.25  # share of the images that sets the threshold, unless `tpr` takes more
+NOISE = 1e-6  # relative difference of equal images' scores, as matrix products in float32 depend on the batch
+SURPLUS = 0.01  # fraction of the images that a tie at the threshold may accept in addition without a warning
+HELD_OUT = 0.25  # fraction of the images that is held out to set the threshold, unless `tpr` needs more
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Images that the method learns from, and those that set the threshold."""
+class Split:
+    """Images that the method is fitted on, and held-out images that set the threshold."""
 
-    learnt: ImageSet
+    fitted: ImageSet
     held_out: ImageSet
 
 
-def least(tpr: float) -> int | None:
-    """How many ID images it takes at least to promise that `tpr` of new ones are kept: 19 for 0.95; None for 1.
+def min_images(tpr: float) -> int | None:
+    """Return how many ID images are needed to guarantee that `tpr` of new ones are accepted: 19 for 0.95; None for 1.
 
-    n images split the scores into n + 1 ranges that a new one falls into with equal probability, so that the lowest of
-    their scores keeps n / (n + 1).
+    n images split the scores into n + 1 ranges that a new score falls into with equal probability, so that their lowest
+    score accepts n / (n + 1).
     """
     if tpr >= 1:
         return None
@@ -58,22 +59,23 @@ def least(tpr: float) -> int | None:
 
 
 def threshold(scores: npt.NDArray[np.float64], tpr: float) -> float:
-    """The highest score of ID images [n] that keeps at least `tpr` of new ones on average; too few are a warning.
+    """Return the highest score of ID images [n] that accepts at least `tpr` of new ones on average.
 
-    This is the r-th highest with the smallest r such that r / (n + 1) >= tpr; images that score exactly it are kept.
+    This is the r-th highest with the smallest r such that r / (n + 1) >= tpr; images with exactly this score are
+    accepted. A warning is logged if there are too few images.
     """
     known = metrics.score_set(scores, "the images that set the threshold").values
     n, rank = len(known), metrics.min_accepted(len(known) + 1, tpr)
     if rank > n:
-        needed = least(tpr)
-        promised = f"which takes at least {needed} images" if needed else "which no number of images can promise"
+        needed = min_images(tpr)
+        reason = f"which takes at least {needed} images" if needed else "which no number of images can guarantee"
         log.warning(
             "the threshold is the lowest score of %d ID images, which keeps %.1f %% of new ID images on average, "
             "not the %.6g %% asked for, %s",
             n,
             100 * n / (n + 1),
             100 * tpr,
-            promised,
+            reason,
         )
     limit = float(known[-min(rank, n)])
     kept = n - int(np.searchsorted(known, limit))
@@ -92,11 +94,11 @@ def threshold(scores: npt.NDArray[np.float64], tpr: float) -> float:
     return limit
 
 
-def parts(images: ImageSet, tpr: float, seed: int, labels: Sequence[Any] | None = None) -> Parts:
-    """Draw a quarter of the images, or as many as `tpr` takes but at most half, to set the threshold.
+def split(images: ImageSet, tpr: float, seed: int, labels: Sequence[Any] | None = None) -> Split:
+    """Hold out a quarter of the images at random, or as many as `tpr` needs but at most half, to set the threshold.
 
-    Files of equal content count as one image: no copy of a held-out image is learnt from. With labels [n] the held-out
-    part has every label's share. UserError when there is only one image.
+    Files of equal content count as one image: the method is fitted on no copy of a held-out image. With labels [n] the
+    held-out part has the same fractions of all labels. Raise UserError if there is only one image.
     """
     copies: dict[str, list[int]] = {}
     for position, content in enumerate(_contents(images, pixels=in_memory(images))):
@@ -111,21 +113,24 @@ def parts(images: ImageSet, tpr: float, seed: int, labels: Sequence[Any] | None 
     order = generator.permutation(len(distinct)).tolist()
     if labels is not None:
         ranks = {label: rank for rank, label in enumerate(dict.fromkeys(labels))}
-        order.sort(key=lambda one: ranks[labels[distinct[one][0]]])
-    n = min(max(math.ceil(len(distinct) * HELD_OUT), least(tpr) or 0), len(distinct) // 2)
+        order.sort(key=lambda number: ranks[labels[distinct[number][0]]])
+    n = min(max(math.ceil(len(distinct) * HELD_OUT), min_images(tpr) or 0), len(distinct) // 2)
     steps = (np.arange(n) + generator.random()) * len(distinct) / n
-    chosen = {order[int(step)] for step in steps}
-    learnt = [position for one, those in enumerate(distinct) if one not in chosen for position in those]
-    log.info("of %d images %d are learnt from, and %d are held out to set the threshold", len(images), len(learnt), n)
-    return Parts(_part(images, sorted(learnt)), _part(images, sorted(distinct[one][0] for one in chosen)))
+    held_out = {order[int(step)] for step in steps}
+    fitted = [i for number, positions in enumerate(distinct) if number not in held_out for i in positions]
+    log.info("of %d images %d are fitted on, and %d are held out to set the threshold", len(images), len(fitted), n)
+    return Split(_part(images, sorted(fitted)), _part(images, sorted(distinct[number][0] for number in held_out)))
 
 
-def check_apart(learnt: ImageSet, validation: ImageSet, label: str) -> None:
-    """UserError when images for validation are, by content, among those that the method learns from."""
-    pixels = _kind(learnt) != _kind(validation)
-    known = set(_contents(learnt, pixels))
-    contents = _contents(validation, pixels)
-    both = [name for name, content in zip(validation.names, contents, strict=True) if content in known]
+def check_disjoint(fitted: ImageSet, validation: ImageSet, label: str) -> None:
+    """Raise UserError if some validation images are, by content, among those that the method is fitted on."""
+    pixels = _kind(fitted) != _kind(validation)
+    contents = set(_contents(fitted, pixels))
+    both = [
+        name
+        for name, content in zip(validation.names, _contents(validation, pixels), strict=True)
+        if content in contents
+    ]
     if both:
         raise UserError(
             f"{label} learns from {len(both)} of the {len(validation)} images that are to set the threshold, {both[0]} "
@@ -134,34 +139,34 @@ def check_apart(learnt: ImageSet, validation: ImageSet, label: str) -> None:
 
 
 def label_sequence(y: Any, images: ImageSet) -> list[Any] | None:
-    """Labels of the images as a list, or None. UserError when there are not as many of them."""
+    """Return the labels of the images as a list, or None; raise UserError unless there is one label per image."""
     if y is None:
         return None
     if isinstance(y, str) or not isinstance(y, Iterable):
         raise UserError(f"y takes one label per image, not {y!r}")
-    labels = [one.item() if isinstance(one, np.generic) else one for one in y]
+    labels = [label.item() if isinstance(label, np.generic) else label for label in y]
     if len(labels) != len(images):
         raise UserError(f"y has {len(labels)} labels for {len(images)} images")
-    if not all(isinstance(one, str | int | float) for one in labels):
+    if not all(isinstance(label, str | int | float) for label in labels):
         raise UserError("y takes one class name or number per image")
     return labels
 
 
 def _part(images: ImageSet, positions: list[int]) -> ImageSet:
-    """Some of the images, whose embeddings are taken from those of all."""
+    """Return some of the images, whose embeddings are taken from those of all images."""
     here, there = np.arange(len(positions)), np.array(positions, np.int64)
     return replace(images.select(positions), total=len(positions), origins=(SubsetOf(images, here, there),))
 
 
 def _kind(images: ImageSet) -> str:
-    """What the digests of contents are of: arrays and drawn images have other ones than files."""
+    """Return what the digests of contents are computed from: arrays and drawn images differ from files."""
     return "memory" if in_memory(images) else images.dataset.loader if images.content else "files"
 
 
 def _contents(images: ImageSet, pixels: bool) -> list[str]:
-    """What every image holds, as a digest; its name where it cannot be read, which its decoding will tell.
+    """Return a digest of every image's content; of an image that cannot be read its name.
 
-    pixels  of the decoded image in RGB, which takes decoding all, rather than of what is stored
+    pixels  whether to digest the decoded image in RGB, which takes time, instead of what is stored
     """
     if images.content and not pixels:
         return list(images.fingerprints)
@@ -177,5 +182,5 @@ def _contents(images: ImageSet, pixels: bool) -> list[str]:
         except Exception:  # Pillow raises many kinds
             return f"unreadable: {images.names[index]}"
 
-    with decoding(), ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+    with pillow_in_threads(), ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
         return list(pool.map(content, range(len(images))))

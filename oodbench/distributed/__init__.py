@@ -1,1 +1,1 @@
-"""A plan or a training carried out on a Ray cluster: the only room that imports ray, and only inside functions."""
+"""Runs and trainings on a Ray cluster: the only package that imports ray, and only inside functions."""

@@ -1,4 +1,4 @@
-"""What a worker is sent: the plan, the files that only the driver has, and what both must agree in."""
+"""The data that the driver sends to workers: the plan, files that only the driver has, and its code version."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from oodbench.data import catalog as catalogue
 from oodbench.data.catalog import Dataset
 from oodbench.data.catalog import dataset as declared
 from oodbench.data.imageset import ImageSet, TreeSource
 from oodbench.data.load import load_source
+from oodbench.data.paths import config_folder_or_none, data_root
 from oodbench.data.subsets import UnionSource
 from oodbench.encoder.card import EMBEDDED, parse_encoder
-from oodbench.encoder.resolve import GLYPHS, Resolved, resolve
+from oodbench.encoder.resolve import GLYPHS_FOLDER, ResolvedEncoder, resolve
 from oodbench.errors import UserError, is_url
 from oodbench.method import registry, source_files
 from oodbench.pipeline.jobs import Job
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from oodbench.data.imageset import ImageSource
     from oodbench.storage.fingerprints import ReadImage
 
-_OPENING = threading.Lock()
+_LOADING = threading.Lock()
 
 
 @dataclass(frozen=True)
 class LazySource:
-    """Reads a set's images after looking for it once more, at the first image."""
+    """An image source that is sent by name: the worker loads the dataset again when it reads the first image."""
 
     dataset: Dataset
     data: Path
@@ -49,96 +49,103 @@ class LazySource:
 
     def read(self, name: str) -> ReadImage:
         """Read one image."""
-        return self._found().read(name)
+        return self._loaded().read(name)
 
     def content(self, name: str) -> str:
-        """sha256 of what is stored for an image."""
-        return self._found().content(name)
+        """Return the sha256 of the stored bytes of an image."""
+        return self._loaded().content(name)
 
     def tree_fingerprint(self) -> str:
-        """The fingerprint of all its files now; "" of a source that looks at them image by image."""
-        source = self._found()
+        """Return the fingerprint of all its files now; "" for a source that checks them image by image."""
+        source = self._loaded()
         return source.tree_fingerprint() if isinstance(source, TreeSource) else ""
 
     @property
     def listed_fingerprint(self) -> str:
-        """The fingerprint of all its files before they were opened here."""
-        source = self._found()
+        """Return the fingerprint of all its files before they were opened here."""
+        source = self._loaded()
         return source.listed_fingerprint if isinstance(source, TreeSource) else ""
 
-    def _found(self) -> ImageSource:
-        with _OPENING:  # threads ask for their first image at once
-            return _source(self)
+    def _loaded(self) -> ImageSource:
+        with _LOADING:  # several threads read their first image at the same time
+            return _load_source(self)
 
 
 @functools.cache
-def _source(again: LazySource) -> ImageSource:
-    return load_source(again.dataset, again.data, Store(again.root))
+def _load_source(lazy: LazySource) -> ImageSource:
+    return load_source(lazy.dataset, lazy.data, Store(lazy.root))
 
 
-def portable(listing: ImageSet, data: Path, store: Store) -> ImageSet:
-    """The same list with a source that can be pickled, in its origins, too."""
-    origins = tuple(dataclasses.replace(one, source=portable(one.source, data, store)) for one in listing.origins)
-    source = listing.source if _travels(listing) else _anew(listing, data, store)
-    made = dataclasses.replace(listing, source=source, origins=origins)
-    made.__dict__.update(digest=listing.digest, stamp=listing.stamp)  # known already
-    return made
+def portable(images: ImageSet, data: Path, store: Store) -> ImageSet:
+    """Return the same image set with sources that can be pickled, those of its origins included."""
+    origins = tuple(
+        dataclasses.replace(origin, source=portable(origin.source, data, store)) for origin in images.origins
+    )
+    source = images.source if _can_be_sent(images) else _reloading_source(images, data, store)
+    result = dataclasses.replace(images, source=source, origins=origins)
+    result.__dict__.update(digest=images.digest, stamp=images.stamp)  # cached properties, expensive to compute again
+    return result
 
 
-def _travels(listing: ImageSet) -> bool:
-    """Whether the source means the same elsewhere: it can be pickled, and is no copy that this machine has fetched."""
-    if isinstance(listing.source, UnionSource):
-        return all(_travels(one) for one in listing.source.parts.values())
-    if is_url(_whole(listing.dataset).path):
+def _can_be_sent(images: ImageSet) -> bool:
+    """Return whether the source works on other machines: it can be pickled, and is not a local copy of a download."""
+    if isinstance(images.source, UnionSource):
+        return all(_can_be_sent(part) for part in images.source.parts.values())
+    if is_url(_parent_dataset(images.dataset).path):
         return False
     try:
-        pickle.dumps(listing.source)
+        pickle.dumps(images.source)
     except (TypeError, AttributeError, pickle.PicklingError):
         return False
     return True
 
 
-def _anew(listing: ImageSet, data: Path, store: Store) -> ImageSource:
-    """What finds the images once more: those of a part in its whole, those of several sets in each."""
-    if isinstance(listing.source, UnionSource):
-        return UnionSource({name: portable(one, data, store) for name, one in listing.source.parts.items()})
-    return LazySource(_whole(listing.dataset), data, store.root)
+def _reloading_source(images: ImageSet, data: Path, store: Store) -> ImageSource:
+    """Return a source that loads the dataset again, or every part of a union of datasets."""
+    if isinstance(images.source, UnionSource):
+        return UnionSource({name: portable(part, data, store) for name, part in images.source.parts.items()})
+    return LazySource(_parent_dataset(images.dataset), data, store.root)
 
 
-def _whole(dataset: Dataset) -> Dataset:
-    """The set that a part is taken from, or the set itself."""
+def _parent_dataset(dataset: Dataset) -> Dataset:
+    """Return the dataset that a subset is taken from, or the dataset itself."""
     while dataset.within:
         dataset = declared(dataset.within)
     return dataset
 
 
-_LARGEST = 1_000_000  # bytes of a file that travels; a user's catalogue is text
-# The driver's own rooms; workers run the rest of the package.
-_DRIVERS = ("cli/", "data/checks/", "report/", "tracking/")
+_MAX_FILE_BYTES = 1_000_000  # of a file that is sent; declarations of datasets are short texts
+# Modules that no worker imports: they may differ between driver and worker.
+DRIVER_ONLY = ("api.py", "cli/", "data/checks/", "detector/", "report/", "tracking/")
 
 
 @dataclass(frozen=True)
-class Code:
-    """Which oodbench a process runs: versions of it and its libraries, commit, sha256 of its sources."""
+class CodeVersion:
+    """The version of oodbench that a process runs.
+
+    versions   of oodbench and its libraries
+    commit     of its checkout, if it is one
+    sources    sha256 of the source files that workers run
+    """
 
     versions: dict[str, str]
     commit: str | None
     sources: str
 
-    def words(self) -> str:
-        """For a message: version, commit and sources."""
+    def describe(self) -> str:
+        """Return version, commit and sources for a message."""
         return f"{self.versions['oodbench']}, commit {(self.commit or 'none')[:12]}, sources {self.sources[:12]}"
 
 
 @dataclass(frozen=True)
-class SentFiles:
-    """Files by name, to be written below a folder of the worker's own."""
+class FileBundle:
+    """Names and contents of files that a worker writes into a folder of its own."""
 
     contents: tuple[tuple[str, bytes], ...]
 
-    def write(self, below: Path) -> Path:
-        """Write them into a new folder, which is given back."""
-        folder = Path(tempfile.mkdtemp(dir=below))
+    def write(self, parent: Path) -> Path:
+        """Write the files into a new folder in `parent`; return that folder."""
+        folder = Path(tempfile.mkdtemp(dir=parent))
         for name, content in self.contents:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
@@ -147,130 +154,146 @@ class SentFiles:
 
 @dataclass(frozen=True)
 class WorkerPayload:
-    """A plan on its way. `token` is in the driver's store: a worker that does not find it sees another one."""
+    """A plan as it is sent to workers.
+
+    plan               with image sources that can be pickled
+    code_version       of the driver; workers must run the same
+    plugins            the files of the methods that the user gave by path
+    config             the user's own declarations of datasets
+    working_directory  of the driver, for relative paths
+    token              an entry in the driver's store: a worker that does not find it uses another store
+    """
 
     plan: Plan
-    code: Code
-    plugins: tuple[SentFiles, ...]
-    config: SentFiles
-    folder: str
+    code_version: CodeVersion
+    plugins: tuple[FileBundle, ...]
+    config: FileBundle
+    working_directory: str
     token: dict[str, str]
 
 
-def code() -> Code:
-    """The code of this process."""
-    here = Path(__file__).parents[1]
-    files = [path for path in here.rglob("*.py") if not path.relative_to(here).as_posix().startswith(_DRIVERS)]
-    whole = hashlib.sha256()
+def code_version() -> CodeVersion:
+    """Return the code version of this process."""
+    package = Path(__file__).parents[1]
+    files = [path for path in package.rglob("*.py") if not path.relative_to(package).as_posix().startswith(DRIVER_ONLY)]
+    sources = hashlib.sha256()
     for path in sorted(files):
-        whole.update(path.relative_to(here).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return Code(versions(), commit(), whole.hexdigest())
+        sources.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return CodeVersion(versions(), commit(), sources.hexdigest())
 
 
 def pack(plan: Plan) -> WorkerPayload:
-    """What workers need to carry out a plan. The token is to be forgotten with `unmark` when they are done."""
+    """Return the payload of a plan and write its token to the store; call `remove_token` when the workers are done."""
     store = plan.store.with_root(plan.store.root.absolute())
     token = {"token": secrets.token_hex(8)}
     store.write("cluster", token, {}, {"host": socket.gethostname()})
-    data = catalogue.data_root(plan.request.data).absolute()
+    data = data_root(plan.request.data).absolute()
     calibration = portable(plan.calibration, data, store) if plan.calibration else None
-    ood = tuple(dataclasses.replace(one, listing=portable(one.listing, data, store)) for one in plan.ood)
+    ood = tuple(dataclasses.replace(ood_set, listing=portable(ood_set.listing, data, store)) for ood_set in plan.ood)
     sent = dataclasses.replace(plan, store=store, id=portable(plan.id, data, store), ood=ood, calibration=calibration)
-    plugins = tuple(plugin_files(expand(path)) for path in plan.request.plugins)
-    return WorkerPayload(sent, code(), plugins, _config(), os.getcwd(), token)
+    plugins = tuple(bundle_plugin(expand(path)) for path in plan.request.plugins)
+    return WorkerPayload(sent, code_version(), plugins, _bundle_config(), os.getcwd(), token)
 
 
-def unmark(parcel: WorkerPayload) -> None:
+def remove_token(payload: WorkerPayload) -> None:
     """Remove the token from the store."""
-    parcel.plan.store.remove("cluster", parcel.token)
+    payload.plan.store.remove("cluster", payload.token)
 
 
-def unpack(parcel: WorkerPayload, scratch: Path) -> Plan:
-    """The plan as this process can carry it out, with the driver's files below `scratch`.
+def unpack(payload: WorkerPayload, folder: Path) -> Plan:
+    """Return the plan as this process can run it; write the driver's files to `folder`.
 
-    UserError when code, methods, files or store are not the driver's.
+    Raise UserError when code, methods, files or store are not those of the driver.
     """
-    check_code(parcel.code)
-    if os.path.isdir(parcel.folder):
-        os.chdir(parcel.folder)  # paths that a user wrote may start there
-    plan = parcel.plan
+    check_code_version(payload.code_version)
+    if os.path.isdir(payload.working_directory):
+        os.chdir(payload.working_directory)
+    plan = payload.plan
     plan = dataclasses.replace(plan, store=plan.store.with_root(local_root(plan.store.root, plan.store.url)))
-    if not plan.store.has("cluster", parcel.token):
+    if not plan.store.has("cluster", payload.token):
         raise UserError(
             f"the store {plan.store.root} on {socket.gethostname()} is not the driver's; "
             "name a folder that every node sees with --store or $OODBENCH_STORE, or a URL with --shared"
         )
-    os.environ["OODBENCH_CONFIG"] = str(parcel.config.write(scratch))
-    plugins = [folder.write(scratch) / folder.contents[0][0] for folder in parcel.plugins]
+    os.environ["OODBENCH_CONFIG"] = str(payload.config.write(folder))
+    plugins = [bundle.write(folder) / bundle.contents[0][0] for bundle in payload.plugins]
     known = registry.methods(plugins)
-    jobs = tuple(_job(job, known.get(job.info.name)) for job in plan.jobs)
-    return dataclasses.replace(plan, jobs=jobs, encoder=_encoder(plan))
+    jobs = tuple(_local_job(job, known.get(job.info.name)) for job in plan.jobs)
+    return dataclasses.replace(plan, jobs=jobs, encoder=_local_encoder(plan))
 
 
-def check_code(theirs: Code) -> None:
-    """UserError with both versions when the driver runs other code than this process."""
-    own = code()
-    libraries = {name: value for name, value in own.versions.items() if name != "python"}
-    other = {name: theirs.versions.get(name, "") for name in libraries}
-    place = socket.gethostname()
-    # Not by the commit alone: one that is made while a run goes on changes nothing that workers run.
-    if (theirs.versions["oodbench"], theirs.sources) != (own.versions["oodbench"], own.sources):
+def check_code_version(driver: CodeVersion) -> None:
+    """Raise UserError with both versions when the driver runs other code than this process."""
+    own = code_version()
+    libraries = {name: version for name, version in own.versions.items() if name != "python"}
+    driver_libraries = {name: driver.versions.get(name, "") for name in libraries}
+    host = socket.gethostname()
+    # The commit is not compared: one that is made during a run does not change what the workers run.
+    if (driver.versions["oodbench"], driver.sources) != (own.versions["oodbench"], own.sources):
         raise UserError(
-            f"the driver runs oodbench {theirs.words()}; the worker on {place} runs {own.words()}; "
+            f"the driver runs oodbench {driver.describe()}; the worker on {host} runs {own.describe()}; "
             "install the same on every node"
         )
-    differing = [f"{name} {other[name]} and {libraries[name]}" for name in libraries if other[name] != libraries[name]]
+    differing = [
+        f"{name} {driver_libraries[name]} and {version}"
+        for name, version in libraries.items()
+        if driver_libraries[name] != version
+    ]
     if differing:
         raise UserError(
-            f"driver and worker on {place} differ in {', '.join(differing)}, which changes digits; "
+            f"driver and worker on {host} differ in {', '.join(differing)}, which may change results; "
             "install the same on every node"
         )
 
 
-def _job(job: Job, own: registry.MethodInfo | None) -> Job:
-    place = socket.gethostname()
+def _local_job(job: Job, own: registry.MethodInfo | None) -> Job:
+    """Return the job with this machine's method. Raise UserError if method or files differ from the driver's."""
+    host = socket.gethostname()
     if own is None or own.source != job.info.source:
         has = f"{own.source[:12]} ({own.path})" if own else "no such method"
         raise UserError(
             f"method '{job.info.name}': the driver has source {job.info.source[:12]} ({job.info.path}), "
-            f"the worker on {place} {has}; install the same on every node, or give the file with --plugin"
+            f"the worker on {host} {has}; install the same on every node, or give the file with --plugin"
         )
-    found = dataclasses.replace(job, info=own)
-    if found.files != job.files:
-        names = sorted(name for name in {*found.files, *job.files} if found.files.get(name) != job.files.get(name))
-        named = ", ".join(f"{name} = {job.parameters.get(name)}" for name in names)
-        raise UserError(f"{job.label}: not the driver's on {place}: {named}; name what every node sees")
-    return found
+    local = dataclasses.replace(job, info=own)
+    if local.files != job.files:
+        names = sorted(name for name in {*local.files, *job.files} if local.files.get(name) != job.files.get(name))
+        differing = ", ".join(f"{name} = {job.parameters.get(name)}" for name in names)
+        raise UserError(
+            f"{job.label}: files on {host} differ from the driver's: {differing}; name files that every node sees"
+        )
+    return local
 
 
-def _encoder(plan: Plan) -> Resolved:
-    """The encoder with the path of its weights here: shipped, in the same place, or found anew."""
+def _local_encoder(plan: Plan) -> ResolvedEncoder:
+    """Return the encoder with the local path of its weights: shipped, the driver's path, or resolved again."""
     card = plan.card
     spec = parse_encoder(plan.request.encoder or plan.benchmark.encoder or EMBEDDED)
     if spec.text == EMBEDDED:
-        return Resolved(card, GLYPHS / "encoder.safetensors")
-    if plan.encoder.path.is_file() and not card.text_files:  # its digest is looked at when it is loaded
+        return ResolvedEncoder(card, GLYPHS_FOLDER / "encoder.safetensors")
+    if plan.encoder.path.is_file() and not card.text_files:  # loading verifies its digest
         return plan.encoder
-    found = resolve(spec, plan.request.resize, plan.store)
-    if found.card.identity != card.identity:
+    local = resolve(spec, plan.request.resize, plan.store)
+    if local.card.identity != card.identity:
         raise UserError(
-            f"encoder {card.name} is another on {socket.gethostname()}: weights {found.card.weights[:12]}, "
-            f"the driver's {card.weights[:12]}; or its tokenizer is"
+            f"encoder {card.name} on {socket.gethostname()} differs from the driver's: weights "
+            f"{local.card.weights[:12]} instead of {card.weights[:12]}, or another tokenizer"
         )
-    return found
+    return local
 
 
-def plugin_files(path: Path) -> SentFiles:
-    """A method's file first, and its parts below the same folder."""
-    found = [one for one in source_files.files(path) if path.parent in one.parents and one.stat().st_size <= _LARGEST]
-    return SentFiles(tuple((one.relative_to(path.parent).as_posix(), one.read_bytes()) for one in found))
+def bundle_plugin(path: Path) -> FileBundle:
+    """Return the file of a method, which comes first, with the files below its folder that it imports."""
+    files = [file for file in source_files.files(path) if path.parent in file.parents]
+    small = [file for file in files if file.stat().st_size <= _MAX_FILE_BYTES]
+    return FileBundle(tuple((file.relative_to(path.parent).as_posix(), file.read_bytes()) for file in small))
 
 
-def _config() -> SentFiles:
-    """The user's own declarations."""
-    root = catalogue.own_folder()
+def _bundle_config() -> FileBundle:
+    """Return the user's own declarations of datasets."""
+    root = config_folder_or_none()
     if root is None:
-        return SentFiles(())
-    files = [one for one in sorted(root.rglob("*")) if one.is_file() and one.stat().st_size <= _LARGEST]
-    kept = [one for one in files if one.suffix in (".toml", ".txt")]
-    return SentFiles(tuple((one.relative_to(root).as_posix(), one.read_bytes()) for one in kept))
+        return FileBundle(())
+    files = [path for path in sorted(root.rglob("*")) if path.is_file() and path.suffix in (".toml", ".txt")]
+    small = [path for path in files if path.stat().st_size <= _MAX_FILE_BYTES]
+    return FileBundle(tuple((path.relative_to(root).as_posix(), path.read_bytes()) for path in small))

@@ -1,4 +1,4 @@
-"""Tasks on a pool of workers: one at a time each, tried again elsewhere when a worker dies, which is replaced."""
+"""A pool of Ray actors that run tasks. A task whose worker dies is retried, and the worker is replaced."""
 
 from __future__ import annotations
 
@@ -12,29 +12,35 @@ from typing import Any
 
 from oodbench.distributed.cluster import Placement
 from oodbench.distributed.payload import WorkerPayload
-from oodbench.distributed.worker import Done, Worker
+from oodbench.distributed.worker import TaskResult, Worker
 from oodbench.errors import UserError, printable
 from oodbench.pipeline.events import Event, Tell
 
 log = logging.getLogger(__name__)
 
-TRIES = 3  # of a task, before it fails by name
-STARTS = 5  # workers in a row that die before they have begun
-POLL = 1.0  # seconds
-PATIENCE = 30.0  # seconds without any worker, after which that is told
+MAX_TRIES = 3  # of a task, before it fails
+MAX_FAILED_STARTS = 5  # workers in a row that die before they are ready
+POLL_SECONDS = 1.0
+WAITING_SECONDS = 30.0  # without any worker, before a warning
 
 
 @dataclass
 class PoolTask:
-    """A call of a worker's method; `then` is told what came out, and may give the pool more to do."""
+    """A call of a worker's method.
 
-    name: str  # as in `ray list tasks`
+    name        as in `ray list tasks`
+    stage       the method: extract, fit or score
+    on_result   called with the result; may add tasks to the pool
+    images      that the task processes
+    tries       that failed so far
+    """
+
+    name: str
     stage: str
     arguments: tuple[Any, ...]
-    then: Callable[[Done], None]
+    on_result: Callable[[TaskResult], None]
     images: int = 0
     tries: int = 0
-    began: float = 0.0
 
 
 @dataclass
@@ -43,157 +49,161 @@ class _Actor:
     handle: Any
     ready: bool = False
     task: PoolTask | None = None
-    place: str = ""
+    worker: str = ""  # host/process
 
 
 @dataclass
 class Pool:
-    """Workers on the cluster that is connected. Only one task per worker is under way: nothing piles up there."""
+    """Runs tasks on actors of the connected cluster, one task per actor at a time: no task waits in a queue of Ray."""
 
-    layout: Placement
-    parcel: WorkerPayload
+    placement: Placement
+    payload: WorkerPayload
     tell: Tell = lambda event: None
-    _todo: collections.deque[PoolTask] = field(default_factory=collections.deque)
-    _soon: collections.deque[PoolTask] = field(default_factory=collections.deque)
-    _flying: dict[Any, _Actor] = field(default_factory=dict)
+    _waiting: collections.deque[PoolTask] = field(default_factory=collections.deque)
+    _waiting_first: collections.deque[PoolTask] = field(default_factory=collections.deque)
+    _running: dict[Any, _Actor] = field(default_factory=dict)  # object ref of the call under way -> actor
     _idle: list[_Actor] = field(default_factory=list)
-    _started: int = 0
-    _dead: int = 0  # in a row, before they began
-    _reference: Any = None
-    _alone: float = 0.0
+    _created: int = 0
+    _failed_starts: int = 0  # in a row
+    _payload_ref: Any = None
+    _without_worker_since: float = 0.0
 
     def add(self, task: PoolTask, *, first: bool = False) -> None:
-        """A task to be done; `first`: before those that wait."""
-        (self._soon if first else self._todo).append(task)
+        """Add a task; with `first`, before the tasks that wait."""
+        (self._waiting_first if first else self._waiting).append(task)
 
     def run(self) -> None:
-        """Do all tasks, those that they bring included. UserError when workers refuse to begin."""
+        """Run all tasks, including those that their callbacks add. Raise UserError if the workers cannot start."""
         import ray
 
-        self._reference = ray.put(self.parcel)
+        self._payload_ref = ray.put(self.payload)
         try:
-            while self._soon or self._todo or any(actor.task for actor in self._flying.values()):
-                self._start()
-                ready, _ = ray.wait(list(self._flying), num_returns=1, timeout=POLL)
-                for reference in ready:
-                    self._land(reference)
-                self._tell_waiting()
+            while self._waiting_first or self._waiting or any(actor.task for actor in self._running.values()):
+                self._schedule()
+                finished, _ = ray.wait(list(self._running), num_returns=1, timeout=POLL_SECONDS)
+                for reference in finished:
+                    self._collect(reference)
+                self._warn_without_workers()
         finally:
-            actors = (*self._flying.values(), *self._idle)
-            _dismiss([actor for actor in actors if actor.task is None])
+            actors = (*self._running.values(), *self._idle)
+            _clean_up([actor for actor in actors if actor.task is None])
             for actor in actors:
-                _end(actor)
-            self._flying.clear()
+                _kill(actor)
+            self._running.clear()
             self._idle.clear()
-            self._reference = None
+            self._payload_ref = None
 
-    def _start(self) -> None:
-        """Work for those that wait, and as many more workers as there is work for, up to the layout's number."""
+    def _schedule(self) -> None:
+        """Give the waiting tasks to idle workers, and create the workers that the others need."""
         import ray
 
-        while self._idle and (self._soon or self._todo):
-            self._send(self._idle.pop(), (self._soon or self._todo).popleft())
-        waiting = len(self._soon) + len(self._todo)
-        wanted = min(self.layout.actors, waiting + sum(1 for a in self._flying.values() if a.task))
-        while len(self._flying) + len(self._idle) < wanted:
-            self._started += 1
-            name = f"oodbench worker {self._started} of {self.parcel.token['token']}"  # no other's may be the same
-            made = ray.remote(Worker).options(
+        while self._idle and (self._waiting_first or self._waiting):
+            self._submit(self._idle.pop(), (self._waiting_first or self._waiting).popleft())
+        waiting = len(self._waiting_first) + len(self._waiting)
+        needed = min(self.placement.actors, waiting + sum(1 for actor in self._running.values() if actor.task))
+        while len(self._running) + len(self._idle) < needed:
+            self._created += 1
+            # The token makes the name unique on the cluster.
+            name = f"oodbench worker {self._created} of {self.payload.token['token']}"
+            actor_class = ray.remote(Worker).options(
                 name=name,
-                num_cpus=self.layout.cpus,
-                num_gpus=self.layout.gpus,
+                num_cpus=self.placement.cpus,
+                num_gpus=self.placement.gpus,
                 scheduling_strategy="SPREAD",
                 max_restarts=0,
             )
-            handle = made.remote(self._reference, self.layout)
-            actor = _Actor(name, handle)
-            self._flying[handle.begin.options(name="begin").remote()] = actor
+            handle = actor_class.remote(self._payload_ref, self.placement)
+            self._running[handle.begin.options(name="begin").remote()] = _Actor(name, handle)
 
-    def _land(self, reference: Any) -> None:
-        """Take what a worker gave back, and give it more to do."""
+    def _collect(self, reference: Any) -> None:
+        """Take the result of a finished call; its worker is idle then, unless it died."""
         import ray
 
-        actor = self._flying.pop(reference)
+        actor = self._running.pop(reference)
         task, actor.task = actor.task, None
         try:
-            done: Done = ray.get(reference)
-        except ray.exceptions.RayTaskError as error:  # not of ours: what cannot be sent, for one
-            done = Done(error=str(error.cause or error))
+            result: TaskResult = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:  # raised by Ray, as when a result cannot be pickled
+            result = TaskResult(error=str(error.cause or error))
         except ray.exceptions.RayError as error:
-            self._lost(actor, task, str(error).strip().splitlines()[0])
+            self._on_worker_lost(actor, task, str(error).strip().splitlines()[0])
             return
         if task is None:
-            self._begun(actor, done)
+            self._on_started(actor, result)
         else:
-            self._settle(actor, task, done)
+            self._on_task_done(actor, task, result)
         if actor.ready:
             self._idle.append(actor)
 
-    def _begun(self, actor: _Actor, done: Done) -> None:
-        if done.error and done.asked:
-            raise UserError(done.error)
-        if done.error:
-            self._lost(actor, None, done.error)
+    def _on_started(self, actor: _Actor, result: TaskResult) -> None:
+        if result.error and result.user_error:
+            raise UserError(result.error)
+        if result.error:
+            self._on_worker_lost(actor, None, result.error)
             return
-        self._dead = 0
-        actor.ready, actor.place = True, done.place
-        self.tell(Event("joined", "worker", actor.name, seconds=round(done.seconds, 3), worker=done.place))
+        self._failed_starts = 0
+        actor.ready, actor.worker = True, result.worker
+        self.tell(Event("joined", "worker", actor.name, seconds=round(result.seconds, 3), worker=result.worker))
 
-    def _send(self, actor: _Actor, task: PoolTask) -> None:
-        actor.task, task.began = task, time.perf_counter()
+    def _submit(self, actor: _Actor, task: PoolTask) -> None:
+        actor.task = task
         method = getattr(actor.handle, task.stage)
-        self.tell(Event("started", task.stage, task.name, worker=actor.place))
-        self._flying[method.options(name=printable(task.name)).remote(*task.arguments)] = actor
+        self.tell(Event("started", task.stage, task.name, worker=actor.worker))
+        self._running[method.options(name=printable(task.name)).remote(*task.arguments)] = actor
 
-    def _settle(self, actor: _Actor, task: PoolTask, done: Done) -> None:
-        if done.error and not done.asked:
-            self._again(task, done.error, actor.place)
+    def _on_task_done(self, actor: _Actor, task: PoolTask, result: TaskResult) -> None:
+        if result.error and not result.user_error:
+            self._retry(task, result.error, actor.worker)
             return
-        seconds = round(done.seconds, 3)
-        what = "failed" if done.error else "done"
-        self.tell(Event(what, task.stage, task.name, task.images, seconds, actor.place, done.error))
-        task.then(done)
+        seconds = round(result.seconds, 3)
+        what = "failed" if result.error else "done"
+        self.tell(Event(what, task.stage, task.name, task.images, seconds, actor.worker, result.error))
+        task.on_result(result)
 
-    def _lost(self, actor: _Actor, task: PoolTask | None, reason: str) -> None:
+    def _on_worker_lost(self, actor: _Actor, task: PoolTask | None, reason: str) -> None:
         log.warning("%s is lost: %s", actor.name, reason)
-        self.tell(Event("lost", "worker", actor.name, worker=actor.place, reason=reason))
-        _end(actor)
+        self.tell(Event("lost", "worker", actor.name, worker=actor.worker, reason=reason))
+        _kill(actor)
         if task is not None:
-            self._again(task, f"its worker died: {reason}", actor.place)
+            self._retry(task, f"its worker died: {reason}", actor.worker)
             return
-        self._dead += 1
-        if self._dead >= STARTS:
-            raise UserError(f"{STARTS} workers in a row died before they began: {reason}; see the logs of Ray")
+        self._failed_starts += 1
+        if self._failed_starts >= MAX_FAILED_STARTS:
+            raise UserError(
+                f"{MAX_FAILED_STARTS} workers in a row died before they were ready: {reason}; see the logs of Ray"
+            )
 
-    def _again(self, task: PoolTask, reason: str, place: str) -> None:
+    def _retry(self, task: PoolTask, reason: str, worker: str) -> None:
+        """Run a task again before the others, or give it an error result after the last try."""
         task.tries += 1
-        if task.tries < TRIES:
-            log.warning("%s is tried again: %s", task.name, reason)
-            self.tell(Event("retried", task.stage, task.name, worker=place, reason=reason))
+        if task.tries < MAX_TRIES:
+            log.warning("retrying %s: %s", task.name, reason)
+            self.tell(Event("retried", task.stage, task.name, worker=worker, reason=reason))
             self.add(task, first=True)
             return
-        self.tell(Event("failed", task.stage, task.name, worker=place, reason=reason))
-        task.then(Done(error=f"{task.name} failed {TRIES} times, the last time: {reason}", place=place))
+        self.tell(Event("failed", task.stage, task.name, worker=worker, reason=reason))
+        message = f"{task.name} failed {MAX_TRIES} times, the last time: {reason}"
+        task.on_result(TaskResult(error=message, worker=worker))
 
-    def _tell_waiting(self) -> None:
-        if any(actor.ready for actor in self._flying.values()):
-            self._alone = 0.0
-        elif not self._alone:
-            self._alone = time.monotonic()
-        elif time.monotonic() - self._alone > PATIENCE:
-            self._alone = time.monotonic()
-            log.warning("still waiting for the cluster to start a worker; ray status shows what it lacks")
+    def _warn_without_workers(self) -> None:
+        if any(actor.ready for actor in self._running.values()):
+            self._without_worker_since = 0.0
+        elif not self._without_worker_since:
+            self._without_worker_since = time.monotonic()
+        elif time.monotonic() - self._without_worker_since > WAITING_SECONDS:
+            self._without_worker_since = time.monotonic()
+            log.warning("still waiting for the cluster to start a worker; ray status shows the missing resources")
 
 
-def _dismiss(actors: list[_Actor]) -> None:
-    """Have workers clean up after themselves, which those that do not answer leave to the next on their machine."""
+def _clean_up(actors: list[_Actor]) -> None:
+    """Let workers delete their files; the next worker on a machine deletes the files of those that do not answer."""
     import ray
 
     with contextlib.suppress(ray.exceptions.RayError, ValueError):
-        ray.wait([actor.handle.end.remote() for actor in actors], num_returns=len(actors), timeout=POLL * 5)
+        ray.wait([actor.handle.end.remote() for actor in actors], num_returns=len(actors), timeout=POLL_SECONDS * 5)
 
 
-def _end(actor: _Actor) -> None:
+def _kill(actor: _Actor) -> None:
     import ray
 
     with contextlib.suppress(ray.exceptions.RayError, ValueError):

@@ -1,203 +1,194 @@
-"""A plan on Ray: shards, then fits, then scores, each as soon as what it reads is in the store."""
+"""Run a plan on Ray: extract shards, fit methods, score images, each task as soon as its inputs are in the store."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
 
 from oodbench.data.imageset import ImageSet
-from oodbench.distributed.cluster import Demand, chosen, connected, layout, nodes
-from oodbench.distributed.payload import pack, unmark
+from oodbench.distributed.cluster import ResourceRequest, cluster_address, cluster_nodes, connect, place_workers
+from oodbench.distributed.payload import pack, remove_token
 from oodbench.distributed.pool import Pool, PoolTask
-from oodbench.distributed.worker import Done, leaves, parts
+from oodbench.distributed.worker import TaskResult, extraction_jobs, leaf_jobs
 from oodbench.errors import UserError, raise_all
 from oodbench.pipeline.batches import FittedMethod
-from oodbench.pipeline.events import Watch
-from oodbench.pipeline.plan import Plan
+from oodbench.pipeline.extract import ExtractionJob
 from oodbench.pipeline.run import RunState
 from oodbench.pipeline.score import find_scores, forget_scores
-from oodbench.storage.store import Entry
-
-if TYPE_CHECKING:
-    from oodbench.pipeline.extract import ExtractionJob
-
-Scores = dict[str, dict[str, Entry]]
-Finish = Callable[..., None]
 
 
 @dataclass
-class Gate:
-    """Opens once, when nothing is awaited any more."""
+class Countdown:
+    """Calls a function once, when a number of things are done."""
 
-    awaited: int
-    opened: Callable[[], None]
+    remaining: int
+    callback: Callable[[], None]
 
-    def arrive(self) -> None:
-        """One of the things awaited is there."""
-        self.awaited -= 1
-        if self.awaited == 0:
-            self.opened()
+    def done(self) -> None:
+        """Count one thing as done."""
+        self.remaining -= 1
+        if self.remaining == 0:
+            self.callback()
 
 
 @dataclass
-class Stages:
-    """What is left to do of a plan, and what has become of it so far."""
+class RunScheduler:
+    """Adds the tasks of a plan to the pool in the order of their dependencies, and collects their results."""
 
-    plan: Plan
-    running: dict[str, FittedMethod]
-    scores: Scores
-    watch: Watch
-    finish: Finish
+    state: RunState
     pool: Pool
-    failed: list[str] = field(default_factory=list)  # tasks that failed by name; methods that need them stay open
-    _ready: set[str] = field(default_factory=set)  # digests of lists whose shards are all there
-    _gates: dict[str, list[Gate]] = field(default_factory=lambda: defaultdict(list))
-    _errors: dict[str, dict[int, str]] = field(default_factory=lambda: defaultdict(dict))  # label -> set -> why
-    _left: dict[str, int] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)  # errors of shards; the methods that need them are not finished
+    _encoded: set[str] = field(default_factory=set)  # stamps of lists whose shards are all stored
+    _waiting: dict[str, list[Countdown]] = field(default_factory=lambda: defaultdict(list))  # stamp -> who needs it
+    _errors: dict[str, dict[int, str]] = field(default_factory=lambda: defaultdict(dict))  # label -> set -> error
+    _missing_sets: dict[str, int] = field(default_factory=dict)  # label -> sets that are not scored yet
     _stateful: set[str] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        self.plan, self.watch = self.state.plan, self.state.watch
+        self.methods = {method.job.label: method for method in self.state.running}
+
     def run(self) -> None:
-        """Carry out everything. UserError for bad input at once, at the end for shards that no worker could make."""
-        sets = [i for i, _ in enumerate(self.plan.listings) if self._lacking(i)]
-        listings = [self.plan.listings[i] for i in sets]
-        if self.plan.calibration and any(one.job.calibrates for one in self.running.values()):
+        """Run all tasks. Raise UserError for bad input at once, and at the end for shards that could not be encoded."""
+        listings = [listing for number, listing in enumerate(self.plan.listings) if self._unscored(number)]
+        if self.plan.calibration and any(method.job.calibrates for method in self.state.running):
             listings.append(self.plan.calibration)
-        needed = {leaf.listing.stamp for listing in listings for leaf in leaves(self.plan.work(listing))}
-        for group in _groups(list(self.running.values())):
-            self._await_fit(group)
-        for number, work in enumerate(parts(self.plan)):
-            if work.listing.stamp in needed:
-                self._extract(number, work)
+        needed = {leaf.listing.stamp for listing in listings for leaf in leaf_jobs(self.plan.work(listing))}
+        for group in _groups(self.state.running):
+            labels = tuple(method.job.label for method in group)
+            calibrates = any(method.job.calibrates for method in group)
+            self._when_encoded(self.plan.calibration if calibrates else None, partial(self._fit, labels))
+        for number, job in enumerate(extraction_jobs(self.plan)):
+            if job.listing.stamp in needed:
+                self._extract(number, job)
         self.pool.run()
         raise_all(self.failed)
 
-    def _lacking(self, number: int) -> list[str]:
+    def _unscored(self, number: int) -> list[str]:
+        """Return the labels of the methods that have no scores of an image set."""
         name = self.plan.listings[number].dataset.name
-        return [label for label in self.running if name not in self.scores[label]]
+        return [label for label in self.methods if name not in self.state.scores[label]]
 
-    def _extract(self, number: int, work: ExtractionJob) -> None:
-        shards = work.shards()
-        listing = work.listing
-        missing = [(i, s) for i, s in enumerate(shards) if not work.store.has("embeddings", work.inputs(*s))]
-        gate = Gate(len(missing) + 1, lambda: self._complete(listing.stamp))
+    def _extract(self, number: int, job: ExtractionJob) -> None:
+        shards, listing = job.shards(), job.listing
+        missing = [(i, shard) for i, shard in enumerate(shards) if not job.store.has("embeddings", job.inputs(*shard))]
+        countdown = Countdown(len(missing) + 1, lambda: self._on_encoded(listing.stamp))
         if missing:
-            done = self.watch.extracting(listing.dataset.name, len(listing))
-            done(len(listing) - sum(b - a for _, (a, b) in missing))
+            progress = self.watch.extracting(listing.dataset.name, len(listing))
+            progress(len(listing) - sum(stop - start for _, (start, stop) in missing))
         for i, (start, stop) in missing:
 
-            def then(result: Done, size: int = stop - start) -> None:
-                self._refuse(result)
+            def on_result(result: TaskResult, size: int = stop - start) -> None:
+                _raise_user_error(result)
                 if result.error:
                     self.failed.append(result.error)
                 else:
-                    done(size)
-                    gate.arrive()
+                    progress(size)
+                    countdown.done()
 
             name = f"extract[{listing.dataset.name} {i + 1}/{len(shards)}]"
-            self.pool.add(PoolTask(name, "extract", (number, start, stop), then, stop - start))
-        gate.arrive()
+            self.pool.add(PoolTask(name, "extract", (number, start, stop), on_result, stop - start))
+        countdown.done()
 
-    def _complete(self, digest: str) -> None:
-        self._ready.add(digest)
-        for gate in self._gates.pop(digest, []):
-            gate.arrive()
+    def _on_encoded(self, stamp: str) -> None:
+        self._encoded.add(stamp)
+        for countdown in self._waiting.pop(stamp, []):
+            countdown.done()
 
-    def _when_encoded(self, listing: ImageSet | None, opened: Callable[[], None]) -> None:
-        """Call when every list that this one is made of is encoded."""
-        found = leaves(self.plan.work(listing)) if listing else iter(())
-        awaited = {leaf.listing.stamp for leaf in found} - self._ready
-        gate = Gate(len(awaited) + 1, opened)
-        for digest in awaited:
-            self._gates[digest].append(gate)
-        gate.arrive()
-
-    def _await_fit(self, group: Sequence[FittedMethod]) -> None:
-        labels = tuple(one.job.label for one in group)
-        calibrates = any(one.job.calibrates for one in group)
-        self._when_encoded(self.plan.calibration if calibrates else None, lambda: self._fit(labels))
+    def _when_encoded(self, listing: ImageSet | None, callback: Callable[[], None]) -> None:
+        """Call a function when every list that `listing` takes its embeddings from is encoded."""
+        leaves = leaf_jobs(self.plan.work(listing)) if listing else iter(())
+        missing = {leaf.listing.stamp for leaf in leaves} - self._encoded
+        countdown = Countdown(len(missing) + 1, callback)
+        for stamp in missing:
+            self._waiting[stamp].append(countdown)
+        countdown.done()
 
     def _fit(self, labels: tuple[str, ...]) -> None:
-        def then(result: Done) -> None:
-            if self._apart(result, labels, self._fit):
+        def on_result(result: TaskResult) -> None:
+            if self._handle_error(result, labels, self._fit):
                 return
-            errors = result.errors or {}
+            errors = result.method_errors or {}
             for label in labels:
                 if label in errors:
-                    self.finish(self.running[label].job, errors[label])
-            alive = tuple(label for label in labels if label not in errors)
-            if alive:
-                self._await_scores(alive)
+                    self.state.finish(self.methods[label].job, errors[label])
+            fitted = tuple(label for label in labels if label not in errors)
+            if fitted:
+                self._score_when_encoded(fitted)
 
-        self.pool.add(PoolTask(f"fit[{', '.join(labels)}]", "fit", (labels,), then), first=True)
+        self.pool.add(PoolTask(f"fit[{', '.join(labels)}]", "fit", (labels,), on_result), first=True)
 
-    def _await_scores(self, labels: tuple[str, ...]) -> None:
-        lacking = {
-            i: tuple(label for label in self._lacking(i) if label in labels) for i in range(len(self.plan.listings))
+    def _score_when_encoded(self, labels: tuple[str, ...]) -> None:
+        unscored = {
+            number: tuple(label for label in self._unscored(number) if label in labels)
+            for number in range(len(self.plan.listings))
         }
         for label in labels:
-            self._left[label] = sum(label in some for some in lacking.values())
-        for number, some in lacking.items():
+            self._missing_sets[label] = sum(label in some for some in unscored.values())
+        for number, some in unscored.items():
             if some:
-                listing = self.plan.listings[number]
-                self._when_encoded(listing, lambda number=number, some=some: self._score(number, some))  # type: ignore[misc]
+                self._when_encoded(self.plan.listings[number], partial(self._score, number, some))
 
     def _score(self, number: int, labels: tuple[str, ...]) -> None:
         listing = self.plan.listings[number]
 
-        def then(result: Done) -> None:
-            if self._apart(result, labels, lambda some: self._score(number, some)):
+        def on_result(result: TaskResult) -> None:
+            if self._handle_error(result, labels, partial(self._score, number)):
                 return
             self._stateful.update(result.stateful)
             for label in labels:
-                self._take(number, label, (result.errors or {}).get(label, ""))
+                self._on_scored(number, label, (result.method_errors or {}).get(label, ""))
 
         self.watch.scoring(listing.dataset.name, labels)
         name = f"score[{listing.dataset.name}: {', '.join(labels)}]"
-        self.pool.add(PoolTask(name, "score", (number, labels), then, len(listing)), first=True)
+        self.pool.add(PoolTask(name, "score", (number, labels), on_result, len(listing)), first=True)
 
-    def _apart(self, result: Done, labels: tuple[str, ...], again: Callable[[tuple[str, ...]], None]) -> bool:
-        """What failed by its worker's death is tried method by method, so that one does not take others with it."""
-        self._refuse(result)
+    def _handle_error(
+        self, result: TaskResult, labels: tuple[str, ...], run_again: Callable[[tuple[str, ...]], None]
+    ) -> bool:
+        """Return whether a task failed. Its methods are run again one by one, so that only the one at fault fails."""
+        _raise_user_error(result)
         if not result.error:
             return False
         if len(labels) == 1:
-            self.finish(self.running[labels[0]].job, result.error)
-            self._left.pop(labels[0], None)
+            self.state.finish(self.methods[labels[0]].job, result.error)
+            self._missing_sets.pop(labels[0], None)
         else:
             for label in labels:
-                again((label,))
+                run_again((label,))
         return True
 
-    def _take(self, number: int, label: str, error: str) -> None:
-        """A method's scores of one set are there, or failed; the row is written after the last set."""
-        if label not in self._left:
+    def _on_scored(self, number: int, label: str, error: str) -> None:
+        """Record a method's scores of one set, or its error; finish the method after the last set."""
+        if label not in self._missing_sets:
             return
-        job, listing = self.running[label].job, self.plan.listings[number]
+        job, listing = self.methods[label].job, self.plan.listings[number]
         entry = None if error else find_scores(self.plan, job, listing)
         if entry:
-            self.scores[label][listing.dataset.name] = entry
+            self.state.scores[label][listing.dataset.name] = entry
         else:
             lost = f"its scores of {listing.dataset.name} are not in the store {self.plan.store.root}; run again"
             self._errors[label][number] = error or lost
-        self._left[label] -= 1
-        if not self._left[label]:
+        self._missing_sets[label] -= 1
+        if not self._missing_sets[label]:
             errors = self._errors[label]
-            if label in self._stateful:  # what other workers stored of it meanwhile goes, too
+            if label in self._stateful:  # also the scores that other workers stored before it was noticed
                 forget_scores(self.plan, job)
-            self.finish(job, errors[min(errors)] if errors else "")
-
-    def _refuse(self, result: Done) -> None:
-        if result.asked:
-            raise UserError(result.error)
+            self.state.finish(job, errors[min(errors)] if errors else "")
 
 
-def _groups(running: list[FittedMethod]) -> list[list[FittedMethod]]:
-    """Methods that read stored features share a pass; those that calibrate, or run the model, go by themselves."""
-    alone = {"PIXELS", "ENCODER"}
-    light = [one for one in running if not alone & set(one.job.info.needs) and not one.job.calibrates]
-    return [*([light] if light else []), *([one] for one in running if one not in light)]
+def _raise_user_error(result: TaskResult) -> None:
+    if result.user_error:
+        raise UserError(result.error)
+
+
+def _groups(methods: Sequence[FittedMethod]) -> list[list[FittedMethod]]:
+    """Return the methods of each task: those that only read features share one, the others have their own."""
+    separate = {"PIXELS", "ENCODER"}
+    shared = [method for method in methods if not separate & set(method.job.info.needs) and not method.job.calibrates]
+    return [*([shared] if shared else []), *([method] for method in methods if method not in shared)]
 
 
 def run(state: RunState) -> None:
@@ -208,14 +199,11 @@ def run(state: RunState) -> None:
     import torch
 
     plan, request = state.plan, state.plan.request
-    threads = torch.get_num_threads()
-    with connected(chosen(request.ray, request.device) or "local", request.actors):
-        demand = Demand(request.device, request.actors, request.gpus_per_actor, threads)
-        where = layout(demand, nodes())
-        parcel = pack(plan)
+    resources = ResourceRequest(request.device, request.actors, request.gpus_per_actor, torch.get_num_threads())
+    with connect(cluster_address(request.ray, request.device) or "local", request.actors):
+        placement = place_workers(resources, cluster_nodes())
+        payload = pack(plan)
         try:
-            pool = Pool(where, parcel, state.watch.told)
-            running = {method.job.label: method for method in state.running}
-            Stages(plan, running, state.scores, state.watch, state.finish, pool).run()
+            RunScheduler(state, Pool(placement, payload, state.watch.told)).run()
         finally:
-            unmark(parcel)
+            remove_token(payload)

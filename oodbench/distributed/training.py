@@ -1,18 +1,17 @@
-"""A training whose processes Ray Train starts: the same loop in each, started again from the last checkpoint."""
+"""Training on a Ray cluster: Ray Train starts the processes, and restarts them from the last checkpoint if one dies."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import shutil
-import socket
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oodbench.distributed.cluster import Demand, Placement, WorkerFolder, connected, layout, nodes
-from oodbench.distributed.payload import Code, SentFiles, check_code, code, plugin_files
+from oodbench.distributed.cluster import Placement, ResourceRequest, WorkerFolder, cluster_nodes, connect, place_workers
+from oodbench.distributed.payload import CodeVersion, FileBundle, bundle_plugin, check_code_version, code_version
 from oodbench.errors import Diverged, UserError
 from oodbench.storage.files import expand
 from oodbench.storage.shared import local_root
@@ -21,97 +20,104 @@ if TYPE_CHECKING:
     from oodbench.training.plan import TrainRequest
     from oodbench.training.train import Ready, TrainOutcome, TrainWatch
 
-POLL = 0.5  # seconds between looks
+POLL_SECONDS = 0.5  # between two requests for new reports
+MAX_FAILURES = 5  # lost workers, after each of which all processes resume from the last checkpoint
+_TIMEOUT_SECONDS = 7 * 86_400  # that processes wait for each other: one may embed its share of the corpus
 
 
 @dataclass(frozen=True)
 class TrainingError:
-    """Why a training ended that is of no use to start again; `diverged`: the loss is no number."""
+    """An error that ends a training because another try would fail, too; `diverged`: the loss is not finite."""
 
     message: str
     diverged: bool
 
 
 class StatusActor:
-    """The actor where the first process writes what the driver shows."""
+    """The actor that the training processes report to and the driver reads from."""
 
     def __init__(self) -> None:
-        self._told: list[Any] = []
-        self._fault: TrainingError | None = None
-        self._begun = False
+        self._reports: list[Any] = []
+        self._error: TrainingError | None = None
+        self._started = False
 
-    def tell(self, what: Any) -> None:
-        """Add something that happened."""
-        if isinstance(what, TrainingError):
-            self._fault = self._fault or what
+    def add(self, report: Any) -> None:
+        """Add a report: a TrainingError, or a pair (kind, content)."""
+        if isinstance(report, TrainingError):
+            self._error = self._error or report
         else:
-            self._begun = True
-            self._told.append(what)
+            self._started = True
+            self._reports.append(report)
 
-    def fault(self) -> TrainingError | None:
-        """Why there is no use in going on."""
-        return self._fault
+    def error(self) -> TrainingError | None:
+        """Return the error that ended the training, if there is one."""
+        return self._error
 
-    def begun(self) -> bool:
-        """Whether a training is under way, so that starting again means to go on."""
-        return self._begun
+    def started(self) -> bool:
+        """Return whether the training has started, so that restarted processes resume it."""
+        return self._started
 
     def take(self) -> list[Any]:
-        """What happened since the last call."""
-        told, self._told = self._told, []
-        return told
+        """Return the reports that were added since the last call."""
+        reports, self._reports = self._reports, []
+        return reports
 
 
 class StatusPoller:
-    """What the board tells, passed on to the driver's own watch."""
+    """Passes the reports of a StatusActor to the driver's TrainWatch."""
 
-    def __init__(self, plan: Any, watch: TrainWatch, board: Any) -> None:
+    def __init__(self, plan: Any, watch: TrainWatch, status: Any) -> None:
         self.ended = threading.Event()
         self.outcome: TrainOutcome | None = None
-        self._plan, self._watch, self._board = plan, watch, board
+        self._plan, self._watch, self._status = plan, watch, status
 
-    def follow(self) -> None:
-        """Look until the training has ended."""
-        while not self.ended.wait(POLL):
-            self.look()
+    def run(self) -> None:
+        """Poll until `ended` is set."""
+        while not self.ended.wait(POLL_SECONDS):
+            self.poll()
 
-    def look(self) -> None:
-        """Pass on what is new. A board that is gone is told by what ended with it."""
+    def poll(self) -> None:
+        """Pass on the new reports. If the actor is gone, the training fails, too, and its error is the one to show."""
         import ray
 
         from oodbench.training.train import Ready
 
         try:
-            told = ray.get(self._board.take.remote())
+            reports = ray.get(self._status.take.remote())
         except ray.exceptions.RayError:
             return
-        for kind, what, _ in told:
+        for kind, content in reports:
             if kind == "ready":
-                self._watch.ready(Ready(plan=self._plan, **what))
+                self._watch.ready(Ready(plan=self._plan, **content))
             elif kind == "step":
-                self._watch.step(what)
+                self._watch.step(content)
             else:
-                self.outcome = what
-
-
-FAILURES = 5  # lost workers, after each of which all start again from the last checkpoint
-_TIMEOUT = 7 * 86_400  # seconds that processes wait for one another: one may embed its share of the corpus
+                self.outcome = content
 
 
 @dataclass(frozen=True)
-class Call:
-    """What every process is given."""
+class TrainingPayload:
+    """The data that every training process is sent.
+
+    code_version       of the driver; the processes must run the same
+    plugins            the files of the methods that the user gave by path
+    working_directory  of the driver, for relative paths
+    threads            threads of torch in a process on a CPU
+    """
 
     request: TrainRequest
-    code: Code
-    plugins: tuple[SentFiles, ...]
-    folder: str
+    code_version: CodeVersion
+    plugins: tuple[FileBundle, ...]
+    working_directory: str
     threads: int
     gpu: bool
 
 
-def train(request: TrainRequest, where: str, workers: int, watch: TrainWatch | None = None) -> TrainOutcome:
-    """Train on a Ray cluster. UserError and Diverged as in one process; UserError when too many workers are lost."""
+def train(request: TrainRequest, address: str, workers: int, watch: TrainWatch | None = None) -> TrainOutcome:
+    """Train on a Ray cluster, with the result of oodbench.training.train.train.
+
+    Raise UserError and Diverged as that does, and UserError when too many workers are lost.
+    """
     import ray
     import torch
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -121,102 +127,106 @@ def train(request: TrainRequest, where: str, workers: int, watch: TrainWatch | N
 
     plan = make_plan(request)
     watch = watch or TrainWatch()
-    with connected(where, workers):
-        found = layout(Demand(request.device, workers, 1.0, torch.get_num_threads()), nodes())
-        if workers > found.actors:
-            raise UserError(f"--num-workers {workers}: the Ray cluster has room for {found.actors}; see ray status")
-        folder = plan.store.root.absolute()
-        sent = dataclasses.replace(request, out=plan.out, store=folder, shared=plan.store.url)
-        plugins = tuple(plugin_files(expand(path)) for path in request.plugins)
-        call = Call(sent, code(), plugins, os.getcwd(), found.threads, bool(found.gpus))
-        # On the driver's node: a board on another one would take the training with it.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        board = ray.remote(StatusActor).options(num_cpus=0, scheduling_strategy=here).remote()
-        shown = StatusPoller(plan, watch, board)
-        follower = threading.Thread(target=shown.follow, daemon=True)
-        follower.start()
+    with connect(address, workers):
+        resources = ResourceRequest(request.device, workers, 1.0, torch.get_num_threads())
+        placement = place_workers(resources, cluster_nodes())
+        if workers > placement.actors:
+            raise UserError(f"--num-workers {workers}: the Ray cluster has room for {placement.actors}; see ray status")
+        store = plan.store.root.absolute()
+        sent = dataclasses.replace(request, out=plan.out, store=store, shared=plan.store.url)
+        plugins = tuple(bundle_plugin(expand(path)) for path in request.plugins)
+        payload = TrainingPayload(sent, code_version(), plugins, os.getcwd(), placement.threads, bool(placement.gpus))
+        # On the driver's node: if another node is lost, the reports must not be lost with it.
+        driver_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        status = ray.remote(StatusActor).options(num_cpus=0, scheduling_strategy=driver_node).remote()
+        poller = StatusPoller(plan, watch, status)
+        thread = threading.Thread(target=poller.run, daemon=True)
+        thread.start()
         try:
-            _fit(call, board, found, plan.out)
+            _run_trainer(payload, status, placement, plan.out)
         except ray.train.TrainingFailedError as error:
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f"the training lost its workers {FAILURES + 1} times: {reason}; run it again") from error
+            raise UserError(
+                f"the training lost its workers {MAX_FAILURES + 1} times: {reason}; run it again to resume"
+            ) from error
         finally:
-            shown.ended.set()
-            follower.join()
-            shown.look()
-        fault: TrainingError | None = ray.get(board.fault.remote())
-    if fault:
-        raise Diverged(fault.message) if fault.diverged else UserError(fault.message)
-    assert shown.outcome is not None  # the first process tells it last
-    return shown.outcome
+            poller.ended.set()
+            thread.join()
+            poller.poll()
+        final: TrainingError | None = ray.get(status.error.remote())
+    if final:
+        raise Diverged(final.message) if final.diverged else UserError(final.message)
+    assert poller.outcome is not None  # the last report of the main process
+    return poller.outcome
 
 
-def _fit(call: Call, board: Any, found: Placement, out: Path) -> None:
+def _run_trainer(payload: TrainingPayload, status: Any, placement: Placement, out: Path) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    notes = out.with_name(f"{out.name}.ray")  # what Ray Train writes for itself
+    folder = out.with_name(f"{out.name}.ray")  # for the files that Ray Train writes
     try:
         TorchTrainer(
-            _process,
-            train_loop_config={"call": call, "board": board},
-            torch_config=TorchConfig(backend="nccl" if call.gpu else "gloo", timeout_s=_TIMEOUT),
+            _train_loop,
+            train_loop_config={"payload": payload, "status": status},
+            torch_config=TorchConfig(backend="nccl" if payload.gpu else "gloo", timeout_s=_TIMEOUT_SECONDS),
             scaling_config=ScalingConfig(
-                num_workers=found.actors,
-                use_gpu=call.gpu,
-                resources_per_worker={"CPU": 1, **({"GPU": 1} if call.gpu else {})},
+                num_workers=placement.actors,
+                use_gpu=payload.gpu,
+                resources_per_worker={"CPU": 1, **({"GPU": 1} if payload.gpu else {})},
             ),
             run_config=RunConfig(
                 name="training",
-                storage_path=str(notes),
-                failure_config=FailureConfig(max_failures=FAILURES),
+                storage_path=str(folder),
+                failure_config=FailureConfig(max_failures=MAX_FAILURES),
             ),
         ).fit()
     finally:
-        shutil.rmtree(notes, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _process(config: dict[str, Any]) -> None:
-    """One process of the training, in the group that Ray Train has made."""
+def _train_loop(config: dict[str, Any]) -> None:
+    """Train in one process of the group that Ray Train created."""
     import ray
     import torch
     import torch.distributed as dist
 
-    from oodbench.training import train as session
+    from oodbench.training import train as training
 
-    call, board = config["call"], config["board"]
-    if ray.get(board.fault.remote()):
+    payload, status = config["payload"], config["status"]
+    if ray.get(status.error.remote()):
         return
-    scratch = WorkerFolder()
+    folder = WorkerFolder()
     try:
-        check_code(call.code)
-        if os.path.isdir(call.folder):
-            os.chdir(call.folder)
-        if call.gpu:
+        check_code_version(payload.code_version)
+        if os.path.isdir(payload.working_directory):
+            os.chdir(payload.working_directory)
+        if payload.gpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         else:
-            torch.set_num_threads(call.threads)
-        plugins = tuple(files.write(scratch.path) / files.contents[0][0] for files in call.plugins)
-        store = local_root(call.request.store, call.request.shared) if call.request.store else None
-        # What is to be thrown away goes once: processes that are started again go on.
-        restart = call.request.restart and not ray.get(board.begun.remote())
-        request = dataclasses.replace(call.request, plugins=plugins, store=store, restart=restart)
-        place = f"{socket.gethostname()}/{os.getpid()}"
-        watch = session.TrainWatch(
-            ready=lambda ready: board.tell.remote(("ready", _without_plan(ready), place)),
-            step=lambda report: board.tell.remote(("step", report, place)),
+            torch.set_num_threads(payload.threads)
+        plugins = tuple(bundle.write(folder.path) / bundle.contents[0][0] for bundle in payload.plugins)
+        store = local_root(payload.request.store, payload.request.shared) if payload.request.store else None
+        # The earlier training is discarded once: processes that Ray restarts resume the new one.
+        restart = payload.request.restart and not ray.get(status.started.remote())
+        request = dataclasses.replace(payload.request, plugins=plugins, store=store, restart=restart)
+        watch = training.TrainWatch(
+            ready=lambda ready: status.add.remote(("ready", _without_plan(ready))),
+            step=lambda report: status.add.remote(("step", report)),
         )
-        outcome = session.train(request, watch)
+        outcome = training.train(request, watch)
         if dist.get_rank() == 0:
-            ray.get(board.tell.remote(("outcome", outcome, place)))
+            ray.get(status.add.remote(("outcome", outcome)))
     except (UserError, Diverged) as error:
-        # Told, then raised: the others may wait for this process. All are started again, and find that it was told.
-        ray.get(board.tell.remote(TrainingError(str(error), isinstance(error, Diverged))))
+        # Reported, then raised, as other processes may be waiting for this one. Ray restarts all of them, and they
+        # return at once because there is an error.
+        ray.get(status.add.remote(TrainingError(str(error), isinstance(error, Diverged))))
         raise
     finally:
-        scratch.remove()
+        folder.remove()
 
 
 def _without_plan(ready: Ready) -> dict[str, Any]:
-    """What the driver does not know: the plan holds a method of a file that it may not be able to load by name."""
-    return {one.name: getattr(ready, one.name) for one in dataclasses.fields(ready) if one.name != "plan"}
+    """Return the fields but the plan, whose method may come from a plugin that the driver cannot unpickle."""
+    fields = dataclasses.fields(ready)
+    return {field.name: getattr(ready, field.name) for field in fields if field.name != "plan"}

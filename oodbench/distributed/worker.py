@@ -1,4 +1,4 @@
-"""What runs on the cluster: one process per GPU that loads the encoder once, makes shards, fits and scores."""
+"""The Ray actor that does the work: it loads the encoder once, then encodes shards of images, fits and scores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from oodbench.distributed.cluster import WorkerFolder
 from oodbench.distributed.payload import WorkerPayload, unpack
 from oodbench.errors import UserError
-from oodbench.pipeline.extract import ExtractionJob, extract, shard
+from oodbench.pipeline.extract import ExtractionJob, extract, extract_shard
 
 if TYPE_CHECKING:
     from oodbench.distributed.cluster import Placement
@@ -22,82 +22,84 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Done:
-    """What a task gives back: small, for everything large lies in the store.
+class TaskResult:
+    """The result of a worker's task. It is small, as embeddings and scores are written to the store.
 
-    error   why it failed; "" otherwise
-    asked   whether the user's input is at fault, so that trying again is of no use
-    errors  with fit and score: label -> why that method failed
-    stateful  labels of those that keep something from one image to the next: no score of theirs may stay
+    seconds         the task took
+    error           why it failed, or ""
+    user_error      whether the user's input is at fault, so that another try would fail, too
+    method_errors   of fit and score: label -> why that method failed
+    worker          host/process that ran it
+    stateful        labels of methods that keep state from one image to the next: their scores must be discarded
     """
 
     seconds: float = 0.0
     error: str = ""
-    asked: bool = False
-    errors: dict[str, str] | None = None
-    place: str = ""
+    user_error: bool = False
+    method_errors: dict[str, str] | None = None
+    worker: str = ""
     stateful: tuple[str, ...] = ()
 
 
-def parts(plan: Plan) -> list[ExtractionJob]:
-    """Every list that is encoded itself, in an order that driver and workers share; derived lists take from these."""
+def extraction_jobs(plan: Plan) -> list[ExtractionJob]:
+    """Return the image lists that are encoded, in an order that is the same in driver and workers."""
     lists = [*plan.listings, *([plan.calibration] if plan.calibration else [])]
-    found: dict[str, ExtractionJob] = {}
+    jobs: dict[str, ExtractionJob] = {}
     for listing in lists:
-        for work in leaves(plan.work(listing)):
-            found.setdefault(work.listing.stamp, work)
-    return list(found.values())
+        for job in leaf_jobs(plan.work(listing)):
+            jobs.setdefault(job.listing.stamp, job)
+    return list(jobs.values())
 
 
-def leaves(work: ExtractionJob) -> Iterator[ExtractionJob]:
-    """The lists at the bottom of a derived one, or the list itself."""
-    if not work.listing.origins:
-        yield work
-    for origin in work.origins():
-        yield from leaves(origin)
+def leaf_jobs(job: ExtractionJob) -> Iterator[ExtractionJob]:
+    """Yield the lists that a derived list takes its embeddings from, or the list itself if it is not derived."""
+    if not job.listing.origins:
+        yield job
+    for origin in job.origins():
+        yield from leaf_jobs(origin)
 
 
 class Worker:
-    """The actor. Its methods never raise: what went wrong is told, so that only a dead process looks like one."""
+    """The actor. Its tasks return errors instead of raising them, so that only a dead process raises a RayError."""
 
-    def __init__(self, parcel: WorkerPayload, layout: Placement) -> None:
-        self._parcel, self._layout = parcel, layout
-        self._running: dict[str, FittedMethod] = {}
-        self._scratch = WorkerFolder()
+    def __init__(self, payload: WorkerPayload, placement: Placement) -> None:
+        self._payload, self._placement = payload, placement
+        self._methods: dict[str, FittedMethod] = {}
+        self._folder = WorkerFolder()
 
-    def begin(self) -> Done:
-        """Unpack and check: versions, sources, store and device."""
-        return self._told(self._begin)
+    def begin(self) -> TaskResult:
+        """Unpack the plan and check code version, methods, store and device."""
+        return self._run(self._begin)
 
-    def extract(self, part: int, start: int, stop: int) -> Done:
-        """Make one shard of one list, unless it is in the store."""
-        return self._told(lambda: self._extract(part, (start, stop)))
+    def extract(self, job: int, start: int, stop: int) -> TaskResult:
+        """Encode one shard of one list, unless it is in the store."""
+        return self._run(lambda: self._extract(job, (start, stop)))
 
-    def fit(self, labels: tuple[str, ...]) -> Done:
-        """Fit methods, so that what they share is in the store before they score in several places."""
-        return self._told(lambda: self._fit(labels))
+    def fit(self, labels: tuple[str, ...]) -> TaskResult:
+        """Fit methods once, so that what they share is in the store before several workers score with them."""
+        return self._run(lambda: self._fit(labels))
 
-    def score(self, number: int, labels: tuple[str, ...]) -> Done:
-        """Score one set of the plan with some of its methods."""
-        return self._told(lambda: self._score(number, labels))
+    def score(self, number: int, labels: tuple[str, ...]) -> TaskResult:
+        """Score one image set of the plan with some of its methods."""
+        return self._run(lambda: self._score(number, labels))
 
     def end(self) -> None:
-        """Remove what this process wrote outside the store; no more is asked of it."""
-        self._scratch.remove()
+        """Delete the files that this process wrote outside the store; it is the last task."""
+        self._folder.remove()
 
-    def _told(self, work: Callable[[], dict[str, str] | None]) -> Done:
+    def _run(self, task: Callable[[], dict[str, str] | None]) -> TaskResult:
         began = time.perf_counter()
-        place = f"{socket.gethostname()}/{os.getpid()}"
+        worker = f"{socket.gethostname()}/{os.getpid()}"
         try:
-            errors = work()
+            method_errors = task()
         except UserError as error:
-            return Done(time.perf_counter() - began, str(error), True, None, place)
+            return TaskResult(time.perf_counter() - began, str(error), True, worker=worker)
         except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            said = f"{type(error).__name__}: {error} ({os.path.basename(where.filename)}:{where.lineno})"
-            return Done(time.perf_counter() - began, said, False, None, place)
-        stateful = tuple(label for label, one in self._running.items() if one.stateful)
-        return Done(time.perf_counter() - began, "", False, errors, place, stateful)
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            reason = f"{type(error).__name__}: {error} ({os.path.basename(frame.filename)}:{frame.lineno})"
+            return TaskResult(time.perf_counter() - began, reason, worker=worker)
+        stateful = tuple(label for label, method in self._methods.items() if method.stateful)
+        return TaskResult(time.perf_counter() - began, "", False, method_errors, worker, stateful)
 
     def _begin(self) -> None:
         import dataclasses
@@ -108,39 +110,42 @@ class Worker:
         from oodbench.pipeline.score import Scorer
         from oodbench.pipeline.task import encoder_loader, make_task, pick_device
 
-        cores = max(1, min((os.cpu_count() or 1) // self._layout.share, 16))
-        # Ray gives every worker one thread. On CPUs the digits of embeddings follow their number: that of the driver.
-        torch.set_num_threads(self._layout.threads if self._layout.device == "cpu" else cores)
-        plan = unpack(self._parcel, self._scratch.path)
+        cores = max(1, min((os.cpu_count() or 1) // self._placement.max_per_node, 16))
+        # Ray sets one thread per worker. On CPUs, embeddings depend on the number of threads in their last digits, so
+        # workers use that of the driver.
+        torch.set_num_threads(self._placement.threads if self._placement.device == "cpu" else cores)
+        plan = unpack(self._payload, self._folder.path)
         request = dataclasses.replace(plan.request, workers=plan.request.workers or cores)
-        self.plan = dataclasses.replace(plan, request=request)
-        self.device = pick_device(self._layout.device)
-        self._parts = parts(self.plan)
-        self._jobs = {job.label: job for job in self.plan.jobs}
-        self._encoder = encoder_loader(self.plan, self.device)
-        self._scorer = Scorer(self.plan, make_task(self.plan, self._encoder, self.device, Watch()), self.device)
+        self._plan = dataclasses.replace(plan, request=request)
+        self._device = pick_device(self._placement.device)
+        self._extraction_jobs = extraction_jobs(self._plan)
+        self._jobs = {job.label: job for job in self._plan.jobs}
+        self._encoder = encoder_loader(self._plan, self._device)
+        task = make_task(self._plan, self._encoder, self._device, Watch())
+        self._scorer = Scorer(self._plan, task, self._device)
 
-    def _extract(self, part: int, bounds: tuple[int, int]) -> None:
-        shard(self._parts[part], bounds, self._encoder)
+    def _extract(self, job: int, bounds: tuple[int, int]) -> None:
+        extract_shard(self._extraction_jobs[job], bounds, self._encoder)
 
     def _fit(self, labels: tuple[str, ...]) -> dict[str, str]:
-        fresh = self._fresh(labels)
-        self._scorer.fit(fresh)
-        return {one.job.label: one.error for one in fresh if one.error}
+        methods = self._load_methods(labels)
+        self._scorer.fit(methods)
+        return {method.job.label: method.error for method in methods if method.error}
 
     def _score(self, number: int, labels: tuple[str, ...]) -> dict[str, str]:
-        fresh = self._fresh(labels)
-        listing = self.plan.listings[number]
-        self._scorer.score(fresh, extract(self.plan.work(listing), self._encoder))
-        return {one.job.label: one.error for one in fresh if one.error}
+        methods = self._load_methods(labels)
+        listing = self._plan.listings[number]
+        self._scorer.score(methods, extract(self._plan.work(listing), self._encoder))
+        return {method.job.label: method.error for method in methods if method.error}
 
-    def _fresh(self, labels: tuple[str, ...]) -> list[FittedMethod]:
-        """The methods, kept from task to task with what they learnt; one that failed begins anew."""
+    def _load_methods(self, labels: tuple[str, ...]) -> list[FittedMethod]:
+        """Return methods with the state that earlier tasks fitted; a method that failed is built again."""
         from oodbench.pipeline.batches import FittedMethod
         from oodbench.pipeline.task import method_resources
 
         for label in labels:
-            if label not in self._running or self._running[label].error:
+            if label not in self._methods or self._methods[label].error:
                 job = self._jobs[label]
-                self._running[label] = FittedMethod(job, job.build(), method_resources(self.plan, job, self.device))
-        return [self._running[label] for label in labels]
+                resources = method_resources(self._plan, job, self._device)
+                self._methods[label] = FittedMethod(job, job.build(), resources)
+        return [self._methods[label] for label in labels]

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from oodbench.encoder import pretrained
 from oodbench.encoder.card import EncoderCard
-from oodbench.encoder.pretrained import PretrainedFiles, quietly, reason
+from oodbench.encoder.pretrained import PretrainedFiles, error_text, without_logs
 from oodbench.errors import UserError
 
 
-def model(source: PretrainedFiles | EncoderCard, device: torch.device) -> Any:
+def build_model(source: PretrainedFiles | EncoderCard, device: torch.device) -> Any:
     """The model with random weights (none at all on the meta device), in evaluation mode, frozen."""
     config = copy.deepcopy(source.config)
     custom = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
@@ -35,10 +35,10 @@ def model(source: PretrainedFiles | EncoderCard, device: torch.device) -> Any:
     except Exception as error:  # whatever a tower makes of a config it does not know
         needs = " (its text tower needs `pip install transformers`, and a network once)"
         hint = needs if "hf_model_name" in config["text_cfg"] else ""
-        raise UserError(f"open_clip cannot build {source.architecture}: {reason(error)}{hint}") from error
+        raise UserError(f"open_clip cannot build {source.architecture}: {error_text(error)}{hint}") from error
 
 
-def tokenizer(card: EncoderCard, folder: Path | None) -> Any:
+def build_tokenizer(card: EncoderCard, folder: Path | None) -> Any:
     """The tokenizer of an encoder, from its folder if it has one.
 
     UserError when the folder holds none that can be read, or when it would have to be fetched and cannot.
@@ -50,25 +50,25 @@ def tokenizer(card: EncoderCard, folder: Path | None) -> Any:
     options["tokenizer_mode"] = text.get("tokenizer_mode")
     if folder is not None:
         try:
-            return quietly(lambda: open_clip.tokenizer.HFTokenizer(str(folder.absolute()), **options))
+            return without_logs(lambda: open_clip.tokenizer.HFTokenizer(str(folder.absolute()), **options))
         except Exception as error:  # transformers raises many kinds
             hint = "`pip install transformers`" if isinstance(error, ImportError) else "complete it"
             raise UserError(
-                f"encoder '{card.name}': the tokenizer in {folder} cannot be read ({reason(error)}); {hint}"
+                f"encoder '{card.name}': the tokenizer in {folder} cannot be read ({error_text(error)}); {hint}"
             ) from error
     found = pretrained.cached(card.tokenizer, "tokenizer_config.json", "tokenizer.json")
     if found is not None:
         try:  # as a folder, of which transformers asks no network
-            return quietly(lambda: open_clip.tokenizer.HFTokenizer(str(found.parent), **options))
+            return without_logs(lambda: open_clip.tokenizer.HFTokenizer(str(found.parent), **options))
         except (OSError, ValueError):
             pass  # an incomplete one, as a broken download leaves it
     try:
-        pretrained.require()
-        return quietly(lambda: open_clip.tokenizer.HFTokenizer(card.tokenizer, **options))
+        pretrained.require_hub()
+        return without_logs(lambda: open_clip.tokenizer.HFTokenizer(card.tokenizer, **options))
     except Exception as error:
         raise UserError(
             f"encoder '{card.name}' needs the tokenizer {card.tokenizer}, which has to be downloaded once: "
-            f"run with a network and `pip install transformers` ({reason(error)})"
+            f"run with a network and `pip install transformers` ({error_text(error)})"
         ) from error
 
 
@@ -77,7 +77,7 @@ def tokenizer_name(config: dict[str, Any]) -> str:
     return str(config["text_cfg"].get("hf_tokenizer_name") or "clip")
 
 
-class Tower(nn.Module):
+class ImageTower(nn.Module):
     """An image tower of open_clip, taken over: `activations(x)` [b 3 h w] -> [b w], `project` [b w] -> [b d]."""
 
     def __init__(self, visual: Any) -> None:
@@ -134,8 +134,8 @@ def _cut(visual: Any) -> tuple[str, nn.Module]:
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A frozen linear map of its own copies."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device=weight.device, dtype=weight.dtype)
+    """Return a frozen linear map with copies of a weight and a bias."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")  # draws no random weights
     layer.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format), requires_grad=False)
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)

@@ -13,8 +13,8 @@ from oodbench.storage.store import digest
 
 EMBEDDED = "glyphs"
 COCA = "coca_ViT-B-32/laion2b_s13b_b90k"
-LOCAL_FOLDER = "local-dir:"
-SCHEMAS = ("hf-hub:", LOCAL_FOLDER)
+LOCAL_PREFIX = "local-dir:"
+HUB_PREFIXES = ("hf-hub:", LOCAL_PREFIX)
 RESIZE_FILTERS = ("bicubic", "bilinear")
 
 
@@ -33,7 +33,7 @@ class EncoderSpec:
 
     @property
     def hub(self) -> bool:
-        return self.architecture.startswith(SCHEMAS)
+        return self.architecture.startswith(HUB_PREFIXES)
 
     @property
     def json(self) -> bool:
@@ -44,7 +44,7 @@ def parse_encoder(text: str) -> EncoderSpec:
     """Read an `--encoder` value; UserError with the accepted forms when it is none of them."""
     if text == EMBEDDED:
         return EncoderSpec(text, text)
-    if text.startswith(SCHEMAS):
+    if text.startswith(HUB_PREFIXES):
         return EncoderSpec(text, text)
     if ".json@" in text:
         head, at, path = text.partition(".json@")
@@ -117,7 +117,7 @@ class EncoderCard:
     @property
     def local(self) -> bool:
         """Whether the weights came from a file of the user's, so that the name does not tell them."""
-        return "@" in self.name or self.name.startswith(LOCAL_FOLDER)
+        return "@" in self.name or self.name.startswith(LOCAL_PREFIX)
 
     @property
     def slug(self) -> str:
@@ -136,8 +136,8 @@ class EncoderCard:
         return facts if self.text_files else {k: v for k, v in facts.items() if k != "text_files"}
 
     def _named(self) -> str:
-        if self.name.startswith(LOCAL_FOLDER):
-            return f"{LOCAL_FOLDER}{self.architecture}"
+        if self.name.startswith(LOCAL_PREFIX):
+            return f"{LOCAL_PREFIX}{self.architecture}"
         head, at, path = self.name.partition(".json@" if ".json@" in self.name else "@")
         head = Path(head).name if at == ".json@" else head
         return f"{head}{at}{Path(path).name}"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from oodbench.encoder.card import EMBEDDED
-from oodbench.encoder.pretrained import reason
+from oodbench.encoder.pretrained import error_text
 from oodbench.errors import UserError
 from oodbench.storage.store import file_digest
 
@@ -27,7 +27,7 @@ _POSITIONS = ("positional_embedding", "pos_embed")
 StateDict = dict[str, Tensor]
 
 
-def weights(name: str, path: Path, digest: str = "") -> StateDict:
+def load_weights(name: str, path: Path, digest: str = "") -> StateDict:
     """The weights of an encoder: those of a file, or the embedded ones. UserError unless the file has this sha256."""
     if digest and file_digest(path) != digest:
         raise UserError(f"checkpoint {path} is not the one that encoder '{name}' was found with; run again")
@@ -35,10 +35,10 @@ def weights(name: str, path: Path, digest: str = "") -> StateDict:
         from oodbench.data.glyphs import weights
 
         return weights.state_dict()
-    return read(path)
+    return read_checkpoint(path)
 
 
-def read(path: Path) -> StateDict:
+def read_checkpoint(path: Path) -> StateDict:
     """The state dict of a safetensors or torch file, whatever its name, as a model saves it by itself.
 
     It is taken out of a training loop's checkpoint (`state_dict`, `model_state_dict`, `model`), and the prefixes of
@@ -99,7 +99,7 @@ def _kind(path: Path) -> str:
     return "safetensors" if start[8:9] == b"{" and 2 <= header <= 100_000_000 else "torch"
 
 
-def fit(model: Any, state: StateDict, what: str) -> StateDict:
+def match_names(model: Any, state: StateDict, what: str) -> StateDict:
     """The weights under the names of `model`, to be loaded strictly; UserError when they are of another architecture.
 
     open_clip would interpolate position embeddings of another resolution in silence; here that is an error.
@@ -109,7 +109,7 @@ def fit(model: Any, state: StateDict, what: str) -> StateDict:
         if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
             state = open_clip.model.convert_to_custom_text_state_dict(state)
     except (RuntimeError, KeyError, AttributeError) as error:  # of open_clip's conversion of MobileCLIP's first files
-        raise UserError(f"{what} is of another architecture: {reason(error)}") from error
+        raise UserError(f"{what} is of another architecture: {error_text(error)}") from error
     own: StateDict = model.state_dict()
     for key in ("logit_scale", "logit_bias"):
         if key in own and key in state and state[key].numel() == 1:
@@ -147,7 +147,7 @@ def _safetensors(path: Path) -> StateDict:
     try:
         return dict(load_file(path))
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"checkpoint {path} cannot be read as safetensors: {reason(error)}") from error
+        raise UserError(f"checkpoint {path} cannot be read as safetensors: {error_text(error)}") from error
 
 
 def _torch(path: Path) -> Any:

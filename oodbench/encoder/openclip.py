@@ -17,36 +17,38 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resiz
 from torchvision.transforms.functional import pil_to_tensor
 
 from oodbench.encoder import build, checkpoint
-from oodbench.encoder.build import Tower
+from oodbench.encoder.build import ImageTower
 from oodbench.encoder.card import EncoderCard
-from oodbench.encoder.resolve import Resolved
-from oodbench.encoder.text_tower import CoCaCaptioner, OffsetTower, text_side
+from oodbench.encoder.resolve import ResolvedEncoder
+from oodbench.encoder.text_tower import CoCaCaptioner, TrainableTextTower, text_model
 from oodbench.errors import UserError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-_ALONE = threading.Lock()  # methods score in several threads, and the context is cut in the model itself
+_TEXT_LOCK = threading.Lock()  # methods score in several threads, and text() shortens the context of the model itself
 
 
 class OpenClip:
     """A frozen CLIP. Embeddings are float32 and not normalised; `precision` is what the towers compute in."""
 
-    def __init__(self, resolved: Resolved, device: str, precision: str) -> None:
+    def __init__(self, resolved: ResolvedEncoder, device: str, precision: str) -> None:
         self.card = resolved.card
         self.device = torch.device(device)
         if self.device.type == "cuda":
             disable_tf32()
         self.scale, self.size = resolved.card.scale, resolved.card.size
         self._dtype = PRECISIONS[precision]
-        model = build.model(resolved.card, torch.device("cpu"))
-        state = checkpoint.weights(resolved.card.name, resolved.path, resolved.card.weights)
-        model.load_state_dict(checkpoint.fit(model, state, f"checkpoint {resolved.path}"), strict=True)
+        with torch.random.fork_rng(devices=[]):  # random weights: methods must draw the same if no encoder is loaded
+            model = build.build_model(resolved.card, torch.device("cpu"))
+        state = checkpoint.load_weights(resolved.card.name, resolved.path, resolved.card.weights)
+        model.load_state_dict(checkpoint.match_names(model, state, f"checkpoint {resolved.path}"), strict=True)
         model.to(self.device)
         model.visual.to(memory_format=torch.channels_last)  # ResNets are quicker by a fifth, in bf16 by half
-        self._tower = Tower(model.visual)
+        self._tower = ImageTower(model.visual)
         self._model = model
-        self._tokenizer = functools.cache(lambda: build.tokenizer(resolved.card, resolved.tokenizer))
+        self._casting, self._casting_lock = 0, threading.Lock()
+        self._tokenizer = functools.cache(lambda: build.build_tokenizer(resolved.card, resolved.tokenizer))
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(resolved.card.mean, device=self.device).view(shape)
         self.std = torch.tensor(resolved.card.std, device=self.device).view(3, 1, 1)
@@ -76,12 +78,18 @@ class OpenClip:
         if self._dtype == torch.float32 or torch.is_grad_enabled():
             yield
             return
-        self._model.requires_grad_(True)
+        self._count_casting(1)
         try:
             with self._autocast():
                 yield
         finally:
-            self._model.requires_grad_(False)
+            self._count_casting(-1)
+
+    def _count_casting(self, change: int) -> None:
+        """Let the weights require gradients while at least one thread is in casting_once()."""
+        with self._casting_lock:
+            self._casting += change
+            self._model.requires_grad_(self._casting > 0)
 
     def _normalised(self, images: Tensor) -> Tensor:
         normalised = (images.to(self.device) - self._mean) / self.std
@@ -107,7 +115,7 @@ class OpenClip:
         with self.casting_once():
             for start in range(0, len(prompts), 256):
                 tokens = self.tokenize(prompts[start : start + 256])
-                with _ALONE, self._autocast(), _shortened(self._model, tokens) as length:
+                with _TEXT_LOCK, self._autocast(), _shortened(self._model, tokens) as length:
                     parts.append(self._model.encode_text(tokens[:, :length], normalize=False).float())
         return torch.cat(parts)
 
@@ -123,7 +131,7 @@ class OpenClip:
 
     def text_tower(self) -> torch.nn.Module:
         """A trainable copy of the text tower that takes offsets; UserError for one that is not built as CLIP's."""
-        return OffsetTower(text_side(self._model, self.card.name))
+        return TrainableTextTower(text_model(self._model, self.card.name))
 
     def captioner(self) -> CoCaCaptioner:
         """What writes captions; UserError for a model that is no CoCa."""
@@ -131,12 +139,43 @@ class OpenClip:
             raise UserError(self.card.caption_error)
         return CoCaCaptioner(self._model, self._normalised, self._autocast)
 
-    def cut(self, prompts: Sequence[str]) -> list[str]:
-        """The prompts that do not fit into the context, of CLIP's own tokenizer; others keep theirs to themselves."""
+    def truncated(self, prompts: Sequence[str]) -> list[str]:
+        """Return the prompts that CLIP's own tokenizer truncates; other tokenizers do not tell, and give []."""
         tokenizer = self._tokenizer()
         if not isinstance(tokenizer, open_clip.SimpleTokenizer):
             return []
         return [prompt for prompt in prompts if len(tokenizer.encode(prompt)) + 2 > tokenizer.context_length]
+
+
+class _EncoderCache:
+    """The encoder that was loaded last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._key: tuple[ResolvedEncoder, str, str] | None = None
+        self._encoder: OpenClip | None = None
+
+    def load(self, resolved: ResolvedEncoder, device: str, precision: str) -> OpenClip:
+        """Return the encoder of the last call if it is the same one, else load it and keep it instead."""
+        key = (resolved, device, precision)
+        with self._lock:
+            if self._encoder is None or self._key != key:
+                self._key = self._encoder = None  # frees its memory before the next one is loaded
+                self._encoder = OpenClip(resolved, device, precision)
+                self._key = key
+            return self._encoder
+
+
+_CACHE = _EncoderCache()
+
+
+def load_encoder(resolved: ResolvedEncoder, device: str, precision: str) -> OpenClip:
+    """Return a loaded encoder. Everything in this process that asks for the encoder of the last call shares it.
+
+    The process keeps at most one encoder, the last one asked for. It is never stale: `resolved` holds the sha256 of its
+    weights, so that a file that changed is another encoder.
+    """
+    return _CACHE.load(resolved, device, precision)
 
 
 def disable_tf32() -> None:

@@ -21,13 +21,13 @@ from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS
 from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.transform import PreprocessCfg
 
-from oodbench.encoder.card import EMBEDDED, LOCAL_FOLDER, EncoderSpec
+from oodbench.encoder.card import EMBEDDED, LOCAL_PREFIX, EncoderSpec
 from oodbench.errors import UserError, did_you_mean
 
 _SECONDS = 5  # to wait for an answer of the Hub
 
 
-def weights(repository: str, name: str = "") -> Path:
+def hub_weights(repository: str, name: str = "") -> Path:
     """The checkpoint of a repository, safetensors where there are some; an OSError when out of reach."""
     names = [f"{name.rpartition('.')[0]}.safetensors", name] if name else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
     return cached(repository, *names) or _download(repository, name or None)
@@ -47,7 +47,7 @@ def cached(repository: str, *names: str) -> Path | None:
     return None
 
 
-def require() -> None:
+def require_hub() -> None:
     """ConnectionError when the Hub does not answer: its own client retries for 23 seconds a file before it says so."""
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         raise ConnectionError("HF_HUB_OFFLINE is set")
@@ -59,22 +59,22 @@ def require() -> None:
     except urllib.error.HTTPError as error:
         error.close()  # it answered
     except OSError as error:
-        reason = getattr(error, "reason", error)
-        if not isinstance(reason, ssl.SSLError):  # the client may trust other certificates
-            raise ConnectionError(f"{address} cannot be reached ({reason})") from error
+        error_text = getattr(error, "reason", error)
+        if not isinstance(error_text, ssl.SSLError):  # the client may trust other certificates
+            raise ConnectionError(f"{address} cannot be reached ({error_text})") from error
 
 
 def _download(repository: str, name: str | None) -> Path:
-    require()
+    require_hub()
     return Path(download_pretrained_from_hf(repository, filename=name))
 
 
-def reason(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """Kind and first line of an error."""
     return f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
 
 
-def quietly(call: Callable[[], T]) -> T:
+def without_logs(call: Callable[[], T]) -> T:
     """Run without open_clip's and the hub's log lines: what went wrong becomes one error."""
     previous = logging.root.manager.disable
     logging.disable(logging.ERROR)
@@ -101,7 +101,7 @@ class PretrainedFiles:
     notes: tuple[str, ...] = ()
 
 
-def origin(spec: EncoderSpec) -> PretrainedFiles:
+def find_pretrained(spec: EncoderSpec) -> PretrainedFiles:
     """Config, preprocessing and file of a spec; fetches the weights of a tag when they are not cached."""
     if spec.text == EMBEDDED:
         return _embedded()
@@ -156,7 +156,7 @@ def _tagged(spec: EncoderSpec) -> PretrainedFiles:
 def _from_hub(spec: EncoderSpec) -> PretrainedFiles:
     place = spec.text.partition(":")[2]
     what = f"encoder '{spec.text}'"
-    if spec.text.startswith(LOCAL_FOLDER):
+    if spec.text.startswith(LOCAL_PREFIX):
         folder = Path(place).expanduser()
         if not (folder / "open_clip_config.json").is_file():
             raise UserError(f"{what}: {folder / 'open_clip_config.json'} does not exist")
@@ -166,7 +166,7 @@ def _from_hub(spec: EncoderSpec) -> PretrainedFiles:
         path, architecture = Path(found), folder.resolve().name
     else:
         raw = _json(_fetched(lambda: config_file(place), spec, "ARCHITECTURE/TAG"))
-        path, architecture = _fetched(lambda: weights(place), spec, "ARCHITECTURE/TAG"), spec.text
+        path, architecture = _fetched(lambda: hub_weights(place), spec, "ARCHITECTURE/TAG"), spec.text
     return PretrainedFiles(
         spec.text, architecture, raw.get("model_cfg", raw), _preprocess(raw.get("preprocess_cfg", {})), path
     )
@@ -193,7 +193,7 @@ def _json(path: Path) -> dict[str, Any]:
         config_file = raw.get("model_cfg", raw)
         complete = {"embed_dim", "vision_cfg", "text_cfg"} <= set(config_file)
     except (ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"model config {path} is not a JSON object: {reason(error)}") from error
+        raise UserError(f"model config {path} is not a JSON object: {error_text(error)}") from error
     if not complete:
         raise UserError(f"model config {path} needs embed_dim, vision_cfg and text_cfg, as open_clip's have")
     return dict(raw)
@@ -216,14 +216,14 @@ def _preprocess(given: dict[str, Any]) -> dict[str, Any]:
 
 def _weights(tagged: dict[str, Any]) -> Path:
     repository, _, name = tagged.get("hf_hub", "").rpartition("/")
-    return weights(repository, name) if repository else Path(open_clip.download_pretrained(tagged))
+    return hub_weights(repository, name) if repository else Path(open_clip.download_pretrained(tagged))
 
 
 def _fetched(fetch: Callable[[], T], spec: EncoderSpec, name: str) -> T:
     try:
-        return quietly(fetch)
+        return without_logs(fetch)
     except Exception as error:  # of the network, the hub's client or the disk
         raise UserError(
-            f"encoder '{spec.text}': its weights are not on this machine and cannot be fetched: {reason(error)}\n"
+            f"encoder '{spec.text}': its weights are not on this machine and cannot be fetched: {error_text(error)}\n"
             f"  without a network, give a checkpoint file: --encoder {name}@path/to/weights.safetensors (or .pt)"
         ) from error

@@ -13,13 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oodbench.encoder.card import EMBEDDED, LOCAL_FOLDER, EncoderCard, EncoderSpec, card_from
+from oodbench.encoder.card import EMBEDDED, LOCAL_PREFIX, EncoderCard, EncoderSpec, card_from
 from oodbench.errors import UserError
 from oodbench.storage.fingerprints import file_identity
 from oodbench.storage.store import Store, digest, file_digest
 
 if TYPE_CHECKING:
-    from oodbench.encoder.build import Tower
+    from oodbench.encoder.build import ImageTower
     from oodbench.encoder.checkpoint import StateDict
     from oodbench.encoder.pretrained import PretrainedFiles
 
@@ -53,7 +53,7 @@ def text_files(spec: EncoderSpec, text: dict[str, Any]) -> TextFiles:
     A relative one starts from the folder of the config, else from the working folder, as transformers has it. The
     folder of a `local-dir:` encoder is the tokenizer's when it holds one.
     """
-    local = Path(spec.text.removeprefix(LOCAL_FOLDER)).expanduser() if spec.text.startswith(LOCAL_FOLDER) else None
+    local = Path(spec.text.removeprefix(LOCAL_PREFIX)).expanduser() if spec.text.startswith(LOCAL_PREFIX) else None
     base = local or (Path(spec.architecture).parent if spec.json else None)
     tower = _folder(spec, str(text.get("hf_model_name") or ""), None, "text tower's config")
     name = str(text.get("hf_tokenizer_name") or "")
@@ -79,12 +79,12 @@ def _is_read(path: Path) -> bool:
 
 
 _CHECKPOINTS = (".safetensors", ".bin", ".pth", ".pt")
-EXAMINATION = 1  # raise when the same files give another card than before
-GLYPHS = Path(__file__).parent.parent / "data" / "glyphs"
+CARD_VERSION = 1  # raise when the same files give another card than before
+GLYPHS_FOLDER = Path(__file__).parent.parent / "data" / "glyphs"
 
 
 @dataclass(frozen=True)
-class Resolved:
+class ResolvedEncoder:
     """A card, the file that holds its weights on this machine, and the folder of its tokenizer if it has one."""
 
     card: EncoderCard
@@ -92,7 +92,7 @@ class Resolved:
     tokenizer: Path | None = None
 
 
-def resolve(spec: EncoderSpec, resize: str | None, store: Store, *, strict: bool = False) -> Resolved:
+def resolve(spec: EncoderSpec, resize: str | None, store: Store, *, strict: bool = False) -> ResolvedEncoder:
     """The card of a spec. `resize` overrides the filter ("bicubic", "bilinear") that the weights name.
 
     `strict` trusts no digest of the weights that is remembered.
@@ -102,22 +102,22 @@ def resolve(spec: EncoderSpec, resize: str | None, store: Store, *, strict: bool
         "spec": spec.text,
         "resize": resize,
         "open_clip": version("open_clip_torch"),
-        "examination": EXAMINATION,
+        "examination": CARD_VERSION,
         "files": {str(file.resolve()): file_digest(file) for file in _declarations(spec) if file.is_file()},
         **_candidates(spec),
     }
-    path = GLYPHS / "encoder.safetensors" if spec.text == EMBEDDED else spec.path or _remembered(store, known)
+    path = GLYPHS_FOLDER / "encoder.safetensors" if spec.text == EMBEDDED else spec.path or _remembered(store, known)
     if path is not None:
         entry = store.find("encoder", {**known, **file_identity(path)})
         if entry is not None:
             card = card_from(entry.facts["card"])
             texts = text_files(spec, card.config["text_cfg"])
             if texts.digest() == card.text_files and not (strict and file_digest(path) != card.weights):
-                return Resolved(card, path, texts.tokenizer)
+                return ResolvedEncoder(card, path, texts.tokenizer)
             store.remove("encoder", entry.inputs)
-    from oodbench.encoder.pretrained import origin
+    from oodbench.encoder.pretrained import find_pretrained
 
-    source = origin(spec)
+    source = find_pretrained(spec)
     texts = text_files(spec, source.config["text_cfg"])
     stamp, words = file_identity(source.path), texts.digest()
     card = _examine(source, resize, texts)
@@ -126,23 +126,23 @@ def resolve(spec: EncoderSpec, resize: str | None, store: Store, *, strict: bool
     if spec.path is None:
         store.try_write("encoder-file", known, {"path": str(source.path)})
     store.try_write("encoder", {**known, **stamp}, {"card": dataclasses.asdict(card)})
-    return Resolved(card, source.path, texts.tokenizer)
+    return ResolvedEncoder(card, source.path, texts.tokenizer)
 
 
 def _declarations(spec: EncoderSpec) -> list[Path]:
     """Files beside the weights that the card depends on."""
     if spec.text == EMBEDDED:
-        return [GLYPHS / "encoder.json", GLYPHS / "weights.py"]
-    if spec.text.startswith(LOCAL_FOLDER):
-        return [Path(spec.text.removeprefix(LOCAL_FOLDER)).expanduser() / "open_clip_config.json"]
+        return [GLYPHS_FOLDER / "encoder.json", GLYPHS_FOLDER / "weights.py"]
+    if spec.text.startswith(LOCAL_PREFIX):
+        return [Path(spec.text.removeprefix(LOCAL_PREFIX)).expanduser() / "open_clip_config.json"]
     return [Path(spec.architecture)] if spec.json else []
 
 
 def _candidates(spec: EncoderSpec) -> dict[str, Any]:
     """The names of the checkpoints in the folder of a `local-dir:` encoder: which is taken depends on all of them."""
-    if not spec.text.startswith(LOCAL_FOLDER):
+    if not spec.text.startswith(LOCAL_PREFIX):
         return {}
-    folder = Path(spec.text.removeprefix(LOCAL_FOLDER)).expanduser()
+    folder = Path(spec.text.removeprefix(LOCAL_PREFIX)).expanduser()
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return {"candidates": sorted(name for name in names if Path(name).suffix in _CHECKPOINTS)}
 
@@ -168,13 +168,15 @@ def _examine(source: PretrainedFiles, resize: str | None, texts: TextFiles) -> E
     import torch
 
     from oodbench.encoder import build, checkpoint
-    from oodbench.encoder.build import Tower
+    from oodbench.encoder.build import ImageTower
 
-    model = build.model(source, torch.device("meta"))
-    state = checkpoint.fit(model, checkpoint.weights(source.name, source.path), f"checkpoint {source.path}")
+    model = build.build_model(source, torch.device("meta"))
+    state = checkpoint.match_names(
+        model, checkpoint.load_weights(source.name, source.path), f"checkpoint {source.path}"
+    )
     size = model.visual.image_size
     size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-    tower = Tower(model.visual)
+    tower = ImageTower(model.visual)
     embed_dim = int(source.config["embed_dim"])
     _check_size(tower, size, source.architecture)
     card = EncoderCard(
@@ -193,11 +195,11 @@ def _examine(source: PretrainedFiles, resize: str | None, texts: TextFiles) -> E
         notes=source.notes,
         text_files=texts.digest(),
     )
-    build.tokenizer(card, texts.tokenizer)  # a missing vocabulary is told now, not after the images
+    build.build_tokenizer(card, texts.tokenizer)  # a missing vocabulary is told now, not after the images
     return card
 
 
-def _check_size(tower: Tower, size: tuple[int, int], architecture: str) -> None:
+def _check_size(tower: ImageTower, size: tuple[int, int], architecture: str) -> None:
     """Run the tower on shapes alone: timm's towers take the size they were made for, whatever a config says."""
     import torch
 
@@ -210,12 +212,12 @@ def _check_size(tower: Tower, size: tuple[int, int], architecture: str) -> None:
         ) from error
 
 
-def frozen(resolved: Resolved) -> StateDict:
+def load_state_dict(resolved: ResolvedEncoder) -> StateDict:
     """State dict as the model has it; no model is built in memory."""
     import torch
 
     from oodbench.encoder import build, checkpoint
 
-    model = build.model(resolved.card, torch.device("meta"))
-    state = checkpoint.weights(resolved.card.name, resolved.path, resolved.card.weights)
-    return checkpoint.fit(model, state, f"checkpoint {resolved.path}")
+    model = build.build_model(resolved.card, torch.device("meta"))
+    state = checkpoint.load_weights(resolved.card.name, resolved.path, resolved.card.weights)
+    return checkpoint.match_names(model, state, f"checkpoint {resolved.path}")

@@ -15,7 +15,7 @@ from oodbench.errors import UserError
 from oodbench.method.encoder import Captioner
 
 
-class OffsetTower(nn.Module):
+class TrainableTextTower(nn.Module):
     """CLIP's text tower under CLIP's own parameter names: token_embedding, positional_embedding, transformer, ...
 
     attn_mask    causal: what follows the end token changes nothing, so padding after the longest prompt is left out
@@ -52,7 +52,7 @@ class OffsetTower(nn.Module):
         return projected
 
 
-def text_side(model: Any, name: str) -> Any:
+def text_model(model: Any, name: str) -> Any:
     """The part of an open_clip model that holds the text tower; UserError for one that is built in another way."""
     text = getattr(model, "text", model)
     pool = getattr(text, "text_pool_type", getattr(text, "pool_type", ""))

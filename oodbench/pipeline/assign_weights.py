@@ -1,4 +1,4 @@
-"""The weights of jobs: which file each is given, whether it fits, and its tensors."""
+"""Assign weights files to methods: which file a method gets, whether it fits its encoder, and its tensors."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from oodbench.data.prompts import templates
 from oodbench.encoder.card import EMBEDDED, EncoderCard, EncoderSpec
-from oodbench.encoder.resolve import Resolved
+from oodbench.encoder.resolve import ResolvedEncoder
 from oodbench.errors import UserError, did_you_mean, raise_all
 from oodbench.method import registry
-from oodbench.pipeline.jobs import Job, Jobs, files_of
+from oodbench.method.introspection import MethodInfo
+from oodbench.pipeline.jobs import Job, Jobs, file_digests
 from oodbench.pipeline.request import RunRequest
 from oodbench.pipeline.weights import SHIPPED, WeightsFile, examine, in_float32, read
 from oodbench.storage.files import atomic_write, expand
@@ -23,8 +24,11 @@ if TYPE_CHECKING:
     from oodbench.method import TrainedMethod, Weights
 
 
-def translated(job: Job, file: WeightsFile, encoder: Resolved, store: Store) -> Mapping[str, Any]:
-    """Arrays of a release under our names, translated by the method once; UserError says why it does not fit."""
+def translated_weights(job: Job, file: WeightsFile, encoder: ResolvedEncoder, store: Store) -> Mapping[str, Any]:
+    """Return the arrays of a released checkpoint under our names; the method translates it once.
+
+    Raises UserError if it does not fit the method or the encoder.
+    """
     inputs = {
         "file": file.digest,
         "encoder": encoder.card.identity,
@@ -34,13 +38,13 @@ def translated(job: Job, file: WeightsFile, encoder: Resolved, store: Store) -> 
     entry = store.find("weights", inputs)
     if entry is None:
         from oodbench.encoder import checkpoint
-        from oodbench.encoder.resolve import frozen
+        from oodbench.encoder.resolve import load_state_dict
 
         file.check()
-        state = checkpoint.read(file.path)
+        state = checkpoint.read_checkpoint(file.path)
         method: TrainedMethod[Any] = job.build()  # type: ignore[assignment]
         try:
-            tensors = method.translate(state, frozen(encoder))
+            tensors = method.translate(state, load_state_dict(encoder))
         except ValueError as error:
             raise UserError(f"weights {file.path}: {error}") from error
         arrays = {name: tensor.detach().numpy() for name, tensor in tensors.items()}
@@ -48,13 +52,13 @@ def translated(job: Job, file: WeightsFile, encoder: Resolved, store: Store) -> 
     return {name: entry.array(name) for name in entry.names}
 
 
-def write(file: WeightsFile, path: Path, encoder: str, plugins: Sequence[Path] = ()) -> None:
-    """Write our weights as the method's released code saves them. UserError when they are not ours, or it has none."""
+def write_release(file: WeightsFile, path: Path, encoder: str, plugins: Sequence[Path] = ()) -> None:
+    """Write weights of `oodbench train` in the format of the method's released code. Raise UserError if it has none."""
     import torch
 
     from oodbench.encoder.card import parse_encoder
-    from oodbench.encoder.openclip import OpenClip
-    from oodbench.encoder.resolve import frozen, resolve
+    from oodbench.encoder.openclip import load_encoder
+    from oodbench.encoder.resolve import load_state_dict, resolve
     from oodbench.method import TrainedMethod, Weights
 
     if not file.recipe:
@@ -68,10 +72,12 @@ def write(file: WeightsFile, path: Path, encoder: str, plugins: Sequence[Path] =
     assert isinstance(method, TrainedMethod)
     tensors = read(file.path)
     try:
-        if any(name.endswith(".rows") for name in tensors):  # packed: the rest is the encoder's
-            model = OpenClip(resolved, "cpu", "fp32")
+        if any(
+            name.endswith(".rows") for name in tensors
+        ):  # only the rows that training changed; the others are the encoder's
+            model = load_encoder(resolved, "cpu", "fp32")
             tensors = dict(Weights(tensors, file.recipe).load(method.module(model)).state_dict())
-        state = method.release(tensors, frozen(resolved))
+        state = method.release(tensors, load_state_dict(resolved))
     except ValueError as error:
         raise UserError(f"weights {file.path}: {error}") from error
     try:
@@ -81,13 +87,12 @@ def write(file: WeightsFile, path: Path, encoder: str, plugins: Sequence[Path] =
         raise UserError(f"{path} cannot be written: {error}") from error
 
 
-def given(request: RunRequest) -> dict[str, Path]:
-    """--weights METHOD=FILE, by method. UserError for what is not of this form and for files that are not there."""
+def weights_files(request: RunRequest, known: Mapping[str, MethodInfo]) -> dict[str, Path]:
+    """Return the file of every `--weights METHOD=FILE` by method. Raise UserError for bad ones and missing files."""
     if not request.weights:
         return {}
     found: dict[str, Path] = {}
     problems = []
-    known = registry.methods(request.plugins)
     for text in request.weights:
         name, equals, file = text.partition("=")
         path = expand(file)
@@ -105,79 +110,90 @@ def given(request: RunRequest) -> dict[str, Path]:
     return found
 
 
-def check(jobs: Jobs, request: RunRequest, files: Mapping[str, Path], spec: EncoderSpec) -> Jobs:
-    """The jobs that have weights, or need none. One without is an error if named, and left out of `all`."""
-    lacking = {job.label: job for job in jobs.jobs if "WEIGHTS" in job.info.needs and not _file(job, files, spec)}
-    reasons = [(label, _lacks(job.info.name, spec)) for label, job in lacking.items()]
+def select_jobs(jobs: Jobs, request: RunRequest, files: Mapping[str, Path], spec: EncoderSpec) -> Jobs:
+    """Return the jobs that have weights or need none. Raise UserError if a named method lacks them; `all` skips it."""
+    missing = {job.label: job for job in jobs.jobs if "WEIGHTS" in job.info.needs and not _file(job, files, spec)}
+    reasons = [(label, _missing_reason(job.info.name, spec)) for label, job in missing.items()]
     if request.methods.strip() != "all":
         raise_all([f"{label} {reason}" for label, reason in reasons])
-    return Jobs(tuple(job for job in jobs.jobs if job.label not in lacking), (*jobs.skipped_methods, *reasons))
+    return Jobs(tuple(job for job in jobs.jobs if job.label not in missing), (*jobs.skipped_methods, *reasons))
 
 
-def attach(
-    jobs: Jobs, files: Mapping[str, Path], encoder: Resolved, spec: EncoderSpec, store: Store, *, strict: bool = False
+def attach_weights(
+    jobs: Jobs,
+    files: Mapping[str, Path],
+    encoder: ResolvedEncoder,
+    spec: EncoderSpec,
+    store: Store,
+    *,
+    strict: bool = False,
 ) -> Jobs:
-    """The jobs with their weights, checked against encoder and hyper-parameters. `strict`: see weights.examine."""
-    out: list[Job] = []
+    """Return the jobs with their weights, checked against the encoder and the hyper-parameters.
+
+    `strict` computes the digests of the files anew. Raises UserError with the problems of all jobs.
+    """
+    complete: list[Job] = []
     problems: list[str] = []
     for job in jobs.jobs:
         path = _file(job, files, spec) if "WEIGHTS" in job.info.needs else None
         if path is None:
-            out.append(job)
+            complete.append(job)
             continue
         try:
             file = examine(path, store, strict)
-            fitted = _adopted(job, file, encoder.card)
+            trained = _with_trained_parameters(job, file, encoder.card)
             if not file.recipe:
-                translated(fitted, file, encoder, store)
-            out.append(dataclasses.replace(fitted, weights=file))
+                translated_weights(trained, file, encoder, store)
+            complete.append(dataclasses.replace(trained, weights=file))
         except UserError as error:
             problems.append(f"{job.label}: {error}")
-    twice = [label for label, count in Counter(job.label for job in out).items() if count > 1]
-    problems += [f"{label} is asked for twice: its weights fix what the variants differ in" for label in twice]
+    repeated = [label for label, count in Counter(job.label for job in complete).items() if count > 1]
+    problems += [f"{label} is asked for twice: its weights fix what the variants differ in" for label in repeated]
     raise_all(problems)
-    return Jobs(tuple(out), jobs.skipped_methods)
+    return Jobs(tuple(complete), jobs.skipped_methods)
 
 
-def load(job: Job, encoder: Resolved, store: Store, device: str) -> Weights:
-    """The tensors of a job's weights, in float32 on the device."""
+def load_weights(job: Job, encoder: ResolvedEncoder, store: Store, device: str) -> Weights:
+    """Return the tensors of a job's weights, in float32 on the device."""
     import numpy as np
     import torch
 
     from oodbench.method import Weights
 
     file = job.weights
-    assert file is not None  # a plan gives weights to every method that declares them
+    assert file is not None  # attach_weights() gives weights to every method that declares Needs.WEIGHTS
     if file.recipe:
         file.check()
         tensors = read(file.path)
     else:
-        arrays = translated(job, file, encoder, store)
+        arrays = translated_weights(job, file, encoder, store)
         tensors = in_float32({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
     return Weights({name: tensor.to(device) for name, tensor in tensors.items()}, file.recipe)
 
 
-def kept_inputs(job: Job, classes: str, depends: Mapping[str, Any]) -> dict[str, Any]:
-    """What an array depends on that a method keeps (Task.keep): of its job, and of what it names itself."""
-    sets = {name: templates(v).digest for name, v in depends.items() if name.endswith("templates")}
+def cache_inputs(job: Job, classes: str, depends: Mapping[str, Any]) -> dict[str, Any]:
+    """Return everything that an array in a method's cache depends on: its job, and what the method names itself."""
+    sets = {name: templates(value).digest for name, value in depends.items() if name.endswith("templates")}
     return {
         "method": job.info.name,
         "source": job.info.source,
         "weights": job.weights.digest if job.weights else None,
         "files": job.files,
         "classes": classes,
-        "depends": digest({**depends, **sets, "files": files_of(depends)}),
+        "depends": digest({**depends, **sets, "files": file_digests(depends)}),
     }
 
 
 def _file(job: Job, files: Mapping[str, Path], spec: EncoderSpec) -> Path | None:
+    """Return the weights file of a job: the user's, or the one that is shipped for the embedded encoder."""
     shipped = SHIPPED / f"{job.info.name}.safetensors"
     if job.info.name in files:
         return files[job.info.name]
     return shipped if spec.text == EMBEDDED and job.info.origin == "built-in" and shipped.is_file() else None
 
 
-def _lacks(name: str, spec: EncoderSpec) -> str:
+def _missing_reason(name: str, spec: EncoderSpec) -> str:
+    """Return why a method cannot run without weights, and how to get some."""
     captions = "glyphs" if spec.text == EMBEDDED else "FILE"
     return (
         f"has no weights for {spec.text}; train them with\n"
@@ -186,11 +202,11 @@ def _lacks(name: str, spec: EncoderSpec) -> str:
     )
 
 
-def _adopted(job: Job, file: WeightsFile, card: EncoderCard) -> Job:
-    """The job with the hyper-parameters that its weights were trained with; UserError when they do not fit.
+def _with_trained_parameters(job: Job, file: WeightsFile, card: EncoderCard) -> Job:
+    """Return the job with the hyper-parameters that its weights were trained with. Raise UserError if they do not fit.
 
-    Prompts of the training are the default of the scores, for they may be what the weights have learnt to read; unlike
-    the others they can be set.
+    The prompts of the training are the default prompts, because the weights may work with them alone; unlike the other
+    hyper-parameters the user can change them.
     """
     recipe = file.recipe
     if not recipe:

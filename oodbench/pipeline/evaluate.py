@@ -1,4 +1,4 @@
-"""Evaluation: stored scores -> one Result per job."""
+"""Evaluate stored scores: metrics, confidence intervals and warnings of a method become one Result."""
 
 from __future__ import annotations
 
@@ -21,24 +21,31 @@ from oodbench.pipeline.plan import OodSet, Plan
 from oodbench.results import IdRow, Result, SetRow, commit, distinct, versions
 from oodbench.storage.store import Entry
 
-DIGITS = 9  # of the intervals as stored: the bootstrap's own noise is in the fourth
+DIGITS = 9  # of stored intervals; the bootstrap itself varies in the fourth digit
 
 
-def settings_of(plan: Plan) -> Settings:
+def metric_settings(plan: Plan) -> Settings:
+    """Return the settings of the metrics that the request asks for."""
     return Settings(plan.request.at95, plan.request.aupr, plan.request.bootstrap)
 
 
-def with_intervals(plan: Plan, result: Result, job: Job, entries: Mapping[str, Entry]) -> Result:
-    """The row with intervals for every set and mean; scores that were seen before are not resampled again."""
-    settings = settings_of(plan)
-    found = _stored(plan, settings, job, entries)
-    sets = tuple(dataclasses.replace(one, intervals=found.sets[one.dataset]) for one in result.ood)
-    about = {"level": settings.level, "replicates": settings.replicates, "seed": settings.seed, **methods(settings)}
-    return dataclasses.replace(result, ood=sets, mean_intervals=found.means, uncertainty=about)
+def add_intervals(plan: Plan, result: Result, job: Job, entries: Mapping[str, Entry]) -> Result:
+    """Return the result with intervals for every OOD set and mean; they are computed once for the same scores."""
+    settings = metric_settings(plan)
+    found = _intervals(plan, settings, job, entries)
+    sets = tuple(dataclasses.replace(ood, intervals=found.sets[ood.dataset]) for ood in result.ood)
+    uncertainty = {
+        "level": settings.level,
+        "replicates": settings.replicates,
+        "seed": settings.seed,
+        **methods(settings),
+    }
+    return dataclasses.replace(result, ood=sets, mean_intervals=found.means, uncertainty=uncertainty)
 
 
-def _stored(plan: Plan, settings: Settings, job: Job, entries: Mapping[str, Entry]) -> Intervals:
-    groups = {one.listing.dataset.name: one.group for one in plan.ood}
+def _intervals(plan: Plan, settings: Settings, job: Job, entries: Mapping[str, Entry]) -> Intervals:
+    """Return the intervals of a method; compute and store them if they are missing."""
+    groups = {ood.listing.dataset.name: ood.group for ood in plan.ood}
     inputs: dict[str, Any] = {
         "engine": ENGINE,
         "settings": dataclasses.asdict(settings),
@@ -50,9 +57,9 @@ def _stored(plan: Plan, settings: Settings, job: Job, entries: Mapping[str, Entr
     if not facts:
         ood = {name: np.array(entries[name].array("scores")) for name in groups}
         scores = Scores(np.array(entries[plan.id.dataset.name].array("scores")), ood, groups)
-        made = intervals(scores, settings, job.label)
-        made_of = {"method": job.info.name, "sets": _rounded(made.sets), "means": _rounded(made.means)}
-        facts = plan.store.try_write("intervals", inputs, made_of)
+        computed = intervals(scores, settings, job.label)
+        rounded = {"sets": _rounded(computed.sets), "means": _rounded(computed.means)}
+        facts = plan.store.try_write("intervals", inputs, {"method": job.info.name, **rounded})
     return Intervals(_rounded(facts["sets"]), _rounded(facts["means"]))
 
 
@@ -64,10 +71,10 @@ def _rounded(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, tupl
 
 
 def evaluate(plan: Plan, job: Job, entries: Mapping[str, Entry]) -> Result:
-    """The row of a job whose scores are all there (dataset name -> entry)."""
+    """Return the result of a job from its stored scores of every dataset."""
     id_entry = entries[plan.id.dataset.name]
-    id_scores = _sorted(job, plan.id, id_entry)
-    rows = tuple(_set_row(plan, job, one, entries[one.listing.dataset.name], id_scores) for one in plan.ood)
+    id_scores = _score_set(job, plan.id, id_entry)
+    rows = tuple(_set_row(plan, job, ood, entries[ood.listing.dataset.name], id_scores) for ood in plan.ood)
     found = [entries[listing.dataset.name] for listing in plan.listings]
     seconds = {
         "extract": sum(e.facts["extract_seconds"] for e in found),
@@ -92,11 +99,11 @@ def evaluate(plan: Plan, job: Job, entries: Mapping[str, Entry]) -> Result:
         seconds={k: round(v, 6) for k, v in seconds.items()},
         warnings=_warnings(plan, entries),
     )
-    return with_intervals(plan, result, job, entries)
+    return add_intervals(plan, result, job, entries)
 
 
 def _warnings(plan: Plan, entries: Mapping[str, Entry]) -> tuple[str, ...]:
-    """What the scores themselves say against the row: that a method gives all images of a set one score."""
+    """Return why the metrics may mislead: a method that gives all images of a set the same score."""
     constant = []
     for listing in plan.listings:
         scores = entries[listing.dataset.name].array("scores")
@@ -110,11 +117,12 @@ def _warnings(plan: Plan, entries: Mapping[str, Entry]) -> tuple[str, ...]:
 
 
 def failed(plan: Plan, job: Job, error: str) -> Result:
-    """The row of a job that could not be finished."""
+    """Return the result of a job that failed."""
     return dataclasses.replace(_head(plan, job), status="failed", error=redact(error))
 
 
 def _head(plan: Plan, job: Job) -> Result:
+    """Return a result without metrics: method, encoder, image sets, versions and settings."""
     request = plan.request
     return Result(
         method=job.info.name,
@@ -141,6 +149,7 @@ def _head(plan: Plan, job: Job) -> Result:
 
 
 def _run(plan: Plan, job: Job) -> dict[str, Any]:
+    """Return the settings of the run as a result holds them."""
     request = plan.request
     cut = any(len(listing) < listing.total for listing in plan.listings)
     return {
@@ -155,11 +164,13 @@ def _run(plan: Plan, job: Job) -> dict[str, Any]:
 
 
 def _calibration(listing: ImageSet) -> dict[str, Any]:
+    """Return the calibration images as a result holds them."""
     count = listing.dataset.count or listing.total
     return {"dataset": listing.dataset.name, "n": len(listing), "of": count, "digest": listing.digest}
 
 
 def _id_row(listing: ImageSet) -> IdRow:
+    """Return the ID set of a result that has no scores yet."""
     return IdRow(
         dataset=listing.dataset.name,
         title=listing.dataset.title,
@@ -171,13 +182,15 @@ def _id_row(listing: ImageSet) -> IdRow:
     )
 
 
-def _set_row(plan: Plan, job: Job, one: OodSet, entry: Entry, id_scores: metrics.ScoreSet) -> SetRow:
-    listing = one.listing
-    values = metrics.evaluate(id_scores, _sorted(job, listing, entry), at95=plan.request.at95, aupr=plan.request.aupr)
+def _set_row(plan: Plan, job: Job, ood: OodSet, entry: Entry, id_scores: metrics.ScoreSet) -> SetRow:
+    listing = ood.listing
+    values = metrics.evaluate(
+        id_scores, _score_set(job, listing, entry), at95=plan.request.at95, aupr=plan.request.aupr
+    )
     return SetRow(
         dataset=listing.dataset.name,
         title=listing.dataset.title,
-        group=one.group,
+        group=ood.group,
         n=values.n_ood,
         expected=_expected(listing),
         skipped=len(entry.facts["skipped"]),
@@ -192,16 +205,17 @@ def _set_row(plan: Plan, job: Job, one: OodSet, entry: Entry, id_scores: metrics
 
 
 def _expected(listing: ImageSet) -> int | None:
-    """What the catalogue counts; for a set of unknown size, what was there before a limit."""
+    """Return the number of images that the catalogue counts; for a set of unknown size, the number before a limit."""
     return listing.dataset.count or listing.total
 
 
-def _sorted(job: Job, listing: ImageSet, entry: Entry) -> metrics.ScoreSet:
+def _score_set(job: Job, listing: ImageSet, entry: Entry) -> metrics.ScoreSet:
     names = [listing.names[i] for i in entry.array("positions")]
     return metrics.score_set(np.array(entry.array("scores")), f"{job.label} on {listing.dataset.name}", names)
 
 
 def _accuracy(plan: Plan, entry: Entry) -> float | None:
+    """Return the ID accuracy as a fraction; None for a method that predicts no classes."""
     if "predictions" not in entry.names:
         return None
     labels = plan.id.labels[entry.array("positions")]

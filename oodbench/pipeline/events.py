@@ -1,4 +1,4 @@
-"""What happens while a plan is carried out, as events: shown live, and kept as one JSON line each."""
+"""Events of a run: what a run reports while it goes on, and the file that keeps one JSON line per event."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 class Event:
     """Something that happened to a task or a worker.
 
-    what     started, done, retried, failed; of workers joined, lost
+    what     started, done, retried or failed; for workers joined or lost
     stage    extract, fit, score, row or worker
-    name     as in `ray list tasks`: extract[imagenet1k 12/25]
-    images   that the task went through
+    name     name of the task, as in `ray list tasks`: extract[imagenet1k 12/25]
+    images   number of images of the task
     """
 
     what: str
@@ -58,29 +58,34 @@ class Watch:
 
 @contextmanager
 def log_to(path: Path | None) -> Iterator[Tell]:
-    """Appends every event to a file as a JSON line with its time; nothing without a path. UserError when it cannot."""
+    """Yield a function that appends an event to a file as a JSON line with its time; without a path it does nothing.
+
+    Raises UserError if the file cannot be written.
+    """
     if path is None:
         yield lambda event: None
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a", encoding="utf-8", buffering=1)  # whole lines: several drivers may share the file
+        file = path.open(
+            "a", encoding="utf-8", buffering=1
+        )  # buffered by line, because several runs may share the file
     except OSError as error:
         raise UserError(f"--events {path} cannot be written: {error.strerror}; name another file") from error
     lock = threading.Lock()
 
     def write(event: Event) -> None:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        told: dict[str, Any] = {"time": now}
-        told |= {name: value for name, value in dataclasses.asdict(event).items() if value not in ("", 0)}
+        line: dict[str, Any] = {"time": now}
+        line |= {name: value for name, value in dataclasses.asdict(event).items() if value not in ("", 0)}
         with lock:
             try:
-                file.write(redact(json.dumps(told)) + "\n")
+                file.write(redact(json.dumps(line)) + "\n")
             except OSError as error:
                 raise UserError(f"--events {path} cannot be written: {error.strerror}; name another file") from error
 
     try:
         yield write
     finally:
-        with suppress(OSError):  # what could not be written was told
+        with suppress(OSError):  # write() has reported what could not be written
             file.close()

@@ -1,14 +1,15 @@
-"""Extraction: every image of a list through the image tower once, into the store, shard by shard.
+"""Extract embeddings: every image of a set goes through the image tower once, and the result is stored in shards.
 
-A shard is a few thousand consecutive images, a multiple of the batch size; its key is made of its own images, the
-encoder, precision and batch size. A killed run leaves whole shards; the next run makes the missing ones, with the
-same batch boundaries and therefore the same digits. A list that is part of others, or several as one, is not encoded:
-its shards are taken from theirs, which are made first.
+A shard is a few thousand consecutive images, a multiple of the batch size. Its key is made of its own images, the
+encoder, the precision and the batch size. A run that is killed leaves complete shards; the next run computes the
+missing ones, with the same batch boundaries and therefore the same digits. A set that is a subset of others, or a
+union, is not encoded: the rows of its shards are copied from the shards of those sets, which are computed first.
 """
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -33,10 +34,12 @@ Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """Of n images that could be read: arrays, places in the list [n]; of the others name and reason.
+class EncodedImages:
+    """The embeddings of n images that could be read, and the images that could not.
 
-    arrays    embeddings [n, d], unnormalised; activations [n, w] unless they are the embeddings
+    arrays     embeddings [n, d], not normalised; activations [n, w] unless they are the embeddings
+    positions  [n] positions in the image set
+    skipped    (name, reason) of the images that could not be read
     """
 
     arrays: dict[str, Floats]
@@ -44,49 +47,45 @@ class Encoded:
     skipped: list[tuple[str, str]]
 
 
-def encoded(batches: Iterable[Decoded], encoder: OpenClip, done: Callable[[int], None]) -> Encoded:
-    """Encode all batches in their order; `done` is told of every few images more."""
+def encode_batches(batches: Iterable[Decoded], encoder: OpenClip, done: Callable[[int], None]) -> EncodedImages:
+    """Encode all batches in their order; `done` is called with the number of images of each batch."""
     import torch
 
     rows: list[tuple[Floats, Floats]] = []
-    ahead: list[tuple[Tensor, Tensor]] = []  # what a GPU may still be at
+    pending: list[tuple[Tensor, Tensor]] = []  # a GPU may still compute them
     positions: list[int] = []
     skipped: list[tuple[str, str]] = []
     with torch.no_grad(), encoder.casting_once():
         for batch in batches:
             if batch.images is not None:
-                activations = encoder.activations(_sent(batch.images, encoder.device))
-                ahead.append((encoder.project(activations), activations))
-                rows += [_fetched(ahead.pop(0))] if len(ahead) > 1 else []
+                activations = encoder.activations(_to_device(batch.images, encoder.device))
+                pending.append((encoder.project(activations), activations))
+                rows += [_to_numpy(pending.pop(0))] if len(pending) > 1 else []
             positions += batch.positions
             skipped += batch.skipped
             done(len(batch.positions) + len(batch.skipped))
-        rows += [_fetched(one) for one in ahead]
+        rows += [_to_numpy(one) for one in pending]
     card = encoder.card
-    arrays = {"embeddings": _joined([row[0] for row in rows], card.embed_dim)}
+    arrays = {"embeddings": _concatenated([row[0] for row in rows], card.embed_dim)}
     if card.activation != "embedding":  # else they are the embeddings, and are not stored twice
-        arrays["activations"] = _joined([row[1] for row in rows], card.width)
-    return Encoded(arrays, positions, skipped)
+        arrays["activations"] = _concatenated([row[1] for row in rows], card.width)
+    return EncodedImages(arrays, positions, skipped)
 
 
-def _sent(images: Tensor, device: torch.device) -> Tensor:
-    """Bytes as numbers from 0 to 1 on the device; out of pinned memory, which a GPU copies while it computes."""
-    held = images.pin_memory() if device.type == "cuda" else images
-    return held.to(device, non_blocking=True).float() / 255
+def _to_device(images: Tensor, device: torch.device) -> Tensor:
+    """Return bytes as numbers in [0, 1] on the device; a GPU copies pinned memory while it computes."""
+    images = images.pin_memory() if device.type == "cuda" else images
+    return images.to(device, non_blocking=True).float() / 255
 
 
-def _fetched(batch: tuple[Tensor, Tensor]) -> tuple[Floats, Floats]:
+def _to_numpy(batch: tuple[Tensor, Tensor]) -> tuple[Floats, Floats]:
     embeddings, activations = batch
     return embeddings.cpu().numpy(), activations.cpu().numpy()
 
 
-def _joined(parts: list[Floats], width: int) -> Floats:
-    import numpy as np
-
+def _concatenated(parts: list[Floats], width: int) -> Floats:
     return np.concatenate(parts) if parts else np.zeros((0, width), np.float32)
 
-
-__all__ = ["Decoded", "Embedded", "EmbeddingConfig", "ExtractionJob", "decoded_batches", "extract", "shard"]
 
 ENGINE = 2  # raise when extraction gives other numbers than before
 SHARD = 2048  # images, rounded up to whole batches
@@ -94,16 +93,16 @@ SHARD = 2048  # images, rounded up to whole batches
 
 @dataclass(frozen=True)
 class EmbeddingConfig:
-    """What embeddings depend on besides the images."""
+    """What embeddings depend on besides the images; `encoder` is the identity of the card."""
 
-    encoder: str  # identity of the card
+    encoder: str
     precision: str
     batch_size: int
 
 
 @dataclass(frozen=True)
 class ExtractionJob:
-    """One list to be embedded: which images, how, and where the embeddings go."""
+    """An image set whose embeddings are to be computed: which images, how, and the store of the embeddings."""
 
     listing: ImageSet
     recipe: EmbeddingConfig
@@ -111,35 +110,35 @@ class ExtractionJob:
     store: Store
 
     def inputs(self, start: int, stop: int) -> dict[str, Any]:
-        """The store key's inputs for the embeddings of a part of the list."""
+        """Return everything that the embeddings of a part of the set depend on: the key of the stored shard."""
         inputs = {"engine": ENGINE, **asdict(self.recipe), "items": self.listing.part_stamp(start, stop)}
-        if self.listing.origins:  # digits follow the batches of the lists that they are taken from
+        if self.listing.origins:  # the digits depend on the batches of the sets that the rows are copied from
             inputs["of"] = [one.source.stamp for one in self.listing.origins]
         return inputs
 
     def shards(self) -> list[tuple[int, int]]:
-        """(start, stop) of every shard."""
+        """Return (start, stop) of every shard."""
         batch = self.recipe.batch_size
         step = -(-SHARD // batch) * batch
         return [(start, min(start + step, len(self.listing))) for start in range(0, len(self.listing), step)]
 
     def missing(self) -> int:
-        """How many images would have to be encoded. Looks, does not verify."""
+        """Return how many images have to be encoded. Stored shards are not verified."""
         own = sum(b - a for a, b in self.shards() if not self.store.has("embeddings", self.inputs(a, b)))
         return sum(one.missing() for one in self.origins()) if own and self.listing.origins else own
 
     def origins(self) -> list[ExtractionJob]:
-        """The lists that a derived one takes its embeddings from."""
+        """Return the jobs of the sets that a derived set copies its embeddings from."""
         return [replace(self, listing=one.source) for one in self.listing.origins]
 
     def images(self) -> int:
-        """How many images extraction goes through: those of the origins of a derived list."""
+        """Return how many images are encoded if none is stored: the images of the origins if the set is derived."""
         return sum(one.images() for one in self.origins()) or len(self.listing)
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """A list's embeddings, still on disk: `shards` in list order."""
+class EmbeddedSet:
+    """The embeddings of an image set on disk: its shards in order, and the position of the first image of each."""
 
     listing: ImageSet
     shards: tuple[Entry, ...]
@@ -147,61 +146,63 @@ class Embedded:
 
     @property
     def positions(self) -> npt.NDArray[np.int64]:
-        """Position in the list of every row: all of them unless images were skipped."""
+        """Return [n] the position in the set of every row: all positions unless images were skipped."""
         return np.concatenate([s.array("positions") + start for s, start in zip(self.shards, self.starts, strict=True)])
 
     @property
     def skipped(self) -> tuple[str, ...]:
-        """`name: reason` of every image that could not be read."""
+        """Return `name: reason` of every image that could not be read."""
         return tuple(f"{name}: {reason}" for shard in self.shards for name, reason in shard.facts["skipped"])
 
     @property
     def seconds(self) -> float:
+        """Return the time that the encoding took when it was done."""
         return float(sum(shard.facts["seconds"] for shard in self.shards))
 
     @property
     def stamps(self) -> list[dict[str, Any]]:
-        """What made the embeddings: one stamp unless shards were made by different versions or devices."""
+        """Return the versions and devices that computed the embeddings: one entry unless the shards differ in them."""
         return distinct(shard.facts["stamp"] for shard in self.shards)
 
 
 def extract(
     work: ExtractionJob, encoder: Callable[[], OpenClip], done: Callable[[int], None] = lambda n: None
-) -> Embedded:
-    """Embeddings of a whole list, from the store where they are there. `done` is told how many images are ready.
+) -> EmbeddedSet:
+    """Return the embeddings of an image set; compute and store the shards that are missing.
 
-    Raises UserError naming the image when one cannot be read and `reading.on_error` is "stop".
+    `done` is called with the number of images of each shard or batch. Raises UserError with the name of an image that
+    cannot be read if `on_error` is "stop".
     """
     listing = work.listing
     entries = []
-    origins: list[Embedded] | None = None
+    origins: list[EmbeddedSet] | None = None
     for start, stop in work.shards():
         entry = work.store.find("embeddings", work.inputs(start, stop))
         if entry is None and listing.origins:
-            origins = origins or [extract(one, encoder, done) for one in work.origins()]
-            entry = _take(work, (start, stop), origins)
+            origins = origins or [extract(origin, encoder, done) for origin in work.origins()]
+            entry = _copy_rows(work, (start, stop), origins)
         elif entry is None:
             entry = _encode(work, (start, stop), encoder(), done)
         elif listing.origins:
-            pass  # `done` counts the images of the origins
+            pass  # `done` has counted the images of the origins
         else:
             done(stop - start)
         if entry.facts["skipped"] and work.reading.on_error == "stop":
-            raise decode.unreadable(listing, *entry.facts["skipped"][0])
+            raise decode.unreadable_error(listing, *entry.facts["skipped"][0])
         entries.append(entry)
-    embedded = Embedded(listing, tuple(entries), tuple(start for start, _ in work.shards()))
+    embedded = EmbeddedSet(listing, tuple(entries), tuple(start for start, _ in work.shards()))
     if len(embedded.skipped) == len(listing):
         raise UserError(f"dataset '{listing.dataset.name}': not one of its {len(listing)} images can be read")
     return embedded
 
 
-def shard(work: ExtractionJob, bounds: tuple[int, int], encoder: Callable[[], OpenClip]) -> Entry:
-    """One shard of a list that is not derived, from the store where it is there. UserError as `extract` raises it."""
+def extract_shard(work: ExtractionJob, bounds: tuple[int, int], encoder: Callable[[], OpenClip]) -> Entry:
+    """Return one shard of a set that is not derived; compute and store it if it is missing."""
     return work.store.find("embeddings", work.inputs(*bounds)) or _encode(work, bounds, encoder(), lambda n: None)
 
 
-def _take(work: ExtractionJob, bounds: tuple[int, int], origins: list[Embedded]) -> Entry:
-    """A shard of a derived list: rows of its origins' shards."""
+def _copy_rows(work: ExtractionJob, bounds: tuple[int, int], origins: list[EmbeddedSet]) -> Entry:
+    """Store a shard of a derived set, whose rows are copied from the shards of its origins, and return it."""
     start, stop = bounds
     names: list[str] = [""] * (stop - start)
     rows: dict[int, tuple[Entry, int]] = {}  # position in the list -> row of a stored shard
@@ -239,20 +240,17 @@ def _take(work: ExtractionJob, bounds: tuple[int, int], origins: list[Embedded])
 def decoded_batches(
     work: ExtractionJob, bounds: tuple[int, int], transform: Callable[[Any], Tensor]
 ) -> Generator[Decoded, None, None]:
-    """The images of a part of the list, decoded in the batches that the model sees."""
+    """Yield the images of a part of the set, decoded in the batches that the model sees."""
     return decode.batches(work.listing, work.reading, work.recipe.batch_size, bounds, transform)
 
 
 def _encode(work: ExtractionJob, bounds: tuple[int, int], encoder: OpenClip, done: Callable[[int], None]) -> Entry:
-    import time
-
+    """Encode one shard, store it and return it. Raise UserError if an embedding is not finite."""
     from oodbench.encoder.openclip import transform
-
-    pass
 
     began = time.perf_counter()
     with contextlib.closing(decoded_batches(work, bounds, transform(encoder.card))) as parts:
-        found = encoded(parts, encoder, done)
+        found = encode_batches(parts, encoder, done)
     arrays: dict[str, npt.NDArray[Any]] = {"positions": np.array(found.positions, np.int64) - bounds[0]}
     bad = np.flatnonzero(~np.isfinite(found.arrays["embeddings"]).all(1))
     if len(bad):

@@ -1,4 +1,4 @@
-"""Jobs: the methods of a request with their hyper-parameters in full, checked without importing a method."""
+"""The methods of a request with all their hyper-parameters, checked without importing a method."""
 
 from __future__ import annotations
 
@@ -27,15 +27,18 @@ if TYPE_CHECKING:
 Overrides = dict[str, Any]
 
 
-def variants(
+def sweep_variants(
     sweeps: Sequence[str], known: Collection[str], chosen: Collection[str], problems: list[str]
 ) -> Mapping[str, list[Overrides]]:
-    """--sweep METHOD.PARAMETER=A,B,...: by method, every combination of its values. What is wrong joins `problems`."""
+    """Return, by method, every combination of the values of its `--sweep METHOD.PARAMETER=A,B,...`.
+
+    `known` are all methods, `chosen` those of the request. What is wrong is appended to `problems`.
+    """
     swept: dict[str, dict[str, list[Any]]] = {}
     for text in sweeps:
         target, equals, rest = text.partition("=")
         method, dot, parameter = (piece.strip() for piece in target.partition("."))
-        values = [parse_value(one) for one in split(rest, ",")]
+        values = [parse_value(value) for value in split(rest, ",")]
         if not (equals and dot and method and parameter and values):
             problems.append(f"cannot read --sweep {text}; write --sweep method.parameter=value,value,...")
         elif method not in known:
@@ -47,13 +50,13 @@ def variants(
         else:
             swept.setdefault(method, {})[parameter] = values
     return {
-        method: [dict(zip(values, chosen_ones, strict=True)) for chosen_ones in itertools.product(*values.values())]
+        method: [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]
         for method, values in swept.items()
     }
 
 
-def requests(request: RunRequest, encoders: str, seeds: Sequence[int]) -> list[RunRequest]:
-    """One request per encoder and seed. Encoders are comma-separated; double quotes keep a comma of a path."""
+def expand_requests(request: RunRequest, encoders: str, seeds: Sequence[int]) -> list[RunRequest]:
+    """Return one request per encoder and seed. Encoders are comma-separated; quote a path that holds a comma."""
     names = list(dict.fromkeys(parse_names(encoders))) or [""]
     numbers = list(dict.fromkeys(seeds)) or [request.seed]
     return [dataclasses.replace(request, encoder=name, seed=seed) for name in names for seed in numbers]
@@ -61,44 +64,49 @@ def requests(request: RunRequest, encoders: str, seeds: Sequence[int]) -> list[R
 
 @dataclass(frozen=True)
 class Job:
-    """One method with its hyper-parameters in full: one row of the table."""
+    """One method with all its hyper-parameters: one row of the table.
+
+    templates  the prompts, None for a method without prompts
+    given      the hyper-parameters that the user set
+    """
 
     info: MethodInfo
     parameters: dict[str, Any]
     templates: TextList | None
     weights: WeightsFile | None = None
-    given: tuple[str, ...] = ()  # the hyper-parameters that the user set
+    given: tuple[str, ...] = ()
 
     @cached_property
     def files(self) -> dict[str, str]:
-        """Digests of the files that hyper-parameters name, and of folders written with a `/`: scores depend on them.
+        """Return the digests of the files, folders and prompt sets that hyper-parameters name: scores depend on them.
 
-        Also of the prompt sets named by hyper-parameters ending in `_templates`.
+        A folder counts if it is written with a `/`, a prompt set if its hyper-parameter ends in `_templates`.
         """
-        return files_of(self.parameters)
+        return file_digests(self.parameters)
 
     @property
     def calibrates(self) -> bool:
-        """Whether fit() will read ID training images: not when what they would give was set by hand."""
+        """Return whether fit() reads ID training images: not if the user set the value that is computed from them."""
         by_hand = self.info.calibrated and self.parameters[self.info.calibrated] is not None
         return "CALIBRATION" in self.info.needs and not by_hand
 
     @property
     def by_hand(self) -> str:
-        """How a user can do without calibration images; "" when that cannot be done."""
+        """Return the option that replaces calibration images, "" if there is none."""
         return f"--set {self.info.name}.{self.info.calibrated}=..." if self.info.calibrated else ""
 
     def build(self) -> Method[Any]:
-        """The method itself, imported and constructed. UserError for a value that it refuses."""
+        """Import the method and return it with its hyper-parameters. Raise UserError for a value that it refuses."""
         return registry.make(self.info, self.parameters, self.label)
 
     @property
     def label(self) -> str:
+        """Return the name of the variant, such as `energy[scale=1]`."""
         return label(self.info.name, self.parameters, self.info.defaults())
 
 
-def files_of(parameters: Mapping[str, Any]) -> dict[str, str]:
-    """Digests of the files, folders and prompt sets that values name, see Job.files."""
+def file_digests(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digests of the files, folders and prompt sets that values name, see Job.files."""
     texts = {name: value for name, value in parameters.items() if isinstance(value, str)}
     sets = {name: prompts.templates(value).digest for name, value in texts.items() if name.endswith("_templates")}
     named = {name: value for name, value in texts.items() if name != "templates" and name not in sets}
@@ -112,21 +120,24 @@ def files_of(parameters: Mapping[str, Any]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Jobs:
-    """The jobs of a request; with `--methods all`, also (name, reason) of the methods that cannot run."""
+    """The jobs of a request, and (name, reason) of the methods that `--methods all` cannot run."""
 
     jobs: tuple[Job, ...]
     skipped_methods: tuple[tuple[str, str], ...] = ()
 
 
-def make_jobs(request: RunRequest) -> Jobs:
-    """Every method of the request, once per variant. Raises UserError with all that is wrong."""
-    known = registry.methods(request.plugins)
+def make_jobs(request: RunRequest, known: Mapping[str, MethodInfo] | None = None) -> Jobs:
+    """Return a job for every method of the request and every variant of it. Raise UserError with all problems.
+
+    `known` are the methods by name, which are looked up if they are not given.
+    """
+    known = registry.methods(request.plugins) if known is None else known
     everything = request.methods.strip() == "all"
     choices = [Choice(name, {}) for name in known] if everything else parse_choices(request.methods)
     problems: list[str] = []
     skipped_methods: list[tuple[str, str]] = []
     settings = _settings(request, known, choices, problems)
-    swept = variants(request.sweeps, known, {choice.name for choice in choices}, problems)
+    swept = sweep_variants(request.sweeps, known, {choice.name for choice in choices}, problems)
     jobs: dict[str, Job] = {}
     for choice in choices:
         info = known.get(choice.name)
@@ -155,7 +166,7 @@ def make_jobs(request: RunRequest) -> Jobs:
 def _settings(
     request: RunRequest, known: Mapping[str, MethodInfo], choices: Sequence[Choice], problems: list[str]
 ) -> dict[str, dict[str, Any]]:
-    """--set, by method."""
+    """Return the values of `--set METHOD.PARAMETER=VALUE` by method. What is wrong is appended to `problems`."""
     settings: dict[str, dict[str, Any]] = {}
     for text in request.settings:
         try:
@@ -172,10 +183,11 @@ def _settings(
 
 
 def _job(info: MethodInfo, overrides: Mapping[str, Any], templates: str) -> Job:
+    """Return the job of a method. Raise UserError for bad values and for prompt sets that do not exist."""
     parameters = registry.parameters(info, overrides)
     if templates and "templates" in parameters and "templates" not in overrides:
         parameters["templates"] = templates
     named = parameters.get("templates")
     job = Job(info, parameters, prompts.templates(named) if isinstance(named, str) else None, given=tuple(overrides))
-    _ = job.files  # a prompt set that does not exist is told now
+    _ = job.files  # raises UserError for a prompt set that does not exist
     return job

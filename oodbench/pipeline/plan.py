@@ -1,22 +1,28 @@
-"""From what a user asked to what will be done. Every problem of a request is found here, before a model is loaded."""
+"""Make a plan from a request. Every problem of a request is found here, before a model is loaded."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from oodbench.data import catalog as catalogue
 from oodbench.data.catalog import Benchmark, Dataset
 from oodbench.data.decode import DecodeConfig
 from oodbench.data.imageset import ImageSet
-from oodbench.data.load import LoadOptions, class_names, load_calibration, load_images, notes
+from oodbench.data.load import LoadOptions, class_names_of, load_calibration, load_images, notes
 from oodbench.data.overlap import check_folders
+from oodbench.data.paths import data_root
 from oodbench.data.prompts import TextList
 from oodbench.encoder.card import EMBEDDED, EncoderCard, parse_encoder
-from oodbench.encoder.resolve import Resolved, resolve
+from oodbench.encoder.resolve import ResolvedEncoder, resolve
 from oodbench.errors import Missing, ProblemList, UserError, raise_all
+from oodbench.method import registry
+from oodbench.method.introspection import MethodInfo
 from oodbench.pipeline import assign_weights as assignment
 from oodbench.pipeline.extract import EmbeddingConfig, ExtractionJob
 from oodbench.pipeline.jobs import Job, Jobs, make_jobs
@@ -27,10 +33,12 @@ from oodbench.storage.store import Store
 
 log = logging.getLogger(__name__)
 
+FindMethods = Callable[[tuple[Path, ...]], Mapping[str, MethodInfo]]
+
 
 @dataclass(frozen=True)
 class OodSet:
-    """An OOD set of the benchmark and its group ("near", "far" or "")."""
+    """An OOD set of the benchmark, and its group: "near", "far" or ""."""
 
     listing: ImageSet
     group: str
@@ -38,72 +46,88 @@ class OodSet:
 
 @dataclass(frozen=True)
 class Plan:
-    """A request that can be carried out."""
+    """A request that was checked, with everything that its run needs.
+
+    jobs                  the methods that will run
+    skipped_methods       (name, reason) of methods that `--methods all` cannot run
+    skipped               a note for every OOD set that --skip-missing skips
+    incompatible_methods  (name, reason) of methods of `--methods all` that need another kind of encoder
+    """
 
     request: RunRequest
     benchmark: Benchmark
-    encoder: Resolved
+    encoder: ResolvedEncoder
     classes: TextList
     id: ImageSet
     ood: tuple[OodSet, ...]
     calibration: ImageSet | None
     jobs: tuple[Job, ...]
-    skipped_methods: tuple[tuple[str, str], ...]  # with --methods all: name, reason
+    skipped_methods: tuple[tuple[str, str], ...]
     store: Store
-    skipped: tuple[str, ...] = ()  # with --skip-missing: a note for every OOD set that is not there
-    incompatible_methods: tuple[
-        tuple[str, str], ...
-    ] = ()  # with --methods all: methods for another kind of encoder, with reason
+    skipped: tuple[str, ...] = ()
+    incompatible_methods: tuple[tuple[str, str], ...] = ()
 
     @property
     def card(self) -> EncoderCard:
+        """Return the card of the encoder."""
         return self.encoder.card
 
     @property
     def notes(self) -> list[str]:
-        """What may mislead about the image sets, and the sets that --skip-missing left out."""
-        others = [*(one.listing for one in self.ood), *([self.calibration] if self.calibration else [])]
-        about = [note for one in others for note in notes(one)]
-        return [*notes(self.id, self.classes), *about, *self.skipped]
+        """Return what may be wrong with the image sets, and the sets that --skip-missing skips."""
+        others = [*(ood.listing for ood in self.ood), *([self.calibration] if self.calibration else [])]
+        found = [note for images in others for note in notes(images)]
+        return [*notes(self.id, self.classes), *found, *self.skipped]
 
     @property
     def recipe(self) -> EmbeddingConfig:
+        """Return what the embeddings depend on besides the images."""
         return EmbeddingConfig(self.card.identity, self.request.precision, self.request.batch_size)
 
     def work(self, listing: ImageSet) -> ExtractionJob:
-        """How one of the lists is embedded."""
+        """Return how the embeddings of an image set are computed."""
         reading = DecodeConfig(self.request.workers or min(os.cpu_count() or 1, 16), self.request.on_error)
         return ExtractionJob(listing, self.recipe, reading, self.store)
 
     @property
     def listings(self) -> list[ImageSet]:
-        """The ID set first, then the OOD sets."""
+        """Return the image sets, the ID set first."""
         return [self.id, *(s.listing for s in self.ood)]
 
 
-def make_plan(request: RunRequest) -> Plan:
-    """Check a request and plan it. Raises UserError with every problem that was found."""
+def make_plans(requests: Sequence[RunRequest]) -> list[Plan]:
+    """Plan several requests; the files of the methods are read once. Raise UserError with the problems of the first."""
+    methods = functools.cache(registry.methods)
+    return [make_plan(request, methods) for request in requests]
+
+
+def make_plan(request: RunRequest, methods: FindMethods = registry.methods) -> Plan:
+    """Check a request and return the plan of its run. Raise UserError with every problem that was found.
+
+    `methods` returns all methods by name; it is called once.
+    """
     request = dataclasses.replace(request, out=expand(request.out))
     store = open_store(request.store, request.shared)
     collected = ProblemList()
     attempt = collected.attempt
     attempt(check_options, request)
-    jobs = attempt(make_jobs, request)
+    known = attempt(methods, request.plugins)
+    jobs = attempt(make_jobs, request, known) if known is not None else None
     protocol = attempt(catalogue.protocol, request.id, request.ood, request.classes)
     files = None
     spec = attempt(parse_encoder, request.encoder or (protocol.benchmark.encoder if protocol else "") or EMBEDDED)
-    if jobs and spec:
-        files = attempt(assignment.given, request)
-        jobs = attempt(assignment.check, jobs, request, files, spec) if files is not None else None
+    if known is not None and jobs and spec:
+        files = attempt(assignment.weights_files, request, known)
+        jobs = attempt(assignment.select_jobs, jobs, request, files, spec) if files is not None else None
     id_set = classes = calibration = None
     ood: list[OodSet] = []
-    absent: dict[str, str] = {}  # OOD sets that --skip-missing leaves out, with the reason
+    missing: dict[str, str] = {}  # OOD sets that --skip-missing skips -> reason
     if protocol:
         attempt(check_benchmark, protocol.benchmark, request)
-        # With problems to report, contents are not hashed and glyphs, which are drawn to be listed, are not loaded.
+        # If there is a problem to report, contents are not hashed and glyphs, which are drawn to be listed, not loaded.
         faulty = bool(collected.problems)
         options = LoadOptions(
-            catalogue.data_root(request.data),
+            data_root(request.data),
             store,
             strict=request.strict and not faulty,
             limit=request.limit,
@@ -116,17 +140,17 @@ def make_plan(request: RunRequest) -> Plan:
             return load_images(dataset, options, labelled=labelled)
 
         id_set = attempt(load, protocol.id, True)
-        classes = attempt(class_names, id_set) if id_set else None
+        classes = attempt(class_names_of, id_set) if id_set else None
         for dataset, group in protocol.ood:
             try:
                 images = load(dataset, False)
                 ood += [OodSet(images, group)] if images else []
             except UserError as error:
                 if request.skip_missing and isinstance(error, Missing):
-                    absent[dataset.name] = f"skipped: {error}"
+                    missing[dataset.name] = f"skipped: {error}"
                 else:
                     collected.problems += error.problems
-        protocol = attempt(protocol.without, absent) if absent else protocol
+        protocol = attempt(protocol.without, missing) if missing else protocol
         if id_set:
             attempt(check_folders, id_set, [one.listing for one in ood])
         if id_set and jobs and protocol:
@@ -134,11 +158,11 @@ def make_plan(request: RunRequest) -> Plan:
                 None,
                 jobs,
             )
-    raise_all(collected.problems)  # before the encoder: reading a checkpoint takes seconds
+    raise_all(collected.problems)  # before the encoder is resolved, because reading a checkpoint takes seconds
     assert jobs and files is not None and protocol and spec and id_set and classes
     resolved = resolve(spec, request.resize, store, strict=request.strict)
-    jobs, incompatible_methods = _served(jobs, resolved.card, request)
-    jobs = assignment.attach(jobs, files, resolved, spec, store, strict=request.strict)
+    jobs, incompatible_methods = _compatible_jobs(jobs, resolved.card, request)
+    jobs = assignment.attach_weights(jobs, files, resolved, spec, store, strict=request.strict)
     return Plan(
         request=request,
         benchmark=protocol.benchmark,
@@ -150,51 +174,52 @@ def make_plan(request: RunRequest) -> Plan:
         jobs=jobs.jobs,
         skipped_methods=jobs.skipped_methods,
         store=store,
-        skipped=tuple(absent.values()),
+        skipped=tuple(missing.values()),
         incompatible_methods=incompatible_methods,
     )
 
 
-def _served(jobs: Jobs, card: EncoderCard, request: RunRequest) -> tuple[Jobs, tuple[tuple[str, str], ...]]:
-    """The jobs that the encoder can serve, and (name, reason) of the others, which are an error if named.
+def _compatible_jobs(jobs: Jobs, card: EncoderCard, request: RunRequest) -> tuple[Jobs, tuple[tuple[str, str], ...]]:
+    """Return the jobs that the encoder can serve, and (name, reason) of the others. Raise UserError if they were named.
 
-    `all` does not mean those: nothing that a user could do is missing, so only --dry-run and -v tell them.
+    `--methods all` does not mean methods for another kind of encoder, so only --dry-run and -v list them.
     """
-    mute = [job for job in jobs.jobs if card.caption_error and "CAPTIONS" in job.info.needs]
+    incompatible = [job for job in jobs.jobs if card.caption_error and "CAPTIONS" in job.info.needs]
     if request.methods.strip() != "all":
-        raise_all([f"{job.label}: {card.caption_error}" for job in mute])
-    incompatible_methods = tuple((job.label, card.caption_error) for job in mute)
+        raise_all([f"{job.label}: {card.caption_error}" for job in incompatible])
+    incompatible_methods = tuple((job.label, card.caption_error) for job in incompatible)
     for label, reason in incompatible_methods:
         log.info("left out: %s: %s", label, reason)
-    rest = tuple(job for job in jobs.jobs if job not in mute)
-    return Jobs(rest, jobs.skipped_methods), incompatible_methods
+    compatible = tuple(job for job in jobs.jobs if job not in incompatible)
+    return Jobs(compatible, jobs.skipped_methods), incompatible_methods
 
 
-def _instead(job: Job) -> str:
+def _alternative(job: Job) -> str:
+    """Return how the user can run a method without calibration images, or ""."""
     return f"\n  or do without: {job.by_hand}" if job.by_hand else ""
 
 
 def _calibration(
     benchmark: Benchmark, id_set: ImageSet, request: RunRequest, options: LoadOptions, jobs: Jobs
 ) -> tuple[ImageSet | None, Jobs]:
-    """The calibration images, listed only when a method asks for them; and the jobs that can run."""
-    asking = [job for job in jobs.jobs if job.calibrates]
-    if not asking:
+    """Return the calibration images, None if no method reads them, and the jobs that can run."""
+    calibrating = [job for job in jobs.jobs if job.calibrates]
+    if not calibrating:
         return None, jobs
     name = benchmark.calibration or id_set.dataset.train
     try:
         if not name:
-            able = ", ".join(d.name for d in catalogue.datasets().values() if d.train)
-            raise UserError(f"'{id_set.dataset.name}' has no training split in the catalogue; sets that do: {able}")
+            known = ", ".join(d.name for d in catalogue.datasets().values() if d.train)
+            raise UserError(f"'{id_set.dataset.name}' has no training split in the catalogue; sets that do: {known}")
         return load_calibration(catalogue.dataset(name), options, request.seed), jobs
     except UserError as error:
         reason = f"calibrates on ID training images: {error}"
     if request.methods.strip() != "all":
-        raise UserError(*(f"{job.label} {reason}{_instead(job)}" for job in asking))
-    rest = tuple(job for job in jobs.jobs if job not in asking)
-    if not rest:
-        raise UserError(f"no method can run: {'; '.join(job.label for job in asking)} {reason}")
-    return None, Jobs(rest, (*jobs.skipped_methods, *((job.label, reason) for job in asking)))
+        raise UserError(*(f"{job.label} {reason}{_alternative(job)}" for job in calibrating))
+    others = tuple(job for job in jobs.jobs if job not in calibrating)
+    if not others:
+        raise UserError(f"no method can run: {'; '.join(job.label for job in calibrating)} {reason}")
+    return None, Jobs(others, (*jobs.skipped_methods, *((job.label, reason) for job in calibrating)))
 
 
 def check_benchmark(benchmark: Benchmark, request: RunRequest) -> None:
@@ -208,3 +233,18 @@ def check_benchmark(benchmark: Benchmark, request: RunRequest) -> None:
     if not (request.encoder or benchmark.encoder):
         problems.append(f"benchmark '{benchmark.name}' needs an encoder; name one, e.g. --encoder ViT-B-16/openai")
     raise_all(problems)
+
+
+def without(benchmark: Benchmark, missing: Collection[str]) -> Benchmark:
+    """Return the benchmark without some OOD sets. Its name and title say so, because its averages differ."""
+    near, far, ood = (tuple(n for n in s if n not in missing) for s in (benchmark.near, benchmark.far, benchmark.ood))
+    if not (near or far or ood):
+        raise UserError(f"none of the OOD sets of '{benchmark.name}' is there: {', '.join(missing)}")
+    return dataclasses.replace(
+        benchmark,
+        name=f"{benchmark.name}-without-{'+'.join(missing)}",
+        title=f"{benchmark.title}, without {', '.join(catalogue.dataset(name).title for name in missing)}",
+        near=near,
+        far=far,
+        ood=ood,
+    )

@@ -1,4 +1,4 @@
-"""RunRequest: what a user asked for, and the checks that need nothing but the request itself."""
+"""The request of a run, and the checks of its values that need nothing else."""
 
 from __future__ import annotations
 
@@ -16,44 +16,75 @@ from oodbench.storage.files import expand, real_path
 from oodbench.storage.store import default_root
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-MOST = 2**63 - 1  # what PyTorch and NumPy take for an integer
-WORKERS = 4096  # threads or processes
+MAX_INTEGER = 2**63 - 1  # of PyTorch and NumPy
+MAX_WORKERS = 4096  # threads or processes
 
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What the user asked; every field is a flag of `oodbench run` (see its help)."""
+    """What the user asked for. Every field is an option of `oodbench run`, and of oodbench.run() in Python."""
 
+    # The methods, comma-separated with hyper-parameters in brackets, such as mcm,energy[scale=1], or "all".
     methods: str = "all"
+    # The ID set or benchmark: a name of the catalogue, or folder:PATH and the like.
     id: str = "glyphs"
+    # The OOD sets; those of the ID set's protocol if it is empty.
     ood: tuple[str, ...] = ()
+    # The class names of the ID set: the name of a list or a file with one name a line; "" takes the set's own.
     classes: str = ""
+    # The encoder, such as ViT-B-16/openai; "" takes the benchmark's, or the embedded one.
     encoder: str = ""
+    # The folder of the datasets; None takes $OODBENCH_DATA, else ./data.
     data: Path | None = None
+    # Hyper-parameters, each as "method.parameter=value".
     settings: tuple[str, ...] = ()
+    # The prompts of every method: the name of a set, a file, or one template; "" leaves each method its own.
     templates: str = ""
+    # The resize filter, bicubic or bilinear; None takes the one that the weights name.
     resize: str | None = None
+    # The seed of everything that is drawn.
     seed: int = 0
+    # The device, such as cpu, cuda or cuda:1; "auto" is the GPU if there is one.
     device: str = "auto"
+    # What the encoder computes in: fp32, bf16 or fp16.
     precision: str = "fp32"
+    # Images per batch of the encoder.
     batch_size: int = 128
+    # Threads that decode images; 0 is one per core, at most 16.
     workers: int = 0
+    # The number of images of each set in a trial run; None takes all.
     limit: int | None = None
+    # Whether a set may hold fewer images than the catalogue counts.
     allow_partial: bool = False
+    # Whether OOD sets that are missing are skipped.
     skip_missing: bool = False
+    # Whether images and weights are identified by content instead of name, size and times.
     strict: bool = False
+    # What an image that cannot be read does: "stop" the run, or be skipped ("skip").
     on_error: str = "stop"
+    # The rule of FPR95: first, nearest or interpolate.
     at95: str = "first"
+    # The rule of AUPR: average_precision or trapezoid.
     aupr: str = "average_precision"
+    # Resamples of the confidence intervals; with 0 only AUROC has one.
     bootstrap: int = 1000
+    # Files of trained weights, each as "method=file".
     weights: tuple[str, ...] = ()
+    # Python files with methods of the user's own.
     plugins: tuple[Path, ...] = ()
+    # The folder of the results.
     out: Path = Path("results")
+    # The folder of stored embeddings and scores; None takes $OODBENCH_STORE, else the user's cache.
     store: Path | None = None
-    shared: str = ""  # URL of a store that all machines reach
-    ray: str = ""  # "" chooses by itself, "no" stays in this process, local, auto or an address
+    # The URL of a store that all machines reach; "" takes $OODBENCH_SHARED, if it is set.
+    shared: str = ""
+    # The Ray cluster: local, auto, an address, or "no"; "" takes Ray with several GPUs or if RAY_ADDRESS is set.
+    ray: str = ""
+    # Workers on Ray; 0 is one per GPU, or two without a GPU.
     actors: int = 0
+    # GPUs of each worker.
     gpus_per_actor: float = 1.0
+    # Hyper-parameters with several values, each as "method.parameter=value,value".
     sweeps: tuple[str, ...] = ()
 
 
@@ -79,23 +110,24 @@ def request_from(**options: Any) -> RunRequest:
 
 
 def _option(name: str, kind: str, value: Any) -> Any:
+    """Return a value in the type of its field. Raise ValueError or TypeError if it cannot be converted."""
     if name == "ood" and isinstance(value, str):
         value = parse_names(value)
     if name == "methods" and isinstance(value, list | tuple):
         value = ",".join(value)
     if name == "settings" and isinstance(value, dict):
-        value = [f"{key}={written(one)}" for key, one in value.items()]
+        value = [f"{key}={written(setting)}" for key, setting in value.items()]
     if kind.startswith("tuple"):
-        one_kind = kind.removeprefix("tuple[").partition(",")[0]
-        several = [value] if isinstance(value, str | Path) else value or ()
-        return tuple(_option("", one_kind, one) for one in several)
+        element_kind = kind.removeprefix("tuple[").partition(",")[0]
+        elements = [value] if isinstance(value, str | Path) else value or ()
+        return tuple(_option("", element_kind, element) for element in elements)
     if kind.startswith("Path") and value is not None:
         return Path(value)
     return None if value is None and kind.endswith("| None") else conform(value, kind)
 
 
 def check_options(request: RunRequest) -> None:
-    """Raise UserError for values that no run could use: unknown choices, numbers out of range, folders not writable."""
+    """Raise UserError for unknown choices, numbers out of range, and folders that cannot be written."""
     problems = []
     for name, value, options in (
         ("--precision", request.precision, PRECISIONS),
@@ -107,27 +139,29 @@ def check_options(request: RunRequest) -> None:
         if value not in options:
             problems.append(f"{name} {value}{did_you_mean(value, options)}")
     for name, number, least, most in (
-        ("--batch-size", request.batch_size, 1, MOST),
-        ("--workers", request.workers, 0, WORKERS),
-        ("--limit", request.limit, 1, MOST),
-        ("--seed", request.seed, 0, MOST),
-        ("--actors", request.actors, 0, WORKERS),
+        ("--batch-size", request.batch_size, 1, MAX_INTEGER),
+        ("--workers", request.workers, 0, MAX_WORKERS),
+        ("--limit", request.limit, 1, MAX_INTEGER),
+        ("--seed", request.seed, 0, MAX_INTEGER),
+        ("--actors", request.actors, 0, MAX_WORKERS),
         ("--bootstrap", request.bootstrap, 0, 10**7),
     ):
-        problems += beyond(name, number, least, most)
+        problems += range_problems(name, number, least, most)
     if not 0 < request.gpus_per_actor < math.inf:
         problems.append(f"--gpus-per-actor must be a number above 0, not {request.gpus_per_actor}")
-    if not writable(expand(request.out)):
+    if not is_writable(expand(request.out)):
         problems.append(f"the results folder {request.out} cannot be written; name another with --results")
     store = expand(request.store or default_root())
-    if not store.is_dir() and not writable(store):  # one that may only be read does where all is stored: see the runner
+    if not store.is_dir() and not is_writable(
+        store
+    ):  # a read-only store is enough if every score is stored: see RunState
         problems.append(_unwritable(store))
     raise_all(problems)
 
 
 def check_store(store: Path) -> None:
-    """UserError when a store cannot be written: to be known before hours of work, not after."""
-    if not writable(store):
+    """Raise UserError if a store cannot be written, before hours of work are done."""
+    if not is_writable(store):
         raise UserError(_unwritable(store))
 
 
@@ -135,16 +169,16 @@ def _unwritable(store: Path) -> str:
     return f"the store {store} cannot be written; name another with --store or $OODBENCH_STORE"
 
 
-def beyond(name: str, number: float | None, least: float, most: float) -> list[str]:
-    """What is wrong with a number that must be from `least` to `most`; nothing for None, which leaves a choice."""
-    if number is None or least <= number <= most:  # a NaN is neither
+def range_problems(name: str, number: float | None, least: float, most: float) -> list[str]:
+    """Return what is wrong with a number outside [least, most], or []; None means that the option was not given."""
+    if number is None or least <= number <= most:  # False for NaN
         return []
     asked = f"at least {least}" if number < least else f"a number of at most {most}"
     return [f"{name} must be {asked}, not {number}"]
 
 
-def writable(folder: Path) -> bool:
-    """Whether a folder, or the nearest one above that exists, takes a file."""
+def is_writable(folder: Path) -> bool:
+    """Return whether a file can be written to a folder, or to its nearest parent that exists."""
     import tempfile
 
     nearest = next((p for p in (folder, *real_path(folder).parents) if p.exists()), Path("/"))

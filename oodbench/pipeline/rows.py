@@ -1,4 +1,4 @@
-"""Rows on disk: <out>/runs/<benchmark>/<encoder>/<method>.json, and the per-image scores beside it as parquet."""
+"""Result files: <out>/runs/<benchmark>/<encoder>/<method>.json, and the scores per image in a Parquet file."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from oodbench.storage.store import Entry, digest
 
 
 def write_row(plan: Plan, result: Result, entries: Mapping[str, Entry]) -> Path:
-    """Write a row and its per-image scores (parquet) below <out>/runs/<benchmark>/<encoder>/; the path of the row.
+    """Write a result and its scores per image, and return the path of the result.
 
-    A row that is there already is kept as it is, with its time; scores beside it that are damaged are written again. A
-    failed row never replaces a finished one. UserError when a folder lies where a file is to be written.
+    A result that exists already is kept with its time of creation; its scores are written again if they are damaged. A
+    failed result never replaces a finished one. Raises UserError if a folder lies where a file is to be written.
     """
     path = row_path(plan, result)
     scores = path.with_suffix(".parquet")
-    for one in (path, scores):
-        if one.is_dir():
-            raise UserError(f"{one} is a folder, and a file of the row belongs there: move it away")
-    old = _there(path)
+    for file in (path, scores):
+        if file.is_dir():
+            raise UserError(f"{file} is a folder, and a file of the row belongs there: move it away")
+    old = _read_if_valid(path)
     if old and old.status == "ok" and result.status == "failed":
         return path
     if old and old.digest == result.digest:
@@ -44,8 +44,8 @@ def write_row(plan: Plan, result: Result, entries: Mapping[str, Entry]) -> Path:
     return path
 
 
-def _there(path: Path) -> Result | None:
-    """The row in a file, None when there is none, or one that is damaged or of another schema."""
+def _read_if_valid(path: Path) -> Result | None:
+    """Return the result in a file; None if there is no file, or it is damaged or of another schema."""
     try:
         return read(path)
     except UserError:
@@ -53,7 +53,7 @@ def _there(path: Path) -> Result | None:
 
 
 def row_path(plan: Plan, result: Result) -> Path:
-    """`<method>.json` when everything is the default, else with a digest of what makes the row differ."""
+    """Return the path of a result: `<method>.json` if everything is the default, else with a digest of what differs."""
     request = plan.request
     identity = {
         "parameters": result.parameters,
@@ -86,8 +86,8 @@ def row_path(plan: Plan, result: Result) -> Path:
     if not default or named.exists():
         return named
     plain = folder / f"{slug(result.method)}.json"
-    old = _there(plain)
-    if old:  # the default row of other lists or of another version of the method: neither is overwritten
+    old = _read_if_valid(plain)
+    if old:  # the result of other images or of another version of the method is not overwritten
         lists = [old.id.list_digest, *(s.list_digest for s in old.ood)]
         same = old.source == result.source and old.encoder["identity"] == plan.card.identity
         same = same and old.weights == result.weights
@@ -98,13 +98,13 @@ def row_path(plan: Plan, result: Result) -> Path:
 
 
 def _scores(plan: Plan, entries: Mapping[str, Entry]) -> dict[str, list[Any]]:
-    """Columns: dataset, name, label, score, prediction (class indices, -1: none)."""
+    """Return the columns dataset, name, label, score and prediction (a class index; -1 if there is none)."""
     columns: dict[str, list[Any]] = {"dataset": [], "name": [], "label": [], "score": [], "prediction": []}
     for listing in plan.listings:
         entry = entries[listing.dataset.name]
         positions = np.array(entry.array("positions"))
-        columns["dataset"] += [_text(listing.dataset.name)] * len(positions)
-        columns["name"] += [_text(listing.names[i]) for i in positions]
+        columns["dataset"] += [_printable_name(listing.dataset.name)] * len(positions)
+        columns["name"] += [_printable_name(listing.names[i]) for i in positions]
         columns["label"] += listing.labels[positions].tolist()
         columns["score"] += entry.array("scores").tolist()
         predicted = entry.array("predictions").tolist() if "predictions" in entry.names else [-1] * len(positions)
@@ -113,6 +113,7 @@ def _scores(plan: Plan, entries: Mapping[str, Entry]) -> dict[str, list[Any]]:
 
 
 def _write(columns: Mapping[str, list[Any]], path: Path) -> None:
+    """Write columns to a Parquet file."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -120,7 +121,7 @@ def _write(columns: Mapping[str, list[Any]], path: Path) -> None:
 
 
 def _holds(path: Path, columns: Mapping[str, list[Any]]) -> bool:
-    """Whether a file holds these scores and nothing else. (ParquetFile.read imports no pandas, read_table does.)"""
+    """Return whether a file holds these scores and nothing else. ParquetFile.read does not import pandas."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -130,6 +131,6 @@ def _holds(path: Path, columns: Mapping[str, list[Any]]) -> bool:
         return False
 
 
-def _text(name: str) -> str:
-    """A file name as text: bytes that are not UTF-8, which parquet refuses, become escapes."""
+def _printable_name(name: str) -> str:
+    """Return a file name with escapes for bytes that are not UTF-8, which Parquet refuses."""
     return name.encode("utf-8", "backslashreplace").decode()

@@ -15,7 +15,7 @@ from oodbench.data.imageset import ImageSet
 from oodbench.errors import InputMutated, UserError
 from oodbench.pipeline import batches
 from oodbench.pipeline.batches import FittedMethod, MethodOutput, Sample, score_batches
-from oodbench.pipeline.extract import Embedded, decoded_batches
+from oodbench.pipeline.extract import EmbeddedSet, decoded_batches
 from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.plan import Plan
 from oodbench.results import stamp
@@ -68,7 +68,7 @@ class Scorer:
         self.task = task
         self.device = device
 
-    def score(self, methods: Sequence[FittedMethod], embedded: Embedded) -> None:
+    def score(self, methods: Sequence[FittedMethod], embedded: EmbeddedSet) -> None:
         """Score one image set with several methods and store the scores; a method that fails keeps its error."""
         from oodbench.method import Needs
 
@@ -84,7 +84,7 @@ class Scorer:
         for method in methods:
             self._fit(method)
 
-    def values(self, method: FittedMethod, embedded: Embedded) -> Values:
+    def values(self, method: FittedMethod, embedded: EmbeddedSet) -> Values:
         """Return the scores and predictions of one method on an image set, and store nothing.
 
         Whether the method keeps something of the images is checked every few hundred images. Raises UserError if it
@@ -101,7 +101,7 @@ class Scorer:
             method.error = ""  # other images may be scored without an error
         raise UserError(f"{method.job.label}: {reason}")
 
-    def batches(self, embedded: Embedded, pixels: bool) -> Iterator[Batch]:
+    def batches(self, embedded: EmbeddedSet, pixels: bool) -> Iterator[Batch]:
         """Yield a set's images in batches; with pixels they are decoded again, in the batches of the extraction."""
         from oodbench.encoder.openclip import transform
 
@@ -118,7 +118,7 @@ class Scorer:
                     yield _batch(shard, rows, self.device, batch.images.to(self.device).float() / 255)
 
     def _outputs(
-        self, methods: Sequence[FittedMethod], embedded: Embedded, pixels: bool, check_every: int = 0
+        self, methods: Sequence[FittedMethod], embedded: EmbeddedSet, pixels: bool, check_every: int = 0
     ) -> list[tuple[FittedMethod, MethodOutput]]:
         """Return the outputs of methods that read the same batches, without those that fail: they keep their error.
 
@@ -134,7 +134,7 @@ class Scorer:
                 return [pair for pair in zip(methods, outputs, strict=True) if not pair[0].error]
         return []
 
-    def _score_samples(self, methods: Sequence[FittedMethod], embedded: Embedded, pixels: bool) -> bool:
+    def _score_samples(self, methods: Sequence[FittedMethod], embedded: EmbeddedSet, pixels: bool) -> bool:
         """Score a sample of a set with methods that have scored nothing yet; return False if one changed its input."""
         if not methods:
             return True
@@ -150,7 +150,7 @@ class Scorer:
         self,
         methods: Sequence[FittedMethod],
         outputs: Sequence[MethodOutput],
-        embedded: Embedded,
+        embedded: EmbeddedSet,
         pixels: bool,
         check_every: int,
     ) -> bool:
@@ -208,7 +208,7 @@ class Scorer:
                 _fail(method, output.error)
         return not mutated
 
-    def _sample(self, embedded: Embedded, pixels: bool) -> Sample:
+    def _sample(self, embedded: EmbeddedSet, pixels: bool) -> Sample:
         """Return a set's first and last images as two small batches."""
         from oodbench.encoder.openclip import transform
 
@@ -261,7 +261,7 @@ class Scorer:
             method.contents = batches.method_contents(method)
         return True
 
-    def _store(self, method: FittedMethod, embedded: Embedded, output: MethodOutput) -> None:
+    def _store(self, method: FittedMethod, embedded: EmbeddedSet, output: MethodOutput) -> None:
         scores, positions = np.concatenate(output.scores), embedded.positions
         arrays: dict[str, npt.NDArray[Any]] = {"scores": scores, "positions": positions}
         if output.predictions:
@@ -286,7 +286,7 @@ class Values:
     predictions: npt.NDArray[np.int32] | None
 
 
-def _score_error(embedded: Embedded, output: MethodOutput) -> str:
+def _score_error(embedded: EmbeddedSet, output: MethodOutput) -> str:
     """Return why scores cannot be used, or "": a method fails if one of them is NaN or infinite."""
     scores, listing = np.concatenate(output.scores), embedded.listing
     bad = np.flatnonzero(~np.isfinite(scores))
@@ -296,7 +296,7 @@ def _score_error(embedded: Embedded, output: MethodOutput) -> str:
     return f"{len(bad)} of {len(scores)} scores on {listing.dataset.name} are {kind}, that of '{name}' first"
 
 
-def feature_batches(embedded: Embedded, device: str) -> Iterator[Batch]:
+def feature_batches(embedded: EmbeddedSet, device: str) -> Iterator[Batch]:
     """Yield embeddings and activations in chunks by list position, so that the digits do not depend on the run."""
     for shard in embedded.shards:
         n = shard.array("embeddings").shape[0]

@@ -17,7 +17,7 @@ from oodbench.pipeline.events import Event, Watch
 from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.plan import Plan
 from oodbench.pipeline.score import ENGINE, feature_batches
-from oodbench.pipeline.text_embeddings import text_bank, word_bank
+from oodbench.pipeline.text_embeddings import class_embeddings, prompt_embeddings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from oodbench.encoder.openclip import OpenClip
     from oodbench.method import Batch, MethodResources, Task
-    from oodbench.pipeline.extract import Embedded
+    from oodbench.pipeline.extract import EmbeddedSet
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +50,10 @@ def encoder_loader(plan: Plan, device: str) -> Callable[[], OpenClip]:
 
     @functools.cache
     def load() -> OpenClip:
-        from oodbench.encoder.openclip import OpenClip
+        from oodbench.encoder.openclip import load_encoder
 
         log.info("loading %s on %s", plan.card.name, device)
-        return OpenClip(plan.encoder, device, plan.request.precision)
+        return load_encoder(plan.encoder, device, plan.request.precision)
 
     return load
 
@@ -65,10 +65,10 @@ def make_task(plan: Plan, encoder: Callable[[], OpenClip], device: str, watch: W
     from oodbench.method import Sources, Task
 
     def text(templates: str) -> torch.Tensor:
-        return torch.from_numpy(text_bank(plan, templates, encoder)).to(device)
+        return torch.from_numpy(class_embeddings(plan, templates, encoder)).to(device)
 
     def words(prompts: tuple[str, ...]) -> torch.Tensor:
-        return torch.from_numpy(word_bank(plan, prompts, encoder)).to(device)
+        return torch.from_numpy(prompt_embeddings(plan, prompts, encoder)).to(device)
 
     def calibration() -> Iterable[Batch]:
         assert plan.calibration  # make_plan() lists them if a method declares Needs.CALIBRATION
@@ -91,7 +91,7 @@ def method_resources(plan: Plan, job: Job, device: str) -> MethodResources:
 
     def keep(depends: Mapping[str, object], make: Callable[[], torch.Tensor]) -> torch.Tensor:
         inputs = {
-            **assign_weights.kept_inputs(job, plan.classes.digest, depends),
+            **assign_weights.cache_inputs(job, plan.classes.digest, depends),
             "encoder": plan.card.identity,
             "precision": plan.request.precision,
             "seed": plan.request.seed,
@@ -104,10 +104,12 @@ def method_resources(plan: Plan, job: Job, device: str) -> MethodResources:
             entry = plan.store.write("kept", inputs, arrays, {"method": job.info.name})
         return torch.from_numpy(np.array(entry.array("kept"))).to(device)
 
-    return MethodResources(functools.cache(lambda: assign_weights.load(job, plan.encoder, plan.store, device)), keep)
+    return MethodResources(
+        functools.cache(lambda: assign_weights.load_weights(job, plan.encoder, plan.store, device)), keep
+    )
 
 
-def extract_images(plan: Plan, listing: ImageSet, encoder: Callable[[], OpenClip], watch: Watch) -> Embedded:
+def extract_images(plan: Plan, listing: ImageSet, encoder: Callable[[], OpenClip], watch: Watch) -> EmbeddedSet:
     """Return the embeddings of an image set; report to `watch` if some of them have to be computed."""
     work = plan.work(listing)
     missing = work.missing()

@@ -1,7 +1,7 @@
-"""Files of trained weights.
+"""Weights files: what training writes and methods read.
 
-Ours are safetensors whose header holds the recipe (method, hyper-parameters, encoder, captions, steps, versions) as
-JSON. Anything else is taken for a release.
+`oodbench train` writes safetensors whose header holds the recipe as JSON: method, hyper-parameters, encoder, captions,
+steps and versions. Any other file is taken for a checkpoint that the authors of a method released.
 """
 
 from __future__ import annotations
@@ -23,58 +23,58 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 HEADER = "oodbench"
-_LONGEST = 100_000_000  # bytes of a header, as safetensors itself bounds it
+_MAX_HEADER = 100_000_000  # bytes, the limit of safetensors
 SHIPPED = Path(__file__).parent.parent / "data" / "glyphs"
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A file of weights, known without reading its tensors. `recipe` is empty for a release."""
+    """A weights file, known without reading its tensors; `recipe` is {} for a released checkpoint."""
 
     path: Path
     digest: str
     recipe: dict[str, Any]
 
     def card(self) -> dict[str, Any]:
-        """What a row keeps: file name, digest and recipe."""
+        """Return what a result holds of the file: its name, digest and recipe."""
         recipe = {key: value for key, value in self.recipe.items() if key not in ("encoder", "training")}
         return {"name": self.path.name, "digest": self.digest, "recipe": recipe}
 
     def check(self) -> None:
-        """UserError when the file is not the one that was examined any more."""
+        """Raise UserError if the file changed since it was examined."""
         if file_digest(self.path) != self.digest:
             raise UserError(f"weights {self.path} changed while they were in use; run again")
 
     def misfit(self, card: EncoderCard) -> str:
-        """Why weights with a recipe are not of an encoder; "" when they are."""
-        theirs = self.recipe["encoder"]
-        if (theirs["weights"], theirs["config"]) != (card.weights, json.loads(json.dumps(card.config))):
+        """Return why weights with a recipe do not belong to an encoder, or ""."""
+        trained_for = self.recipe["encoder"]
+        if (trained_for["weights"], trained_for["config"]) != (card.weights, json.loads(json.dumps(card.config))):
             return (
-                f"{self.path} was trained for {theirs['name']} (weights {theirs['weights'][:12]}), "
+                f"{self.path} was trained for {trained_for['name']} (weights {trained_for['weights'][:12]}), "
                 f"not for {card.name} (weights {card.weights[:12]})"
             )
-        same = theirs.get("text_files", "") == card.text_files
+        same = trained_for.get("text_files", "") == card.text_files
         return "" if same else f"{self.path} was trained with another tokenizer than that of {card.name}"
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], recipe: Mapping[str, Any]) -> None:
-    """Write weights with their recipe, whole or not at all. UserError when the disk is full."""
+    """Write weights and their recipe to a file, atomically. Raise UserError if it cannot be written."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     header = {HEADER: json.dumps({"format": FORMAT, **recipe}, sort_keys=True)}
-    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         with atomic_write(path) as partial:
-            save_file(held, partial, header)
-            partial.chmod(0o644)  # safetensors makes files that only their owner can read
+            save_file(contiguous, partial, header)
+            partial.chmod(0o644)  # safetensors writes files that only their owner can read
     except (OSError, SafetensorError) as error:
         why = getattr(error, "strerror", None) or _first_line(error)
         raise UserError(f"weights {path} cannot be written: {why}") from error
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, in float32. UserError when it cannot be read."""
+    """Return the tensors of a file, in float32. Raise UserError if it cannot be read."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -85,20 +85,20 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def in_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Floating-point tensors in float32, others as they are."""
+    """Return floating-point tensors in float32, others unchanged."""
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
 def recipe_of(path: Path) -> dict[str, Any]:
-    """The recipe in a file's header; {} when it is not one of ours, whatever its name. Reads no tensor.
+    """Return the recipe in a file's header; {} if `oodbench train` did not write it. Read no tensor.
 
-    UserError when the header is damaged, or of another format.
+    Raises UserError if the header is damaged, or of another format.
     """
     try:
         with path.open("rb") as file:
             start = file.read(9)
             size = int.from_bytes(start[:8], "little")
-            if start[8:] != b"{" or size > _LONGEST:  # no safetensors; what reads the tensors says what is wrong
+            if start[8:] != b"{" or size > _MAX_HEADER:  # not safetensors; read() reports what is wrong
                 return {}
             header = json.loads(start[8:] + file.read(size - 1))
         recipe = json.loads((header.get("__metadata__") or {}).get(HEADER, "{}"))
@@ -115,25 +115,26 @@ def recipe_of(path: Path) -> dict[str, Any]:
 
 
 def _check(path: Path, recipe: Mapping[str, Any]) -> None:
-    """UserError when a recipe lacks what a run reads of it."""
+    """Raise UserError if a recipe lacks a field that a run reads."""
     kinds = {"method": str, "parameters": dict, "encoder": dict}
     encoder = recipe.get("encoder")
     inner = {"name": str, "weights": str, "config": dict} if isinstance(encoder, dict) else {}
-    lacking = [name for name, kind in kinds.items() if not isinstance(recipe.get(name), kind)]
-    lacking += [f"encoder.{name}" for name, kind in inner.items() if not isinstance((encoder or {}).get(name), kind)]
-    if lacking:
-        raise UserError(f"weights {path}: the recipe in its header lacks {', '.join(lacking)}; train or fetch it again")
+    missing = [name for name, kind in kinds.items() if not isinstance(recipe.get(name), kind)]
+    missing += [f"encoder.{name}" for name, kind in inner.items() if not isinstance((encoder or {}).get(name), kind)]
+    if missing:
+        raise UserError(f"weights {path}: the recipe in its header lacks {', '.join(missing)}; train or fetch it again")
 
 
 def _first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type."""
     return str(error).partition("\n")[0][:200] or type(error).__name__
 
 
 def examine(path: Path, store: Store, strict: bool = False) -> WeightsFile:
-    """Digest and recipe of a file.
+    """Return the digest and the recipe of a file.
 
-    The digest is remembered for as long as size, times and inode of the file stay; with `strict` it is made anew.
-    UserError when the file cannot be read, or its recipe lacks what a run reads of it.
+    A stored digest is used if size, times and inode of the file are unchanged; `strict` computes it anew. Raises
+    UserError if the file cannot be read, or its recipe lacks a field that a run reads.
     """
     try:
         known = file_identity(path)

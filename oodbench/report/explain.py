@@ -1,4 +1,4 @@
-"""Explanation: all that lies behind one cell of a table."""
+"""Explanation of one cell of a table: every fact that its number depends on."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _PARTS = (
 )
 
 
-def explained(rows: Iterable[tuple[Path | None, Result]], method: str, dataset: str) -> str:
-    """Every row of a method (name or label) that has an OOD set (name or title), in full. UserError when none has."""
-    known = list(rows)
+def explanation(results: Iterable[tuple[Path | None, Result]], method: str, dataset: str) -> str:
+    """Describe every result of a method (name or label) with an OOD set (name or title). Raise UserError for none."""
+    known = list(results)
     of_method = [(path, row) for path, row in known if method in (row.method, row.label)]
     if not of_method:
         labels = {name for _, row in known for name in (row.method, row.label)}
-        raise UserError(f"no rows of method '{method}'{did_you_mean(method, labels)}")
+        raise UserError(f"no results of method '{method}'{did_you_mean(method, labels)}")
     found = [(path, row, s) for path, row in of_method for s in row.ood if dataset in (s.dataset, s.title)]
     if not found:
         errors = [f"{row.label} failed: {row.error}" for _, row in of_method if row.status != "ok"]
         sets = {s.dataset for _, row in of_method for s in row.ood}
         reason = f"; {errors[0]}" if errors and not sets else did_you_mean(dataset, sets)
-        raise UserError(f"no row of {method} has an OOD set '{dataset}'{reason}")
+        raise UserError(f"no result of {method} has an OOD set '{dataset}'{reason}")
     return "\n".join(_explained(path, row, one) for path, row, one in found)
 
 
@@ -46,10 +46,10 @@ def _explained(path: Path | None, row: Result, one: SetRow) -> str:
         f"{row.title} ({row.label}) on {one.title}, {row.benchmark_title or row.benchmark}",
         *_aligned(
             {
-                "row": path or "in MLflow alone",
+                "result": path or "only in MLflow",
                 "digest": row.digest,
-                "scores per image": scores if scores and scores.is_file() else "not beside the row",
-                "stored scores": f"{row.scores.get(one.dataset, 'unknown')} (key in the store)",
+                "scores per image": scores if scores and scores.is_file() else "not next to the result",
+                "stored scores": f"{row.scores.get(one.dataset, 'unknown')} (key in the cache)",
                 "created": row.created,
                 "commit": row.commit or "unknown",
                 "method's source": row.source,

@@ -1,4 +1,4 @@
-"""Options: what a reader wants to see of the rows, and in which shape."""
+"""Options of a table: which results, sets and metrics it shows, and how."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ SHOWN = ("auroc", "fpr95", "accuracy", "seconds")
 
 @dataclass(frozen=True)
 class TableOptions:
-    """The shape of a report; the defaults give every row, in percent.
+    """What a table shows; the defaults show every result, in percent.
 
-    methods    names or labels (`mcm`, `energy[scale=1]`) to keep; empty: all
-    sets       OOD sets to keep, by name; empty: all. Means are then over these
+    methods    names or labels (`mcm`, `energy[scale=1]`) to show; empty: all
+    sets       names of OOD sets to show; empty: all. Averages are over these
     metrics    columns in order, some of `CHOICES`
     decimals   None: two in percent, four as fractions
     intervals  "half": the value ± half the width; "range": [low, high]; "": none
-    seeds      rows that differ in the seed alone become one line, mean ± standard deviation
-    trained    methods in two blocks, training-free and trained
-    cite       names carry the keys of the BibTeX that `bibliography` writes (LaTeX)
+    seeds      results that differ only in the seed become one line, average ± standard deviation
+    trained    methods in two sections, training-free and trained
+    transpose  a line for each column, and a column for each method
+    cite       names are followed by the keys of their BibTeX entries (LaTeX)
     """
 
     methods: tuple[str, ...] = ()
@@ -40,7 +41,7 @@ class TableOptions:
 
     @property
     def digits(self) -> int:
-        """Decimals of a metric in print."""
+        """Decimals with which a metric is printed."""
         return self.decimals if self.decimals is not None else 2 if self.percent else 4
 
     @property
@@ -50,10 +51,10 @@ class TableOptions:
 
 
 def check(options: TableOptions, labels: Sequence[str], sets: Sequence[str]) -> None:
-    """UserError with every option that no report can follow; `labels` (and method names) and `sets` exist."""
+    """Raise UserError with all invalid options; `labels` (with method names) and `sets` are those that exist."""
     problems = [f"no metric '{m}'{did_you_mean(m, CHOICES)}" for m in options.metrics if m not in CHOICES]
-    problems += [f"no rows of method '{m}'{did_you_mean(m, labels)}" for m in options.methods if m not in labels]
-    problems += [f"no rows with OOD set '{s}'{did_you_mean(s, sets)}" for s in options.sets if s not in sets]
+    problems += [f"no results of method '{m}'{did_you_mean(m, labels)}" for m in options.methods if m not in labels]
+    problems += [f"no results with OOD set '{s}'{did_you_mean(s, sets)}" for s in options.sets if s not in sets]
     if not options.metrics:
         problems.append(f"--metrics names none; known: {', '.join(CHOICES)}")
     if options.intervals not in ("", *INTERVALS):

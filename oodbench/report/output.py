@@ -1,4 +1,4 @@
-"""Shape: tables as one text or file, in the format that was asked for."""
+"""Tables as one text or file in a requested format."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from oodbench.report.formats.latex import as_codes, latex, preamble, remark
 from oodbench.report.formats.markdown import markdown
 from oodbench.report.options import TableOptions, check
 from oodbench.report.tables.build import tables, tester
-from oodbench.report.tables.published import compared, quote, quoted
+from oodbench.report.tables.published import compare_with_published, quote, with_quotes
 from oodbench.report.tables.table import Table, transposed
 from oodbench.results import Result
 from oodbench.storage.files import atomic_write, real_path
@@ -33,44 +33,44 @@ _ENGINE = "% Compile with lualatex or xelatex: this {remark}, and prints their c
 
 
 def document(tables: Sequence[Table], options: TableOptions) -> str:
-    """A whole article for any engine; its first line says when pdflatex lacks letters. With `cite`, its references."""
+    """Return a complete article, with its references if `cite`; its first line says if pdflatex lacks letters."""
     body = "\n".join(latex(table) for table in tables)
     references = []
     if options.cite:
         references = [r"\clearpage", r"\begin{thebibliography}{99}"]
         references += [rf"\bibitem{{{entry.key}}} {entry.latex()}" for entry in entries(tables)]
         references.append(r"\end{thebibliography}")
-    text = "\n".join([body, *references, r"\end{document}"]) + "\n"
-    lacking = remark(text)
+    render_text = "\n".join([body, *references, r"\end{document}"]) + "\n"
+    lacking = remark(render_text)
     if lacking:
         log.warning("the LaTeX %s, and prints their codes: compile it with lualatex or xelatex", lacking)
-    text = re.sub(r"^% The table holds .*\n", "", text, flags=re.MULTILINE)  # of a table by itself
-    return _HEAD % (_ENGINE.format(remark=lacking) if lacking else "", preamble(text)) + as_codes(text)
+    render_text = re.sub(r"^% The table holds .*\n", "", render_text, flags=re.MULTILINE)  # of a table by itself
+    return _HEAD % (_ENGINE.format(remark=lacking) if lacking else "", preamble(render_text)) + as_codes(render_text)
 
 
 log = logging.getLogger(__name__)
 
 FORMATS = ("latex", "markdown", "html", "csv", "parquet", "figures", "terminal")
-_FILES = ("html", "parquet")  # no text for a terminal
+_FILES = ("html", "parquet")  # formats that cannot be printed
 _DATA = ("csv", "parquet")  # every row in full, whatever the shape
 
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """What `oodbench report` was asked for besides the options of the table; "" for none."""
+    """The options of `oodbench report` that do not change the tables; "" for none."""
 
     form: str = "terminal"
     standalone: bool = False
     bib: bool = False
     compare: bool = False
     quotes: tuple[str, ...] = ()
-    tests: bool | None = None  # None: in LaTeX, Markdown and HTML, and in the terminal where it takes a moment
+    tests: bool | None = None  # None: in LaTeX, Markdown and HTML, and in the terminal if they are quick
     output: Path | None = None
-    pictures: bool | None = None  # in HTML; None: where there are few tables
+    figures: bool | None = None  # in HTML; None: if there are few tables
 
 
 def check_request(request: OutputOptions, options: TableOptions, rows: Sequence[Result]) -> None:
-    """UserError with all that is wrong with a request."""
+    """Raise UserError with all problems of a request."""
     problems = []
     if request.form not in FORMATS:
         problems.append(f"no format '{request.form}'{did_you_mean(request.form, FORMATS)}")
@@ -81,15 +81,15 @@ def check_request(request: OutputOptions, options: TableOptions, rows: Sequence[
     if request.form in _FILES and not (request.output or request.bib):
         problems.append(f"--format {request.form} writes a file: name it with --output FILE")
     if request.form == "html" and options.transpose:
-        problems.append("--transpose leaves nothing to sort by: leave it out with --format html")
-    if request.pictures is not None and request.form != "html":
-        problems.append(f"--{'with' if request.pictures else 'no'}-figures goes with --format html")
+        problems.append("--transpose does not go with --format html, whose lines can be sorted")
+    if request.figures is not None and request.form != "html":
+        problems.append(f"--{'with' if request.figures else 'no'}-figures goes with --format html")
     if request.bib and request.form == "html":
-        problems.append("--bib is BibTeX and no page: leave out --format html")
+        problems.append("--bib writes BibTeX: it does not go with --format html")
     if request.compare and request.quotes:
-        problems.append("--compare and --quote each add published rows; choose one of them")
+        problems.append("--compare and --quote each add published results; choose one of them")
     if request.form in _DATA and request.compare:
-        problems.append(f"--compare is for reading; with --format {request.form}, add published rows by --quote")
+        problems.append(f"--compare is for reading; with --format {request.form}, add published results by --quote")
     names = {name for row in rows for name in (row.method, row.label)}
     sets = {s.dataset for row in rows for s in row.ood}
     for job in (lambda: check(options, sorted(names), sorted(sets)), lambda: [quote(key) for key in request.quotes]):
@@ -100,10 +100,10 @@ def check_request(request: OutputOptions, options: TableOptions, rows: Sequence[
     raise_all(problems)
 
 
-def shaped(
+def build_tables(
     rows: Sequence[Result], paths: Mapping[str, Path], options: TableOptions, request: OutputOptions
 ) -> list[Table]:
-    """The tables of rows as the request wants them; `paths` are the rows' files by digest."""
+    """Build the tables that a request asks for; `paths` are the results' files by digest."""
     if request.form in _DATA or request.bib:
         options = dataclasses.replace(options, seeds=False, transpose=False)
     wanted = request.tests is not False and request.form not in _DATA and not request.bib
@@ -111,14 +111,14 @@ def shaped(
     test = tester(paths, options, quick=quick) if wanted else None
     out = tables(rows, options, test)
     if request.compare:
-        out = compared(out, options)
+        out = compare_with_published(out, options)
     elif request.quotes:
-        out = quoted(out, [quote(key) for key in request.quotes], options)
+        out = with_quotes(out, [quote(key) for key in request.quotes], options)
     return [transposed(table) for table in out] if options.transpose else out
 
 
-def text(tables: Sequence[Table], options: TableOptions, request: OutputOptions) -> str:
-    """All but the terminal's format; parquet is written to the request's file, and is no text; for HTML see `write`."""
+def render_text(tables: Sequence[Table], options: TableOptions, request: OutputOptions) -> str:
+    """Return the tables as text in the request's format, except parquet and HTML, which `write` writes."""
     if request.bib:
         return bibtex(tables)
     if request.form == "csv":
@@ -138,9 +138,9 @@ def text(tables: Sequence[Table], options: TableOptions, request: OutputOptions)
 def write(
     tables: Sequence[Table], options: TableOptions, request: OutputOptions, page: Callable[[], str] | None = None
 ) -> None:
-    """Write the request's file, whole or not at all. UserError when it cannot be written. `page` gives the HTML."""
+    """Write the request's file atomically; `page` returns the HTML. Raise UserError if it cannot be written."""
     assert request.output
-    path = real_path(request.output)  # what a link leads to is written, and the link stays
+    path = real_path(request.output)  # a link stays, and its target is written
     html = page() if page and request.form == "html" and not request.bib else ""
     try:
         with (
@@ -149,7 +149,7 @@ def write(
             if request.form == "parquet" and not request.bib:
                 parquet(tables, partial, options)
             else:
-                partial.write_text(html or text(tables, options, request), encoding="utf-8")
+                partial.write_text(html or render_text(tables, options, request), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write --output {path}: {error.strerror or error}") from error
 

@@ -1,4 +1,4 @@
-"""Verification: every metric of every row computed again from the stored scores per image."""
+"""Verification of results: from their stored scores per image, and against the project's own results."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ COLUMNS = ("dataset", "name", "label", "score", "prediction")
 
 @dataclass(frozen=True, eq=False)
 class ImageScores:
-    """One image set of a row, in the order of its list; a prediction of -1 is none."""
+    """Scores of one image set of a result, in the order of its list; a prediction of -1 means none."""
 
     labels: NDArray[np.int64]
     scores: NDArray[np.float64]
     predictions: NDArray[np.int64]
 
 
-def by_dataset(path: Path) -> dict[str, ImageScores]:
-    """Dataset -> its images. UserError for a file that is not there, cannot be read or lacks a column."""
+def read_scores(path: Path) -> dict[str, ImageScores]:
+    """Read the scores of each dataset. Raise UserError if the file does not exist, is damaged or lacks a column."""
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
-        if not path.is_file():  # a pipe would never end
-            there = "is no regular file" if path.exists() else "is not there"
-            raise UserError(f"{path} {there}: the row has no scores per image")
+        if not path.is_file():  # reading a pipe would never end
+            problem = "is not a regular file" if path.exists() else "does not exist"
+            raise UserError(f"{path} {problem}: the result has no scores per image")
         table = parquet.read_table(path, columns=[c for c in COLUMNS if c != "name"])
         names = np.array(table["dataset"].to_pylist(), dtype=np.str_)
         label, score, prediction = (
@@ -48,14 +48,14 @@ def by_dataset(path: Path) -> dict[str, ImageScores]:
     except (OSError, pa.ArrowException, KeyError, ValueError, TypeError, MemoryError, OverflowError) as error:
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise UserError(f"{path} cannot be read: {reason[:200]}") from error
-    chosen = {str(name): names == name for name in dict.fromkeys(names.tolist())}
-    return {name: ImageScores(label[those], score[those], prediction[those]) for name, those in chosen.items()}
+    masks = {str(name): names == name for name in dict.fromkeys(names.tolist())}
+    return {name: ImageScores(label[mask], score[mask], prediction[mask]) for name, mask in masks.items()}
 
 
-def of_row(row: Result, path: Path) -> dict[str, ImageScores]:
-    """The images of a row, in the file of its scores. UserError for scores that are not of its images."""
-    found = by_dataset(path)
-    remedy = "look at it with: oodbench report --verify"
+def checked_scores(row: Result, path: Path) -> dict[str, ImageScores]:
+    """Read the scores of a result. Raise UserError if they are not of its images or do not give its AUROC."""
+    found = read_scores(path)
+    remedy = "check it with: oodbench report --verify"
     if {name: len(one.scores) for name, one in found.items()} != sizes(row):
         raise UserError(f"{path}: its scores are not of its images; {remedy}")
     on_id = metrics.score_set(found[row.id.dataset].scores, f"{path}: {row.id.dataset}")
@@ -67,7 +67,7 @@ def of_row(row: Result, path: Path) -> dict[str, ImageScores]:
 
 
 def sizes(row: Result) -> dict[str, int]:
-    """Dataset -> images scored, the ID set first."""
+    """Return the number of scored images of each dataset, the ID set first."""
     return {row.id.dataset: row.id.n} | {s.dataset: s.n for s in row.ood}
 
 
@@ -75,27 +75,27 @@ Bounds = dict[str, Interval]
 
 
 @dataclass(frozen=True)
-class Mismatch:
-    """One row that was looked at, and what is wrong with it: nothing when `problems` is empty."""
+class VerifiedResult:
+    """One result that was verified, and its problems, if any."""
 
     path: Path
     label: str
     cells: int  # numbers computed again
     problems: tuple[str, ...] = ()
-    failed: bool = False  # a failed row, which has no numbers
+    failed: bool = False  # a failed result, which has no numbers
 
 
-def verify(results: Path) -> Iterator[Mismatch]:
-    """Look at every row below a results folder, in order of path; problems say which cell, what is stored and found."""
+def verify(results: Path) -> Iterator[VerifiedResult]:
+    """Verify every result of a results folder, in order of path; problems name the number, stored and recomputed."""
     for path in row_files(results):
         yield _verified(path)
 
 
 def recomputed(row: Result, images: dict[str, ImageScores]) -> Result:
-    """The row with its numbers as the scores give them. UserError when the sets differ from the row's."""
+    """Return the result with numbers computed from the scores. Raise UserError if the sets are not the result's."""
     sets = [row.id.dataset, *(s.dataset for s in row.ood)]
     if set(images) != set(sets):
-        raise UserError(f"its scores are of {', '.join(sorted(images))}, its row is of {', '.join(sets)}")
+        raise UserError(f"its scores are of {', '.join(sorted(images))}, the result is of {', '.join(sets)}")
     on_id = images[row.id.dataset]
     id_scores = metrics.score_set(on_id.scores, row.id.dataset)
     predicted = on_id.predictions >= 0
@@ -112,9 +112,9 @@ def recomputed(row: Result, images: dict[str, ImageScores]) -> Result:
 
 
 def _with_intervals(row: Result, images: dict[str, ImageScores]) -> Result:
-    """Intervals again, for rows that have them; those within rounding of the stored ones count as equal.
+    """Compute the intervals of a result again, if it has any; those within rounding of the stored ones count as equal.
 
-    Intervals that were made otherwise than now, by an older version, stay as they are.
+    Intervals that an older version computed by another method stay as they are.
     """
     if not row.uncertainty:
         return row
@@ -130,9 +130,8 @@ def _with_intervals(row: Result, images: dict[str, ImageScores]) -> Result:
             seed=int(row.uncertainty["seed"]),
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"how its intervals were made cannot be read: {error!r}") from error
-    made = methods(settings)
-    if any(row.uncertainty.get(metric, how) != how for metric, how in made.items()):
+        raise UserError(f"how its intervals were computed cannot be read: {error!r}") from error
+    if any(row.uncertainty.get(metric, how) != how for metric, how in methods(settings).items()):
         return row
     scores = {s.dataset: images[s.dataset].scores for s in row.ood}
     groups = {s.dataset: s.group for s in row.ood}
@@ -143,7 +142,7 @@ def _with_intervals(row: Result, images: dict[str, ImageScores]) -> Result:
 
 
 def _near(stored: Bounds, found: Bounds) -> Bounds:
-    """What was found, or what is stored where the two agree but for rounding."""
+    """Return the computed intervals, or the stored ones where they agree up to rounding."""
 
     def same(metric: str) -> bool:
         pairs = zip(stored[metric], found.get(metric, (math.nan, math.nan)), strict=True)
@@ -152,17 +151,17 @@ def _near(stored: Bounds, found: Bounds) -> Bounds:
     return {metric: stored[metric] if same(metric) else found.get(metric, (math.nan, math.nan)) for metric in stored}
 
 
-def _verified(path: Path) -> Mismatch:
+def _verified(path: Path) -> VerifiedResult:
     try:
         row = read(path)
     except UserError as error:
-        return Mismatch(path, path.stem, 0, (str(error),))
+        return VerifiedResult(path, path.stem, 0, (str(error),))
     if row.status != "ok":
-        return Mismatch(path, row.label, 0, failed=True)
+        return VerifiedResult(path, row.label, 0, failed=True)
     try:
-        again = recomputed(row, by_dataset(path.with_suffix(".parquet")))
+        again = recomputed(row, read_scores(path.with_suffix(".parquet")))
     except UserError as error:
-        return Mismatch(path, row.label, 0, (str(error),))
+        return VerifiedResult(path, row.label, 0, (str(error),))
     problems = [
         *_differing(f"ID {row.id.dataset}", row.id, again.id, ("n", "accuracy")),
         *(
@@ -175,7 +174,7 @@ def _verified(path: Path) -> Mismatch:
     cells = 2 + len(row.ood) * (len(METRICS) + 2)
     if not problems and again.digest != row.digest:
         problems = [f"its digest is {again.digest[:12]} when computed again, {row.digest[:12]} as stored"]
-    return Mismatch(path, row.label, cells, tuple(problems))
+    return VerifiedResult(path, row.label, cells, tuple(problems))
 
 
 def _differing(where: str, one: object, other: object, fields: tuple[str, ...]) -> list[str]:
@@ -183,7 +182,7 @@ def _differing(where: str, one: object, other: object, fields: tuple[str, ...]) 
     for name in fields:
         stored, found = getattr(one, name), getattr(other, name)
         if stored != found and not (_nan(stored) and _nan(found)):
-            out.append(f"{where}: {name} is {stored!r} in the row, {found!r} from its scores")
+            out.append(f"{where}: {name} is {stored!r} in the result, {found!r} from its scores")
     return out
 
 
@@ -195,24 +194,24 @@ SHOWN = ("auroc", "fpr95")  # what README's table prints
 
 
 def deviation(results: Sequence[Result]) -> str:
-    """The methods whose printed digits differ from the project's own rows, and by how much; "" where none does.
+    """Return the methods whose printed digits differ from the project's own results and by how much, or "".
 
-    Only rows of the same work are compared: settings, encoder, lists of images, the method's source and more. What
-    is left to differ is how processors and versions of libraries round.
+    Only results of the same settings, encoder, image lists and source of the method are compared. Remaining
+    differences come from how processors and versions of libraries round.
     """
     found = []
     for row in results:
-        own = _own().get(_work(row)) if row.status == "ok" and row.benchmark == "glyphs" else None
+        own = _own().get(_computation(row)) if row.status == "ok" and row.benchmark == "glyphs" else None
         if own is None:
             continue
         here = _printed(row)
-        apart = [abs(here[name] - value) for name, value in _printed(own).items() if here[name] != value]
-        if apart:
-            found.append(f"{row.title} by up to {max(apart) / 100:.2f}")
+        differences = [abs(here[name] - value) for name, value in _printed(own).items() if here[name] != value]
+        if differences:
+            found.append(f"{row.title} by up to {max(differences) / 100:.2f}")
     if not found:
         return ""
     return (
-        f"printed digits differ from the project's own rows, in points: {', '.join(found)}; processors and versions of "
+        f"printed digits differ from the project's own results, in points: {', '.join(found)}; processors and versions of "
         "libraries round differently"
     )
 
@@ -220,11 +219,11 @@ def deviation(results: Sequence[Result]) -> str:
 @functools.cache
 def _own() -> dict[str, Result]:
     folder = reference()
-    return {_work(row): row for _, row in rows(folder)} if folder else {}
+    return {_computation(row): row for _, row in rows(folder)} if folder else {}
 
 
-def _work(row: Result) -> str:
-    """All that the numbers of a row depend on, besides the processor and the libraries."""
+def _computation(row: Result) -> str:
+    """Return everything that the numbers of a result depend on, except the processor and the libraries."""
     run = {name: row.run.get(name) for name in ("seed", "precision", "batch_size", "limit")}
     lists = [row.id.list_digest, *(one.list_digest for one in row.ood)]
     parts: list[Any] = [row.method, row.parameters, row.files, row.encoder.get("identity"), row.conventions, lists]
@@ -233,7 +232,7 @@ def _work(row: Result) -> str:
 
 
 def _printed(row: Result) -> dict[str, int]:
-    """What is printed, in hundredths of a point."""
+    """Return the printed numbers, in hundredths of a point."""
     values = {f"{one.dataset} {metric}": getattr(one, metric) for one in row.ood for metric in SHOWN}
     values |= {f"{group} {metric}": row.mean(metric, group or None) for group in ("", *row.groups) for metric in SHOWN}
     if row.id.accuracy is not None:

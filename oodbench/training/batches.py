@@ -105,7 +105,7 @@ class Crops:
             return random_crop(listing.read(index), self._size, np.random.default_rng((self._seed, epoch, pair)))
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
-            raise decode.unreadable(listing, listing.names[index], reason) from error
+            raise decode.unreadable_error(listing, listing.names[index], reason) from error
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from oodbench.data.loaders.layout import is_image
-from oodbench.data.loaders.tar import Archives, Member, expand, members, read_member
+from oodbench.data.loaders.tar import Member, TarSource, expand_pattern, list_members, read_member
 from oodbench.errors import UserError, has_credentials, is_url, redact_url
 from oodbench.storage.fingerprints import ReadImage, file_fingerprint, member_fingerprint
 from oodbench.storage.remote import fetch, remote_fingerprint
@@ -28,7 +28,7 @@ ENGINE = 2  # raise when the same shard gives other pairs than before
 
 def read_shards(pattern: str, store: Store) -> Iterator[CorpusPart]:
     """Yield one part per shard. A downloaded shard is deleted when the next part is requested."""
-    for location in expand(pattern):
+    for location in expand_pattern(pattern):
         with contextlib.ExitStack() as stack:
             remote = is_url(location)
             shard = stack.enter_context(_temporary_shard(location)) if remote else ShardFile(location, Path(location))
@@ -37,7 +37,7 @@ def read_shards(pattern: str, store: Store) -> Iterator[CorpusPart]:
 
 def check_shards(pattern: str) -> None:
     """Raise UserError for a malformed pattern and for missing local shards; URLs are not contacted."""
-    locations = expand(pattern)
+    locations = expand_pattern(pattern)
     secret = next((location for location in locations if is_url(location) and has_credentials(location)), "")
     if secret:  # it would be written into the header of the weights
         raise UserError(f"captions {redact_url(secret)}: the weights record this URL: leave out password and signature")
@@ -83,7 +83,7 @@ class ShardImages:
     """The images of a shard that may still have to be downloaded."""
 
     shard: ShardFile
-    archive: Archives
+    archive: TarSource
 
     def read(self, name: str) -> ReadImage:
         """Read a member. The fingerprint of a downloaded member is derived from that of the remote shard."""
@@ -118,7 +118,7 @@ def _read_shard(shard: ShardFile, store: Store) -> CorpusPart:
         store.write("shard", key, {}, index)
     members_of = {image[0]: (shard.path, Member(*image)) for image in index["images"]}
     fingerprints = [member_fingerprint(shard.fingerprint, offset, size) for _, offset, size in index["images"]]
-    source = ShardImages(shard, Archives(members_of))
+    source = ShardImages(shard, TarSource(members_of))
     listing = unlabelled_images(name, Path(shard.location), tuple(members_of), fingerprints, source)
     return CorpusPart(listing, np.arange(len(listing)), tuple(index["captions"]), tuple(index["skipped"]))
 
@@ -127,7 +127,7 @@ def _index_shard(shard: ShardFile) -> dict[str, Any]:
     """Return the images that have captions, the captions, and a line per problem; a truncated shard is one problem."""
     path = shard.local_path()
     try:
-        found = members(path)
+        found = list_members(path)
     except UserError as error:
         return {"images": [], "captions": [], "skipped": [str(error).replace(str(path), shard.location)]}
     images: dict[str, Member] = {}

@@ -15,7 +15,7 @@ from oodbench.data import decode
 from oodbench.data.decode import DecodeConfig
 from oodbench.errors import UserError
 from oodbench.pipeline.extract import EmbeddingConfig, ExtractionJob, extract
-from oodbench.pipeline.text_embeddings import WordParts
+from oodbench.pipeline.text_embeddings import PromptEmbeddings
 from oodbench.storage.store import Entry, Store, digest
 from oodbench.training.captions_csv import read_csv
 from oodbench.training.captions_tar import read_shards
@@ -151,7 +151,7 @@ def prepare_data(
     return data
 
 
-def embed_captions(data: TrainingData, parts: WordParts, load: EncoderLoader, progress: StartProgress) -> None:
+def embed_captions(data: TrainingData, parts: PromptEmbeddings, load: EncoderLoader, progress: StartProgress) -> None:
     """Embed the distinct captions into the store and set `texts` and `text` of the data."""
     row_of: dict[str, int] = {}
     data.text = np.array([row_of.setdefault(caption, len(row_of)) for caption in data.captions], np.int64)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oodbench.encoder.card import parse_encoder
-from oodbench.encoder.resolve import Resolved, resolve
+from oodbench.encoder.resolve import ResolvedEncoder, resolve
 from oodbench.errors import ProblemList, UserError, did_you_mean, raise_all
 from oodbench.method import registry
 from oodbench.pipeline.jobs import Job, make_jobs
-from oodbench.pipeline.request import MOST, PRECISIONS, WORKERS, RunRequest, beyond, writable
+from oodbench.pipeline.request import MAX_INTEGER, MAX_WORKERS, PRECISIONS, RunRequest, is_writable, range_problems
 from oodbench.storage.files import expand
 from oodbench.storage.shared import open_store
 from oodbench.storage.store import Store
@@ -98,18 +98,18 @@ def check_options(request: TrainRequest) -> None:
         if value not in options:
             problems.append(f"{name} {value}{did_you_mean(value, options)}")
     for name, number, least, most in (
-        ("--epochs", request.epochs, 1, MOST),
-        ("--steps", request.steps, 1, MOST),
-        ("--batch-size", request.batch, 1, MOST),
-        ("--chunk", request.chunk, 1, MOST),
-        ("--warmup", request.warmup, 0, MOST),
+        ("--epochs", request.epochs, 1, MAX_INTEGER),
+        ("--steps", request.steps, 1, MAX_INTEGER),
+        ("--batch-size", request.batch, 1, MAX_INTEGER),
+        ("--chunk", request.chunk, 1, MAX_INTEGER),
+        ("--warmup", request.warmup, 0, MAX_INTEGER),
         ("--weight-decay", request.weight_decay, 0, sys.float_info.max),
-        ("--seed", request.seed, 0, MOST),
-        ("--checkpoint-every", request.checkpoint_every, 1, MOST),
-        ("--max-steps", request.max_steps, 1, MOST),
-        ("--workers", request.workers, 0, WORKERS),
+        ("--seed", request.seed, 0, MAX_INTEGER),
+        ("--checkpoint-every", request.checkpoint_every, 1, MAX_INTEGER),
+        ("--max-steps", request.max_steps, 1, MAX_INTEGER),
+        ("--workers", request.workers, 0, MAX_WORKERS),
     ):
-        problems += beyond(name, number, least, most)
+        problems += range_problems(name, number, least, most)
     for name, rate in (("--lr", request.lr), ("--eps", request.eps)):
         if rate is not None and not 0 < rate < math.inf:
             problems.append(f"{name} must be a number above 0, not {rate}")
@@ -135,7 +135,7 @@ class TrainPlan:
     job: Job
     method: TrainedMethod[Any]
     optimiser: Optimiser
-    encoder: Resolved
+    encoder: ResolvedEncoder
     out: Path
     store: Store
 
@@ -231,5 +231,5 @@ def _check_captions(request: TrainRequest) -> None:
 def _check_output(request: TrainRequest) -> None:
     """Raise UserError if the file of weights could not be written at the end."""
     folder = output_folder(request)
-    if not writable(folder):
+    if not is_writable(folder):
         raise UserError(f"the folder {folder} is not writable; give another file with --output")

@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 
-from oodbench.encoder.openclip import OpenClip
+from oodbench.encoder.openclip import load_encoder
 from oodbench.errors import UserError
 from oodbench.method import Pairs
 from oodbench.pipeline import weights
 from oodbench.pipeline.extract import EmbeddingConfig
-from oodbench.pipeline.text_embeddings import WordParts
+from oodbench.pipeline.text_embeddings import PromptEmbeddings
 from oodbench.results import commit, versions
 from oodbench.training.batches import Crops, PairBatches, reads_text
 from oodbench.training.checkpoints import Checkpoints
@@ -103,7 +103,7 @@ def _train(plan: TrainPlan, processes: ProcessGroup, watch: TrainWatch) -> Train
         checkpoints.check(plan.identity())
     if plan.optimiser.batch % processes.size:
         raise UserError(f"a batch of {plan.optimiser.batch} cannot be divided evenly among {processes.size} processes")
-    load = functools.cache(lambda: OpenClip(plan.encoder, processes.device, request.compute))
+    load = functools.cache(lambda: load_encoder(plan.encoder, processes.device, request.compute))
     if request.restart or not checkpoints.latest_step():
         check_hyper_parameters(plan, load)
     config = EmbeddingConfig(plan.encoder.card.identity, request.compute, BATCH)
@@ -208,7 +208,7 @@ def embed_texts(
     plan: TrainPlan, data: TrainingData, processes: ProcessGroup, load: EncoderLoader, progress: StartProgress
 ) -> None:
     """Add the caption embeddings to the data: the main process computes them, the others read them from the store."""
-    parts = WordParts(plan.encoder.card.identity, plan.request.compute, plan.store)
+    parts = PromptEmbeddings(plan.encoder.card.identity, plan.request.compute, plan.store)
     if processes.is_main:
         embed_captions(data, parts, load, progress)
     processes.barrier()

@@ -38,7 +38,7 @@ def rows_of(folder: Path) -> dict[str, dict[str, object]]:
 def test_a_first_run_prints_every_method_and_set(home: Path) -> None:
     out = (home / "stdout").read_text()
     titles = [info.title for info in METHODS.values()]
-    for word in (*titles, "Letters", "Textures", "Digits", "Other symbols", "Mean", "Seconds"):
+    for word in (*titles, "Letters", "Textures", "Digits", "Other symbols", "Average", "Seconds"):
         assert word in out
     assert "ID positive" in out
     assert not (home / "mlruns").exists()

@@ -23,8 +23,9 @@ from PIL import Image
 from oodbench.cli import common as group
 from oodbench.cli import main
 from oodbench.data import catalog as catalogue
+from oodbench.data.paths import config_folder, config_folder_or_none, data_root
 from oodbench.distributed import cluster as connection
-from oodbench.distributed.cluster import WorkerFolder, sweep
+from oodbench.distributed.cluster import WorkerFolder, remove_stale_folders
 from oodbench.errors import ProblemList, UserError, raise_all
 from oodbench.method.parameters import conform, parse_names
 from oodbench.pipeline.request import RunRequest, check_options
@@ -277,15 +278,15 @@ def test_without_a_home_the_store_has_to_be_named(homeless: None, monkeypatch: p
 
 
 def test_without_a_home_nothing_is_declared_by_the_user(homeless: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "imagenet1k" in catalogue.datasets() and catalogue.own_folder() is None
+    assert "imagenet1k" in catalogue.datasets() and config_folder_or_none() is None
     with pytest.raises(UserError, match=r"name a folder by \$OODBENCH_CONFIG"):
-        catalogue.config_folder()
+        config_folder()
     monkeypatch.setenv("OODBENCH_CONFIG", "~nobody-of-that-name/x")
     with pytest.raises(UserError, match=r"\$OODBENCH_CONFIG ~nobody-of-that-name/x cannot be read"):
-        catalogue.own_folder()
+        config_folder_or_none()
     monkeypatch.setenv("OODBENCH_DATA", "~nobody-of-that-name/x")
     with pytest.raises(UserError, match=r"\$OODBENCH_DATA ~nobody-of-that-name/x cannot be read"):
-        catalogue.data_root(None)
+        data_root(None)
 
 
 @pytest.mark.slow
@@ -412,19 +413,19 @@ def silent() -> Iterator[int]:
 
 
 def test_an_address_where_no_ray_answers(silent: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "_SECONDS", 0.2)
+    monkeypatch.setattr(connection, "_ANSWER_SECONDS", 0.2)
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{silent}")
     began = time.monotonic()
     said = rf"^\$RAY_ADDRESS 127.0.0.1:{silent}: no Ray cluster answers there \(timed out\); .* unset RAY_ADDRESS"
     with pytest.raises(UserError, match=said + ".*--ray no"):
-        connection._probe("auto")
+        connection._check_address("auto")
     assert time.monotonic() - began < 2
     with pytest.raises(UserError, match=rf"^--ray ray://127.0.0.1:{silent}: no Ray cluster answers there"):
-        connection._probe(f"ray://127.0.0.1:{silent}")
+        connection._check_address(f"ray://127.0.0.1:{silent}")
     with pytest.raises(UserError, match="no Ray cluster answers there"):
-        connection._probe("127.0.0.1:1")
+        connection._check_address("127.0.0.1:1")
     monkeypatch.delenv("RAY_ADDRESS")
-    connection._probe("auto")  # left to Ray
+    connection._check_address("auto")  # left to Ray
 
 
 @pytest.mark.parametrize(
@@ -443,10 +444,10 @@ def test_only_grpc_is_taken_for_ray(answer: bytes, fine: bool) -> None:
         thread.start()
         where = f"127.0.0.1:{server.getsockname()[1]}"
         if fine:
-            connection._probe(where)
+            connection._check_address(where)
         else:
             with pytest.raises(UserError, match="does not speak gRPC, as Ray does"):
-                connection._probe(where)
+                connection._check_address(where)
         thread.join()
 
 
@@ -458,7 +459,7 @@ def test_ray_has_a_short_folder_for_its_sockets(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv("TMPDIR", folder)
         assert connection._session_folder() == {"_temp_dir": "/tmp/ray"}
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(UserError, match=r"its name is too long; set \$RAY_TMPDIR to a short one"):
+    with pytest.raises(UserError, match=r"its path is too long; set \$RAY_TMPDIR to a short one"):
         connection._session_folder()
 
 
@@ -473,7 +474,7 @@ def test_folders_of_dead_workers_are_removed(tmp_path: Path, monkeypatch: pytest
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout.strip()
     )
     assert killed.is_dir()
-    sweep()
+    remove_stale_folders()
     assert not killed.exists() and (own.path / "plugin.py").is_file()
     own.remove()
     assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ from oodbench.cli import listings
 from oodbench.data import catalog as catalogue
 from oodbench.data import prompts
 from oodbench.data.catalog import Benchmark, Dataset, benchmarks, dataset, datasets, protocol
-from oodbench.data.paths import declarations
+from oodbench.data.paths import data_root, declarations
 from oodbench.errors import UserError
 
 
@@ -141,10 +141,10 @@ def test_folders_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.
 
 def test_the_data_root_is_the_flag_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OODBENCH_DATA", "")
-    assert catalogue.data_root(None) == Path("data")
+    assert data_root(None) == Path("data")
     monkeypatch.setenv("OODBENCH_DATA", "~/d")
-    assert catalogue.data_root(None) == Path.home() / "d"
-    assert catalogue.data_root(tmp_path) == tmp_path
+    assert data_root(None) == Path.home() / "d"
+    assert data_root(tmp_path) == tmp_path
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,10 @@ from oodbench.data import catalog as catalogue
 from oodbench.data.catalog import Dataset
 from oodbench.data.checks import calibration, duplicates, inspection, single
 from oodbench.data.checks import pairs as wordnet
-from oodbench.data.checks.findings import Card, CheckReport, Finding, text
-from oodbench.data.checks.inspection import Look, look, perceptual
-from oodbench.data.checks.run import CheckSettings, examine
-from oodbench.data.checks.scope import Scope, scope
+from oodbench.data.checks.findings import CheckReport, Finding, SetSummary, format_report
+from oodbench.data.checks.inspection import ImageFacts, inspect_image, perceptual
+from oodbench.data.checks.run import CheckSettings, check_sets
+from oodbench.data.checks.scope import CheckScope, select_sets
 from oodbench.data.imageset import ImageSet
 from oodbench.data.load import LoadOptions, load_images
 from oodbench.errors import UserError
@@ -66,32 +66,32 @@ def data(tmp_path: Path) -> Path:
     return root
 
 
-def sets(**changes: Any) -> Scope:
+def sets(**changes: Any) -> CheckScope:
     """The scope of the clean data; `changes` are fields of its ID set."""
     names = Dataset(name="train", title="train", loader="classes", path="train")
     id_set = Dataset(name="id", title="id", loader="classes", path="id", count=2 * EACH)
-    found = Scope(calibrations={"id": names})
+    found = CheckScope(calibrations={"id": names})
     found.add_pair(
         dataclasses.replace(id_set, **changes), Dataset(name="ood", title="ood", loader="images", path="ood")
     )
     return found
 
 
-def checked(data: Path, what: Scope | None = None, **settings: Any) -> CheckReport:
-    return examine(what or sets(), CheckSettings(data, Store(data.parent / "store"), workers=2, **settings))
+def checked(data: Path, what: CheckScope | None = None, **settings: Any) -> CheckReport:
+    return check_sets(what or sets(), CheckSettings(data, Store(data.parent / "store"), workers=2, **settings))
 
 
 def found(report: CheckReport, kind: str, level: str) -> Finding:
     """The one finding of a kind, and that it has this level."""
     (one,) = [f for f in report.findings if f.kind == kind]
-    assert one.level == level, text(report)
+    assert one.level == level, format_report(report)
     assert (level == "error") <= (not report.ok)
     return one
 
 
 def test_clean_data_have_no_errors_or_warnings(data: Path) -> None:
     report = checked(data)
-    assert report.ok and report.kinds() == ["no-wordnet"], text(report)
+    assert report.ok and report.kinds() == ["no-wordnet"], format_report(report)
     assert [(c.name, c.role, c.images, c.looked) for c in report.cards] == [
         ("id", "ID", 20, 20), ("ood", "OOD", 20, 20), ("train", "calibration", 20, 0),
     ]  # fmt: skip
@@ -108,7 +108,7 @@ def test_a_list_of_another_digest_and_with_absent_images(data: Path) -> None:
     (data / "list.txt").write_text(lines)
     declared: dict[str, Any] = {"loader": "list", "list": "list.txt"}
     clean = checked(data, sets(**declared))
-    assert clean.ok, text(clean)
+    assert clean.ok, format_report(clean)
     right = clean.cards[0].digest
     assert checked(data, sets(**declared, digest=right)).ok
     (data / "list.txt").write_text(lines.replace("cab/3.png 0", "cab/3.png 1"))
@@ -232,7 +232,7 @@ def test_synonyms_of_a_small_wordnet(data: Path, tmp_path: Path, monkeypatch: py
 
 def test_the_installed_wordnet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WNSEARCHDIR")
-    place = wordnet.find()
+    place = wordnet.find_wordnet()
     if place is None:
         pytest.skip("WordNet is not installed")
     net = wordnet.WordNet(place)
@@ -266,8 +266,8 @@ def test_calibration_images_of_archives_are_compared_by_content(data: Path, tmp_
         return load_images(one, LoadOptions(data, Store(tmp_path / "store")), labelled=True)
 
     test = arrays("test.npz", range(5))
-    assert not list(calibration.overlap(test, arrays("other.npz", range(5, 10))))
-    (finding,) = calibration.overlap(test, arrays("some.npz", range(3, 8)))
+    assert not list(calibration.calibration_overlap(test, arrays("other.npz", range(5, 10))))
+    (finding,) = calibration.calibration_overlap(test, arrays("some.npz", range(3, 8)))
     assert finding.count == 2 and finding.examples == ("3", "4")
 
 
@@ -293,13 +293,13 @@ def test_near_finds_exactly_the_close_pairs() -> None:
     flips = np.array([sum(1 << int(b) for b in rng.choice(64, k, replace=False)) for k in range(12)], np.uint64)
     second = np.concatenate([rng.integers(0, 2**64, 9000, dtype=np.uint64), first[:12] ^ flips])
     for radius in (0, 4, 10):
-        result = duplicates.near(first, second, radius)
+        result = duplicates.near_hashes(first, second, radius)
         assert result.images == radius + 1
         assert {p.distance for p in result.pairs} == set(range(radius + 1))
     pairs = [(i, j) for i in range(300) for j in range(8900, 9012)]
     close = {(i, j) for i, j in pairs if (int(first[i]) ^ int(second[j])).bit_count() <= 10}
     assert {(p.first, p.second) for p in result.pairs} == close
-    capped = duplicates.near(np.zeros(500, np.uint64), np.zeros(700, np.uint64), 4, keep=50)
+    capped = duplicates.near_hashes(np.zeros(500, np.uint64), np.zeros(700, np.uint64), 4, keep=50)
     assert len(capped.pairs) == 50 and capped.images == 700
 
 
@@ -309,13 +309,13 @@ def test_fifty_thousand_against_thirty_five_thousand() -> None:
     first, second = (rng.integers(0, 2**64, n, dtype=np.uint64) for n in (50_000, 35_000))
     second[7] = first[49_999] ^ np.uint64(0b1011)
     began = time.perf_counter()
-    assert [(p.first, p.second, p.distance) for p in duplicates.near(first, second, 4).pairs] == [(49_999, 7, 3)]
+    assert [(p.first, p.second, p.distance) for p in duplicates.near_hashes(first, second, 4).pairs] == [(49_999, 7, 3)]
     assert time.perf_counter() - began < 60
 
 
 def test_perceptual_hashes() -> None:
     assert perceptual(np.full((32, 32), 90.0)) == ""
-    marks = [int(look(picture(seed)).mark, 16) for seed in range(60)]
+    marks = [int(inspect_image(picture(seed)).mark, 16) for seed in range(60)]
     apart = [(a ^ b).bit_count() for i, a in enumerate(marks) for b in marks[:i]]
     assert min(apart) > 8 and 24 < np.mean(apart) < 40
 
@@ -329,20 +329,20 @@ def test_a_second_check_looks_at_what_changed_only(tmp_path: Path, monkeypatch: 
         save(Image.new("RGB", (8, 8), (i % 256, 0, 0)), tmp_path / "many" / f"{i}.png")
     store, seen = Store(tmp_path / "store"), []
 
-    def counted(image: Image.Image) -> Look:
+    def counted(image: Image.Image) -> ImageFacts:
         seen.append(1)
-        return look(image)
+        return inspect_image(image)
 
-    monkeypatch.setattr(inspection, "look", counted)
-    first = inspection.inspect(listed(tmp_path / "many", store), store)
+    monkeypatch.setattr(inspection, "inspect_image", counted)
+    first = inspection.inspect_images(listed(tmp_path / "many", store), store)
     assert len(seen) == len(first) == 300
     seen.clear()
-    assert inspection.inspect(listed(tmp_path / "many", store), store) == first and not seen
+    assert inspection.inspect_images(listed(tmp_path / "many", store), store) == first and not seen
     Image.new("RGB", (9, 9)).save(tmp_path / "many" / "7.png")
-    again = inspection.inspect(listed(tmp_path / "many", store), store)
+    again = inspection.inspect_images(listed(tmp_path / "many", store), store)
     assert sum(a != b for a, b in zip(first, again, strict=True)) == 1
     assert 1 <= len(seen) < 300
-    parts = inspection.parts(tuple(str(i) for i in range(20_000)))
+    parts = inspection.split_parts(tuple(str(i) for i in range(20_000)))
     assert parts[0][0] == 0 and parts[-1][1] == 20_000 and 200 < len(parts) < 450
     assert all(a[1] == b[0] for a, b in itertools.pairwise(parts))
 
@@ -358,26 +358,26 @@ def test_splits_of_one_file_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_an_image_that_is_withheld_is_looked_at_again(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def withheld(image: Image.Image) -> Look:
+    def withheld(image: Image.Image) -> ImageFacts:
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(inspection, "look", withheld)
+        patch.setattr(inspection, "inspect_image", withheld)
         assert "Input/output error" in checked(data).findings[0].examples[0]
     assert checked(data).ok
 
 
 def test_scopes(tmp_path: Path) -> None:
-    mos = scope(["mos"])
+    mos = select_sets(["mos"])
     assert [a for a, _ in mos.pairs] == ["imagenet1k"] * len(mos.pairs) and len(mos.pairs) == 4
     assert mos.calibrations["imagenet1k"].name == "imagenet1k-train"
-    assert scope(["textures"], "imagenet1k").pairs == [("imagenet1k", "textures")]
-    assert scope(["textures"]).pairs == []
-    assert not scope([]).required and ("imagenet1k", "textures") in scope([]).pairs
+    assert select_sets(["textures"], "imagenet1k").pairs == [("imagenet1k", "textures")]
+    assert select_sets(["textures"]).pairs == []
+    assert not select_sets([]).required and ("imagenet1k", "textures") in select_sets([]).pairs
     with pytest.raises(UserError, match="no dataset 'texture'(?s:.)*no dataset 'nowhere'"):
-        scope(["texture", "nowhere"])
+        select_sets(["texture", "nowhere"])
     with pytest.raises(UserError, match="no dataset of the catalogue lies below"):
-        examine(scope([]), CheckSettings(tmp_path, Store(tmp_path / "store")))
+        check_sets(select_sets([]), CheckSettings(tmp_path, Store(tmp_path / "store")))
 
 
 def call(*arguments: str | Path) -> Any:
@@ -412,7 +412,7 @@ def test_a_killed_check_goes_on(tmp_path: Path) -> None:
     assert process.wait() == -signal.SIGKILL
     kept = {path: path.stat().st_ino for path in store.glob("looks/*/[0-9a-f]*/entry.json")}
     whole = listed(tmp_path / "a", Store(store))
-    parts = inspection.parts(whole.names)
+    parts = inspection.split_parts(whole.names)
     assert 2 <= len(kept) < len(parts)
     done = subprocess.run([*command, "--store", str(store), "--format", "json"], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -440,8 +440,8 @@ def test_real_images(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (copy,) = (tmp_path / "id").glob("n01440764/*")
     Image.open(copy).resize((128, 128)).save(tmp_path / "Places" / "tench.jpg", quality=70)
     id_name, names = f"folder:{tmp_path / 'id'}", [f"folder:{tmp_path / n}" for n in ("Places", "dtd")]
-    report = checked(tmp_path, scope(names, id_name))
-    assert report.ok, text(report)
+    report = checked(tmp_path, select_sets(names, id_name))
+    assert report.ok, format_report(report)
     assert [c.looked for c in report.cards] == [100, 101, 100]
     assert report.cards[0].modes.get("L", 0) == 0 or report.cards[0].grey > 0
     near = found(report, "near-duplicates", "warning")
@@ -455,7 +455,7 @@ def test_real_images(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_an_image_that_cifar10_and_cifar100_share(shared: Path, tmp_path: Path) -> None:
     """One test image of CIFAR-10, re-encoded as JPEG, is one of CIFAR-100; and CIFAR-100 has two twice."""
     ours, theirs = (f"tar:{shared}/data/cifar/{name}-test.tar" for name in ("cifar100", "cifar10"))
-    what = scope([theirs], ours)
+    what = select_sets([theirs], ours)
     report = checked(tmp_path, what)
     assert found(report, "near-duplicates", "warning").examples == (
         "bus/bus_s_000146.png = automobile/0932.jpg (0 bits)",
@@ -476,20 +476,20 @@ def test_what_a_listing_saw_is_a_finding(data: Path) -> None:
     (data / "ood/Kelp/deep").mkdir(parents=True)
     picture(999).save(data / "ood/Kelp/deep/0.png")
     (data / "ood/moss").mkdir()
-    report = checked(data, scope([f"folder:{data / 'ood'}"]))
+    report = checked(data, select_sets([f"folder:{data / 'ood'}"]))
     assert found(report, "left-out", "warning").examples == ("kelp/0.heic",)
     assert found(report, "nested", "warning").examples == ("Kelp/deep/0.png",)
     assert found(report, "empty-class", "warning").examples == ("moss (empty)",)
     assert found(report, "one-prompt", "note").examples == ("'Kelp' = 'kelp'",)
     assert report.cards[0].looked == 21
     report = checked(data)  # as an OOD set it has no classes
-    assert {"left-out"} == set(report.kinds()) - {"no-wordnet"}, text(report)
+    assert {"left-out"} == set(report.kinds()) - {"no-wordnet"}, format_report(report)
     shutil.move(data / "ood/kelp", data / "ood/train")
     shutil.rmtree(data / "ood/Kelp")
     shutil.move(data / "ood/lamp", data / "ood/val")
     assert (
         "are splits or parts of a set"
-        in found(checked(data, scope([f"folder:{data / 'ood'}"])), "classes", "warning").message
+        in found(checked(data, select_sets([f"folder:{data / 'ood'}"])), "classes", "warning").message
     )
 
 
@@ -526,7 +526,7 @@ def test_frames_and_pages(data: Path, tmp_path: Path, kind: str) -> None:
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
         archive.add(data / "id", ".")
     assert found(checked(data), "frames", "note").examples == (f"cab/3.{kind}",)
-    assert found(checked(data, scope([f"tar:{tmp_path / 'x.tar'}"])), "frames", "note").count == 1
+    assert found(checked(data, select_sets([f"tar:{tmp_path / 'x.tar'}"])), "frames", "note").count == 1
     with Image.open(path) as image:
         first = np.asarray(image.convert("RGB"))
     assert np.abs(first.astype(float) - np.asarray(picture(3))).mean() < 12
@@ -535,9 +535,11 @@ def test_frames_and_pages(data: Path, tmp_path: Path, kind: str) -> None:
 def test_names_of_sets_and_images_keep_to_their_lines() -> None:
     """A line break, an escape or a line separator in a name opens no line of the report, nor of `datasets add`."""
     name = "folder:a\n\x1b[31mb\u2028c"
-    report = CheckReport([Card(name, "")], [Finding("warning", "odd", (name,), f"{name} is odd\n  so", 1, (name,))])
+    report = CheckReport(
+        [SetSummary(name, "")], [Finding("warning", "odd", (name,), f"{name} is odd\n  so", 1, (name,))]
+    )
     seen = r"folder:a\n\x1b[31mb\u2028c"
-    lines = text(report).split("\n")
+    lines = format_report(report).split("\n")
     assert lines[1].startswith(f"{seen}  ")
     assert lines[3:6] == [f"warning: odd: {seen}: {seen} is odd", "  so", f"  {seen}"]
 

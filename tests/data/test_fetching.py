@@ -435,12 +435,12 @@ def test_get_moves_a_set_into_place(server: Server, tmp_path: Path, inside: list
         name="pets", title="Pets", loader="images", path="pets/images",
         download=f"{server.url}/pets.tar.gz", sha256=hashlib.sha256(server.content).hexdigest(),
     )  # fmt: skip
-    outcome = fetching.get(pets, tmp_path, patience=HASTE)
+    outcome = fetching.fetch(pets, tmp_path, retry=HASTE)
     assert "fetched to" in outcome.message and "no checksum" not in outcome.message
     found = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.png")}
     assert found == there
-    assert not any((tmp_path / fetching.WORK).iterdir())
-    assert "is there already" in fetching.get(pets, tmp_path).message
+    assert not any((tmp_path / fetching.DOWNLOADS).iterdir())
+    assert "is there already" in fetching.fetch(pets, tmp_path).message
 
 
 def test_get_leaves_nothing_half_in_place(server: Server, tmp_path: Path) -> None:
@@ -448,21 +448,21 @@ def test_get_leaves_nothing_half_in_place(server: Server, tmp_path: Path) -> Non
     server.content = whole[: len(whole) // 2]  # what the server thinks is whole
     pets = Offered(name="pets", title="Pets", loader="images", path="pets/images", download=f"{server.url}/pets.tgz")
     with pytest.raises(Damaged):
-        fetching.get(pets, tmp_path, patience=HASTE)
+        fetching.fetch(pets, tmp_path, retry=HASTE)
     assert not (tmp_path / "pets").exists()
     server.content = whole
-    assert "no checksum is known" in fetching.get(pets, tmp_path, patience=HASTE).message
+    assert "no checksum is known" in fetching.fetch(pets, tmp_path, retry=HASTE).message
     assert len(list((tmp_path / "pets/images").iterdir())) == 50
     bounded = dataclasses.replace(pets, name="more", path="more")
     with pytest.raises(UserError, match="unpacks to more than 100 bytes"):
-        fetching.get(bounded, tmp_path, patience=HASTE, bounds=Bounds(size=100))
+        fetching.fetch(bounded, tmp_path, retry=HASTE, bounds=Bounds(size=100))
     assert not (tmp_path / "more").exists()
 
 
 def test_get_keeps_an_archive_whose_loader_reads_it(server: Server, tmp_path: Path) -> None:
     server.content = photos(["a/1.png"])
     one = Offered(name="t", title="T", loader="tar", path="cifar/t.tar.gz", download=f"{server.url}/t.tar.gz")
-    fetching.get(one, tmp_path, patience=HASTE)
+    fetching.fetch(one, tmp_path, retry=HASTE)
     assert (tmp_path / "cifar/t.tar.gz").read_bytes() == server.content
 
 
@@ -487,17 +487,17 @@ def test_get_lets_torchvision_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(known, "Shapes", Shapes, raising=False)
     monkeypatch.setattr(known, "Closed", Closed, raising=False)
     one = Dataset(name="s", title="S", loader="torchvision", path="shapes", source="Shapes", split="test")
-    assert fetching.get(one, tmp_path).message.startswith("12 images in")
+    assert fetching.fetch(one, tmp_path).message.startswith("12 images in")
     ((filled, download),) = calls
     assert download and filled != tmp_path / "shapes"  # filled elsewhere, then moved
     assert (tmp_path / "shapes").is_dir() and not filled.exists()
     (tmp_path / "shapes" / "test.bin").write_bytes(b"there")
-    fetching.get(one, tmp_path)
+    fetching.fetch(one, tmp_path)
     assert calls[1] == (tmp_path / "shapes", True)
     closed = dataclasses.replace(one, source="Closed", obtain="ask the authors")
-    assert fetching.get(closed, tmp_path).by_hand
+    assert fetching.fetch(closed, tmp_path).by_hand
     with pytest.raises(UserError, match="torchvision has no dataset 'Shpes'"):
-        fetching.get(dataclasses.replace(one, source="Shpes"), tmp_path)
+        fetching.fetch(dataclasses.replace(one, source="Shpes"), tmp_path)
 
 
 def test_the_command(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

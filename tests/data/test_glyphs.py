@@ -259,7 +259,7 @@ def test_a_run_tells_how_far_it_deviates_from_the_project_s_own_rows() -> None:
         by = {"MSP": 0.0012, "Energy": 1e-8}.get(row.title, 0.0)
         moved.append(dataclasses.replace(row, ood=(dataclasses.replace(first, auroc=first.auroc + by), *others)))
     assert deviation(moved).startswith(
-        "printed digits differ from the project's own rows, in points: MSP by up to 0.12; processors"
+        "printed digits differ from the project's own results, in points: MSP by up to 0.12; processors"
     )
     other = [dataclasses.replace(row, run={**row.run, "seed": 1}) for row in moved]
     assert deviation(other) == "", "rows of other work are not compared"

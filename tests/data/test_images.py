@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from oodbench.data import catalog as catalogue
-from oodbench.data.decode import decoding
+from oodbench.data.decode import pillow_in_threads
 from oodbench.data.imageset import ImageSet
 from oodbench.data.load import LoadOptions, load_images
 from oodbench.encoder.card import EncoderCard
@@ -195,7 +195,7 @@ def pixels() -> Callable[[Image.Image], torch.Tensor]:
 
 def decoded(folder: Path, name: str, pixels: Callable[[Image.Image], torch.Tensor]) -> torch.Tensor:
     found = listed(folder, labelled=False)
-    with decoding():
+    with pillow_in_threads():
         return pixels(found.read(found.names.index(name)))
 
 
@@ -266,7 +266,7 @@ def test_real_originals_are_all_decoded(shared: Path, tmp_path: Path, pixels: An
     found = load_images(dataset, LoadOptions(Path(), Store(tmp_path), strict=True), labelled=False)
     assert len(found) == 32
     modes, sides = set(), []
-    with decoding():
+    with pillow_in_threads():
         for index in range(len(found)):
             image = found.read(index)
             modes.add(image.mode)

@@ -20,7 +20,7 @@ from PIL import Image
 
 from oodbench.data import catalog as catalogue
 from oodbench.data import decode, load, prompts
-from oodbench.data.add import declare
+from oodbench.data.add import add_dataset
 from oodbench.data.catalog import Dataset
 from oodbench.data.imageset import ImageSet
 from oodbench.data.load import LoadOptions, load_images
@@ -222,7 +222,7 @@ def test_the_same_images_are_read_alike_in_every_form(case: str, form: Callable[
     if form in LABELLED:
         reference, classes = form([order.index(label) for label in images.values()], order, tmp_path)
         found = listed(reference, classes=classes)
-        lines = load.class_names(found).lines
+        lines = load.class_names_of(found).lines
         assert [lines[label] for label in found.labels] == list(images.values()) and list(lines) == order
         assert [colour for _, colour in seen(listed(reference, labelled=False))] == list(range(len(images)))
         return
@@ -280,10 +280,10 @@ def test_a_label_means_the_same_in_every_form(
     reference, classes = form(labels, names.split(), tmp_path)
     if isinstance(expected, str):
         with pytest.raises(UserError, match=expected):
-            load.class_names(listed(reference, classes=classes))
+            load.class_names_of(listed(reference, classes=classes))
         return
     found = listed(reference, classes=classes)
-    lines = load.class_names(found).lines
+    lines = load.class_names_of(found).lines
     assert [lines[label] for label in found.labels] == [names.split()[label] for label in labels]
     assert kinds(found) == expected and seen(listed(reference, labelled=False)) == [("", i) for i in range(4)]
 
@@ -343,10 +343,10 @@ def test_links_that_lead_nowhere_are_named(kind: bytes, target: str, said: str, 
 
 
 def test_links_to_folders_cannot_multiply_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("oodbench.data.loaders.tar_links._MOST", 1000)
+    monkeypatch.setattr("oodbench.data.loaders.tar_links._MAX_LINKED", 1000)
     members: list[tuple[str, bytes | tuple[bytes, str]]] = [("f0/1.png", colour(1))]
     members += [(f"f{i}/{side}", (tarfile.SYMTYPE, f"../f{i - 1}")) for i in range(1, 30) for side in "ab"]
-    with pytest.raises(UserError, match=r"x\.tar: its links stand for more than 1,000"):
+    with pytest.raises(UserError, match=r"x\.tar: its links to folders add more than 1,000"):
         listed(packed(tmp_path / "x.tar", members))
 
 
@@ -361,9 +361,9 @@ def test_a_key_of_webdataset_has_one_image(tmp_path: Path, monkeypatch: pytest.M
             listed(reference, labelled)
     monkeypatch.setenv("OODBENCH_CONFIG", str(tmp_path / "config"))
     fields = {"loader": "tar", "path": str(tmp_path / "x.tar"), "split": "seg.png"}
-    declared = declare("mine", fields, Store(tmp_path / "store"))
+    declared = add_dataset("mine", fields, Store(tmp_path / "store"))
     chosen = catalogue.read_dataset(declared.file)
-    assert declared.listing.names == listed(chosen).names == ("0.seg.PNG", "1.seg.PNG", "2.seg.PNG")
+    assert declared.images.names == listed(chosen).names == ("0.seg.PNG", "1.seg.PNG", "2.seg.PNG")
     with pytest.raises(UserError, match=r"no image of .* ends in \.x; they end in main\.png, seg\.png"):
         listed(dataclasses.replace(chosen, split="x"))
     assert len(listed(packed(tmp_path / "plain.tar", parts), labelled=False)) == 6  # nothing says that these are keys
@@ -465,7 +465,7 @@ def test_an_image_that_a_list_names_twice_is_told_or_refused(tmp_path: Path) -> 
         ("a\\1.png 0", "has backslashes, where paths have /"),
         ("/x/1.png 0", "'/x/1.png' is an absolute path; paths start from the list's root"),
         ("a/../1.png 0", r"leads out of the list's root by '\.\.'"),
-        ("2.png 0", r"not one of the 1 images that .*x\.txt names is there: no .*/2\.png$"),
+        ("2.png 0", r"none of the 1 images that .*x\.txt names exists: no .*/2\.png$"),
     ],
 )
 def test_a_line_of_another_format_is_shown(line: str, said: str, tmp_path: Path) -> None:
@@ -515,15 +515,15 @@ def test_names_that_the_tokenizer_does_not_tell_apart() -> None:
     for one in names:
         for other in names:
             assert (tokenizer.encode(one) == tokenizer.encode(other)) == (
-                layout.as_tokenized(one) == layout.as_tokenized(other)
+                layout.tokenizer_text(one) == layout.tokenizer_text(other)
             ), (one, other)
 
 
 def test_class_names_that_give_one_prompt_are_told() -> None:
     names = ["Anchor", "anchor", "cat", "caf\u00e9", "cafe\u0301", "a  b", "a b", "x &amp; y", "x & y", "cafe"]
-    (remark,) = layout.same_prompts(names)
+    (remark,) = layout.same_prompt_remarks(names)
     assert remark.count == 4 and remark.examples[1] == "'caf\\xe9' = 'cafe\\u0301'"
-    assert layout.same_prompts(["cat", "dog"]) == ()
+    assert layout.same_prompt_remarks(["cat", "dog"]) == ()
 
 
 @pytest.mark.parametrize("kind", ["fifo", "link to a fifo", "link to a device", "socket"])
@@ -547,7 +547,7 @@ def test_only_regular_files_are_opened(kind: str, tmp_path: Path) -> None:
     assert found.names == ("a/1.png", "b/2.png") and told(found, "left-out").examples == ("a/x.png",)
     (tmp_path / "x.txt").write_text("tree/a/1.png 0\ntree/a/x.png 0\n")
     for reference in (f"list:{tmp_path / 'x.txt'}", f"hf:{odd}", f"arrays:{odd}", f"tar:{odd}", f"list:{odd}"):
-        with pytest.raises(UserError, match=r"(is|that is) a (FIFO|socket|character device)|list .* is not there"):
+        with pytest.raises(UserError, match=r"(is|that is) a (FIFO|socket|character device)|list .* does not exist"):
             listed(reference, labelled=False)
     with pytest.raises(UserError, match="is a"):
         found.reader.read("a/x.png")  # as when it takes the place of an image after the listing

@@ -28,7 +28,7 @@ from oodbench.data.catalog import Dataset
 from oodbench.data.imageset import ImageSet
 from oodbench.data.load import LoadOptions, load_images
 from oodbench.data.loaders.imagelist import read_list
-from oodbench.data.loaders.tar import Member, expand, members, read_member
+from oodbench.data.loaders.tar import Member, expand_pattern, list_members, read_member
 from oodbench.errors import Missing, UserError
 from oodbench.storage.store import Store
 
@@ -184,7 +184,7 @@ def test_splits_in_one_folder_are_told_apart(photos: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("source", "split", "said"),
     [
-        ("ImageFolder", "test", "ImageFolder has no splits; take 'test' away"),
+        ("ImageFolder", "test", "ImageFolder has no splits; remove 'test'"),
         ("MNIST", "validation", "MNIST has no split 'validation'; it has train and test"),
         ("CocoDetection", "", "CocoDetection needs annFile, too"),
         ("FakeData", "", "FakeData reads no folder"),
@@ -291,20 +291,20 @@ def test_cifar_as_torchvision_lays_it_out(shared: Path, tmp_path: Path, monkeypa
     (tmp_path / "cifar100/test.tar").symlink_to(archive)
     whole = listed("cifar100", labelled=True, data=tmp_path)
     assert len(whole) == 10_000 and whole.labels.tolist() == packed.labels.tolist()
-    assert len(load.class_names(whole).lines) == 100
+    assert len(load.class_names_of(whole).lines) == 100
 
 
 @pytest.mark.parametrize(
     ("reference", "said"),
     [
-        ("list:none.txt", "its image list .*none.txt is not there"),
+        ("list:none.txt", "its image list .*none.txt does not exist"),
         ("list:empty.txt", "image list .*empty.txt is empty"),
         ("list:outside.txt", "line 1: '../x.png' leads out of the list's root"),
         ("list:half.txt", "line 2: the label of 'b.png 0.5' is no whole number"),
         ("list:dashes.txt", r"no .*b\.png --5"),
         ("list:nul.txt", "line 1: .* is no path"),
         ("list:gone.txt", r"holds no images|gone\.png"),
-        ("list:partly.txt", r"gone\.png is not there \(1 of 2 images"),
+        ("list:partly.txt", r"gone\.png does not exist \(1 of 2 images"),
         ("tar:none.tar", "was not found at .*none.tar"),
         ("tar:none-*.tar", "no file matches"),
         ("tar:a{1.tar", "braces do not match"),
@@ -352,9 +352,9 @@ def test_an_id_set_needs_labels(tmp_path: Path, photos: Path) -> None:
         listed(reference, labelled=True)
     numbers = listed(as_list(photos, tmp_path), labelled=True)
     with pytest.raises(UserError, match="its 4 classes are numbers; name them in that order with --classes"):
-        load.class_names(numbers)
-    assert load.class_names(listed(as_parquet(photos, tmp_path), labelled=True)).lines[0] == "class 0"
-    assert load.class_names(listed(as_tar(photos, tmp_path), labelled=True)).lines[3] == "class 3"
+        load.class_names_of(numbers)
+    assert load.class_names_of(listed(as_parquet(photos, tmp_path), labelled=True)).lines[0] == "class 0"
+    assert load.class_names_of(listed(as_tar(photos, tmp_path), labelled=True)).lines[3] == "class 3"
 
 
 def test_openood_s_lists_are_those_of_the_catalogue(shared: Path) -> None:
@@ -374,7 +374,7 @@ def test_a_list_is_the_protocol_s_or_refused(shared: Path, tmp_path: Path) -> No
     place.parent.mkdir(parents=True)
     shutil.copytree(shared / "data/dtd", tmp_path / "dtd")
     with pytest.raises(
-        Missing, match="dataset 'textures-5160': its image list .* is not there\n  Put DTD at dtd/images"
+        Missing, match="dataset 'textures-5160': its image list .* does not exist\n  Put DTD at dtd/images"
     ):
         listed("textures-5160", data=tmp_path)
     raw = gzip.decompress((shared / "data/lists/openood/test_textures.txt.gz").read_bytes())
@@ -393,25 +393,25 @@ def test_patterns_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     for name in "bac":
         (tmp_path / f"{name}.tar").touch()
-    assert expand("s-{08..11}.tar") == ["s-08.tar", "s-09.tar", "s-10.tar", "s-11.tar"]
-    assert expand("{a,b}-{1..2}.tar") == ["a-1.tar", "a-2.tar", "b-1.tar", "b-2.tar"]
-    assert expand("[ab].tar") == ["a.tar", "b.tar"] and expand("*.tar") == ["a.tar", "b.tar", "c.tar"]
-    assert expand("http://x/{0..1}.tar") == ["http://x/0.tar", "http://x/1.tar"]
-    assert expand("c.tar::a.tar") == ["c.tar", "a.tar"]
+    assert expand_pattern("s-{08..11}.tar") == ["s-08.tar", "s-09.tar", "s-10.tar", "s-11.tar"]
+    assert expand_pattern("{a,b}-{1..2}.tar") == ["a-1.tar", "a-2.tar", "b-1.tar", "b-2.tar"]
+    assert expand_pattern("[ab].tar") == ["a.tar", "b.tar"] and expand_pattern("*.tar") == ["a.tar", "b.tar", "c.tar"]
+    assert expand_pattern("http://x/{0..1}.tar") == ["http://x/0.tar", "http://x/1.tar"]
+    assert expand_pattern("c.tar::a.tar") == ["c.tar", "a.tar"]
 
 
 def test_a_damaged_archive_is_named_with_its_last_good_member(shared: Path, tmp_path: Path) -> None:
     whole = (shared / "data/cifar/cifar10-test.tar").read_bytes()
     path = tmp_path / "x.tar"
     path.write_bytes(whole)
-    good = members(path)
+    good = list_members(path)
     assert len(good) == 10_000 and good[0].name == "airplane/0000.jpg"
     at, last = good[50].offset, good[49].name
 
     def refused(content: bytes, said: str) -> None:
         path.write_bytes(content)
         with pytest.raises(UserError, match=said):
-            members(path)
+            list_members(path)
 
     for end in (at - 512, at - 300, at, at + 100):  # before a header, within it, behind it, within its file
         refused(whole[:end], rf"x\.tar is truncated or corrupt after member ({last}|{good[50].name})")

@@ -16,7 +16,7 @@ from PIL import Image
 
 from oodbench.data import catalog as catalogue
 from oodbench.data.catalog import Dataset
-from oodbench.data.checks.inspection import inspect
+from oodbench.data.checks.inspection import inspect_images
 from oodbench.data.decode import DecodeConfig, batches
 from oodbench.data.imageset import ImageSet
 from oodbench.data.load import LoadOptions, load_images
@@ -166,7 +166,7 @@ def test_a_folder_that_is_exchanged_and_put_back_is_noticed_while_it_is_another(
     with pytest.raises(UserError, match=r"0\.ppm changed after it was listed"):
         decoded(found)
     with pytest.raises(UserError, match="changed after it was listed"):  # nor is what `datasets check` sees of it kept
-        inspect(found, Store(tmp_path / "looks"))
+        inspect_images(found, Store(tmp_path / "looks"))
     assert not list(Store(tmp_path / "looks").entries())
     place.rename(other)
     (tmp_path / "aside").rename(place)
@@ -256,7 +256,7 @@ def test_a_dataset_of_the_hub_is_told_by_the_files_of_its_cache(
     assert after.digest == before.digest and after.stamp != before.stamp and len(decoded(after)) == N
 
 
-def test_a_cached_path_a_url_that_is_replaced_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_of_a_url_that_is_replaced_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from oodbench.storage.remote import cached_path
 
     monkeypatch.setenv("OODBENCH_STORE", str(tmp_path / "store"))

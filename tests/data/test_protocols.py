@@ -18,12 +18,12 @@ import pytest
 
 from oodbench import api
 from oodbench.data import catalog as catalogue
-from oodbench.data.add import declare
+from oodbench.data.add import add_dataset
 from oodbench.data.catalog import Dataset
 from oodbench.data.imageset import ImageSet
 from oodbench.data.load import LoadOptions, load_images
 from oodbench.errors import UserError
-from oodbench.pipeline.extract import Embedded, extract
+from oodbench.pipeline.extract import EmbeddedSet, extract
 from oodbench.pipeline.plan import Plan, make_plan
 from oodbench.pipeline.request import RunRequest
 from oodbench.pipeline.task import encoder_loader
@@ -75,11 +75,11 @@ def planned(data: Path, tmp_path: Path, **options: Any) -> Plan:
     return make_plan(RunRequest(**{**fixed, "out": tmp_path / "out", "store": tmp_path / "store", **options}))
 
 
-def embedded(plan: Plan, one: ImageSet) -> Embedded:
+def embedded(plan: Plan, one: ImageSet) -> EmbeddedSet:
     return extract(plan.work(one), encoder_loader(plan, "cpu"))
 
 
-def rows(found: Embedded) -> Any:
+def rows(found: EmbeddedSet) -> Any:
     return np.concatenate([np.asarray(shard.array("embeddings")) for shard in found.shards])
 
 
@@ -314,13 +314,13 @@ def test_a_set_of_one_s_own_is_declared(photos: Path, tmp_path: Path, monkeypatc
     catalogue.datasets.cache_clear()
     store = Store(tmp_path / "store")
     try:
-        made = declare("mine", {"loader": "classes", "path": str(photos / "photos"), "cite": 'Doe "x"'}, store)
-        assert made.file == tmp_path / "config/datasets/mine.toml" and len(made.listing) == 60 and not made.only_ood
+        made = add_dataset("mine", {"loader": "classes", "path": str(photos / "photos"), "cite": 'Doe "x"'}, store)
+        assert made.file == tmp_path / "config/datasets/mine.toml" and len(made.images) == 60 and not made.only_ood
         one = catalogue.dataset("mine")
         assert (one.count, one.cite, one.declared) == (60, 'Doe "x"', True)
         assert len(listed("mine", Path("/elsewhere"))) == 60
-        flat = declare("flat", {"loader": "images", "path": str(photos / "others")}, store)
-        assert len(flat.listing) == 20 and "lies in none" in flat.only_ood
+        flat = add_dataset("flat", {"loader": "images", "path": str(photos / "others")}, store)
+        assert len(flat.images) == 20 and "lies in none" in flat.only_ood
         refused: list[tuple[str, dict[str, str], str]] = [
             (
                 "mine",
@@ -336,7 +336,7 @@ def test_a_set_of_one_s_own_is_declared(photos: Path, tmp_path: Path, monkeypatc
         ]
         for name, fields, said in refused:
             with pytest.raises(UserError, match=said):
-                declare(name, fields, store)
+                add_dataset(name, fields, store)
         assert sorted(p.name for p in (tmp_path / "config/datasets").iterdir()) == ["flat.toml", "mine.toml"]
     finally:
         catalogue.datasets.cache_clear()

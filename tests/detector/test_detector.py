@@ -245,7 +245,7 @@ def test_images_come_in_many_forms(tmp_path: Path) -> None:
         (
             "tpr",
             ["0.95", 0, -0.1, 1.01, 95, float("nan"), float("inf"), True, [0.95], 1j],
-            "a share above 0 and up to 1",
+            "a fraction above 0 and up to 1",
         ),
         ("threshold", ["0", float("nan"), float("inf"), False, [0.0]], "a finite number"),
         ("device", [0, None], "text"),

@@ -115,7 +115,7 @@ def test_every_method_keeps_its_promise(method: str, learners: list[Path], tmp_p
 @pytest.mark.parametrize("tpr", [0.01, 0.5, 0.7, 0.9, 0.95, 0.99])
 def test_the_share_is_kept_on_average_over_exchangeable_images(tpr: float, caplog: pytest.LogCaptureFixture) -> None:
     """Exactly: each of n + 1 images is in turn the new one."""
-    least = threshold.least(tpr)
+    least = threshold.min_images(tpr)
     assert least == next(n for n in itertools.count(1) if Fraction(n, n + 1) >= Fraction(str(tpr)))
     for n in sorted({least, least + 1, 40, 173}):
         everyone = np.random.default_rng(n).normal(size=n + 1)
@@ -130,8 +130,8 @@ def test_too_few_images_and_scores_that_tie_are_told(caplog: pytest.LogCaptureFi
     assert "lowest score of 3 ID images, which keeps 75.0 % of new ID images on average" in caplog.text
     assert "not the 95 % asked for, which takes at least 19 images" in caplog.text
     caplog.clear()
-    assert threshold.threshold(np.arange(30.0), 1.0) == 0 and threshold.least(1.0) is None
-    assert "not the 100 % asked for, which no number of images can promise" in caplog.text
+    assert threshold.threshold(np.arange(30.0), 1.0) == 0 and threshold.min_images(1.0) is None
+    assert "not the 100 % asked for, which no number of images can guarantee" in caplog.text
     caplog.clear()
     assert threshold.threshold(np.full(30, 2.5) + 1e-7 * (np.arange(30) > 9), 0.95) == 2.5
     assert "all 30 ID images score 2.5, which tells nothing; every image that scores so is kept" in caplog.text
@@ -155,31 +155,31 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_some_images_are_held_out(files: Path, tmp_path: Path) -> None:
     whole = listed(files, Store(tmp_path))
     for tpr, n in ((0.5, 12), (0.95, 19), (0.99, 24), (1.0, 12)):  # a quarter; what tpr takes; at most half
-        parts = threshold.parts(whole, tpr, 0)
-        assert len(parts.held_out) == n and len(parts.learnt) == 48 - n
-        assert sorted(parts.learnt.names + parts.held_out.names) == sorted(whole.names)
-        assert threshold.parts(whole, tpr, 0).held_out.names == parts.held_out.names
-        assert threshold.parts(whole, tpr, 1).held_out.names != parts.held_out.names
+        split = threshold.split(whole, tpr, 0)
+        assert len(split.held_out) == n and len(split.fitted) == 48 - n
+        assert sorted(split.fitted.names + split.held_out.names) == sorted(whole.names)
+        assert threshold.split(whole, tpr, 0).held_out.names == split.held_out.names
+        assert threshold.split(whole, tpr, 1).held_out.names != split.held_out.names
     labels = [name for name, n in (("a", 24), ("b", 16), ("c", 8)) for _ in range(n)]
     for seed in range(5):
-        chosen = threshold.parts(whole, 0.5, seed, labels).held_out.names
+        chosen = threshold.split(whole, 0.5, seed, labels).held_out.names
         assert Counter(labels[whole.names.index(name)] for name in chosen) == {"a": 6, "b": 4, "c": 2}
-    often = Counter(name for seed in range(400) for name in threshold.parts(whole, 0.5, seed, labels).held_out.names)
+    often = Counter(name for seed in range(400) for name in threshold.split(whole, 0.5, seed, labels).held_out.names)
     assert len(often) == 48 and all(60 < n < 140 for n in often.values()), "each with probability 1/4"
     with pytest.raises(UserError, match="there is only one"):
-        threshold.parts(whole.select([0]), 0.95, 0)
+        threshold.split(whole.select([0]), 0.95, 0)
 
 
 def test_no_copy_of_a_held_out_image_is_learnt_from(files: Path, tmp_path: Path) -> None:
     twice = shutil.copytree(files, tmp_path / "twice")
     for path in files.iterdir():
         shutil.copy(path, twice / f"copy-{path.name}")
-    parts = threshold.parts(listed(twice, Store(tmp_path)), 0.95, 0)
-    seen = [{(twice / name).read_bytes() for name in part.names} for part in (parts.learnt, parts.held_out)]
-    assert not seen[0] & seen[1] and len(seen[1]) == len(parts.held_out) == 19
+    split = threshold.split(listed(twice, Store(tmp_path)), 0.95, 0)
+    seen = [{(twice / name).read_bytes() for name in part.names} for part in (split.fitted, split.held_out)]
+    assert not seen[0] & seen[1] and len(seen[1]) == len(split.held_out) == 19
     arrays = [np.asarray(Image.open(path)) for path in sorted(files.iterdir())] * 2
-    held = threshold.parts(listed(arrays, Store(tmp_path)), 0.95, 0)
-    assert {int(name.split()[1]) % 48 for name in held.learnt.names}.isdisjoint(
+    held = threshold.split(listed(arrays, Store(tmp_path)), 0.95, 0)
+    assert {int(name.split()[1]) % 48 for name in held.fitted.names}.isdisjoint(
         int(name.split()[1]) % 48 for name in held.held_out.names
     )
 
@@ -216,8 +216,8 @@ def test_the_same_images_in_another_form_are_no_validation_images(files: Path, l
     for learnt, validation in ((files, arrays), (arrays, files), (files, drawn), (drawn, arrays)):
         with pytest.raises(UserError, match="knn learns from 20 of the"):
             one.fit(learnt, validation=validation)
-    mixed = threshold.parts(listed([*arrays, *sorted(files.iterdir())[:20]], Store(default_root())), 0.95, 0)
-    assert len(mixed.held_out) == 10 and len(mixed.learnt) == 20
+    mixed = threshold.split(listed([*arrays, *sorted(files.iterdir())[:20]], Store(default_root())), 0.95, 0)
+    assert len(mixed.held_out) == 10 and len(mixed.fitted) == 20
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -231,7 +231,7 @@ def test_images_are_encoded_once(
         read.append(self.names[index])
         return before(self, index)
 
-    monkeypatch.setattr("oodbench.data.load.decode.glance", lambda listing: ())  # which looks at the first few
+    monkeypatch.setattr("oodbench.data.load.decode.remark_on_first", lambda listing: ())  # which looks at the first few
     monkeypatch.setattr(ImageSet, "read", noted)
     one = Detector("knn", classes=NAMES, plugins=learners, store=tmp_path, keep=keep).fit(files)
     assert sorted(read) == sorted(path.name for path in files.iterdir())

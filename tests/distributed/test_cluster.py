@@ -22,7 +22,7 @@ from oodbench.api import run
 from oodbench.data.imageset import ImageFiles
 from oodbench.distributed import cluster as connection
 from oodbench.distributed import payload as parcel
-from oodbench.distributed.cluster import Demand, Placement, layout
+from oodbench.distributed.cluster import Placement, ResourceRequest, place_workers
 from oodbench.errors import UserError
 from oodbench.pipeline.events import Event, Watch
 from oodbench.pipeline.plan import Plan, make_plan
@@ -242,15 +242,15 @@ def test_a_broken_image_is_told_as_in_one_process(cluster: str, images: Path, tm
 def test_other_code_is_refused_with_both_versions(
     cluster: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = parcel.code()
-    monkeypatch.setattr(parcel, "code", lambda: dataclasses.replace(own, commit="f" * 40, sources="0" * 64))
+    own = parcel.code_version()
+    monkeypatch.setattr(parcel, "code_version", lambda: dataclasses.replace(own, commit="f" * 40, sources="0" * 64))
     with pytest.raises(
         UserError, match=r"driver runs oodbench .*ffffffffffff.* the worker on .* runs oodbench|same on"
     ):
         run(plan(images, tmp_path))
     other = dataclasses.replace(own, versions=own.versions | {"torch": "1.0"})
-    monkeypatch.setattr(parcel, "code", lambda: other)
-    with pytest.raises(UserError, match=r"differ in torch 1\.0 and .*, which changes digits"):
+    monkeypatch.setattr(parcel, "code_version", lambda: other)
+    with pytest.raises(UserError, match=r"differ in torch 1\.0 and .*, which may change results"):
         run(plan(images, tmp_path))
 
 
@@ -264,7 +264,7 @@ def test_methods_and_stores_that_are_not_the_drivers_are_refused(
     jobs = (dataclasses.replace(sent.plan.jobs[0], info=changed),)
     with pytest.raises(UserError, match=r"method 'mcm': the driver has source ffffffffffff .* the worker on .*mcm\.py"):
         parcel.unpack(dataclasses.replace(sent, plan=dataclasses.replace(sent.plan, jobs=jobs)), tmp_path)
-    parcel.unmark(sent)
+    parcel.remove_token(sent)
     with pytest.raises(UserError, match=r"the store .* is not the driver's; name a folder that every node sees"):
         parcel.unpack(sent, tmp_path)
 
@@ -400,7 +400,7 @@ def test_tasks_cost_little(cluster: str, images: Path, tmp_path: Path) -> None:
     for i in range(1000):
         pool.add(PoolTask(f"extract[{i}]", "extract", (0, 0, 60), note))
     pool.run()
-    parcel.unmark(sent)
+    parcel.remove_token(sent)
     assert len(began) == 1000
     assert (began[-1] - began[0]) / 1000 < 0.010
     assert max(resident[200:]) - resident[200] < 8 * 2**20, "bytes that 800 tasks left behind"
@@ -409,49 +409,56 @@ def test_tasks_cost_little(cluster: str, images: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("demand", "offered", "expected"),
     [
-        (Demand("auto", 0, 1.0), [{"CPU": 16, "GPU": 4}, {"CPU": 16, "GPU": 4}], (8, 1.0, 4, "cuda")),
-        (Demand("auto", 0, 0.5), [{"CPU": 16, "GPU": 2}], (4, 0.5, 4, "cuda")),
-        (Demand("cuda", 3, 0.3), [{"CPU": 16, "GPU": 1}, {"CPU": 4}], (3, 0.3, 3, "cuda")),
-        (Demand("auto", 0, 2.0), [{"CPU": 16, "GPU": 5}], (2, 2.0, 2, "cuda")),
-        (Demand("auto", 0, 1.0), [{"CPU": 2}], (2, 0.0, 2, "cpu")),
-        (Demand("cpu", 5, 1.0), [{"CPU": 4, "GPU": 1}, {"CPU": 4}], (5, 0.0, 3, "cpu")),
+        (ResourceRequest("auto", 0, 1.0), [{"CPU": 16, "GPU": 4}, {"CPU": 16, "GPU": 4}], (8, 1.0, 4, "cuda")),
+        (ResourceRequest("auto", 0, 0.5), [{"CPU": 16, "GPU": 2}], (4, 0.5, 4, "cuda")),
+        (ResourceRequest("cuda", 3, 0.3), [{"CPU": 16, "GPU": 1}, {"CPU": 4}], (3, 0.3, 3, "cuda")),
+        (ResourceRequest("auto", 0, 2.0), [{"CPU": 16, "GPU": 5}], (2, 2.0, 2, "cuda")),
+        (ResourceRequest("auto", 0, 1.0), [{"CPU": 2}], (2, 0.0, 2, "cpu")),
+        (ResourceRequest("cpu", 5, 1.0), [{"CPU": 4, "GPU": 1}, {"CPU": 4}], (5, 0.0, 3, "cpu")),
     ],
 )
 def test_workers_are_placed_by_what_nodes_offer(
-    demand: Demand, offered: list[dict[str, float]], expected: tuple[object, ...]
+    demand: ResourceRequest, offered: list[dict[str, float]], expected: tuple[object, ...]
 ) -> None:
-    found = layout(demand, offered)
-    assert (found.actors, found.gpus, found.share, found.device) == expected
+    found = place_workers(demand, offered)
+    assert (found.actors, found.gpus, found.max_per_node, found.device) == expected
 
 
 @pytest.mark.parametrize(
     ("demand", "offered", "said"),
     [
-        (Demand("cuda", 0, 1.0), [{"CPU": 4}], "the Ray cluster has no GPU"),
-        (Demand("cuda:1", 0, 1.0), [{"CPU": 4, "GPU": 2}], "names one GPU"),
-        (Demand("auto", 0, 4.0), [{"CPU": 4, "GPU": 2}], "no node of the Ray cluster has 4 GPU and 1 CPU"),
+        (ResourceRequest("cuda", 0, 1.0), [{"CPU": 4}], "the Ray cluster has no GPU"),
+        (ResourceRequest("cuda:1", 0, 1.0), [{"CPU": 4, "GPU": 2}], "names one GPU"),
+        (ResourceRequest("auto", 0, 4.0), [{"CPU": 4, "GPU": 2}], "no node of the Ray cluster has 4 GPU and 1 CPU"),
     ],
 )
-def test_a_cluster_that_is_too_small_is_told(demand: Demand, offered: list[dict[str, float]], said: str) -> None:
+def test_a_cluster_that_is_too_small_is_told(
+    demand: ResourceRequest, offered: list[dict[str, float]], said: str
+) -> None:
     with pytest.raises(UserError, match=said):
-        layout(demand, offered)
+        place_workers(demand, offered)
 
 
 def test_where_a_run_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert [connection.chosen(asked, "auto") for asked in ("local", "1.2.3.4:6379", "no")] == [
+    assert [connection.cluster_address(asked, "auto") for asked in ("local", "1.2.3.4:6379", "no")] == [
         "local",
         "1.2.3.4:6379",
         "",
     ]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert [connection.chosen("", device) for device in ("auto", "cuda", "cpu", "cuda:1")] == ["local", "local", "", ""]
+    assert [connection.cluster_address("", device) for device in ("auto", "cuda", "cpu", "cuda:1")] == [
+        "local",
+        "local",
+        "",
+        "",
+    ]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert connection.chosen("", "auto") == ""
+    assert connection.cluster_address("", "auto") == ""
     monkeypatch.setenv("RAY_ADDRESS", "1.2.3.4:6379")
-    assert connection.chosen("", "cpu") == "auto" and connection.chosen("no", "cpu") == ""
+    assert connection.cluster_address("", "cpu") == "auto" and connection.cluster_address("no", "cpu") == ""
 
 
 def test_a_dry_run_prints_the_placement(cluster: str, images: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from oodbench.api import run
-from oodbench.distributed.cluster import nodes
+from oodbench.distributed.cluster import cluster_nodes
 from oodbench.pipeline.events import Event, Watch
 from oodbench.pipeline.plan import Plan, make_plan
 from oodbench.pipeline.request import request_from
@@ -64,7 +64,7 @@ def test_a_node_that_goes_away_takes_nothing_with_it(cluster: Any, tmp_path: Pat
     run(plan(tmp_path, tmp_path / "there", "auto"), Watch(told=tell))
     assert gone and [e.what for e in events].count("lost") >= 1
     for _ in range(60):  # Ray notices by and by
-        if sum(node.get("CPU", 0) for node in nodes()) == 1:
+        if sum(node.get("CPU", 0) for node in cluster_nodes()) == 1:
             break
         time.sleep(0.5)
     else:

@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 
 from oodbench.encoder.card import EncoderCard, parse_encoder
 from oodbench.encoder.openclip import OpenClip
-from oodbench.encoder.pretrained import origin
-from oodbench.encoder.resolve import Resolved, resolve
+from oodbench.encoder.pretrained import find_pretrained
+from oodbench.encoder.resolve import ResolvedEncoder, resolve
 from oodbench.errors import UserError
 from oodbench.storage.store import Store
 
@@ -58,7 +58,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def resolved(spec: str, root: Path, resize: str | None = None) -> Resolved:
+def resolved(spec: str, root: Path, resize: str | None = None) -> ResolvedEncoder:
     return resolve(parse_encoder(spec), resize, Store(root / "store"))
 
 
@@ -420,7 +420,7 @@ def test_a_file_under_a_tag_takes_the_preprocessing_and_activation_of_the_tag(
     assert without.identity != with_tag.identity
 
     images = torch.rand(1, 3, 32, 32)
-    first, second = (OpenClip(Resolved(c, folder / "weights.pt"), "cpu", "fp32") for c in (with_tag, without))
+    first, second = (OpenClip(ResolvedEncoder(c, folder / "weights.pt"), "cpu", "fp32") for c in (with_tag, without))
     assert not torch.allclose(first.pixels(images), second.pixels(images))
 
 
@@ -468,7 +468,7 @@ def put_in_cache(state: State, cache: Path, repository: str) -> Path:
     ],
 )
 def test_the_activation_is_that_of_the_tag(spec: str, quick: bool, folder: Path) -> None:
-    found = origin(parse_encoder(f"{spec}@{folder}/small.json"))
+    found = find_pretrained(parse_encoder(f"{spec}@{folder}/small.json"))
     assert found.config["quick_gelu"] is quick and found.tag == spec.partition("/")[2].lower().replace("-", "_")
     assert found.preprocess["mean"] == open_clip.OPENAI_DATASET_MEAN
 

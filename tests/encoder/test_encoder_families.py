@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 
 from oodbench.data.decode import Decoded
 from oodbench.encoder import build
-from oodbench.encoder.build import Tower
+from oodbench.encoder.build import ImageTower
 from oodbench.encoder.card import parse_encoder
 from oodbench.encoder.openclip import OpenClip
 from oodbench.encoder.pretrained import PretrainedFiles
 from oodbench.encoder.resolve import resolve
-from oodbench.pipeline.extract import encoded
+from oodbench.pipeline.extract import encode_batches
 from oodbench.storage.store import Store
 
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
@@ -156,9 +156,9 @@ def kinds() -> dict[tuple[Any, ...], str]:
 def test_every_kind_of_tower_is_cut_and_takes_its_own_size(name: str) -> None:
     config = open_clip.get_model_config(name)
     vision = config["vision_cfg"]
-    visual = build.model(PretrainedFiles(name, name, config, {}, Path()), torch.device("meta")).visual
+    visual = build.build_model(PretrainedFiles(name, name, config, {}, Path()), torch.device("meta")).visual
     size = visual.image_size if isinstance(visual.image_size, tuple) else (visual.image_size,) * 2
-    tower = Tower(visual)
+    tower = ImageTower(visual)
     expected = "c_proj" if isinstance(vision.get("layers"), list) else "proj"
     if "timm_model_name" in vision:
         expected = {"none": "embedding", "mlp": "fc2"}.get(vision["timm_proj"], "head")
@@ -194,7 +194,7 @@ def test_a_pass_over_many_batches_casts_weights_once_and_leaves_them_frozen(tmp_
     exact, low = (OpenClip(resolved, "cpu", chosen) for chosen in ("fp32", "bf16"))
     pixels = torch.randint(0, 256, (3, 4, 3, *resolved.card.size), dtype=torch.uint8)
     batches = [Decoded([4 * i + j for j in range(4)], part, []) for i, part in enumerate(pixels)]
-    full, found = (encoded(batches, one, lambda n: None).arrays for one in (exact, low))
+    full, found = (encode_batches(batches, one, lambda n: None).arrays for one in (exact, low))
     plain = torch.cat([exact.pixels(part.float() / 255) for part in pixels]).numpy()
     assert (full["embeddings"] == plain).all()
     gap = abs(found["embeddings"] - plain).max() / abs(plain).max()

@@ -352,10 +352,10 @@ def test_damaged_weights_are_told(trained: Path, tmp_path: Path) -> None:
 
 def stock() -> dict[str, Tensor]:
     from oodbench.encoder.card import parse_encoder
-    from oodbench.encoder.resolve import frozen, resolve
+    from oodbench.encoder.resolve import load_state_dict, resolve
     from oodbench.storage.store import Store, default_root
 
-    return frozen(resolve(parse_encoder("glyphs"), None, Store(default_root())))
+    return load_state_dict(resolve(parse_encoder("glyphs"), None, Store(default_root())))
 
 
 def release(trained: Path, *, learnable: bool = True) -> dict[str, Tensor]:

@@ -113,15 +113,15 @@ def plain(method: Any, module: Any, embedding: Tensor, given: Task) -> tuple[flo
     """
     encoder = given.encoder
     corrected = method.preset == "corrected"
-    voice = module.voice()
+    output = module.output_layer()
     tokens, found = [module.start], []
     for _ in range(method.steps):
         positions = torch.arange(len(tokens)) if corrected else torch.zeros(len(tokens), dtype=torch.int64)
         hidden = module.hidden(embedding[None], torch.tensor([tokens]), positions)[0, -1]
-        logits = (voice.matrix @ hidden + voice.bias).tolist()
+        logits = (output.matrix @ hidden + output.bias).tolist()
         order = sorted(range(len(logits)), key=lambda i: -logits[i])[: method.k]
-        found += [int(voice.ids[i]) for i in order]
-        tokens.append(int(voice.ids[order[0]]))
+        found += [int(output.ids[i]) for i in order]
+        tokens.append(int(output.ids[order[0]]))
     names = {encoder.detokenize(token).strip() for token in found}
     if corrected:
         names -= {"<start>", "<end>", ""}
@@ -159,10 +159,10 @@ def test_the_score_is_the_paper_s(parameters: dict[str, Any], trained: Any, monk
     with torch.no_grad():
         state = method.fit(given)
         scores = method.score(batch(shown), given, state).numpy()
-        said = method.said(shown, state)  # type: ignore[attr-defined]
+        candidates = method.candidates(shown, state)  # type: ignore[attr-defined]
         for row, embedding in enumerate(shown):
             mass, names = plain(method, state.decoder, embedding, given)
-            assert {state.names.strings[i] for i in said[row].nonzero()[:, 0].tolist()} == names
+            assert {state.names.strings[i] for i in candidates[row].nonzero()[:, 0].tolist()} == names
             np.testing.assert_allclose(1 / (1 + np.exp(scores[row])), mass, rtol=1e-4)
     assert ("<end>" in state.names.strings) == ("preset" in parameters)
 
@@ -179,10 +179,10 @@ class Scripted(torch.nn.Module):
     def hidden(self, embeddings: Tensor, tokens: Tensor, positions: Tensor, memory: Any = None) -> Tensor:
         return self.rows[(tokens + 1) % 10]
 
-    def voice(self) -> Any:
-        Voice = vars(sys.modules["oodbench_methods._label_decoder"])["Voice"]
+    def output_layer(self) -> Any:
+        OutputLayer = vars(sys.modules["oodbench_methods._label_decoder"])["OutputLayer"]
         m = self.rows.shape[1]
-        return Voice(torch.arange(m), torch.eye(m), torch.zeros(m))
+        return OutputLayer(torch.arange(m), torch.eye(m), torch.zeros(m))
 
 
 def test_strings_are_merged_and_seen_names_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,8 +219,8 @@ def test_strings_are_merged_and_seen_names_left_out(monkeypatch: pytest.MonkeyPa
     for parameters, names in cases:
         method = zoc(**parameters)
         state = method.fit(given)
-        said = method.said(embedding, state)[0]  # type: ignore[attr-defined]
-        assert {state.names.strings[i] for i in said.nonzero()[:, 0].tolist()} == names, parameters
+        candidates = method.candidates(embedding, state)[0]  # type: ignore[attr-defined]
+        assert {state.names.strings[i] for i in candidates.nonzero()[:, 0].tolist()} == names, parameters
     state = (method := zoc(k=2, steps=2)).fit(given)
     image = (embedding[0] / embedding.norm()).double().numpy()
     seen = 7 * np.exp(100 * image[10]) + np.exp(100 * image[5])
@@ -233,7 +233,7 @@ def test_an_image_without_a_candidate_scores_highest(fitted: Task) -> None:
     method = zoc(k=1, steps=1)
     state, shown = method.fit(fitted), images(Spelling())
     with torch.no_grad():
-        empty = ~method.said(shown, state).any(-1)  # type: ignore[attr-defined]
+        empty = ~method.candidates(shown, state).any(-1)  # type: ignore[attr-defined]
         scores = method.score(batch(shown), fitted, state)
     assert 0 < empty.sum() < len(shown)
     assert scores.isfinite().all()
@@ -251,14 +251,14 @@ def test_cached_keys_change_no_token(parameters: dict[str, Any]) -> None:
     parts = vars(sys.modules["oodbench_methods._label_decoder"])
     for one_position in (False, True):
         with torch.no_grad():
-            voice, shown = module.voice(), images(encoder)[:12]
-            cached = voice.ids[parts["best"](module, voice, shown, parts["Walk"](9, 4, one_position))]
+            output, shown = module.output_layer(), images(encoder)[:12]
+            cached = output.ids[parts["top_tokens"](module, output, shown, parts["GreedyDecoding"](9, 4, one_position))]
             for row, embedding in enumerate(shown):
                 tokens = [module.start]
                 for step in range(9):
                     positions = torch.arange(len(tokens)) * (not one_position)
                     hidden = module.hidden(embedding[None], torch.tensor([tokens]), positions)[0, -1]
-                    top = voice.ids[(voice.matrix @ hidden + voice.bias).topk(4).indices]
+                    top = output.ids[(output.matrix @ hidden + output.bias).topk(4).indices]
                     assert torch.equal(cached[row, 4 * step : 4 * step + 4], top)
                     tokens.append(int(top[0]))
 
@@ -273,10 +273,10 @@ def test_training_teaches_the_names_of_other_things(trained: Any, fitted: Task) 
         f"word{i}" for i in range(len(CLASSES), len(CLASSES) + THINGS)
     }  # no word unseen
     with torch.no_grad():
-        said = method.said(shown, state)  # type: ignore[attr-defined]
+        candidates = method.candidates(shown, state)  # type: ignore[attr-defined]
         scores = method.score(batch(shown), fitted, state)
     things = [f"word{i}" for i in range(len(CLASSES), len(CLASSES) + THINGS)]
-    hits = [said[len(CLASSES) + i, state.names.strings.index(word)].item() for i, word in enumerate(things)]
+    hits = [candidates[len(CLASSES) + i, state.names.strings.index(word)].item() for i, word in enumerate(things)]
     assert np.mean(hits) > 0.9
     assert scores[: len(CLASSES)].min() > scores[len(CLASSES) :][torch.tensor(hits)].max()
 
@@ -309,7 +309,7 @@ def test_an_image_s_score_does_not_depend_on_the_others(fitted: Task, monkeypatc
     with torch.no_grad():
         whole = method.score(batch(shown), fitted, state)
         alone = torch.cat([method.score(batch(one[None]), fitted, state) for one in shown])
-        monkeypatch.setattr(sys.modules[type(method).__module__], "CHUNK", 7 * len(state.voice.ids))
+        monkeypatch.setattr(sys.modules[type(method).__module__], "CHUNK", 7 * len(state.output.ids))
         parts = method.score(batch(shown), fitted, state)
     torch.testing.assert_close(whole, alone, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(whole, parts, rtol=1e-5, atol=1e-4)
@@ -426,7 +426,7 @@ def test_bert_learns_and_scores(tmp_path: Path) -> None:
     given = task(encoder, Weights(load_file(tmp_path / "bert.safetensors"), {}))
     with torch.no_grad():
         state = method.fit(given)
-        assert len(state.voice.ids) == TOKENS  # it may say any token
+        assert len(state.output.ids) == TOKENS  # it may say any token
         scores = method.score(batch(images(encoder)), given, state)
     assert scores.isfinite().all()
     assert scores[: len(CLASSES)].mean() > scores[len(CLASSES) :].mean()

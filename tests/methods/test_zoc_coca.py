@@ -195,7 +195,7 @@ def test_the_score_is_the_paper_s(
     with torch.no_grad():
         state = method.fit(given)
         scores = method.score(batch(ours, shown), given, state).numpy()
-        said = method.said(shown, given, state)
+        said = method.candidates(shown, given, state)
     sets = []
     for row, image in enumerate(shown):
         mass, names = plain(method, theirs, ours, image, classes)
@@ -241,7 +241,7 @@ def test_a_caption_longer_than_the_context_is_named(
 ) -> None:
     method, given = zoc_coca(steps=13), task(ours, ("cat",), words)
     with pytest.raises(UserError, match="13 tokens is longer than the encoder's context of 12"):
-        method.said(shown, given, method.fit(given))
+        method.candidates(shown, given, method.fit(given))
     with pytest.raises(ValueError, match="k=0 and steps=9 must be at least 1"):
         zoc_coca(k=0).fit(given)
 

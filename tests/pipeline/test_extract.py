@@ -29,7 +29,7 @@ from oodbench.encoder.card import parse_encoder
 from oodbench.encoder.openclip import OpenClip, transform
 from oodbench.encoder.resolve import resolve
 from oodbench.errors import UserError
-from oodbench.pipeline.extract import Embedded, EmbeddingConfig, ExtractionJob, decoded_batches, extract
+from oodbench.pipeline.extract import EmbeddedSet, EmbeddingConfig, ExtractionJob, decoded_batches, extract
 from oodbench.storage.store import Store
 
 CONFIG: dict[str, Any] = {
@@ -80,7 +80,7 @@ def work(
     return ExtractionJob(listed, recipe, DecodeConfig(workers, on_error), Store(store))
 
 
-def embeddings(embedded: Embedded) -> npt.NDArray[np.float32]:
+def embeddings(embedded: EmbeddedSet) -> npt.NDArray[np.float32]:
     return np.concatenate([shard.array("embeddings") for shard in embedded.shards])
 
 
@@ -367,13 +367,15 @@ from oodbench.data import catalog as catalogue
 from oodbench.encoder.card import parse_encoder
 from oodbench.encoder.openclip import OpenClip, transform
 from oodbench.encoder.resolve import resolve
-from oodbench.pipeline.extract import Reading, Recipe, Work, extract
+from oodbench.pipeline.extract import EmbeddingConfig, ExtractionJob, extract
+from oodbench.data.decode import DecodeConfig
 from oodbench.data.load import LoadOptions, load_images
 from oodbench.storage.store import Store
 store = Store(Path(sys.argv[3]))
 listed = load_images(catalogue.dataset("folder:" + sys.argv[1]), LoadOptions(Path(), store), labelled=True)
 encoder = OpenClip(resolve(parse_encoder(sys.argv[2]), None, store), "cpu", "fp32")
-work = Work(listed.limit(int(sys.argv[4])), Recipe(encoder.card.identity, "fp32", 128), Reading(2, "stop"), store)
+how = EmbeddingConfig(encoder.card.identity, "fp32", 128), DecodeConfig(2, "stop")
+work = ExtractionJob(listed.limit(int(sys.argv[4])), *how, store)
 extract(work, lambda: encoder)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

@@ -11,7 +11,7 @@ from oodbench.api import run
 from oodbench.cli import main
 from oodbench.errors import UserError
 from oodbench.pipeline.events import Event, Watch
-from oodbench.pipeline.jobs import make_jobs, requests
+from oodbench.pipeline.jobs import expand_requests, make_jobs
 from oodbench.pipeline.plan import make_plan
 from oodbench.pipeline.request import RunRequest, request_from
 from oodbench.results import rows
@@ -50,15 +50,15 @@ def test_a_sweep_that_cannot_be_read_is_refused(sweep: str, said: str) -> None:
 
 
 def test_encoders_and_seeds_become_requests() -> None:
-    made = requests(RunRequest(), 'a/b, "c/d@x,y.pt"', (0, 1))
+    made = expand_requests(RunRequest(), 'a/b, "c/d@x,y.pt"', (0, 1))
     assert [(r.encoder, r.seed) for r in made] == [("a/b", 0), ("a/b", 1), ("c/d@x,y.pt", 0), ("c/d@x,y.pt", 1)]
-    assert requests(RunRequest(seed=3), "", ()) == [RunRequest(seed=3)]
+    assert expand_requests(RunRequest(seed=3), "", ()) == [RunRequest(seed=3)]
 
 
 def test_seeds_share_features(tmp_path: Path) -> None:
     asked = request_from(id="glyphs", limit=20, methods="mcm", sweeps=["mcm.temperature=1,2"], out=tmp_path, ray="no")
     events: list[Event] = []
-    for request in requests(asked, "", (0, 1)):
+    for request in expand_requests(asked, "", (0, 1)):
         run(make_plan(request), Watch(told=events.append))
     done = [event.name for event in events if event.what == "done" and event.stage == "extract"]
     assert len(done) == len(set(done)), "the second seed encodes nothing"

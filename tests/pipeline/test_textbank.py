@@ -12,7 +12,7 @@ import torch
 from oodbench.data import prompts
 from oodbench.data.prompts import TextList
 from oodbench.errors import UserError
-from oodbench.pipeline.text_embeddings import WordParts, text_bank
+from oodbench.pipeline.text_embeddings import PromptEmbeddings, class_embeddings
 from oodbench.storage.store import Store
 
 
@@ -25,7 +25,7 @@ class Encoder:
     def text(self, texts: list[str]) -> torch.Tensor:
         return torch.tensor([[1.0, self.value or len(text)] for text in texts])
 
-    def cut(self, texts: list[str]) -> list[str]:
+    def truncated(self, texts: list[str]) -> list[str]:
         return []
 
     def not_finite(self, what: str) -> UserError:
@@ -54,10 +54,10 @@ def test_templates_that_change_after_the_plan_are_refused(name: str, tmp_path: P
     file.write_text("a {}\n")
     made = plan(tmp_path / "store", file, name)
     encoder: Any = Encoder()
-    assert text_bank(made, str(file), lambda: encoder).shape == (2, 2)
+    assert class_embeddings(made, str(file), lambda: encoder).shape == (2, 2)
     file.write_text("a photo of a {}\n")
     with pytest.raises(UserError, match=r"prompts\.txt' changed after the run was planned; run again"):
-        text_bank(made, str(file), lambda: encoder)
+        class_embeddings(made, str(file), lambda: encoder)
 
 
 def test_cut_prompts_are_compared_by_their_tokens(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_cut_prompts_are_compared_by_their_tokens(tmp_path: Path) -> None:
             super().__init__()
             self.tokens = tokens
 
-        def cut(self, texts: list[str]) -> list[str]:
+        def truncated(self, texts: list[str]) -> list[str]:
             return [text for text in texts if text == "a dogs"]
 
         def tokenize(self, texts: list[str]) -> torch.Tensor:
@@ -78,9 +78,9 @@ def test_cut_prompts_are_compared_by_their_tokens(tmp_path: Path) -> None:
 
     alike: Any = Cutting(1, 1)
     with pytest.raises(UserError, match="class names get lost, as in 'a dogs'"):
-        text_bank(plan(tmp_path / "store", file, "templates"), str(file), lambda: alike)
+        class_embeddings(plan(tmp_path / "store", file, "templates"), str(file), lambda: alike)
     apart: Any = Cutting(1, 2)
-    assert text_bank(plan(tmp_path / "store", file, "templates"), str(file), lambda: apart).shape == (2, 2)
+    assert class_embeddings(plan(tmp_path / "store", file, "templates"), str(file), lambda: apart).shape == (2, 2)
 
 
 def test_vectors_that_are_not_finite_are_never_stored(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_vectors_that_are_not_finite_are_never_stored(tmp_path: Path) -> None:
     file.write_text("a {}\n")
     broken: Any = Encoder(torch.nan)
     with pytest.raises(UserError, match="not finite: 2 class names, 'cat' first"):
-        text_bank(plan(tmp_path / "store", file, "templates"), str(file), lambda: broken)
+        class_embeddings(plan(tmp_path / "store", file, "templates"), str(file), lambda: broken)
     with pytest.raises(UserError, match="not finite: 1 prompts, 'a' first"):
-        list(WordParts("x", "fp32", Store(tmp_path / "store")).entries(["a"], lambda: broken))
+        list(PromptEmbeddings("x", "fp32", Store(tmp_path / "store")).entries(["a"], lambda: broken))
     assert not list(Store(tmp_path / "store").entries())

@@ -180,14 +180,14 @@ def test_filters_rows_and_hides_sets(glyphs: Path, visit: Open) -> None:
     page = visit(glyphs)
     everything = page.locator("tr.metrics th:visible").count()
     page.get_by_label("Methods").fill("m c")
-    assert names(page) == ["MCM"] and "1 of 9 rows" in page.locator("#count").inner_text()
+    assert names(page) == ["MCM"] and "1 of 9 results" in page.locator("#count").inner_text()
     page.get_by_label("Methods").fill("nobody")
     assert names(page) == []
     page.get_by_label("Methods").fill("")
     before = cell(page, "ZOC", "glyphs-textures", "fpr95").inner_text()
     page.get_by_label("Letters").uncheck()
     assert page.locator("tr.metrics th:visible").count() == everything - 2 == page.locator("col:visible").count()
-    assert not page.locator("tr.blocks th", has_text="Letters").is_visible()
+    assert not page.locator("tr.column_groups th", has_text="Letters").is_visible()
     assert not cell(page, "ZOC", "glyphs-letters", "auroc").is_visible()
     assert cell(page, "ZOC", "glyphs-textures", "fpr95").inner_text() == before
     widths = {
@@ -257,15 +257,15 @@ def test_a_cell_has_an_address(glyphs: Path, visit: Open) -> None:
 def test_pictures_are_in_the_page(glyphs: Path, visit: Open) -> None:
     page = visit(glyphs)
     size = glyphs.stat().st_size
-    said = re.search(r"(\d+) pictures, ([\d.]+) MB of this page", page.locator("header").inner_text())
+    said = re.search(r"(\d+) figures, ([\d.]+) MB of this page", page.locator("header").inner_text())
     assert said and size < 5e6 and size - 4e5 < 1e6 * float(said[2]) < size
-    assert [s.split(" (")[0] for s in page.locator("details.pictures summary").all_inner_texts()][:2] == [
+    assert [s.split(" (")[0] for s in page.locator("details.figures summary").all_inner_texts()][:2] == [
         "Overview",
         "ROC curves",
     ]
-    for summary in page.locator("details.pictures summary").all():
+    for summary in page.locator("details.figures summary").all():
         summary.click()
-    images = page.locator("details.pictures img")
+    images = page.locator("details.figures img")
     assert images.count() == int(said[1]) > 3
     for image in images.all():
         image.scroll_into_view_if_needed()
@@ -293,7 +293,7 @@ def test_hostile_names_are_literal(cli: Cli, tmp_path: Path, visit: Open) -> Non
     for part in (f"One {HOSTILE} (x={HOSTILE})", f"NEAR1 {HOSTILE}", f"BAD failed: boom {HOSTILE}"):
         assert part in text, part
     page.get_by_label(f"SUN {HOSTILE}").uncheck()
-    assert not page.locator("tr.blocks th", has_text=f"SUN {HOSTILE}").is_visible()
+    assert not page.locator("tr.column_groups th", has_text=f"SUN {HOSTILE}").is_visible()
     page.get_by_label("Methods").fill("<script> ONE")
     assert names(page) == [f"One {HOSTILE} (x={HOSTILE})"]
     page.locator("td:visible a").first.click()
@@ -426,21 +426,21 @@ def test_two_thousand_rows(cli: Cli, tmp_path: Path, visit: Open) -> None:
     assert "more than 12 tables; --with-figures puts them in" in page.locator("header").inner_text()
     page.locator("#encoder").select_option("enc7")
     page.get_by_label("Methods").fill("m99")
-    assert names(page) == ["M99"] and "1 of 2000 rows" in page.locator("#count").inner_text()
+    assert names(page) == ["M99"] and "1 of 2000 results" in page.locator("#count").inner_text()
 
 
 def test_a_mean_is_over_the_sets_that_are_shown(cli: Cli, tmp_path: Path, visit: Open) -> None:
     page = visit(written(cli, lay(tmp_path / "results", row(auroc=0.9)), "--ood", "near1,dtd", "--metrics", "auroc"))
     cell(page, "MCM", "mean", "auroc").click()
     assert page.locator("dialog .exact").inner_text() == f"{(0.9 + 0.7) / 2!r} (80.00 %)"
-    assert page.locator("dialog h3").first.inner_text() == "The mean of 2 OOD sets"
+    assert page.locator("dialog h3").first.inner_text() == "The average of 2 OOD sets"
     assert fact(page, "NEAR1") == ["0.9 (90.00 %)"] and fact(page, "DTD") == ["0.7 (70.00 %)"] and not fact(page, "SUN")
 
 
 def test_rows_from_mlflow_have_no_path() -> None:
     text = render(report.tables([row()]), FigureSource({}), report.TableOptions())
-    assert '"path":"in MLflow alone"' in text and "oodbench report --mlflow URI --explain mcm" in text
-    assert "as no row has its scores per image beside it" in text and "--verify" not in text
+    assert '"path":"only in MLflow"' in text and "oodbench report --mlflow URI --explain mcm" in text
+    assert "no result has scores per image" in text and "--verify" not in text
 
 
 def test_what_the_page_does_not_take(cli: Cli, tmp_path: Path) -> None:

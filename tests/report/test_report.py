@@ -91,7 +91,7 @@ def test_markdown_cells() -> None:
     table = only(*THREE)
     assert header(table) == [
         *("Method", "SUN AUROC ↑", "SUN FPR95 ↓", "DTD AUROC ↑", "DTD FPR95 ↓"),
-        *("Mean AUROC ↑", "Mean FPR95 ↓", "ID Acc. ↑", "Seconds"),
+        *("Average AUROC ↑", "Average FPR95 ↓", "ID Acc. ↑", "Seconds"),
     ]
     same = ["66.73"]
     assert cells(table) == [
@@ -114,21 +114,21 @@ def test_markdown_cells() -> None:
 def test_caption_says_what_a_reader_must_know() -> None:
     text = report.markdown(only(result("MCM", ood(skipped=3))))
     assert text.splitlines()[0] == (
-        "**Toy, encoder ViT-B-16/openai.** AUROC, FPR95 and ID accuracy in %. FPR95: share of OOD images accepted when"
-        " at least 95 % of ID images are kept (ID positive). ID: Cats (n = 1,000, 2 classes). OOD: SUN (n = 200, 3"
-        " skipped). Encoder weights: 0123456789ab. Seconds: scoring only."
+        "**Toy, encoder ViT-B-16/openai.** AUROC, FPR95 and ID accuracy in %. FPR95: fraction of OOD images accepted"
+        " when at least 95 % of ID images are accepted (ID positive). ID: Cats (n = 1,000, 2 classes). OOD: SUN (n ="
+        " 200, 3 skipped). Encoder weights: 0123456789ab. Seconds: scoring only."
     )
     nearest = report.markdown(only(result(conventions={"at95": "nearest"})))
-    assert "accepted when 95 % of ID images are kept (ID positive; at95 rule: nearest)." in nearest
+    assert "accepted when 95 % of ID images are accepted (ID positive; at95 rule: nearest)." in nearest
 
 
 def test_latex_cells() -> None:
     text = report.latex(only(*THREE))
     assert r"MCM & \textbf{95.00} & \textbf{30.00} & 70.00 & \textbf{50.00} & \underline{82.50} & " in text
-    assert r" & \multicolumn{2}{c}{SUN} & \multicolumn{2}{c}{DTD} & \multicolumn{2}{c}{Mean} & " in text
+    assert r" & \multicolumn{2}{c}{SUN} & \multicolumn{2}{c}{DTD} & \multicolumn{2}{c}{Average} & " in text
     assert r"\cmidrule(lr){2-3}\cmidrule(lr){4-5}\cmidrule(lr){6-7}" in text
     assert r"\scriptsize AUROC$\uparrow$ & \scriptsize FPR95$\downarrow$ & " in text
-    assert r"accepted when at least 95~\% of ID images are kept (ID positive)." in text
+    assert r"accepted when at least 95~\% of ID images are accepted (ID positive)." in text
     assert text.startswith("% \\usepackage{booktabs}\n\\begin{table*}")
 
 
@@ -171,20 +171,20 @@ def test_one_row_has_no_marks() -> None:
 def test_group_means() -> None:
     sets = [("NINCO", "near", 0.7), ("SSB", "near", 0.8), ("DTD", "far", 0.9), ("SUN", "far", 0.98)]
     table = only(result("MCM", *(ood(title, auroc, 0.1, group=group) for title, group, auroc in sets)))
-    titles = ["NINCO", "SSB", "Near mean", "DTD", "SUN", "Far mean", "Mean", "ID", ""]
-    assert [block.title for block in table.blocks] == titles
+    titles = ["NINCO", "SSB", "Near average", "DTD", "SUN", "Far average", "Average", "ID", ""]
+    assert [block.title for block in table.column_groups] == titles
     assert cells(table)[0][1::2][:7] == ["70.00", "80.00", "75.00", "90.00", "98.00", "94.00", "84.50"]
     assert r"\multicolumn{6}{c}{Near OOD}" in report.latex(table)
     assert "Near OOD: NINCO (n = 200), SSB (n = 200). Far OOD: DTD (n = 200), SUN (n = 200)." in report.markdown(table)
 
 
 def test_a_mean_that_repeats_a_set_is_left_out() -> None:
-    assert [block.title for block in only(result()).blocks] == ["SUN", "ID", ""]
+    assert [block.title for block in only(result()).column_groups] == ["SUN", "ID", ""]
     sets = (ood("NINCO", group="near"), ood("DTD", group="far"), ood("SUN", group="far"))
-    titles = ["NINCO", "DTD", "SUN", "Far mean", "Mean", "ID", ""]
-    assert [block.title for block in only(result("MCM", *sets)).blocks] == titles
+    titles = ["NINCO", "DTD", "SUN", "Far average", "Average", "ID", ""]
+    assert [block.title for block in only(result("MCM", *sets)).column_groups] == titles
     one_group = only(result("MCM", ood("DTD", group="far"), ood("SUN", group="far")))
-    assert [block.title for block in one_group.blocks] == ["DTD", "SUN", "Mean", "ID", ""]
+    assert [block.title for block in one_group.column_groups] == ["DTD", "SUN", "Average", "ID", ""]
 
 
 def test_partial_sets_are_stamped() -> None:
@@ -240,7 +240,7 @@ def test_rows_of_one_name_are_told_apart() -> None:
     sources = [result("A", source="x"), result("A", source="y")]
     assert [line.name for line in only(*sources).lines] == ["A (source x)", "A (source y)"]
     prompts = [result("A", templates={"digest": "x"}), result("A", templates={"digest": "y"})]
-    assert all(re.fullmatch(r"A \(row [0-9a-f]{8}\)", line.name) for line in only(*prompts).lines)
+    assert all(re.fullmatch(r"A \(result [0-9a-f]{8}\)", line.name) for line in only(*prompts).lines)
 
 
 def test_a_row_repeated_counts_once_and_the_newest_stays() -> None:

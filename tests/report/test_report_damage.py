@@ -16,7 +16,7 @@ import pytest
 from pyarrow import parquet
 
 from oodbench.errors import UserError
-from oodbench.report.verify import by_dataset
+from oodbench.report.verify import read_scores
 from oodbench.results import _digest, from_json, rows
 from tests.report.test_report_trace import call, lay
 
@@ -139,7 +139,7 @@ def test_damaged_scores_are_refused(damage: str, tmp_path: Path) -> None:
     SCORES[damage](path)
     if damage not in ("fewer", "none", "other scores", "NaN", "flipped"):
         with pytest.raises(UserError, match=path.name):
-            by_dataset(path)
+            read_scores(path)
 
 
 def places(plain: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

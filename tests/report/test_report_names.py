@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pyarrow import parquet
 
-from oodbench.report.formats.latex import BASIC, as_codes, beyond, escape, preamble
+from oodbench.report.formats.latex import BASIC, as_codes, escape, preamble, unsupported
 from oodbench.results import Result
 from tests.report.test_report_shapes import call, lay, ood, row
 
@@ -140,7 +140,7 @@ def test_escapes(text: str, latex: str) -> None:
 
 def test_letters_that_pdflatex_lacks_become_codes() -> None:
     assert as_codes("a Жу к é \\textbf{雪}") == r"a \oodrun{0416,0443} \oodrun{043A} é \textbf{\oodrun{96EA}}"
-    assert beyond("aé≥Жу Ж") == "≥Жу" and beyond("".join(sorted(BASIC))) == ""
+    assert unsupported("aé≥Жу Ж") == "≥Жу" and unsupported("".join(sorted(BASIC))) == ""
     assert preamble("plain") == r"\usepackage[utf8]{inputenc}"
     assert "oodrun" not in preamble("é") and "T1" in preamble("é") and "oodrun" in preamble("Ж")
 
@@ -152,7 +152,7 @@ def test_a_document_says_which_engine_it_needs(tmp_path: Path, caplog: pytest.Lo
     (said,) = [record.getMessage() for record in caplog.records]
     assert "prints their codes: compile it with lualatex or xelatex" in said
     body = text[text.index(r"\begin{document}") :]
-    assert r"\oodrun{0416,0443,043A}" in body and not beyond(body) and "The table holds" not in text
+    assert r"\oodrun{0416,0443,043A}" in body and not unsupported(body) and "The table holds" not in text
     caplog.clear()
     fragment = call("--results", results, "--format", "latex").stdout
     assert fragment.startswith("% The table holds 5 letters") and "Жук 雪豹" in fragment and len(caplog.records) == 1
@@ -211,7 +211,7 @@ def test_every_letter_that_is_said_to_be_basic_compiles(tmp_path: Path) -> None:
     from oodbench.report.formats.latex import MATH
 
     lines = [escape(c) for c in (*sorted(BASIC), *MATH, "ά", "ϋ", "x\u0302")]
-    assert not beyond("".join(lines))
+    assert not unsupported("".join(lines))
     text = "\n\n".join(f"x{line}x" for line in lines)
     file = tmp_path / "t.tex"
     file.write_text(f"\\documentclass{{article}}\n{preamble(text)}\n\\begin{{document}}\n{text}\n\\end{{document}}\n")

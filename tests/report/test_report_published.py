@@ -17,7 +17,7 @@ from oodbench.cli import main
 from oodbench.data import catalog as catalogue
 from oodbench.errors import UserError
 from oodbench.report.options import TableOptions
-from oodbench.report.tables.published import Quote, compared, quote, quoted, quotes, read
+from oodbench.report.tables.published import Quote, compare_with_published, quote, quotes, read, with_quotes
 from oodbench.results import IdRow, Result, SetRow
 
 ROOT = Path(__file__).parents[2]
@@ -160,13 +160,13 @@ def test_a_wrong_number_is_refused(cell: str, tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     head = "key = 'a:b'\nmethod = 'a'\ntitle = 'A'\nbenchmark = 'mos'\nsource = 's'\nconfidence = 'c'\n"
     path.write_text(f"[[rows]]\n{head}[rows.cells]\nsun = {{ {cell} }}\n")
-    with pytest.raises(UserError, match="is no percentage"):
+    with pytest.raises(UserError, match="is not a percentage"):
         read(path)
 
 
 def test_quotes_are_marked_and_take_no_marks() -> None:
     tables = report.tables([row("mcm"), row("msp", (0.8,) * 4)])
-    (table,) = quoted(tables, [quote("neglabel:paper"), quote("ttl:paper")], TableOptions())
+    (table,) = with_quotes(tables, [quote("neglabel:paper"), quote("ttl:paper")], TableOptions())
     assert [line.name for line in table.lines[2:]] == [
         "NegLabel (quoted: paper)",
         "TTL (quoted: paper; test-time adaptation)",
@@ -176,7 +176,7 @@ def test_quotes_are_marked_and_take_no_marks() -> None:
     assert not [c.mark for line in table.lines[2:] for cells in line.cells for c in cells if c.mark]
     assert table.lines[0].cells[0][0].mark == "best"
     said = "\n".join(table.notes)
-    assert "TTL (2026), on MCM (confidence C" in said and "not comparable with rows that do not" in said
+    assert "TTL (2026), on MCM (confidence C" in said and "not comparable with methods that do not" in said
     for text in (report.latex(table), report.markdown(table)):
         assert "quoted: paper; test-time adaptation" in text and "Quoted, not run here" in text
     lines = list(csv.DictReader(io.StringIO(report.csv([table]))))
@@ -215,38 +215,41 @@ def test_published_rows_name_their_own_source() -> None:
 
 def test_differences_between_rows_are_listed() -> None:
     words = row("neglabel", parameters={"words": "release-wn30"}, templates={"name": "nice"})
-    (table,) = quoted(report.tables([row(), words]), [quote("neglabel:paper"), quote("clipn:paper")], TableOptions())
+    (table,) = with_quotes(
+        report.tables([row(), words]), [quote("neglabel:paper"), quote("clipn:paper")], TableOptions()
+    )
     said = "\n".join(table.notes)
     assert (
-        "Differing weights. openai: all rows measured here, NegLabel (quoted: paper); laion2b_s34b_b88k: CLIPN" in said
+        "Differing weights. openai: all results measured here, NegLabel (quoted: paper); laion2b_s34b_b88k: CLIPN"
+        in said
     )
     assert "Differing prompts. mcm: MCM; nice: NEGLABEL; the nice {}: NegLabel (quoted: paper)." in said
-    assert "Differing resize filter. bicubic: all rows measured here; bilinear: NegLabel (quoted: paper)." in said
+    assert "Differing resize filter. bicubic: all results measured here; bilinear: NegLabel (quoted: paper)." in said
     assert "Differing word list. release-wn30: NEGLABEL; the released word files: NegLabel (quoted: paper)." in said
     assert "CLIPN (quoted: paper) does not state: prompts, resize filter, rule of the 95 %." in said
 
 
 def test_a_quote_of_another_benchmark_is_refused() -> None:
     with pytest.raises(UserError, match="is of benchmark openood; the tables here are of: mos"):
-        quoted(report.tables([row()]), [quote("adaneg:paper-openood")], TableOptions())
+        with_quotes(report.tables([row()]), [quote("adaneg:paper-openood")], TableOptions())
 
 
 def test_means_are_not_quoted_over_other_sets() -> None:
     options = TableOptions(sets=("sun", "dtd"), metrics=("auroc",))
     options = dataclasses.replace(options, sets=("sun", "places"))
-    (table,) = quoted(report.tables([row()], options), [quote("mcm:paper")], options)
+    (table,) = with_quotes(report.tables([row()], options), [quote("mcm:paper")], options)
     assert [cell.plain for cells in table.lines[1].cells for cell in cells] == ["92.57", "89.77", "-"]
 
 
 def test_measured_beside_published() -> None:
     measured = row("mcm", (0.9461, 0.9217 - 0.00001, 0.8937, 0.8))
     options = TableOptions(metrics=("auroc",))
-    table = compared(report.tables([measured], options), options)[0]
+    table = compare_with_published(report.tables([measured], options), options)[0]
     own, theirs, difference = table.lines[:3]
     assert [line.name for line in (own, theirs, difference)] == ["MCM, measured", "MCM (quoted: paper)", "difference"]
     assert [cells[0].text for cells in theirs.cells] == ["94.61", "92.57", "89.77", "86.11", "90.77"]
     assert [cells[0].text for cells in difference.cells] == ["+0.00", "-0.40", "-0.40", "-6.11", "-1.73"]
-    assert [cells[0].mark for cells in difference.cells] == ["", "beyond", "", "beyond", "beyond"]
+    assert [cells[0].mark for cells in difference.cells] == ["", "exceeds", "", "exceeds", "exceeds"]
     said = "\n".join(table.notes)
     assert "Tolerance: auroc 0.4, fpr95 2.0 points" in said
     assert (
@@ -259,10 +262,10 @@ def test_measured_beside_published() -> None:
 
 def test_only_rows_of_the_same_settings_are_compared() -> None:
     cold = row("mcm", parameters={"temperature": 0.01})
-    with pytest.raises(UserError, match="no published row fits those at hand"):
-        compared(report.tables([cold]), TableOptions())
+    with pytest.raises(UserError, match="no published result fits these"):
+        compare_with_published(report.tables([cold]), TableOptions())
     ctw = row("clipn", parameters={"rule": "ctw"})
-    names = [line.facts.get("quote") for line in compared(report.tables([ctw]), TableOptions())[0].lines]
+    names = [line.facts.get("quote") for line in compare_with_published(report.tables([ctw]), TableOptions())[0].lines]
     assert "clipn:readme-ctw" in names and "clipn:readme" not in names and "clipn:paper" not in names
 
 

@@ -93,11 +93,11 @@ def test_methods_sets_and_metrics_are_chosen_and_ordered() -> None:
     options = TableOptions(methods=("zoc", "mcm"), sets=("dtd", "sun"), metrics=("fpr95", "auroc"))
     (table,) = report.tables(ROWS, options)
     assert names(table) == ["ZOC", "MCM"]
-    assert [b.title for b in table.blocks] == ["DTD", "SUN", "Mean"]
+    assert [b.title for b in table.column_groups] == ["DTD", "SUN", "Average"]
     assert texts(table)[1] == ["50.00", "80.00", "20.00", "95.10", "35.00", "87.55"]
     (one,) = report.tables(ROWS, TableOptions(sets=("dtd",)))
-    assert [b.title for b in one.blocks] == ["DTD", "ID", ""]
-    assert "Shown: 1 of the 2 OOD sets of the benchmark; means are over these." in one.caption
+    assert [b.title for b in one.column_groups] == ["DTD", "ID", ""]
+    assert "Shown: 1 of the 2 OOD sets of the benchmark; averages are over these." in one.caption
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,9 @@ def test_decimals_fractions_and_other_metrics(options: TableOptions, cells: list
 def test_captions_name_what_is_shown() -> None:
     (table,) = report.tables(ROWS, TableOptions(metrics=("fpr95_ood", "aupr_in"), percent=False))
     said = " ".join(table.caption)
-    assert said.startswith("FPR95 and AUPR-in as fractions. FPR95-OOD: share of ID images rejected when at least 95 %")
+    assert said.startswith(
+        "FPR95 and AUPR-in as fractions. FPR95-OOD: fraction of ID images rejected when at least 95 %"
+    )
     assert "AUPR-in has ID as its positive class" in said and "Seconds" not in said and "ID positive" not in said
 
 
@@ -187,7 +189,7 @@ def test_transposed_tables_hold_the_same_cells() -> None:
         ("SUN", "FPR95 ↓"),
         ("DTD", "AUROC ↑"),
     ]
-    assert [b.columns[0].title for b in turned.blocks] == ["MCM", "ZOC"]
+    assert [b.columns[0].title for b in turned.column_groups] == ["MCM", "ZOC"]
     assert r"AUROC $\uparrow$ & \textbf{95.10}" in report.latex(turned)
 
 
@@ -207,7 +209,7 @@ def test_equal_prompts_have_a_table_of_their_own() -> None:
     assert equal.title.endswith("equal prompts for all methods: simple")
     assert names(equal) == ["MSP", "BARE", "MCM", "NEGLABEL"]
     assert equal.notes == ("Not run with these prompts: ZOC.",)
-    assert own.blocks == equal.blocks
+    assert own.column_groups == equal.column_groups
     (one,) = report.tables([row("mcm", prompts="mcm"), row("mcm", given="simple")])
     assert names(one) == ["MCM", "MCM (templates=simple)"]
     (only,) = report.tables([row("mcm", given="simple"), row("msp", prompts="simple")])
@@ -218,7 +220,7 @@ def test_what_cannot_be_told_from_the_best_is_marked() -> None:
     grouped = (ood("sun", group="near"), ood("dtd", group="far"), ood("mnist", group="far"))
     rows = [row("mcm", *grouped), row("zoc", *(dataclasses.replace(s, auroc=0.8) for s in grouped))]
     both = frozenset(r.digest for r in rows)
-    alike = report.Alike({"sun": {"auroc": both}}, {"far": {"auroc": both}, "": {"fpr95": both}})
+    alike = report.NotSignificantlyDifferent({"sun": {"auroc": both}}, {"far": {"auroc": both}, "": {"fpr95": both}})
     asked: list[Any] = []
     (table,) = report.tables(rows, TableOptions(), lambda rows, sets: asked.append((rows, sets)) or alike)  # type: ignore[func-returns-value]
     assert [len(rows) for rows, _ in asked] == [2]
@@ -228,7 +230,7 @@ def test_what_cannot_be_told_from_the_best_is_marked() -> None:
     ]
     assert not any("†" in text for text in texts(table)[0])
     assert r"\underline{80.00}\rlap{$^{\dagger}$}" in report.latex(table)
-    assert "not distinguishable from the best" in report.markdown(table)
+    assert "not significantly different from the best" in report.markdown(table)
 
 
 def test_hostile_names_come_out_literal(tmp_path: Path) -> None:
@@ -350,7 +352,7 @@ def test_bib_holds_methods_and_datasets_once(tmp_path: Path) -> None:
         (["--standalone"], "--standalone goes with --format latex"),
         (["--cite", "--format", "csv"], "--cite goes with --format latex"),
         (["--group", "venue"], "--group 'venue' does not exist; known: trained"),
-        (["--quote", "clipn:papr"], "no published row 'clipn:papr'; did you mean 'clipn:paper'?"),
+        (["--quote", "clipn:papr"], "no published result 'clipn:papr'; did you mean 'clipn:paper'?"),
         (["--experiment", "mos"], "give its address with --mlflow URI"),
         (["--output", "/proc/none/x.md"], "cannot write --output"),
     ],

@@ -18,7 +18,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from oodbench.cli import main
 from oodbench.metrics import detection as metrics
-from oodbench.report.verify import Mismatch, verify
+from oodbench.report.verify import VerifiedResult, verify
 from oodbench.results import IdRow, Result, SetRow, from_json
 
 SETS = ("sun", "dtd")
@@ -83,7 +83,7 @@ def lay(results: Path, method: str = "mcm", shift: float = 1.5, seed: int = 0, n
     return path
 
 
-def only(results: Path) -> Mismatch:
+def only(results: Path) -> VerifiedResult:
     (finding,) = verify(results)
     return finding
 
@@ -107,7 +107,8 @@ def test_what_cannot_be_explained(tmp_path: Path) -> None:
     lay(tmp_path)
     lay(tmp_path, "zoc", ood=(), status="failed", error="no weights")
     assert (
-        "no rows of method 'mmc'; did you mean 'mcm'?" in call("--results", tmp_path, "--explain", "mmc", "sun").stderr
+        "no results of method 'mmc'; did you mean 'mcm'?"
+        in call("--results", tmp_path, "--explain", "mmc", "sun").stderr
     )
     assert "has an OOD set 'sum'; did you mean 'sun'?" in call("--results", tmp_path, "--explain", "mcm", "sum").stderr
     assert "zoc failed: no weights" in call("--results", tmp_path, "--explain", "zoc", "sun").stderr
@@ -135,7 +136,7 @@ def test_a_changed_score_is_found(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda t: {**t, "prediction": [9] * len(t["prediction"])}, "ID cats: accuracy is"),
-        (lambda t: {k: v[:-1] for k, v in t.items()}, "dtd: n is 200 in the row, 199"),
+        (lambda t: {k: v[:-1] for k, v in t.items()}, "dtd: n is 200 in the result, 199"),
         (
             lambda t: {**t, "dataset": ["sum" if d == "sun" else d for d in t["dataset"]]},
             "its scores are of cats, dtd, sum",
@@ -169,15 +170,15 @@ def test_a_changed_row_is_found(tmp_path: Path) -> None:
     forged = from_json(lay(tmp_path).read_text())
     forged = dataclasses.replace(forged, ood=(dataclasses.replace(forged.ood[0], auroc=0.99), *forged.ood[1:]))
     path.write_text(forged.to_json())
-    assert only(tmp_path).problems[0].startswith("sun: auroc is 0.99 in the row, 0.")
+    assert only(tmp_path).problems[0].startswith("sun: auroc is 0.99 in the result, 0.")
 
 
 def test_intervals_are_computed_again(tmp_path: Path) -> None:
     from oodbench.metrics import Scores, Settings, intervals
-    from oodbench.report.verify import by_dataset
+    from oodbench.report.verify import read_scores
 
     path = lay(tmp_path)
-    row, images = from_json(path.read_text()), by_dataset(path.with_suffix(".parquet"))
+    row, images = from_json(path.read_text()), read_scores(path.with_suffix(".parquet"))
     scores = Scores(images["cats"].scores, {name: images[name].scores for name in SETS})
     found = intervals(scores, Settings(replicates=50))
     sets = tuple(dataclasses.replace(s, intervals=found.sets[s.dataset]) for s in row.ood)
@@ -197,7 +198,7 @@ def test_what_may_be_the_best_is_marked(tmp_path: Path) -> None:
     text = call("--results", tmp_path, "--format", "markdown").stdout
     lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
     assert lines["MCM"].count("†") + lines["NEAR"].count("†") >= 4 and "†" not in lines["POOR"]
-    assert "† not distinguishable from the best" in text
+    assert "† not significantly different from the best" in text
     assert "†" not in call("--results", tmp_path, "--format", "markdown", "--no-tests").stdout
     for path in tmp_path.rglob("*.parquet"):
         path.unlink()
@@ -238,4 +239,4 @@ def test_rows_from_mlflow_are_those_from_disk(tmp_path: Path) -> None:
     assert "does not exist" in call("--mlflow", f"sqlite:///{tmp_path}/gone.db").stderr
     assert not (tmp_path / "gone.db").exists()
     assert "leave --mlflow out" in call("--mlflow", uri, "--verify").stderr
-    assert "in MLflow alone" in call("--mlflow", uri, "--explain", "mcm", "sun").stdout
+    assert "only in MLflow" in call("--mlflow", uri, "--explain", "mcm", "sun").stdout

@@ -447,8 +447,8 @@ def test_a_store_that_may_only_be_read_serves_what_is_in_it(monkeypatch: pytest.
     options = ["run", "--limit", "5", "--results", str(tmp_path / "out"), "--tracking-uri", "none", "--methods"]
     first = CliRunner().invoke(main, [*options, "mcm"])
     assert first.exit_code == 0, first.output
-    writable = oodbench.pipeline.request.writable
-    monkeypatch.setattr(oodbench.pipeline.request, "writable", lambda folder: folder != store and writable(folder))
+    writable = oodbench.pipeline.request.is_writable
+    monkeypatch.setattr(oodbench.pipeline.request, "is_writable", lambda folder: folder != store and writable(folder))
 
     def refuse(self: Path, *_: Any, **__: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(self))

@@ -154,7 +154,7 @@ def test_what_a_model_is_told_to_be(place: Path) -> None:
     ("arguments", "told"),
     [
         (["gone"], "error: no gone; name the folder of a saved detector, or a file of trained weights"),
-        (["new"], "error: new holds no detector: new/detector.json is not there"),
+        (["new"], "error: new holds no detector: new/detector.json does not exist"),
         (["names.txt"], "error: names.txt was not written by oodbench train; register a detector that uses it"),
         (["detector", "--classes", "names.txt"], "error: the detector in detector has its class names; leave out"),
         (["detector", "--name", "a/b"], "error: --name 'a/b': Invalid model name 'a/b'. Names cannot contain '/' or"),

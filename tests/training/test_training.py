@@ -34,7 +34,7 @@ from oodbench.errors import Diverged, UserError
 from oodbench.method import Optimiser, TrainedMethod, registry
 from oodbench.pipeline import weights as weights_of
 from oodbench.pipeline.extract import EmbeddingConfig
-from oodbench.pipeline.text_embeddings import WordParts
+from oodbench.pipeline.text_embeddings import PromptEmbeddings
 from oodbench.storage.store import Store
 from oodbench.tracking.connection import quiet_mlflow
 from oodbench.training import batches
@@ -159,7 +159,9 @@ def trainer_of(encoder: OpenClip, request: TrainRequest, **settings: Any) -> Tra
     load = functools.partial(lambda one: one, encoder)
     recipe, alone = EmbeddingConfig(encoder.card.identity, "fp32", BATCH), ProcessGroup(0, 1, "cpu")
     material = prepare_data(request, recipe, store, load, alone, lambda what, n: lambda k: None)
-    embed_captions(material, WordParts(encoder.card.identity, "fp32", store), load, lambda what, n: lambda k: None)
+    embed_captions(
+        material, PromptEmbeddings(encoder.card.identity, "fp32", store), load, lambda what, n: lambda k: None
+    )
     info = registry.methods(request.plugins)["toy"]
     method: Any = registry.make(info, {**info.defaults(), **settings})
     schedule = Schedule(Optimiser(lr=1e-3, batch=32), len(material), 9, 0)

@@ -6,14 +6,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from oodbench.data.checks.findings import Finding, some
+from oodbench.data.checks.findings import Finding, first_examples
 from oodbench.data.imageset import ImageFiles, ImageSet
 from oodbench.storage.store import file_digest
 
 _TAIL = 1024  # bytes at the end of a file: unlike the headers, they differ between images
 
 
-def overlap(test: ImageSet, calibration: ImageSet) -> Iterator[Finding]:
+def calibration_overlap(test: ImageSet, calibration: ImageSet) -> Iterator[Finding]:
     """The finding about test images that are calibration images, too.
 
     Files are compared by place, then by size and last kilobyte, and only where those agree by all their bytes: a
@@ -31,7 +31,7 @@ def overlap(test: ImageSet, calibration: ImageSet) -> Iterator[Finding]:
         message = f"all {len(test):,} test images are in the calibration list: methods that calibrate have seen them"
     else:
         message = f"{len(common):,} of {len(test):,} test images are in the calibration list, too"
-    yield Finding("error", "calibration", pair, message, len(common), some([test.names[i] for i in common]))
+    yield Finding("error", "calibration", pair, message, len(common), first_examples([test.names[i] for i in common]))
 
 
 def _by_content(test: ImageSet, other: ImageSet) -> list[int]:

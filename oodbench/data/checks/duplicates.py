@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from oodbench.data.checks.inspection import Look
+from oodbench.data.checks.inspection import ImageFacts
 
 Marks = npt.NDArray[np.uint64]
 _ROWS, _COLUMNS = 16, 4096  # a block of distances that stays in a core's cache
@@ -34,7 +34,7 @@ class DuplicatePairs:
     images: int
 
 
-def identical(first: Sequence[Look], second: Sequence[Look]) -> list[DuplicatePair]:
+def identical_pairs(first: Sequence[ImageFacts], second: Sequence[ImageFacts]) -> list[DuplicatePair]:
     """Every image of the second list whose pixels are those of an image of the first."""
     known: dict[str, int] = {}
     for i, one in enumerate(first):
@@ -45,24 +45,24 @@ def identical(first: Sequence[Look], second: Sequence[Look]) -> list[DuplicatePa
     ]
 
 
-def repeated(looks: Sequence[Look]) -> list[DuplicatePair]:
+def repeated_images(looks: Sequence[ImageFacts]) -> list[DuplicatePair]:
     """Every image that has the pixels of an earlier one of its list."""
     seen: dict[str, int] = {}
     pairs = [DuplicatePair(seen.setdefault(one.pixels, i), i) for i, one in enumerate(looks) if not one.problem]
     return [pair for pair in pairs if pair.first != pair.second]
 
 
-def similar(first: Sequence[Look], second: Sequence[Look], radius: int) -> DuplicatePairs:
+def similar_pairs(first: Sequence[ImageFacts], second: Sequence[ImageFacts], radius: int) -> DuplicatePairs:
     """Pairs whose hashes differ in at most `radius` of 64 bits and whose pixels differ, closest first."""
     known = {one.pixels for one in first}
     at, marks = _marks(first, frozenset())
     at_other, other = _marks(second, known)
-    found = near(marks, other, radius)
+    found = near_hashes(marks, other, radius)
     pairs = [DuplicatePair(int(at[p.first]), int(at_other[p.second]), p.distance) for p in found.pairs]
     return DuplicatePairs(sorted(pairs, key=lambda p: (p.distance, p.second)), found.images)
 
 
-def near(first: Marks, second: Marks, radius: int, keep: int = _KEEP) -> DuplicatePairs:
+def near_hashes(first: Marks, second: Marks, radius: int, keep: int = _KEEP) -> DuplicatePairs:
     """Pairs of 64-bit hashes [n], [m] that differ in at most `radius` bits: every distance is taken.
 
     About 1e9 distances a second and core. At most `keep` pairs are returned; the number of images is exact.
@@ -93,7 +93,7 @@ def near(first: Marks, second: Marks, radius: int, keep: int = _KEEP) -> Duplica
     return DuplicatePairs(pairs, int(hit.sum()))
 
 
-def _marks(looks: Sequence[Look], without: Collection[str]) -> tuple[npt.NDArray[np.int64], Marks]:
+def _marks(looks: Sequence[ImageFacts], without: Collection[str]) -> tuple[npt.NDArray[np.int64], Marks]:
     """Positions and hashes of the images that have one, but for those with certain pixels."""
     at = [i for i, one in enumerate(looks) if one.mark and one.pixels not in without]
     return np.array(at, np.int64), np.array([int(looks[i].mark, 16) for i in at], np.uint64)

@@ -32,7 +32,7 @@ class Finding:
 
 
 @dataclass
-class Card:
+class SetSummary:
     """One set: what it should be and what was seen. Sizes are the shorter side in pixels; grey is a share, 0..1."""
 
     name: str
@@ -53,7 +53,7 @@ class Card:
 class CheckReport:
     """All that was found; `ok` unless there is an error."""
 
-    cards: list[Card] = field(default_factory=list)
+    cards: list[SetSummary] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -79,7 +79,7 @@ class CheckReport:
         }
 
 
-def some(examples: list[str]) -> tuple[str, ...]:
+def first_examples(examples: list[str]) -> tuple[str, ...]:
     """The first few."""
     return tuple(examples[:EXAMPLES])
 
@@ -87,7 +87,7 @@ def some(examples: list[str]) -> tuple[str, ...]:
 _HEAD = ("set", "role", "images", "expected", "unreadable", "modes", "grey", "shorter side", "list")
 
 
-def text(report: CheckReport) -> str:
+def format_report(report: CheckReport) -> str:
     """The report as plain text."""
     rows = [_HEAD, *(tuple(map(printable, _row(card))) for card in report.cards)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
@@ -103,7 +103,7 @@ def text(report: CheckReport) -> str:
     return "\n".join([*lines, "", ", ".join(told)])
 
 
-def _row(card: Card) -> tuple[str, ...]:
+def _row(card: SetSummary) -> tuple[str, ...]:
     digest = card.digest[:12]
     if card.declared_digest:
         digest += " as declared" if card.digest == card.declared_digest else f", not {card.declared_digest[:12]}"

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oodbench.data import decode
-from oodbench.data.decode import DEEP, flattened
+from oodbench.data.decode import DEEP_MODES, becomes_constant
 from oodbench.data.imageset import ImageSet
 from oodbench.errors import UserError
 from oodbench.storage.store import Store
@@ -26,7 +26,7 @@ from oodbench.storage.store import Store
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_GREY = frozenset(("L", "1", "LA", "La")) | DEEP
+_GREY = frozenset(("L", "1", "LA", "La")) | DEEP_MODES
 _ORIENTATION = 0x0112  # EXIF's tag
 _SIDE = 32  # pixels of the thumbnail that is hashed
 _COSINES = np.cos(np.pi * np.outer(np.arange(8), 2 * np.arange(_SIDE) + 1) / (2 * _SIDE))
@@ -34,7 +34,7 @@ _FLAT = 2.0  # standard deviation in grey levels below which an image has no str
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageFacts:
     """What one image is.
 
     problem   why it cannot be decoded, "" when it can
@@ -62,9 +62,9 @@ class Look:
         return astuple(self)
 
 
-def look(image: Image) -> Look:
+def inspect_image(image: Image) -> ImageFacts:
     """What a decoded image is."""
-    deep = image.mode in DEEP
+    deep = image.mode in DEEP_MODES
     colour = _eight_bits(image) if deep else image if image.mode == "RGB" else image.convert("RGB")
     exact = hashlib.sha256(f"{image.mode if deep else 'RGB'} {image.size}".encode())
     exact.update((image if deep else colour).tobytes())
@@ -72,7 +72,9 @@ def look(image: Image) -> Look:
     grey = image.mode in _GREY or bool(np.ptp(small, 2).max() <= 8)  # JPEG keeps channels equal up to rounding
     mark = perceptual(small @ (0.299, 0.587, 0.114))
     digest = exact.hexdigest()[:32]
-    return Look("", image.mode, image.width, image.height, grey, digest, mark, flattened(image), _turned(image))
+    return ImageFacts(
+        "", image.mode, image.width, image.height, grey, digest, mark, becomes_constant(image), _turned(image)
+    )
 
 
 def _turned(image: Image) -> bool:
@@ -105,12 +107,12 @@ def _eight_bits(image: Image) -> Image:
 
 
 ENGINE = 2  # raise when a look gives something else than before
-PART = 64  # images, on average
+PART_SIZE = 64  # images, on average
 
 Done = Callable[[int], None]
 
 
-def inspect(listing: ImageSet, store: Store, workers: int = 0, done: Done = lambda n: None) -> list[Look]:
+def inspect_images(listing: ImageSet, store: Store, workers: int = 0, done: Done = lambda n: None) -> list[ImageFacts]:
     """A look at every image in list order; those of earlier runs come from the store unless the image changed.
 
     `done` is told how many images are ready. An image that the system withholds (no permission, a drive that went away)
@@ -119,8 +121,8 @@ def inspect(listing: ImageSet, store: Store, workers: int = 0, done: Done = lamb
     from PIL import Image  # noqa: F401  not for the first time in a thread
 
     workers = workers or min(os.cpu_count() or 1, 16)
-    looks: dict[int, list[Look]] = {}
-    waiting: collections.deque[tuple[tuple[int, int], list[Future[tuple[Look, bool]]]]] = collections.deque()
+    looks: dict[int, list[ImageFacts]] = {}
+    waiting: collections.deque[tuple[tuple[int, int], list[Future[tuple[ImageFacts, bool]]]]] = collections.deque()
     ahead = 0
 
     def finish() -> None:
@@ -138,11 +140,11 @@ def inspect(listing: ImageSet, store: Store, workers: int = 0, done: Done = lamb
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="look")
     try:
-        with decode.decoding():
-            for start, stop in parts(listing.names):
+        with decode.pillow_in_threads():
+            for start, stop in split_parts(listing.names):
                 entry = store.find("looks", _inputs(listing, (start, stop)))
                 if entry is not None:
-                    looks[start] = [Look(*row) for row in entry.facts["looks"]]
+                    looks[start] = [ImageFacts(*row) for row in entry.facts["looks"]]
                     done(stop - start)
                     continue
                 waiting.append(((start, stop), [pool.submit(_look, listing, i) for i in range(start, stop)]))
@@ -156,10 +158,10 @@ def inspect(listing: ImageSet, store: Store, workers: int = 0, done: Done = lamb
     return [one for start in sorted(looks) for one in looks[start]]
 
 
-def parts(names: tuple[str, ...]) -> list[tuple[int, int]]:
+def split_parts(names: tuple[str, ...]) -> list[tuple[int, int]]:
     """(start, stop) of every part of a list."""
     hashes = (hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest() for name in names)
-    ends = [i + 1 for i, one in enumerate(hashes) if int.from_bytes(one[:4], "big") % PART == 0]
+    ends = [i + 1 for i, one in enumerate(hashes) if int.from_bytes(one[:4], "big") % PART_SIZE == 0]
     if not ends or ends[-1] != len(names):
         ends.append(len(names))
     return list(zip([0, *ends], ends, strict=False))
@@ -174,15 +176,15 @@ def _inputs(listing: ImageSet, bounds: tuple[int, int]) -> dict[str, object]:
     }
 
 
-def _look(listing: ImageSet, index: int) -> tuple[Look, bool]:
+def _look(listing: ImageSet, index: int) -> tuple[ImageFacts, bool]:
     """The look, and whether it will be the same next time."""
     try:
         image = listing.read(index)
-        return replace(look(image), frames=_has_frames(image)), True
+        return replace(inspect_image(image), frames=_has_frames(image)), True
     except UserError:  # not the image that was listed
         raise
     except Exception as error:
-        return Look(decode.reason(error)), decode.broken(error)
+        return ImageFacts(decode.describe_error(error)), decode.is_broken(error)
 
 
 def _has_frames(image: Image) -> bool:

@@ -12,9 +12,9 @@ import numpy as np
 
 from oodbench.data import prompts
 from oodbench.data.checks import duplicates
-from oodbench.data.checks.findings import Finding, some
-from oodbench.data.checks.inspection import Look
-from oodbench.data.checks.single import plainly
+from oodbench.data.checks.findings import Finding, first_examples
+from oodbench.data.checks.inspection import ImageFacts
+from oodbench.data.checks.single import normalize_name
 from oodbench.data.imageset import ImageSet
 from oodbench.errors import UserError
 from oodbench.metrics.detection import evaluate, score_set
@@ -23,7 +23,7 @@ _PLACES = ("/usr/share/wordnet", "~/nltk_data/corpora/wordnet")  # Debian's word
 _NUMBERED = re.compile(r"n(\d{8})")  # a class folder named by its synset, as ImageNet's are
 
 
-def find() -> Path | None:
+def find_wordnet() -> Path | None:
     """The folder of data.noun and index.noun: $WNSEARCHDIR, $WNHOME/dict, or where Debian and NLTK put it."""
     chosen = [os.environ.get("WNSEARCHDIR", ""), f"{home}/dict" if (home := os.environ.get("WNHOME", "")) else ""]
     places = [c for c in chosen if c] or list(_PLACES)
@@ -81,7 +81,7 @@ _TOLD_APART = 0.9  # AUROC by size alone from which results may be about size
 _MORE_GREY = 0.2  # difference of the shares of images without colour
 _FEWEST = 10  # images of each set below which shares mean nothing
 
-_FEATURES: dict[str, Callable[[Look], float]] = {
+_FEATURES: dict[str, Callable[[ImageFacts], float]] = {
     "shorter side": lambda one: min(one.width, one.height),
     "number of pixels": lambda one: one.width * one.height,
     "aspect ratio": lambda one: max(one.width, one.height) / min(one.width, one.height),
@@ -93,32 +93,32 @@ class ImageSide:
     """A set and the looks at its images."""
 
     listing: ImageSet
-    looks: Sequence[Look]
+    looks: Sequence[ImageFacts]
 
     @property
     def name(self) -> str:
         return self.listing.dataset.name
 
 
-def shared(id_set: ImageSide, ood: ImageSide, radius: int) -> Iterator[Finding]:
+def shared_images(id_set: ImageSide, ood: ImageSide, radius: int) -> Iterator[Finding]:
     """Identical images, and those whose perceptual hashes differ in at most `radius` bits (0: equal hashes)."""
     pair = (id_set.name, ood.name)
 
     def told(p: duplicates.DuplicatePair) -> str:
         return f"{id_set.listing.names[p.first]} = {ood.listing.names[p.second]}"
 
-    same = duplicates.identical(id_set.looks, ood.looks)
+    same = duplicates.identical_pairs(id_set.looks, ood.looks)
     if same:
         message = f"{len(same):,} images of the OOD set have the pixels of an ID image"
-        yield Finding("error", "identical", pair, message, len(same), some([told(p) for p in same]))
-    near = duplicates.similar(id_set.looks, ood.looks, radius)
+        yield Finding("error", "identical", pair, message, len(same), first_examples([told(p) for p in same]))
+    near = duplicates.similar_pairs(id_set.looks, ood.looks, radius)
     if near.images:
         message = f"{near.images:,} images of the OOD set look like an ID image (hashes within {radius} of 64 bits)"
         examples = [f"{told(p)} ({p.distance} bits)" for p in near.pairs]
-        yield Finding("warning", "near-duplicates", pair, message, near.images, some(examples))
+        yield Finding("warning", "near-duplicates", pair, message, near.images, first_examples(examples))
 
 
-def shortcuts(id_set: ImageSide, ood: ImageSide) -> Iterator[Finding]:
+def shortcut_features(id_set: ImageSide, ood: ImageSide) -> Iterator[Finding]:
     """Whether size or colour alone tells the sets apart, so that scores may measure that instead of the content."""
     pair = (id_set.name, ood.name)
     ours, theirs = ([one for one in side.looks if not one.problem] for side in (id_set, ood))
@@ -161,15 +161,15 @@ def class_names(listing: ImageSet) -> dict[str, str]:
     return {folder: folder for folder in folders if folder} if len(folders) > 1 else {}
 
 
-def overlap(id_set: ImageSet, ood: ImageSet, net: WordNet | None) -> Iterator[Finding]:
+def class_overlap(id_set: ImageSet, ood: ImageSet, net: WordNet | None) -> Iterator[Finding]:
     """Findings about class names of both sets; nothing when one of them has no classes."""
     pair = (id_set.dataset.name, ood.dataset.name)
     ours, theirs = class_names(id_set), class_names(ood)
-    plain = {plainly(name): name for name in ours}
-    same = [f"{plain[plainly(name)]} = {name}" for name in theirs if plainly(name) in plain]
+    plain = {normalize_name(name): name for name in ours}
+    same = [f"{plain[normalize_name(name)]} = {name}" for name in theirs if normalize_name(name) in plain]
     if same:
         message = f"{len(same):,} class names of the OOD set are ID class names: their images may be ID"
-        yield Finding("warning", "names", pair, message, len(same), some(same))
+        yield Finding("warning", "names", pair, message, len(same), first_examples(same))
     if net is None:
         if ours and theirs:
             yield Finding("note", "no-wordnet", pair, "WordNet is not installed, so synonyms were not looked at")
@@ -181,8 +181,8 @@ def overlap(id_set: ImageSet, ood: ImageSet, net: WordNet | None) -> Iterator[Fi
     alike = []
     for name, looked_up in theirs.items():
         common = sorted(net.synsets(looked_up) & meant.keys())
-        if common and plainly(name) not in plain:
+        if common and normalize_name(name) not in plain:
             alike.append(f"{meant[common[0]]} ~ {name} ({', '.join(net.words(common[0]))})")
     if alike:
         message = f"{len(alike):,} class names of the OOD set mean what an ID class name may mean, says WordNet"
-        yield Finding("warning", "synonyms", pair, message, len(alike), some(alike))
+        yield Finding("warning", "synonyms", pair, message, len(alike), first_examples(alike))

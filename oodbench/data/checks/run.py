@@ -11,9 +11,9 @@ from pathlib import Path
 from oodbench.data.catalog import Dataset
 from oodbench.data.checks import calibration, pairs, single
 from oodbench.data.checks.findings import CheckReport, Finding
-from oodbench.data.checks.inspection import Done, inspect
+from oodbench.data.checks.inspection import Done, inspect_images
 from oodbench.data.checks.pairs import ImageSide
-from oodbench.data.checks.scope import Scope
+from oodbench.data.checks.scope import CheckScope
 from oodbench.data.imageset import ImageSet
 from oodbench.data.load import LoadOptions, load_images
 from oodbench.errors import Missing, Unlabelled, UserError
@@ -33,25 +33,27 @@ class CheckSettings:
     limit: int | None = None
 
 
-def examine(scope: Scope, settings: CheckSettings, watch: Watch = lambda what, n: lambda done: None) -> CheckReport:
+def check_sets(
+    scope: CheckScope, settings: CheckSettings, watch: Watch = lambda what, n: lambda done: None
+) -> CheckReport:
     """Check all of a scope. Data that are wrong are in the report; UserError when there are none at all."""
     report = CheckReport()
     sides: dict[str, ImageSide] = {}
     for name, dataset in scope.sets.items():
         role = scope.roles[name]
-        dataset, digest, finding = single.compared(dataset, settings.data)
+        dataset, digest, finding = single.check_list_digest(dataset, settings.data)
         report.findings += [finding] if finding else []
         listed = _list(dataset, role, settings, report, scope)
         if listed is None:
             continue
-        card = single.card(listed, role)
+        card = single.summarize_list(listed, role)
         if digest:
             card.digest, card.declared_digest = digest
         report.cards.append(card)
-        report.findings += single.of_list(card, listed)
-        looks = inspect(listed, settings.store, settings.workers, watch(f"look at {name}", len(listed)))
-        single.see(card, looks)
-        report.findings += single.of_images(listed, looks)
+        report.findings += single.list_findings(card, listed)
+        looks = inspect_images(listed, settings.store, settings.workers, watch(f"look at {name}", len(listed)))
+        single.add_looks(card, looks)
+        report.findings += single.image_findings(listed, looks)
         if len(listed) < listed.total:
             message = f"only {len(listed):,} of {listed.total:,} images were looked at"
             report.findings.append(Finding("note", "limit", (name,), message))
@@ -68,7 +70,9 @@ def examine(scope: Scope, settings: CheckSettings, watch: Watch = lambda what, n
     return report
 
 
-def _list(dataset: Dataset, role: str, settings: CheckSettings, report: CheckReport, scope: Scope) -> ImageSet | None:
+def _list(
+    dataset: Dataset, role: str, settings: CheckSettings, report: CheckReport, scope: CheckScope
+) -> ImageSet | None:
     """The images of a set, labelled where it is an ID set; None and a finding when they cannot be listed.
 
     A set that has no role may be meant for either: what is wrong with its classes is a warning.
@@ -101,7 +105,7 @@ def _with_classes(listed: ImageSet, settings: CheckSettings, report: CheckReport
     except UserError as error:
         report.findings.append(Finding("warning", "classes", (listed.dataset.name,), str(error)))
         return listed
-    report.findings += single.of_names(labelled)
+    report.findings += single.class_name_findings(labelled)
     return dataclasses.replace(listed, remarks=labelled.remarks)
 
 
@@ -110,18 +114,18 @@ def _listing(dataset: Dataset, labelled: bool, settings: CheckSettings) -> Image
 
 
 def _compare(
-    scope: Scope, sides: dict[str, ImageSide], settings: CheckSettings, report: CheckReport, watch: Watch
+    scope: CheckScope, sides: dict[str, ImageSide], settings: CheckSettings, report: CheckReport, watch: Watch
 ) -> None:
     there = [(sides[a], sides[b]) for a, b in scope.pairs if a in sides and b in sides]
     if not there:
         return
-    place = pairs.find()
+    place = pairs.find_wordnet()
     net = pairs.WordNet(place) if place else None
     done = watch("compare ID and OOD", len(there))
     for id_set, ood in there:
-        report.findings += pairs.shared(id_set, ood, settings.hamming)
-        report.findings += pairs.shortcuts(id_set, ood)
-        report.findings += pairs.overlap(id_set.listing, ood.listing, net)
+        report.findings += pairs.shared_images(id_set, ood, settings.hamming)
+        report.findings += pairs.shortcut_features(id_set, ood)
+        report.findings += pairs.class_overlap(id_set.listing, ood.listing, net)
         done(1)
 
 
@@ -133,10 +137,10 @@ def _calibration(test: ImageSet, dataset: Dataset, settings: CheckSettings, repo
         report.findings.append(Finding("note", "no-calibration", (test.dataset.name, dataset.name), str(error)))
         return
     if dataset.name not in {card.name for card in report.cards}:
-        card = single.card(listed, "calibration")
+        card = single.summarize_list(listed, "calibration")
         report.cards.append(card)
-        report.findings += single.of_list(card, listed)
+        report.findings += single.list_findings(card, listed)
     try:
-        report.findings += calibration.overlap(test, listed)
+        report.findings += calibration.calibration_overlap(test, listed)
     except UserError as error:
         report.findings.append(Finding("error", "not-listed", (dataset.name,), str(error)))

@@ -11,7 +11,7 @@ from oodbench.errors import ProblemList, raise_all
 
 
 @dataclass
-class Scope:
+class CheckScope:
     """Sets by name with their role ("ID", "OOD" or ""), pairs (ID, OOD), and calibration sets by ID set.
 
     required  a missing set is an error: all were named, by themselves or through a benchmark
@@ -46,7 +46,7 @@ class Scope:
             self.add_pair(protocol.id, ood)
 
 
-def scope(names: Sequence[str], id_name: str = "") -> Scope:
+def select_sets(names: Sequence[str], id_name: str = "") -> CheckScope:
     """Return the scope of a request. Raises UserError with every name that does not exist.
 
     Names are datasets, `folder:PATH` or benchmarks. With `id_name` all of them are OOD sets of it. Without names, the
@@ -55,7 +55,7 @@ def scope(names: Sequence[str], id_name: str = "") -> Scope:
     if not names and not id_name:
         return _everything()
     problems = ProblemList()
-    result = Scope()
+    result = CheckScope()
     id_set = problems.attempt(catalogue.dataset, id_name) if id_name else None
     if id_set:
         result.add(id_set, "ID")
@@ -76,12 +76,12 @@ def scope(names: Sequence[str], id_name: str = "") -> Scope:
     return result
 
 
-def _everything() -> Scope:
+def _everything() -> CheckScope:
     """Return all sets that may exist below the data folder, paired as in the benchmarks."""
     local = {
         d.name: d for d in catalogue.datasets().values() if d.loader not in ("glyphs", "hf") and "://" not in d.path
     }
-    result = Scope(required=False)
+    result = CheckScope(required=False)
     for benchmark in catalogue.benchmarks().values():
         if benchmark.id in local:
             for name, _ in benchmark.sets():

@@ -10,12 +10,12 @@ from pathlib import Path
 from oodbench.data import prompts
 from oodbench.data.catalog import UNKNOWN, Dataset
 from oodbench.data.checks import duplicates
-from oodbench.data.checks.findings import Card, Finding, some
-from oodbench.data.checks.inspection import Look
-from oodbench.data.decode import flat_remark
+from oodbench.data.checks.findings import Finding, SetSummary, first_examples
+from oodbench.data.checks.inspection import ImageFacts
+from oodbench.data.decode import constant_remark
 from oodbench.data.imageset import ImageSet
 from oodbench.data.loaders.imagelist import read_list
-from oodbench.data.loaders.layout import same_prompts
+from oodbench.data.loaders.layout import same_prompt_remarks
 from oodbench.errors import UserError
 from oodbench.storage.store import digest
 
@@ -27,9 +27,9 @@ def list_digest(listing: ImageSet) -> str:
     return digest([list(listing.names), listing.labels.tolist()])
 
 
-def card(listing: ImageSet, role: str) -> Card:
+def summarize_list(listing: ImageSet, role: str) -> SetSummary:
     """What a list says without a look at its images."""
-    return Card(
+    return SetSummary(
         name=listing.dataset.name,
         role=role,
         folder=str(listing.folder),
@@ -39,7 +39,7 @@ def card(listing: ImageSet, role: str) -> Card:
     )
 
 
-def see(seen: Card, looks: Sequence[Look]) -> None:
+def add_looks(seen: SetSummary, looks: Sequence[ImageFacts]) -> None:
     """Add to a card what its images are."""
     whole = [one for one in looks if not one.problem]
     sides = sorted(min(one.width, one.height) for one in whole)
@@ -50,7 +50,7 @@ def see(seen: Card, looks: Sequence[Look]) -> None:
     seen.shorter = (sides[0], sides[len(sides) // 2], sides[-1]) if sides else None
 
 
-def of_list(seen: Card, listing: ImageSet) -> Iterator[Finding]:
+def list_findings(seen: SetSummary, listing: ImageSet) -> Iterator[Finding]:
     """Findings that take no look at an image: count, absent files, class folders."""
     name = (seen.name,)
     if seen.expected is not None and seen.images != seen.expected:
@@ -61,29 +61,31 @@ def of_list(seen: Card, listing: ImageSet) -> Iterator[Finding]:
         )
     if listing.absent:
         message = f"{len(listing.absent):,} images that the list names are not there"
-        yield Finding("error", "absent", name, message, len(listing.absent), some(list(listing.absent)))
+        yield Finding("error", "absent", name, message, len(listing.absent), first_examples(list(listing.absent)))
     for one in listing.remarks:
         yield Finding("warning", one.kind, name, one.message, one.count, one.examples)
     if listing.folders or listing.dataset.classes:
         yield from _classes(listing)
-        yield from of_names(listing)
+        yield from class_name_findings(listing)
 
 
-def of_images(listing: ImageSet, looks: Sequence[Look]) -> Iterator[Finding]:
+def image_findings(listing: ImageSet, looks: Sequence[ImageFacts]) -> Iterator[Finding]:
     """Findings about the images: broken ones, modes, repetitions."""
     name = (listing.dataset.name,)
     broken = [f"{n}: {one.problem}" for n, one in zip(listing.names, looks, strict=True) if one.problem]
     if broken:
         message = f"{len(broken):,} of {len(looks):,} images cannot be decoded"
-        yield Finding("error", "unreadable", name, message, len(broken), some(broken))
+        yield Finding("error", "unreadable", name, message, len(broken), first_examples(broken))
     odd = [f"{n}: {one.mode}" for n, one in zip(listing.names, looks, strict=True) if one.mode not in ("", *_PLAIN)]
     if odd:
         modes = Counter(one.mode for one in looks if one.mode not in ("", *_PLAIN))
         told = ", ".join(f"{n:,} {mode}" for mode, n in modes.most_common())
-        yield Finding("warning", "modes", name, f"images that become RGB with a loss: {told}", len(odd), some(odd))
+        yield Finding(
+            "warning", "modes", name, f"images that become RGB with a loss: {told}", len(odd), first_examples(odd)
+        )
     flat = [n for n, one in zip(listing.names, looks, strict=True) if one.flat]
     if flat:
-        told_flat = flat_remark(flat)
+        told_flat = constant_remark(flat)
         yield Finding("error", told_flat.kind, name, told_flat.message, told_flat.count, told_flat.examples)
     turned = [n for n, one in zip(listing.names, looks, strict=True) if one.turned]
     if turned:
@@ -91,26 +93,26 @@ def of_images(listing: ImageSet, looks: Sequence[Look]) -> Iterator[Finding]:
             f"{len(turned):,} images have an EXIF orientation, which is not applied (as in open_clip): "
             "they are encoded as their pixels lie, turned or mirrored"
         )
-        yield Finding("warning", "orientation", name, message, len(turned), some(turned))
+        yield Finding("warning", "orientation", name, message, len(turned), first_examples(turned))
     frames = [n for n, one in zip(listing.names, looks, strict=True) if one.frames]
     if frames:
         message = f"{len(frames):,} images have several frames or pages, of which the first is taken"
-        yield Finding("note", "frames", name, message, len(frames), some(frames))
-    again = duplicates.repeated(looks)
+        yield Finding("note", "frames", name, message, len(frames), first_examples(frames))
+    again = duplicates.repeated_images(looks)
     if again:
         message = f"{len(again):,} images have the pixels of another of the set"
         told_pairs = [f"{listing.names[p.first]} = {listing.names[p.second]}" for p in again]
-        yield Finding("warning", "repeated", name, message, len(again), some(told_pairs))
+        yield Finding("warning", "repeated", name, message, len(again), first_examples(told_pairs))
 
 
-def of_names(listing: ImageSet) -> Iterator[Finding]:
+def class_name_findings(listing: ImageSet) -> Iterator[Finding]:
     """The finding about class names that the tokenizer does not tell apart, unless the list is a shipped one."""
     classes, names = listing.dataset.classes, listing.named or listing.folders
     try:
         names = prompts.class_names(classes).lines if classes else tuple(name.replace("_", " ") for name in names)
     except UserError:  # told elsewhere
         return
-    for one in same_prompts(names) if classes not in prompts.names("classes") else ():
+    for one in same_prompt_remarks(names) if classes not in prompts.names("classes") else ():
         yield Finding("note", one.kind, (listing.dataset.name,), one.message, one.count, one.examples)
 
 
@@ -127,7 +129,7 @@ def _classes(listing: ImageSet) -> Iterator[Finding]:
     if names.duplicates():
         message = f"the class list '{names.name}' has a name twice"
         yield Finding(
-            "note", "class-twice", (dataset.name,), message, len(names.duplicates()), some(names.duplicates())
+            "note", "class-twice", (dataset.name,), message, len(names.duplicates()), first_examples(names.duplicates())
         )
     if not folders:
         return
@@ -136,21 +138,21 @@ def _classes(listing: ImageSet) -> Iterator[Finding]:
         yield Finding("error", "classes", (dataset.name,), message, abs(len(names.lines) - len(folders)))
         return
     # Folders named otherwise (n01440764) cannot be compared; where most are the names, the rest are out of place.
-    plain, named = [[plainly(text) for text in side] for side in (folders, names.lines)]
+    plain, named = [[normalize_name(text) for text in side] for side in (folders, names.lines)]
     wrong = [f"{f} is named '{n}'" for f, n, a, b in zip(folders, names.lines, plain, named, strict=True) if a != b]
     if wrong and len(set(plain) & set(named)) > len(folders) / 2:
         message = (
             f"{len(wrong):,} class folders are not in the order of the class list '{names.name}': labels are wrong"
         )
-        yield Finding("error", "classes", (dataset.name,), message, len(wrong), some(wrong))
+        yield Finding("error", "classes", (dataset.name,), message, len(wrong), first_examples(wrong))
 
 
-def plainly(text: str) -> str:
+def normalize_name(text: str) -> str:
     """A class name without case, underscores and hyphens, to compare by."""
     return " ".join(text.casefold().replace("_", " ").replace("-", " ").split())
 
 
-def compared(dataset: Dataset, data: Path) -> tuple[Dataset, tuple[str, str] | None, Finding | None]:
+def check_list_digest(dataset: Dataset, data: Path) -> tuple[Dataset, tuple[str, str] | None, Finding | None]:
     """The dataset to go on with, digests of its list file (found, declared or ""), and a finding when they differ.
 
     Loaders refuse a list of another digest; a check tells it and goes on, with a dataset that declares none.

@@ -1,1 +1,1 @@
-"""Where images come from: one file per kind of source, all giving the same `ImageSet` with the same errors."""
+"""Loaders of image sets, one module per kind of source; each has `load(dataset, data, labelled) -> ImageSet`."""

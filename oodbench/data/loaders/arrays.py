@@ -1,4 +1,4 @@
-"""Images as uint8 arrays in .npz or .npy files: `images` [n h w] or [n h w 3], labels [n] beside them."""
+"""Images as uint8 arrays in .npz or .npy files: images [n h w] or [n h w 3], and labels [n]."""
 
 from __future__ import annotations
 
@@ -21,19 +21,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """An array of images; the name of an image is its index. A .npy file stays on disk, an .npz is held."""
+class ArraySource:
+    """Reads images of an array by their index. A .npy file is mapped from disk, an .npz file is held in memory."""
 
     array: npt.NDArray[np.uint8]
     path: Path
-    key: str  # name of the array in the file, "" in a .npy file
+    key: str  # name of the array in an .npz file, "" for a .npy file
 
     def read(self, name: str) -> ReadImage:
-        """The image at an index: greyscale, RGB or RGBA; its sha256 is that of shape and pixels."""
+        """Read the image at an index: greyscale, RGB or RGBA; its sha256 is that of shape and pixels."""
         pixels = np.array(self.array[int(name)], order="C")
-        now = member_fingerprint(
-            file_fingerprint(self.path), *filter(None, (self.key,)), int(name)
-        )  # after the pixels are read
+        file = file_fingerprint(self.path)  # after the pixels are read
+        fingerprint = member_fingerprint(file, *filter(None, (self.key,)), int(name))
 
         def image() -> Image:
             from PIL import Image
@@ -43,28 +42,29 @@ class Pixels:
         def content() -> str:
             return hashlib.sha256(f"{pixels.shape} ".encode() + pixels.tobytes()).hexdigest()
 
-        return ReadImage(now, image, content)
+        return ReadImage(fingerprint, image, content)
 
     def content(self, name: str) -> str:
-        """sha256 of shape and pixels."""
+        """Return the sha256 of shape and pixels."""
         return self.read(name).content()
 
     def location(self, name: str) -> str:
-        """The file, the array and the index."""
+        """Return the file, the array and the index."""
         return f"{self.path.resolve()}/{self.key}/{int(name)}"
 
 
 def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
-    """The images of an array file in its order.
+    """List the images of an array file in their order.
 
-    The arrays are named by `split` (`test_images`, `test_labels`), else they are the only ones that fit. UserError when
-    the file is missing or damaged, or holds no or several arrays of images, or (labelled) no labels.
+    The names of the arrays begin with `split` (`test_images`, `test_labels`); without a split, the file has one array
+    of images. Raise UserError if the file is missing or damaged, or has no or several arrays of images, or (labelled)
+    no labels.
     """
     path = data / dataset.path
     if not path.is_file():
         raise missing_error(dataset, path)
     try:
-        whole = file_fingerprint(path)  # before it is opened
+        fingerprint = file_fingerprint(path)  # before it is opened
         key, images, labels = _arrays(dataset, path)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"dataset '{dataset.name}': {path} cannot be read: {error}") from error
@@ -77,53 +77,54 @@ def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
         )
     width = len(str(n - 1))
     names = tuple(str(i).zfill(width) for i in range(n))
-    known = labels.reshape(-1).astype(np.int64) if labelled and labels is not None else np.full(n, -1)
-    if labelled and (known < 0).any():
-        raise unlabelled_error(dataset, path, f"image {int((known < 0).argmax())}")
-    place = (key,) if key else ()  # arrays of one file number their images alike
-    prints = tuple(member_fingerprint(whole, *place, i) for i in range(n))
-    keys = class_keys(dataset, known, path) if labelled else ()
-    return ImageSet(dataset, path, names, prints, known, keys, source=Pixels(images, path, key))
+    classes = labels.reshape(-1).astype(np.int64) if labelled and labels is not None else np.full(n, -1)
+    if labelled and (classes < 0).any():
+        raise unlabelled_error(dataset, path, f"image {int((classes < 0).argmax())}")
+    position = (key,) if key else ()  # indices are the same in all arrays of a file
+    fingerprints = tuple(member_fingerprint(fingerprint, *position, i) for i in range(n))
+    keys = class_keys(dataset, classes, path) if labelled else ()
+    return ImageSet(dataset, path, names, fingerprints, classes, keys, source=ArraySource(images, path, key))
 
 
 def _arrays(dataset: Dataset, path: Path) -> tuple[str, npt.NDArray[np.uint8], npt.NDArray[Any] | None]:
-    """The name of the array of images ("" in a .npy file), the array, and the labels beside it."""
-    loaded: Any = np.load(path, mmap_mode="r", allow_pickle=False)  # content counts, not the suffix
+    """Return the name of the array of images ("" in a .npy file), the array, and the labels if there are any."""
+    loaded: Any = np.load(path, mmap_mode="r", allow_pickle=False)  # by content, not by suffix
     if isinstance(loaded, np.ndarray):
-        found: dict[str, Any] = {"": loaded}
+        arrays: dict[str, Any] = {"": loaded}
     else:
         with loaded as archive:
-            wanted = [key for key in archive.files if not dataset.split or key.startswith(dataset.split)]
-            found = {key: one for key in wanted if isinstance(one := archive[key], np.ndarray)}
-    stacks = [key for key, one in found.items() if _is_stack(one)]
-    pictures = [key for key in stacks if found[key].dtype == np.uint8]
-    coloured = [key for key in stacks if found[key].ndim == 4 and key not in pictures]  # images of another type
-    if len(pictures) != 1 or coloured:
-        shapes = ", ".join(f"{key} {one.dtype}{list(one.shape)}".strip() for key, one in found.items()) or "nothing"
+            keys = [key for key in archive.files if not dataset.split or key.startswith(dataset.split)]
+            arrays = {key: array for key in keys if isinstance(array := archive[key], np.ndarray)}
+    stacks = [key for key, array in arrays.items() if _is_image_stack(array)]
+    image_keys = [key for key in stacks if arrays[key].dtype == np.uint8]
+    wrong_type = [key for key in stacks if arrays[key].ndim == 4 and key not in image_keys]
+    if len(image_keys) != 1 or wrong_type:
+        shapes = [f"{key} {array.dtype}{list(array.shape)}".strip() for key, array in arrays.items()]
         raise UserError(
             f"dataset '{dataset.name}': {path} must hold one array of uint8 images [n h w] or [n h w 3]"
-            f"{f' whose name begins with {dataset.split}' if dataset.split else ''}, it holds {shapes}"
-            f"{_mistaken(list(found.values()))}"
+            f"{f' whose name begins with {dataset.split}' if dataset.split else ''}, it holds "
+            f"{', '.join(shapes) or 'nothing'}"
+            f"{_hint(list(arrays.values()))}"
         )
-    images = found[pictures[0]]
+    images = arrays[image_keys[0]]
     if images.ndim == 3 and images.shape[1] > 4 and {images.shape[0], images.shape[2]} & {3, 4}:
         raise UserError(
             f"dataset '{dataset.name}': {path} is {list(images.shape)}: one colour image, or grey images? "
             "Write one image as [1 h w 3], grey images as [n h w 1]"
         )
-    able = [one for one in found.values() if one.dtype.kind in "iu" and one.ndim]
-    fitting = [one for one in able if one.size == len(images) == len(one)]
-    return pictures[0], images, fitting[0] if len(fitting) == 1 else None
+    integers = [array for array in arrays.values() if array.dtype.kind in "iu" and array.ndim]
+    labels = [array for array in integers if array.size == len(images) == len(array)]
+    return image_keys[0], images, labels[0] if len(labels) == 1 else None
 
 
-def _mistaken(arrays: list[npt.NDArray[Any]]) -> str:
-    """What arrays that are no stack of images seem to be."""
-    if any(one.ndim == 4 and one.shape[1] in (1, 3) and one.shape[-1] not in (1, 3, 4) for one in arrays):
+def _hint(arrays: list[npt.NDArray[Any]]) -> str:
+    """Return advice for arrays that look like images of another layout or type, "" for others."""
+    if any(a.ndim == 4 and a.shape[1] in (1, 3) and a.shape[-1] not in (1, 3, 4) for a in arrays):
         return "; [n 3 h w] is written as [n h w 3]: array.transpose(0, 2, 3, 1)"
-    if any(one.dtype.kind == "f" or one.dtype.itemsize > 1 for one in arrays if one.ndim >= 3):
+    if any(a.dtype.kind == "f" or a.dtype.itemsize > 1 for a in arrays if a.ndim >= 3):
         return "; values are whole numbers from 0 to 255, as uint8"
     return ""
 
 
-def _is_stack(array: npt.NDArray[Any]) -> bool:
+def _is_image_stack(array: npt.NDArray[Any]) -> bool:
     return array.ndim == 3 or (array.ndim == 4 and array.shape[-1] in (1, 3, 4))

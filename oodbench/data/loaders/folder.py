@@ -1,4 +1,4 @@
-"""Images as files below a folder: one folder per class, or any nesting without classes."""
+"""Image files below a folder: one folder per class, or any nesting without classes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 
 from oodbench.data.catalog import Dataset
 from oodbench.data.imageset import ImageSet, empty_error, folder_classes, missing_error
-from oodbench.data.loaders.layout import Classes, is_beside, is_hidden, is_image, left_out, twice
+from oodbench.data.loaders.layout import Classes, ignored_remarks, is_annotation, is_hidden, is_image, repeated_remarks
 from oodbench.errors import UserError
 from oodbench.storage.files import irregular
 from oodbench.storage.fingerprints import stat_fingerprint
 
 
 @dataclass
-class _Found:
-    """What lies below a folder: images as (name, print), other files, what is no file, and folders."""
+class _Contents:
+    """What a folder contains: images as (name, fingerprint), other files, FIFOs and devices, and folders."""
 
     images: list[tuple[str, str]] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
@@ -27,8 +27,8 @@ class _Found:
     folders: list[str] = field(default_factory=list)
     files: array[int] = field(default_factory=lambda: array("Q"))  # device and inode of every image
 
-    def again(self) -> list[tuple[str, str]]:
-        """(name, other name) of images that are one file: links, or below a folder that is a link."""
+    def repeated(self) -> list[tuple[str, str]]:
+        """Return (name, other name) of images that are the same file: links, or below a linked folder."""
         devices, inodes = np.array(self.files, np.uint64).reshape(-1, 2).T
         order = np.lexsort((devices, inodes))
         same = (np.diff(devices[order]) == 0) & (np.diff(inodes[order]) == 0) & (inodes[order][1:] > 0)
@@ -37,32 +37,36 @@ class _Found:
 
 
 def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
-    """Every image below the folder, sorted by path; labelled, with the classes of `layout.by_folder`.
+    """List every image below the folder, sorted by path; labelled, with the classes of `layout.classes_by_folder`.
 
-    UserError when the folder is missing, empty or cannot be read, or (labelled) an image lies in no class folder.
+    Raise UserError if the folder is missing, empty or cannot be read, or (labelled) if an image is in no class folder.
     """
     folder = dataset.folder(data)
     if not folder.is_dir():
         raise missing_error(dataset, folder)
-    found = _Found()
+    contents = _Contents()
     try:
-        _walk(folder, "", (), found)
+        _walk(folder, "", (), contents)
     except OSError as error:
         raise UserError(
             f"dataset '{dataset.name}': {error.filename or folder} cannot be read: {error.strerror}"
         ) from error
-    if not found.images:
-        raise empty_error(dataset, folder, found.others)
-    names, prints = (tuple(column) for column in zip(*sorted(found.images), strict=True))
+    if not contents.images:
+        raise empty_error(dataset, folder, contents.others)
+    names, fingerprints = (tuple(column) for column in zip(*sorted(contents.images), strict=True))
     classes = Classes(np.full(len(names), -1), ())
     if labelled:
-        classes = folder_classes(dataset, folder, names, found.others, found.folders)
-    remarks = (*left_out(found.others, found.irregular), *twice(found.again()), *classes.remarks)
-    return ImageSet(dataset, folder, names, prints, classes.labels, classes.folders, remarks=remarks)
+        classes = folder_classes(dataset, folder, names, contents.others, contents.folders)
+    remarks = (
+        *ignored_remarks(contents.others, contents.irregular),
+        *repeated_remarks(contents.repeated()),
+        *classes.remarks,
+    )
+    return ImageSet(dataset, folder, names, fingerprints, classes.labels, classes.folders, remarks=remarks)
 
 
-def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], found: _Found) -> None:
-    """Add what lies below a folder. `above`: the folders on the way here, so that a link to one is left out."""
+def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], contents: _Contents) -> None:
+    """Add the contents of a folder. `above` are its parents: a link to one of them is skipped."""
     stat = folder.stat()
     here = (stat.st_dev, stat.st_ino)
     if here in above:
@@ -73,16 +77,16 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], found: 
             if is_hidden(entry.name):
                 continue
             if entry.is_dir():
-                found.folders.append(name)
-                _walk(Path(entry.path), f"{name}/", (*above, here), found)
+                contents.folders.append(name)
+                _walk(Path(entry.path), f"{name}/", (*above, here), contents)
             elif is_image(name):
-                stat = entry.stat()  # raises for a link to nothing
+                stat = entry.stat()  # raises OSError for a broken link
                 if irregular(stat.st_mode):
-                    found.irregular.append(name)
+                    contents.irregular.append(name)
                 else:
-                    found.images.append((name, stat_fingerprint(stat)))
-                    found.files.extend((stat.st_dev, stat.st_ino))
+                    contents.images.append((name, stat_fingerprint(stat)))
+                    contents.files.extend((stat.st_dev, stat.st_ino))
             else:
-                if entry.is_symlink() and not is_beside(name):
-                    entry.stat()  # the same: it may have been a class folder
-                found.others.append(name)
+                if entry.is_symlink() and not is_annotation(name):
+                    entry.stat()  # raises OSError for a broken link, which may have been a class folder
+                contents.others.append(name)

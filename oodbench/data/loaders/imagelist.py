@@ -1,4 +1,4 @@
-"""Image lists: one `path label` per line, as OpenOOD writes them; paths are relative to a root."""
+"""Image lists with one `path label` per line, as in OpenOOD; paths are relative to a root."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ import numpy.typing as npt
 
 from oodbench.data.catalog import UNKNOWN, Dataset
 from oodbench.data.imageset import ImageSet, class_keys, missing_error, unlabelled_error
-from oodbench.data.loaders.layout import Remark, is_image, twice
-from oodbench.data.prompts import lines
+from oodbench.data.loaders.layout import Remark, is_image, repeated_remarks
+from oodbench.data.prompts import split_lines
 from oodbench.errors import Missing, UserError
 from oodbench.storage.fingerprints import file_fingerprint
 
 
 @dataclass(frozen=True)
 class ImageList:
-    """A list file: paths, class index per path [n] (-1: none), sha256 of its lines (line ends do not count)."""
+    """A list file: paths, class index per path [n] (-1: none), sha256 of its lines without line ends."""
 
     path: Path
     names: tuple[str, ...]
@@ -32,10 +32,10 @@ class ImageList:
 
 
 def read_list(path: Path) -> ImageList:
-    """Parse a list file, gzipped when its name ends in .gz. UserError naming the line that is no `path label`."""
+    """Parse a list file, gzipped if its name ends in .gz. Raise UserError with the number of a malformed line."""
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = [line.strip() for line in lines(raw.decode("utf-8-sig"))]
+        text = [line.strip() for line in split_lines(raw.decode("utf-8-sig"))]
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"image list {path} cannot be read: {error}") from error
     names, labels = [], []
@@ -66,91 +66,94 @@ def read_list(path: Path) -> ImageList:
 
 
 def declared_list(dataset: Dataset, data: Path) -> ImageList:
-    """The list of a dataset, from the data root. UserError when it is missing or not the one that is known."""
+    """Read the list of a dataset, below the data root. Raise UserError if it is missing or has another digest."""
     path = data / dataset.list
     if not path.is_file():
         path = path.with_name(path.name + ".gz")
     if not path.is_file():
         hint = f"\n  {dataset.obtain}" if dataset.obtain else ""
-        raise Missing(f"dataset '{dataset.name}': its image list {data / dataset.list} is not there{hint}")
-    found = read_list(path)
-    if dataset.digest not in (UNKNOWN, found.digest):
+        raise Missing(f"dataset '{dataset.name}': its image list {data / dataset.list} does not exist{hint}")
+    image_list = read_list(path)
+    if dataset.digest not in (UNKNOWN, image_list.digest):
+        found = f"{len(image_list.names)} lines, sha256 {image_list.digest[:12]}"
         raise UserError(
-            f"dataset '{dataset.name}': {path} ({len(found.names)} lines, sha256 {found.digest[:12]}) is not the list "
-            f"of the protocol (sha256 {dataset.digest[:12]}); fetch it again"
+            f"dataset '{dataset.name}': {path} ({found}) is not the list of the protocol "
+            f"(sha256 {dataset.digest[:12]}); fetch it again"
             + ("" if dataset.within else f", or run on it as list:{path}@{dataset.folder(data)}")
         )
-    return found
+    return image_list
 
 
 def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
-    """The images of a list in its order.
+    """List the images of a list file in its order.
 
-    What the list names and the folder does not hold is `absent`. UserError when that is all of it, or when it is some
-    and the catalogue does not count the set; or (labelled) when a line has no label.
+    `absent` are the images that the list names and that do not exist. Raise UserError if none exists, if some do not
+    exist and the catalogue does not state a count, or (labelled) if a line has no label.
     """
     folder = dataset.folder(data)
-    wanted = declared_list(dataset, data)
+    image_list = declared_list(dataset, data)
     if not folder.is_dir():
         raise missing_error(dataset, folder)
-    prints: list[str | None] = []
-    for name in wanted.names:
+    fingerprints: list[str | None] = []
+    for name in image_list.names:
         try:
-            prints.append(file_fingerprint(folder / name))
+            fingerprints.append(file_fingerprint(folder / name))
         except (FileNotFoundError, NotADirectoryError):
-            prints.append(None)
+            fingerprints.append(None)
         except OSError as error:
             raise UserError(f"dataset '{dataset.name}': {folder / name} cannot be read: {error.strerror}") from error
         except UserError as error:
             raise UserError(f"dataset '{dataset.name}': {error}") from error
-    there = [i for i, one in enumerate(prints) if one is not None]
-    absent = tuple(name for name, one in zip(wanted.names, prints, strict=True) if one is None)
-    if not there:
+    present = [i for i, fingerprint in enumerate(fingerprints) if fingerprint is not None]
+    absent = tuple(
+        name for name, fingerprint in zip(image_list.names, fingerprints, strict=True) if fingerprint is None
+    )
+    if not present:
         raise UserError(
-            f"dataset '{dataset.name}': not one of the {len(prints):,} images that {wanted.path} names is there: "
-            f"no {folder / absent[0]}{_written_as(absent[0])}"
+            f"dataset '{dataset.name}': none of the {len(fingerprints):,} images that {image_list.path} names exists: "
+            f"no {folder / absent[0]}{_format_hint(absent[0])}"
         )
     if absent and dataset.count is None:
         raise UserError(
-            f"dataset '{dataset.name}': {folder / absent[0]} is not there ({len(absent)} of {len(prints)} images "
-            f"that {wanted.path} names); complete it, or name the folder that its paths start from: list:FILE@ROOT"
-            f"{_written_as(absent[0])}"
+            f"dataset '{dataset.name}': {folder / absent[0]} does not exist ({len(absent)} of {len(fingerprints)} "
+            f"images that {image_list.path} names); complete it, or name the folder that its paths start from: "
+            f"list:FILE@ROOT{_format_hint(absent[0])}"
         )
-    labels = wanted.labels[there]
+    labels = image_list.labels[present]
     if labelled and (labels < 0).any():
-        raise unlabelled_error(dataset, wanted.path, wanted.names[there[int((labels < 0).argmax())]])
-    keys = class_keys(dataset, wanted.labels, wanted.path) if labelled else ()
+        raise unlabelled_error(dataset, image_list.path, image_list.names[present[int((labels < 0).argmax())]])
+    keys = class_keys(dataset, image_list.labels, image_list.path) if labelled else ()
     return ImageSet(
         dataset,
         folder,
-        tuple(wanted.names[i] for i in there),
-        tuple(prints[i] or "" for i in there),
-        labels if labelled else np.full(len(there), -1),
+        tuple(image_list.names[i] for i in present),
+        tuple(fingerprints[i] or "" for i in present),
+        labels if labelled else np.full(len(present), -1),
         keys,
         absent=absent,
-        remarks=_repeated(dataset, wanted, labelled),
+        remarks=_repeated(dataset, image_list, labelled),
     )
 
 
-def _repeated(dataset: Dataset, wanted: ImageList, labelled: bool) -> tuple[Remark, ...]:
-    """The remark on images that a list names again; UserError (labelled) when one has two labels."""
+def _repeated(dataset: Dataset, image_list: ImageList, labelled: bool) -> tuple[Remark, ...]:
+    """Return the remark on images that a list names twice. Raise UserError (labelled) if an image has two labels."""
     first: dict[str, int] = {}
-    again = []
-    for i, name in enumerate(wanted.names):
+    pairs = []
+    for i, name in enumerate(image_list.names):
         before = first.setdefault(posixpath.normpath(name), i)
         if before == i:
             continue
-        again.append((name, wanted.names[before]))
-        if labelled and wanted.labels[before] != wanted.labels[i]:
+        pairs.append((name, image_list.names[before]))
+        if labelled and image_list.labels[before] != image_list.labels[i]:
             raise UserError(
-                f"dataset '{dataset.name}': {wanted.path} gives {name} two labels, {wanted.labels[before]} and "
-                f"{wanted.labels[i]}"
+                f"dataset '{dataset.name}': {image_list.path} gives {name} two labels, {image_list.labels[before]} and "
+                f"{image_list.labels[i]}"
             )
-    return twice(again)
+    return repeated_remarks(pairs)
 
 
-def _written_as(line: str) -> str:
-    """How a line is written that names no image, where it looks like another format than `path label`."""
+def _format_hint(line: str) -> str:
+    """Return advice for a line that names no image, if it looks like another format than `path label`; else ""."""
     seen = ""
     if "\t" in line:
         seen = "has a tab"
@@ -160,9 +163,9 @@ def _written_as(line: str) -> str:
         seen = "has commas or semicolons"
     elif "\\" in line:
         seen = "has backslashes, where paths have /"
-    elif (found := re.search(r"\.\w+\s+(\S+)$", line)) and not is_image(line):
+    elif (match := re.search(r"\.\w+\s+(\S+)$", line)) and not is_image(line):
         seen = (
-            "has more than two columns" if _is_number(found[1]) else f"ends in {found[1]!r}, which is no whole number"
+            "has more than two columns" if _is_number(match[1]) else f"ends in {match[1]!r}, which is no whole number"
         )
     return f"; the line {line!r} {seen}: a list has one `path label` per line, with a space between" if seen else ""
 

@@ -1,6 +1,6 @@
-"""What all loaders agree on: which files are images, what is hidden, which folder is the class, what a label means.
+"""The rules of all loaders: which files are images, which are hidden, which folder is the class, what a label means.
 
-Pure functions of names and labels; docs/adding-a-dataset.md has the rules as a table.
+All functions are pure functions of names and labels; docs/adding-a-dataset.md has the rules as a table.
 """
 
 from __future__ import annotations
@@ -19,42 +19,42 @@ import numpy.typing as npt
 
 from oodbench.errors import Unlabelled, UserError
 
-# Suffixes of the formats of photographs and rasters that Pillow decodes without further software. The set is fixed, so
-# that a folder has the same listing on every machine; what an older Pillow cannot decode is an error when it is read.
+# Suffixes of raster formats that Pillow decodes without other software. The set is fixed, so that a folder has the same
+# images on every machine; a format that an older Pillow cannot decode is an error when it is read.
 EXTENSIONS = frozenset(
     ".jpg .jpeg .jpe .jfif .png .apng .bmp .dib .webp .avif .tif .tiff .gif .ppm .pgm .pbm .pnm "
     ".jp2 .j2k .jpf .jpx .tga".split()
 )
-# Text and annotations that commonly lie beside images: left out without a word.
-_BESIDE = frozenset(
+# Text and annotations, which are ignored without a remark.
+_ANNOTATIONS = frozenset(
     ".txt .md .rst .csv .tsv .json .jsonl .xml .yaml .yml .toml .html .htm .log .pdf .py .ipynb .sh .lst .names .cls "
     ".sha256 .md5".split()
 )
-_BESIDE_NAMES = frozenset(("readme", "license", "licence", "copying", "copyright", "authors", "changelog"))
-# Folders and files that operating systems and file servers make.
-_OF_SYSTEMS = frozenset(
+_ANNOTATION_NAMES = frozenset(("readme", "license", "licence", "copying", "copyright", "authors", "changelog"))
+# Folders and files that operating systems and file servers create.
+_SYSTEM_FILES = frozenset(
     (
         "__macosx", "@eadir", "#recycle", "@recycle", "#snapshot", "lost+found", "$recycle.bin",
         "system volume information", "__pycache__", "thumbs.db", "desktop.ini",
     )
 )  # fmt: skip
-# Folders that split a set or hold parts of it: as the only ones they are no classes. (A train may be one.)
+# Folders of splits or parts of a set. If there are no others, they are not classes. (One of several may be: train.)
 _SPLITS = frozenset(
     "train training val valid validation test testing dev eval unlabeled unlabelled "
     "image images img imgs mask masks label labels annotations segmentation".split()
 )
-_MOST = 1_000_000  # classes; a greater label is an identifier or a mistake
-_SHOWN = 5  # names in a message
-_EXAMPLES = 10  # names that a remark keeps
+_MAX_CLASSES = 1_000_000  # a greater label is an identifier or a mistake
+_IN_MESSAGE = 5  # names in a message
+_EXAMPLES = 10  # names that a remark lists
 
 
 @dataclass(frozen=True)
 class Remark:
-    """Something that was seen while a set was listed, and may mislead: `run` notes it, `datasets check` warns.
+    """An observation about a set that may mislead: `run` prints it as a note, `datasets check` as a warning.
 
-    kind      one word, that of the finding
-    message   one sentence without the name of the set
-    count     how many files, classes or images
+    kind      a word that identifies the kind of finding
+    message   a sentence without the name of the set
+    count     number of files, classes or images
     examples  some of them
     """
 
@@ -66,7 +66,7 @@ class Remark:
 
 @dataclass(frozen=True)
 class Classes:
-    """Class index per image [n], the class folders in label order, and what was seen on the way."""
+    """Class index per image [n], the class folders in label order, and remarks."""
 
     labels: npt.NDArray[np.int64]
     folders: tuple[str, ...]
@@ -74,74 +74,75 @@ class Classes:
 
 
 def is_image(name: str) -> bool:
-    """Whether a name ends like that of an image, in upper or lower case."""
+    """Return whether a name has the suffix of an image, in upper or lower case."""
     return posixpath.splitext(name)[1].lower() in EXTENSIONS
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a part of a path below the root is hidden (`.x`) or made by a system (`__MACOSX`, `@eaDir`)."""
-    return name.startswith(".") or "/." in name or not _OF_SYSTEMS.isdisjoint(name.lower().split("/"))
+    """Return whether a path below the root has a hidden part (`.x`) or one of a system (`__MACOSX`, `@eaDir`)."""
+    return name.startswith(".") or "/." in name or not _SYSTEM_FILES.isdisjoint(name.lower().split("/"))
 
 
-def is_beside(name: str) -> bool:
-    """Whether a name is that of text or annotations, which nobody takes for an image or a folder."""
+def is_annotation(name: str) -> bool:
+    """Return whether a name is that of a text file or of annotations."""
     path = PurePosixPath(name)
-    return path.suffix.lower() in _BESIDE or path.stem.lower() in _BESIDE_NAMES
+    return path.suffix.lower() in _ANNOTATIONS or path.stem.lower() in _ANNOTATION_NAMES
 
 
-def left_out(names: Iterable[str], irregular: Sequence[str] = ()) -> tuple[Remark, ...]:
-    """The remark on files that are no images, by suffix, without text and annotations; () when there are none.
+def ignored_remarks(names: Iterable[str], irregular: Sequence[str] = ()) -> tuple[Remark, ...]:
+    """Return remarks on files that are ignored because they are not images, except text and annotations.
 
-    irregular  what has an image's name and is a FIFO, a socket or a device: those are never opened
+    irregular  FIFOs, sockets and devices with the name of an image, which are never opened
     """
-    told = sorted(name for name in names if not is_image(name) and not is_beside(name))
-    found = []
-    if told:
-        found.append(Remark("left-out", f"left out {by_suffix(told)}", len(told), tuple(told[:_EXAMPLES])))
+    files = sorted(name for name in names if not is_image(name) and not is_annotation(name))
+    remarks = []
+    if files:
+        remarks.append(Remark("left-out", f"left out {count_by_suffix(files)}", len(files), tuple(files[:_EXAMPLES])))
     if irregular:
-        message = f"left out {len(irregular):,} FIFOs, sockets or devices: {some(sorted(irregular))}"
-        found.append(Remark("left-out", message, len(irregular), tuple(sorted(irregular)[:_EXAMPLES])))
-    return tuple(found)
+        message = f"left out {len(irregular):,} FIFOs, sockets or devices: {first_few(sorted(irregular))}"
+        remarks.append(Remark("left-out", message, len(irregular), tuple(sorted(irregular)[:_EXAMPLES])))
+    return tuple(remarks)
 
 
-def by_suffix(names: Iterable[str]) -> str:
-    """How many files have which suffix, the most frequent first: `30 .heic, 1 without suffix`."""
+def count_by_suffix(names: Iterable[str]) -> str:
+    """Return the number of files per suffix, the most frequent first: `30 .heic, 1 without suffix`."""
     counts = Counter(PurePosixPath(name).suffix.lower() or "without suffix" for name in names)
-    return some([f"{n:,} {suffix}" for suffix, n in counts.most_common()])
+    return first_few([f"{n:,} {suffix}" for suffix, n in counts.most_common()])
 
 
-def some(texts: Sequence[str]) -> str:
-    """The first few, and how many more there are."""
-    more = f" and {len(texts) - _SHOWN:,} more" if len(texts) > _SHOWN else ""
-    return ", ".join(texts[:_SHOWN]) + more
+def first_few(texts: Sequence[str]) -> str:
+    """Return the first few texts, and how many more there are, for a message."""
+    more = f" and {len(texts) - _IN_MESSAGE:,} more" if len(texts) > _IN_MESSAGE else ""
+    return ", ".join(texts[:_IN_MESSAGE]) + more
 
 
-def twice(pairs: Sequence[tuple[str, str]]) -> tuple[Remark, ...]:
-    """The remark on images that a set has more than once, as (link or repeated line, the image): each counts."""
+def repeated_remarks(pairs: Sequence[tuple[str, str]]) -> tuple[Remark, ...]:
+    """Return the remark on images that a set contains more than once, as pairs (link or repeated line, image)."""
     if not pairs:
         return ()
     name, other = pairs[0]
-    message = f"{len(pairs):,} images are there more than once, and count each time: {name} = {other}"
+    message = f"{len(pairs):,} images occur more than once, and each occurrence counts: {name} = {other}"
     return (Remark("listed-twice", message, len(pairs), tuple(f"{a} = {b}" for a, b in pairs[:_EXAMPLES])),)
 
 
-def ordered(classes: Iterable[str]) -> tuple[str, ...]:
-    """Classes in label order: by code points, or by value when all are numbers; equal numbers (`1`, `01`) by text."""
+def sort_classes(classes: Iterable[str]) -> tuple[str, ...]:
+    """Return classes in label order: by code points, or by value if all are numbers; `1` and `01` by text."""
     known = set(classes)
     if all(one.isdecimal() for one in known):
         return tuple(sorted(known, key=lambda one: (int(one), one)))
     return tuple(sorted(known))
 
 
-def by_folder(names: Sequence[str], others: Sequence[str] = (), folders: Sequence[str] = ()) -> Classes:
-    """The classes of images that lie in class folders.
+def classes_by_folder(names: Sequence[str], others: Sequence[str] = (), folders: Sequence[str] = ()) -> Classes:
+    """Return the classes of images in class folders.
 
-    The class is the first folder below the root, whatever lies below that; where one folder holds all images in folders
-    of its own, those are the classes.
+    The class is the first folder below the root. If a single folder contains all images, in folders of its own, those
+    are the classes.
 
     names    paths of the images below the root
-    others   paths of files that are no images; `folders` of folders, which may be empty: for the remarks
-    UserError when an image lies in no folder, or when the folders are splits of a set (train, test).
+    others   paths of files that are not images, for the remarks
+    folders  paths of all folders, also empty ones, for the remarks
+    Raise UserError if an image is in no folder, or if the folders are splits of a set (train, test).
     """
     loose = next((name for name in names if "/" not in name), None)
     if loose is not None:
@@ -152,20 +153,20 @@ def by_folder(names: Sequence[str], others: Sequence[str] = (), folders: Sequenc
         root.append(parts[0][0])
         parts = [rest.partition("/") for _, _, rest in parts]
     tops = [top for top, _, _ in parts]
-    found = ordered(tops)
-    splits = [one for one in found if re.sub(r"[-_ ]?\d*$", "", one).lower() in _SPLITS]
-    if len(splits) == len(found):
+    classes = sort_classes(tops)
+    splits = [one for one in classes if re.sub(r"[-_ ]?\d*$", "", one).lower() in _SPLITS]
+    if len(splits) == len(classes):
         problem = UserError if len(splits) > 1 else Unlabelled
         raise problem(
-            f"the folders {some(splits)} are splits or parts of a set, not classes; name one that holds class folders, "
-            f"such as folder:PATH/{splits[0]}, or pack an archive of it"
+            f"the folders {first_few(splits)} are splits or parts of a set, not classes; name one that holds class "
+            f"folders, such as folder:PATH/{splits[0]}, or pack an archive of it"
         )
     remarks = []
     if root:
-        message = f"all images lie in {'/'.join(root)}: the folders in that ({some(found)}) are the classes"
+        message = f"all images lie in {'/'.join(root)}: the folders in it ({first_few(classes)}) are the classes"
         remarks.append(Remark("class-folders", message))
     if len(splits) > 1:
-        message = f"{some(splits)} are taken for classes, and are named as splits or parts of a set are"
+        message = f"{first_few(splits)} are used as classes, although their names are those of splits or parts of a set"
         remarks.append(Remark("class-folders", message, len(splits), tuple(splits)))
     deep = [i for i, (_, _, rest) in enumerate(parts) if "/" in rest]
     if deep:
@@ -174,55 +175,55 @@ def by_folder(names: Sequence[str], others: Sequence[str] = (), folders: Sequenc
             f"{tops[deep[0]]}"
         )
         remarks.append(Remark("nested", message, len(deep), tuple(names[i] for i in deep[:_EXAMPLES])))
-    index = {folder: i for i, folder in enumerate(found)}
+    index = {folder: i for i, folder in enumerate(classes)}
     labels = np.array([index[top] for top in tops])
-    return Classes(labels, found, (*remarks, *_imageless(found, root, others, folders)))
+    return Classes(labels, classes, (*remarks, *_folders_without_images(classes, root, others, folders)))
 
 
-def _imageless(
-    found: Sequence[str], root: Sequence[str], others: Sequence[str], folders: Sequence[str]
+def _folders_without_images(
+    class_folders: Sequence[str], root: Sequence[str], others: Sequence[str], folders: Sequence[str]
 ) -> tuple[Remark, ...]:
-    """The remark on folders beside the class folders in which no image lies: they are no classes."""
-    depth, classes = len(root), set(found)
-    held: dict[str, list[str]] = {}
-    for path, file in [*((one, False) for one in folders), *((one, True) for one in others)]:
+    """Return the remark on folders next to the class folders that contain no image, and so are not classes."""
+    depth, classes = len(root), set(class_folders)
+    files: dict[str, list[str]] = {}
+    for path, is_file in [*((folder, False) for folder in folders), *((file, True) for file in others)]:
         parts = path.split("/")
-        if parts[:depth] == list(root) and len(parts) > depth + file and parts[depth] not in classes:
-            held.setdefault(parts[depth], []).extend([path] * file)
-    if not held:
+        if parts[:depth] == list(root) and len(parts) > depth + is_file and parts[depth] not in classes:
+            files.setdefault(parts[depth], []).extend([path] * is_file)
+    if not files:
         return ()
-    told = [f"{folder} ({by_suffix(inside) if inside else 'empty'})" for folder, inside in sorted(held.items())]
-    message = f"folders without an image, which are no classes then: {some(told)}"
-    return (Remark("empty-class", message, len(held), tuple(told[:_EXAMPLES])),)
+    texts = [f"{folder} ({count_by_suffix(names) if names else 'empty'})" for folder, names in sorted(files.items())]
+    message = f"folders without an image, which are not used as classes: {first_few(texts)}"
+    return (Remark("empty-class", message, len(files), tuple(texts[:_EXAMPLES])),)
 
 
 def label_keys(
     labels: npt.NDArray[np.int64], names: int | None, what: str, named: str = "class names"
 ) -> tuple[str, ...]:
-    """One key per class: "0" up to the last of `names` classes, else (None) up to the greatest label.
+    """Return one key per class: "0" up to the last of `names` classes; if that is None, up to the greatest label.
 
-    A label is the index of its class, counted from 0. UserError, beginning with `what`, when a label has no name.
+    A label is the index of its class, counted from 0. Raise UserError, beginning with `what`, if a label has no name.
     """
     greatest = int(labels.max(initial=-1))
     if names is not None and greatest >= names:
         raise UserError(f"{what} has the label {greatest}, but there are {names} {named}; labels count from 0")
-    if greatest >= _MOST:
-        raise UserError(f"{what} has the label {greatest}, which is no class index: more than {_MOST:,} classes")
+    if greatest >= _MAX_CLASSES:
+        raise UserError(f"{what} has the label {greatest}, which is not a class index: over {_MAX_CLASSES:,} classes")
     return tuple(str(i) for i in range(greatest + 1 if names is None else names))
 
 
-def without_images(labels: npt.NDArray[np.int64], keys: Sequence[str]) -> tuple[Remark, ...]:
-    """The remark on classes that are prompts and have no image."""
+def empty_class_remarks(labels: npt.NDArray[np.int64], keys: Sequence[str]) -> tuple[Remark, ...]:
+    """Return the remark on classes that have prompts but no image."""
     counts = np.bincount(labels[labels >= 0], minlength=len(keys))
     empty = [key for key, n in zip(keys, counts, strict=False) if not n]
     if not empty:
         return ()
-    message = f"{len(empty):,} of {len(keys):,} classes have no image and stay prompts: {some(empty)}"
+    message = f"{len(empty):,} of {len(keys):,} classes have no image, but are used as prompts: {first_few(empty)}"
     return (Remark("empty-class", message, len(empty), tuple(empty[:_EXAMPLES])),)
 
 
-def as_tokenized(name: str) -> str:
-    """A class name as CLIP's tokenizer reads it: entities and mended Unicode in NFC, lower case, single spaces."""
+def tokenizer_text(name: str) -> str:
+    """Return a class name as CLIP's tokenizer reads it: entities and Unicode repaired, lower case, single spaces."""
     if not name.isascii():
         import ftfy  # comes with open_clip, whose tokenizer calls it
 
@@ -230,14 +231,14 @@ def as_tokenized(name: str) -> str:
     return " ".join(html.unescape(html.unescape(name)).lower().split())
 
 
-def same_prompts(names: Sequence[str]) -> tuple[Remark, ...]:
-    """The remark on class names that the tokenizer does not tell apart; those that look alike are shown as ASCII."""
+def same_prompt_remarks(names: Sequence[str]) -> tuple[Remark, ...]:
+    """Return the remark on class names that are equal for the tokenizer; non-ASCII ones are escaped."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(as_tokenized(name), []).append(name)
-    alike = [group for group in groups.values() if len(group) > 1]
-    if not alike:
+        groups.setdefault(tokenizer_text(name), []).append(name)
+    equal = [group for group in groups.values() if len(group) > 1]
+    if not equal:
         return ()
-    shown = [" = ".join(repr(one) if one.isascii() else ascii(one) for one in group) for group in alike]
-    message = f"class names that give one prompt, which no method can tell apart: {some(shown)}"
-    return (Remark("one-prompt", message, len(alike), tuple(shown[:_EXAMPLES])),)
+    texts = [" = ".join(repr(one) if one.isascii() else ascii(one) for one in group) for group in equal]
+    message = f"class names that give the same prompt, so that no method can distinguish them: {first_few(texts)}"
+    return (Remark("one-prompt", message, len(equal), tuple(texts[:_EXAMPLES])),)

@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from oodbench.data.catalog import Dataset
 from oodbench.data.imageset import ImageSet, class_keys, empty_error, folder_classes, missing_error, unlabelled_error
-from oodbench.data.loaders.layout import Classes, is_hidden, is_image, left_out, some, twice
-from oodbench.data.loaders.tar_links import files
+from oodbench.data.loaders.layout import Classes, first_few, ignored_remarks, is_hidden, is_image, repeated_remarks
+from oodbench.data.loaders.tar_links import resolve_links
 from oodbench.errors import Missing, UserError, is_url
 from oodbench.storage.files import expand as expand_home
 from oodbench.storage.files import open_regular
@@ -38,7 +38,7 @@ class Member:
     size: int  # bytes
 
 
-def expand(pattern: str) -> list[str]:
+def expand_pattern(pattern: str) -> list[str]:
     """The files that `a-{000..012}.tar`, `{a,b}.tar` or a glob names, sorted per pattern; URLs are kept as they are.
 
     UserError when a pattern is malformed or a glob finds nothing. A file that a pattern names need not exist.
@@ -60,7 +60,7 @@ def expand(pattern: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Contents:
+class ArchiveContents:
     """What an archive holds, in its order: files, and the names of FIFOs and devices and of folders."""
 
     files: tuple[Member, ...]
@@ -68,12 +68,12 @@ class Contents:
     folders: tuple[str, ...]
 
 
-def members(path: Path) -> list[Member]:
+def list_members(path: Path) -> list[Member]:
     """The files of an archive in archive order, without reading them; see `contents`."""
-    return list(contents(path).files)
+    return list(read_contents(path).files)
 
 
-def contents(path: Path) -> Contents:
+def read_contents(path: Path) -> ArchiveContents:
     """The files and folders of an archive in archive order, without reading them; links are followed inside it.
 
     UserError naming the archive, and the last good member, when it is missing, compressed, truncated or corrupt; or the
@@ -96,10 +96,10 @@ def contents(path: Path) -> Contents:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     try:
-        followed = list(files(headers))
+        followed = list(resolve_links(headers))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    return Contents(
+    return ArchiveContents(
         tuple(Member(name, one.offset_data, one.size) for name, one in followed if one.isreg()),
         tuple(name for name, one in followed if not (one.isreg() or one.isdir())),
         tuple(one.name for one in headers if one.isdir()),
@@ -178,7 +178,7 @@ _NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
-class Archives:
+class TarSource:
     """Images in archives: where each one lies, none of their bytes.
 
     copies   per archive that was fetched: its print on this disk, and the print that its images were listed with
@@ -212,7 +212,7 @@ def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
     (labelled) when there are no classes.
     """
     pattern = _pattern(dataset, data)
-    paths = [_local(dataset, one) for one in expand(pattern)]
+    paths = [_local(dataset, one) for one in expand_pattern(pattern)]
     home = paths[0] if len(paths) == 1 else paths[0].parent
     index = _Index()
     copies: dict[Path, tuple[str, str]] = {}
@@ -236,10 +236,10 @@ def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
             classes = folder_classes(dataset, home, inner, index.others, index.folders)
         else:
             classes = Classes(labels, class_keys(dataset, labels, home))
-    remarks = (*left_out(index.others, index.irregular), *twice(_again(chosen)), *classes.remarks)
+    remarks = (*ignored_remarks(index.others, index.irregular), *repeated_remarks(_again(chosen)), *classes.remarks)
     where = {name: (one.path, one.member) for name, one in chosen.items()}
     prints = tuple(one.print for one in chosen.values())
-    source = Archives(where, copies)
+    source = TarSource(where, copies)
     return ImageSet(dataset, home, names, prints, classes.labels, classes.folders, source=source, remarks=remarks)
 
 
@@ -268,7 +268,7 @@ class _Index:
 
 def _read(dataset: Dataset, index: _Index, path: Path, whole: str, prefix: str) -> None:
     """Add an archive, whose print is `whole`, to an index, with a prefix to its names that tells it from others."""
-    held = contents(path)
+    held = read_contents(path)
     for member in held.files:
         inner = posixpath.normpath(member.name).lstrip("/")
         if ".." in inner.split("/"):
@@ -312,7 +312,7 @@ def _one_per_key(dataset: Dataset, home: Path, index: _Index) -> dict[str, _Imag
     if dataset.split:
         chosen = {name: one for name, one in chosen.items() if one.ending == dataset.split.lower()}
         if not chosen:
-            endings = some(sorted({one.ending for one in index.images.values()}))
+            endings = first_few(sorted({one.ending for one in index.images.values()}))
             raise UserError(
                 f"dataset '{dataset.name}': no image of {home} ends in .{dataset.split}; they end in {endings}"
             )

@@ -1,4 +1,7 @@
-"""Links in a tar archive, followed as a file system follows them: to files and folders of the same archive."""
+"""Resolution of links in a tar archive that is read in place, as a file system would resolve them.
+
+tarfile.data_filter does not apply: it resolves links in a folder on disk, and here nothing is unpacked.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,12 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from oodbench.data.loaders.layout import is_beside, is_hidden
+from oodbench.data.loaders.layout import is_annotation, is_hidden
 from oodbench.errors import UserError
 
-_HOPS = 1000  # links on the way to one file
-_MOST = 1_000_000  # files and folders that links to folders may stand for
-_DEEP = 100  # folders within folders that links to folders may stand for
+_MAX_HOPS = 1000  # links followed for one path
+_MAX_LINKED = 1_000_000  # files and folders that links to folders may add
+_MAX_DEPTH = 100  # nested folders that links to folders may add
 
 
 @dataclass
@@ -20,11 +23,11 @@ class _Folder:
     entries: dict[str, _Folder | tarfile.TarInfo] = field(default_factory=dict)
 
 
-def files(archive: Iterable[tarfile.TarInfo]) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """(name, member that holds its bytes) of every file in archive order; links stand for what they lead to.
+def resolve_links(archive: Iterable[tarfile.TarInfo]) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    """Yield (name, member with the content) for every file in archive order, with links resolved.
 
-    A link to a folder stands for all files in it, unless it leads to a folder that it lies in. UserError naming the
-    first link that leads out of the archive or to nothing, unless its name is hidden or that of a text.
+    A link to a folder adds all files of the folder under the link's name, unless the link is inside that folder. Raise
+    UserError for the first link that leads out of the archive or to nothing, unless it is hidden or an annotation.
     """
     members = list(archive)
     if not any(one.issym() or one.islnk() for one in members):
@@ -37,7 +40,7 @@ class _Links:
     def __init__(self, members: list[tarfile.TarInfo]) -> None:
         self.members = members
         self.root = _Folder()
-        self.given = 0
+        self.linked = 0  # files and folders added by links to folders
         for one in members:
             parts = _parts(one.name)
             folder = self.root
@@ -60,40 +63,40 @@ class _Links:
             yield from self._link(one, name, _parts(one.name)[:-1])
 
     def _link(self, link: tarfile.TarInfo, name: str, home: list[str]) -> Iterator[tuple[str, tarfile.TarInfo]]:
-        """What a link in the folder `home` stands for, under `name`."""
+        """Yield the files that a link in the folder `home` adds under `name`."""
         try:
-            place = self._resolve([*home, _parts(link.name)[-1]])
-            target = self._at(place)
+            path = self._resolve([*home, _parts(link.name)[-1]])
+            target = self._at(path)
         except UserError:
-            if is_beside(name):
+            if is_annotation(name):
                 return
             raise
         if isinstance(target, _Folder):
             above = [self._resolve(home[:depth]) for depth in range(len(home) + 1)]
-            yield from self._below(name, place, above)
+            yield from self._below(name, path, above)
         else:
             yield name, target
 
-    def _below(self, name: str, place: list[str], above: list[list[str]]) -> Iterator[tuple[str, tarfile.TarInfo]]:
-        """The files of a folder under another name; `above`: the folders on the way, links to which are left out."""
-        if place in above:
+    def _below(self, name: str, path: list[str], above: list[list[str]]) -> Iterator[tuple[str, tarfile.TarInfo]]:
+        """Yield the files of a folder under another name. `above` are its parents: links to them are skipped."""
+        if path in above:
             return
         self._count()
-        if len(above) > _DEEP:
-            raise UserError(f"links to folders stand for more than {_DEEP} folders within each other at {name}")
-        folder = self._at(place)
+        if len(above) > _MAX_DEPTH:
+            raise UserError(f"links to folders add more than {_MAX_DEPTH} nested folders at {name}")
+        folder = self._at(path)
         assert isinstance(folder, _Folder)
         for part, entry in folder.entries.items():
             inner = f"{name}/{part}"
             if is_hidden(part):
                 continue
             if isinstance(entry, _Folder):
-                yield from self._below(inner, [*place, part], [*above, place])
+                yield from self._below(inner, [*path, part], [*above, path])
             elif entry.issym() or entry.islnk():
-                end = self._resolve([*place, part])
+                end = self._resolve([*path, part])
                 target = self._at(end)
                 if isinstance(target, _Folder):
-                    yield from self._below(inner, end, [*above, place])
+                    yield from self._below(inner, end, [*above, path])
                 else:
                     self._count()
                     yield inner, target
@@ -102,55 +105,55 @@ class _Links:
                 yield inner, entry
 
     def _count(self) -> None:
-        self.given += 1
-        if self.given > _MOST:
-            raise UserError(f"its links stand for more than {_MOST:,} files and folders")
+        self.linked += 1
+        if self.linked > _MAX_LINKED:
+            raise UserError(f"its links to folders add more than {_MAX_LINKED:,} files and folders")
 
-    def _at(self, place: list[str]) -> _Folder | tarfile.TarInfo:
+    def _at(self, path: list[str]) -> _Folder | tarfile.TarInfo:
         entry: _Folder | tarfile.TarInfo = self.root
-        for part in place:
+        for part in path:
             assert isinstance(entry, _Folder)
             entry = entry.entries[part]
         return entry
 
     def _resolve(self, path: list[str]) -> list[str]:
-        """Where a path ends when every link on it is followed."""
-        ahead, done = list(reversed(path)), list[str]()
+        """Return a path with all links resolved."""
+        remaining, resolved = list(reversed(path)), list[str]()
         hops = 0
         link: tarfile.TarInfo | None = None
-        while ahead:
-            part = ahead.pop()
+        while remaining:
+            part = remaining.pop()
             if part in ("", "."):
                 continue
             if part == "..":
-                if not done:
-                    raise _astray(link, "leads out of the archive")
-                done.pop()
+                if not resolved:
+                    raise _link_error(link, "leads out of the archive")
+                resolved.pop()
                 continue
-            folder = self._at(done)
+            folder = self._at(resolved)
             entry = folder.entries.get(part) if isinstance(folder, _Folder) else None
             if entry is None:
-                raise _astray(link, "leads to nothing in the archive")
+                raise _link_error(link, "leads to nothing in the archive")
             if isinstance(entry, tarfile.TarInfo) and (entry.issym() or entry.islnk()):
                 hops += 1
                 link = link or entry
-                if hops > _HOPS:
-                    raise _astray(link, "leads in a circle")
+                if hops > _MAX_HOPS:
+                    raise _link_error(link, "leads in a circle")
                 if entry.issym() and entry.linkname.startswith("/"):
-                    raise _astray(link, "leads out of the archive")
+                    raise _link_error(link, "leads out of the archive")
                 if entry.islnk():  # named from the root of the archive
-                    done = []
-                ahead += reversed(entry.linkname.split("/"))
+                    resolved = []
+                remaining += reversed(entry.linkname.split("/"))
                 continue
-            done.append(part)
-        return done
+            resolved.append(part)
+        return resolved
 
 
 def _parts(name: str) -> list[str]:
     return [part for part in posixpath.normpath(name).split("/") if part not in ("", ".")]
 
 
-def _astray(link: tarfile.TarInfo | None, how: str) -> UserError:
+def _link_error(link: tarfile.TarInfo | None, how: str) -> UserError:
     if link is None:
         return UserError(f"a link {how}")
     return UserError(f"member {link.name} is a link to {link.linkname}, which {how}; pack the file itself")

@@ -1,4 +1,4 @@
-"""Datasets that torchvision has laid out on disk: CIFAR10, SVHN, MNIST, StanfordCars, OxfordIIITPet, Food101, ..."""
+"""Datasets in the format of torchvision: CIFAR10, SVHN, MNIST, StanfordCars, OxfordIIITPet, Food101, ..."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,13 +17,10 @@ from oodbench.errors import Missing, UserError, did_you_mean
 from oodbench.storage.fingerprints import ReadImage, file_fingerprint, join_parts, member_fingerprint, portable_part
 from oodbench.storage.store import digest
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True)
-class Torchvision:
-    """A torchvision dataset; the name of an image is its index. Only torchvision knows which files it reads for one."""
+class TorchvisionSource:
+    """Reads images of a torchvision dataset by their index. Only torchvision knows which files an image comes from."""
 
     images: Any
     dataset: Dataset
@@ -31,7 +28,7 @@ class Torchvision:
     listed_fingerprint: str
 
     def read(self, name: str) -> ReadImage:
-        """The image at an index; its sha256 is that of mode, size and pixels: the stored form differs by set."""
+        """Read the image at an index; its sha256 is that of mode, size and pixels, as the file formats differ."""
         from PIL.Image import Image
 
         image = self.images[int(name)][0]
@@ -39,21 +36,21 @@ class Torchvision:
         return ReadImage.from_image(member_fingerprint(self.listed_fingerprint, int(name)), image)
 
     def content(self, name: str) -> str:
-        """sha256 of mode, size and pixels."""
+        """Return the sha256 of mode, size and pixels."""
         return self.read(name).content()
 
     def tree_fingerprint(self) -> str:
-        """The print of everything below the folder."""
-        return _tree(self.dataset, self.root)
+        """Return the fingerprint of all files below the folder."""
+        return _tree_fingerprint(self.dataset, self.root)
 
 
 def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
-    """The images of a torchvision dataset in its order. UserError when its files are missing or damaged."""
+    """List the images of a torchvision dataset in its order. Raise UserError if its files are missing or damaged."""
     root = dataset.folder(data)
     if not root.is_dir():
         raise missing_error(dataset, root)
-    whole = _tree(dataset, root)  # before it is opened
-    images = opened(dataset, root, download=False)
+    tree = _tree_fingerprint(dataset, root)  # before it is opened
+    images = open_torchvision(dataset, root, download=False)
     n = len(images)
     width = len(str(n - 1))
     names = tuple(str(i).zfill(width) for i in range(n))
@@ -67,76 +64,79 @@ def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
         raise unlabelled_error(dataset, root, f"image {int((labels < 0).argmax())}")
     classes = tuple(str(one) for one in getattr(images, "classes", ())) if labelled else ()
     keys = class_keys(dataset, labels, root, classes) if labelled else ()
-    prints = tuple(member_fingerprint(whole, i) for i in range(n))
-    source = Torchvision(images, dataset, root, whole)
-    return ImageSet(dataset, root, names, prints, labels, classes or keys, source=source, named=classes)
+    fingerprints = tuple(member_fingerprint(tree, i) for i in range(n))
+    source = TorchvisionSource(images, dataset, root, tree)
+    return ImageSet(dataset, root, names, fingerprints, labels, classes or keys, source=source, named=classes)
 
 
-def opened(dataset: Dataset, root: Path, download: bool) -> Any:
-    """The torchvision dataset that a declaration names (`source`, `split`); download fetches what is not below root."""
+def open_torchvision(dataset: Dataset, root: Path, download: bool) -> Any:
+    """Open the torchvision dataset that a declaration names (`source`, `split`), after a download if that is wanted."""
     import torchvision.datasets as known
 
     kind: Any = getattr(known, dataset.source, None)
     if not (inspect.isclass(kind) and issubclass(kind, known.VisionDataset)):
         raise UserError(f"torchvision has no dataset '{dataset.source}'{did_you_mean(dataset.source, known.__all__)}")
-    takes = inspect.signature(kind).parameters
-    chosen = _arguments(dataset, takes)
-    if "download" in takes:
-        chosen["download"] = download
+    parameters = inspect.signature(kind).parameters
+    arguments = _arguments(dataset, parameters)
+    if "download" in parameters:
+        arguments["download"] = download
     try:
         make: Any = kind
-        return make(root, **chosen)
-    except (RuntimeError, OSError, ValueError, ImportError) as error:  # what torchvision raises for absent files
+        return make(root, **arguments)
+    except (RuntimeError, OSError, ValueError, ImportError) as error:  # what torchvision raises for missing files
         if download:
             raise UserError(f"dataset '{dataset.name}': torchvision cannot fetch it: {error}") from error
         problem = missing_error(dataset, root)
         raise Missing(f"{problem}\n  torchvision's {dataset.source} says: {str(error).splitlines()[0]}") from error
 
 
-def _arguments(dataset: Dataset, takes: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
-    """How a class is told the split. UserError when it cannot be, or when the class needs more than a folder."""
-    chosen: dict[str, Any] = {}
-    if "train" in takes:
+def _arguments(dataset: Dataset, parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """Return the arguments of a torchvision class for the split.
+
+    Raise UserError if it has no such split, or if it needs more than a folder.
+    """
+    arguments: dict[str, Any] = {}
+    if "train" in parameters:
         if dataset.split not in ("", "train", "test"):
             raise UserError(
                 f"dataset '{dataset.name}': torchvision's {dataset.source} has no split '{dataset.split}'; "
                 "it has train and test"
             )
-        chosen["train"] = dataset.split == "train"
-    elif "split" in takes:
-        chosen["split"] = dataset.split
+        arguments["train"] = dataset.split == "train"
+    elif "split" in parameters:
+        arguments["split"] = dataset.split
     elif dataset.split:
         raise UserError(
-            f"dataset '{dataset.name}': torchvision's {dataset.source} has no splits; take '{dataset.split}' away"
+            f"dataset '{dataset.name}': torchvision's {dataset.source} has no splits; remove '{dataset.split}'"
         )
     flexible = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    needed = [name for name, one in takes.items() if one.default is one.empty and one.kind not in flexible]
-    further = [name for name in needed if name != "root" and name not in chosen]
-    if "root" not in takes or further:
+    required = [name for name, p in parameters.items() if p.default is p.empty and p.kind not in flexible]
+    further = [name for name in required if name != "root" and name not in arguments]
+    if "root" not in parameters or further:
         lacking = f"needs {', '.join(further)}, too" if further else "reads no folder"
         raise UserError(
             f"dataset '{dataset.name}': torchvision's {dataset.source} {lacking}; it cannot be read by its name alone"
         )
-    return chosen
+    return arguments
 
 
 def _labels(images: Any) -> list[int]:
-    """Class indices, without decoding an image where torchvision keeps them."""
+    """Return the class indices, without decoding images if torchvision keeps them separately."""
     for name in ("targets", "labels", "_labels"):
-        found = getattr(images, name, None)
-        if found is not None:
-            return [int(label) for label in found]
+        labels = getattr(images, name, None)
+        if labels is not None:
+            return [int(label) for label in labels]
     samples = getattr(images, "_samples", None)
     if samples:
         return [int(sample[1]) for sample in samples]
     return [int(images[i][1]) for i in range(len(images))]
 
 
-def _tree(dataset: Dataset, root: Path) -> str:
-    """The print of everything below the folder, for one split: those of one folder number their images alike."""
-    found = []
+def _tree_fingerprint(dataset: Dataset, root: Path) -> str:
+    """Return the fingerprint of all files below the folder, and of the split: indices are the same in all splits."""
+    files = []
     for folder, _, names in os.walk(root):
         for path in (Path(folder, name) for name in names):
-            found.append(f"{path.relative_to(root).as_posix()}:{file_fingerprint(path)}")
-    known = digest([dataset.source, dataset.split, sorted(portable_part(one) for one in found)])
-    return join_parts(known, digest(sorted(found)))
+            files.append(f"{path.relative_to(root).as_posix()}:{file_fingerprint(path)}")
+    portable = digest([dataset.source, dataset.split, sorted(map(portable_part, files))])
+    return join_parts(portable, digest(sorted(files)))

@@ -1,4 +1,4 @@
-"""Pictures of a table's rows: ROC curves, histograms, an overview, rank correlations, what a method gets most wrong."""
+"""Figures of a table's results: overview, ROC curves, histograms, rank correlation, and the worst mistakes."""
 
 from __future__ import annotations
 
@@ -8,40 +8,47 @@ from dataclasses import replace
 from pathlib import Path
 
 from oodbench.errors import UserError, did_you_mean
-from oodbench.report.figures.figure import Heading, Picture, unique
+from oodbench.report.figures.figure import Heading, Plot, unique
 from oodbench.results import Result
 
 KINDS = ("overview", "roc", "histogram", "ranks", "mistakes")
 
-__all__ = ["KINDS", "Heading", "Picture", "pictures"]
+__all__ = ["KINDS", "Heading", "Plot", "plots"]
 
 
-def pictures(
-    rows: Sequence[Result],
+def plots(
+    results: Sequence[Result],
     paths: Mapping[str, Path],
     *,
     data: Path | None = None,
     kinds: Sequence[str] = KINDS,
     sets: Sequence[str] = (),
     heading: Heading | None = None,
-) -> Iterator[Picture]:
-    """The pictures of the rows of one table, each made when it is asked for; none of rows that all failed.
+) -> Iterator[Plot]:
+    """Yield the figures of the results of one table, each drawn when it is requested; none if all results failed.
 
-    paths    the rows' JSON files by digest, beside which their scores per image lie; rows without scores are left out
-             of the pictures that need them, whose captions say so
-    data     folder of the datasets, as in `oodbench run --data`; images that are not there are left out and logged
-    kinds    some of KINDS, in the order wanted
-    sets     OOD sets to show, by name; all when empty
-    heading  of the table; by default from its benchmark and encoder
+    Arguments:
+
+    results  results of one table
+    paths    their JSON files by digest, which have the scores per image next to them; results without scores are
+             missing from the figures that need them, whose captions say so
+    data     folder of the datasets, as in `oodbench run --data`; sets without images are missing, which is logged
+    kinds    some of KINDS, in this order
+    sets     names of the OOD sets to show; all when empty
+    heading  title of the table and beginning of file names; the benchmark and the encoder when None
+
+    Returns: an iterator over the figures.
+
+    Raises: UserError for an unknown kind, and for results with different OOD sets.
     """
-    from oodbench.report.figures.figure import subject
+    from oodbench.report.figures.figure import figure_data
 
     for kind in kinds:
         if kind not in KINDS:
-            raise UserError(f"no pictures '{kind}'{did_you_mean(kind, KINDS)}")
-    found = subject(rows, paths, sets, heading)
+            raise UserError(f"no figure '{kind}'{did_you_mean(kind, KINDS)}")
+    found = figure_data(results, paths, sets, heading)
     taken: set[str] = set()
     for kind in kinds if found else ():
-        painter = importlib.import_module(f"oodbench.report.figures.{kind}")
-        for picture in painter.draw(found, data):
-            yield replace(picture, name=unique(picture.name, taken))
+        module = importlib.import_module(f"oodbench.report.figures.{kind}")
+        for plot in module.draw(found, data):
+            yield replace(plot, name=unique(plot.name, taken))

@@ -1,4 +1,4 @@
-"""ROC curves: a panel for each OOD set, a curve for each method, ID positive."""
+"""ROC curves: a panel for each OOD set with a curve for each method; ID is positive."""
 
 from __future__ import annotations
 
@@ -10,31 +10,43 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from oodbench.metrics import detection as metrics
-from oodbench.report.figures.figure import Entrant, Picture, Subject
-from oodbench.report.figures.style import GREY, SIZE, FigureLayout, fitted, house, marker, pages, put, sheet, style
+from oodbench.report.figures.figure import FigureData, Plot, PlottedResult
+from oodbench.report.figures.style import (
+    GREY,
+    SIZE,
+    FigureLayout,
+    add_text,
+    line_style,
+    marker,
+    new_figure,
+    pages,
+    plot_style,
+    shortened,
+)
 from oodbench.results import SetRow
 
 Floats = NDArray[np.float64]
 
-METHODS, PANELS = 19, 6  # of a page
-_SIDE, _KEY = 2.5, 2.1  # inches: of a panel, and of its key
+METHODS, PANELS = 19, 6  # in one figure
+_SIDE, _KEY = 2.5, 2.1  # inches: side of a panel, width of its key
 
 
-def draw(subject: Subject, _: Path | None = None) -> Iterator[Picture]:
-    """Pages of at most METHODS curves in at most PANELS panels."""
-    many = len(subject.scored) > METHODS or len(subject.sets) > PANELS
+def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
+    """Yield figures with at most METHODS curves in at most PANELS panels."""
+    many = len(figure_data.scored) > METHODS or len(figure_data.sets) > PANELS
     number = 0
-    for methods in pages(subject.scored, METHODS) if subject.scored else ():
-        curves = [_curves(subject, one) for one in methods]
-        for sets in pages(subject.sets, PANELS):
+    for methods in pages(figure_data.scored, METHODS) if figure_data.scored else ():
+        curves = [_curves(figure_data, one) for one in methods]
+        for sets in pages(figure_data.sets, PANELS):
             number += 1
-            yield _page(subject, list(zip(methods, curves, strict=True)), sets, number if many else 0)
+            yield _page(figure_data, list(zip(methods, curves, strict=True)), sets, number if many else 0)
 
 
 def vertices(id_scores: Floats, ood_scores: Floats) -> tuple[Floats, Floats]:
-    """FPR and TPR where the ROC curve turns, from (0, 0) to (1, 1): ID positive, equal scores accepted together.
+    """Return FPR and TPR at the corners of the ROC curve, from (0, 0) to (1, 1); ID is positive.
 
-    Points on the straight line between two others are left out, which counts tell exactly.
+    Equal scores are accepted together. Points on the straight line between two others are omitted; this is decided by
+    integer counts, without rounding.
     """
     both = np.concatenate([id_scores, ood_scores])
     order = np.argsort(-both, kind="stable")
@@ -51,38 +63,38 @@ def _last_of_level(descending: Floats) -> NDArray[np.bool_]:
     return np.concatenate([descending[1:] != descending[:-1], [True]])
 
 
-def _curves(subject: Subject, one: Entrant) -> dict[str, tuple[Floats, Floats]]:
-    images = subject.read(one)
-    on_id = images[one.row.id.dataset].scores
-    return {s.dataset: vertices(on_id, images[s.dataset].scores) for s in subject.sets}
+def _curves(figure_data: FigureData, one: PlottedResult) -> dict[str, tuple[Floats, Floats]]:
+    images = figure_data.read(one)
+    on_id = images[one.result.id.dataset].scores
+    return {s.dataset: vertices(on_id, images[s.dataset].scores) for s in figure_data.sets}
 
 
 def _page(
-    subject: Subject,
-    methods: Sequence[tuple[Entrant, dict[str, tuple[Floats, Floats]]]],
+    figure_data: FigureData,
+    methods: Sequence[tuple[PlottedResult, dict[str, tuple[Floats, Floats]]]],
     sets: Sequence[SetRow],
     number: int,
-) -> Picture:
+) -> Plot:
     layout = FigureLayout((_SIDE, _SIDE), gap=(_KEY + 0.75, 0.6), right=_KEY + 0.27, head=0.3)
-    model = methods[0][0].row
+    model = methods[0][0].result
     title = "ROC curves" + (f" ({number})" if number else "")
-    with house():
-        figure, axes = sheet([title, subject.heading.title], len(sets), layout)
+    with plot_style():
+        figure, axes = new_figure([title, figure_data.heading.title], len(sets), layout)
         for place, (panel, one) in enumerate(zip(axes, sets, strict=True)):
             _frame(panel, one, len(sets) - place <= min(len(sets), layout.columns))
-            lines = sorted(methods, key=lambda pair: -subject.of(pair[0], one.dataset).auroc)
-            for entrant, curves in reversed(lines):
-                _curve(panel, entrant, curves[one.dataset], subject.of(entrant, one.dataset).fpr95)
-            _key(panel, [(entrant, subject.of(entrant, one.dataset)) for entrant, _ in lines])
+            lines = sorted(methods, key=lambda pair: -figure_data.of(pair[0], one.dataset).auroc)
+            for result, curves in reversed(lines):
+                _curve(panel, result, curves[one.dataset], figure_data.of(result, one.dataset).fpr95)
+            _key(panel, [(result, figure_data.of(result, one.dataset)) for result, _ in lines])
     rule = model.conventions.get("at95", "first")
     caption = (
-        f"ROC curves on {_listed([s.title for s in sets])}: share of ID images ({model.id.title}) accepted against "
-        "share of OOD images accepted, at every threshold; up and left is better. Markers: FPR95, where 95 % of ID "
-        f"images are accepted{'' if rule == 'first' else f' (rule: {rule})'}. Methods by AUROC, both numbers in %. "
-        f"{_part(subject, len(methods))}{subject.missing()}"
+        f"ROC curves on {_listed([s.title for s in sets])}: fraction of ID images ({model.id.title}) accepted "
+        "against fraction of OOD images accepted, at every threshold; up and left is better. Markers: FPR95, where "
+        f"95 % of ID images are accepted{'' if rule == 'first' else f' (rule: {rule})'}. Methods by AUROC, both "
+        f"numbers in %. {_part(figure_data, len(methods))}{figure_data.missing()}"
     )
-    name = f"{subject.heading.stem}-roc" + (f"-{number}" if number else "")
-    return Picture(name, "roc", f"{title}: {subject.heading.title}", caption.strip(), figure)
+    name = f"{figure_data.heading.stem}-roc" + (f"-{number}" if number else "")
+    return Plot(name, "roc", f"{title}: {figure_data.heading.title}", caption.strip(), figure)
 
 
 def _frame(panel: Axes, one: SetRow, lowest: bool) -> None:
@@ -93,40 +105,40 @@ def _frame(panel: Axes, one: SetRow, lowest: bool) -> None:
     panel.set_ylabel("TPR: ID accepted, %")
     panel.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=0.6, gid="chance")
     panel.axhline(0.95, color="#bbbbbb", linewidth=0.6, linestyle=(0, (2, 2)), gid="tpr95")
-    name = fitted(f"{one.title}, n = {one.n:,}", _SIDE + _KEY, SIZE + 0.5)
-    put(panel, (0, 1.035), name, transform=panel.transAxes, fontsize=SIZE + 0.5, weight="bold")
+    name = shortened(f"{one.title}, n = {one.n:,}", _SIDE + _KEY, SIZE + 0.5)
+    add_text(panel, (0, 1.035), name, transform=panel.transAxes, fontsize=SIZE + 0.5, weight="bold")
 
 
-def _curve(panel: Axes, one: Entrant, curve: tuple[Floats, Floats], fpr95: float) -> None:
+def _curve(panel: Axes, one: PlottedResult, curve: tuple[Floats, Floats], fpr95: float) -> None:
     fpr, tpr = curve
-    panel.plot(fpr, tpr, **style(one.place), gid=one.name)
+    panel.plot(fpr, tpr, **line_style(one.position), gid=one.name)
     there = tpr[np.isclose(fpr, fpr95, rtol=0, atol=1e-12)]
-    kept = metrics.min_accepted(one.row.id.n, 0.95) / one.row.id.n
+    kept = metrics.min_accepted(one.result.id.n, 0.95) / one.result.id.n
     height = float(np.clip(kept, there.min(), there.max())) if there.size else 0.95
-    looks = {"color": style(one.place)["color"], "marker": marker(one.place), "markersize": 3.6}
+    looks = {"color": line_style(one.position)["color"], "marker": marker(one.position), "markersize": 3.6}
     panel.plot([fpr95], [height], **looks, markeredgecolor="white", markeredgewidth=0.4, zorder=3, gid="fpr95")
 
 
-def _key(panel: Axes, lines: Sequence[tuple[Entrant, SetRow]]) -> None:
-    """The methods beside a panel, the best on top."""
+def _key(panel: Axes, lines: Sequence[tuple[PlottedResult, SetRow]]) -> None:
+    """List the methods next to a panel, the best on top."""
     inset = panel.inset_axes((1 + 0.12 / _SIDE, 0, _KEY / _SIDE, 1))
     inset.set(xlim=(0, _KEY), ylim=(-_SIDE, 0))
     inset.axis("off")
     small = SIZE - 0.5
     for x, head in ((_KEY - 0.38, "AUROC"), (_KEY, "FPR95")):
-        put(inset, (x, -0.06), head, fontsize=small - 1, color=GREY, ha="right", va="center")
+        add_text(inset, (x, -0.06), head, fontsize=small - 1, color=GREY, ha="right", va="center")
     for line, (one, numbers) in enumerate(lines, start=1):
         y = -0.06 - 0.128 * line
-        inset.plot([0, 0.24], [y, y], **style(one.place))
-        looks = {"color": style(one.place)["color"], "marker": marker(one.place), "markersize": 3}
+        inset.plot([0, 0.24], [y, y], **line_style(one.position))
+        looks = {"color": line_style(one.position)["color"], "marker": marker(one.position), "markersize": 3}
         inset.plot([0.12], [y], **looks, linestyle="none")
-        put(inset, (0.29, y), fitted(one.name, _KEY - 1.12, small), fontsize=small, va="center")
+        add_text(inset, (0.29, y), shortened(one.name, _KEY - 1.12, small), fontsize=small, va="center")
         for x, value in ((_KEY - 0.38, numbers.auroc), (_KEY, numbers.fpr95)):
-            put(inset, (x, y), f"{100 * value:.2f}", fontsize=small, ha="right", va="center")
+            add_text(inset, (x, y), f"{100 * value:.2f}", fontsize=small, ha="right", va="center")
 
 
-def _part(subject: Subject, count: int) -> str:
-    return "" if count == len(subject.scored) else f"Here: {count} of the {len(subject.scored)} methods. "
+def _part(figure_data: FigureData, count: int) -> str:
+    return "" if count == len(figure_data.scored) else f"Here: {count} of the {len(figure_data.scored)} methods. "
 
 
 def _listed(words: Sequence[str]) -> str:

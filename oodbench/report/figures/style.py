@@ -1,4 +1,4 @@
-"""Style: what all pictures look like, whatever the user's own matplotlib settings; safe colours."""
+"""Style of all figures, independent of the user's matplotlib settings; colours are safe for colour-blind readers."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ CUT = "…"
 _LARGE = 144.0
 
 
-def literal(text: str) -> str:
-    r"""The text with every character that DejaVu Sans lacks, or that prints nothing, as an escape such as \u4e00."""
+def printable_text(text: str) -> str:
+    r"""Return text with an escape such as \u4e00 for characters that DejaVu Sans lacks or that are not printable."""
     return "".join(c if c.isprintable() and ord(c) in _known() else _escape(c) for c in text)
 
 
 def width(text: str, points: float) -> float:
-    """Inches that literal text of a size takes."""
+    """Return the width in inches of text in a font size."""
     font = _font()
     font.set_size(_LARGE, 72)  # small letters are rounded to pixels
     font.set_text(text, 0.0)
     return float(font.get_width_height()[0]) / 64 / 72 * points / _LARGE
 
 
-def fitted(text: str, inches: float, points: float) -> str:
-    """Literal text no wider than this: the middle of what is too long becomes an ellipsis."""
-    text = literal(text)
+def shortened(text: str, inches: float, points: float) -> str:
+    """Return text no wider than this: the middle of longer text is repositiond by an ellipsis."""
+    text = printable_text(text)
     if width(text, points) <= inches:
         return text
     kept = bisect.bisect_right(range(len(text)), inches, key=lambda n: width(_without_middle(text, n), points)) - 1
@@ -42,9 +42,9 @@ def fitted(text: str, inches: float, points: float) -> str:
 
 
 def wrapped(text: str, inches: float, points: float) -> list[str]:
-    """Literal text in lines no wider than this, broken at blanks, and in words that are too long."""
+    """Break text into lines no wider than this, at spaces and inside words that are too long."""
     lines = [""]
-    for word in literal(text).split(" "):
+    for word in printable_text(text).split(" "):
         joined = f"{lines[-1]} {word}" if lines[-1] else word
         if width(joined, points) <= inches:
             lines[-1] = joined
@@ -110,26 +110,26 @@ _SETTINGS = {
 }
 
 
-def house() -> AbstractContextManager[None]:
-    """Matplotlib's defaults with the settings of the house. Never held while a generator waits: they are global."""
+def plot_style() -> AbstractContextManager[None]:
+    """Set matplotlib's defaults and our settings. As they are global, no generator may yield inside this context."""
     plain = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")}
     context: AbstractContextManager[None] = matplotlib.rc_context(plain | _SETTINGS)
     return context
 
 
-def style(place: int) -> dict[str, Any]:
-    """Colour and dashes of the method at a place of the table: the same in all its pictures."""
-    return {"color": COLOURS[place % len(COLOURS)], "linestyle": DASHES[place // len(COLOURS) % len(DASHES)]}
+def line_style(position: int) -> dict[str, Any]:
+    """Return colour and dashes of the method at a position in the table, the same in all figures of it."""
+    return {"color": COLOURS[position % len(COLOURS)], "linestyle": DASHES[position // len(COLOURS) % len(DASHES)]}
 
 
-def marker(place: int) -> str:
-    """Its marker."""
-    return MARKERS[place // len(COLOURS) % len(MARKERS)]
+def marker(position: int) -> str:
+    """Return the marker of the method at a position in the table."""
+    return MARKERS[position // len(COLOURS) % len(MARKERS)]
 
 
-def put(where: Axes | Figure, at: tuple[float, float], text: str, **looks: Any) -> Text:
-    """Text as it is, never read as mathematics."""
-    return where.text(*at, literal(text), parse_math=False, **looks)
+def add_text(where: Axes | Figure, at: tuple[float, float], text: str, **looks: Any) -> Text:
+    """Add text that is never parsed as mathematics."""
+    return where.text(*at, printable_text(text), parse_math=False, **looks)
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ class FigureLayout:
     head: float = 0.25  # between the heading and the first panels
 
 
-def sheet(heading: Sequence[str], panels: int, layout: FigureLayout) -> tuple[Figure, list[Axes]]:
-    """A figure with its heading (the first line in bold) and panels row by row."""
+def new_figure(heading: Sequence[str], panels: int, layout: FigureLayout) -> tuple[Figure, list[Axes]]:
+    """Return a figure with its heading (the first line in bold) and its panels, row by row."""
     columns = min(layout.columns, panels)
     rows = -(-panels // columns)
     (w, h), (dx, dy) = layout.panel, layout.gap
@@ -160,7 +160,7 @@ def sheet(heading: Sequence[str], panels: int, layout: FigureLayout) -> tuple[Fi
     y = down - 0.1
     for (line, size), step in zip(lines, pitch, strict=True):
         weight, colour = ("bold", "black") if size > SIZE else ("normal", GREY)
-        put(figure, (0.15 / across, y / down), line, fontsize=size, weight=weight, color=colour, va="top")
+        add_text(figure, (0.15 / across, y / down), line, fontsize=size, weight=weight, color=colour, va="top")
         y -= step
     top = y - layout.head
     axes = []
@@ -172,6 +172,6 @@ def sheet(heading: Sequence[str], panels: int, layout: FigureLayout) -> tuple[Fi
 
 
 def pages(items: Sequence[Any], most: int) -> list[Sequence[Any]]:
-    """Items in as few pages of nearly one size as hold at most so many each."""
+    """Divide items into as few pages of nearly equal size as hold at most `most` items each."""
     count = max(1, -(-len(items) // most))
     return [items[len(items) * i // count : len(items) * (i + 1) // count] for i in range(count)]

@@ -1,4 +1,4 @@
-"""CSV and parquet: one line per row, everything in full precision."""
+"""CSV and parquet: one line per result, in full precision."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pathlib import Path
 
 from oodbench.errors import printable
 from oodbench.report.options import SHOWN, TableOptions
-from oodbench.report.tables.table import Line, Table
+from oodbench.report.tables.table import Table, TableLine
 from oodbench.results import METRICS, Result, flatten
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet compute a text
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet computes texts that begin so
 
 
 def csv_text(value: object) -> object:
-    r"""A value for a cell: a text is printable, and one that a spreadsheet would take for a formula begins with `'`.
+    r"""Return a value for a cell: text is made printable, and starts with `'` if a spreadsheet would compute it.
 
-    A line break in a name would end the row for whoever reads lines, and csv.writer does not quote a lone `\r`.
+    A line break in a name would end the line for readers of lines, and csv.writer does not quote a lone `\r`.
     """
     if not isinstance(value, str):
         return value
@@ -32,10 +32,10 @@ _RUN = ("precision", "resize", "limit", "seed", "device", "batch_size")
 
 
 def csv(tables: Sequence[Table], options: TableOptions | None = None) -> str:
-    """All tables under one header; metrics are fractions, and rows of equal `table` number are comparable.
+    """Return all tables under one header; metrics are fractions, and lines of equal `table` number are comparable.
 
-    Empty cells: the benchmark of that row lacks the set, the row failed, or the method has no such value. Texts are
-    made safe by `csv_text`. Of the options, sets and metrics choose columns.
+    A cell is empty if the benchmark does not have the set, the result failed, or the method has no such value. Texts
+    are made safe by `csv_text`. Of the options, sets and metrics choose columns.
     """
     found = _records(tables, options or TableOptions())
     records = [{printable(name): csv_text(value) for name, value in record.items()} for record in found]
@@ -47,13 +47,13 @@ def csv(tables: Sequence[Table], options: TableOptions | None = None) -> str:
 
 
 def parquet(tables: Sequence[Table], path: Path, options: TableOptions | None = None) -> None:
-    """The same records as `csv`, texts as they are and nulls for empty cells."""
+    """Write the records of `csv` with texts unchanged and nulls for empty cells."""
     import pyarrow as pa
     from pyarrow import parquet as file
 
     records = _records(tables, options or TableOptions())
     columns = {name: [_null(record.get(name)) for record in records] for name in _names(records)}
-    made = io.BytesIO()  # given a path, pyarrow removes what lies there when it cannot write, a device, too
+    made = io.BytesIO()  # given a path, pyarrow removes what is there when it cannot write, even a device
     file.write_table(pa.table({name: _array(pa, values) for name, values in columns.items()}), made)
     path.write_bytes(made.getvalue())
 
@@ -80,7 +80,7 @@ def _rank(name: str) -> int:
     return next((i for i, prefix in enumerate(("ood.", "mean.", "seconds.", "row."), 1) if name.startswith(prefix)), 0)
 
 
-def _record(number: int, line: Line, options: TableOptions) -> dict[str, object]:
+def _record(number: int, line: TableLine, options: TableOptions) -> dict[str, object]:
     row = line.result
     if row is None:
         return {"table": number, "name": line.name, **line.facts}

@@ -1,4 +1,7 @@
-"""LaTeX with booktabs."""
+"""Tables in LaTeX with booktabs.
+
+pdflatex has letters of the Latin alphabet and mathematical signs; other scripts need LuaLaTeX or XeLaTeX and a font.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
 from oodbench.errors import printable
-from oodbench.report.tables.table import EXCEEDS, NOT_SIGNIFICANT, Cell, Column, Line, Table, panels
+from oodbench.report.tables.table import EXCEEDS, NOT_SIGNIFICANT, Cell, Column, Table, TableLine, panels
 
 _GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi o pi rho varsigma sigma tau upsilon phi"
@@ -52,13 +55,13 @@ _ACCENTS = {"\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0304"
 _ACCENTS |= {"\u0308": '"', "\u030a": "r", "\u030b": "H", "\u030c": "v", "\u0323": "d", "\u0327": "c", "\u0331": "b"}
 _IN_MATH = {"\u0301": "acute", "\u0300": "grave", "\u0308": "ddot", "\u0302": "hat", "\u0303": "tilde", "\u0304": "bar"}
 _CLUSTER = re.compile("(.)([\u0300-\u036f]*)", re.DOTALL)
-_SELECTORS = re.compile("[\ufe00-\ufe0f]")  # of a sign's variant; they print nothing
+_SELECTORS = re.compile("[\ufe00-\ufe0f]")  # of a sign's variant; they are invisible
 
 # What pdflatex has in the encodings T1 and TS1.
 _LACKING = "ĦħĸĿŀŉŦŧſ"
 _LATIN = {chr(code) for code in (*range(0xA0, 0x180), *range(0x218, 0x21C))} - set(_LACKING)
 BASIC = _LATIN | set("‐‑‒–—‖‘’‚“”„†‡•…‰‱‹›€™№")
-_BEYOND = re.compile(f"[^\\x00-\\x7f{''.join(sorted(BASIC))}]+")
+_UNSUPPORTED = re.compile(f"[^\\x00-\\x7f{''.join(sorted(BASIC))}]+")
 
 _FONTS = (
     "DejaVu Serif",
@@ -81,7 +84,7 @@ _UNICODE = r"""\makeatletter
   \edef\oodfonts{\oodfonts,\romannumeral\oodcount}}{}}
 FONTS
 \def\oodtest#1{\def\oodall{1}\@for\oodcode:=#1\do{\iffontchar\font"\oodcode\relax\else\def\oodall{0}\fi}}
-% Codes in the first font that has them all, the text's own or another; as codes where there is none.
+% Codes in the first font that has them all, the text's own or another; printed as codes if there is none.
 \DeclareRobustCommand\oodrun[1]{\begingroup\def\oodfound{}%
   \@for\oodname:=\oodfonts\do{\ifx\oodfound\@empty
     {\csname oodface\oodname\endcsname\oodtest{#1}%
@@ -96,13 +99,13 @@ _CODES = (
 
 
 def letters(text: str) -> list[str]:
-    """Characters with the accents that stand on them, in one character where there is one; no variation selectors."""
+    """Return characters with their accents, composed if possible, without variation selectors."""
     composed = _SELECTORS.sub("", unicodedata.normalize("NFC", text))
     return [found[0] for found in _CLUSTER.finditer(composed)]
 
 
-def commanded(letter: str) -> str:
-    """LaTeX of a letter that needs commands: accents that have no character, Greek, a sign; "" for others."""
+def as_command(letter: str) -> str:
+    """Return LaTeX of a letter that needs commands (a combined accent, Greek, a sign), or "" for others."""
     if letter.isascii() or letter in BASIC:
         return ""
     if letter in MATH:
@@ -117,21 +120,21 @@ def commanded(letter: str) -> str:
     return ""
 
 
-def beyond(latex: str) -> str:
-    """The characters of some LaTeX that pdflatex has no letters for, once each."""
-    return "".join(dict.fromkeys("".join(_BEYOND.findall(latex))))
+def unsupported(latex: str) -> str:
+    """Return the characters of LaTeX text that pdflatex cannot print, once each."""
+    return "".join(dict.fromkeys("".join(_UNSUPPORTED.findall(latex))))
 
 
 def as_codes(latex: str) -> str:
-    r"""LaTeX of ASCII and `BASIC` alone: other characters are codes in an `\oodrun`, which `preamble` defines."""
-    return _BEYOND.sub(lambda run: rf"\oodrun{{{','.join(f'{ord(c):04X}' for c in run[0])}}}", latex)
+    r"""Return LaTeX of ASCII and `BASIC`: other characters become codes in `\oodrun`, which `preamble` defines."""
+    return _UNSUPPORTED.sub(lambda run: rf"\oodrun{{{','.join(f'{ord(c):04X}' for c in run[0])}}}", latex)
 
 
 def preamble(latex: str) -> str:
-    """What a document that holds some LaTeX loads for its letters, with every engine."""
+    """Return the packages that a document needs for the letters of some LaTeX, with every engine."""
     if latex.isascii():
         return r"\usepackage[utf8]{inputenc}"
-    codes, fonts = beyond(latex), "\n".join(rf"\oodfont{{{font}}}" for font in _FONTS)
+    codes, fonts = unsupported(latex), "\n".join(rf"\oodfont{{{font}}}" for font in _FONTS)
     return "\n".join(
         [
             r"\usepackage{iftex}",
@@ -150,19 +153,19 @@ def preamble(latex: str) -> str:
 
 
 def remark(latex: str) -> str:
-    """One sentence on what pdflatex cannot set of some LaTeX, "" when it can all."""
-    found = beyond(latex)
+    """Return a clause on the letters that pdflatex cannot print, or "" if it can print all."""
+    found = unsupported(latex)
     if not found:
         return ""
     return f"holds {len(found)} letters that pdflatex lacks ({found[:12]}{'...' if len(found) > 12 else ''})"
 
 
-# In points at \footnotesize. 490 is the text of a two-column paper, and lies within the paper's edges in `article`.
+# In points at \footnotesize. 490 is the width of text in a two-column paper, and fits on the paper in `article`.
 _PAGE, _NAME, _LETTER, _SMALL_LETTER, _GAP = 490.0, 130.0, 4.3, 4.6, 5.0
-_BETWEEN = 9.0  # between blocks
+_BETWEEN = 9.0  # between column groups
 _ARROWS = {1: r"$\uparrow$", -1: r"$\downarrow$", 0: ""}
-_MARKS = {"best": r"\textbf{%s}", "second": r"\underline{%s}", "beyond": r"\textbf{%s}\rlap{$^{!}$}", "": "%s"}
-_ALIKE = r"\rlap{$^{\dagger}$}"
+_MARKS = {"best": r"\textbf{%s}", "second": r"\underline{%s}", "exceeds": r"\textbf{%s}\rlap{$^{!}$}", "": "%s"}
+_DAGGER = r"\rlap{$^{\dagger}$}"
 _ESCAPES = str.maketrans(
     {
         **{c: f"\\{c}" for c in "&%$#_{}"},
@@ -185,14 +188,14 @@ _LIGATURE = re.compile(r"-(?=-)|'(?=')|`(?=`)|[?!](?=`)")
 
 
 def latex(table: Table) -> str:
-    r"""A `table*` that compiles with \usepackage{booktabs}; what is too wide for a page is cut into panels."""
+    r"""Return a `table*` for \usepackage{booktabs}; tables wider than a page are cut into panels."""
     longest = max(len(line.name) + 3 * len(line.cites) for line in table.lines) * _LETTER
-    widths = [_width(table, b) for b in range(len(table.blocks))]
-    cuts = panels(table.blocks, widths, _PAGE - min(longest, _NAME))
+    widths = [_width(table, b) for b in range(len(table.column_groups))]
+    cuts = panels(table.column_groups, widths, _PAGE - min(longest, _NAME))
     first = f"p{{{_NAME:g}pt}}" if longest > _NAME else "l"
-    # No line of a caption ends between a number and its sign.
-    said = (escape(part).replace(r" \%", r"~\%").replace(" = ", "~=~") for part in table.caption)
-    caption = " ".join([rf"\textbf{{{escape(table.title)}.}}", *said, *_remarks(table)])
+    # No line of a caption breaks between a number and its sign.
+    sentences = (escape(part).replace(r" \%", r"~\%").replace(" = ", "~=~") for part in table.caption)
+    caption = " ".join([rf"\textbf{{{escape(table.title)}.}}", *sentences, *_remarks(table)])
     out = [
         r"% \usepackage{booktabs}",
         r"\begin{table*}[tbp]",
@@ -214,12 +217,12 @@ def latex(table: Table) -> str:
 
 
 def _remarks(table: Table) -> list[str]:
-    """What the marks mean, and where the data come from when names are cited."""
+    """Return what the marks mean, and the references of the data if they are cited."""
     cited = ", ".join(f"{escape(title)}{_cite(keys)}" for title, keys in table.cites)
     return [
         *(["Best in \\textbf{bold}, second \\underline{underlined}."] if table.marked else []),
-        *([rf"$^{{\dagger}}$~{NOT_SIGNIFICANT}"] if table.alike else []),
-        *([rf"$^{{!}}$~{EXCEEDS}"] if table.beyond else []),
+        *([rf"$^{{\dagger}}$~{NOT_SIGNIFICANT}"] if table.any_not_significant else []),
+        *([rf"$^{{!}}$~{EXCEEDS}"] if table.any_exceeds else []),
         *([f"Data: {cited}."] if cited else []),
     ]
 
@@ -229,38 +232,38 @@ def _cite(keys: Sequence[str]) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that LaTeX prints as it is, on one line."""
+    """Escape text for LaTeX, on one line."""
     words = " ".join(printable(text).split())
-    escaped = (commanded(letter) or letter.translate(_ESCAPES) for letter in letters(words))
+    escaped = (as_command(letter) or letter.translate(_ESCAPES) for letter in letters(words))
     return _LIGATURE.sub(r"\g<0>{}", "".join(escaped))
 
 
 def _width(table: Table, b: int) -> float:
-    block = table.blocks[b]
-    longest = [max((len(line.cells[b][c].plain) for line in table.lines), default=0) for c in range(len(block.columns))]
+    group = table.column_groups[b]
+    longest = [max((len(line.cells[b][c].plain) for line in table.lines), default=0) for c in range(len(group.columns))]
     columns = sum(
         max(len(column.title) * _SMALL_LETTER + 4, cell * _LETTER if cell > 6 else 20) + _GAP
-        for column, cell in zip(block.columns, longest, strict=True)
+        for column, cell in zip(group.columns, longest, strict=True)
     )
-    return max(columns - _GAP, len(block.title) * _LETTER, len(block.stamp) * _LETTER * 0.9) + _BETWEEN
+    return max(columns - _GAP, len(group.title) * _LETTER, len(group.partial) * _LETTER * 0.9) + _BETWEEN
 
 
 def _panel(table: Table, cut: Sequence[int], first: str) -> list[str]:
-    blocks = [table.blocks[i] for i in cut]
-    columns = "".join(rf"@{{\hspace{{{_BETWEEN:g}pt}}}}{'r' * len(b.columns)}" for b in blocks)
+    column_groups = [table.column_groups[i] for i in cut]
+    columns = "".join(rf"@{{\hspace{{{_BETWEEN:g}pt}}}}{'r' * len(b.columns)}" for b in column_groups)
     out = [rf"\begin{{tabular}}{{{first}{columns}}}", r"\toprule"]
     if table.grouped:
         kind = " OOD" if table.first else ""  # across a transposed table stand methods
-        runs = [(name, sum(len(b.columns) for b in run)) for name, run in groupby(blocks, key=lambda b: b.group)]
+        runs = [(name, sum(len(b.columns) for b in run)) for name, run in groupby(column_groups, key=lambda b: b.group)]
         out += _heading((f"{escape(name.capitalize())}{kind}" if name else "", span) for name, span in runs)
-    if table.first and any(b.title for b in blocks):
-        out += _heading((escape(b.title), len(b.columns)) for b in blocks)
-    if any(b.stamp for b in blocks):
-        stamps = (rf"\scriptsize {escape(b.stamp)}" if b.stamp else "" for b in blocks)
-        out.insert(-1, _spans(zip(stamps, (len(b.columns) for b in blocks), strict=True)))
-    heads = [rf"\scriptsize {_head(column)}" for b in blocks for column in b.columns]
+    if table.first and any(b.title for b in column_groups):
+        out += _heading((escape(b.title), len(b.columns)) for b in column_groups)
+    if any(b.partial for b in column_groups):
+        partial = (rf"\scriptsize {escape(b.partial)}" if b.partial else "" for b in column_groups)
+        out.insert(-1, _spans(zip(partial, (len(b.columns) for b in column_groups), strict=True)))
+    heads = [rf"\scriptsize {_head(column)}" for b in column_groups for column in b.columns]
     out += [" & ".join([table.first, *heads]) + r" \\"]
-    width = 1 + sum(len(b.columns) for b in blocks)
+    width = 1 + sum(len(b.columns) for b in column_groups)
     extras = _extras(table)
     for section, lines in groupby(table.lines, key=lambda line: line.section):
         out.append(r"\midrule")
@@ -271,7 +274,7 @@ def _panel(table: Table, cut: Sequence[int], first: str) -> list[str]:
 
 
 def _heading(spans: Iterable[tuple[str, int]]) -> list[str]:
-    """A line of headings, and the rules below those that span columns."""
+    """Return a line of headings, and the rules below those that span columns."""
     known = list(spans)
     rules, start = [], 2
     for text, span in known:
@@ -291,15 +294,15 @@ def _head(column: Column) -> str:
 
 
 def _extras(table: Table) -> dict[tuple[int, int], str]:
-    """The longest of what follows the numbers of each column, by block and place."""
+    """Return the longest text after a number in each column, by column group and position."""
     return {
         (b, c): max((line.cells[b][c].extra for line in table.lines), key=len)
-        for b, block in enumerate(table.blocks)
-        for c in range(len(block.columns))
+        for b, group in enumerate(table.column_groups)
+        for c in range(len(group.columns))
     }
 
 
-def _row(line: Line, cut: Sequence[int], first: str, extras: Mapping[tuple[int, int], str]) -> str:
+def _row(line: TableLine, cut: Sequence[int], first: str, extras: Mapping[tuple[int, int], str]) -> str:
     name = escape(line.name) + _cite(line.cites)
     named = name if first == "l" else rf"\raggedright {name}"
     cells = (_cell(cell, extras[i, c]) for i in cut for c, cell in enumerate(line.cells[i]))
@@ -307,9 +310,9 @@ def _row(line: Line, cut: Sequence[int], first: str, extras: Mapping[tuple[int, 
 
 
 def _cell(cell: Cell, longest: str) -> str:
-    """A number, and what follows it in a box as wide as the column's longest, so that numbers align."""
+    """Return a number and what follows it, in a box as wide as the column's longest, so that numbers align."""
     text = _MARKS[cell.mark] % (cell.text.replace("-", "$-$") if cell.value is not None else "--")
-    sign = _ALIKE if cell.alike else ""
+    sign = _DAGGER if cell.not_significantly_different else ""
     if cell.extra:
         return rf"{text}{{\scriptsize\,{_extra(cell.extra, len(longest))}}}{sign}"
     return rf"{text}{sign}\phantom{{{{\scriptsize\,{_extra(longest, 0)}}}}}" if longest else text + sign

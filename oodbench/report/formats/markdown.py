@@ -1,4 +1,4 @@
-"""Markdown as GitHub reads it."""
+"""Tables in GitHub's Markdown."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from itertools import groupby
 from oodbench.report.tables.table import EXCEEDS, NOT_SIGNIFICANT, Cell, Column, Table
 
 _ARROWS = {1: " ↑", -1: " ↓", 0: ""}
-_MARKS = {"best": "**{}**", "second": "<u>{}</u>", "beyond": "**{}**!", "": "{}"}
+_MARKS = {"best": "**{}**", "second": "<u>{}</u>", "exceeds": "**{}**!", "": "{}"}
 
 
 def markdown(table: Table) -> str:
-    """The caption in a line of its own, the table, then one line for each failed row."""
+    """Return the caption in a line of its own, the table, and one line for each note."""
     remarks = ["Best in **bold**, second <u>underlined</u>."] if table.marked else []
-    remarks += [f"† {NOT_SIGNIFICANT}"] if table.alike else []
-    remarks += [f"**!** {EXCEEDS}"] if table.beyond else []
-    heads = [table.first, *(_head(b.title, b.stamp, column) for b in table.blocks for column in b.columns)]
+    remarks += [f"† {NOT_SIGNIFICANT}"] if table.any_not_significant else []
+    remarks += [f"**!** {EXCEEDS}"] if table.any_exceeds else []
+    heads = [table.first, *(_head(b.title, b.partial, column) for b in table.column_groups for column in b.columns)]
     rows = []
     for section, lines in groupby(table.lines, key=lambda line: line.section):
         rows += [[f"*{_escape(section)}*", *[""] * (len(heads) - 1)]] if section else []
@@ -37,8 +37,8 @@ def _cell(cell: Cell) -> str:
     return cell.plain.replace(cell.text, _MARKS[cell.mark].format(cell.text), 1)
 
 
-def _head(title: str, stamp: str, column: Column) -> str:
-    parts = (_escape(title), f"({stamp})" if stamp else "", _escape(column.title))
+def _head(title: str, partial: str, column: Column) -> str:
+    parts = (_escape(title), f"({partial})" if partial else "", _escape(column.title))
     return " ".join(filter(None, parts)) + _ARROWS[column.better]
 
 

@@ -1,4 +1,4 @@
-"""Page: tables -> one self-contained HTML file that sorts, filters and tells where each cell comes from."""
+"""A self-contained HTML page of tables that can be sorted and filtered, with the provenance of every number."""
 
 from oodbench.report.html.figures import FigureSource
 from oodbench.report.html.page import render

@@ -1,4 +1,4 @@
-"""Gallery: the pictures below the tables, as data in the page."""
+"""The figures below the tables of the page, embedded as data: URIs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from oodbench.report.tables.table import Table
 
 if TYPE_CHECKING:
-    from oodbench.report.figures import Heading, Picture
+    from oodbench.report.figures import Heading, Plot
 
-MOST = 12  # tables with pictures unless they are asked for: of more the page takes minutes, and many megabytes
-SHOWN, FINE = 110, 165  # pixels per inch of the page, and of drawings, which stay sharp on fine screens
+MOST = 12  # tables with figures by default: with more, the page takes minutes and many megabytes
+PAGE_DPI, DRAWING_DPI = 110, 165  # drawings stay sharp on screens of high resolution
 KINDS = {
     "overview": "Overview",
     "roc": "ROC curves",
@@ -28,9 +28,11 @@ KINDS = {
 
 @dataclass(frozen=True)
 class FigureSource:
-    """Where rows come from: their files by digest, and the results folder; None: from MLflow.
+    """Where the data of figures are.
 
-    `data` is the folder of the datasets, for pictures of their images; None: where `oodbench run` looks.
+    paths    the results' files by digest
+    results  the results folder; None for results from MLflow
+    data     folder of the datasets, for figures with images; None: where `oodbench run` looks
     """
 
     paths: Mapping[str, Path]
@@ -39,8 +41,8 @@ class FigureSource:
 
 
 @dataclass(frozen=True)
-class Framed:
-    """A picture as a data: URI; size in pixels of the page."""
+class EmbeddedFigure:
+    """A figure as a data: URI, with its size in pixels of the page."""
 
     title: str
     caption: str
@@ -51,87 +53,87 @@ class Framed:
 
 
 @dataclass(frozen=True)
-class Wall:
-    """The pictures of one kind below one table."""
+class FigureSection:
+    """The figures of one kind below one table."""
 
     title: str
-    pictures: tuple[Framed, ...]
+    figures: tuple[EmbeddedFigure, ...]
 
     @property
     def small(self) -> bool:
-        """Whether two fit beside each other and are still read."""
-        return len(self.pictures) > 1 and all(one.width < 800 for one in self.pictures)
+        """Whether two fit next to each other and are legible."""
+        return len(self.figures) > 1 and all(one.width < 800 for one in self.figures)
 
     @property
     def bytes(self) -> int:
-        """What they add to the page."""
-        return sum(len(one.source) for one in self.pictures)
+        """The bytes that they add to the page."""
+        return sum(len(one.source) for one in self.figures)
 
 
 @dataclass(frozen=True)
 class FigureGallery:
-    """Walls by number of the table; `reason` says why there are none."""
+    """Figure sections by number of the table; `reason` says why there are none."""
 
-    walls: Mapping[int, tuple[Wall, ...]] = field(default_factory=dict)
+    sections: Mapping[int, tuple[FigureSection, ...]] = field(default_factory=dict)
     reason: str = ""
 
     @property
     def count(self) -> int:
-        """All pictures."""
-        return sum(len(wall.pictures) for walls in self.walls.values() for wall in walls)
+        """The number of figures."""
+        return sum(len(section.figures) for sections in self.sections.values() for section in sections)
 
     @property
     def bytes(self) -> int:
-        """What the pictures add to the page."""
-        return sum(wall.bytes for walls in self.walls.values() for wall in walls)
+        """The bytes that the figures add to the page."""
+        return sum(section.bytes for sections in self.sections.values() for section in sections)
 
 
 def gallery(tables: Sequence[Table], source: FigureSource, sets: Sequence[str], wanted: bool | None) -> FigureGallery:
-    """Pictures of every table with scores per image, of some OOD sets; all when empty."""
+    """Draw the figures of every table with scores per image, of these OOD sets, or all when empty."""
     if wanted is False:
-        return FigureGallery(reason="left out, as --no-figures asks")
+        return FigureGallery(reason="--no-figures was given")
     if wanted is None and len(tables) > MOST:
-        return FigureGallery(reason=f"left out of a page with more than {MOST} tables; --with-figures puts them in")
-    if not any(_there(table, source.paths) for table in tables):
-        return FigureGallery(reason="there are none, as no row has its scores per image beside it")
+        return FigureGallery(reason=f"pages with more than {MOST} tables have none unless --with-figures is given")
+    if not any(_has_scores(table, source.paths) for table in tables):
+        return FigureGallery(reason="no result has scores per image")
     from oodbench.report.figures.write import headings
 
-    walls = {
-        number: tuple(_walls(table, heading, source, sets))
+    sections = {
+        number: tuple(_sections(table, heading, source, sets))
         for number, (table, heading) in enumerate(zip(tables, headings(tables), strict=True), 1)
-        if _there(table, source.paths)
+        if _has_scores(table, source.paths)
     }
-    return FigureGallery({number: those for number, those in walls.items() if those})
+    return FigureGallery({number: found for number, found in sections.items() if found})
 
 
-def _there(table: Table, paths: Mapping[str, Path]) -> bool:
-    rows = (row for line in table.lines for row in line.rows if row.digest in paths)
+def _has_scores(table: Table, paths: Mapping[str, Path]) -> bool:
+    rows = (row for line in table.lines for row in line.results if row.digest in paths)
     return any(paths[row.digest].with_suffix(".parquet").is_file() for row in rows)
 
 
-def _walls(table: Table, heading: Heading, source: FigureSource, sets: Sequence[str]) -> Iterator[Wall]:
-    from oodbench.report.figures import pictures
+def _sections(table: Table, heading: Heading, source: FigureSource, sets: Sequence[str]) -> Iterator[FigureSection]:
+    from oodbench.report.figures import plots
 
-    rows = [row for line in table.lines for row in line.rows]
-    found = pictures(rows, source.paths, data=source.data, sets=sets, heading=heading)
-    framed = [_framed(one) for one in found]
-    for kind, those in groupby(framed, key=lambda one: one.kind):
-        yield Wall(KINDS.get(kind, kind), tuple(those))
+    rows = [row for line in table.lines for row in line.results]
+    found = plots(rows, source.paths, data=source.data, sets=sets, heading=heading)
+    embedded = [_embedded(plot) for plot in found]
+    for kind, figures in groupby(embedded, key=lambda figure: figure.kind):
+        yield FigureSection(KINDS.get(kind, kind), tuple(figures))
 
 
-def _framed(one: Picture) -> Framed:
-    """A drawing as PNG with a palette, photographs as WebP: a third of their size, and alike to the eye."""
+def _embedded(plot: Plot) -> EmbeddedFigure:
+    """Encode drawings as PNG with a palette and photographs as WebP: a third of the size, no visible difference."""
     from PIL import Image
 
-    photographs = one.kind == "mistakes"
-    dpi = SHOWN if photographs else FINE
+    photographs = plot.kind == "mistakes"
+    dpi = PAGE_DPI if photographs else DRAWING_DPI
     out = io.BytesIO()
-    with Image.open(io.BytesIO(one.png(dpi))) as image:
+    with Image.open(io.BytesIO(plot.png(dpi))) as image:
         plain = image.convert("RGB")
     if photographs:
         plain.save(out, "WEBP", quality=88)
     else:
         plain.quantize(256, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
     source = f"data:image/{'webp' if photographs else 'png'};base64,{base64.b64encode(out.getvalue()).decode()}"
-    width, height = (round(pixels * SHOWN / dpi) for pixels in plain.size)
-    return Framed(one.title, one.caption, one.kind, source, width, height)
+    width, height = (round(pixels * PAGE_DPI / dpi) for pixels in plain.size)
+    return EmbeddedFigure(plot.title, plot.caption, plot.kind, source, width, height)

@@ -1,4 +1,4 @@
-"""Rendering: tables, pictures and rows -> the text of the page. The only file that imports jinja2."""
+"""Render tables, figures and results as one HTML page. No other file imports jinja2."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from oodbench.errors import printable
 from oodbench.report.html.figures import FigureGallery, FigureSource, gallery
 from oodbench.report.html.record import Records
 from oodbench.report.options import TableOptions
-from oodbench.report.tables.table import EXCEEDS, NOT_SIGNIFICANT, Block, Cell, Line, Table
+from oodbench.report.tables.table import EXCEEDS, NOT_SIGNIFICANT, Cell, ColumnGroup, Table, TableLine
 from oodbench.results import slug
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
+HERE = Path(__file__).parent
 _ARROWS = {1: "↑", -1: "↓", 0: ""}
 
 
 @dataclass(frozen=True)
-class Metric:
+class PageColumn:
     """The heading of a column: `first` is the direction of its first sort, `name` the metric.
 
     `address` is its part of the addresses of its cells, `cell-<row>-<column>`: the same in every table.
@@ -39,20 +40,20 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Head:
-    """The heading of a block; `is_set`: of an OOD set, which a reader may hide; `run`: which of the groups it is in."""
+class PageColumnGroup:
+    """The heading of a column group. `is_set`: of an OOD set, which can be hidden; `run`: its part of near or far."""
 
     title: str
-    stamp: str
+    partial: str
     name: str
     run: int
     is_set: bool
-    metrics: tuple[Metric, ...]
+    metrics: tuple[PageColumn, ...]
 
 
 @dataclass(frozen=True)
-class PageNumber:
-    """A cell; `exact` is "" for one without a number."""
+class PageCell:
+    """A cell; `exact` is its number with all digits, or ""."""
 
     cell: Cell
     exact: str
@@ -60,25 +61,25 @@ class PageNumber:
 
 @dataclass(frozen=True)
 class PageRow:
-    """A line; `record` is the address of what lies behind it, "" for none."""
+    """A line; `record` is the address of its provenance, or ""."""
 
     name: str
     record: str
     failed: bool
-    cells: tuple[PageNumber, ...]
+    cells: tuple[PageCell, ...]
 
 
 @dataclass(frozen=True)
-class Section:
-    """Lines under one heading, "" for none; they are sorted among themselves."""
+class PageSection:
+    """Lines under one heading (or ""), which are sorted separately."""
 
     title: str
     entries: tuple[PageRow, ...]
 
 
 @dataclass(frozen=True)
-class View:
-    """A table of the page; `groups` are near and far with their number of columns, () when there is but one."""
+class PageTable:
+    """A table of the page; `groups` are near and far with their numbers of columns, () if there is only one."""
 
     number: int
     title: str
@@ -89,27 +90,27 @@ class View:
     notes: tuple[str, ...]
     first: str
     groups: tuple[tuple[str, int], ...]
-    heads: tuple[Head, ...]
+    heads: tuple[PageColumnGroup, ...]
     marked: bool
-    sections: tuple[Section, ...]
+    sections: tuple[PageSection, ...]
 
     @property
     def columns(self) -> int:
-        """All columns, the names' included."""
+        """The number of columns, including the names."""
         return 1 + sum(len(head.metrics) for head in self.heads)
 
 
-def view(number: int, table: Table, records: Records) -> View:
-    """A table for the template; what lies behind its lines is put into the records."""
+def view(number: int, table: Table, records: Records) -> PageTable:
+    """Return a table for the template, and add the provenance of its lines to the records."""
     model = next((line.result for line in table.lines if line.result), None)
     sets = {s.dataset for line in table.lines if line.result for s in line.result.ood}
-    remarks = [f"† {NOT_SIGNIFICANT}"] if table.alike else []
-    remarks += [f"! {EXCEEDS}"] if table.beyond else []
+    remarks = [f"† {NOT_SIGNIFICANT}"] if table.any_not_significant else []
+    remarks += [f"! {EXCEEDS}"] if table.any_exceeds else []
     sections = [
-        Section(title, tuple(_entry(line, records) for line in lines))
+        PageSection(title, tuple(_entry(line, records) for line in lines))
         for title, lines in groupby(table.lines, key=lambda line: line.section)
     ]
-    return View(
+    return PageTable(
         number=number,
         title=table.title,
         benchmark=(model.benchmark_title or model.benchmark) if model else table.title,
@@ -118,65 +119,64 @@ def view(number: int, table: Table, records: Records) -> View:
         remarks=tuple(remarks),
         notes=table.notes,
         first=table.first,
-        groups=_groups(table.blocks) if table.grouped else (),
+        groups=_groups(table.column_groups) if table.grouped else (),
         heads=tuple(
-            _head(block, run, block.name in sets) for run, those in enumerate(_runs(table.blocks), 1) for block in those
+            _head(group, run, group.name in sets)
+            for run, members in enumerate(_runs(table.column_groups), 1)
+            for group in members
         ),
         marked=table.marked,
         sections=tuple(sections),
     )
 
 
-def _runs(blocks: Sequence[Block]) -> list[list[Block]]:
-    return [list(those) for _, those in groupby(blocks, key=lambda block: block.group)]
+def _runs(column_groups: Sequence[ColumnGroup]) -> list[list[ColumnGroup]]:
+    return [list(members) for _, members in groupby(column_groups, key=lambda group: group.group)]
 
 
-def _groups(blocks: Sequence[Block]) -> tuple[tuple[str, int], ...]:
-    runs = ((those[0].group, sum(len(block.columns) for block in those)) for those in _runs(blocks))
+def _groups(column_groups: Sequence[ColumnGroup]) -> tuple[tuple[str, int], ...]:
+    runs = ((run[0].group, sum(len(group.columns) for group in run)) for run in _runs(column_groups))
     return tuple((f"{name.capitalize()} OOD" if name else "", width) for name, width in runs)
 
 
-def _head(block: Block, run: int, is_set: bool) -> Head:
+def _head(group: ColumnGroup, run: int, is_set: bool) -> PageColumnGroup:
     metrics = tuple(
-        Metric(
+        PageColumn(
             title=c.title,
             arrow=_ARROWS[c.better],
             first="descending" if c.better > 0 else "ascending",
             name=c.name,
-            address=_address(f"{block.name}-{c.name}"),
+            address=_address(f"{group.name}-{c.name}"),
         )
-        for c in block.columns
+        for c in group.columns
     )
-    return Head(block.title, block.stamp, block.name, run, is_set, metrics)
+    return PageColumnGroup(group.title, group.partial, group.name, run, is_set, metrics)
 
 
 def _address(name: str) -> str:
-    """A name for an address, its own in every page: what slug() changes gets a part of its digest."""
+    """Return a unique name for an address: names that slug() changes get a part of their digest."""
     plain = slug(name)
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def _entry(line: Line, records: Records) -> PageRow:
+def _entry(line: TableLine, records: Records) -> PageRow:
     failed = line.result is not None and line.result.status != "ok"
-    cells = tuple(PageNumber(c, "" if c.value is None else repr(c.value)) for those in line.cells for c in those)
+    cells = tuple(PageCell(c, "" if c.value is None else repr(c.value)) for group in line.cells for c in group)
     return PageRow(line.name, records.add(line), failed, cells)
 
 
-HERE = Path(__file__).parent
+def render(tables: Sequence[Table], source: FigureSource, options: TableOptions, figures: bool | None = None) -> str:
+    """Return the page, which loads nothing from a network and escapes every name.
 
-
-def render(tables: Sequence[Table], source: FigureSource, options: TableOptions, pictures: bool | None = None) -> str:
-    """The page. It asks for nothing from a network, and every name in it is text.
-
-    Pictures are of rows with their scores per image beside them; None: where there are few tables (`gallery.MOST`).
+    Figures show results that have scores per image; `figures` None draws them if there are few tables (see MOST).
     """
     records = Records(source.paths, source.results, options.sets)
     views = [view(number, table, records) for number, table in enumerate(tables, 1)]
-    shown = gallery(tables, source, options.sets, pictures)
-    return _text(_page(views, shown, records, tables))
+    drawn = gallery(tables, source, options.sets, figures)
+    return _text(_page(views, drawn, records, tables))
 
 
-def _page(views: Sequence[View], pictures: FigureGallery, records: Records, tables: Sequence[Table]) -> str:
+def _page(views: Sequence[PageTable], figures: FigureGallery, records: Records, tables: Sequence[Table]) -> str:
     style, *scripts = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "table.js", "panel.js"))
     benchmarks, encoders = _distinct(v.benchmark for v in views), _distinct(v.encoder for v in views)
     policy = (
@@ -195,9 +195,9 @@ def _page(views: Sequence[View], pictures: FigureGallery, records: Records, tabl
             benchmarks=benchmarks,
             encoders=encoders,
             sets=_sets(views),
-            gallery=pictures,
+            gallery=figures,
             records=records,
-            created=_span(line for table in tables for line in table.lines),
+            created=_days(line for table in tables for line in table.lines),
         )
     )
 
@@ -219,19 +219,19 @@ def _environment() -> Environment:
 
 
 def _printable(value: object) -> object:
-    """Every name in the page; the page's own parts and the records' JSON are markup, and stay."""
+    """Make names printable; the page's own parts and the records' JSON are markup and stay as they are."""
     return printable(value) if type(value) is str else value
 
 
 def _literal(text: str) -> Markup:
-    """Text for an element, with its quotation marks as they are: JSON would be half as long again without."""
+    """Escape text for an element but keep its quotation marks: escaped JSON would be half as long again."""
     from markupsafe import Markup
 
     return Markup(text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
 
 
 def _allowed(text: str) -> str:
-    """The one script or style that may run, by its hash."""
+    """Return the hash of a script or style that the content security policy allows."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
@@ -239,17 +239,17 @@ def _distinct(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _sets(views: Iterable[View]) -> dict[str, str]:
-    """OOD sets of all tables by name, with their titles."""
+def _sets(views: Iterable[PageTable]) -> dict[str, str]:
+    """Return the names and titles of the OOD sets of all tables."""
     return {head.name: head.title for v in views for head in v.heads if head.is_set}
 
 
-def _span(lines: Iterable[Line]) -> str:
-    """First and last day on which rows were made; "" when rows do not say."""
-    days = sorted({row.created[:10] for line in lines for row in line.rows if row.created})
+def _days(lines: Iterable[TableLine]) -> str:
+    """Return the first and the last day on which results were made, or "" if unknown."""
+    days = sorted({row.created[:10] for line in lines for row in line.results if row.created})
     return " to ".join(dict.fromkeys((days[0], days[-1]))) if days else ""
 
 
 def _text(html: str) -> str:
-    """Fit for a file: bytes of a file name that are not UTF-8 become escapes."""
+    """Return HTML that UTF-8 can encode: other bytes of file names become escapes."""
     return html.encode("utf-8", "backslashreplace").decode()

@@ -5,7 +5,7 @@
   const at = (id) => document.getElementById(id);
   const panel = at("panel");
 
-  // The panel: made when it is opened, from the text of its row.
+  // The panel: made when it is opened, from the text of its result.
   const known = (address) => JSON.parse(at(address).textContent);
   const METRICS = { auroc: "AUROC", fpr95: "FPR95", fpr95_ood: "FPR95-OOD", aupr_in: "AUPR-in", aupr_out: "AUPR-out" };
   const element = (tag, text = "", name = "") => {
@@ -17,7 +17,7 @@
   const link = (text, target) => Object.assign(element("a", text), { href: `#${encodeURIComponent(target)}` });
   const percent = (text) => (Number.isFinite(Number(text)) ? `${text} (${(100 * Number(text)).toFixed(2)} %)` : text);
   const range = (pair) => (pair ? ` [${pair[0]}, ${pair[1]}]` : "");
-  function interval(row, bounds, metric) {  // facts of the cell's own interval, none where the row has none
+  function interval(row, bounds, metric) {  // facts of the cell's own interval, none where the result has none
     const how = part(row, "uncertainty"), pair = (bounds || {})[metric];
     const level = `${+(100 * Number(how.level || "0.95")).toFixed(6)} % interval`;
     return pair ? [[level, `${range(pair).trim()}${how[metric] ? ` (${how[metric]})` : ""}`]] : [];
@@ -36,7 +36,7 @@
     details.append(element("summary", title), facts(pairs));
     return details;
   }
-  // A cell's address, cell-<row>-<column>, holds in every page that has the row and the column.
+  // A cell's address, cell-<row>-<column>, is the same in every page that has the result and the column.
   const column = (td) => all("tr.metrics th", td.closest("table"))[[...td.parentNode.children].indexOf(td)];
   const named = (td) => td.parentNode.cells[0].querySelector("a");
   const key = (a) => `cell-${a.hash.slice(1).replace(/^[a-z]+-/, "")}-`;
@@ -79,13 +79,13 @@
       item.append(link(at(address).previousElementSibling.textContent, address));
       list.append(item);
     }
-    return [element("p", `The mean over ${row.rows.length} rows, each of which leads to its own provenance:`), list];
+    return [element("p", `The average over ${row.rows.length} results, each of which links to its own provenance:`), list];
   }
   function quoted(row, head) {
     const cell = head && ((row.cells || {})[head.dataset.block] || {})[head.dataset.metric];
     const out = [element("p", "Quoted, not run here.")];
     if (cell) out.push(element("h3", "The cell"), facts(Object.entries(cell)));
-    out.push(element("h3", "The published row"), element("p", row.about));
+    out.push(element("h3", "The published result"), element("p", row.about));
     return [...out, facts(Object.entries({ quote: row.quote, ...row.stated, ...row.settings }))];
   }
   function part(row, name) {
@@ -108,7 +108,7 @@
       const group = block.slice(0, -5), bounds = row.shown ? {} : (row.means || {})[group];
       const members = Object.entries(sets).filter(([n]) => (!group || images[n].group === group)
         && (!row.shown || row.shown.includes(n)));
-      out.push(element("h3", `The mean of ${members.length} OOD sets`), facts([
+      out.push(element("h3", `The average of ${members.length} OOD sets`), facts([
         ...interval(row, bounds, head.dataset.metric),
         ...members.map(([n, s]) => [images[n].title, percent(s.metrics[head.dataset.metric])]),
       ]));
@@ -116,7 +116,7 @@
       out.push(element("h3", "Seconds"), facts(Object.entries(row.seconds || {})));
     }
     const id = row.id;
-    out.push(element("h3", "The row"), facts([["method", `${row.title} (${row.label})`], ["benchmark", row.benchmark],
+    out.push(element("h3", "The result"), facts([["method", `${row.title} (${row.label})`], ["benchmark", row.benchmark],
       ...Object.entries(row.row)]));
     const set = Object.hasOwn(sets, block) ? block : (row.shown || Object.keys(sets))[0];
     if (set !== undefined) {

@@ -1,4 +1,4 @@
-"""Record: what lies behind the cells of a line, once per row; parts that several rows share are kept once, too."""
+"""Provenance of the numbers in the page: one record for each result; parts that several results share appear once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from oodbench.errors import printable
 from oodbench.report.tables.published import Quote, quotes
-from oodbench.report.tables.table import Line
+from oodbench.report.tables.table import TableLine
 from oodbench.results import METRICS, IdRow, Result, SetRow, flatten, slug
 
 PARTS = tuple("parameters templates weights files classes encoder conventions uncertainty run versions".split())
@@ -20,9 +20,11 @@ Facts = dict[str, str]
 
 
 class Records:
-    """Rows and quotes by address; texts are made when all are known.
+    """Records of results and published results by address, collected before their texts are made.
 
-    `results` is the folder that paths are told from, None for rows from MLflow; `sets` are those shown, () for all.
+    paths    the results' files by digest
+    results  the folder that paths are relative to, None for results from MLflow
+    sets     the OOD sets that are shown, () for all
     """
 
     def __init__(self, paths: Mapping[str, Path], results: Path | None, sets: tuple[str, ...] = ()) -> None:
@@ -33,17 +35,17 @@ class Records:
 
     @property
     def count(self) -> int:
-        """Rows, without quotes."""
+        """The number of results, without published ones."""
         return sum(address.startswith("row-") for address in self._known)
 
     @property
     def verify(self) -> str:
-        """The command that computes every number again; "" for rows from MLflow."""
+        """The command that computes every number again, or "" for results from MLflow."""
         return f"oodbench report {self._flags()} --verify" if self.results else ""
 
     @property
     def texts(self) -> dict[str, str]:
-        """Address -> JSON, a line for each key; shared parts are named by their address."""
+        """JSON by address, a line for each key; shared parts are referred to by their address."""
         numbers = self._numbers()
         out = {}
         for address, known in self._known.items():
@@ -53,14 +55,14 @@ class Records:
 
     @property
     def shared(self) -> dict[str, str]:
-        """Address -> JSON of the parts that several rows share."""
+        """JSON by address of the parts that several results share."""
         return {address: text for text, address in self._numbers().items()}
 
-    def add(self, line: Line) -> str:
-        """Keep what lies behind a line; its address, "" when nothing does (a difference)."""
+    def add(self, line: TableLine) -> str:
+        """Add the provenance of a line and return its address, or "" for a line without any (a difference)."""
         if line.result is None:
             return self._quote(str(line.facts["quote"])) if "quote" in line.facts else ""
-        addresses = [self._row(row) for row in line.rows]
+        addresses = [self._row(row) for row in line.results]
         if len(addresses) == 1:
             return addresses[0]
         address = f"seeds-{line.result.digest[:12]}"
@@ -124,11 +126,11 @@ class Records:
     def _path(self, row: Result) -> str:
         path = self.paths.get(row.digest)
         if path is None:
-            return "in MLflow alone"
+            return "only in MLflow"
         return path.relative_to(self.results).as_posix() if self.results else path.name
 
     def _flags(self) -> str:
-        """How a command finds the rows again. No absolute path: it would tell of this machine, and fail on others."""
+        """Return the flags with which a command finds the results; absolute paths would fail on other machines."""
         if self.results is None:
             return "--mlflow URI"
         name = self.results.as_posix() if not self.results.is_absolute() else self.results.name
@@ -136,7 +138,7 @@ class Records:
 
 
 def _printable(value: Any) -> Any:
-    """The same nested texts, printable, and their names, too."""
+    """Return the same nested texts and names, made printable."""
     if isinstance(value, dict):
         return {printable(str(name)): _printable(inner) for name, inner in value.items()}
     if isinstance(value, list):
@@ -181,14 +183,14 @@ def _texts(facts: Mapping[str, Any]) -> Facts:
 
 
 def _text(value: object) -> str:
-    """As `--explain` prints it; every digit of a number, and no number that JSON lacks."""
+    """Format a value as `--explain` does, with every digit of a number; numbers that JSON lacks become text."""
     if isinstance(value, float):
         return repr(value) if math.isfinite(value) else str(value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _lines(known: Mapping[str, Any]) -> str:
-    """JSON that is also read as it is: a line for each part, and for each part of the long ones."""
+    """Return readable JSON: a line for each part, and for each part of the long ones."""
     return "{" + ",\n".join(f"{json.dumps(n)}: {_block(v)}" for n, v in known.items() if v not in ({}, [])) + "}"
 
 

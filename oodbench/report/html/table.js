@@ -45,7 +45,7 @@
     th.replaceChildren(button);
   }
 
-  // Filtering: rows by words of the method's name, tables by benchmark and encoder, columns by OOD set.
+  // Filtering: results by words of the method's name, tables by benchmark and encoder, columns by OOD set.
   const boxes = all("input[type=checkbox]", controls);
   const chosen = (name) => (at(name) ? at(name).value : "");
   function show() {
@@ -70,7 +70,7 @@
     const out = boxes.filter((box) => !box.checked).length;
     const note = shown < total || out ? " Marks and means stay those of whole tables." : "";
     const sets = out ? ` ${out} of ${boxes.length} OOD sets hidden.` : "";
-    at("count").textContent = `${shown} of ${total} rows shown.${sets}${note}`;
+    at("count").textContent = `${shown} of ${total} results shown.${sets}${note}`;
   }
   function columns() {
     const off = new Set(boxes.filter((box) => !box.checked).map((box) => box.value));

@@ -1,1 +1,1 @@
-"""Rows -> tables: which rows share one, their columns, lines and captions, published numbers beside them."""
+"""Tables of results: which results are comparable, columns, lines, captions, and published numbers."""

@@ -1,4 +1,4 @@
-"""Which rows may stand in one table."""
+"""Which results are comparable, so that they are shown in one table."""
 
 from __future__ import annotations
 
@@ -11,40 +11,43 @@ from pathlib import Path
 from oodbench.errors import UserError
 from oodbench.results import IdRow, Result, SetRow, flatten, rows
 
-# Parts of `Result.run` that change the numbers of every method. Seed and device split no table: rows that differ in
-# them are named apart instead.
+# Parts of `Result.run` that change the numbers of every method. Results that differ in seed or device are in one table,
+# under different names.
 _SETTINGS = ("precision", "resize", "limit", "lists")
-_DERIVED = ("identity", "notes")  # parts of the encoder's card that say nothing that others do not
+_DERIVED = ("identity", "notes")  # parts of the encoder's card that follow from others
 
 
 @dataclass
 class TableGroup:
-    """Rows that may be compared, each with its place in the input; `facts` is all they agree in."""
+    """Comparable results, each with its position in the input, and the `facts` in which they agree.
+
+    `differences` are settings in which other groups of this benchmark and encoder differ, for the caption.
+    """
 
     facts: dict[str, str]
-    rows: list[tuple[int, Result]] = field(default_factory=list)
-    apart: tuple[str, ...] = ()  # where other groups of this benchmark and encoder differ, for the caption
+    numbered: list[tuple[int, Result]] = field(default_factory=list)
+    differences: tuple[str, ...] = ()
 
     @property
     def results(self) -> list[Result]:
-        """The rows in the order of the input, without failures that a later run of the same job has mended."""
-        mended: dict[tuple[str, str], str] = {}
-        for _, row in self.rows:
+        """The results in the order of the input, without failed ones of which a later run succeeded."""
+        succeeded: dict[tuple[str, str], str] = {}
+        for _, row in self.numbered:
             if row.status == "ok":
-                mended[_job(row)] = max(mended.get(_job(row), ""), row.created)
-        ordered = [row for _, row in sorted(self.rows, key=lambda pair: pair[0])]
-        return [row for row in ordered if row.status == "ok" or mended.get(_job(row), "") <= row.created]
+                succeeded[_run(row)] = max(succeeded.get(_run(row), ""), row.created)
+        ordered = [row for _, row in sorted(self.numbered, key=lambda pair: pair[0])]
+        return [row for row in ordered if row.status == "ok" or succeeded.get(_run(row), "") <= row.created]
 
 
-def group(rows: Iterable[Result]) -> list[TableGroup]:
-    """Put rows together that agree in all facts, ordered by first appearance; a row repeated counts once.
+def group(results: Iterable[Result]) -> list[TableGroup]:
+    """Group results that agree in all facts, in order of first appearance; a repeated result counts once.
 
-    A failed row does not know all facts: it joins the first group of its benchmark and encoder that it does not
-    contradict.
+    A failed result does not have all facts: it joins the first group of its benchmark and encoder that agrees with
+    those it has.
     """
     families: dict[tuple[str, str], list[TableGroup]] = {}
     agreeing: dict[tuple[tuple[str, str], ...], TableGroup] = {}
-    numbered = list(enumerate(_newest(rows)))
+    numbered = list(enumerate(_newest(results)))
     for number, row in numbered:
         if row.status == "ok":
             known = facts(row)
@@ -52,28 +55,28 @@ def group(rows: Iterable[Result]) -> list[TableGroup]:
             if key not in agreeing:
                 agreeing[key] = TableGroup(known)
                 families.setdefault(_family(row), []).append(agreeing[key])
-            agreeing[key].rows.append((number, row))
+            agreeing[key].numbered.append((number, row))
     for number, row in numbered:
         if row.status != "ok":
             known = facts(row)
             family = families.setdefault(_family(row), [])
-            home = next((g for g in family if all(g.facts.get(k, v) == v for k, v in known.items())), None)
-            if home is None:
-                home = TableGroup(known)
-                family.append(home)
-            home.rows.append((number, row))
+            fitting = next((g for g in family if all(g.facts.get(k, v) == v for k, v in known.items())), None)
+            if fitting is None:
+                fitting = TableGroup(known)
+                family.append(fitting)
+            fitting.numbered.append((number, row))
     for family in families.values():
-        _tell_apart(family)
-    return sorted((g for family in families.values() for g in family), key=lambda g: min(n for n, _ in g.rows))
+        _find_differences(family)
+    return sorted((g for family in families.values() for g in family), key=lambda g: min(n for n, _ in g.numbered))
 
 
 def facts(row: Result) -> dict[str, str]:
-    """All that must be equal for two rows to be comparable, under names fit for print."""
+    """Return everything that must be equal for two results to be comparable, under names for captions."""
     out = {"benchmark": row.benchmark}
-    out |= {f"encoder {k}": _plain(v) for k, v in flatten(row.encoder).items() if k not in _DERIVED}
-    out |= {k: _plain(row.run[k]) for k in _SETTINGS if row.run.get(k) is not None}
+    out |= {f"encoder {k}": _text(v) for k, v in flatten(row.encoder).items() if k not in _DERIVED}
+    out |= {k: _text(row.run[k]) for k in _SETTINGS if row.run.get(k) is not None}
     out |= dict(row.conventions)
-    out |= {f"classes {k}": _plain(v) for k, v in flatten(row.classes).items()}
+    out |= {f"classes {k}": _text(v) for k, v in flatten(row.classes).items()}
     out |= _set_facts(f"ID {row.id.dataset}", row.id, scored=row.status == "ok")
     for ood in row.ood:
         out |= _set_facts(f"OOD {ood.dataset}", ood, scored=row.status == "ok")
@@ -86,7 +89,7 @@ def _set_facts(name: str, images: IdRow | SetRow, *, scored: bool) -> dict[str, 
         shown = {"n": images.n, "expected": images.expected, "skipped": images.skipped, "title": images.title}
         if isinstance(images, SetRow):
             shown["group"] = images.group
-        out |= {f"{name} {k}": _plain(v) for k, v in shown.items()}
+        out |= {f"{name} {k}": _text(v) for k, v in shown.items()}
     return out
 
 
@@ -99,22 +102,23 @@ def _newest(rows: Iterable[Result]) -> list[Result]:
     return list(newest.values())
 
 
-def _tell_apart(family: Sequence[TableGroup]) -> None:
-    """Note where the groups differ, less what a caption says anyway (the sets and their sizes)."""
+def _find_differences(family: Sequence[TableGroup]) -> None:
+    """Set `differences` of the groups, without what a caption states anyway (the sets and their sizes)."""
     differing = [
         name
         for name in dict.fromkeys(k for g in family for k in g.facts)
         if len({g.facts.get(name) for g in family}) > 1
     ]
-    said = {name for name in differing if name.startswith(("ID ", "OOD ")) and not name.endswith(" images")}
+    stated = {name for name in differing if name.startswith(("ID ", "OOD ")) and not name.endswith(" images")}
     for name in differing:
-        if name.removesuffix("images") + "n" in said:
-            said.add(name)
-    for one in family:
-        one.apart = tuple(f"{k} {_short(one.facts[k])}" for k in differing if k not in said and k in one.facts)
+        if name.removesuffix("images") + "n" in stated:
+            stated.add(name)
+    for member in family:
+        shown = (name for name in differing if name not in stated and name in member.facts)
+        member.differences = tuple(f"{name} {_short(member.facts[name])}" for name in shown)
 
 
-def _plain(value: object) -> str:
+def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
@@ -126,90 +130,91 @@ def _family(row: Result) -> tuple[str, str]:
     return row.benchmark, str(row.encoder.get("slug", row.encoder.get("name")))
 
 
-def _job(row: Result) -> tuple[str, str]:
+def _run(row: Result) -> tuple[str, str]:
     return row.label, str(row.run.get("seed"))
 
 
-_GIVEN = re.compile(r"[\[,]templates=")
+_GIVEN_TEMPLATES = re.compile(r"[\[,]templates=")
 
 
 @dataclass(frozen=True)
 class PromptGroup:
-    """Rows of one table, and the prompts that were given to all of them: a name, or "" for each method's own.
+    """Results of one table, and the prompts that were given to all of them: a name, or "" for each method's own.
 
-    `title` is what the table's title says of it, "" while there is nothing to tell apart.
+    title    what the table's title says of the prompts, "" if there is only one such group
+    missing  titles of methods that are in the table of own prompts but not in this one
     """
 
-    rows: tuple[Result, ...]
+    results: tuple[Result, ...]
     prompts: str = ""
     title: str = ""
-    missing: tuple[str, ...] = ()  # titles of methods that stand in the table of own prompts but not in this one
+    missing: tuple[str, ...] = ()
 
 
-def by_prompts(rows: Sequence[Result]) -> list[PromptGroup]:
-    """Comparable rows, divided by whose prompts they have.
+def by_prompts(results: Sequence[Result]) -> list[PromptGroup]:
+    """Divide comparable results by their prompts.
 
-    Prompts that some rows were given (`oodbench run --templates`) and that two methods have make a table: the rows that
-    were given them, rows of other methods whose own they are, and rows without prompts. The others stay together; a
-    variant with prompts that no other method has stays there, too, told by its name.
+    Prompts that some results were given (`oodbench run --templates`) and that two methods have make a table: the
+    results that were given them, results of other methods whose own prompts they are, and results without prompts. The
+    others stay together; so does a variant with prompts that no other method has, which its name states.
     """
     given: dict[str, list[Result]] = {}
-    for row in rows:
-        if _GIVEN.search(row.label) and row.templates:
+    for row in results:
+        if _GIVEN_TEMPLATES.search(row.label) and row.templates:
             given.setdefault(str(row.templates.get("digest")), []).append(row)
     shared = {
-        digest: those
-        for digest, those in given.items()
-        if len({row.method for row in rows if row.templates.get("digest") == digest}) > 1
+        digest: members
+        for digest, members in given.items()
+        if len({row.method for row in results if row.templates.get("digest") == digest}) > 1
     }
     if not shared:
-        return [PromptGroup(tuple(rows))]
-    moved = {id(row) for those in shared.values() for row in those}
-    own = [row for row in rows if id(row) not in moved]
+        return [PromptGroup(tuple(results))]
+    moved = {id(row) for members in shared.values() for row in members}
+    own = [row for row in results if id(row) not in moved]
     out = []
-    for digest, those in shared.items():
-        methods = {row.method for row in those}
-        equal = [row for row in own if row.method not in methods and _same(row, digest)]
-        kept = {id(row) for row in (*those, *equal)}
-        have = {row.method for row in (*those, *equal)}
+    for digest, members in shared.items():
+        methods = {row.method for row in members}
+        equal = [row for row in own if row.method not in methods and _has_prompts(row, digest)]
+        kept = {id(row) for row in (*members, *equal)}
+        have = {row.method for row in (*members, *equal)}
         missing = dict.fromkeys(row.title or row.method for row in own if row.method not in have)
-        ordered = tuple(row for row in rows if id(row) in kept)
-        name = str(those[0].templates.get("name"))
+        ordered = tuple(row for row in results if id(row) in kept)
+        name = str(members[0].templates.get("name"))
         out.append(PromptGroup(ordered, name, f"equal prompts for all methods: {name}", tuple(missing)))
-    if any({id(row) for row in own} <= {id(row) for row in one.rows} for one in out):
-        return out  # a run with --templates alone: no method's own prompts differ from the equal ones
+    if any({id(row) for row in own} <= {id(row) for row in group.results} for group in out):
+        return out  # all results were run with --templates: no method's own prompts differ from the given ones
     return [PromptGroup(tuple(own), title="each method's own prompts"), *out]
 
 
-def _same(row: Result, digest: str) -> bool:
-    """Whether a row has these prompts, or none at all; a failed row is taken at its word."""
+def _has_prompts(row: Result, digest: str) -> bool:
+    """Return whether a result has these prompts, or none at all."""
     return not row.templates or row.templates.get("digest") == digest
 
 
 @dataclass(frozen=True)
-class Gathered:
-    """Rows in order; `paths` are the files of those that lie on disk, by digest."""
+class LoadedResults:
+    """Results in order; `paths` are the files of those that are on disk, by digest."""
 
-    rows: tuple[Result, ...]
+    results: tuple[Result, ...]
     paths: dict[str, Path]
 
 
-def from_folder(results: Path) -> Gathered:
-    """The rows of a results folder. UserError when it is not there or holds none."""
+def from_folder(results: Path) -> LoadedResults:
+    """Load the results of a folder. Raise UserError if it does not exist or holds none."""
     if not results.is_dir():
         raise UserError(f"no results folder {results}; make one with: oodbench run --results {results}")
     found = list(rows(results))
     if not found:
-        raise UserError(f"{results} holds no rows; make some with: oodbench run --results {results}")
-    return Gathered(ordered([row for _, row in found]), {row.digest: path for path, row in found})
+        raise UserError(f"{results} holds no results; make some with: oodbench run --results {results}")
+    return LoadedResults(ordered([row for _, row in found]), {row.digest: path for path, row in found})
 
 
 def ordered(found: Sequence[Result]) -> tuple[Result, ...]:
-    """Rows by benchmark, encoder, method, variant, seed: the same tables from wherever they come."""
-    return tuple(sorted(found, key=_place))
+    """Sort results by benchmark, encoder, method, variant and seed, so that tables do not depend on their source."""
+    return tuple(sorted(found, key=_sort_key))
 
 
-def _place(row: Result) -> tuple[str, str, str, bool, str, str, str]:
+def _sort_key(row: Result) -> tuple[str, str, str, bool, str, str, str]:
     encoder = str(row.encoder.get("slug") or row.encoder.get("name", ""))
     seed = f"{row.run.get('seed')!s:>12}"
     return row.benchmark, encoder, row.method, row.label != row.method, row.label, seed, row.digest

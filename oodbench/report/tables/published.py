@@ -1,4 +1,4 @@
-"""Published numbers: results/published/*.toml -> quotes, each cell with its source and how sure it is."""
+"""Published numbers: read from results/published/*.toml, added to tables, and compared with measured ones."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any
 from oodbench.data.paths import published
 from oodbench.errors import UserError, did_you_mean
 from oodbench.report.options import TableOptions
-from oodbench.report.tables.columns import Number, cell
-from oodbench.report.tables.table import DASH, Block, Cell, Column, Line, Table
+from oodbench.report.tables.columns import cell
+from oodbench.report.tables.table import DASH, Cell, Column, ColumnGroup, Number, Table, TableLine
 from oodbench.results import METRICS, Result
 
 
 @dataclass(frozen=True)
-class Quoted:
+class PublishedValue:
     """One published number, as a fraction."""
 
     value: float
@@ -29,13 +29,14 @@ class Quoted:
 
 @dataclass(frozen=True)
 class Quote:
-    """One row of somebody's table. "" where the source does not say.
+    """One line of a published table; "" where the source does not state a value.
 
     key        what --quote names it by, `method:source`
-    settings   hyper-parameters of a measured row that it may be compared with
+    settings   hyper-parameters that a measured result must have to be compared with it
+    cite       BibTeX keys of the source, in report/formats/references.bib
     training   "none", "trained" or a word such as `16-shot`
     adapts     whether the method learns from the test stream
-    tolerance  metric -> how far a faithful run may lie off, in points; `why` says who says so
+    tolerance  metric -> largest difference of a faithful run, in points; `why` says who states this
     cells      OOD set, `mean` or `near mean` -> metric -> number
     """
 
@@ -45,7 +46,7 @@ class Quote:
     benchmark: str
     source: str
     confidence: str
-    cells: dict[str, dict[str, Quoted]]
+    cells: dict[str, dict[str, PublishedValue]]
     cite: tuple[str, ...] = ()
     training: str = ""
     architecture: str = ""
@@ -67,36 +68,36 @@ class Quote:
 
     @property
     def about(self) -> str:
-        """Source, confidence, remark, in one sentence."""
-        adapts = "; it adapts to the test stream: not comparable with rows that do not" if self.adapts else ""
+        """Source, confidence and remark, in one sentence."""
+        adapts = "; it adapts to the test stream: not comparable with methods that do not" if self.adapts else ""
         remark = f"; {self.remark}" if self.remark else ""
         return f"{self.name}: {self.source} (confidence {self.confidence}){remark}{adapts}."
 
 
 @functools.cache
 def quotes() -> dict[str, Quote]:
-    """Every published row by key, files in order of name. UserError for keys or fields that cannot be."""
+    """Return every published result by key, files in order of name. Raise UserError for invalid files."""
     found: dict[str, Quote] = {}
     for path in sorted(published().glob("*.toml")):
         for one in read(path):
             if one.key in found:
-                raise UserError(f"{path}: published row '{one.key}' is there twice")
+                raise UserError(f"{path}: published result '{one.key}' is defined twice")
             found[one.key] = one
     return found
 
 
 def quote(key: str) -> Quote:
-    """One published row by key; UserError with the closest, or with those of the same method."""
+    """Return one published result by key; raise UserError with the closest keys, or those of the same method."""
     known = quotes()
     if key not in known:
         method = key.partition(":")[0]
         same = [k for k in known if k.partition(":")[0] == method]
-        raise UserError(f"no published row '{key}'{did_you_mean(key, same or known)}")
+        raise UserError(f"no published result '{key}'{did_you_mean(key, same or known)}")
     return known[key]
 
 
 def read(path: Path) -> list[Quote]:
-    """The rows of a file. UserError for unknown fields, metrics, or numbers that are no percentages."""
+    """Read the published results of a file. Raise UserError for unknown fields, metrics and invalid percentages."""
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -117,84 +118,86 @@ def read(path: Path) -> list[Quote]:
     return out
 
 
-def _cells(where: str, cell: dict[str, Any], row: dict[str, Any]) -> dict[str, Quoted]:
+def _cells(where: str, cell: dict[str, Any], row: dict[str, Any]) -> dict[str, PublishedValue]:
     source, confidence = cell.get("source", row["source"]), cell.get("confidence", row["confidence"])
     out = {}
     for metric, value in cell.items():
         if metric in ("source", "confidence"):
             continue
         if metric not in METRICS or not isinstance(value, int | float) or not 0 <= value <= 100:
-            raise UserError(f"{where}: '{metric} = {value}' is no percentage of {', '.join(METRICS)}")
-        out[metric] = Quoted(value / 100, source, confidence)
+            raise UserError(f"{where}: '{metric} = {value}' is not a percentage of {', '.join(METRICS)}")
+        out[metric] = PublishedValue(value / 100, source, confidence)
     return out
 
 
 QUOTED = "Quoted, not run here"
 _FACTS = ("architecture", "weights", "prompts", "resize", "words", "at95")
 _WORDS = ("neglabel",)  # methods with a word list
-_SAID = {"resize": "resize filter", "words": "word list", "at95": "rule of the 95 %"}
+_LABELS = {"resize": "resize filter", "words": "word list", "at95": "rule of the 95 %"}
 
 
-def quoted(tables: Sequence[Table], quotes: Sequence[Quote], options: TableOptions) -> list[Table]:
-    """The tables with the quotes of their benchmark; of several, those with the quote's architecture.
+def with_quotes(tables: Sequence[Table], quotes: Sequence[Quote], options: TableOptions) -> list[Table]:
+    """Add each published result to the table of its benchmark; of several, to those with its architecture.
 
-    UserError when a quote fits no table.
+    Raises UserError for a published result that fits no table.
     """
     out = list(tables)
-    for one in quotes:
-        places = [i for i, table in enumerate(out) if _benchmark(table) == one.benchmark]
-        same = [i for i in places if _architecture(out[i]) == one.architecture]
-        if not places:
+    for quote in quotes:
+        fitting = [i for i, table in enumerate(out) if _benchmark(table) == quote.benchmark]
+        same = [i for i in fitting if _architecture(out[i]) == quote.architecture]
+        if not fitting:
             have = ", ".join(dict.fromkeys(filter(None, map(_benchmark, out)))) or "none"
-            raise UserError(f"--quote {one.key} is of benchmark {one.benchmark}; the tables here are of: {have}")
-        for i in same or places:
-            lines = (*out[i].lines, _line(one, out[i].blocks, options))
-            out[i] = replace(out[i], lines=lines, notes=(*out[i].notes, one.about))
+            raise UserError(f"--quote {quote.key} is of benchmark {quote.benchmark}; the tables here are of: {have}")
+        for i in same or fitting:
+            lines = (*out[i].lines, _line(quote, out[i].column_groups, options))
+            out[i] = replace(out[i], lines=lines, notes=(*out[i].notes, quote.about))
     return [replace(t, notes=(*t.notes, *differences(t.lines, quotes))) if _has_quote(t) else t for t in out]
 
 
-def numbers(one: Quote, blocks: Sequence[Block], options: TableOptions) -> tuple[tuple[Cell, ...], ...]:
-    """Its cells in a table's columns; a mean over some sets only is not what was published."""
+def quoted_cells(
+    quote: Quote, column_groups: Sequence[ColumnGroup], options: TableOptions
+) -> tuple[tuple[Cell, ...], ...]:
+    """Return the published numbers in a table's columns; an average over some sets only was not published."""
     out = []
-    for block in blocks:
-        known = {} if options.sets and block.name.endswith("mean") else one.cells.get(block.name, {})
-        values = (known.get(column.name) for column in block.columns)
+    for group in column_groups:
+        known = {} if options.sets and group.name.endswith("mean") else quote.cells.get(group.name, {})
+        values = (known.get(column.name) for column in group.columns)
         out.append(tuple(cell(Number(v.value), options) if v else Cell(None, DASH) for v in values))
     return tuple(out)
 
 
-def differences(lines: Sequence[Line], quotes: Sequence[Quote]) -> list[str]:
-    """Where rows have other weights, prompts, resize filter, word list or rule, and what quotes do not state."""
-    known = {one.key: one for one in quotes}
-    here = {line.name: of_row(line.result) for line in lines if line.result}
-    there = [known[key] for line in lines if (key := str(line.facts.get("quote"))) in known]
+def differences(lines: Sequence[TableLine], quotes: Sequence[Quote]) -> list[str]:
+    """Return sentences on facts (weights, prompts, ...) that differ, and on facts that sources do not state."""
+    by_key = {quote.key: quote for quote in quotes}
+    measured = {line.name: comparable_facts(line.result) for line in lines if line.result}
+    published = [by_key[key] for line in lines if (key := str(line.facts.get("quote"))) in by_key]
     out = []
     for fact in _FACTS:
         values: dict[str, list[str]] = {}
-        for name, those in here.items():
-            if those.get(fact):
-                values.setdefault(those[fact], []).append(name)
-        shared = len(here) > 1 and list(values.values()) == [list(here)]
-        for one in there:
-            if getattr(one, fact):
-                values.setdefault(getattr(one, fact), []).append(one.name)
+        for name, facts in measured.items():
+            if facts.get(fact):
+                values.setdefault(facts[fact], []).append(name)
+        shared = len(measured) > 1 and list(values.values()) == [list(measured)]
+        for quote in published:
+            if getattr(quote, fact):
+                values.setdefault(getattr(quote, fact), []).append(quote.name)
         if len(values) > 1:
-            said = []
+            clauses = []
             for value, names in values.items():
-                rows = [name for name in names if not (shared and name in here)]
-                said.append(
-                    f"{value}: {', '.join([*(['all rows measured here'] if len(rows) < len(names) else []), *rows])}"
-                )
-            out.append(f"Differing {_SAID.get(fact, fact)}. {'; '.join(said)}.")
-    for one in there:
-        missing = [_SAID.get(f, f) for f in _FACTS if not getattr(one, f) and (f != "words" or one.method in _WORDS)]
+                listed = [name for name in names if not (shared and name in measured)]
+                all_measured = ["all results measured here"] if len(listed) < len(names) else []
+                clauses.append(f"{value}: {', '.join([*all_measured, *listed])}")
+            out.append(f"Differing {_LABELS.get(fact, fact)}. {'; '.join(clauses)}.")
+    for quote in published:
+        expected = [f for f in _FACTS if f != "words" or quote.method in _WORDS]
+        missing = [_LABELS.get(fact, fact) for fact in expected if not getattr(quote, fact)]
         if missing:
-            out.append(f"{one.name} does not state: {', '.join(missing)}.")
+            out.append(f"{quote.name} does not state: {', '.join(missing)}.")
     return out
 
 
-def of_row(row: Result) -> dict[str, str]:
-    """What a measured row has of the facts; a method without prompts or words lacks these."""
+def comparable_facts(row: Result) -> dict[str, str]:
+    """Return the facts of a measured result; a method without prompts or a word list lacks these."""
     out = {
         "architecture": str(row.encoder.get("architecture") or ""),
         "weights": str(row.encoder.get("tag") or str(row.encoder.get("name", "")).rpartition("/")[2]),
@@ -205,7 +208,7 @@ def of_row(row: Result) -> dict[str, str]:
     return out | ({"words": str(row.parameters["words"])} if "words" in row.parameters else {})
 
 
-def _line(one: Quote, blocks: Sequence[Block], options: TableOptions) -> Line:
+def _line(one: Quote, column_groups: Sequence[ColumnGroup], options: TableOptions) -> TableLine:
     facts: dict[str, object] = {
         "quote": one.key,
         "source": one.source,
@@ -218,7 +221,7 @@ def _line(one: Quote, blocks: Sequence[Block], options: TableOptions) -> Line:
         prefix = ".".join(reversed(name.split())) if name.endswith("mean") else f"ood.{name}"
         facts |= {f"{prefix}.{metric}": number.value for metric, number in metrics.items()}
     cites = one.cite if options.cite else ()
-    return Line(one.name, numbers(one, blocks, options), None, QUOTED, cites=cites, facts=facts)
+    return TableLine(one.name, quoted_cells(one, column_groups, options), None, QUOTED, cites=cites, facts=facts)
 
 
 def _has_quote(table: Table) -> bool:
@@ -234,27 +237,27 @@ def _architecture(table: Table) -> str:
 
 
 CAPTION = (
-    "Difference: measured less published, in points, flagged beyond the tolerance that stands with the published row; "
-    "published rows without one are not flagged."
+    "Difference: measured minus published, in points, flagged where it exceeds the tolerance stated with the published "
+    "result; published results without a tolerance are not flagged."
 )
 
 
-def compared(tables: Sequence[Table], options: TableOptions) -> list[Table]:
-    """For each line that has been published a table: measured, then published and difference.
+def compare_with_published(tables: Sequence[Table], options: TableOptions) -> list[Table]:
+    """Return a table for each line with published numbers: measured, then published and difference.
 
-    UserError when no row of any table has been published.
+    Raises UserError if there are none for any line.
     """
     out = [_compared(table, line, options) for table in tables for line in table.lines if _published(line)]
     if not out:
         rows = [line.result for table in tables for line in table.lines if line.result]
         have = ", ".join(dict.fromkeys(f"{r.method} on {r.benchmark}, {r.encoder.get('name')}" for r in rows))
         benchmarks = ", ".join(dict.fromkeys(one.benchmark for one in quotes().values()))
-        raise UserError(f"no published row fits those at hand ({have}); there are some of: {benchmarks}")
+        raise UserError(f"no published result fits these ({have}); there are some of: {benchmarks}")
     return out
 
 
 def published_of(row: Result) -> list[Quote]:
-    """Published rows of the same method, settings, benchmark and architecture; of the same weights where any are."""
+    """Return published results of the same method, settings, benchmark and architecture, and weights if possible."""
     found = [
         one
         for one in quotes().values()
@@ -262,16 +265,16 @@ def published_of(row: Result) -> list[Quote]:
         and one.architecture == row.encoder.get("architecture")
         and all(row.parameters.get(k) == v for k, v in one.settings.items())
     ]
-    return [one for one in found if one.weights == of_row(row)["weights"]] or found
+    return [one for one in found if one.weights == comparable_facts(row)["weights"]] or found
 
 
-def _published(line: Line) -> list[Quote]:
+def _published(line: TableLine) -> list[Quote]:
     return published_of(line.result) if line.result and line.result.status == "ok" else []
 
 
-def _compared(table: Table, line: Line, options: TableOptions) -> Table:
+def _compared(table: Table, line: TableLine, options: TableOptions) -> Table:
     found = _published(line)
-    lines = tuple(_beside(table, line, found, options))
+    lines = tuple(_compared_lines(table, line, found, options))
     return replace(
         table,
         title=f"{table.title}: {line.name}, measured and published",
@@ -281,19 +284,23 @@ def _compared(table: Table, line: Line, options: TableOptions) -> Table:
     )
 
 
-def _beside(table: Table, line: Line, found: Sequence[Quote], options: TableOptions) -> Iterator[Line]:
-    """The measured line, then two for each published one; columns that were not published are dashes in these."""
-    own = tuple(tuple(replace(cell, mark="", alike=False) for cell in cells) for cells in line.cells)
+def _compared_lines(
+    table: Table, line: TableLine, found: Sequence[Quote], options: TableOptions
+) -> Iterator[TableLine]:
+    """Yield the measured line, then two for each published result, with dashes for numbers that were not published."""
+    own = tuple(
+        tuple(replace(cell, mark="", not_significantly_different=False) for cell in cells) for cells in line.cells
+    )
     yield replace(line, name=f"{line.name}, measured", cells=own, section="")
     for one in found:
-        theirs = numbers(one, table.blocks, options)
+        theirs = quoted_cells(one, table.column_groups, options)
         cites = one.cite if options.cite else ()
-        yield Line(one.name, theirs, None, cites=cites, facts={"quote": one.key, "source": one.source})
+        yield TableLine(one.name, theirs, None, cites=cites, facts={"quote": one.key, "source": one.source})
         cells = tuple(
-            tuple(_difference(a, b, c, one, options) for a, b, c in zip(mine, said, block.columns, strict=True))
-            for mine, said, block in zip(own, theirs, table.blocks, strict=True)
+            tuple(_difference(a, b, c, one, options) for a, b, c in zip(mine, published, group.columns, strict=True))
+            for mine, published, group in zip(own, theirs, table.column_groups, strict=True)
         )
-        yield Line("difference", cells, None)
+        yield TableLine("difference", cells, None)
 
 
 def _difference(own: Cell, theirs: Cell, column: Column, one: Quote, options: TableOptions) -> Cell:
@@ -301,9 +308,9 @@ def _difference(own: Cell, theirs: Cell, column: Column, one: Quote, options: Ta
         return Cell(None, DASH)
     value = own.value - theirs.value
     allowed = one.tolerance.get(column.name)
-    beyond = allowed is not None and abs(value) * 100 > allowed + 1e-9
+    exceeds = allowed is not None and abs(value) * 100 > allowed + 1e-9
     scale = 100 if options.percent else 1
-    return Cell(value, f"{value * scale:+.{options.digits}f}", "beyond" if beyond else "")
+    return Cell(value, f"{value * scale:+.{options.digits}f}", "exceeds" if exceeds else "")
 
 
 def _about(one: Quote) -> str:

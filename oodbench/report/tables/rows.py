@@ -1,4 +1,4 @@
-"""Repeats: rows that differ in the seed alone become one line."""
+"""Lines of a table: names of results, averages over seeds, and sections of training-free and trained methods."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from dataclasses import replace
 from typing import Any
 
 from oodbench.report.options import TableOptions
-from oodbench.report.tables.columns import ColumnPlan, Number, cell, cells, written
-from oodbench.report.tables.table import DASH, Cell, Line
+from oodbench.report.tables.columns import cell, cells, formatted
+from oodbench.report.tables.table import DASH, Cell, ColumnGroup, Number, TableLine
 from oodbench.results import Result
 
 
-def repeats(rows: Sequence[Result]) -> list[list[Result]]:
-    """Rows in order, those together that differ in the seed (and in what was trained from it) alone."""
+def by_seed(results: Sequence[Result]) -> list[list[Result]]:
+    """Group results that differ only in the seed (and in what was trained from it), in order."""
     out: dict[str, list[Result]] = {}
-    for number, row in enumerate(rows):
+    for number, row in enumerate(results):
         key = _key(row) if row.status == "ok" else str(number)
         out.setdefault(key, []).append(row)
     return list(out.values())
 
 
-def summary(rows: Sequence[Result], one: ColumnPlan, options: TableOptions) -> tuple[Cell, ...]:
-    """Mean and sample standard deviation over rows; a single row has no deviation."""
-    if len(rows) == 1:
-        return cells(rows[0], one, options)
-    columns = zip(*(one.fill(row) for row in rows), strict=True)
-    return tuple(_summary([number.value for number in column], options, share=one.share) for column in columns)
+def average_over_seeds(results: Sequence[Result], group: ColumnGroup, options: TableOptions) -> tuple[Cell, ...]:
+    """Return the average and the sample standard deviation over results; a single result has no deviation."""
+    if len(results) == 1:
+        return cells(results[0], group, options)
+    columns = zip(*(group.values(row) for row in results), strict=True)
+    return tuple(_average([number.value for number in column], options, group.fraction) for column in columns)
 
 
-def _summary(values: Sequence[float | None], options: TableOptions, *, share: bool) -> Cell:
+def _average(values: Sequence[float | None], options: TableOptions, fraction: bool) -> Cell:
     known = [v for v in values if v is not None]
     if len(known) < len(values):
         return Cell(None, DASH)
     deviation = statistics.stdev(known)
-    extra = f"± {written(deviation, options) if share else f'{deviation:.2f}'}"
-    return cell(Number(statistics.fmean(known)), options, share=share, extra=extra)
+    extra = f"± {formatted(deviation, options) if fraction else f'{deviation:.2f}'}"
+    return cell(Number(statistics.fmean(known)), options, fraction=fraction, extra=extra)
 
 
 def _key(row: Result) -> str:
     weights: dict[str, Any] = {"recipe": _seedless(row.weights.get("recipe") or {})} if row.weights else {}
-    if row.weights and not row.weights.get("recipe"):  # a release: which training it came from is not known
+    if row.weights and not row.weights.get("recipe"):  # released weights: which training they come from is unknown
         weights = {"digest": row.weights.get("digest")}
     settings = {k: v for k, v in row.run.items() if k not in ("seed", "extracted")}
     if settings.get("calibration"):  # drawn from the training images by the seed
@@ -60,31 +60,31 @@ def _seedless(recipe: dict[str, Any]) -> dict[str, Any]:
 _VARIATIONS = ("seed", "device", "batch_size")  # parts of `Result.run` that may differ within a table
 
 
-def names(rows: Sequence[Result], unsaid: str = "") -> list[str]:
-    """`Energy (scale=1)` from title and label, or `Energy (seed 2)` where rows of one name differ in the seed.
+def names(results: Sequence[Result], omitted: str = "") -> list[str]:
+    """Return `Energy (scale=1)` from title and label, or `Energy (seed 2)` where equal names differ in the seed.
 
-    `unsaid` is a hyper-parameter that the table's title tells.
+    `omitted` is a hyper-parameter that the table's title states.
     """
-    out = [_name(row, unsaid) for row in rows]
-    places: dict[str, list[int]] = {}
+    out = [_name(row, omitted) for row in results]
+    positions: dict[str, list[int]] = {}
     for i, name in enumerate(out):
-        places.setdefault(name, []).append(i)
-    for name, twins in places.items():
-        if len(twins) > 1:
-            for i, remark in zip(twins, _remarks([rows[i] for i in twins]), strict=True):
+        positions.setdefault(name, []).append(i)
+    for name, same in positions.items():
+        if len(same) > 1:
+            for i, remark in zip(same, _remarks([results[i] for i in same]), strict=True):
                 out[i] = f"{name[:-1]}, {remark})" if name.endswith(")") else f"{name} ({remark})"
     return out
 
 
-def _name(row: Result, unsaid: str) -> str:
+def _name(row: Result, omitted: str) -> str:
     title, bracket = row.title or row.method, row.label.removeprefix(row.method)
     settings = re.split(r",(?=[A-Za-z_]\w*=)", bracket.removeprefix("[").removesuffix("]"))
-    said = ", ".join(s for s in settings if s and not (unsaid and s.startswith(f"{unsaid}=")))
+    said = ", ".join(s for s in settings if s and not (omitted and s.startswith(f"{omitted}=")))
     return f"{title} ({said})" if said else title
 
 
 def _remarks(rows: Sequence[Result]) -> list[str]:
-    """What differs between rows of one name, and their digests where that does not tell all of them apart."""
+    """Return what differs between results of one name, and their digests where nothing else distinguishes them."""
     known = [
         {k: str(row.run.get(k)) for k in _VARIATIONS}
         | {"weights": row.weights.get("digest", "none")[:8], "source": row.source[:8]}
@@ -92,13 +92,13 @@ def _remarks(rows: Sequence[Result]) -> list[str]:
         for row in rows
     ]
     differing: list[str] = []
-    for k in known[0]:  # as few as tell all of them apart
+    for k in known[0]:  # as few as distinguish all of them
         if len({tuple(facts[d] for d in differing) for facts in known}) < len(rows):
             differing += [k] if len({facts[k] for facts in known}) > 1 else []
     remarks = [", ".join(f"{k.replace('_', ' ')} {facts[k]}" for k in differing) for facts in known]
     counts = Counter(remarks)
     return [
-        remark if counts[remark] == 1 else ", ".join(filter(None, (remark, f"row {row.digest[:8]}")))
+        remark if counts[remark] == 1 else ", ".join(filter(None, (remark, f"result {row.digest[:8]}")))
         for remark, row in zip(remarks, rows, strict=True)
     ]
 
@@ -106,8 +106,8 @@ def _remarks(rows: Sequence[Result]) -> list[str]:
 FREE, TRAINED = "Training-free", "Trained"
 
 
-def by_training(lines: Sequence[Line]) -> list[Line]:
-    """The lines in two sections, in their order; a row without weights counts as its method says it should."""
+def by_training(lines: Sequence[TableLine]) -> list[TableLine]:
+    """Sort lines into two sections, training-free and trained; without weights, the method's declaration decides."""
     from oodbench.method import registry
 
     known = registry.methods()

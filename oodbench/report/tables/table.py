@@ -1,15 +1,28 @@
-"""Table: headings, lines and cells, ready for any format. Names in them are printable, wherever they come from."""
+"""Table: column headings, lines and cells, ready for any format; names in them are made printable."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from oodbench.errors import printable
-from oodbench.results import Result
+from oodbench.results import Interval, Result
 
 DASH = "-"
+NOT_SIGNIFICANT = (
+    "not significantly different from the best of its column (paired tests on the same images: DeLong for AUROC, "
+    "bootstrap for the others; corrected for all pairs, level 0.05)."
+)
+EXCEEDS = "difference exceeds the tolerance."
+
+
+@dataclass(frozen=True)
+class Number:
+    """A value of a result, None if it has none, and its confidence interval."""
+
+    value: float | None
+    interval: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -21,56 +34,65 @@ class Column:
     name: str = ""
 
     def __post_init__(self) -> None:
-        _print(self, "title")
+        _make_printable(self, "title")
 
 
 @dataclass(frozen=True)
-class Block:
-    """Columns under one heading: an OOD set, a mean, the ID set. `group` is its near or far, "" for none.
+class ColumnGroup:
+    """Columns under one heading: an OOD set, an average over sets, or the ID set.
 
-    stamp  `partial n/N`
-    name   the OOD set, `mean` or `near mean`; "" for other columns
+    group     "near" or "far", "" for neither
+    partial   `partial n/N` for a set of which images are missing, or ""
+    name      the OOD set, `mean` or `near mean`; "" for other columns
+    values    returns the numbers of a finished result, one for each column
+    fraction  whether these are fractions (seconds are not)
+    mean      the group of sets that the numbers are averages over, "" for all sets; None: they are no averages
     """
 
     title: str
     columns: tuple[Column, ...]
     group: str = ""
-    stamp: str = ""
+    partial: str = ""
     name: str = ""
+    values: Callable[[Result], tuple[Number, ...]] = field(default=lambda result: (), repr=False, compare=False)
+    fraction: bool = True
+    mean: str | None = None
 
     def __post_init__(self) -> None:
-        _print(self, "title", "group", "stamp")
+        _make_printable(self, "title", "group", "partial")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A fraction or seconds, its print, and its mark: "best", "second", "beyond" (a tolerance) or "".
+    """A fraction or a number of seconds, and how it is printed.
 
-    extra    the print of its interval or deviation, "" for none
-    alike    not distinguishable from the best of its column
+    text   the number as printed
+    mark   "best", "second", "exceeds" (a tolerance) or ""
+    extra  its interval or standard deviation as printed, or ""
     """
 
     value: float | None
     text: str
     mark: str = ""
     extra: str = ""
-    alike: bool = False
+    not_significantly_different: bool = False  # from the best of its column
 
     @property
     def plain(self) -> str:
-        """The number with what follows it, for formats without markup."""
-        return f"{self.text}{'†' if self.alike else ''}{' ' if self.extra else ''}{self.extra}"
+        """The number with its dagger and extra, for formats without markup."""
+        dagger = "†" if self.not_significantly_different else ""
+        return f"{self.text}{dagger}{' ' if self.extra else ''}{self.extra}"
 
 
 @dataclass(frozen=True)
-class Line:
-    """One line: its name and a tuple of cells for each block.
+class TableLine:
+    """One line: its name and a tuple of cells for each column group.
 
-    result     the row behind it (of several seeds the first); None for a number from elsewhere
-    section    the heading that it stands under, "" for none
-    cites      BibTeX keys
-    facts      of a quoted line, as CSV has them
-    others     the rows of the other seeds
+    result   the result shown (of several seeds the first); None for a published number
+    section  the heading above the line, or ""
+    cites    BibTeX keys
+    facts    what CSV has of a published number
+    others   the results of the other seeds
     """
 
     name: str
@@ -82,28 +104,28 @@ class Line:
     others: tuple[Result, ...] = ()
 
     def __post_init__(self) -> None:
-        _print(self, "name", "section")
+        _make_printable(self, "name", "section")
 
     @property
-    def rows(self) -> tuple[Result, ...]:
-        """Every row behind it."""
+    def results(self) -> tuple[Result, ...]:
+        """Every result shown in this line."""
         return (self.result, *self.others) if self.result else ()
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that may be compared. Texts are plain: each format escapes them."""
+    """Comparable results. Texts are plain: each format escapes them."""
 
     title: str
     caption: tuple[str, ...]  # sentences
-    blocks: tuple[Block, ...]
-    lines: tuple[Line, ...]
-    notes: tuple[str, ...]  # below the table: errors of failed rows, sources of quoted ones, differences
-    cites: tuple[tuple[str, tuple[str, ...]], ...] = ()  # title of a dataset, its BibTeX keys
+    column_groups: tuple[ColumnGroup, ...]
+    lines: tuple[TableLine, ...]
+    notes: tuple[str, ...]  # below the table: errors of failed results, sources of published ones, differences
+    cites: tuple[tuple[str, tuple[str, ...]], ...] = ()  # title of the benchmark or a dataset, its BibTeX keys
     first: str = "Method"  # heading of the first column
 
     def __post_init__(self) -> None:
-        _print(self, "title", "first")
+        _make_printable(self, "title", "first")
         object.__setattr__(self, "caption", tuple(map(printable, self.caption)))
         object.__setattr__(self, "notes", tuple(map(printable, self.notes)))
         object.__setattr__(self, "cites", tuple((printable(title), keys) for title, keys in self.cites))
@@ -114,14 +136,14 @@ class Table:
         return any(cell.mark in ("best", "second") for cell in self.cells)
 
     @property
-    def alike(self) -> bool:
-        """Whether any cell is marked as not distinguishable from the best."""
-        return any(cell.alike for cell in self.cells)
+    def any_not_significant(self) -> bool:
+        """Whether any cell is marked as not significantly different from the best of its column."""
+        return any(cell.not_significantly_different for cell in self.cells)
 
     @property
-    def beyond(self) -> bool:
-        """Whether any cell lies beyond a tolerance."""
-        return any(cell.mark == "beyond" for cell in self.cells)
+    def any_exceeds(self) -> bool:
+        """Whether any difference from a published number exceeds its tolerance."""
+        return any(cell.mark == "exceeds" for cell in self.cells)
 
     @property
     def cells(self) -> list[Cell]:
@@ -130,23 +152,26 @@ class Table:
 
     @property
     def grouped(self) -> bool:
-        """Whether headings tell groups (near, far) apart: there must be two."""
-        return len({block.group for block in self.blocks} - {""}) > 1
+        """Whether there are headings for groups (near, far), which takes two groups."""
+        return len({group.group for group in self.column_groups} - {""}) > 1
 
 
-def _print(one: object, *names: str) -> None:
+def _make_printable(instance: object, *names: str) -> None:
     """Make some texts of a frozen dataclass printable."""
     for name in names:
-        object.__setattr__(one, name, printable(getattr(one, name)))
+        object.__setattr__(instance, name, printable(getattr(instance, name)))
 
 
-def panels(blocks: Sequence[Block], widths: Sequence[float], limit: float) -> list[list[int]]:
-    """Positions of the blocks of each panel, cut between groups where that fits; wider than the limit only when a
-    single block is.
+def panels(column_groups: Sequence[ColumnGroup], widths: Sequence[float], limit: float) -> list[list[int]]:
+    """Divide column groups (by position) into panels that are no wider than the limit, unless a single group is.
+
+    The cuts are between near and far where that fits.
     """
-    segments = [list(places) for _, places in groupby(range(len(blocks)), key=lambda i: blocks[i].group)]
-    if len(segments) > 1 and not blocks[-1].group:
-        # The mean and the ID side stand beside a set where they can.
+    segments = [
+        list(positions) for _, positions in groupby(range(len(column_groups)), key=lambda i: column_groups[i].group)
+    ]
+    if len(segments) > 1 and not column_groups[-1].group:
+        # The average and the ID side are in the same panel as a set where they fit.
         segments[-2:] = [segments[-2] + segments[-1]]
     out: list[list[int]] = []
     for segment in segments:
@@ -158,17 +183,17 @@ def panels(blocks: Sequence[Block], widths: Sequence[float], limit: float) -> li
 
 
 def _cut(segment: Sequence[int], widths: Sequence[float], limit: float) -> list[list[int]]:
-    """As few parts as the limit allows, and of these the most even ones."""
+    """Cut into as few parts as the limit allows, and of these choose the most even ones."""
     fewest = len(_fill(segment, widths, limit))
-    rooms = {sum(widths[i] for i in segment[a:b]) for b in range(1, len(segment) + 1) for a in range(b)}
-    trials = (_fill(segment, widths, room) for room in sorted(rooms))
+    candidates = {sum(widths[i] for i in segment[a:b]) for b in range(1, len(segment) + 1) for a in range(b)}
+    trials = (_fill(segment, widths, width) for width in sorted(candidates))
     return next(parts for parts in trials if len(parts) == fewest)
 
 
-def _fill(segment: Sequence[int], widths: Sequence[float], room: float) -> list[list[int]]:
+def _fill(segment: Sequence[int], widths: Sequence[float], limit: float) -> list[list[int]]:
     parts: list[list[int]] = []
     for i in segment:
-        if parts and sum(widths[j] for j in parts[-1]) + widths[i] <= room:
+        if parts and sum(widths[j] for j in parts[-1]) + widths[i] <= limit:
             parts[-1].append(i)
         else:
             parts.append([i])
@@ -179,19 +204,12 @@ ARROWS = {1: " ↑", -1: " ↓", 0: ""}
 
 
 def transposed(table: Table) -> Table:
-    """The same cells with a line for each column of numbers, under the title of its set; sections become groups."""
-    blocks = tuple(Block(line.section, (Column(line.name),), line.section) for line in table.lines)
+    """Return the table with a line for each column, under the title of its set; sections become groups."""
+    groups = tuple(ColumnGroup(line.section, (Column(line.name),), line.section) for line in table.lines)
     lines = []
-    for b, block in enumerate(table.blocks):
-        section = " ".join(filter(None, (block.title, f"({block.stamp})" if block.stamp else "")))
-        for c, column in enumerate(block.columns):
-            cells = tuple((line.cells[b][c],) for line in table.lines)
-            lines.append(Line(f"{column.title}{ARROWS[column.better]}", cells, None, section))
-    return replace(table, blocks=blocks, lines=tuple(lines), first="")
-
-
-NOT_SIGNIFICANT = (
-    "not significantly different from the best of its column (paired tests on the same images: DeLong for AUROC, "
-    "bootstrap for the others; corrected for all pairs, level 0.05)."
-)
-EXCEEDS = "difference exceeds the tolerance."
+    for g, group in enumerate(table.column_groups):
+        section = " ".join(filter(None, (group.title, f"({group.partial})" if group.partial else "")))
+        for c, column in enumerate(group.columns):
+            cells = tuple((line.cells[g][c],) for line in table.lines)
+            lines.append(TableLine(f"{column.title}{ARROWS[column.better]}", cells, None, section))
+    return replace(table, column_groups=groups, lines=tuple(lines), first="")

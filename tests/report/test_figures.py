@@ -27,10 +27,10 @@ from oodbench.cli import main
 from oodbench.data.glyphs import render, world
 from oodbench.errors import UserError
 from oodbench.metrics import detection as metrics
-from oodbench.report.figures import KINDS, Picture, pictures
+from oodbench.report.figures import KINDS, Plot, plots
 from oodbench.report.figures.histogram import bins
 from oodbench.report.figures.roc import vertices
-from oodbench.report.figures.style import fitted, literal, width, wrapped
+from oodbench.report.figures.style import printable_text, shortened, width, wrapped
 from oodbench.report.tables.grouping import from_folder
 from oodbench.results import IdRow, Result, SetRow
 from tests.conftest import Cli
@@ -107,9 +107,9 @@ def toy(results: Path, methods: int = 3, sets: Sequence[str] = ("sun", "dtd"), n
     return all_scores
 
 
-def drawn(results: Path, **options: Any) -> list[Picture]:
+def drawn(results: Path, **options: Any) -> list[Plot]:
     found = from_folder(results)
-    return list(pictures(found.rows, found.paths, **options))
+    return list(plots(found.results, found.paths, **options))
 
 
 def curves(panel: Any) -> list[Any]:
@@ -138,7 +138,7 @@ def call(*arguments: str | Path) -> Any:
 def test_roc_curves_are_those_of_scikit_learn(tmp_path: Path) -> None:
     all_scores = toy(tmp_path)
     (picture,) = drawn(tmp_path, kinds=["roc"])
-    rows = from_folder(tmp_path).rows
+    rows = from_folder(tmp_path).results
     assert len(picture.figure.axes) == 2 and picture.name == "toy-roc"
     for m, scores in enumerate(all_scores):
         for panel, name in zip(artists(picture.figure, f"m{m:02d}"), ("sun", "dtd"), strict=True):
@@ -227,17 +227,17 @@ def test_rank_correlations_are_those_of_scipy(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_overview_has_means_and_their_intervals() -> None:
     found = from_folder(REFERENCE)
-    (picture,) = pictures(found.rows, found.paths, kinds=["overview"])
+    (picture,) = plots(found.results, found.paths, kinds=["overview"])
     everything, near, far = picture.figure.axes
     for panel, group in ((everything, None), (near, "near"), (far, "far")):
-        for row in found.rows:
+        for row in found.results:
             (dot,) = [one for one in curves(panel) if one.get_gid() == row.title]
             assert dot.get_xdata()[0] == pytest.approx(100 * row.mean("auroc", group))
             assert dot.get_ydata()[0] == pytest.approx(100 * row.mean("fpr95", group))
         spans = [tuple(one.get_xdata() / 100) for one in curves(panel) if one.get_gid() == "auroc interval"]
-        stated = [row.mean_intervals[group or ""]["auroc"] for row in found.rows]
+        stated = [row.mean_intervals[group or ""]["auroc"] for row in found.results]
         np.testing.assert_allclose(sorted(spans), sorted(stated), atol=1e-12)
-    (cut,) = pictures(found.rows, found.paths, kinds=["overview"], sets=["glyphs-letters", "glyphs-near"])
+    (cut,) = plots(found.results, found.paths, kinds=["overview"], sets=["glyphs-letters", "glyphs-near"])
     assert "No intervals" not in cut.caption  # each group has one set here, but their mean is none of the row's
     assert not [one for one in curves(cut.figure.axes[0]) if one.get_gid() == "auroc interval"]
 
@@ -265,8 +265,8 @@ def test_labels_of_many_methods_cover_neither_each_other_nor_a_point(tmp_path: P
 @pytest.mark.slow
 def test_mistakes_are_the_worst_images_themselves() -> None:
     found = from_folder(REFERENCE)
-    row = next(one for one in found.rows if one.method == "mcm")
-    (picture,) = pictures([row], found.paths, kinds=["mistakes"])
+    row = next(one for one in found.results if one.method == "mcm")
+    (picture,) = plots([row], found.paths, kinds=["mistakes"])
     table = parquet.read_table(found.paths[row.digest].with_suffix(".parquet")).to_pandas()
     strips = [axes for axes in picture.figure.axes if axes.images]
     assert len(strips) == 5
@@ -287,17 +287,17 @@ def test_mistakes_are_the_worst_images_themselves() -> None:
 @pytest.mark.slow
 def test_images_of_another_list_are_never_shown(caplog: pytest.LogCaptureFixture) -> None:
     found = from_folder(REFERENCE)
-    row = next(one for one in found.rows if one.method == "mcm")
+    row = next(one for one in found.results if one.method == "mcm")
     others = tuple(dataclasses.replace(s, list_digest="0" * 64) for s in row.ood)
     changed = dataclasses.replace(row, ood=others, id=dataclasses.replace(row.id, list_digest="0" * 64))
     paths = {changed.digest: found.paths[row.digest]}
-    assert not list(pictures([changed], paths, kinds=["mistakes"]))
+    assert not list(plots([changed], paths, kinds=["mistakes"]))
     assert caplog.text.count("is not the list of images that was scored") == 5
     changed = dataclasses.replace(row, ood=(*others[:3], row.ood[3]), classes={**row.classes, "digest": "1" * 64})
-    (picture,) = pictures([changed], {changed.digest: found.paths[row.digest]}, kinds=["mistakes"])
+    (picture,) = plots([changed], {changed.digest: found.paths[row.digest]}, kinds=["mistakes"])
     assert "not shown: Other symbols, Letters, Textures." in picture.caption
     assert [text for text in texts(picture.figure) if text.startswith("CLIP: class ")], "not names of other classes"
-    assert "are not to be had; pictures give class numbers" in caplog.text
+    assert "are not available; figures show class numbers" in caplog.text
 
 
 @pytest.mark.slow
@@ -323,22 +323,22 @@ def test_rows_whose_scores_do_not_fit_are_left_out(tmp_path: Path, caplog: pytes
     for kind in ("roc", "ranks", "histogram"):
         assert "not shown: m00, m01, m02." in found[kind].caption and not artists(found[kind].figure, "m00")
     assert "not shown" not in found["overview"].caption
-    assert "m00 is left out of pictures of scores" in caplog.text and "cannot be read" in caplog.text
-    assert "its scores do not give its AUROC on sun; look at it with: oodbench report --verify" in caplog.text
+    assert "m00 is missing from figures of scores" in caplog.text and "cannot be read" in caplog.text
+    assert "its scores do not give its AUROC on sun; check it with: oodbench report --verify" in caplog.text
 
 
 def test_failed_rows_and_no_rows(tmp_path: Path) -> None:
     row = lay(tmp_path, "m", scores_of(0, 50, ("sun",)), status="failed", error="no")
     assert not drawn(tmp_path)
-    assert not list(pictures([], {}))
+    assert not list(plots([], {}))
     fine = lay(tmp_path, "n", scores_of(0, 50, ("sun",)))
     (picture,) = drawn(tmp_path, kinds=["roc"])
     assert picture.caption.endswith("Failed, so not shown: m.")
-    assert [one.kind for one in pictures([row, fine], {})] == ["overview"], "rows of an MLflow store alone"
-    with pytest.raises(UserError, match="no pictures 'rocs'; did you mean 'roc'"):
+    assert [one.kind for one in plots([row, fine], {})] == ["overview"], "rows of an MLflow store alone"
+    with pytest.raises(UserError, match="no figure 'rocs'; did you mean 'roc'"):
         drawn(tmp_path, kinds=["rocs"])
     with pytest.raises(UserError, match="have different OOD sets"):
-        list(pictures([fine, lay(tmp_path, "o", scores_of(0, 50, ("dtd",)))], {}))
+        list(plots([fine, lay(tmp_path, "o", scores_of(0, 50, ("dtd",)))], {}))
 
 
 # Names and files
@@ -353,7 +353,7 @@ def test_names_of_any_kind_are_literal(tmp_path: Path) -> None:
         changed = dataclasses.replace(row, ood=ood, id=dataclasses.replace(row.id, title=method))
         path = from_folder(tmp_path).paths[row.digest]
         other = dataclasses.replace(changed, method="n", label="n", title="n")
-        for picture in pictures([changed, other], {changed.digest: path, other.digest: path}, kinds=DRAWN):
+        for picture in plots([changed, other], {changed.digest: path, other.digest: path}, kinds=DRAWN):
             assert (
                 picture.png()
                 and (method != HOSTILE or picture.pdf())
@@ -363,17 +363,20 @@ def test_names_of_any_kind_are_literal(tmp_path: Path) -> None:
             assert not [one for one in picture.figure.findobj(Text) if one.get_parse_math() and "$" in one.get_text()]
             assert method in picture.title and method in picture.caption
             said = " ".join(texts(picture.figure)).replace(" ", "")
-            assert literal(method).replace(" ", "")[:20] in said
-    assert literal(HOSTILE).endswith("\\frac \\u4e00\\u202e") and literal("\n\U0010ffff é→") == "\\u000a\\U0010ffff é→"
+            assert printable_text(method).replace(" ", "")[:20] in said
+    assert (
+        printable_text(HOSTILE).endswith("\\frac \\u4e00\\u202e")
+        and printable_text("\n\U0010ffff é→") == "\\u000a\\U0010ffff é→"
+    )
 
 
 def test_text_fits_its_place() -> None:
     for text in ("short", HOSTILE, "i" * 300, "W" * 300, "word " * 50):
-        assert width(fitted(text, 1.0, 7), 7) <= 1.0
+        assert width(shortened(text, 1.0, 7), 7) <= 1.0
         lines = wrapped(text, 1.0, 7)
         assert all(width(line, 7) <= 1.0 for line in lines)
-        assert "".join(lines).replace(" ", "") == literal(text).replace(" ", "")
-    assert fitted("short", 1.0, 7) == "short" and fitted("a" * 200 + "z", 1.0, 7)[-1] == "z"
+        assert "".join(lines).replace(" ", "") == printable_text(text).replace(" ", "")
+    assert shortened("short", 1.0, 7) == "short" and shortened("a" * 200 + "z", 1.0, 7)[-1] == "z"
 
 
 @pytest.mark.slow
@@ -406,7 +409,7 @@ def test_no_figure_outlives_its_picture(tmp_path: Path) -> None:
     toy(tmp_path, methods=4)
     found = from_folder(tmp_path)
     alive: list[Any] = []
-    for picture in pictures(found.rows, found.paths, kinds=DRAWN):
+    for picture in plots(found.results, found.paths, kinds=DRAWN):
         picture.png()
         gc.collect()
         assert not [figure for figure in alive if figure() is not None]
@@ -436,7 +439,7 @@ def test_the_command_writes_the_same_files_twice(process: Cli, tmp_path: Path) -
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout == "" and done.stderr.splitlines()[-1] == f"wrote 5 figures to {tmp_path / out}"
-        assert "images of 'cats' are left out: no dataset 'cats'" in done.stderr
+        assert "images of 'cats' are not shown: no dataset 'cats'" in done.stderr
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / out).iterdir()} for out in ("one", "two"))
     names = {"toy-overview", "toy-roc", "toy-ranks", "toy-histogram-m00", "toy-histogram-m01"}
     assert set(one) == {f"{name}.{kind}" for name in names for kind in ("png", "pdf")} | {"captions.txt"}
@@ -459,7 +462,7 @@ def test_tables_of_one_benchmark_have_names_of_their_own(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--format", "figures", "-o", "{tmp}/file"], "cannot write pictures to {tmp}/file"),
+        (["--format", "figures", "-o", "{tmp}/file"], "cannot write figures to {tmp}/file"),
         (
             ["--format", "figures", "-o", "{tmp}/out", "--cite", "--bib"],
             "nothing else: run --bib, --cite by itself",
@@ -470,10 +473,10 @@ def test_tables_of_one_benchmark_have_names_of_their_own(tmp_path: Path) -> None
             "run --metrics, --decimals, --tests by itself",
         ),
         (["--format", "html", "--no-figures", "--data", "{tmp}"], "it goes with --format figures"),
-        (["--format", "figures", "-o", "{tmp}/out", "--methods", "m9"], "no rows of method 'm9'; known: m00"),
+        (["--format", "figures", "-o", "{tmp}/out", "--methods", "m9"], "no results of method 'm9'; known: m00"),
         (
             ["--format", "figures", "-o", "{tmp}/out", "--ood", "sum"],
-            "no rows with OOD set 'sum'; did you mean 'sun'",
+            "no results with OOD set 'sum'; did you mean 'sun'",
         ),
         (["--data", "{tmp}"], "it goes with --format figures"),
     ],
@@ -527,10 +530,10 @@ def test_hostile_names_on_real_files(cli: Cli, process: Cli, tmp_path: Path) -> 
     text = (tmp_path / "out/captions.txt").read_text()
     assert f"known {evil}" in text and f"other {evil}" in text
     found = from_folder(tmp_path / "results")
-    sheet, _ = pictures(found.rows, found.paths, kinds=["mistakes"])
+    sheet, _ = plots(found.results, found.paths, kinds=["mistakes"])
     said = texts(sheet.figure)
     assert f"known {evil}" in said and [s for s in said if s.startswith("CLIP: $c ")]
-    rows = parquet.read_table(found.paths[found.rows[0].digest].with_suffix(".parquet")).to_pandas()
+    rows = parquet.read_table(found.paths[found.results[0].digest].with_suffix(".parquet")).to_pandas()
     worst = rows[rows.dataset == other].sort_values("score", ascending=False, kind="stable").iloc[0]
     first = next(axes for axes in sheet.figure.axes[1:] if axes.images).images[0]
     assert np.array_equal(pixels(first), np.asarray(Image.open(tmp_path / f"other {evil}" / worst["name"])))
@@ -549,7 +552,7 @@ def test_hostile_names_on_real_files(cli: Cli, process: Cli, tmp_path: Path) -> 
         "mcm",
     )
     assert "is not the list of images that was scored" in again.stderr
-    assert "not to be had, so not shown: other" in (tmp_path / "out/captions.txt").read_text()
+    assert "not available, so not shown: other" in (tmp_path / "out/captions.txt").read_text()
 
 
 def test_scores_of_any_size_have_bins() -> None:
