@@ -53,7 +53,7 @@ LONGEST = (
     "tests/test_packaging.py",
     "tests/docs/test_docs_commands.py",
     "tests/cli/",
-    "tests/method/test_contract.py",
+    "tests/pipeline/test_contract.py",
 )
 
 

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import importlib.util
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 BUILT_IN = "oodbench_methods"
@@ -20,8 +20,25 @@ DEPTH = 3  # of named folders in one another
 
 
 def tree_of(path: Path) -> ast.Module:
-    """The syntax tree of a file. OSError, SyntaxError or ValueError when there is none."""
-    return ast.parse(path.read_text(encoding="utf-8-sig"), path.name)
+    """The syntax tree of a file, not to be changed. OSError, SyntaxError or ValueError when there is none."""
+    return _tree(path.read_text(encoding="utf-8-sig"), path.name)
+
+
+@functools.lru_cache(maxsize=128)  # methods are looked up several times in a process
+def _tree(text: str, name: str) -> ast.Module:
+    return ast.parse(text, name)
+
+
+@functools.lru_cache(maxsize=128)
+def _references(text: str, name: str) -> tuple[tuple[ast.Import | ast.ImportFrom | ast.Call, ...], frozenset[str]]:
+    """The imports and calls of a source, and its literal strings."""
+    nodes, texts = [], set()
+    for node in ast.walk(_tree(text, name)):
+        if isinstance(node, ast.Import | ast.ImportFrom | ast.Call):
+            nodes.append(node)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            texts.add(node.value)
+    return tuple(nodes), frozenset(texts)
 
 
 def source_digest(path: Path, module: str = "", bases: Iterable[Path] = ()) -> str:
@@ -127,20 +144,18 @@ def built_in_file(name: str) -> Path | None:
 
 
 def _parts(path: Path, main: Path, module: str) -> Iterator[Path]:
+    """The files that one file of a method imports or names."""
     try:
-        tree = tree_of(path)
+        nodes, texts = _references(path.read_text(encoding="utf-8-sig"), path.name)
     except (SyntaxError, ValueError):  # importing it will say so
         return
-    texts = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            texts.add(node.value)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
+    for node in nodes:
+        if isinstance(node, ast.Import | ast.ImportFrom):
             yield from imported(path, node, main, module)
-        elif isinstance(node, ast.Call) and _called(node) in ("import_module", "__import__"):
+        elif _called(node) in ("import_module", "__import__"):
             for name in strings(node)[:1]:
                 yield from _named(name, path, main, module)
-        elif isinstance(node, ast.Call) and (name := loaded(node)):
+        elif name := loaded(node):
             yield from filter(None, [built_in_file(name)])
     yield from _data(path.parent, texts)
 
@@ -163,7 +178,7 @@ def strings(node: ast.AST) -> list[str]:
     return [one.value for one in ast.walk(node) if isinstance(one, ast.Constant) and isinstance(one.value, str)]
 
 
-def _data(folder: Path, names: set[str], depth: int = 0) -> Iterator[Path]:
+def _data(folder: Path, names: Collection[str], depth: int = 0) -> Iterator[Path]:
     """Files beside a source, and in folders that it names, whose names stand in it."""
     with os.scandir(folder) as entries:
         present = {entry.name for entry in entries}

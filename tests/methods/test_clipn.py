@@ -295,6 +295,7 @@ def rows(folder: Path) -> dict[str, dict[str, Any]]:
     return {row["label"]: row for row in found}
 
 
+@pytest.mark.slow
 def test_two_rules_are_two_rows_that_name_their_weights(trained: Path, tmp_path: Path) -> None:
     done = run(tmp_path, "--methods", "clipn[rule=ctw],clipn[rule=atd],msp", "--weights", f"clipn={trained}")
     assert done.exit_code == 0, done.output

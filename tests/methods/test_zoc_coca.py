@@ -184,7 +184,13 @@ def plain(
 
 @pytest.mark.parametrize(
     "parameters",
-    [{}, {"k": 3, "steps": 2}, {"k": 6, "remove_seen": False}, {"k": 200, "steps": 12, "specials": True}],
+    [
+        {"k": 3, "steps": 2},
+        *(
+            pytest.param(more, marks=pytest.mark.slow)
+            for more in ({}, {"k": 6, "remove_seen": False}, {"k": 200, "steps": 12, "specials": True})
+        ),
+    ],
 )
 def test_the_score_is_the_paper_s(
     parameters: dict[str, Any], ours: OpenClip, theirs: Any, shown: Tensor, words: Callable[..., Tensor]

@@ -151,6 +151,7 @@ def test_detectors_are_saved_and_restored_there(method: str, images: Path, tmp_p
     assert np.abs(here - there).max() < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(families.FAMILIES) - families.LARGE))
 def test_encoders_of_all_families_are_there(name: str, tmp_path: Path) -> None:
     described = families.config(families.FAMILIES[name])
