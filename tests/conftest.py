@@ -1,11 +1,9 @@
-"""Fixtures that all tests share: a store of their own, the commands, one finished run; and the limit of fast tests."""
+"""Fixtures that all tests share: a store of their own, the commands as functions and as processes, real data."""
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -39,7 +37,6 @@ install_import_hook(
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-SEEDED = ("encoder", "encoder-file", "glyphs", "words")  # kinds of entries that take long to make and no test counts
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 # Packages whose tests run in one process, one after the other: they share an MLflow server, or start Ray clusters,
@@ -80,8 +77,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No test reads or writes the user's own store, data or MLflow."""
-    os.environ["OODBENCH_STORE"] = str(tmp_path_factory.mktemp("store"))
+    """No test reads or writes the user's own store, data or MLflow. The processes of pytest-xdist share one store."""
+    root = tmp_path_factory.getbasetemp()
+    store = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "store"
+    store.mkdir(exist_ok=True)
+    os.environ["OODBENCH_STORE"] = str(store)
     os.environ["OODBENCH_CONFIG"] = str(tmp_path_factory.mktemp("config"))
     os.environ.pop("OODBENCH_DATA", None)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
@@ -98,16 +98,17 @@ def cli() -> Cli:
 
     def call(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
         words, before = list(map(str, arguments)), Path.cwd()
-        log = logging.getLogger("oodbench")
-        level = log.level
+        loggers = [logging.getLogger(name) for name in (None, "oodbench", "oodbench.training")]
+        levels = [logger.level for logger in loggers]
         # Without pytest's handlers, so that the command sets up its own, and warnings of others reach standard error.
-        with mock.patch.dict(os.environ, environment), mock.patch.object(logging.getLogger(), "handlers", []):
+        with mock.patch.dict(os.environ, environment), mock.patch.object(loggers[0], "handlers", []):
             os.chdir(cwd or before)
             try:
                 done = CliRunner().invoke(main, words, prog_name="oodbench")
             finally:
                 os.chdir(before)
-                log.setLevel(level)
+                for logger, level in zip(loggers, levels, strict=True):
+                    logger.setLevel(level)
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise done.exception
         return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)
@@ -125,44 +126,6 @@ def process() -> Cli:
         return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=600, check=False)
 
     return call
-
-
-def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """A folder that `make` fills once, for all processes of pytest-xdist; nobody may write into it afterwards."""
-    root = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent
-    folder = root / name
-    with (root / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.is_dir():
-            made = root / f"{name}.tmp"
-            shutil.rmtree(made, ignore_errors=True)  # of a process whose attempt failed
-            made.mkdir()
-            make(made)
-            made.rename(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def finished_run(process: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder after `oodbench run` as a newcomer calls it: `stdout`, `results/`, `store/`. Copy it to write in it."""
-
-    def make(folder: Path) -> None:
-        done = process("run", cwd=folder, OODBENCH_STORE=str(folder / "store"))
-        assert done.returncode == 0, done.stderr
-        (folder / "stdout").write_text(done.stdout)
-
-    return once(tmp_path_factory, "finished", make)
-
-
-@pytest.fixture
-def seeded(finished_run: Path, tmp_path: Path) -> Path:
-    """A store without images or scores that has the encoder's card, the list of glyphs, and NegLabel's words."""
-    for kind in SEEDED:
-        if (finished_run / "store" / kind).is_dir():
-            shutil.copytree(finished_run / "store" / kind, tmp_path / "store" / kind)
-    return tmp_path / "store"
 
 
 @pytest.fixture(scope="session")
