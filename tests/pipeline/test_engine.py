@@ -332,6 +332,7 @@ def test_a_dry_run_tells_that_skipped_images_will_stop_the_run(images: Path, tmp
     assert "to score: folder:" in plan_text(make_plan(replace(wanted, on_error="stop")))
 
 
+@pytest.mark.slow
 def test_variants_and_templates_are_rows_of_their_own(images: Path, tmp_path: Path) -> None:
     labels = [r.label for r in results(request(images, tmp_path, methods="energy,energy[scale=1],mcm"))]
     assert labels == ["energy", "energy[scale=1]", "mcm"]

@@ -207,6 +207,7 @@ def test_what_may_be_the_best_is_marked(tmp_path: Path) -> None:
     assert "†" not in call("--results", tmp_path, "--format", "markdown").stdout
 
 
+@pytest.mark.slow
 def test_a_report_loads_nothing_heavy(tmp_path: Path) -> None:
     lay(tmp_path)
     for flags in (["--format", "latex", "--cite", "--group", "trained"], ["--verify"], ["--format", "csv"]):

@@ -292,6 +292,7 @@ def test_it_learns_and_the_file_tells_how(ask: Callable[..., TrainRequest], plug
     assert file.recipe == recipe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "amp-fp16"])
 def test_mixed_precision(ask: Callable[..., TrainRequest], precision: str) -> None:
     outcome = train(ask(precision=precision, chunk=4))
@@ -303,6 +304,7 @@ def test_mixed_precision(ask: Callable[..., TrainRequest], precision: str) -> No
 # Stopping and going on
 
 
+@pytest.mark.slow
 def test_a_training_in_two_pieces_is_one(ask: Callable[..., TrainRequest], tmp_path: Path) -> None:
     options: dict[str, Any] = {"settings": ("toy.dropout=0.3",), "chunk": 5}
     whole = train(ask(**options, out=tmp_path / "whole.safetensors"))
@@ -319,6 +321,7 @@ def test_a_training_in_two_pieces_is_one(ask: Callable[..., TrainRequest], tmp_p
     assert train(ask(**options)).made == 0 and same(whole.out, second.out)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     ask: Callable[..., TrainRequest], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -332,6 +335,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert same(whole.out, resumed.out)
 
 
+@pytest.mark.slow
 def test_another_training_in_the_same_place_is_refused(ask: Callable[..., TrainRequest], table: Path) -> None:
     train(ask(max_steps=2))
     with pytest.raises(UserError, match=r"another training: optimiser.lr was 0.001, now it is 0.5\n.*--restart"):
@@ -397,6 +401,7 @@ def broken_table(table: Path, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_broken_rows_are_named_and_counted(ask: Callable[..., TrainRequest], table: Path, tmp_path: Path) -> None:
     path = broken_table(table, tmp_path)
     with pytest.raises(UserError) as error:
@@ -450,6 +455,7 @@ def samples_of(table: Path, step: int = 2) -> list[tuple[str, bytes, str | None]
     return [(f"{i:05d}", (table.parent / row["filepath"]).read_bytes(), row["caption"]) for i, row in enumerate(rows)]
 
 
+@pytest.mark.slow
 def test_tar_shards_give_the_weights_of_the_csv(ask: Callable[..., TrainRequest], table: Path, tmp_path: Path) -> None:
     samples = samples_of(table)
     rows = [[row["number"], row["filepath"], row["caption"]] for row in rows_of(table)]
@@ -467,6 +473,7 @@ def test_tar_shards_give_the_weights_of_the_csv(ask: Callable[..., TrainRequest]
         torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_broken_shards_are_named_and_counted(ask: Callable[..., TrainRequest], table: Path, tmp_path: Path) -> None:
     samples = samples_of(table)
     lone = ("lone", samples[0][1], None)
@@ -509,6 +516,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_shards_behind_urls_are_fetched_once_and_not_kept(
     ask: Callable[..., TrainRequest],
     table: Path,
@@ -561,6 +569,7 @@ def test_crops_are_those_of_torchvision_in_area_and_shape() -> None:
         assert batches.random_crop(image, (32, 32), np.random.default_rng(1)).shape == (3, 32, 32)
 
 
+@pytest.mark.slow
 def test_augmented_training_resumes_exactly(ask: Callable[..., TrainRequest], tmp_path: Path) -> None:
     options: dict[str, Any] = {"augment": True, "chunk": 8, "workers": 2}
     whole = train(ask(**options, out=tmp_path / "whole.safetensors"))
