@@ -13,7 +13,7 @@ import functools
 import hashlib
 import importlib.util
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 BUILT_IN = "oodbench_methods"
@@ -21,8 +21,25 @@ DEPTH = 3  # of nested named folders
 
 
 def tree_of(path: Path) -> ast.Module:
-    """Parse a file; raise OSError, SyntaxError or ValueError if it has no syntax tree."""
-    return ast.parse(path.read_text(encoding="utf-8-sig"), path.name)
+    """Parse a file; raise OSError, SyntaxError or ValueError if it has no syntax tree. The tree must not be changed."""
+    return _parse(path.read_text(encoding="utf-8-sig"), path.name)
+
+
+@functools.lru_cache(maxsize=128)  # methods are looked up several times in a process
+def _parse(text: str, name: str) -> ast.Module:
+    return ast.parse(text, name)
+
+
+@functools.lru_cache(maxsize=128)
+def _references(text: str, name: str) -> tuple[tuple[ast.Import | ast.ImportFrom | ast.Call, ...], frozenset[str]]:
+    """Return the imports and calls of a source file, and its literal strings."""
+    nodes, texts = [], set()
+    for node in ast.walk(_parse(text, name)):
+        if isinstance(node, ast.Import | ast.ImportFrom | ast.Call):
+            nodes.append(node)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            texts.add(node.value)
+    return tuple(nodes), frozenset(texts)
 
 
 def source_digest(path: Path, module: str = "", bases: Iterable[Path] = ()) -> str:
@@ -133,19 +150,16 @@ def built_in_file(name: str) -> Path | None:
 def _used_files(path: Path, main: Path, module: str) -> Iterator[Path]:
     """Iterate over the files that a source file imports or names."""
     try:
-        tree = tree_of(path)
+        nodes, texts = _references(path.read_text(encoding="utf-8-sig"), path.name)
     except (SyntaxError, ValueError):  # reported when it is imported
         return
-    texts = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            texts.add(node.value)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
+    for node in nodes:
+        if isinstance(node, ast.Import | ast.ImportFrom):
             yield from imported(path, node, main, module)
-        elif isinstance(node, ast.Call) and _function_name(node) in ("import_module", "__import__"):
+        elif _function_name(node) in ("import_module", "__import__"):
             for name in strings(node)[:1]:
                 yield from _module_files(name, path, main, module)
-        elif isinstance(node, ast.Call) and (name := loaded(node)):
+        elif name := loaded(node):
             yield from filter(None, [built_in_file(name)])
     yield from _data_files(path.parent, texts)
 
@@ -168,7 +182,7 @@ def strings(node: ast.AST) -> list[str]:
     return [part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str)]
 
 
-def _data_files(folder: Path, names: set[str], depth: int = 0) -> Iterator[Path]:
+def _data_files(folder: Path, names: Collection[str], depth: int = 0) -> Iterator[Path]:
     """Iterate over files in the folder of a source file, and in subfolders that it names, that it names."""
     with os.scandir(folder) as entries:
         present = {entry.name for entry in entries}
