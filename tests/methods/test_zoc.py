@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -76,7 +75,7 @@ def train(
     return module, losses
 
 
-def task(encoder: ToyEncoder, given: Weights | SimpleNamespace) -> Task:
+def task(encoder: ToyEncoder, given: Weights) -> Task:
     world = ToyWorld()
     world.encoder = encoder
     return world.task().for_method(~Needs(0), MethodResources(lambda: given, lambda depends, make: make()))  # type: ignore[arg-type,return-value]
@@ -207,7 +206,12 @@ def test_strings_are_merged_and_seen_names_left_out(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(zoc_module, "Decoder", torch.nn.Module)
     embedding = torch.zeros(1, DEPTH)
     embedding[0, :3] = torch.tensor([0.5, 0.2, 0.8])
-    given = task(Hand(), SimpleNamespace(load=lambda module: decoder))
+
+    class Given(Weights):
+        def load(self, module: torch.nn.Module) -> torch.nn.Module:
+            return decoder
+
+    given = task(Hand(), Given({}, {}))
     cases: list[tuple[dict[str, Any], set[str]]] = [
         ({"k": 4, "steps": 1}, {"owl"}),
         ({"k": 2, "steps": 2}, {"owl", ",", "anch"}),
