@@ -78,7 +78,7 @@ def train(
 def task(encoder: ToyEncoder, given: Weights) -> Task:
     world = ToyWorld()
     world.encoder = encoder
-    return world.task().for_method(~Needs(0), MethodResources(lambda: given, lambda depends, make: make()))  # type: ignore[arg-type,return-value]
+    return world.task().for_method(~Needs(0), MethodResources(lambda: given, lambda depends, make: make()))
 
 
 def batch(embeddings: Tensor) -> Batch:
