@@ -170,7 +170,10 @@ def test_a_shared_store_is_read_and_written(place: Path, tmp_path: Path) -> None
         (("--method", "mcm", "--classes", "names.txt", "--threshold-from", "nowhere"), "nowhere cannot be read"),
         (("--method", "mcm", "--classes", "names.txt", "--threshold", "nan"), "--threshold nan: a finite number"),
         (("--method", "mcm", "--classes", "names.txt", "--tpr", "0.9"), "give that, too"),
-        (("--method", "mcm", "--classes", "names.txt", "--threshold-from", "new", "--tpr", "95"), "tpr takes a share"),
+        (
+            ("--method", "mcm", "--classes", "names.txt", "--threshold-from", "new", "--tpr", "95"),
+            "tpr takes a fraction",
+        ),
         (("--method", "mcm", "--classes", "names.txt", "--save", "new"), "new exists and holds no detector"),
         (("--detector", "new"), "new holds no detector"),
         (
