@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from oodbench import errors
 from oodbench.cli import main
-from oodbench.cli.common import log
+from oodbench.cli.output import configure_logging
 from oodbench.data.catalog import dataset
 from oodbench.errors import UserError
 from oodbench.pipeline.events import Event, log_to
@@ -115,7 +115,7 @@ def test_logs_tracebacks_and_events_show_no_credentials(tmp_path: Path, monkeypa
     stderr = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stderr)
     try:
-        log(True)
+        configure_logging(True)
         try:
             raise ValueError(SECRETS[0])
         except ValueError:

@@ -211,8 +211,8 @@ def deviation(results: Sequence[Result]) -> str:
     if not found:
         return ""
     return (
-        f"printed digits differ from the project's own results, in points: {', '.join(found)}; processors and versions of "
-        "libraries round differently"
+        f"printed digits differ from the project's own results, in points: {', '.join(found)}; processors and versions "
+        "of libraries round differently"
     )
 
 

@@ -132,14 +132,14 @@ def made(form: Form, tmp_path: Path, shade: int, name: str = "set") -> tuple[Dat
 def test_a_set_replaced_with_the_same_size_and_time_is_detected(form: Form, tmp_path: Path) -> None:
     dataset, place = made(form, tmp_path, 10)
     before, strict = listed(dataset, place), listed(dataset, place, strict=True)
-    assert listed(dataset, place).stamp == before.stamp
+    assert listed(dataset, place).fingerprint == before.fingerprint
     values = decoded(before)
     made(form, tmp_path, 90)
     after = listed(dataset, place)
     assert after.digest == before.digest, "the test replaces files by others of the same size and time"
-    assert after.stamp != before.stamp and decoded(after) != values
-    assert after.part_stamp(0, 2) != before.part_stamp(0, 2)
-    assert listed(dataset, place, strict=True).digest != strict.digest == strict.stamp
+    assert after.fingerprint != before.fingerprint and decoded(after) != values
+    assert after.part_fingerprint(0, 2) != before.part_fingerprint(0, 2)
+    assert listed(dataset, place, strict=True).digest != strict.digest == strict.fingerprint
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -170,7 +170,7 @@ def test_a_temporarily_exchanged_folder_is_detected(tmp_path: Path) -> None:
     assert not list(Store(tmp_path / "looks").entries())
     place.rename(other)
     (tmp_path / "aside").rename(place)
-    assert decoded(found) == right and listed(dataset, place).stamp == found.stamp
+    assert decoded(found) == right and listed(dataset, place).fingerprint == found.fingerprint
 
 
 def test_links_are_identified_by_their_targets(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_links_are_identified_by_their_targets(tmp_path: Path) -> None:
     (place / first).unlink()
     (place / first).symlink_to(other / first)
     after = listed(dataset, place)
-    assert after.digest == before.digest and after.stamp != before.stamp
+    assert after.digest == before.digest and after.fingerprint != before.fingerprint
     with pytest.raises(UserError, match=r"0\.ppm changed after it was listed"):
         before.read(0)
 
@@ -251,7 +251,7 @@ def test_a_dataset_of_the_hub_is_identified_by_its_cache_files(tmp_path: Path, m
     with pytest.raises(UserError, match="changed after it was listed"):
         decoded(before)
     after = listed(catalogue.dataset("hf:owner/none-such"), tmp_path / "set")
-    assert after.digest == before.digest and after.stamp != before.stamp and len(decoded(after)) == N
+    assert after.digest == before.digest and after.fingerprint != before.fingerprint and len(decoded(after)) == N
 
 
 def test_a_replaced_copy_of_a_url_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,13 +261,13 @@ def test_a_replaced_copy_of_a_url_is_detected(tmp_path: Path, monkeypatch: pytes
     _, place = made(as_tar, tmp_path, 10)
     url = f"file://{place}/set.tar"
     before = listed(catalogue.dataset(f"tar:{url}"), tmp_path)
-    assert decoded(before) == [10] * N and before.stamp == before.digest, "it means the same on other machines"
+    assert decoded(before) == [10] * N and before.fingerprint == before.digest, "it means the same on other machines"
     made(as_tar, tmp_path, 90)
     shutil.copyfile(place / "set.tar", cached_path(url))
     with pytest.raises(UserError, match="changed after it was listed"):
         decoded(before)
     after = listed(catalogue.dataset(f"tar:{url}"), tmp_path)
-    assert after.stamp != before.stamp and decoded(after) == [90] * N
+    assert after.fingerprint != before.fingerprint and decoded(after) == [90] * N
 
 
 def test_reopened_sources_are_compared_with_the_listing(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_a_shard_changed_before_download_is_rejected(tmp_path: Path, monkeypatch
     (part,) = shards.read_shards(url, store)
     pack(10)
     (again,) = shards.read_shards(url, store)
-    assert again.listing.stamp != part.listing.stamp
+    assert again.listing.fingerprint != part.listing.fingerprint
     monkeypatch.setattr(shards, "fetch", fetch)
     with pytest.raises(UserError, match=r"a\.tar changed after they were listed; run again"):
         list(shards.read_shards(url, Store(tmp_path / "another")))

@@ -191,6 +191,7 @@ def test_two_downloads_of_one_file_do_not_mix(tmp_path: Path, monkeypatch: pytes
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["x.tar"]
 
 
+@pytest.mark.slow
 def test_shards_at_a_url_are_the_same_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fetched anew on another machine: the same list by digest, and images that are found there."""
     from PIL import Image
@@ -269,7 +270,7 @@ def test_a_second_machine_computes_nothing(bucket: str, cli: Cli, tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
-def test_nodes_without_a_common_folder_share_the_bucket(bucket: str, tmp_path: Path, cli: Cli) -> None:
+def test_nodes_without_a_common_folder_share_the_bucket(bucket: str, tmp_path: Path, cli: Cli, process: Cli) -> None:
     env = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     script = (
         "import sys, json, ray\n"
@@ -288,7 +289,7 @@ def test_nodes_without_a_common_folder_share_the_bucket(bucket: str, tmp_path: P
         assert cluster.stdout
         address = cluster.stdout.readline().strip()
         options = ("--shared", bucket, "--ray", address, "--device", "cpu", "--store", tmp_path / "driver")
-        done = cli(
+        done = process(
             *RUN, *options, "--results", tmp_path / "there", RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0"
         )
         assert done.returncode == 0, done.stderr

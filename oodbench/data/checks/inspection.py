@@ -173,7 +173,7 @@ def _inputs(images: ImageSet, bounds: tuple[int, int]) -> dict[str, object]:
     dataset = images.dataset  # splits of a torchvision folder have the same names, sizes and times
     return {
         "engine": ENGINE,
-        "items": images.part_stamp(*bounds),
+        "items": images.part_fingerprint(*bounds),
         "of": [dataset.loader, dataset.source, dataset.split, dataset.within],
     }
 
