@@ -111,9 +111,9 @@ class ExtractionJob:
 
     def inputs(self, start: int, stop: int) -> dict[str, Any]:
         """Return everything that the embeddings of a part of the set depend on: the key of the stored shard."""
-        inputs = {"engine": ENGINE, **asdict(self.recipe), "items": self.listing.part_stamp(start, stop)}
+        inputs = {"engine": ENGINE, **asdict(self.recipe), "items": self.listing.part_fingerprint(start, stop)}
         if self.listing.origins:  # the digits depend on the batches of the sets that the rows are copied from
-            inputs["of"] = [origin.source.stamp for origin in self.listing.origins]
+            inputs["of"] = [origin.source.fingerprint for origin in self.listing.origins]
         return inputs
 
     def shards(self) -> list[tuple[int, int]]:

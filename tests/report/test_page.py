@@ -187,7 +187,7 @@ def test_filters_rows_and_hides_sets(glyphs: Path, visit: Open) -> None:
     before = cell(page, "ZOC", "glyphs-textures", "fpr95").inner_text()
     page.get_by_label("Letters").uncheck()
     assert page.locator("tr.metrics th:visible").count() == everything - 2 == page.locator("col:visible").count()
-    assert not page.locator("tr.column_groups th", has_text="Letters").is_visible()
+    assert not page.locator("tr.blocks th", has_text="Letters").is_visible()
     assert not cell(page, "ZOC", "glyphs-letters", "auroc").is_visible()
     assert cell(page, "ZOC", "glyphs-textures", "fpr95").inner_text() == before
     widths = {
@@ -293,7 +293,7 @@ def test_hostile_names_are_literal(cli: Cli, tmp_path: Path, visit: Open) -> Non
     for part in (f"One {HOSTILE} (x={HOSTILE})", f"NEAR1 {HOSTILE}", f"BAD failed: boom {HOSTILE}"):
         assert part in text, part
     page.get_by_label(f"SUN {HOSTILE}").uncheck()
-    assert not page.locator("tr.column_groups th", has_text=f"SUN {HOSTILE}").is_visible()
+    assert not page.locator("tr.blocks th", has_text=f"SUN {HOSTILE}").is_visible()
     page.get_by_label("Methods").fill("<script> ONE")
     assert names(page) == [f"One {HOSTILE} (x={HOSTILE})"]
     page.locator("td:visible a").first.click()

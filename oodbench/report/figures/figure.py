@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 from oodbench.errors import UserError
 from oodbench.report.tables.grouping import by_prompts
 from oodbench.report.tables.rows import names
-from oodbench.report.verify import ImageScores, checked_scores
 from oodbench.results import Result, SetRow, slug
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from oodbench.report.verify import ImageScores
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +126,8 @@ class FigureData:
 
     def read(self, one: PlottedResult) -> dict[str, ImageScores]:
         """Read the scores of a result by dataset. Raise UserError if they do not exist or are not the result's."""
+        from oodbench.report.verify import checked_scores
+
         path = self.paths.get(one.result.digest)
         if path is None:
             raise UserError("its result is in no results folder, so it has no scores per image")
