@@ -245,7 +245,7 @@ def test_a_cell_has_an_address(glyphs: Path, visit: Open) -> None:
     page.go_back()
     page.locator("dialog").wait_for(state="hidden")
     linked = visit(glyphs, fragment)
-    assert linked.get_by_role("dialog", name="ZOC: Mean FPR95").is_visible() and one["digest"] in fact(linked, "digest")
+    assert linked.get_by_role("dialog", name="ZOC: Average FPR95").is_visible() and one["digest"] in fact(linked, "digest")
     linked.get_by_role("button", name="Close").click()
     assert linked.evaluate(HERE) == at
     linked.get_by_role("link", name="MCM", exact=True).click()
