@@ -48,7 +48,7 @@ CAPTIONS = (
 )
 
 
-def material(folder: Path, pairs: int, depth: int) -> TrainingData:
+def training_data(folder: Path, pairs: int, depth: int) -> TrainingData:
     """Stored embeddings of so many pairs."""
     rng = np.random.default_rng(0)
     for name in ("images", "texts"):
@@ -132,7 +132,7 @@ def measured(encoder: OpenClip, model: Any, folder: Path, asked: argparse.Namesp
     pairs = 16 * batch
     recipe = type(method.optimiser)(**{**vars(method.optimiser), "batch": batch})
     schedule = Schedule(recipe, pairs, 1000, 0)
-    feed = PairBatches(material(folder, pairs, encoder.card.embed_dim), schedule, encoder, min(batch, CHUNK))
+    feed = PairBatches(training_data(folder, pairs, encoder.card.embed_dim), schedule, encoder, min(batch, CHUNK))
     trainer = Trainer(method, feed, ProcessGroup(0, 1, asked.device), asked.precision)
     release = Release(model, method, encoder, batch, asked.precision)
     tokens = encoder.tokenize(feed.data.captions[:batch]).to(encoder.device)

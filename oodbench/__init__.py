@@ -1,7 +1,7 @@
-"""oodbench: compare CLIP-based out-of-distribution detection methods on embeddings made once.
+"""oodbench: compare CLIP-based out-of-distribution detection methods on embeddings that are computed once.
 
-`oodbench.run(...)` is `oodbench run` in Python, `oodbench.Detector` one method put to use. Importing this package
-imports neither torch nor pandas.
+`oodbench.run(...)` is `oodbench run` in Python, and `oodbench.Detector` applies one method to images. Importing this
+package imports neither torch nor pandas.
 """
 
 from __future__ import annotations
@@ -21,19 +21,27 @@ __all__ = ["Detector", "UserError", "run"]
 
 try:
     __version__ = version("oodbench")
-except PackageNotFoundError:  # imported from a checkout that was not installed
+except PackageNotFoundError:  # a checkout that is not installed
     __version__ = "0+unknown"
 
 
 def run(methods: str = "all", id: str = "glyphs", **options: Any) -> pd.DataFrame:
-    """Run a benchmark; one line per method, OOD set and metric.
+    """Run a benchmark and return its results as a table with one row per method, OOD set and metric.
 
-    Options are those of `oodbench run`, with underscores: ood, encoder, data, settings, seed, device, limit, results,
-    ... (the fields of oodbench.pipeline.request.RunRequest, whose `out` is `results` here), and `tracking_uri`: ""
-    (the default here) records nothing in MLflow.
-    Columns: method, label, benchmark, encoder, id, ood, group, metric, value (a fraction), n_id, n_ood, partial,
-    digest of the row.
-    Raises UserError for bad input; a method that failed has one line with metric "failed" and value NaN.
+    Arguments:
+        methods  the methods, comma-separated, such as "mcm,energy[scale=1]", or "all"
+        id       the ID set or benchmark: a name of the catalogue, or "folder:PATH"
+        options  options of `oodbench run` with underscores: ood, encoder, data, settings, seed, device, limit, results
+                 and so on (the fields of oodbench.pipeline.request.RunRequest, whose `out` is `results` here), and
+                 `tracking_uri`, the MLflow server; by default nothing is sent to MLflow
+
+    Returns:
+        A DataFrame with the columns method, label, benchmark, encoder, id, ood, group, metric, value, n_id, n_ood,
+        partial and digest. `value` is a fraction; `n_id` and `n_ood` are numbers of images. A method that failed has
+        one row with the metric "failed" and the value NaN. ID accuracy has an empty `ood`.
+
+    Raises:
+        UserError  for unknown options, bad values and data that are missing, with all problems at once
     """
     from oodbench.api import run_and_record
     from oodbench.pipeline.request import request_from
@@ -51,7 +59,7 @@ def run(methods: str = "all", id: str = "glyphs", **options: Any) -> pd.DataFram
 
 
 def __getattr__(name: str) -> Any:
-    """Detector is imported when it is first used."""
+    """Import Detector when it is first used."""
     if name == "Detector":
         from oodbench.detector.detector import Detector
 

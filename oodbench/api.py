@@ -24,23 +24,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KINDS = ("overview", "roc", "ranks")  # a histogram of each method takes seconds; images themselves may be private
-_SECOND = re.compile(r"<u>(.*?)</u>")  # a name's own is escaped
+KINDS = ("overview", "roc", "ranks")  # not histograms, which take seconds each, nor images, which may be private
+_UNDERLINED = re.compile(r"<u>(.*?)</u>")  # in names these signs are escaped
 
 
 class Attachments:
-    """The files that go with rows of one results folder; a picture that cannot be drawn is logged and left out."""
+    """The tables and figures that go to MLflow with results; a figure that cannot be drawn is logged and skipped."""
 
     def __init__(self, results: Path) -> None:
         self.results = results
 
     def __call__(self, found: Sequence[Result]) -> Iterator[tuple[str, bytes]]:
-        """Names, as in `pictures/glyphs-roc.png`, and contents."""
+        """Yield the name, such as `pictures/glyphs-roc.png`, and the content of every file."""
         from oodbench import report
 
         tables = report.tables(found)
-        # MLflow's Markdown shows no underlining.
-        yield "table.md", _SECOND.sub(r"*\1*", "\n".join(map(report.markdown, tables))).encode()
+        # MLflow's Markdown does not show underlined text.
+        yield "table.md", _UNDERLINED.sub(r"*\1*", "\n".join(map(report.markdown, tables))).encode()
         yield "table.csv", report.csv(tables).encode()
         for number, table in enumerate(tables, 1):
             folder = "pictures" if len(tables) == 1 else f"pictures/{number}"
@@ -48,6 +48,7 @@ class Attachments:
                 yield f"{folder}/{name}", content
 
     def _pictures(self, found: Sequence[Result]) -> Iterator[tuple[str, bytes]]:
+        """Yield the name and the content of every figure of some results."""
         from oodbench.report.figures import plots
 
         paths = _paths(self.results, found)
@@ -55,24 +56,21 @@ class Attachments:
             try:
                 for picture in plots(found, paths, kinds=[kind]):
                     yield f"{picture.name}.png", picture.png()
-            except Exception as error:  # whatever it is, the rows shall arrive
-                why = (str(error).splitlines() or [""])[0] or type(error).__name__
-                log.warning("MLflow gets no %s pictures of %s: %s", kind, found[0].benchmark, why)
+            except Exception as error:  # no figure may keep the results from being sent
+                reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+                log.warning("MLflow gets no %s pictures of %s: %s", kind, found[0].benchmark, reason)
 
 
 def _paths(results: Path, found: Sequence[Result]) -> dict[str, Path]:
-    """The rows' files by digest; looked for where a run writes them, else everywhere."""
+    """Return the files of results by digest; searched where a run writes them, else in the whole folder."""
     wanted = {row.digest for row in found}
     encoder = str(found[0].encoder.get("slug", ""))
-    usual = results / "runs" / slug(found[0].benchmark)[:120] / encoder
+    default = results / "runs" / slug(found[0].benchmark)[:120] / encoder
     paths: dict[str, Path] = {}
-    for folder in (usual, results):
+    for folder in (default, results):
         if folder.is_dir() and not wanted <= set(paths):
             paths |= {row.digest: path for path, row in rows(folder) if row.digest in wanted}
     return paths
-
-
-log = logging.getLogger(__name__)
 
 
 def run(plan: Plan, watch: Watch | None = None) -> RunOutcome:

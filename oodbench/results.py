@@ -1,4 +1,7 @@
-"""Result: one method's row of one benchmark, as it lies on disk. Imports nothing heavy: reports read many rows."""
+"""The result of one method on one benchmark: its schema, its JSON file, and where its numbers come from.
+
+This module imports no heavy library, because reports read thousands of results.
+"""
 
 from __future__ import annotations
 
@@ -29,22 +32,22 @@ Interval = tuple[float, float]
 
 SCHEMA = 1
 METRICS = ("auroc", "fpr95", "fpr95_ood", "aupr_in", "aupr_out")
-# Left out of the digest: they differ between two runs that computed the same thing.
+# Not part of the digest, because two runs that computed the same numbers differ in them.
 _VOLATILE = ("created", "seconds", "digest")
-_LARGEST = 2.0**1000  # of a number in a row: every one is a float, too
-# Absent from older rows, and left out of the digest when empty.
+_LARGEST = 2.0**1000  # of an integer in a result, so that it can be converted to a float
+# Missing in older results, and not part of the digest if empty.
 _LATER = ("weights", "mean_intervals", "uncertainty", "warnings")
 
 
 @dataclass(frozen=True)
 class SetRow:
-    """One OOD set against the ID set. Metrics are fractions; `fpr95` has ID positive, `fpr95_ood` OOD positive."""
+    """The metrics of one OOD set against the ID set, as fractions; ID is positive in `fpr95`, OOD in `fpr95_ood`."""
 
     dataset: str
     title: str
-    group: str  # "near", "far" or "" when the benchmark does not tell
+    group: str  # "near", "far", or "" if the benchmark has no groups
     n: int  # images scored
-    expected: int | None  # images the catalogue counts; None: it does not say
+    expected: int | None  # images that the catalogue counts; None if it does not say
     skipped: int  # images that could not be read (--on-error skip)
     list_digest: str
     auroc: float
@@ -52,18 +55,18 @@ class SetRow:
     fpr95_ood: float
     aupr_in: float
     aupr_out: float
-    tied: float  # share of all ID and OOD scores that share their value with another score
-    intervals: dict[str, Interval] = field(default_factory=dict)  # metric -> low and high; rows of old have none
+    tied: float  # fraction of all ID and OOD scores that are equal to another score
+    intervals: dict[str, Interval] = field(default_factory=dict)  # metric -> (low, high); older results have none
 
     @property
     def partial(self) -> str:
-        """`partial n/N`, or "" when the set is whole or its size is not known."""
+        """Return `partial n/N`; "" if the set is complete or its size is not known."""
         return partial_stamp(self.n, self.expected)
 
 
 @dataclass(frozen=True)
 class IdRow:
-    """The ID side of a row. `accuracy` is a fraction, None for a method without class prompts."""
+    """The ID set of a result. `accuracy` is a fraction, None for a method without class prompts."""
 
     dataset: str
     title: str
@@ -75,22 +78,23 @@ class IdRow:
 
     @property
     def partial(self) -> str:
-        """`partial n/N`, or "" when the set is whole or its size is not known."""
+        """Return `partial n/N`; "" if the set is complete or its size is not known."""
         return partial_stamp(self.n, self.expected)
 
 
 def partial_stamp(n: int, expected: int | None) -> str:
+    """Return `partial n/expected` if fewer or more images were scored than expected, else ""."""
     return f"partial {n}/{expected}" if expected is not None and n != expected else ""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One JSON file = one row of a table. Every field is plain data; `digest` covers all but times."""
+    """The result of one method: one JSON file, one row of a table. Every field is plain data."""
 
     method: str  # registry name, e.g. "energy"
     label: str  # name of the variant in tables, e.g. "energy[scale=1]"
-    title: str  # name in print, e.g. "Energy"
-    parameters: dict[str, Any]  # in full, defaults included
+    title: str  # name in tables and papers, e.g. "Energy"
+    parameters: dict[str, Any]  # all of them, with the defaults
     benchmark: str
     benchmark_title: str
     encoder: dict[str, Any]  # the encoder's card: name, slug, weights digest, mean, std, size, resize, scale, ...
@@ -105,46 +109,50 @@ class Result:
     versions: dict[str, str]
     commit: str | None
     scores: dict[str, str]  # dataset -> store key of its scores
-    seconds: dict[str, float] = field(default_factory=dict)  # extract (of the sets, shared by all methods), fit, score
+    seconds: dict[str, float] = field(default_factory=dict)  # extract (shared by all methods), fit, score
     status: str = "ok"  # or "failed"
     error: str | None = None
     weights: dict[str, Any] = field(default_factory=dict)  # of a trained method: file name, digest, recipe
-    mean_intervals: dict[str, dict[str, Interval]] = field(default_factory=dict)  # group ("": all sets) -> metric -> it
+    mean_intervals: dict[str, dict[str, Interval]] = field(
+        default_factory=dict
+    )  # group ("" is all sets) -> metric -> (low, high)
     uncertainty: dict[str, Any] = field(default_factory=dict)  # level, replicates, seed, method per metric
-    warnings: tuple[str, ...] = ()  # why numbers of this row may mislead; printed below its tables
+    warnings: tuple[str, ...] = ()  # why numbers of this result may mislead; printed below its tables
     created: str = ""  # ISO 8601, UTC
     schema: int = SCHEMA
 
     @functools.cached_property
     def digest(self) -> str:
-        """sha256 over everything but times: two runs that computed the same thing share it."""
+        """Return the sha256 of everything but times; two runs that computed the same numbers have the same."""
         return _digest(dataclasses.asdict(self))
 
     def mean(self, metric: str, group: str | None = None) -> float:
-        """Plain mean of a metric over the OOD sets (of one group); NaN when there is none."""
+        """Return the mean of a metric over the OOD sets (of one group), a fraction; NaN if there is none."""
         values = [getattr(s, metric) for s in self.ood if group is None or s.group == group]
         return sum(values) / len(values) if values else math.nan
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Named groups (near, far) in order of appearance."""
+        """Return the names of the groups (near, far) in order of appearance."""
         return tuple(dict.fromkeys(s.group for s in self.ood if s.group))
 
     def to_json(self) -> str:
+        """Return the result as JSON text, with its digest."""
         return json.dumps({**dataclasses.asdict(self), "digest": self.digest}, indent=1, sort_keys=True) + "\n"
 
 
 def _digest(plain: Mapping[str, Any]) -> str:
-    kept = {k: v for k, v in plain.items() if k not in _VOLATILE and (k not in _LATER or v)}
-    kept["ood"] = [{k: v for k, v in one.items() if k != "intervals" or v} for one in plain["ood"]]
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    """Return the digest of a result in its JSON form."""
+    fields = {k: v for k, v in plain.items() if k not in _VOLATILE and (k not in _LATER or v)}
+    fields["ood"] = [{k: v for k, v in ood.items() if k != "intervals" or v} for ood in plain["ood"]]
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def from_json(text: str, where: str = "row") -> Result:
-    """Parse a row. Raises UserError when it is not one, or is of another schema."""
+    """Parse the JSON text of a result. Raise UserError if it is not one, is of another schema, or was changed."""
     try:
         raw = json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: no JSON, or an integer of thousands of digits
+    except (ValueError, RecursionError) as error:  # ValueError: not JSON, or an integer with thousands of digits
         raise UserError(f"{where} is not JSON: {error}") from error
     if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
         found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
@@ -169,7 +177,7 @@ def from_json(text: str, where: str = "row") -> Result:
 
 
 def read(path: Path) -> Result:
-    """The row in a file. UserError when it is none, or the file cannot be read; only a regular one is opened."""
+    """Return the result in a file. Raise UserError if it is not one, or the file is not regular or cannot be read."""
     try:
         if not path.is_file():
             what = "leads nowhere" if path.is_symlink() and not path.exists() else "is no regular file"
@@ -183,10 +191,10 @@ def read(path: Path) -> Result:
 
 
 def _typed(kind: type, raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A mapping as it is. TypeError for a value that is not of the type of its field in a dataclass."""
-    for name, wanted in _types(kind).items():
-        if name in raw and not _fits(raw[name], wanted):
-            raise TypeError(f"{name} is of another type than {getattr(wanted, '__name__', wanted)}")
+    """Return a mapping unchanged. Raise TypeError if a value has another type than its field in a dataclass."""
+    for name, expected in _types(kind).items():
+        if name in raw and not _has_type(raw[name], expected):
+            raise TypeError(f"{name} is of another type than {getattr(expected, '__name__', expected)}")
     return raw
 
 
@@ -195,35 +203,35 @@ def _types(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
-def _fits(value: object, kind: Any) -> bool:
-    """Whether a value is of a type as this module's dataclasses have them."""
+def _has_type(value: object, kind: Any) -> bool:
+    """Return whether a value has the type of a field of this module's dataclasses."""
     inner = get_args(kind)
     if kind is Any:
         return True
     if get_origin(kind) is UnionType:
-        return any(_fits(value, one) for one in inner)
+        return any(_has_type(value, option) for option in inner)
     if get_origin(kind) is dict:
-        return isinstance(value, dict) and all(_fits(v, inner[1]) for v in value.values())
+        return isinstance(value, dict) and all(_has_type(v, inner[1]) for v in value.values())
     if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(_fits(v, inner[0]) for v in value)
+        return isinstance(value, tuple) and all(_has_type(v, inner[0]) for v in value)
     if kind in (int, float):
-        whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST
-        return whole or (kind is float and isinstance(value, float))  # NaN, too: a dash in a table
+        is_integer = isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST
+        return is_integer or (kind is float and isinstance(value, float))  # NaN is allowed: a dash in a table
     return isinstance(value, kind)
 
 
 def _intervals(raw: Mapping[str, Any]) -> dict[str, Interval]:
-    """Pairs are lists in JSON."""
+    """Return intervals as tuples; they are lists in JSON."""
     return {metric: (float(low), float(high)) for metric, (low, high) in raw.items()}
 
 
 def slug(name: str) -> str:
-    """A name that is safe as a file name on every system: `ViT-B-16/openai` -> `ViT-B-16-openai`."""
+    """Return a name that is a valid file name on every system: `ViT-B-16/openai` -> `ViT-B-16-openai`."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-.") or "x"
 
 
 def rows(results: Path) -> Iterator[tuple[Path, Result]]:
-    """Every row below a results folder (its `runs/` if it has one), in path order; unreadable ones are logged."""
+    """Yield (path, result) for every result below a results folder, in path order; log those that cannot be read."""
     for path in row_files(results):
         try:
             yield path, read(path)
@@ -232,21 +240,21 @@ def rows(results: Path) -> Iterator[tuple[Path, Result]]:
 
 
 def row_files(results: Path) -> list[Path]:
-    """Whatever may be a row below a results folder, sorted."""
+    """Return the sorted JSON files below a results folder, or below its `runs/` if it has one."""
     root = results / "runs" if (results / "runs").is_dir() else results
     return sorted(path for path in root.rglob("*.json") if not path.name.startswith("."))
 
 
 def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` -> `{"a.b": 1}`: for trackers and CSV, which know no nesting."""
-    out: dict[str, Any] = {}
+    """Return a mapping without nesting, for CSV and MLflow: `{"a": {"b": 1}}` -> `{"a.b": 1}`."""
+    flat: dict[str, Any] = {}
     for key, value in mapping.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            out.update(flatten(value, f"{name}."))
+            flat.update(flatten(value, f"{name}."))
         else:
-            out[name] = value
-    return out
+            flat[name] = value
+    return flat
 
 
 _LIBRARIES = ("oodbench", "torch", "torchvision", "open_clip_torch", "numpy", "pillow")
@@ -254,7 +262,7 @@ _LIBRARIES = ("oodbench", "torch", "torchvision", "open_clip_torch", "numpy", "p
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that scores depend on; nothing is imported."""
+    """Return the versions of Python and of the libraries that scores depend on, without importing them."""
     found = {"python": platform.python_version()}
     for name in _LIBRARIES:
         try:
@@ -265,60 +273,62 @@ def versions() -> dict[str, str]:
 
 
 def stamp(device: str) -> dict[str, object]:
-    """Versions, commit and device, as stored with what was computed."""
+    """Return the versions, the commit and the device, which are stored with embeddings and scores."""
     return {"versions": versions(), "commit": commit(), "device": device}
 
 
 def elsewhere(asked: str, results: Iterable[Result]) -> str:
-    """A note on rows that came from the store and were made on another device than was asked for; "" without such."""
-    made: dict[str, list[str]] = {}
+    """Return a note on stored results that were computed on another device than the one asked for, or ""."""
+    labels_by_device: dict[str, list[str]] = {}
     for result in results:
         if result.status == "ok" and asked != "auto":
-            devices = [*result.run["device"].split(", "), *(one["device"] for one in result.run["extracted"])]
-            others = sorted({one for one in devices if not _is(one, asked)})
+            devices = [*result.run["device"].split(", "), *(stamp["device"] for stamp in result.run["extracted"])]
+            others = sorted({device for device in devices if not _matches(device, asked)})
             if others:
-                made.setdefault(" and ".join(others), []).append(result.label)
-    parts = [f"{', '.join(dict.fromkeys(labels))}: from the store, made on {device}" for device, labels in made.items()]
+                labels_by_device.setdefault(" and ".join(others), []).append(result.label)
+    parts = [
+        f"{', '.join(dict.fromkeys(labels))}: from the store, made on {device}"
+        for device, labels in labels_by_device.items()
+    ]
     return f"{'; '.join(parts)}; --device {asked} was asked for" if parts else ""
 
 
-def _is(device: str, asked: str) -> bool:
-    """Whether a device is the one asked for: `cuda` is any GPU, and of its own is `cuda:0`."""
+def _matches(device: str, asked: str) -> bool:
+    """Return whether a device is the one asked for. `cuda` matches any GPU, and is `cuda:0` as a device."""
     kind, _, number = asked.partition(":")
-    its_kind, _, its_number = device.partition(":")
-    return kind == its_kind and (not number or number == (its_number or "0"))
+    device_kind, _, device_number = device.partition(":")
+    return kind == device_kind and (not number or number == (device_number or "0"))
 
 
 def distinct(stamps: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Stamps in order, each once."""
+    """Return the stamps in order, each once."""
     found: list[dict[str, Any]] = []
-    for one in stamps:
-        if one not in found:
-            found.append(one)
+    for stamp in stamps:
+        if stamp not in found:
+            found.append(stamp)
     return found
 
 
 @functools.cache
 def commit() -> str | None:
-    """Commit of the checkout that this code runs from, with `-dirty` when it differs; None outside a checkout."""
-    here = Path(__file__).resolve().parent
+    """Return the commit of the checkout that this code runs from, with `-dirty` if it differs; None outside one."""
+    folder = Path(__file__).resolve().parent
     try:
-        call = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-        done = subprocess.run(call, capture_output=True, text=True, timeout=5, check=True)
+        command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
         inside = subprocess.run(
-            ["git", "-C", str(here), "ls-files", "--error-unmatch", "results.py"],
+            ["git", "-C", str(folder), "ls-files", "--error-unmatch", "results.py"],
             capture_output=True,
             timeout=5,
             check=False,
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() if inside.returncode == 0 else None  # a venv inside some other checkout does not count
+    return done.stdout.strip() if inside.returncode == 0 else None  # not the commit of a checkout that holds the venv
 
 
 def frame(results: Sequence[Result]) -> pd.DataFrame:
-    """One line per method, OOD set and metric; ID accuracy with `ood` empty."""
-    pass
+    """Return a DataFrame with one row per method, OOD set and metric; ID accuracy has an empty `ood`."""
     import pandas as pd
 
     lines = []
@@ -331,18 +341,18 @@ def frame(results: Sequence[Result]) -> pd.DataFrame:
             "id": result.id.dataset,
         }
         tail = {"n_id": result.id.n, "digest": result.digest}
-        for one in result.ood:
-            where = {
-                "ood": one.dataset,
-                "group": one.group,
-                "n_ood": one.n,
-                "partial": one.partial or result.id.partial,
+        for ood in result.ood:
+            place = {
+                "ood": ood.dataset,
+                "group": ood.group,
+                "n_ood": ood.n,
+                "partial": ood.partial or result.id.partial,
             }
-            lines += [{**head, **where, "metric": m, "value": getattr(one, m), **tail} for m in METRICS]
-        alone = {"ood": "", "group": "", "n_ood": 0, "partial": result.id.partial}
+            lines += [{**head, **place, "metric": m, "value": getattr(ood, m), **tail} for m in METRICS]
+        id_only = {"ood": "", "group": "", "n_ood": 0, "partial": result.id.partial}
         if result.status == "failed":
-            lines.append({**head, **alone, "metric": "failed", "value": math.nan, **tail})
+            lines.append({**head, **id_only, "metric": "failed", "value": math.nan, **tail})
         elif result.id.accuracy is not None:
-            lines.append({**head, **alone, "metric": "id_accuracy", "value": result.id.accuracy, **tail})
+            lines.append({**head, **id_only, "metric": "id_accuracy", "value": result.id.accuracy, **tail})
     columns = ["method", "label", "benchmark", "encoder", "id", "ood", "group", "metric", "value"]
     return pd.DataFrame(lines, columns=[*columns, "n_id", "n_ood", "partial", "digest"])

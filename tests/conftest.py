@@ -1,16 +1,22 @@
-"""What tests share: a store of their own, the command line as a process, shape types checked at run time."""
+"""Fixtures that all tests share: a store of their own, the commands as functions and as processes, real data."""
 
 from __future__ import annotations
 
-import fcntl
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 from jaxtyping import install_import_hook
+
+from tests.timing import pytest_runtest_call
+
+__all__ = ["pytest_runtest_call"]  # the limit of tests that are not marked slow
 
 # Shape annotations of the method API are types; here they are checked on every call.
 install_import_hook(
@@ -27,25 +33,55 @@ install_import_hook(
     "beartype.beartype",
 )
 
+# Some environments forbid it, and each of the processes that tests start would compile the package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
+# Packages whose tests run in one process, one after the other: they share an MLflow server, or start Ray clusters,
+# whose time limits are for idle cores.
+TOGETHER = ("tests/distributed/", "tests/tracking/")
+# With several processes these start first, so that all end at about the same time.
+LONGEST = (
+    *TOGETHER,
+    "tests/training/",
+    "tests/detector/test_detector.py",
+    "tests/test_packaging.py",
+    "tests/docs/test_docs_commands.py",
+    "tests/cli/",
+    "tests/pipeline/test_contract.py",
+)
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """With pytest-xdist, files that start Ray clusters take turns: their time limits are for idle cores."""
-    if not request.path.stem.startswith("test_cluster"):
-        yield
-        return
-    with (tmp_path_factory.getbasetemp().parent / "cluster.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give whole files to the processes of pytest-xdist, and the packages of TOGETHER to one of them."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduler(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return next((package for package in TOGETHER if file.startswith(package)), file)
+
+    config.option.loadscopereorder = False  # keep the order of pytest_collection_modifyitems
+    return Scheduler(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        return next((i for i, prefix in enumerate(LONGEST) if item.nodeid.startswith(prefix)), len(LONGEST))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No test reads or writes the user's own store, data or MLflow."""
-    os.environ["OODBENCH_STORE"] = str(tmp_path_factory.mktemp("store"))
+    """No test reads or writes the user's own store, data or MLflow. The processes of pytest-xdist share one store."""
+    root = tmp_path_factory.getbasetemp()
+    store = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "store"
+    store.mkdir(exist_ok=True)
+    os.environ["OODBENCH_STORE"] = str(store)
     os.environ["OODBENCH_CONFIG"] = str(tmp_path_factory.mktemp("config"))
     os.environ.pop("OODBENCH_DATA", None)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
@@ -55,7 +91,34 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def cli() -> Cli:
-    """`cli("run", "--limit", "3", cwd=...)`: the installed command in a process of its own."""
+    """`cli("run", "--limit", "3", cwd=folder, NAME="value")`: the command in this process, which has loaded torch."""
+    from click.testing import CliRunner
+
+    from oodbench.cli import main
+
+    def call(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+        words, before = list(map(str, arguments)), Path.cwd()
+        loggers = [logging.getLogger(name) for name in (None, "oodbench", "oodbench.training")]
+        levels = [logger.level for logger in loggers]
+        # Without pytest's handlers, so that the command sets up its own, and warnings of others reach standard error.
+        with mock.patch.dict(os.environ, environment), mock.patch.object(loggers[0], "handlers", []):
+            os.chdir(cwd or before)
+            try:
+                done = CliRunner().invoke(main, words, prog_name="oodbench")
+            finally:
+                os.chdir(before)
+                for logger, level in zip(loggers, levels, strict=True):
+                    logger.setLevel(level)
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def process() -> Cli:
+    """The same as the installed command in a process of its own, for tests of what only a process shows."""
 
     def call(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
         command = [str(Path(sys.executable).with_name("oodbench")), *map(str, arguments)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +36,10 @@ def imported(path: Path) -> set[str]:
     return found & set(MODULES)
 
 
-IMPORTS = {name: imported(path) - {name} for name, path in MODULES.items() if name not in ALIASES}
+@functools.cache
+def imports() -> dict[str, set[str]]:
+    """What every module imports; read by the tests, as reading all files takes a second."""
+    return {name: imported(path) - {name} for name, path in MODULES.items() if name not in ALIASES}
 
 
 def place(module: str) -> int:
@@ -46,7 +50,7 @@ def place(module: str) -> int:
 def test_imports_go_down() -> None:
     upward = {
         f"{name} -> {other}"
-        for name, others in IMPORTS.items()
+        for name, others in imports().items()
         for other in others - ALIASES
         if place(other) > place(name)
     }
@@ -54,8 +58,23 @@ def test_imports_go_down() -> None:
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    left = {name: others - ALIASES for name, others in IMPORTS.items()}
+    left = {name: others - ALIASES for name, others in imports().items()}
     while leaves := [name for name, others in left.items() if not others & set(left)]:
         for name in leaves:
             del left[name]
     assert not left, sorted(left)
+
+
+def test_no_worker_imports_what_its_version_check_leaves_out() -> None:
+    """Driver and worker may differ in these modules, so no worker may run them."""
+    from oodbench.distributed.payload import DRIVER_ONLY
+
+    known, reached = imports(), set[str]()
+    todo = {"oodbench.distributed.worker", "oodbench.distributed.training", "oodbench.method", "oodbench.results"}
+    while todo:
+        reached |= todo
+        todo = {other for name in todo for other in known.get(name, ())} - reached
+    paths = {MODULES[name].relative_to(ROOT / "oodbench").as_posix() for name in reached}
+    assert len(paths) > 60 and not {path for path in paths if path.startswith(DRIVER_ONLY)}
+    for prefix in DRIVER_ONLY:
+        assert (ROOT / "oodbench" / prefix).exists(), prefix

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from oodbench.cli.common import CommandGroup
 from oodbench.cli.datasets import datasets
 from oodbench.cli.explain import explain
+from oodbench.cli.group import CommandGroup
 from oodbench.cli.methods import methods
 from oodbench.cli.report import report
 from oodbench.cli.run import run
@@ -26,7 +26,7 @@ def main() -> None:
     oodbench run                                     every method on the embedded benchmark, offline
     oodbench run --methods mcm,energy --id imagenet1k --encoder ViT-B-16/openai --data DIR
     oodbench train clipn --encoder ViT-B-16/openai --captions captions.csv
-    oodbench report --format latex                   the table of what has been run
+    oodbench report --format latex                   the tables of all results
     """
 
 

@@ -1,4 +1,4 @@
-"""What the listing commands print: methods, datasets, the store."""
+"""Text of the listing commands: methods, datasets, the store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def methods(known: Iterable[MethodInfo]) -> str:
-    """One line per method: name, what it is, needs, hyper-parameters, status."""
+    """List methods, one line each: name, title, needs, hyper-parameters, paper, status."""
     rows = []
     for info in known:
         parameters = " ".join(f"{p.name}={written(p.default)}" for p in info.parameters)
@@ -29,7 +29,7 @@ def methods(known: Iterable[MethodInfo]) -> str:
 
 
 def method(info: MethodInfo) -> str:
-    """One method in full."""
+    """Describe one method."""
     if info.problem:
         raise UserError(f"method '{info.name}' ({info.path}): {info.problem}")
     lines = [
@@ -49,7 +49,7 @@ def method(info: MethodInfo) -> str:
 
 
 def datasets(data: Path) -> str:
-    """Datasets and benchmarks, with what is found below the data folder."""
+    """List datasets and benchmarks, and which datasets are in the data folder."""
     rows = [
         (d.name, ", ".join(d.aliases), d.title, f"{d.count:,}" if d.count else "", d.cite, _status(d, data))
         for d in catalogue.datasets().values()
@@ -62,13 +62,13 @@ def datasets(data: Path) -> str:
 
 
 def dataset(one: Dataset, data: Path) -> str:
-    """One dataset in full, and how to get it."""
+    """Describe one dataset, and how to get it."""
     fields = {
         "title": one.title,
         "aliases": ", ".join(one.aliases),
         "loader": one.loader,
         "of": f"{one.within or ' + '.join(one.parts)} {' '.join(one.keep)}{one.keep_file}".strip(),
-        "path": _place(one),
+        "path": _path(one),
         "classes": one.classes,
         "list": f"{one.list} (sha256 {one.digest})" if one.list else "",
         "digest": "" if one.list or one.loader == "glyphs" else one.digest,
@@ -83,12 +83,12 @@ def dataset(one: Dataset, data: Path) -> str:
         "to get it": one.obtain,
         "status": _status(one, data),
     }
-    told = {name: value if name == "to get it" else printable(value) for name, value in fields.items()}
-    return redact("\n".join([printable(one.name), *(f"  {name:10}{value}" for name, value in told.items() if value)]))
+    shown = {name: value if name == "to get it" else printable(value) for name, value in fields.items()}
+    return redact("\n".join([printable(one.name), *(f"  {name:10}{value}" for name, value in shown.items() if value)]))
 
 
 def benchmark(protocol: Protocol, data: Path) -> str:
-    """Return the description of one benchmark: its sets and whether they are there."""
+    """Describe one benchmark: its sets, and which are in the data folder."""
     one = protocol.benchmark
     lines = [
         f"{one.name}: {one.title}" + (f" ({one.cite})" if one.cite else ""),
@@ -100,19 +100,19 @@ def benchmark(protocol: Protocol, data: Path) -> str:
     return "\n".join(lines)
 
 
-def store(place: Store) -> str:
-    """Kinds with number and size, and the total."""
+def store(folder: Store) -> str:
+    """List the entries of a store by kind, with their number and size, and the total size."""
     totals: dict[str, tuple[int, int]] = {}
-    for entry in place.entries():
+    for entry in folder.entries():
         n, size = totals.get(entry.kind, (0, 0))
         totals[entry.kind] = (n + 1, size + entry.bytes)
     rows = [(kind, f"{n:,}", bytes_text(size)) for kind, (n, size) in sorted(totals.items())]
-    whole = bytes_text(sum(size for _, size in totals.values()))
-    return f"{_table(('kind', 'entries', 'size'), rows)}\n\n{place.root}: {whole}"
+    total = bytes_text(sum(size for _, size in totals.values()))
+    return f"{_table(('kind', 'entries', 'size'), rows)}\n\n{folder.root}: {total}"
 
 
 def bytes_text(n: int) -> str:
-    """Bytes for people: 12.3 MB."""
+    """Return a number of bytes as text: 12.3 MB."""
     for unit, size in reversed(_UNITS.items()):
         if n >= size:
             return f"{n / size:.1f} {unit}" if unit != "B" else f"{n} B"
@@ -120,16 +120,16 @@ def bytes_text(n: int) -> str:
 
 
 def parse_bytes(text: str) -> int:
-    """`20GB` -> 20,000,000,000."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?B?)\s*", text, re.IGNORECASE)
-    if not found or len(found[1]) > 300:  # no float is as long
+    """Parse a size: `20GB` is 20,000,000,000. Raise UserError for any other text."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?B?)\s*", text, re.IGNORECASE)
+    if not match or len(match[1]) > 300:  # longer than any float
         raise UserError(f"cannot read the size '{text[:40]}'; write 500MB or 20GB")
-    unit = found[2].upper()
-    return int(Decimal(found[1]) * _UNITS[unit if unit.endswith("B") else f"{unit}B"])
+    unit = match[2].upper()
+    return int(Decimal(match[1]) * _UNITS[unit if unit.endswith("B") else f"{unit}B"])
 
 
-def _place(one: Dataset) -> str:
-    """Where a set lies, as its declaration says; "" for sets that lie elsewhere."""
+def _path(one: Dataset) -> str:
+    """Return the path in the declaration of a dataset; "" if it is embedded or a part of other datasets."""
     if one.within or one.parts or one.loader == "glyphs":
         return ""
     own = not one.declared or one.path.startswith("/") or is_url(one.path) or one.loader == "hf"
@@ -137,6 +137,7 @@ def _place(one: Dataset) -> str:
 
 
 def _status(one: Dataset, data: Path) -> str:
+    """Return whether a dataset is in the data folder."""
     if one.loader == "glyphs":
         return "embedded"
     if one.within:
@@ -152,16 +153,15 @@ def _status(one: Dataset, data: Path) -> str:
         from oodbench.data.loaders.tar import expand_pattern
 
         try:
-            return (
-                "found" if all(os.path.isfile(path) for path in expand_pattern(str(one.folder(data)))) else "not found"
-            )
+            shards = expand_pattern(str(one.folder(data)))
+            return "found" if all(os.path.isfile(path) for path in shards) else "not found"
         except UserError:
             return "not found"
     return "found" if not one.list or (data / one.list).is_file() else "no list"
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """Columns in plain text, for terminals and pipes alike."""
+    """Format columns as plain text."""
     lines = [head, *(tuple(map(printable, row)) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)

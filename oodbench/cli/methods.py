@@ -9,20 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from oodbench.cli.common import FOLDER, NamesOrCommands, log, say
+from oodbench.cli import options as shared
+from oodbench.cli.group import NamesOrCommands
+from oodbench.cli.options import FOLDER
+from oodbench.cli.output import configure_logging, say
 from oodbench.errors import UserError, printable, redact
 
 if TYPE_CHECKING:
     from oodbench.data.imageset import ImageSet
     from oodbench.pipeline.plan import Plan
 
-_PLUGIN = click.option(
-    "--plugin", "plugins", multiple=True, type=FOLDER, help="File with a method of your own. Repeatable."
-)
-
 
 @click.group(cls=NamesOrCommands, invoke_without_command=True)
-@_PLUGIN
+@shared.PLUGINS
 @click.pass_context
 def methods(ctx: click.Context, plugins: tuple[Path, ...]) -> None:
     """List the methods, or show one in full: oodbench methods [NAME]."""
@@ -36,7 +35,7 @@ def methods(ctx: click.Context, plugins: tuple[Path, ...]) -> None:
 
 @methods.command()
 @click.argument("name")
-@_PLUGIN
+@shared.PLUGINS
 @click.pass_obj
 def show(outer: tuple[Path, ...], name: str, plugins: tuple[Path, ...]) -> None:
     """Show a method in full."""
@@ -48,10 +47,10 @@ def show(outer: tuple[Path, ...], name: str, plugins: tuple[Path, ...]) -> None:
 
 @methods.command()
 @click.argument("file", type=FOLDER)
-@click.option("-v", "--verbose", is_flag=True, help="Log what is done; show tracebacks of errors.")
+@shared.VERBOSE
 def check(file: Path, verbose: bool) -> None:
     """Run the contract tests on a method of your own. Exit code 1 if it fails one."""
-    log(verbose)
+    configure_logging(verbose)
     from oodbench.method import registry
 
     info = registry.methods([file])[file.stem]
@@ -69,15 +68,18 @@ def check(file: Path, verbose: bool) -> None:
 
 @methods.command()
 @click.argument("name", default="neglabel")
-@_PLUGIN
-@click.option("--id", "id_", default="glyphs", help="As for run.", show_default=True)
-@click.option("--ood", default="", help="As for run.")
-@click.option("--encoder", default="", help="As for run.")
-@click.option("--data", type=FOLDER, help="As for run.")
-@click.option("--set", "settings", multiple=True, help="As for run.")
+@shared.PLUGINS
+@shared.ID
+@shared.OOD
+@shared.ENCODER
+@shared.DATA
+@shared.SETTINGS
 @click.pass_obj
 def negatives(outer: tuple[Path, ...], /, name: str, plugins: tuple[Path, ...], id_: str, **options: Any) -> None:
-    """Show the words that NAME (default: neglabel) mines, and those that are class names of the ID or OOD sets."""
+    """Show the negative words that NAME mines.
+
+    NAME is neglabel by default. Words that are class names of the ID or OOD sets are marked.
+    """
     from oodbench.pipeline.plan import make_plan
     from oodbench.pipeline.request import request_from
 
@@ -86,9 +88,9 @@ def negatives(outer: tuple[Path, ...], /, name: str, plugins: tuple[Path, ...], 
 
 
 def describe_negatives(plan: Plan) -> str:
-    """Overlap with the class names of every set, then the words of the plan's first method, farthest first."""
+    """List the words that the plan's first method mines, farthest first, and their overlap with the class names."""
     job = plan.jobs[0]
-    state = _fitted(plan)
+    state = _fit(plan)
     words: Sequence[str] = getattr(state, "words", ())
     if not words:
         raise UserError(f"{job.label} mines no words; one that does is neglabel")
@@ -111,24 +113,27 @@ def describe_negatives(plan: Plan) -> str:
 
 
 def _farthest_first(similarity: Sequence[float], words: Sequence[str]) -> list[tuple[float, str]]:
-    """Similarities of four digits with their words; words of equal digits by text, for later digits are rounding's."""
+    """Sort by similarity, rounded to the four digits shown, then by word: later digits differ between processors."""
     return sorted((round(value, 4) + 0.0, word) for value, word in zip(similarity, words, strict=True))  # -0 + 0 is 0
 
 
-def class_names(listing: ImageSet) -> tuple[str, ...]:
-    """What is known of the classes of an OOD set: its class list, else its folders; () when it is one folder."""
+def class_names(images: ImageSet) -> tuple[str, ...]:
+    """Return the class names of an OOD set: its class list, else its folders; () if it is a single folder."""
     from oodbench.data import prompts
 
-    if listing.dataset.classes:
-        return prompts.class_names(listing.dataset.classes).lines
-    if listing.dataset.loader == "glyphs":  # split/number-name-of-the-concept
-        found = {name.partition("-")[2] for name in listing.names}
+    if images.dataset.classes:
+        return prompts.class_names(images.dataset.classes).lines
+    if images.dataset.loader == "glyphs":  # split/number-name-of-the-concept
+        folders = {name.partition("-")[2] for name in images.names}
     else:
-        found = {PurePosixPath(name).parent.name for name in listing.names}
-    return tuple(sorted(name.replace("-", " ").replace("_", " ") for name in found)) if len(found) > 1 else ()
+        folders = {PurePosixPath(name).parent.name for name in images.names}
+    if len(folders) < 2:
+        return ()
+    return tuple(sorted(name.replace("-", " ").replace("_", " ") for name in folders))
 
 
 def _overlap(words: Sequence[str], names: Iterable[str]) -> str:
+    """Describe how many class names are among the words."""
     mined = {word.casefold() for word in words}
     distinct = {name.casefold(): name for name in names}
     if not distinct:
@@ -137,8 +142,8 @@ def _overlap(words: Sequence[str], names: Iterable[str]) -> str:
     return f"{len(common)} of {len(distinct):,}" + (f": {', '.join(common)}" if common else "")
 
 
-def _fitted(plan: Plan) -> Any:
-    """What the first method of the plan learns; ValueError of a method is the user's to mend."""
+def _fit(plan: Plan) -> Any:
+    """Fit the first method of a plan. Raise UserError for a ValueError of the method."""
     import torch
 
     from oodbench.pipeline.events import Watch

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from oodbench.cli.common import FOLDER, Integers, configure, log, note, print_tables, say, stoppable
+from oodbench.cli import options as shared
+from oodbench.cli.group import sigterm_raises
+from oodbench.cli.options import FOLDER, Integers
+from oodbench.cli.output import configure_logging, note, print_tables, say
 
 if TYPE_CHECKING:
     from oodbench.pipeline.events import Watch
@@ -20,119 +23,42 @@ if TYPE_CHECKING:
     from oodbench.pipeline.request import RunRequest
 
 
-def describe_placement(plan: Plan) -> str:
-    """The placement in words; "" for a run in this process. UserError when the cluster is not there or too small."""
-    from oodbench.cli.listings import bytes_text
-    from oodbench.distributed.cluster import (
-        ResourceRequest,
-        cluster_address,
-        cluster_nodes,
-        connect,
-        local_nodes,
-        place_workers,
-    )
-    from oodbench.distributed.payload import pack, remove_token
-    from oodbench.distributed.worker import extraction_jobs
-
-    request = plan.request
-    where = cluster_address(request.ray, request.device)
-    if not where:
-        return ""
-    if where == "local":
-        offered = local_nodes()
-    else:
-        with connect(where):
-            offered = cluster_nodes()
-    found = place_workers(ResourceRequest(request.device, request.actors, request.gpus_per_actor), offered)
-    cpus, gpus = (sum(node.get(kind, 0) for node in offered) for kind in ("CPU", "GPU"))
-    works = extraction_jobs(plan)
-    missing = [s for work in works for s in work.shards() if not work.store.has("embeddings", work.inputs(*s))]
-    card = plan.card
-    width = card.embed_dim + (0 if card.activation == "embedding" else card.width)
-    images = sum(stop - start for start, stop in missing)
-    parcel = pack(plan)
-    remove_token(parcel)
-    return "\n".join(
-        (
-            "",
-            f"ray        {where}: {len(offered)} nodes with {cpus:g} CPU and {gpus:g} GPU",
-            f"  {found.describe()}",
-            f"  {len(missing):,} shards to encode, about {bytes_text(images * width * 4)} to the store",
-            f"  {bytes_text(len(pickle.dumps(parcel)))} sent to every worker; scores and embeddings go by the store",
-        )
-    )
-
-
-def describe(plan: Plan) -> str:
-    """The plan in words; looks into the store, computes nothing."""
-    from oodbench.cli import listings
-    from oodbench.pipeline.score import find_scores
-
-    pass
-    from oodbench.errors import printable
-
-    card = plan.card
-    lines = [
-        f"benchmark  {plan.benchmark.name}: {plan.benchmark.title}",
-        f"encoder    {card.name}, weights {card.weights[:12]}, {card.size[0]}x{card.size[1]} {card.interpolation} "
-        f"{card.resize_mode}, scale {card.scale:.4g}, {plan.request.precision}",
-        f"classes    {len(plan.classes.lines)} from '{plan.classes.name}'",
-        f"store      {plan.store.root}",
-        "",
-        "images",
-    ]
-    total = 0
-    for listing in plan.listings:
-        missing = plan.work(listing).missing()
-        total += missing
-        state = "stored" if not missing else f"{missing:,} to encode"
-        of = f" of {listing.dataset.count:,}" if listing.dataset.count and listing.dataset.count != len(listing) else ""
-        lines.append(f"  {listing.dataset.name}: {len(listing):,}{of} images, {state}")
-    width = card.embed_dim + (0 if card.activation == "embedding" else card.width)
-    lines += [f"  {total:,} images to encode, about {listings.bytes_text(total * width * 4)} to store", "", "jobs"]
-    for job in plan.jobs:
-        have = [x.dataset.name for x in plan.listings if find_scores(plan, job, x)]
-        lacking = [x.dataset.name for x in plan.listings if x.dataset.name not in have]
-        state = "stored" if not lacking else f"to score: {', '.join(lacking)}"
-        values = ", ".join(f"{k}={v}" for k, v in job.parameters.items())
-        lines.append(f"  {job.label} ({values}): {state}")
-    lines += [f"  left out: {name}: {reason}" for name, reason in (*plan.skipped_methods, *plan.incompatible_methods)]
-    placed = [describe_placement(plan)] if plan.request.ray else []
-    return "\n".join([*map(printable, lines), *placed]).rstrip()
-
-
 @click.command()
 @click.option("--methods", default="all", help="mcm,energy[scale=1],... or all.", show_default=True)
-@click.option("--id", "id_", default="glyphs", help="ID set or benchmark: a name, or folder:PATH.", show_default=True)
-@click.option(
-    "--ood", default="", help="OOD sets, comma-separated: names, or folder:PATH. Default: the ID set's protocol."
-)
-@click.option("--classes", default="", help="Class names of the ID set: a list's name, or a file with one a line.")
+@shared.ID
+@shared.OOD
+@shared.CLASSES
 @click.option(
     "--encoder",
     default="",
-    help="glyphs, ARCH/TAG, ARCH/TAG@FILE, ARCH@FILE, CONFIG.json@FILE or hf-hub:OWNER/MODEL; several with commas.",
+    help="glyphs, ARCH/TAG, ARCH/TAG@FILE, ARCH@FILE, CONFIG.json@FILE or hf-hub:OWNER/MODEL; several separated by "
+    "commas. Default: glyphs, for the glyphs benchmark only.",
 )
-@click.option("--data", type=FOLDER, help="Folder of the datasets. Default: $OODBENCH_DATA, else ./data.")
-@click.option("--set", "settings", multiple=True, help="A hyper-parameter: mcm.temperature=0.01. Repeatable.")
-@click.option("--sweep", "sweeps", multiple=True, help="Several values: neglabel.num_negatives=1000,5000. Repeatable.")
-@click.option("--templates", default="", help="Prompts for every method: a set's name, a file, or 'a photo of a {}'.")
-@click.option("--resize", help="Resize filter, bicubic or bilinear. Default: that of the weights.")
+@shared.DATA
+@shared.SETTINGS
 @click.option(
-    "--config", type=FOLDER, is_eager=True, expose_value=False, callback=configure, help="TOML file of flags."
+    "--sweep",
+    "sweeps",
+    multiple=True,
+    help="Several values of a hyper-parameter: neglabel.num_negatives=1000,5000. Repeatable.",
 )
-@click.option("--seed", type=Integers(), default="0", help="Several as 0,1,2: a row for each.", show_default=True)
-@click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...", show_default=True)
-@click.option("--precision", default="fp32", help="fp32, bf16 or fp16.", show_default=True)
-@click.option("--batch-size", default=128, show_default=True)
-@click.option("--workers", default=0, help="Threads that decode images. Default: one per core, at most 16.")
-@click.option("--limit", type=int, help="A smoke run on N images of each set.")
+@shared.TEMPLATES
+@shared.RESIZE
+@shared.CONFIG
+@click.option("--seed", type=Integers(), default="0", help="Several as in 0,1,2 give a result each.", show_default=True)
+@shared.DEVICE
+@shared.PRECISION
+@shared.BATCH_SIZE
+@shared.WORKERS
+@click.option("--limit", type=int, help="Use a subset of N images of each set, for a quick try.")
 @click.option(
-    "--allow-partial", is_flag=True, help="Run on fewer images than the catalogue counts; stamped in the table."
+    "--allow-partial", is_flag=True, help="Run on sets with fewer images than the catalogue counts; tables say so."
 )
-@click.option("--skip-missing", is_flag=True, help="Go on without OOD sets that are not there; each is named.")
-@click.option("--strict", is_flag=True, help="Identify images and weights by content, not by name, size and times.")
-@click.option("--on-error", default="stop", help="A broken image: stop or skip.", show_default=True)
+@click.option("--skip-missing", is_flag=True, help="Skip missing OOD sets and list them.")
+@click.option(
+    "--strict", is_flag=True, help="Identify images and weights by their content, not by name, size and time."
+)
+@shared.ON_ERROR
 @click.option(
     "--at95", default="first", help="FPR95 rule: first, nearest (MCM) or interpolate (CLIPN).", show_default=True
 )
@@ -140,72 +66,79 @@ def describe(plan: Plan) -> str:
     "--aupr", default="average_precision", help="average_precision or trapezoid (OpenOOD).", show_default=True
 )
 @click.option(
-    "--bootstrap", default=1000, help="Resamples behind the intervals; 0: only AUROC has one.", show_default=True
+    "--bootstrap",
+    default=1000,
+    help="Bootstrap resamples for confidence intervals; with 0, only AUROC has an interval.",
+    show_default=True,
 )
-@click.option("--weights", multiple=True, help="Trained weights of a method: clipn=FILE. Repeatable.")
-@click.option("--plugin", "plugins", multiple=True, type=FOLDER, help="File with a method of your own. Repeatable.")
-@click.option("--results", "out", type=FOLDER, default="results", help="Folder of the results.", show_default=True)
+@shared.WEIGHTS
+@shared.PLUGINS
+@shared.RESULTS
+@shared.STORE
+@shared.SHARED
 @click.option(
-    "--store", type=FOLDER, help="Folder of embeddings and scores. Default: $OODBENCH_STORE, else user cache."
-)
-@click.option(
-    "--shared",
+    "--ray",
     default="",
-    help="URL of a store behind it that all machines reach: s3://bucket/oodbench. $OODBENCH_SHARED.",
+    help="Run on Ray: local, auto, an address, or no. Default: Ray if there are several GPUs or RAY_ADDRESS is set.",
 )
+@click.option("--actors", default=0, help="Workers on Ray. Default: one per GPU, or two without a GPU.")
+@click.option("--gpus-per-actor", default=1.0, help="GPUs per worker, such as 0.5.", show_default=True)
 @click.option(
-    "--ray", default="", help="local, auto, an address, or no. Default: Ray with several GPUs or RAY_ADDRESS."
-)
-@click.option("--actors", default=0, help="Workers on Ray. Default: one per GPU, or two where there is none.")
-@click.option("--gpus-per-actor", default=1.0, help="GPUs of each, such as 0.5.", show_default=True)
-@click.option(
-    "--events", type=FOLDER, help="Log of what happened, JSON lines. Default: with --ray, events.jsonl in --results."
+    "--events",
+    type=FOLDER,
+    help="Append what happens to this file as JSON lines. Default: with --ray, events.jsonl in --results.",
 )
 @click.option(
     "--tracking-uri",
-    help="MLflow server. Default: $MLFLOW_TRACKING_URI, else a sqlite file beside the results; 'none' for no MLflow.",
+    help="MLflow server, or 'none'. Default: $MLFLOW_TRACKING_URI, else a SQLite file in the results folder.",
 )
-@click.option("--dry-run", is_flag=True, help="Print the plan: jobs, what is stored, what is missing.")
-@click.option("-v", "--verbose", is_flag=True, help="Log what is done; tracebacks of errors.")
+@click.option("--dry-run", is_flag=True, help="Print the plan: methods, and what is stored or missing.")
+@shared.VERBOSE
 def run(
-    id_: str, encoder: str, seed: tuple[int, ...], tracking_uri: str | None, events: Path | None, **options: Any
+    id_: str,
+    encoder: str,
+    seed: tuple[int, ...],
+    results: Path,
+    tracking_uri: str | None,
+    events: Path | None,
+    dry_run: bool,
+    verbose: bool,
+    **options: Any,
 ) -> None:
-    """Encode the images once, score them with every method, print the table."""
-    dry_run, verbose = options.pop("dry_run"), options.pop("verbose")
-    log(verbose)
-    from oodbench import api as session
-    from oodbench import results as provenance
+    """Encode the images once, score them with every method, and print the table."""
+    configure_logging(verbose)
+    from oodbench import api
     from oodbench.pipeline import jobs
     from oodbench.pipeline.plan import make_plans
     from oodbench.pipeline.request import request_from
+    from oodbench.report import tables
     from oodbench.report.verify import deviation
+    from oodbench.results import elsewhere
 
-    tracker = session.tracker_of(options["out"], tracking_uri)
-    requests = jobs.expand_requests(request_from(id=id_, **options), encoder, seed)
+    tracker = api.tracker_of(results, tracking_uri)
+    requests = jobs.expand_requests(request_from(id=id_, out=results, **options), encoder, seed)
     plans = make_plans(requests)
-    for told in dict.fromkeys(told for plan in plans for told in (*plan.card.notes, *plan.notes)):
-        note(f"note: {told}")
+    for remark in dict.fromkeys(remark for plan in plans for remark in (*plan.card.notes, *plan.notes)):
+        note(f"note: {remark}")
     if dry_run:
-        pass
-
-        say("\n\n".join(describe(plan) for plan in plans))
+        say("\n\n".join(plan_text(plan) for plan in plans))
         return
-    with stoppable(), _watching(plans[0].request, events) as watch:
-        outcomes = [session.run(plan, watch) for plan in plans]
-    results = [result for outcome in outcomes for result in outcome.results]
-    print_tables(results)
-    if apart := deviation(results):
-        note(f"note: {apart}")
-    for name, reason in dict.fromkeys(one for outcome in outcomes for one in outcome.skipped_methods):
-        note(f"left out: {name}: {reason}")
-    devices = provenance.elsewhere(requests[0].device, results)
-    for why in dict.fromkeys([devices, *(session.record(tracker, outcome) for outcome in outcomes)]):
-        if why:
-            note(f"note: {why}")
-    note(f"rows: {plans[0].request.out / 'runs'}")
-    failures = [r for r in results if r.status == "failed"]
-    for result in failures:
-        note(f"failed: {result.label}: {result.error}")
+    with sigterm_raises(), _watching(plans[0].request, events) as watch:
+        outcomes = [api.run(plan, watch) for plan in plans]
+    rows = [result for outcome in outcomes for result in outcome.results]
+    print_tables(tables(rows))
+    if difference := deviation(rows):
+        note(f"note: {difference}")
+    for name, reason in dict.fromkeys(skipped for outcome in outcomes for skipped in outcome.skipped_methods):
+        note(f"skipped: {name}: {reason}")
+    devices = elsewhere(requests[0].device, rows)
+    for reason in dict.fromkeys([devices, *(api.record(tracker, outcome) for outcome in outcomes)]):
+        if reason:
+            note(f"note: {reason}")
+    note(f"results: {plans[0].request.out / 'runs'}")
+    failures = [row for row in rows if row.status == "failed"]
+    for row in failures:
+        note(f"failed: {row.label}: {row.error}")
     if failures:
         sys.exit(1)
 
@@ -221,8 +154,87 @@ def _watching(request: RunRequest, events: Path | None) -> Iterator[Watch]:
         events = request.out / "events.jsonl"
     with RunProgress() as progress, log_to(events) as write:
 
-        def told(event: Event) -> None:
-            progress.watch.told(event)
+        def show_and_write(event: Event) -> None:
+            progress.watch.event(event)
             write(event)
 
-        yield dataclasses.replace(progress.watch, told=told)
+        yield dataclasses.replace(progress.watch, event=show_and_write)
+
+
+def plan_text(plan: Plan) -> str:
+    """Describe a plan for --dry-run. It looks up what is stored and computes nothing."""
+    from oodbench.cli.listings import bytes_text
+    from oodbench.errors import printable
+    from oodbench.pipeline.score import find_scores
+
+    card = plan.card
+    lines = [
+        f"benchmark  {plan.benchmark.name}: {plan.benchmark.title}",
+        f"encoder    {card.name}, weights {card.weights[:12]}, {card.size[0]}x{card.size[1]} {card.interpolation} "
+        f"{card.resize_mode}, scale {card.scale:.4g}, {plan.request.precision}",
+        f"classes    {len(plan.classes.lines)} from '{plan.classes.name}'",
+        f"store      {plan.store.root}",
+        "",
+        "images",
+    ]
+    total = 0
+    for images in plan.listings:
+        missing = plan.work(images).missing()
+        total += missing
+        state = "stored" if not missing else f"{missing:,} to encode"
+        of = f" of {images.dataset.count:,}" if images.dataset.count and images.dataset.count != len(images) else ""
+        lines.append(f"  {images.dataset.name}: {len(images):,}{of} images, {state}")
+    lines += [
+        f"  {total:,} images to encode, about {bytes_text(total * _embedding_bytes(plan))} to store",
+        "",
+        "methods",
+    ]
+    for job in plan.jobs:
+        missing_sets = [images.dataset.name for images in plan.listings if not find_scores(plan, job, images)]
+        state = f"to score: {', '.join(missing_sets)}" if missing_sets else "stored"
+        values = ", ".join(f"{name}={value}" for name, value in job.parameters.items())
+        lines.append(f"  {job.label} ({values}): {state}")
+    lines += [f"  skipped: {name}: {reason}" for name, reason in (*plan.skipped_methods, *plan.incompatible_methods)]
+    placement = [_placement_text(plan)] if plan.request.ray else []
+    return "\n".join([*map(printable, lines), *placement]).rstrip()
+
+
+def _placement_text(plan: Plan) -> str:
+    """Describe where a plan runs on Ray, "" for this process. Raise UserError if the cluster is absent or too small."""
+    from oodbench.cli.listings import bytes_text
+    from oodbench.distributed import cluster
+    from oodbench.distributed.payload import pack, remove_token
+    from oodbench.distributed.worker import extraction_jobs
+
+    request = plan.request
+    address = cluster.cluster_address(request.ray, request.device)
+    if not address:
+        return ""
+    if address == "local":
+        nodes = cluster.local_nodes()
+    else:
+        with cluster.connect(address):
+            nodes = cluster.cluster_nodes()
+    wanted = cluster.ResourceRequest(request.device, request.actors, request.gpus_per_actor)
+    placement = cluster.place_workers(wanted, nodes)
+    cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
+    jobs = extraction_jobs(plan)
+    missing = [shard for job in jobs for shard in job.shards() if not job.store.has("embeddings", job.inputs(*shard))]
+    size = sum(stop - start for start, stop in missing) * _embedding_bytes(plan)
+    payload = pack(plan)
+    remove_token(payload)
+    return "\n".join(
+        (
+            "",
+            f"ray        {address}: {len(nodes)} nodes with {cpus:g} CPU and {gpus:g} GPU",
+            f"  {placement.describe()}",
+            f"  {len(missing):,} shards to encode, about {bytes_text(size)} to the store",
+            f"  {bytes_text(len(pickle.dumps(payload)))} sent to every worker; scores and embeddings use the store",
+        )
+    )
+
+
+def _embedding_bytes(plan: Plan) -> int:
+    """Return the size of what the store keeps of one image."""
+    card = plan.card
+    return 4 * (card.embed_dim + (0 if card.activation == "embedding" else card.width))

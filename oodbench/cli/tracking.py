@@ -1,4 +1,4 @@
-"""oodbench sync."""
+"""oodbench sync and oodbench register: results and models to MLflow."""
 
 from __future__ import annotations
 
@@ -7,41 +7,42 @@ from pathlib import Path
 
 import click
 
-from oodbench.cli.common import FOLDER, log, say, tell
+from oodbench.cli import options as shared
+from oodbench.cli.options import FOLDER
+from oodbench.cli.output import configure_logging, print_errors, say
 from oodbench.errors import UserError, redact
 
 
 @click.command()
-@click.option("--results", type=FOLDER, default="results", help="Folder of the results.", show_default=True)
-@click.option("--tracking-uri", help="Default: $MLFLOW_TRACKING_URI, else the sqlite file beside the results.")
+@shared.RESULTS
+@shared.TRACKING_URI
 def sync(results: Path, tracking_uri: str | None) -> None:
-    """Send the rows that have not reached MLflow."""
+    """Send the results that have not reached MLflow yet."""
     from oodbench import tracking
     from oodbench.api import Attachments
 
     if not results.is_dir():
         raise UserError(f"no results folder {results}")
-    tracker = tracking.tracker_of(results, tracking_uri)
-    sent = tracking.sync(tracker, Attachments(results))
-    say(f"{sent.arrived} rows sent, {sent.known} were there, {sent.waiting} wait")
-    if sent.waiting:
-        tell(redact(sent.reason))
+    report = tracking.sync(tracking.tracker_of(results, tracking_uri), Attachments(results))
+    say(f"{report.arrived} results sent, {report.known} already there, {report.waiting} waiting")
+    if report.waiting:
+        print_errors(redact(report.reason))
         sys.exit(1)
 
 
 @click.command()
 @click.argument("path", type=FOLDER)
-@click.option("--name", required=True, help="Name in the model registry; a known one gets a new version.")
-@click.option("--classes", default="", help="With weights: class names used unless predict() is given others.")
-@click.option("--encoder", default="", help="Where the encoder's weights lie, if elsewhere than before.")
-@click.option("--results", type=FOLDER, default="results", help="Folder of the results.", show_default=True)
-@click.option("--tracking-uri", help="Default: $MLFLOW_TRACKING_URI, else the sqlite file beside the results.")
-@click.option("-v", "--verbose", is_flag=True, help="Log what is done; tracebacks of errors.")
+@click.option("--name", required=True, help="Name in the model registry; a known name gets a new version.")
+@click.option("--classes", default="", help="With weights: class names that predict() uses by default.")
+@click.option("--encoder", default="", help="The encoder with the file of its weights, if that was moved.")
+@shared.RESULTS
+@shared.TRACKING_URI
+@shared.VERBOSE
 def register(
     path: Path, name: str, classes: str, encoder: str, results: Path, tracking_uri: str | None, verbose: bool
 ) -> None:
     """Put PATH, a saved detector or a file of trained weights, into MLflow's model registry."""
-    log(verbose)
+    configure_logging(verbose)
     from oodbench import tracking
     from oodbench.detector.registration import model_of
     from oodbench.tracking import models

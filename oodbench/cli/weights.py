@@ -7,7 +7,9 @@ from pathlib import Path
 
 import click
 
-from oodbench.cli.common import FOLDER, say
+from oodbench.cli import options as shared
+from oodbench.cli.options import FOLDER
+from oodbench.cli.output import check_output, say
 
 
 @click.command()
@@ -15,18 +17,19 @@ from oodbench.cli.common import FOLDER, say
 @click.option(
     "-o", "--output", type=FOLDER, help="Write the weights in the layout of the method's released code to this file."
 )
-@click.option("--encoder", default="", help="With --output: the encoder they were trained for, as for run.")
-@click.option("--plugin", "plugins", multiple=True, type=FOLDER, help="File with a method of your own. Repeatable.")
+@click.option("--encoder", default="", help="With --output: the encoder that they were trained for, as in run.")
+@shared.PLUGINS
 def weights(file: Path, output: Path | None, encoder: str, plugins: tuple[Path, ...]) -> None:
-    """Show the recipe of trained weights, or write them in the release's layout."""
+    """Show how weights were trained, or write them in the layout of the method's released code."""
     from oodbench.pipeline import assign_weights
     from oodbench.pipeline import weights as files
     from oodbench.storage.store import Store, default_root
 
-    found = files.examine(file, Store(default_root()))
+    check_output(output)
+    trained = files.examine(file, Store(default_root()))
     if output is None:
-        say(f"{found.path.name}  sha256 {found.digest}")
-        say(json.dumps(found.recipe, indent=1, sort_keys=True) if found.recipe else "no recipe in its header")
+        say(f"{trained.path.name}  sha256 {trained.digest}")
+        say(json.dumps(trained.recipe, indent=1, sort_keys=True) if trained.recipe else "no recipe in its header")
         return
-    assign_weights.write_release(found, output, encoder, plugins)
+    assign_weights.write_release(trained, output, encoder, plugins)
     say(f"wrote {output}")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from oodbench.data import catalog as catalogue
+from oodbench.data import catalog
 from oodbench.data.catalog import LOADERS, Dataset
 from oodbench.data.imageset import ImageSet
 from oodbench.data.load import LoadOptions, class_names_of, load_images
@@ -55,7 +55,7 @@ def add_dataset(name: str, fields: Mapping[str, str], store: Store) -> AddedData
         write_text(file, "".join(lines))
     except OSError as error:
         raise UserError(f"cannot write {file}: {error.strerror}; name another folder by $OODBENCH_CONFIG") from error
-    catalogue.datasets.cache_clear()
+    catalog.datasets.cache_clear()
     return AddedDataset(file, images, only_ood)
 
 
@@ -63,8 +63,8 @@ def _dataset(name: str, fields: Mapping[str, str]) -> Dataset:
     """Return the dataset that is to be declared, with absolute paths."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name):
         raise UserError(f"a dataset's name is made of a-z, 0-9, - and ., not '{name}'")
-    known = catalogue.datasets()
-    if name in {*known, *catalogue.benchmarks(), *(alias for d in known.values() for alias in d.aliases)}:
+    known = catalog.datasets()
+    if name in {*known, *catalog.benchmarks(), *(alias for d in known.values() for alias in d.aliases)}:
         file = config_folder() / "datasets" / f"{name}.toml"
         raise UserError(f"'{name}' is declared already{f', in {file}' if file.is_file() else ''}; take another name")
     loader, path = fields["loader"], fields["path"]

@@ -132,14 +132,14 @@ class ImageSet:
         return self._digest(tuple(map(portable_part, self.fingerprints)), slice(None))
 
     @cached_property
-    def stamp(self) -> str:
-        """sha256 of names and complete fingerprints: keys of the store, as what is stored is valid for these images."""
+    def fingerprint(self) -> str:
+        """sha256 of names and complete fingerprints, for keys of the store: changed images are embedded again."""
         return self._digest(self.fingerprints, slice(None))
 
-    def part_stamp(self, start: int, stop: int) -> str:
-        """Return the stamp of the images from `start` to before `stop`."""
+    def part_fingerprint(self, start: int, stop: int) -> str:
+        """Return the fingerprint of the images from `start` to before `stop`."""
         if (start, stop) == (0, len(self)):
-            return self.stamp
+            return self.fingerprint
         return self._digest(self.fingerprints, slice(start, stop))
 
     def _digest(self, fingerprints: tuple[str, ...], part: slice) -> str:

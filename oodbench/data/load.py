@@ -6,8 +6,7 @@ import importlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from oodbench.data import catalog as catalogue
-from oodbench.data import decode, prompts, subsets
+from oodbench.data import catalog, decode, prompts, subsets
 from oodbench.data.catalog import Dataset
 from oodbench.data.imageset import ImageSet, ImageSource
 from oodbench.data.loaders.layout import empty_class_remarks, is_hidden, same_prompt_remarks, sort_classes
@@ -86,10 +85,10 @@ def _load(dataset: Dataset, options: LoadOptions, labelled: bool) -> ImageSet:
     complete = replace(options, limit=None, allow_partial=True)
     if dataset.within:
         by_class = dataset.list == "" or labelled
-        source = load_images(catalogue.dataset(dataset.within), complete, labelled=by_class)
+        source = load_images(catalog.dataset(dataset.within), complete, labelled=by_class)
         return subsets.subset(dataset, source, options.data_root, labelled)
     if dataset.parts:
-        parts = [load_images(catalogue.dataset(name), complete, labelled=labelled) for name in dataset.parts]
+        parts = [load_images(catalog.dataset(name), complete, labelled=labelled) for name in dataset.parts]
         return subsets.union(dataset, parts)
     images = _call_loader(dataset, options, labelled)
     if labelled and dataset.like:
@@ -114,7 +113,7 @@ def _call_loader(dataset: Dataset, options: LoadOptions, labelled: bool) -> Imag
 
 def _names_like(dataset: Dataset, data_root: Path, folders: tuple[str, ...]) -> tuple[str, ...]:
     """Return the names that the dataset `like` gives to these class folders."""
-    other = catalogue.dataset(dataset.like)
+    other = catalog.dataset(dataset.like)
     home = other.folder(data_root)
     paths = home.iterdir() if home.is_dir() else ()
     all_folders = sort_classes(path.name for path in paths if path.is_dir() and not is_hidden(path.name))

@@ -83,7 +83,9 @@ def portable(images: ImageSet, data: Path, store: Store) -> ImageSet:
     )
     source = images.source if _can_be_sent(images) else _reloading_source(images, data, store)
     result = dataclasses.replace(images, source=source, origins=origins)
-    result.__dict__.update(digest=images.digest, stamp=images.stamp)  # cached properties, expensive to compute again
+    result.__dict__.update(
+        digest=images.digest, fingerprint=images.fingerprint
+    )  # cached properties, expensive to compute again
     return result
 
 

@@ -40,8 +40,10 @@ class RunScheduler:
     state: RunState
     pool: Pool
     failed: list[str] = field(default_factory=list)  # errors of shards; the methods that need them are not finished
-    _encoded: set[str] = field(default_factory=set)  # stamps of lists whose shards are all stored
-    _waiting: dict[str, list[Countdown]] = field(default_factory=lambda: defaultdict(list))  # stamp -> who needs it
+    _encoded: set[str] = field(default_factory=set)  # fingerprints of image sets whose shards are all stored
+    _waiting: dict[str, list[Countdown]] = field(
+        default_factory=lambda: defaultdict(list)
+    )  # fingerprint -> who needs it
     _errors: dict[str, dict[int, str]] = field(default_factory=lambda: defaultdict(dict))  # label -> set -> error
     _missing_sets: dict[str, int] = field(default_factory=dict)  # label -> sets that are not scored yet
     _stateful: set[str] = field(default_factory=set)
@@ -55,13 +57,13 @@ class RunScheduler:
         listings = [listing for number, listing in enumerate(self.plan.listings) if self._unscored(number)]
         if self.plan.calibration and any(method.job.calibrates for method in self.state.running):
             listings.append(self.plan.calibration)
-        needed = {leaf.listing.stamp for listing in listings for leaf in leaf_jobs(self.plan.work(listing))}
+        needed = {leaf.listing.fingerprint for listing in listings for leaf in leaf_jobs(self.plan.work(listing))}
         for group in _groups(self.state.running):
             labels = tuple(method.job.label for method in group)
             calibrates = any(method.job.calibrates for method in group)
             self._when_encoded(self.plan.calibration if calibrates else None, partial(self._fit, labels))
         for number, job in enumerate(extraction_jobs(self.plan)):
-            if job.listing.stamp in needed:
+            if job.listing.fingerprint in needed:
                 self._extract(number, job)
         self.pool.run()
         raise_all(self.failed)
@@ -74,7 +76,7 @@ class RunScheduler:
     def _extract(self, number: int, job: ExtractionJob) -> None:
         shards, listing = job.shards(), job.listing
         missing = [(i, shard) for i, shard in enumerate(shards) if not job.store.has("embeddings", job.inputs(*shard))]
-        countdown = Countdown(len(missing) + 1, lambda: self._on_encoded(listing.stamp))
+        countdown = Countdown(len(missing) + 1, lambda: self._on_encoded(listing.fingerprint))
         if missing:
             progress = self.watch.extracting(listing.dataset.name, len(listing))
             progress(len(listing) - sum(stop - start for _, (start, stop) in missing))
@@ -92,18 +94,18 @@ class RunScheduler:
             self.pool.add(PoolTask(name, "extract", (number, start, stop), on_result, stop - start))
         countdown.done()
 
-    def _on_encoded(self, stamp: str) -> None:
-        self._encoded.add(stamp)
-        for countdown in self._waiting.pop(stamp, []):
+    def _on_encoded(self, fingerprint: str) -> None:
+        self._encoded.add(fingerprint)
+        for countdown in self._waiting.pop(fingerprint, []):
             countdown.done()
 
     def _when_encoded(self, listing: ImageSet | None, callback: Callable[[], None]) -> None:
         """Call a function when every list that `listing` takes its embeddings from is encoded."""
         leaves = leaf_jobs(self.plan.work(listing)) if listing else iter(())
-        missing = {leaf.listing.stamp for leaf in leaves} - self._encoded
+        missing = {leaf.listing.fingerprint for leaf in leaves} - self._encoded
         countdown = Countdown(len(missing) + 1, callback)
-        for stamp in missing:
-            self._waiting[stamp].append(countdown)
+        for fingerprint in missing:
+            self._waiting[fingerprint].append(countdown)
         countdown.done()
 
     def _fit(self, labels: tuple[str, ...]) -> None:
@@ -204,6 +206,6 @@ def run(state: RunState) -> None:
         placement = place_workers(resources, cluster_nodes())
         payload = pack(plan)
         try:
-            RunScheduler(state, Pool(placement, payload, state.watch.told)).run()
+            RunScheduler(state, Pool(placement, payload, state.watch.event)).run()
         finally:
             remove_token(payload)

@@ -47,7 +47,7 @@ def extraction_jobs(plan: Plan) -> list[ExtractionJob]:
     jobs: dict[str, ExtractionJob] = {}
     for listing in lists:
         for job in leaf_jobs(plan.work(listing)):
-            jobs.setdefault(job.listing.stamp, job)
+            jobs.setdefault(job.listing.fingerprint, job)
     return list(jobs.values())
 
 

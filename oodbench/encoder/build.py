@@ -1,4 +1,19 @@
-"""The model and the tokenizer of an encoder, built from its config."""
+"""Build the model and the tokenizer of an encoder from its config, and split the image tower.
+
+The image tower is split before its last linear map, so that one forward pass gives both the activations (the input of
+that map) and the embeddings (its output):
+
+| image tower                              | last linear map          | kind      | how it is taken out              |
+|------------------------------------------|--------------------------|-----------|----------------------------------|
+| VisionTransformer (also of CoCa)         | `proj`, a matrix         | proj      | set to None                      |
+| ModifiedResNet                           | `attnpool.c_proj`        | c_proj    | replaced by an identity matrix,  |
+|                                          |                          |           | because its weight is read       |
+| timm, linear head (ConvNeXt, ViTamin)    | `head.proj`              | head      | replaced by nn.Identity          |
+| timm, MLP head (convnext_large_d)        | `head.mlp.fc2`           | fc2       | replaced by nn.Identity          |
+| timm, the trunk's classifier projects    | `trunk.get_classifier()` | head      | replaced by nn.Identity          |
+| (EVA, MobileCLIP, PE-Core)               |                          |           |                                  |
+| timm without a linear map (SigLIP)       | none                     | embedding | activations are the embeddings   |
+"""
 
 from __future__ import annotations
 
@@ -18,7 +33,7 @@ from oodbench.errors import UserError
 
 
 def build_model(source: PretrainedFiles | EncoderCard, device: torch.device) -> Any:
-    """The model with random weights (none at all on the meta device), in evaluation mode, frozen."""
+    """Return the model with random weights (on the meta device with none), in evaluation mode and frozen."""
     config = copy.deepcopy(source.config)
     custom = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
     config["vision_cfg"].pop("timm_model_pretrained", None)
@@ -29,19 +44,19 @@ def build_model(source: PretrainedFiles | EncoderCard, device: torch.device) -> 
         kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP
     try:
         with warnings.catch_warnings(), torch.device(device):
-            # On the meta device there is nothing to initialise, which torch.nn.init remarks for some towers.
+            # torch.nn.init warns about tensors of the meta device.
             warnings.filterwarnings("ignore", message="Initializing zero-element tensors is a no-op")
             return kind(**config).eval().requires_grad_(False)
-    except Exception as error:  # whatever a tower makes of a config it does not know
+    except Exception as error:  # a config with unknown values may raise anything
         needs = " (its text tower needs `pip install transformers`, and a network once)"
         hint = needs if "hf_model_name" in config["text_cfg"] else ""
         raise UserError(f"open_clip cannot build {source.architecture}: {error_text(error)}{hint}") from error
 
 
 def build_tokenizer(card: EncoderCard, folder: Path | None) -> Any:
-    """The tokenizer of an encoder, from its folder if it has one.
+    """Return the tokenizer of an encoder, from its folder if it has one.
 
-    UserError when the folder holds none that can be read, or when it would have to be fetched and cannot.
+    Raises UserError if the tokenizer in the folder cannot be read, or if it has to be downloaded and cannot.
     """
     text = card.config["text_cfg"]
     options = {"context_length": text.get("context_length", 77), **text.get("tokenizer_kwargs", {})}
@@ -58,10 +73,10 @@ def build_tokenizer(card: EncoderCard, folder: Path | None) -> Any:
             ) from error
     found = pretrained.cached(card.tokenizer, "tokenizer_config.json", "tokenizer.json")
     if found is not None:
-        try:  # as a folder, of which transformers asks no network
+        try:  # given a folder, transformers does not access the network
             return without_logs(lambda: open_clip.tokenizer.HFTokenizer(str(found.parent), **options))
         except (OSError, ValueError):
-            pass  # an incomplete one, as a broken download leaves it
+            pass  # an interrupted download is incomplete
     try:
         pretrained.require_hub()
         return without_logs(lambda: open_clip.tokenizer.HFTokenizer(card.tokenizer, **options))
@@ -73,40 +88,46 @@ def build_tokenizer(card: EncoderCard, folder: Path | None) -> Any:
 
 
 def tokenizer_name(config: dict[str, Any]) -> str:
-    """`clip` for CLIP's own byte pairs, else a repository of the Hugging Face Hub."""
+    """Return `clip` for CLIP's own tokenizer, else a repository of the Hugging Face Hub."""
     return str(config["text_cfg"].get("hf_tokenizer_name") or "clip")
 
 
 class ImageTower(nn.Module):
-    """An image tower of open_clip, taken over: `activations(x)` [b 3 h w] -> [b w], `project` [b w] -> [b d]."""
+    """An image tower of open_clip that is split: activations(x) is [b 3 h w] -> [b w], project(x) [b w] -> [b d].
+
+    The tower that is given is changed: its last linear map is taken out, see the table at the head of this module.
+    """
 
     def __init__(self, visual: Any) -> None:
         super().__init__()
-        self.kind, last = _cut(visual)
+        self.kind, self.last = _split(visual)
         self.visual = visual
-        self.last = last
 
     @property
     def width(self) -> int | None:
-        """Width of the activations; None when they are the embedding."""
+        """Return the width of the activations; None if they are the embedding."""
         return int(self.last.in_features) if isinstance(self.last, nn.Linear) else None
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the embeddings of normalised images."""
         return self.project(self.activations(images))
 
     def activations(self, images: Tensor) -> Tensor:
-        out = self.visual(images)
-        pooled = out[0] if isinstance(out, tuple) else out  # towers with output_tokens return tokens, too
+        """Return the input of the last linear map."""
+        output = self.visual(images)
+        pooled = output[0] if isinstance(output, tuple) else output  # towers with output_tokens also return tokens
         assert isinstance(pooled, Tensor)
         return pooled
 
     def project(self, activations: Tensor) -> Tensor:
+        """Apply the last linear map."""
         projected = self.last(activations)
         assert isinstance(projected, Tensor)
         return projected
 
 
-def _cut(visual: Any) -> tuple[str, nn.Module]:
+def _split(visual: Any) -> tuple[str, nn.Module]:
+    """Take the last linear map out of an image tower; return its kind and the map."""
     if isinstance(getattr(visual, "proj", None), nn.Parameter):
         matrix = visual.proj
         visual.proj = None

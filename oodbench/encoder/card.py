@@ -1,4 +1,4 @@
-"""EncoderCard: all that identifies an encoder, known without building it. Imports neither torch nor open_clip."""
+"""What identifies an encoder, known without building it. This module imports neither torch nor open_clip."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ RESIZE_FILTERS = ("bicubic", "bilinear")
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """What `--encoder` says: `glyphs`, `arch/tag`, `arch/tag@path`, `arch@path` or `hf-hub:owner/model` (or
-    `local-dir:folder`).
+    """A value of `--encoder`, such as `glyphs`, `arch/tag`, `arch/tag@path`, `arch@path` or `hf-hub:owner/model`.
 
-    `architecture` may be a JSON file in open_clip's model-config format.
+    It may also be `local-dir:folder`, and `architecture` a JSON file in the format of open_clip's model configs.
     """
 
     text: str
@@ -33,15 +32,17 @@ class EncoderSpec:
 
     @property
     def hub(self) -> bool:
+        """Return whether the config and the weights come from one repository or folder."""
         return self.architecture.startswith(HUB_PREFIXES)
 
     @property
     def json(self) -> bool:
+        """Return whether the architecture is a JSON file."""
         return self.architecture.endswith(".json")
 
 
 def parse_encoder(text: str) -> EncoderSpec:
-    """Read an `--encoder` value; UserError with the accepted forms when it is none of them."""
+    """Parse a value of `--encoder`. Raise UserError with the accepted forms if it has none of them."""
     if text == EMBEDDED:
         return EncoderSpec(text, text)
     if text.startswith(HUB_PREFIXES):
@@ -72,16 +73,15 @@ def parse_encoder(text: str) -> EncoderSpec:
 class EncoderCard:
     """A resolved encoder. Everything but `name` and `notes` is part of its identity.
 
-    tokenizer    "clip" for CLIP's own byte pairs, else a repository of the Hugging Face Hub
+    tokenizer    "clip" for CLIP's own tokenizer, else a repository of the Hugging Face Hub
     weights      sha256 of the checkpoint file
-    config       open_clip's model config in full, with the activation (quick_gelu) that the weights were trained with
-    size         pixels, height and width
-    activation   where the activations come from: "proj", "c_proj", "head", "fc2", or "embedding" for a tower that ends
-                 in no linear map
-    width        of the activations
+    config       open_clip's complete model config, with the activation (quick_gelu) that the weights were trained with
+    size         height and width in pixels
+    activation   the kind of the image tower's last linear map, see oodbench/encoder/build.py
+    width        width of the activations
     scale        exp(logit_scale)
     notes        what had to be assumed
-    text_files   sha256 of the tokenizer's files in a folder of this machine; "" where it reads none
+    text_files   sha256 of the tokenizer's files in a folder of this machine; "" if it reads none
     """
 
     name: str
@@ -105,37 +105,38 @@ class EncoderCard:
 
     @property
     def identity(self) -> str:
-        """sha256 of what embeddings depend on."""
+        """Return the sha256 of everything that embeddings depend on."""
         return digest({k: v for k, v in self._facts().items() if k not in ("name", "notes")})
 
     @property
     def caption_error(self) -> str:
-        """Why it cannot write captions; "" for a CoCa, which can."""
+        """Return why the encoder cannot write captions; "" for a CoCa, which can."""
         coca = "multimodal_cfg" in self.config
         return "" if coca else f"{self.name} writes no captions; take a CoCa, such as --encoder {COCA}"
 
     @property
     def local(self) -> bool:
-        """Whether the weights came from a file of the user's, so that the name does not tell them."""
+        """Return whether the weights came from a file of the user, so that the name does not identify them."""
         return "@" in self.name or self.name.startswith(LOCAL_PREFIX)
 
     @property
     def slug(self) -> str:
-        """Folder name: `ViT-B-16-openai`; with the digest of the weights when they are a file of the user's."""
+        """Return the folder name, such as `ViT-B-16-openai`; for a file of the user with the digest of the weights."""
         return slug(self._named().partition("@")[0].removesuffix(".json")) + (
             f"-{self.weights[:8]}" if self.local else ""
         )
 
     def row(self) -> dict[str, Any]:
-        """What a row keeps: everything, with the paths in the name cut to file names."""
+        """Return what a result holds: everything, with paths in the name shortened to file names."""
         return {**self._facts(), "name": self._named(), "slug": self.slug, "identity": self.identity}
 
     def _facts(self) -> dict[str, Any]:
-        """All fields; without `text_files` where there are none, so that identities of before it was known stay."""
+        """Return all fields; without an empty `text_files`, so that the identities of older versions stay the same."""
         facts = dataclasses.asdict(self)
         return facts if self.text_files else {k: v for k, v in facts.items() if k != "text_files"}
 
     def _named(self) -> str:
+        """Return the name with paths shortened to file names."""
         if self.name.startswith(LOCAL_PREFIX):
             return f"{LOCAL_PREFIX}{self.architecture}"
         head, at, path = self.name.partition(".json@" if ".json@" in self.name else "@")
@@ -144,6 +145,6 @@ class EncoderCard:
 
 
 def card_from(facts: dict[str, Any]) -> EncoderCard:
-    """A card from its JSON form."""
+    """Return a card from its JSON form."""
     lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
     return EncoderCard(**lists)

@@ -1,4 +1,4 @@
-"""Checkpoints: read without running code in them, checked against an architecture before anything else is done."""
+"""Read checkpoints without running code in them, and compare them with an architecture."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from oodbench.encoder.pretrained import error_text
 from oodbench.errors import UserError
 from oodbench.storage.store import file_digest
 
-# OpenAI's archives carry the first three beside the weights; the last is of an older transformers.
+# OpenAI's archives hold the first three next to the weights; the last comes from an older transformers.
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "text.transformer.embeddings.position_ids")
-_INNER = ("state_dict", "model_state_dict", "model")  # where training loops put the weights beside the optimiser's
-_WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
+_INNER = ("state_dict", "model_state_dict", "model")  # the names under which training loops save the weights
+_WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DataParallel and torch.compile
 _POSITIONS = ("positional_embedding", "pos_embed")
 StateDict = dict[str, Tensor]
 
 
 def load_weights(name: str, path: Path, digest: str = "") -> StateDict:
-    """The weights of an encoder: those of a file, or the embedded ones. UserError unless the file has this sha256."""
+    """Return the weights of an encoder, from a file or the embedded ones. Raise UserError if the sha256 differs."""
     if digest and file_digest(path) != digest:
         raise UserError(f"checkpoint {path} is not the one that encoder '{name}' was found with; run again")
     if name == EMBEDDED:
@@ -39,20 +39,20 @@ def load_weights(name: str, path: Path, digest: str = "") -> StateDict:
 
 
 def read_checkpoint(path: Path) -> StateDict:
-    """The state dict of a safetensors or torch file, whatever its name, as a model saves it by itself.
+    """Return the state dict in a safetensors or torch file, whatever the name of the file.
 
-    It is taken out of a training loop's checkpoint (`state_dict`, `model_state_dict`, `model`), and the prefixes of
-    DataParallel and torch.compile are taken from its names. UserError when the file is neither, or holds no weights.
+    It may be inside a training loop's checkpoint (`state_dict`, `model_state_dict`, `model`), and the prefixes of
+    DataParallel and torch.compile are removed. Raises UserError if the file is neither format or holds no weights.
     """
-    whole: Any = _safetensors(path) if _kind(path) == "safetensors" else _torch(path)
-    state = _inner(path, whole)
+    content: Any = _safetensors(path) if _kind(path) == "safetensors" else _torch(path)
+    state = _inner(path, content)
     if not isinstance(state, dict):
         raise UserError(f"checkpoint {path} holds one {type(state).__name__}, not a dictionary of weights")
     tensors = [(_bare(str(k)), v) for k, v in state.items() if isinstance(v, Tensor)]
     if not tensors:
-        held = ", ".join(map(str, list(whole)[:5])) or "nothing"
+        names = ", ".join(map(str, list(content)[:5])) or "nothing"
         below = " nor ".join(f"'{key}'" for key in _INNER)
-        raise UserError(f"checkpoint {path} holds no weights, neither at its top nor below {below}; it has: {held}")
+        raise UserError(f"checkpoint {path} holds no weights, neither at its top nor below {below}; it has: {names}")
     found = dict(tensors)
     if len(found) != len(tensors):
         raise UserError(f"checkpoint {path} holds weights twice, with and without {' or '.join(_WRAPPERS)}")
@@ -60,26 +60,26 @@ def read_checkpoint(path: Path) -> StateDict:
 
 
 def _inner(path: Path, state: Any) -> Any:
-    """The weights in what a training loop saved."""
+    """Return the weights in the checkpoint of a training loop."""
     while isinstance(state, dict) and not any(isinstance(value, Tensor) for value in state.values()):
-        there = [key for key in _INNER if isinstance(state.get(key), dict) and state[key]]
-        if len(there) > 1:
-            raise UserError(f"checkpoint {path} holds several sets of weights, {' and '.join(there)}; save one alone")
-        if not there:
+        found = [key for key in _INNER if isinstance(state.get(key), dict) and state[key]]
+        if len(found) > 1:
+            raise UserError(f"checkpoint {path} holds several sets of weights, {' and '.join(found)}; save one alone")
+        if not found:
             break
-        state = state[there[0]]
+        state = state[found[0]]
     return state
 
 
 def _bare(name: str) -> str:
-    """A parameter's name without the prefixes of wrappers, wherever in the model these are."""
+    """Return a parameter's name without the prefixes of wrappers, wherever in the name they are."""
     while name.startswith(_WRAPPERS):
         name = name.partition(".")[2]
     return name.replace("._orig_mod.", ".")
 
 
 def _kind(path: Path) -> str:
-    """`safetensors` or `torch`, by the first bytes. UserError for what is neither."""
+    """Return `safetensors` or `torch` by the first bytes. Raise UserError for a file that is neither."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -100,22 +100,22 @@ def _kind(path: Path) -> str:
 
 
 def match_names(model: Any, state: StateDict, what: str) -> StateDict:
-    """The weights under the names of `model`, to be loaded strictly; UserError when they are of another architecture.
+    """Return the weights under the parameter names of `model`. Raise UserError if they are of another architecture.
 
-    open_clip would interpolate position embeddings of another resolution in silence; here that is an error.
+    open_clip would interpolate the position embeddings of another resolution without a warning; here it is an error.
     """
     try:
         state = dict(open_clip.convert.convert_state_dict(model, dict(state)))
         if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
             state = open_clip.model.convert_to_custom_text_state_dict(state)
-    except (RuntimeError, KeyError, AttributeError) as error:  # of open_clip's conversion of MobileCLIP's first files
+    except (RuntimeError, KeyError, AttributeError) as error:  # open_clip's conversion of MobileCLIP's first files
         raise UserError(f"{what} is of another architecture: {error_text(error)}") from error
     own: StateDict = model.state_dict()
     for key in ("logit_scale", "logit_bias"):
         if key in own and key in state and state[key].numel() == 1:
             state[key] = state[key].reshape(own[key].shape)
     for key, value in own.items():
-        if key.endswith("num_batches_tracked") or key == "logit_bias":  # training's, and SigLIP's loss's
+        if key.endswith("num_batches_tracked") or key == "logit_bias":  # read in training and by SigLIP's loss alone
             state.setdefault(key, torch.zeros(value.shape, dtype=value.dtype))
     if difference := _difference(own, state):
         raise UserError(f"{what} is of another architecture: {difference}")
@@ -123,6 +123,7 @@ def match_names(model: Any, state: StateDict, what: str) -> StateDict:
 
 
 def _difference(own: StateDict, state: StateDict) -> str:
+    """Return how the names and shapes of two state dicts differ, or ""."""
     missing = [key for key in own if key not in state]
     more = [key for key in state if key not in own]
     shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
@@ -165,9 +166,9 @@ def _torch(path: Path) -> Any:
     try:
         if archive and path.suffix != ".safetensors":
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        with path.open("rb") as file:  # torch.load takes the ending of a path for its format
+        with path.open("rb") as file:  # given a path, torch.load chooses the format by its suffix
             return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file that is no checkpoint fails anywhere in the unpickler
+    except Exception as error:  # the unpickler may raise anything for other files
         if archive and not _has_pickle(path):
             raise UserError(f"checkpoint {path} is a zip archive of other files; unpack it first") from error
         objects = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -194,4 +195,4 @@ def _members(path: Path) -> list[str]:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
     except zipfile.BadZipFile:
-        return []  # torch.load says what is wrong
+        return []  # torch.load reports what is wrong

@@ -1,8 +1,9 @@
-"""OpenClip: the Encoder that methods and extraction run, over any model that open_clip builds."""
+"""The encoder that methods and extraction run: any model that open_clip builds, loaded once in a process."""
 
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -23,6 +24,8 @@ from oodbench.encoder.resolve import ResolvedEncoder
 from oodbench.encoder.text_tower import CoCaCaptioner, TrainableTextTower, text_model
 from oodbench.errors import UserError
 
+log = logging.getLogger(__name__)
+
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -30,7 +33,7 @@ _TEXT_LOCK = threading.Lock()  # methods score in several threads, and text() sh
 
 
 class OpenClip:
-    """A frozen CLIP. Embeddings are float32 and not normalised; `precision` is what the towers compute in."""
+    """A frozen CLIP. Embeddings are float32 and not normalised; the towers compute in `precision`."""
 
     def __init__(self, resolved: ResolvedEncoder, device: str, precision: str) -> None:
         self.card = resolved.card
@@ -44,7 +47,7 @@ class OpenClip:
         state = checkpoint.load_weights(resolved.card.name, resolved.path, resolved.card.weights)
         model.load_state_dict(checkpoint.match_names(model, state, f"checkpoint {resolved.path}"), strict=True)
         model.to(self.device)
-        model.visual.to(memory_format=torch.channels_last)  # ResNets are quicker by a fifth, in bf16 by half
+        model.visual.to(memory_format=torch.channels_last)  # a fifth faster for ResNets, in bf16 by half
         self._tower = ImageTower(model.visual)
         self._model = model
         self._casting, self._casting_lock = 0, threading.Lock()
@@ -54,7 +57,7 @@ class OpenClip:
         self.std = torch.tensor(resolved.card.std, device=self.device).view(3, 1, 1)
 
     def not_finite(self, what: str) -> UserError:
-        """The error for embeddings that are NaN or infinite: whether the weights or the precision are at fault."""
+        """Return the error for embeddings that are not finite, and whether the weights or the precision cause it."""
         broken = [name for name, value in self._model.named_parameters() if not bool(torch.isfinite(value).all())]
         if broken:
             why = f"its weights hold NaN or infinity, {broken[0]} first; fetch or train them anew"
@@ -71,9 +74,9 @@ class OpenClip:
 
     @contextmanager
     def casting_once(self) -> Iterator[None]:
-        """For many batches without gradients: weights are cast to the precision once, not in every batch.
+        """Cast the weights to the precision once for many batches without gradients, instead of in every batch.
 
-        Autocast keeps the casts only of weights that could be trained, and only while it is on.
+        Autocast caches the casts only of weights that require gradients, and only while it is on.
         """
         if self._dtype == torch.float32 or torch.is_grad_enabled():
             yield
@@ -96,21 +99,21 @@ class OpenClip:
         return normalised.contiguous(memory_format=torch.channels_last)
 
     def activations(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b w"]:
-        """Input of the image tower's last linear map, of images in [0, 1]."""
+        """Return the input of the image tower's last linear map, for images in [0, 1]."""
         with self._autocast():
             return self._tower.activations(self._normalised(images)).float()
 
     def project(self, activations: Float[Tensor, "b w"]) -> Float[Tensor, "b d"]:
-        """The last linear map, always in float32."""
+        """Apply the last linear map, always in float32."""
         with torch.autocast(self.device.type, enabled=False):
             return self._tower.project(activations.to(self.device))
 
     def pixels(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b d"]:
-        """Embed images in [0, 1]; differentiable."""
+        """Return embeddings of images in [0, 1]; differentiable."""
         return self.project(self.activations(images))
 
     def text(self, prompts: Sequence[str]) -> Float[Tensor, "k d"]:
-        """Embed prompts, 256 at a time."""
+        """Return embeddings of prompts, computed 256 at a time."""
         parts = []
         with self.casting_once():
             for start in range(0, len(prompts), 256):
@@ -120,21 +123,21 @@ class OpenClip:
         return torch.cat(parts)
 
     def tokenize(self, prompts: Sequence[str]) -> Int64[Tensor, "k n"]:
-        """Token ids, padded to the context, on the encoder's device."""
+        """Return token ids, padded to the context length, on the encoder's device."""
         tokens: Tensor = self._tokenizer()(list(prompts)).to(self.device)
         return tokens
 
     def detokenize(self, token: int) -> str:
-        """The text of one token, as the tokenizer writes it."""
+        """Return the text of one token as the tokenizer writes it."""
         tokenizer = self._tokenizer()
         return str(getattr(tokenizer, "tokenizer", tokenizer).decode([token]))
 
     def text_tower(self) -> torch.nn.Module:
-        """A trainable copy of the text tower that takes offsets; UserError for one that is not built as CLIP's."""
+        """Return a trainable copy of the text tower that takes offsets. Raise UserError if it is not CLIP's."""
         return TrainableTextTower(text_model(self._model, self.card.name))
 
     def captioner(self) -> CoCaCaptioner:
-        """What writes captions; UserError for a model that is no CoCa."""
+        """Return the model that writes captions. Raise UserError if this is not a CoCa."""
         if self.card.caption_error:
             raise UserError(self.card.caption_error)
         return CoCaCaptioner(self._model, self._normalised, self._autocast)
@@ -161,6 +164,7 @@ class _EncoderCache:
         with self._lock:
             if self._encoder is None or self._key != key:
                 self._key = self._encoder = None  # frees its memory before the next one is loaded
+                log.info("loading %s on %s", resolved.card.name, device)
                 self._encoder = OpenClip(resolved, device, precision)
                 self._key = key
             return self._encoder
@@ -190,9 +194,10 @@ def disable_tf32() -> None:
 
 @contextmanager
 def _shortened(model: Any, tokens: Tensor) -> Iterator[int]:
-    """The context cut to the longest prompt: what a causal text tower reads after the end token changes nothing.
+    """Shorten the model's context to the longest prompt, and yield its length.
 
-    Prompts use about ten of CLIP's 77 positions. Towers that look back, or pool elsewhere, keep their full length.
+    In a causal text tower the positions after the end token change nothing, and prompts use about ten of CLIP's 77
+    positions. Towers that are not causal or pool at another position keep the full length.
     """
     if type(model) is not open_clip.CLIP or model.text_pool_type != "argmax" or model.attn_mask is None:
         yield tokens.shape[1]
@@ -208,7 +213,10 @@ def _shortened(model: Any, tokens: Tensor) -> Iterator[int]:
 
 
 def transform(card: EncoderCard) -> Callable[[Image], UInt8[Tensor, "3 height width"]]:
-    """Resize and crop as open_clip does for these weights, to pixels in 0..255; normalisation is the encoder's work."""
+    """Return a function that resizes and crops as open_clip does for these weights, to pixels in 0..255.
+
+    The encoder normalises the pixels.
+    """
     filters = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
     chosen = filters.get(card.interpolation, InterpolationMode.BICUBIC)
     if card.resize_mode == "squash":

@@ -1,4 +1,4 @@
-"""Origin: config, preprocessing and weights file of a spec, which is fetched where it has to be."""
+"""Find the config, the preprocessing and the weights file of a spec; download the file if it is not cached."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from open_clip.transform import PreprocessCfg
 from oodbench.encoder.card import EMBEDDED, LOCAL_PREFIX, EncoderSpec
 from oodbench.errors import UserError, did_you_mean
 
-_SECONDS = 5  # to wait for an answer of the Hub
+_TIMEOUT = 5  # seconds for the Hub to answer
 
 
 def hub_weights(repository: str, name: str = "") -> Path:
-    """The checkpoint of a repository, safetensors where there are some; an OSError when out of reach."""
+    """Return the checkpoint of a repository, safetensors if it has one. Raise OSError if the Hub cannot be reached."""
     names = [f"{name.rpartition('.')[0]}.safetensors", name] if name else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
     return cached(repository, *names) or _download(repository, name or None)
 
 
 def config_file(repository: str) -> Path:
-    """open_clip's config of a repository."""
+    """Return open_clip's config file of a repository."""
     return cached(repository, HF_CONFIG_NAME) or _download(repository, HF_CONFIG_NAME)
 
 
 def cached(repository: str, *names: str) -> Path | None:
-    """The first of these files that an earlier download left on this machine."""
+    """Return the first of these files that is in the Hub's cache on this machine; None if none is."""
     for name in names:
         found = huggingface_hub.try_to_load_from_cache(repository, name)
         if isinstance(found, str):
@@ -48,19 +48,19 @@ def cached(repository: str, *names: str) -> Path | None:
 
 
 def require_hub() -> None:
-    """ConnectionError when the Hub does not answer: its own client retries for 23 seconds a file before it says so."""
+    """Raise ConnectionError if the Hub does not answer; its own client retries each file for 23 seconds first."""
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         raise ConnectionError("HF_HUB_OFFLINE is set")
     if os.environ.get("ALL_PROXY") or os.environ.get("all_proxy"):
-        return  # urllib does not read it, the client does
+        return  # the Hub's client uses it, urllib does not
     address = huggingface_hub.constants.ENDPOINT
     try:
-        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=_SECONDS).close()
+        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=_TIMEOUT).close()
     except urllib.error.HTTPError as error:
-        error.close()  # it answered
+        error.close()  # an error page is an answer
     except OSError as error:
         error_text = getattr(error, "reason", error)
-        if not isinstance(error_text, ssl.SSLError):  # the client may trust other certificates
+        if not isinstance(error_text, ssl.SSLError):  # the Hub's client may trust other certificates
             raise ConnectionError(f"{address} cannot be reached ({error_text})") from error
 
 
@@ -70,12 +70,12 @@ def _download(repository: str, name: str | None) -> Path:
 
 
 def error_text(error: Exception) -> str:
-    """Kind and first line of an error."""
+    """Return the type and the first line of an error."""
     return f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
 
 
 def without_logs(call: Callable[[], T]) -> T:
-    """Run without open_clip's and the hub's log lines: what went wrong becomes one error."""
+    """Call a function without the log lines of open_clip and of the Hub's client."""
     previous = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -90,7 +90,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PretrainedFiles:
-    """How to build a model and where its weights are."""
+    """The config of a model, its preprocessing, and the file of its weights."""
 
     name: str
     architecture: str
@@ -102,7 +102,7 @@ class PretrainedFiles:
 
 
 def find_pretrained(spec: EncoderSpec) -> PretrainedFiles:
-    """Config, preprocessing and file of a spec; fetches the weights of a tag when they are not cached."""
+    """Return the config, preprocessing and file of a spec; download the weights of a tag if they are not cached."""
     if spec.text == EMBEDDED:
         return _embedded()
     if spec.hub:
@@ -137,14 +137,14 @@ def _embedded() -> PretrainedFiles:
 def _tagged(spec: EncoderSpec) -> PretrainedFiles:
     config_file = _known(spec)
     tags = open_clip.list_pretrained_tags_by_model(spec.architecture)
-    tagged = open_clip.get_pretrained_cfg(spec.architecture, spec.tag)  # in any case, - for _
+    tagged = open_clip.get_pretrained_cfg(spec.architecture, spec.tag)  # ignores case, and takes - for _
     if not tagged:
         hint = (
             did_you_mean(spec.tag, tags) if tags else f"; give a file: {spec.architecture}@path/to/weights.safetensors"
         )
         raise UserError(f"{spec.architecture} has no weights tagged '{spec.tag}'{hint}")
     tag = next(tag for tag in tags if open_clip.get_pretrained_cfg(spec.architecture, tag) is tagged)
-    # open_clip itself takes the architecture's activation, and only warns when the tag was trained with the other.
+    # open_clip itself takes the architecture's activation, and only warns if the tag was trained with the other one.
     config_file["quick_gelu"] = bool(tagged.get("quick_gelu") or config_file.get("quick_gelu"))
     name = f"{spec.architecture}/{tag}"
     path = spec.path or _fetched(lambda: _weights(tagged), spec, name)
@@ -178,7 +178,7 @@ def _known(spec: EncoderSpec) -> dict[str, Any]:
         return dict(found)
     known = open_clip.list_models()
     meant = {name.lower(): name for name in known}
-    for guess in (spec.architecture, f"{spec.architecture}-{spec.tag}"):  # ViT-B/16 is how the paper writes it
+    for guess in (spec.architecture, f"{spec.architecture}-{spec.tag}"):  # the paper writes ViT-B/16
         if guess.lower() in meant:
             raise UserError(f"no architecture '{spec.architecture}'; did you mean '{meant[guess.lower()]}'?")
     hint = did_you_mean(spec.architecture, known)
@@ -200,7 +200,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _preprocess(given: dict[str, Any]) -> dict[str, Any]:
-    """open_clip's defaults under what is given, spelled out."""
+    """Return the preprocessing of a config, with open_clip's defaults for what it does not name."""
     found = {k: v for k, v in dataclasses.asdict(PreprocessCfg()).items() if k in _PREPROCESS}
     found |= {k: given[k] for k in _PREPROCESS if given.get(k) is not None}
     if found["interpolation"] == "random":  # random in training; open_clip evaluates with bicubic
@@ -222,7 +222,7 @@ def _weights(tagged: dict[str, Any]) -> Path:
 def _fetched(fetch: Callable[[], T], spec: EncoderSpec, name: str) -> T:
     try:
         return without_logs(fetch)
-    except Exception as error:  # of the network, the hub's client or the disk
+    except Exception as error:  # of the network, the Hub's client or the disk
         raise UserError(
             f"encoder '{spec.text}': its weights are not on this machine and cannot be fetched: {error_text(error)}\n"
             f"  without a network, give a checkpoint file: --encoder {name}@path/to/weights.safetensors (or .pt)"

@@ -1,7 +1,7 @@
-"""Resolving an encoder: architecture, preprocessing and weights of a spec, checked against each other -> EncoderCard.
+"""Resolve an encoder: find the architecture, the preprocessing and the weights of a spec, and check that they fit.
 
-A resolved card is kept in the store for as long as size, times and inode of the weights file stay, so that a later run
-needs neither torch nor open_clip to know which encoder it talks about.
+The card of a resolved encoder is stored and used while size, times and inode of the weights file are unchanged, so that
+a later run needs neither torch nor open_clip to identify its encoder.
 """
 
 from __future__ import annotations
@@ -23,58 +23,60 @@ if TYPE_CHECKING:
     from oodbench.encoder.checkpoint import StateDict
     from oodbench.encoder.pretrained import PretrainedFiles
 
-# One of these is in every folder that transformers reads a tokenizer from.
+# A folder that transformers can read a tokenizer from holds at least one of these files.
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
-# What no tokenizer reads. All else is taken for its files: each kind of tokenizer has names of its own.
+# No tokenizer reads these files. All others count, because each kind of tokenizer has other file names.
 _OTHERS = frozenset((".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".md"))
 
 
 @dataclass(frozen=True)
 class TextFiles:
-    """Folders: of the tokenizer, and of the text tower's config; None where nothing is read from this machine."""
+    """The folders of the tokenizer and of the text tower's config; None if no folder of this machine is read."""
 
     tokenizer: Path | None = None
     tower: Path | None = None
 
     def files(self) -> list[Path]:
-        """What is read, and what may be."""
-        folders = dict.fromkeys(one for one in (self.tokenizer, self.tower) if one)
+        """Return all files that may be read."""
+        folders = dict.fromkeys(folder for folder in (self.tokenizer, self.tower) if folder)
         return [path for folder in folders for path in sorted(folder.iterdir()) if _is_read(path)]
 
     def digest(self) -> str:
-        """sha256 of the names and contents of the files; "" when there is no folder."""
+        """Return the sha256 of the names and contents of the files; "" if there is no folder."""
         found = self.files()
         return digest([[path.name, file_digest(path)] for path in found]) if found else ""
 
 
 def text_files(spec: EncoderSpec, text: dict[str, Any]) -> TextFiles:
-    """The folders that an encoder's `text_cfg` names. UserError for an absolute one that is not there.
+    """Return the folders that an encoder's `text_cfg` names. Raise UserError if an absolute path does not exist.
 
-    A relative one starts from the folder of the config, else from the working folder, as transformers has it. The
-    folder of a `local-dir:` encoder is the tokenizer's when it holds one.
+    A relative path starts at the folder of the config, else at the working folder, as in transformers. The folder of a
+    `local-dir:` encoder is the tokenizer's if it holds a tokenizer.
     """
     local = Path(spec.text.removeprefix(LOCAL_PREFIX)).expanduser() if spec.text.startswith(LOCAL_PREFIX) else None
     base = local or (Path(spec.architecture).parent if spec.json else None)
     tower = _folder(spec, str(text.get("hf_model_name") or ""), None, "text tower's config")
     name = str(text.get("hf_tokenizer_name") or "")
-    if not name:  # CLIP's own byte pairs, whatever else lies there
+    if not name:  # CLIP's own tokenizer, whatever else the folder holds
         return TextFiles(None, tower)
-    if local and not (local / name).is_dir() and any((local / one).is_file() for one in _TOKENIZERS):
+    if local and not (local / name).is_dir() and any((local / file).is_file() for file in _TOKENIZERS):
         return TextFiles(local, tower)
     return TextFiles(_folder(spec, name, base, "tokenizer"), tower)
 
 
 def _folder(spec: EncoderSpec, name: str, base: Path | None, what: str) -> Path | None:
+    """Return the folder that a name means, None if it is not a folder."""
     if not name:
         return None
     path = Path(name).expanduser()
     if path.is_absolute() and not path.is_dir():
         raise UserError(f"encoder '{spec.text}': the folder of its {what}, {path}, is not there")
-    return next((one for one in ([base / path] if base else []) + [path] if one.is_dir()), None)
+    return next((folder for folder in ([base / path] if base else []) + [path] if folder.is_dir()), None)
 
 
 def _is_read(path: Path) -> bool:
-    hidden = path.name.startswith(".") or path.name == "open_clip_config.json"  # the config is known in full
+    """Return whether a tokenizer may read a file."""
+    hidden = path.name.startswith(".") or path.name == "open_clip_config.json"  # the card holds the config
     return path.is_file() and not hidden and path.suffix.lower() not in _OTHERS
 
 
@@ -85,7 +87,7 @@ GLYPHS_FOLDER = Path(__file__).parent.parent / "data" / "glyphs"
 
 @dataclass(frozen=True)
 class ResolvedEncoder:
-    """A card, the file that holds its weights on this machine, and the folder of its tokenizer if it has one."""
+    """The card of an encoder, the file of its weights on this machine, and its tokenizer folder if it has one."""
 
     card: EncoderCard
     path: Path
@@ -93,20 +95,20 @@ class ResolvedEncoder:
 
 
 def resolve(spec: EncoderSpec, resize: str | None, store: Store, *, strict: bool = False) -> ResolvedEncoder:
-    """The card of a spec. `resize` overrides the filter ("bicubic", "bilinear") that the weights name.
+    """Return the encoder of a spec. `resize` overrides the filter ("bicubic", "bilinear") that the weights name.
 
-    `strict` trusts no digest of the weights that is remembered.
-    UserError when the architecture or tag is unknown, the weights cannot be read or fetched, or do not fit.
+    `strict` computes the digest of the weights anew. Raises UserError if the architecture or tag is unknown, or if the
+    weights cannot be read or downloaded, or do not fit the architecture.
     """
     known = {
         "spec": spec.text,
         "resize": resize,
         "open_clip": version("open_clip_torch"),
         "examination": CARD_VERSION,
-        "files": {str(file.resolve()): file_digest(file) for file in _declarations(spec) if file.is_file()},
-        **_candidates(spec),
+        "files": {str(file.resolve()): file_digest(file) for file in _config_files(spec) if file.is_file()},
+        **_checkpoint_names(spec),
     }
-    path = GLYPHS_FOLDER / "encoder.safetensors" if spec.text == EMBEDDED else spec.path or _remembered(store, known)
+    path = GLYPHS_FOLDER / "encoder.safetensors" if spec.text == EMBEDDED else spec.path or _stored_path(store, known)
     if path is not None:
         entry = store.find("encoder", {**known, **file_identity(path)})
         if entry is not None:
@@ -120,7 +122,7 @@ def resolve(spec: EncoderSpec, resize: str | None, store: Store, *, strict: bool
     source = find_pretrained(spec)
     texts = text_files(spec, source.config["text_cfg"])
     stamp, words = file_identity(source.path), texts.digest()
-    card = _examine(source, resize, texts)
+    card = _make_card(source, resize, texts)
     if (file_identity(source.path), texts.digest()) != (stamp, words):
         raise UserError(f"encoder '{spec.text}': {source.path} or its tokenizer changed while it was read; run again")
     if spec.path is None:
@@ -129,8 +131,8 @@ def resolve(spec: EncoderSpec, resize: str | None, store: Store, *, strict: bool
     return ResolvedEncoder(card, source.path, texts.tokenizer)
 
 
-def _declarations(spec: EncoderSpec) -> list[Path]:
-    """Files beside the weights that the card depends on."""
+def _config_files(spec: EncoderSpec) -> list[Path]:
+    """Return the files besides the weights that the card depends on."""
     if spec.text == EMBEDDED:
         return [GLYPHS_FOLDER / "encoder.json", GLYPHS_FOLDER / "weights.py"]
     if spec.text.startswith(LOCAL_PREFIX):
@@ -138,8 +140,8 @@ def _declarations(spec: EncoderSpec) -> list[Path]:
     return [Path(spec.architecture)] if spec.json else []
 
 
-def _candidates(spec: EncoderSpec) -> dict[str, Any]:
-    """The names of the checkpoints in the folder of a `local-dir:` encoder: which is taken depends on all of them."""
+def _checkpoint_names(spec: EncoderSpec) -> dict[str, Any]:
+    """Return the names of all checkpoints in a `local-dir:` folder: which one is read depends on them."""
     if not spec.text.startswith(LOCAL_PREFIX):
         return {}
     folder = Path(spec.text.removeprefix(LOCAL_PREFIX)).expanduser()
@@ -148,13 +150,13 @@ def _candidates(spec: EncoderSpec) -> dict[str, Any]:
 
 
 def _is_current(path: Path) -> bool:
-    """Whether a file is still there, and in the Hub's cache still of the revision that `main` means."""
+    """Return whether a file exists, and in the Hub's cache belongs to the revision that `main` means now."""
     main = path.parent.parent.parent / "refs" / "main"
     inside = path.parent.parent.name == "snapshots" and main.is_file()
     return path.is_file() and (not inside or main.read_text(encoding="utf-8").strip() == path.parent.name)
 
 
-def _remembered(store: Store, known: dict[str, Any]) -> Path | None:
+def _stored_path(store: Store, known: dict[str, Any]) -> Path | None:
     entry = store.find("encoder-file", known)
     path = Path(entry.facts["path"]) if entry else None
     if path is not None and not _is_current(path):
@@ -163,8 +165,8 @@ def _remembered(store: Store, known: dict[str, Any]) -> Path | None:
     return path
 
 
-def _examine(source: PretrainedFiles, resize: str | None, texts: TextFiles) -> EncoderCard:
-    """Build the model without storage, compare it with the weights, and write down what was found."""
+def _make_card(source: PretrainedFiles, resize: str | None, texts: TextFiles) -> EncoderCard:
+    """Build the model without memory, compare it with the weights, and return the card."""
     import torch
 
     from oodbench.encoder import build, checkpoint
@@ -195,12 +197,12 @@ def _examine(source: PretrainedFiles, resize: str | None, texts: TextFiles) -> E
         notes=source.notes,
         text_files=texts.digest(),
     )
-    build.build_tokenizer(card, texts.tokenizer)  # a missing vocabulary is told now, not after the images
+    build.build_tokenizer(card, texts.tokenizer)  # reports a missing vocabulary now, not after the images are encoded
     return card
 
 
 def _check_size(tower: ImageTower, size: tuple[int, int], architecture: str) -> None:
-    """Run the tower on shapes alone: timm's towers take the size they were made for, whatever a config says."""
+    """Raise UserError if the tower does not take images of a size; timm's towers may ignore the size of the config."""
     import torch
 
     try:
@@ -213,7 +215,7 @@ def _check_size(tower: ImageTower, size: tuple[int, int], architecture: str) -> 
 
 
 def load_state_dict(resolved: ResolvedEncoder) -> StateDict:
-    """State dict as the model has it; no model is built in memory."""
+    """Return the encoder's state dict under the names of its model, which is not built in memory."""
     import torch
 
     from oodbench.encoder import build, checkpoint

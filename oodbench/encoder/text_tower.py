@@ -18,7 +18,7 @@ from oodbench.method.encoder import Captioner
 class TrainableTextTower(nn.Module):
     """CLIP's text tower under CLIP's own parameter names: token_embedding, positional_embedding, transformer, ...
 
-    attn_mask    causal: what follows the end token changes nothing, so padding after the longest prompt is left out
+    attn_mask    causal: tokens after the end token change nothing, so the padding after the longest prompt is not read
     """
 
     attn_mask: Tensor
@@ -53,7 +53,7 @@ class TrainableTextTower(nn.Module):
 
 
 def text_model(model: Any, name: str) -> Any:
-    """The part of an open_clip model that holds the text tower; UserError for one that is built in another way."""
+    """Return the part of an open_clip model that holds the text tower. Raise UserError if it is not built as CLIP's."""
     text = getattr(model, "text", model)
     pool = getattr(text, "text_pool_type", getattr(text, "pool_type", ""))
     causal = getattr(text, "attn_mask", None) is not None
@@ -66,10 +66,10 @@ def text_model(model: Any, name: str) -> Any:
 
 
 class CoCaCaptioner(Captioner):
-    """A CoCa's text decoder over the tokens of its image tower; that the tower's projection is cut off changes neither.
+    """The text decoder of a CoCa, which reads the tokens of its image tower. Splitting the tower changes neither.
 
-    normalised   from images in [0, 1] to what the tower takes
-    precision    the context in which it computes
+    normalised   function from images in [0, 1] to normalised images
+    precision    function that returns the context in which the model computes
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class CoCaCaptioner(Captioner):
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens there are."""
+        """Return the number of tokens."""
         return int(self._model.text_decoder.text_projection.shape[1])
 
     def encode(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b m width"]:
@@ -97,7 +97,7 @@ class CoCaCaptioner(Captioner):
         longest = self._model.text.context_length
         if tokens.shape[1] > longest:
             raise UserError(f"a caption of {tokens.shape[1]} tokens is longer than the encoder's context of {longest}")
-        with self._precision():  # the latent is read by nothing that the logits depend on
+        with self._precision():  # image_latent does not change the logits
             out = self._model(None, tokens, image_latent=encoded, image_embs=encoded, output_labels=False)
         logits: Tensor = out["logits"][:, -1].float()
         return logits

@@ -1,4 +1,4 @@
-"""What the source of a method says about it, read with `ast`: nothing is imported, so listing needs no torch."""
+"""The description of a method, read from its source with `ast` without importing it, so that listing needs no torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ONE_CLASS = "it must define one subclass of Method"
 
 @dataclass(frozen=True)
 class Parameter:
-    """A hyper-parameter as the source declares it; `kind` is the annotation's text."""
+    """A hyper-parameter as the source declares it; `kind` is the text of its annotation."""
 
     name: str
     kind: str
@@ -34,11 +34,13 @@ class Parameter:
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """What the source of a method says about it. `problem` is set when it cannot be read as one.
+    """The description of a method.
 
     origin    "built-in", "plugin" or "entry point of NAME"
-    module    import name; "" for a file
-    source    sha256 of the file and of its parts (oodbench/method/source_files.py), taken when it was read
+    module    import name; "" for a plugin file
+    source    sha256 of the method's files (oodbench/method/source_files.py) when they were read
+    trained   hyper-parameters that training fixes
+    problem   why the source cannot be read as a method, or ""
     """
 
     name: str
@@ -54,17 +56,17 @@ class MethodInfo:
     needs: tuple[str, ...] = ("FEATURES",)
     parameters: tuple[Parameter, ...] = ()
     calibrated: str = ""
-    trained: tuple[str, ...] = ()  # hyper-parameters that training fixes
+    trained: tuple[str, ...] = ()
     problem: str = ""
 
     def defaults(self) -> dict[str, Any]:
-        """Every hyper-parameter at its default."""
+        """Return the default of every hyper-parameter."""
         return {p.name: p.default for p in self.parameters}
 
 
 @dataclass(frozen=True)
 class _Class:
-    """A class as its source defines it."""
+    """A class definition, with its file."""
 
     node: ast.ClassDef
     path: Path
@@ -72,9 +74,9 @@ class _Class:
 
 
 def describe(name: str, path: Path, origin: str, module: str, subclass: str = "") -> MethodInfo:
-    """Read a method's file. `subclass` names its class when the file holds several.
+    """Describe the method in a file; `subclass` is the name of its class if the file has several.
 
-    What a class does not say itself it inherits, from a class of its file, of its package or of another method.
+    What a class does not define is inherited from a class of its file, of its package or of another method.
     """
     try:
         lineage = _chosen(path, module, subclass)
@@ -114,20 +116,20 @@ def describe(name: str, path: Path, origin: str, module: str, subclass: str = ""
 
 
 def _chosen(path: Path, module: str, name: str) -> list[_Class]:
-    """The method of a file and the classes that it inherits from, nearest first, as far as they can be read."""
+    """Return the method's class and its base classes that can be read, nearest first."""
     tree = source_files.tree_of(path)
     classes = [_Class(node, path, tree) for node in tree.body if isinstance(node, ast.ClassDef)]
-    lineages = [found for one in classes if (found := _lineage(one, path, module))]
-    # A class that another one of the file inherits from is not the method.
-    behind = {id(one.node) for lineage in lineages for one in lineage[1:]}
-    leaves = [lineage for lineage in lineages if id(lineage[0].node) not in behind]
+    lineages = [lineage for cls in classes if (lineage := _lineage(cls, path, module))]
+    # A base class of another class of the file is not the method.
+    bases = {id(base.node) for lineage in lineages for base in lineage[1:]}
+    leaves = [lineage for lineage in lineages if id(lineage[0].node) not in bases]
     chosen = [lineage for lineage in lineages if lineage[0].node.name == name] if name else leaves
     if len(chosen) == 1:
         return chosen[0]
     if name:
         raise ValueError(f"it defines no subclass of Method named {name}")
     have = ", ".join(lineage[0].node.name for lineage in leaves) or "none"
-    unread = [f"{one.node.name}({', '.join(map(ast.unparse, one.node.bases))})" for one in classes if one.node.bases]
+    unread = [f"{cls.node.name}({', '.join(map(ast.unparse, cls.node.bases))})" for cls in classes if cls.node.bases]
     hint = (
         f"; no base of {', '.join(unread)} is one that can be found without importing it"
         if unread and not leaves
@@ -137,8 +139,8 @@ def _chosen(path: Path, module: str, name: str) -> list[_Class]:
 
 
 def _lineage(one: _Class, main: Path, module: str, below: tuple[ast.ClassDef, ...] = ()) -> list[_Class]:
-    """A class and those that it inherits from; nothing unless Method is among them."""
-    if one.node in below:  # a class that inherits from itself, which importing it will say
+    """Return a class and its base classes, or an empty list unless it inherits from Method."""
+    if one.node in below:  # a class that inherits from itself; reported when it is imported
         return []
     found: list[_Class] = []
     is_method = False
@@ -152,6 +154,7 @@ def _lineage(one: _Class, main: Path, module: str, below: tuple[ast.ClassDef, ..
 
 
 def _is_method(base: ast.expr, tree: ast.Module) -> bool:
+    """Return whether a base is Method or TrainedMethod, perhaps imported under another name."""
     name = ast.unparse(base).partition("[")[0]
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.module == "oodbench.method":
@@ -160,7 +163,7 @@ def _is_method(base: ast.expr, tree: ast.Module) -> bool:
 
 
 def _base(base: ast.expr, one: _Class, main: Path, module: str) -> _Class | None:
-    """The class that a base stands for: of the same file, imported by name, or loaded from the registry."""
+    """Return the definition of a base class: in the same file, imported by name, or loaded from the registry."""
     expression = base.value if isinstance(base, ast.Subscript) else base
     if isinstance(expression, ast.Name):
         for node in reversed(one.tree.body):
@@ -188,14 +191,14 @@ def _base(base: ast.expr, one: _Class, main: Path, module: str) -> _Class | None
 
 
 def _elsewhere(module: str | None) -> list[Path]:
-    """The file of a module of another package; no method is sought in Python's own and in torch, which are large."""
+    """Return the file of a module of another package, except of the standard library and torch, which are large."""
     top = (module or "").partition(".")[0]
     file = source_files.module_file(module) if module and top not in {*sys.stdlib_module_names, "torch"} else None
     return [file] if file and file.suffix == ".py" else []
 
 
 def _defined(files: list[Path], name: str, main: Path, module: str) -> _Class | None:
-    """The class of that name in one of the files, or imported there."""
+    """Return the class of that name that is defined or imported in one of the files."""
     for path in reversed(files):
         tree = source_files.tree_of(path)
         stand_in = _Class(ast.ClassDef("", [ast.Name(name)], [], [], []), path, tree)
@@ -205,7 +208,7 @@ def _defined(files: list[Path], name: str, main: Path, module: str) -> _Class | 
 
 
 def _parameters(lineage: list[_Class]) -> tuple[Parameter, ...]:
-    """Fields in the order of the dataclass: inherited ones first, an overridden one in its old place."""
+    """Return the fields in the order of the dataclass: inherited ones first, an overridden one in its old place."""
     found: dict[str, Parameter] = {}
     for one in reversed(lineage):
         for item in one.node.body:
@@ -217,6 +220,7 @@ def _parameters(lineage: list[_Class]) -> tuple[Parameter, ...]:
 
 
 def _inherited_needs(lineage: list[_Class]) -> tuple[str, ...]:
+    """Return the flags of `needs`, which may add to those of a base class."""
     needs: tuple[str, ...] = ("FEATURES",)
     for one in reversed(lineage):
         if (value := _class_variable(one, "needs")) is not None:
@@ -225,6 +229,7 @@ def _inherited_needs(lineage: list[_Class]) -> tuple[str, ...]:
 
 
 def _calibrated(lineage: list[_Class], parameters: tuple[Parameter, ...]) -> str:
+    """Return the value of `calibrated`; raise ValueError unless it names a hyper-parameter."""
     value = next((found for one in lineage if (found := _class_variable(one, "calibrated")) is not None), None)
     if not isinstance(value, ast.Constant) or value.value == "":
         return ""
@@ -234,6 +239,7 @@ def _calibrated(lineage: list[_Class], parameters: tuple[Parameter, ...]) -> str
 
 
 def _trained(lineage: list[_Class], parameters: tuple[Parameter, ...]) -> tuple[str, ...]:
+    """Return the value of `trained`; raise ValueError unless it names hyper-parameters."""
     value = next((found for one in lineage if (found := _class_variable(one, "trained")) is not None), None)
     if value is None:
         return ()
@@ -244,6 +250,7 @@ def _trained(lineage: list[_Class], parameters: tuple[Parameter, ...]) -> tuple[
 
 
 def _class_variable(one: _Class, name: str) -> ast.expr | None:
+    """Return the value of a class variable, or None."""
     for item in one.node.body:
         targets = (
             item.targets if isinstance(item, ast.Assign) else [item.target] if isinstance(item, ast.AnnAssign) else []
@@ -258,7 +265,7 @@ def _name(target: ast.expr) -> str:
 
 
 def _needs(value: ast.expr, inherited: tuple[str, ...]) -> tuple[str, ...]:
-    """`Needs.A | Needs.B`; `Base.needs | Needs.B` adds to those that are inherited."""
+    """Return the flags of `Needs.A | Needs.B`; `Base.needs | Needs.B` adds to the inherited ones."""
     named = {n.attr for n in ast.walk(value) if isinstance(n, ast.Attribute)} - {"Needs", "method"}
     if "needs" in named:
         named = named - {"needs"} | set(inherited)
@@ -268,6 +275,7 @@ def _needs(value: ast.expr, inherited: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _parameter(name: str, kind: str, value: ast.expr | None) -> Parameter:
+    """Return a hyper-parameter; raise ValueError unless its default is a literal of its type."""
     if value is None:
         raise ValueError(f"hyper-parameter '{name}' has no default")
     try:

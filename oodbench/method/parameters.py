@@ -1,4 +1,4 @@
-"""Values as users write them: `mcm.temperature=0.01`, `energy[scale=1]`, TOML; read, and made to fit a type."""
+"""Methods and hyper-parameters as users write them (`mcm.temperature=0.01`, `energy[scale=1]`): parsing and types."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _PLAIN = {"true": True, "false": False, "none": None}
 _TYPES = {"None": type(None), "bool": bool, "int": int, "float": float, "str": str}
 _CLOSING = {"[": "]", "(": ")", "{": "}"}
 _NAME = re.compile(r'\s*(?:"((?:[^"]|"")*)"\s*|((?!\s*")[^,]*))(?:,|$)')  # what is quoted, or what is not
-_RECIPE = "write name[parameter=value,...]"
+_SYNTAX = "write name[parameter=value,...]"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A method as asked for: its name and the hyper-parameters set in brackets."""
+    """A requested method: its name and the hyper-parameters in brackets."""
 
     name: str
     overrides: dict[str, Any]
@@ -28,7 +28,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Setting:
-    """One hyper-parameter of one method, as --set gives it."""
+    """One hyper-parameter of one method, as in `--set`."""
 
     method: str
     parameter: str
@@ -36,7 +36,7 @@ class Setting:
 
 
 def parse_value(text: str) -> Any:
-    """A Python or TOML literal, or else the text itself: `0.01`, `true`, `none`, `"a b"`, `a photo of a {}`."""
+    """Return a Python or TOML literal (`0.01`, `true`, `none`, `"a b"`), or else the text itself."""
     text = text.strip()
     if text.lower() in _PLAIN:
         return _PLAIN[text.lower()]
@@ -48,9 +48,9 @@ def parse_value(text: str) -> Any:
 
 
 def conform(value: Any, kind: str) -> Any:
-    """A value as an annotation such as `float | None` or `Literal["atd", "ctw"]` has it; ValueError when it cannot.
+    """Convert a value to a type written as `float | None` or `Literal["atd", "ctw"]`; raise ValueError if it is none.
 
-    An int fits a float and becomes one, a list a tuple: one value has one spelling, so one key in the store.
+    An int becomes a float, and a list a tuple, if the type says so: equal values then have one key in the store.
     """
     kinds = [part.strip("\"'").removeprefix("typing.") for part in split(kind.strip("\"'"), "|")]
     for part in kinds:
@@ -73,7 +73,7 @@ def conform(value: Any, kind: str) -> Any:
         if head in ("tuple", "list") and isinstance(value, tuple | list):
             return _sequence(value, tuple if head == "tuple" else list, inner[:-1])
         if head not in (*_TYPES, "Literal", "tuple", "list"):
-            return value  # a type of the method's own: it judges for itself
+            return value  # any other type is checked by the method itself
     raise ValueError(f"takes {kind}, not {value!r}")
 
 
@@ -87,7 +87,7 @@ def _sequence(value: Any, into: type[tuple[Any, ...]] | type[list[Any]], inner: 
 
 
 def parse_choices(text: str) -> list[Choice]:
-    """`mcm,energy[scale=1],energy[scale=100]` -> three choices. UserError with every part that cannot be read."""
+    """Parse `mcm,energy[scale=1],energy[scale=100]`; raise UserError with every part that cannot be parsed."""
     choices: list[Choice] = []
     problems: list[str] = []
     for part in split(text, ","):
@@ -104,12 +104,12 @@ def parse_choices(text: str) -> list[Choice]:
 def _choice(text: str) -> Choice:
     name, bracket, rest = text.partition("[")
     if not name or (bracket and not rest.endswith("]")):
-        raise UserError(f"cannot read method '{text}'; {_RECIPE}")
+        raise UserError(f"cannot read method '{text}'; {_SYNTAX}")
     overrides: dict[str, Any] = {}
     for setting in split(rest[:-1], ",") if bracket else ():
         key, equals, value = (piece.strip() for piece in setting.partition("="))
         if not equals or not key:
-            raise UserError(f"cannot read '{setting}' in '{text}'; {_RECIPE}")
+            raise UserError(f"cannot read '{setting}' in '{text}'; {_SYNTAX}")
         if key in overrides:
             raise UserError(f"'{key}' is set twice in '{text}'")
         overrides[key] = parse_value(value)
@@ -117,7 +117,7 @@ def _choice(text: str) -> Choice:
 
 
 def parse_setting(text: str) -> Setting:
-    """`mcm.temperature=0.01` -> Setting("mcm", "temperature", 0.01)."""
+    """Parse `mcm.temperature=0.01` into Setting("mcm", "temperature", 0.01); raise UserError if it cannot be parsed."""
     target, equals, value = text.partition("=")
     method, dot, name = (piece.strip() for piece in target.partition("."))
     if not equals or not dot or not method or not name:
@@ -126,9 +126,9 @@ def parse_setting(text: str) -> Setting:
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """`textures,"folder:a,b"` -> two names: double quotes keep a comma or a blank that belongs to a path.
+    """Parse `textures,"folder:a,b"` into two names; double quotes protect commas and blanks of a path.
 
-    UserError for a quote that is not closed.
+    Raise UserError for a quote that is not closed.
     """
     names, rest = [], text.strip()
     while rest:
@@ -141,13 +141,13 @@ def parse_names(text: str) -> tuple[str, ...]:
 
 
 def label(name: str, parameters: dict[str, Any], defaults: dict[str, Any]) -> str:
-    """`energy`, or `energy[scale=1]` when something is not the default; parse_choices reads it back."""
+    """Return `energy`, or `energy[scale=1]` if a value is not the default; parse_choices() parses it."""
     changed = [f"{k}={written(v)}" for k, v in parameters.items() if v != defaults.get(k)]
     return f"{name}[{','.join(changed)}]" if changed else name
 
 
 def written(value: Any) -> str:
-    """A value as it would be typed: 1 for 1.0, quotes only where they are needed."""
+    """Return a value as a user would type it: 1 for 1.0, quotes only where they are needed."""
     if isinstance(value, float):
         return repr(value).removesuffix(".0")
     if isinstance(value, str):
@@ -157,7 +157,7 @@ def written(value: Any) -> str:
 
 
 def split(text: str, separator: str) -> list[str]:
-    """Split at a separator that stands outside brackets and quotes. Empty parts are dropped."""
+    """Split at a separator outside of brackets and quotes; empty parts are dropped."""
     parts, open_brackets, quote, start, skip = [], "", "", 0, False
     for i, char in enumerate(text):
         if skip or (quote and char == "\\"):

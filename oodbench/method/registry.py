@@ -1,7 +1,7 @@
-"""Methods by name: found as files, described without importing them, loaded when chosen.
+"""The registry of methods: they are found as files, described without importing them, and imported when chosen.
 
 Built-in methods are the files of `oodbench_methods`; others come from the entry-point group `oodbench.methods` or from
-a file given on the command line. A plugin that does not import fails only when it is chosen.
+a file given on the command line. A plugin that cannot be imported fails only when it is chosen.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ GROUP = "oodbench.methods"
 
 
 def methods(plugins: Sequence[Path] = ()) -> dict[str, MethodInfo]:
-    """Every method that can be named, sorted by name. Two definitions of one name are an error naming both places."""
+    """Return all methods, sorted by name; raise UserError naming both files if a name is defined twice."""
     found: dict[str, MethodInfo] = {}
-    problems = [problem for path in plugins if (problem := _unfit(expand(path)))]
+    problems = [problem for path in plugins if (problem := _plugin_problem(expand(path)))]
     raise_all(problems)
     for info in (*_built_in(), *_from_entry_points(), *map(_from_file, plugins)):
         other = found.setdefault(info.name, info)
@@ -46,14 +46,14 @@ def methods(plugins: Sequence[Path] = ()) -> dict[str, MethodInfo]:
 
 
 def method_info(name: str, known: Mapping[str, MethodInfo]) -> MethodInfo:
-    """One method by name; UserError with a suggestion when there is none."""
+    """Return a method by name; raise UserError with a suggestion if there is none."""
     if name not in known:
         raise UserError(f"no method '{name}'{did_you_mean(name, known)}")
     return known[name]
 
 
 def load(info: MethodInfo) -> type[Method[Any]]:
-    """Import a method's class. Any failure is a UserError naming the file."""
+    """Import a method's class; raise UserError naming the file for any failure."""
     from oodbench.method import Method
 
     where = f"method '{info.name}' ({info.path})"
@@ -67,13 +67,13 @@ def load(info: MethodInfo) -> type[Method[Any]]:
         raise UserError(f"{where} does not import: {reason}; -v shows where") from error
     if not isinstance(found, type) or not issubclass(found, Method):
         raise UserError(f"{where}: {info.subclass} is no subclass of oodbench.method.Method")
-    if problem := _unread(info, found):
+    if problem := _undeclared(info, found):
         raise UserError(f"{where}: {problem}")
     return found
 
 
-def _unread(info: MethodInfo, found: type[Method[Any]]) -> str:
-    """What a class has that its source did not show, "" for nothing: keys of stored scores are made of the source."""
+def _undeclared(info: MethodInfo, found: type[Method[Any]]) -> str:
+    """Return what a class has that its source does not show, or "": keys of stored scores follow from the source."""
     from oodbench.method import Needs
 
     hidden = [field.name for field in dataclasses.fields(found) if field.init and field.name not in info.defaults()]
@@ -89,7 +89,7 @@ def _unread(info: MethodInfo, found: type[Method[Any]]) -> str:
 
 @contextlib.contextmanager
 def imported_anew(info: MethodInfo) -> Iterator[None]:
-    """Within it, load() imports a method and its parts once more: nothing that they kept in their modules is there."""
+    """Within the context, load() imports a method's modules again, without what they have stored at module level."""
     own = set(map(str, source_files.files(info.path, info.module)))
     before = {name: module for name, module in sys.modules.items() if getattr(module, "__file__", None) in own}
     for name in before:
@@ -101,16 +101,16 @@ def imported_anew(info: MethodInfo) -> Iterator[None]:
 
 
 def make(info: MethodInfo, parameters: dict[str, Any], label: str = "") -> Method[Any]:
-    """A method with hyper-parameters set, ready to fit and score. UserError for a value that it refuses."""
-    made = load(info)
+    """Construct a method with hyper-parameters; raise UserError for a value that it refuses."""
+    cls = load(info)
     try:
-        return made(**parameters)
+        return cls(**parameters)
     except (ValueError, TypeError) as error:
         raise UserError(f"{label or info.name}: {error}") from error
 
 
 def parameters(info: MethodInfo, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Hyper-parameters in full: the defaults, and what a user set. UserError for unknown names and wrong types."""
+    """Return all hyper-parameters, with what a user set; raise UserError for unknown names and wrong types."""
     known = {p.name: p for p in info.parameters}
     values, problems = info.defaults(), []
     for name, value in overrides.items():
@@ -147,8 +147,8 @@ def _from_entry_points() -> Iterable[MethodInfo]:
             yield describe(point.name, path, owner, point.module, point.attr)
 
 
-def _unfit(path: Path) -> str:
-    """Why a path cannot be a plugin, or ""."""
+def _plugin_problem(path: Path) -> str:
+    """Return why a path cannot be a plugin, or ""."""
     if not path.is_file():
         return f"plugin file {path} does not exist" if not path.exists() else f"plugin {path} is no file"
     if path.suffix != ".py" or path.stem == "all" or not re.fullmatch(r"[A-Za-z0-9_-]+", path.stem):
@@ -166,7 +166,7 @@ def _import_file(info: MethodInfo) -> ModuleType:
     name = f"oodbench_plugin_{info.name}_{info.source[:8]}"
     if name in sys.modules:
         return sys.modules[name]
-    here = [str(info.path.parent)]  # a package, so that `from ._part import x` finds the parts beside it
+    here = [str(info.path.parent)]  # as a package, so that `from ._part import x` works
     spec = importlib.util.spec_from_file_location(name, info.path, submodule_search_locations=here)
     assert spec and spec.loader  # a .py file has both
     module = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""A small world whose classes are known: a linear CLIP, its captioner, images near and far from the classes' texts."""
+"""A toy dataset with a linear CLIP, its captioner, and images near to and far from the texts of the classes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOKENS = 4096  # of the vocabulary; the last two are start and end
 
 
 class ToyEncoder:
-    """A linear CLIP whose classes are known: an image of class i is one that embeds near the text of class i."""
+    """A linear CLIP; an image of class i is an image whose embedding is near to the text embedding of class i."""
 
     scale = 100.0
     size = (SIDE, SIDE)
@@ -48,7 +48,7 @@ class ToyEncoder:
             return embedded
 
     def tokenize(self, prompts: Sequence[str]) -> Int64[Tensor, "k n"]:
-        """Start, subject, the prompt as a whole, end; the first tokens are the classes."""
+        """Return start, subject, the entire prompt, end; the first tokens are the classes."""
         return torch.tensor([[TOKENS - 2, _token(self._subject(p)), _token(p), TOKENS - 1] for p in prompts])
 
     def detokenize(self, token: int) -> str:
@@ -61,9 +61,9 @@ class ToyEncoder:
         return ToyCaptioner(self)
 
     def images(self, embeddings: Float[Tensor, "b d"]) -> Float[Tensor, "b 3 height width"]:
-        """The smallest change of a grey image that embeds as asked."""
-        back: Tensor = torch.linalg.pinv(self._to_width @ self._to_depth)
-        return 0.5 + (embeddings @ back).view(-1, 3, SIDE, SIDE)
+        """Return images with these embeddings: the smallest changes of a grey image."""
+        inverse: Tensor = torch.linalg.pinv(self._to_width @ self._to_depth)
+        return 0.5 + (embeddings @ inverse).view(-1, 3, SIDE, SIDE)
 
     @staticmethod
     def _subject(prompt: str) -> str:
@@ -71,7 +71,7 @@ class ToyEncoder:
 
 
 class ToyTower(nn.Module):
-    """The subject's vector and a tenth of the prompt's, under the names of CLIP's parameters."""
+    """A text tower, the subject's vector plus a tenth of the prompt's, with the names of CLIP's parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class ToyTower(nn.Module):
 
 
 class ToyCaptioner(Captioner):
-    """Says the tokens nearest to the image, none twice."""
+    """A captioner that generates the tokens nearest to the image, none twice."""
 
     vocabulary = TOKENS
 
@@ -101,23 +101,23 @@ class ToyCaptioner(Captioner):
 
 
 class ToyWorld:
-    """ID images of eight classes, OOD images of none, and the task that goes with them."""
+    """ID images of eight classes, OOD images of other things, and the task of these classes."""
 
     def __init__(self, seed: int = 0) -> None:
         self.encoder = ToyEncoder()
         rng = np.random.default_rng(seed)
         centres = torch.nn.functional.normalize(self.encoder.text(CLASSES), dim=-1)
         labels = torch.arange(96) % len(CLASSES)
-        spread = _tensor(rng.normal(size=(192, DEPTH)) * 0.15)
-        elsewhere = _tensor(rng.normal(size=(96, DEPTH)))
-        elsewhere[:, -1] = 0
-        self.id = self.images(centres[labels] + spread[:96])
-        self.train = self.images(centres[labels] + spread[96:])
-        self.ood = self.images(torch.nn.functional.normalize(elsewhere, dim=-1))
+        noise = _tensor(rng.normal(size=(192, DEPTH)) * 0.15)
+        other = _tensor(rng.normal(size=(96, DEPTH)))
+        other[:, -1] = 0
+        self.id = self.images(centres[labels] + noise[:96])
+        self.train = self.images(centres[labels] + noise[96:])
+        self.ood = self.images(torch.nn.functional.normalize(other, dim=-1))
 
     def images(self, near: Float[Tensor, "b d"]) -> Float[Tensor, "b 3 height width"]:
-        """Images that embed near texts, all of them set apart by one direction."""
-        return self.encoder.images(0.3 * (near + _apart()))
+        """Return images that embed near texts, offset by one direction as in CLIP (the modality gap)."""
+        return self.encoder.images(0.3 * (near + _modality_gap()))
 
     def task(self) -> Task:
         def text(templates: str) -> Tensor:
@@ -134,12 +134,12 @@ class ToyWorld:
         return Task(CLASSES, self.encoder.scale, Sources(text, words, lambda: self.encoder, calibration))
 
     def pairs(self, step: int) -> Pairs:
-        """Captions of the classes and of as many other things, with images that embed near them."""
+        """Return captions of the classes and of 120 other things, with embeddings near to them."""
         rng = np.random.default_rng(step)
         names = [*CLASSES, *(f"thing{i}" for i in rng.choice(1000, size=120, replace=False))]
         captions = tuple(f"a photo of a {name}" for name in names)
         text = torch.nn.functional.normalize(self.encoder.text(captions), dim=-1)
-        near = 0.3 * (text + 0.15 * _tensor(rng.normal(size=text.shape)) + _apart())
+        near = 0.3 * (text + 0.15 * _tensor(rng.normal(size=text.shape)) + _modality_gap())
         return Pairs(near, captions, torch.arange(len(names)), step, seed=0, size=len(names))
 
     def batch(self, images: Tensor, needs: Needs) -> Batch:
@@ -156,16 +156,16 @@ def _tensor(array: Any) -> Tensor:
 @functools.cache
 def _tokens() -> Float[Tensor, "n d"]:
     table = _tensor(np.random.default_rng(11).normal(size=(TOKENS, DEPTH)) / DEPTH**0.5)
-    table[:, -1] = 0  # where all images lie apart from all texts, as they do in CLIP
+    table[:, -1] = 0  # the direction of the modality gap
     return table
 
 
-def _apart() -> Float[Tensor, " d"]:
+def _modality_gap() -> Float[Tensor, " d"]:
     return torch.nn.functional.one_hot(torch.tensor(DEPTH - 1), DEPTH).float()
 
 
 def _token(text: str) -> int:
-    """The classes are the first tokens; any other text falls on one of the rest."""
+    """Return the token of a text: the first tokens are the classes, any other text is hashed to one of the rest."""
     if text in CLASSES:
         return CLASSES.index(text)
     number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

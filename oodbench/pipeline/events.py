@@ -47,13 +47,13 @@ class Watch:
     extracting  (dataset, images) -> a function that is called with every number of images that are encoded
     scoring     (dataset, labels of the methods), before a dataset is scored
     finished    (result), after each result is written
-    told        (event), for everything that happens
+    event       (event), for everything that happens
     """
 
     extracting: Callable[[str, int], Callable[[int], None]] = lambda dataset, images: lambda n: None
     scoring: Callable[[str, Sequence[str]], None] = lambda dataset, methods: None
     finished: Callable[[Result], None] = lambda result: None
-    told: Callable[[Event], None] = lambda event: None
+    event: Callable[[Event], None] = lambda event: None
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def encode_batches(batches: Iterable[Decoded], encoder: OpenClip, done: Callable
             positions += batch.positions
             skipped += batch.skipped
             done(len(batch.positions) + len(batch.skipped))
-        rows += [_to_numpy(one) for one in pending]
+        rows += [_to_numpy(batch) for batch in pending]
     card = encoder.card
     arrays = {"embeddings": _concatenated([row[0] for row in rows], card.embed_dim)}
     if card.activation != "embedding":  # else they are the embeddings, and are not stored twice
@@ -111,9 +111,9 @@ class ExtractionJob:
 
     def inputs(self, start: int, stop: int) -> dict[str, Any]:
         """Return everything that the embeddings of a part of the set depend on: the key of the stored shard."""
-        inputs = {"engine": ENGINE, **asdict(self.recipe), "items": self.listing.part_stamp(start, stop)}
+        inputs = {"engine": ENGINE, **asdict(self.recipe), "items": self.listing.part_fingerprint(start, stop)}
         if self.listing.origins:  # the digits depend on the batches of the sets that the rows are copied from
-            inputs["of"] = [one.source.stamp for one in self.listing.origins]
+            inputs["of"] = [origin.source.fingerprint for origin in self.listing.origins]
         return inputs
 
     def shards(self) -> list[tuple[int, int]]:
@@ -125,15 +125,15 @@ class ExtractionJob:
     def missing(self) -> int:
         """Return how many images have to be encoded. Stored shards are not verified."""
         own = sum(b - a for a, b in self.shards() if not self.store.has("embeddings", self.inputs(a, b)))
-        return sum(one.missing() for one in self.origins()) if own and self.listing.origins else own
+        return sum(origin.missing() for origin in self.origins()) if own and self.listing.origins else own
 
     def origins(self) -> list[ExtractionJob]:
         """Return the jobs of the sets that a derived set copies its embeddings from."""
-        return [replace(self, listing=one.source) for one in self.listing.origins]
+        return [replace(self, listing=origin.source) for origin in self.listing.origins]
 
     def images(self) -> int:
         """Return how many images are encoded if none is stored: the images of the origins if the set is derived."""
-        return sum(one.images() for one in self.origins()) or len(self.listing)
+        return sum(origin.images() for origin in self.origins()) or len(self.listing)
 
 
 @dataclass(frozen=True)

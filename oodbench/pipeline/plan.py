@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,7 +124,7 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods) -> P
     missing: dict[str, str] = {}  # OOD sets that --skip-missing skips -> reason
     if protocol:
         attempt(check_benchmark, protocol.benchmark, request)
-        # If there is a problem to report, contents are not hashed and glyphs, which are drawn to be listed, not loaded.
+        # With problems to report, contents are not hashed and glyphs, which are drawn to be listed, are not loaded.
         faulty = bool(collected.problems)
         options = LoadOptions(
             data_root(request.data),
@@ -152,7 +152,7 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods) -> P
                     collected.problems += error.problems
         protocol = attempt(protocol.without, missing) if missing else protocol
         if id_set:
-            attempt(check_folders, id_set, [one.listing for one in ood])
+            attempt(check_folders, id_set, [ood_set.listing for ood_set in ood])
         if id_set and jobs and protocol:
             calibration, jobs = attempt(_calibration, protocol.benchmark, id_set, request, options, jobs) or (
                 None,
@@ -233,18 +233,3 @@ def check_benchmark(benchmark: Benchmark, request: RunRequest) -> None:
     if not (request.encoder or benchmark.encoder):
         problems.append(f"benchmark '{benchmark.name}' needs an encoder; name one, e.g. --encoder ViT-B-16/openai")
     raise_all(problems)
-
-
-def without(benchmark: Benchmark, missing: Collection[str]) -> Benchmark:
-    """Return the benchmark without some OOD sets. Its name and title say so, because its averages differ."""
-    near, far, ood = (tuple(n for n in s if n not in missing) for s in (benchmark.near, benchmark.far, benchmark.ood))
-    if not (near or far or ood):
-        raise UserError(f"none of the OOD sets of '{benchmark.name}' is there: {', '.join(missing)}")
-    return dataclasses.replace(
-        benchmark,
-        name=f"{benchmark.name}-without-{'+'.join(missing)}",
-        title=f"{benchmark.title}, without {', '.join(catalogue.dataset(name).title for name in missing)}",
-        near=near,
-        far=far,
-        ood=ood,
-    )

@@ -152,9 +152,8 @@ def check_options(request: RunRequest) -> None:
     if not is_writable(expand(request.out)):
         problems.append(f"the results folder {request.out} cannot be written; name another with --results")
     store = expand(request.store or default_root())
-    if not store.is_dir() and not is_writable(
-        store
-    ):  # a read-only store is enough if every score is stored: see RunState
+    # A read-only store is enough if every score is stored: see RunState.
+    if not store.is_dir() and not is_writable(store):
         problems.append(_unwritable(store))
     raise_all(problems)
 

@@ -73,7 +73,7 @@ class RunState:
         if result.status == "ok":
             result = read(path)  # an earlier run may have written the same result; its time of creation is kept
         self._results[job.label] = result
-        self.watch.told(Event("done" if result.status == "ok" else "failed", "row", result.label, reason=error))
+        self.watch.event(Event("done" if result.status == "ok" else "failed", "row", result.label, reason=error))
         self.watch.finished(result)
 
     def outcome(self) -> RunOutcome:
@@ -125,11 +125,11 @@ def run(state: RunState) -> None:
         embedded = extract_images(plan, listing, encoder, watch)
         labels = [method.job.label for method in waiting]
         watch.scoring(name, labels)
-        event = f"score[{name}: {', '.join(labels)}]"
-        watch.told(Event("started", "score", event))
+        task = f"score[{name}: {', '.join(labels)}]"
+        watch.event(Event("started", "score", task))
         began = time.perf_counter()
         scorer.score(waiting, embedded)
-        watch.told(Event("done", "score", event, len(listing), round(time.perf_counter() - began, 3)))
+        watch.event(Event("done", "score", task, len(listing), round(time.perf_counter() - began, 3)))
         for method in waiting:
             if method.error:
                 state.finish(method.job, method.error)

@@ -43,7 +43,7 @@ def score_inputs(plan: Plan, job: Job, listing: ImageSet) -> dict[str, Any]:
         "templates": job.templates.digest if job.templates else None,
         "classes": plan.classes.digest,
         "seed": plan.request.seed,
-        "calibration": plan.calibration.stamp if plan.calibration and job.calibrates else None,
+        "calibration": plan.calibration.fingerprint if plan.calibration and job.calibrates else None,
     }
     return inputs | ({"weights": job.weights.digest} if job.weights else {})
 

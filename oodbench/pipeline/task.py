@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from oodbench.method import Batch, MethodResources, Task
     from oodbench.pipeline.extract import EmbeddedSet
 
-log = logging.getLogger(__name__)
-
 
 def pick_device(asked: str) -> str:
     """Return the device to compute on: `auto` is the GPU if there is one. Raise UserError if it cannot be used."""
@@ -52,7 +49,6 @@ def encoder_loader(plan: Plan, device: str) -> Callable[[], OpenClip]:
     def load() -> OpenClip:
         from oodbench.encoder.openclip import load_encoder
 
-        log.info("loading %s on %s", plan.card.name, device)
         return load_encoder(plan.encoder, device, plan.request.precision)
 
     return load
@@ -116,7 +112,7 @@ def extract_images(plan: Plan, listing: ImageSet, encoder: Callable[[], OpenClip
     if not missing:
         return extract.extract(work, encoder)
     task, began = f"extract[{listing.dataset.name}]", time.perf_counter()
-    watch.told(Event("started", "extract", task))
+    watch.event(Event("started", "extract", task))
     embedded = extract.extract(work, encoder, watch.extracting(listing.dataset.name, work.images()))
-    watch.told(Event("done", "extract", task, missing, round(time.perf_counter() - began, 3)))
+    watch.event(Event("done", "extract", task, missing, round(time.perf_counter() - began, 3)))
     return embedded

@@ -1,7 +1,7 @@
-"""Live curves of a training in MLflow, sent by a process of its own that follows the file of losses.
+"""Loss curves of a training in MLflow, sent during the training by a process of its own that reads the file of losses.
 
-The file is the truth, and what arrived is noted beside it: a server that is down costs the training nothing, and what
-it missed is sent when it answers again, at the latest by the next call of the same command.
+What was sent is recorded next to that file. If the server is down, the training goes on, and the missing steps are sent
+when the server answers again, at the latest by the next call of the same command.
 """
 
 from __future__ import annotations
@@ -20,33 +20,32 @@ from typing import Any
 
 from oodbench.results import flatten
 from oodbench.storage.files import write_text
-from oodbench.tracking import runs
-from oodbench.tracking.connection import Tracker, quiet_mlflow, unreachable_reason
+from oodbench.tracking.connection import Tracker, first_line, quiet_mlflow, unreachable_reason
 from oodbench.tracking.database import connect
-from oodbench.tracking.fields import cut, shortened
-from oodbench.tracking.runs import TRAINING, experiment_id
+from oodbench.tracking.fields import shortened, truncated
+from oodbench.tracking.runs import TRAINING, experiment_id, lock
 
-EVERY = 3.0  # seconds between deliveries
-PATIENCE = 60.0  # seconds between attempts when nothing answered
-END = 20.0  # seconds that the end of a training waits for the last delivery
-LINES = 200  # steps in one delivery
-NOTE = "mlflow.json"
+INTERVAL = 3.0  # seconds between two uploads
+RETRY_INTERVAL = 60.0  # seconds between attempts while the server does not answer
+LAST_UPLOAD = 20.0  # seconds that the end of a training waits for the last upload
+STEPS_PER_CALL = 200
+STATE_FILE = "mlflow.json"
 _URI = "OODBENCH_CURVES_URI"
 
 
 @dataclass
-class Sender:
-    """What the run is marked with at the end, and afterwards why some curves did not arrive, or ""."""
+class CurveStatus:
+    """The final status of the MLflow run, set before the block ends; afterwards why some steps were not sent, or ""."""
 
     status: str = "FAILED"
     reason: str = ""
 
 
 @contextmanager
-def following(tracker: Tracker, folder: Path) -> Iterator[Sender]:
-    """Send the curves of a training folder while the block runs, to one MLflow run however often it is resumed."""
+def sending_curves(tracker: Tracker, folder: Path) -> Iterator[CurveStatus]:
+    """While active, send the curves of a training folder, to the same MLflow run if the training was resumed."""
     command = [sys.executable, "-m", "oodbench.tracking.curves", str(folder), str(tracker.results)]
-    # The URI may hold a password, which a command line would show. A session of its own: Ctrl-C is not for it.
+    # The URI may hold a password, which the command line would show. A session of its own is not sent Ctrl-C.
     child = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -56,104 +55,103 @@ def following(tracker: Tracker, folder: Path) -> Iterator[Sender]:
         start_new_session=True,
         text=True,
     )
-    sender = Sender()
+    curves = CurveStatus()
     try:
-        yield sender
+        yield curves
     finally:
-        seconds = END if tracker.database is None else 4 * END  # a new sqlite store takes its time
+        seconds = LAST_UPLOAD if tracker.database is None else 4 * LAST_UPLOAD  # a new SQLite store takes longer
         try:
-            answer, _ = child.communicate(f"{sender.status}\n", timeout=seconds)
+            answer, _ = child.communicate(f"{curves.status}\n", timeout=seconds)
         except subprocess.TimeoutExpired:
             child.kill()
             child.communicate()
-            answer = _reason(tracker, folder, f"no end after {seconds:.0f} seconds")
-        sender.reason = "".join(answer.splitlines()[-1:])
+            answer = _message(tracker, folder, f"no end after {seconds:.0f} seconds")
+        curves.reason = "".join(answer.splitlines()[-1:])
 
 
-def _reason(tracker: Tracker, folder: Path, why: object) -> str:
-    """Why curves wait, and where they are."""
-    text = str(why).replace(f"{tracker.secret}@", "") if tracker.secret else str(why)
-    first = (text.strip().splitlines() or [type(why).__name__])[0][:300]
-    return f"curves did not all reach {tracker.place} ({first}); they are in {folder}, and the same command sends them"
+def _message(tracker: Tracker, folder: Path, reason: object) -> str:
+    """Say why steps were not sent, and where they are."""
+    text = first_line(tracker.without_secret(reason), 300)
+    return f"curves did not all reach {tracker.place} ({text}); they are in {folder}, and the same command sends them"
 
 
 @dataclass
-class Follower:
-    """Reads the file from where the last delivery ended, and sends what is new to one MLflow run."""
+class CurveSender:
+    """Reads the file of losses from the last step that was sent, and sends new steps to one MLflow run."""
 
     tracker: Tracker
     folder: Path
     run: str = ""
-    sent: int = 0  # the last step that arrived
+    sent: int = 0  # the last step that was sent
     client: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         with suppress(OSError, ValueError, KeyError):
-            note = json.loads((self.folder / NOTE).read_text(encoding="utf-8"))
-            if note["place"] == self.tracker.place:
-                self.run, self.sent = note["run"], note["sent"]
+            state = json.loads((self.folder / STATE_FILE).read_text(encoding="utf-8"))
+            if state["place"] == self.tracker.place:
+                self.run, self.sent = state["run"], state["sent"]
 
-    def deliver(self, status: str = "") -> str:
-        """Send what is new, and the status at the end; why that did not work, or ""."""
-        if self.client is None and (why := unreachable_reason(self.tracker)):
-            return why
+    def send_new(self, status: str = "") -> str:
+        """Send new steps and, at the end, the status of the run. Return why that failed, or ""."""
+        if self.client is None and (reason := unreachable_reason(self.tracker)):
+            return reason
         try:
-            new = [line for line in _lines(self.folder) if line["step"] > self.sent]
+            new = [step for step in _read_steps(self.folder) if step["step"] > self.sent]
             if new or status:
-                self._open()
-            for start in range(0, len(new), LINES):
-                self._send(new[start : start + LINES])
+                self._open_run()
+            for start in range(0, len(new), STEPS_PER_CALL):
+                self._send(new[start : start + STEPS_PER_CALL])
             if status and self.run:
                 weights = self.folder.with_name(self.folder.name.removesuffix(".training"))
-                if status == "FINISHED" and weights.is_file():  # so that a model that is registered finds its training
+                if status == "FINISHED" and weights.is_file():  # by which a registered model finds its training
                     self.client.set_tag(self.run, "weights", _sha256(weights), synchronous=True)
                 self.client.set_terminated(self.run, status)
-        except Exception as error:  # MLflow's, sqlite's, the network's: none may matter to a training
+        except Exception as error:  # of MLflow, SQLite or the network: none may stop a training
             self.client = None
             return str(error) or type(error).__name__
         return ""
 
-    def _open(self) -> None:
-        """A client, and the run: that of before a resume, or a new one."""
+    def _open_run(self) -> None:
+        """Connect, and reopen the run of before a resume, or create one."""
         if self.client is not None:
             return
         from mlflow.entities import Param
         from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
-        with runs.locked(self.tracker):  # two at once would both set up a new store
+        with lock(self.tracker):  # two processes at once would both set up a new store
             client = connect(self.tracker)
             experiment = experiment_id(client, self.tracker, TRAINING)
         if self.run:
-            with suppress(Exception):  # a run that somebody removed
+            with suppress(Exception):  # if the run was removed, a new one is created
                 client.update_run(self.run, status="RUNNING")
                 self.client = client
                 return
         request = json.loads((self.folder / "request.json").read_text(encoding="utf-8"))
         tags = {"mlflow.source.name": "oodbench", "method": request["method"], "encoder": request["encoder"]["name"]}
         name = shortened(f"train {tags['method']} · {tags['encoder']}")
-        run = client.create_run(experiment, tags=cut(tags, MAX_TAG_VAL_LENGTH), run_name=name).info.run_id
-        plain = {key: str(value) for key, value in flatten(request).items()}
-        params = [Param(key, value) for key, value in cut(plain, MAX_PARAM_VAL_LENGTH).items()]
+        run = client.create_run(experiment, tags=truncated(tags, MAX_TAG_VAL_LENGTH), run_name=name).info.run_id
+        values = {key: str(value) for key, value in flatten(request).items()}
+        params = [Param(key, value) for key, value in truncated(values, MAX_PARAM_VAL_LENGTH).items()]
         client.log_batch(run, [], params, synchronous=True)
         self.run, self.sent, self.client = run, 0, client
-        self._note()
+        self._write_state()
 
-    def _send(self, lines: list[dict[str, Any]]) -> None:
+    def _send(self, steps: list[dict[str, Any]]) -> None:
         from mlflow.entities import Metric
 
         metrics = []
-        for line in lines:
-            terms = {f"loss/{name}": value for name, value in line["terms"].items()}
-            values = {"loss": line["loss"], "lr": line["lr"], "samples_per_second": line["samples_per_second"], **terms}
-            moment = int(1000 * line["time"])
-            metrics += [Metric(name, value, moment, line["step"]) for name, value in values.items()]
+        for step in steps:
+            terms = {f"loss/{name}": value for name, value in step["terms"].items()}
+            values = {"loss": step["loss"], "lr": step["lr"], "samples_per_second": step["samples_per_second"], **terms}
+            milliseconds = int(1000 * step["time"])
+            metrics += [Metric(name, value, milliseconds, step["step"]) for name, value in values.items()]
         self.client.log_batch(self.run, metrics, [], synchronous=True)
-        self.sent = lines[-1]["step"]
-        self._note()
+        self.sent = steps[-1]["step"]
+        self._write_state()
 
-    def _note(self) -> None:
+    def _write_state(self) -> None:
         text = json.dumps({"place": self.tracker.place, "run": self.run, "sent": self.sent})
-        write_text(self.folder / NOTE, text)
+        write_text(self.folder / STATE_FILE, text)
 
 
 def _sha256(path: Path) -> str:
@@ -161,29 +159,30 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _lines(folder: Path) -> list[dict[str, Any]]:
-    found = []
+def _read_steps(folder: Path) -> list[dict[str, Any]]:
+    """Read the losses of all steps; a last line that is still being written is skipped."""
+    steps = []
     with suppress(FileNotFoundError):
-        for text in (folder / "losses.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError):  # the line that is being written
-                found.append(json.loads(text))
-    return found
+        for line in (folder / "losses.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError):
+                steps.append(json.loads(line))
+    return steps
 
 
 def main(folder: Path, results: Path, uri: str) -> None:
-    """Follow a training until its process closes our input, which it does when it ends in whatever way."""
-    follower = Follower(Tracker(uri, results), folder)
+    """Send curves until the process of the training closes stdin, which it does however it ends."""
+    sender = CurveSender(Tracker(uri, results), folder)
     wait = 0.0
     with quiet_mlflow():
         while True:
             ready, _, _ = select.select([sys.stdin], [], [], wait)
             if ready:
                 break
-            wait = PATIENCE if follower.deliver() else EVERY
+            wait = RETRY_INTERVAL if sender.send_new() else INTERVAL
         status = sys.stdin.readline().strip() or "KILLED"
-        why = follower.deliver(status)
-    if why:
-        sys.stdout.write(_reason(follower.tracker, folder, why) + "\n")
+        reason = sender.send_new(status)
+    if reason:
+        sys.stdout.write(_message(sender.tracker, folder, reason) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The sqlite file of an MLflow store: made under another name and moved into place, so that a kill leaves no half."""
+"""The SQLite file of an MLflow store, created under a temporary name and renamed, so that it is always complete."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from oodbench.storage.files import atomic_write
-from oodbench.tracking.connection import Tracker, beside
+from oodbench.tracking.connection import Tracker, sqlite_uri
 
 _POOL = "MLFLOW_SQLALCHEMYSTORE_POOLCLASS"
-# Where MLflow keeps what a user would miss; `experiments` has its own Default in every store.
+# Tables with records of users; `experiments` has MLflow's own Default in every store.
 _RECORDS = {"runs": "", "experiments": "WHERE experiment_id != 0", "registered_models": "", "logged_models": ""}
 
 
 def connect(tracker: Tracker) -> Any:
-    """An MlflowClient of a tracking store, whose sqlite file is made when it is absent. The ledger must be locked.
+    """Return an MlflowClient of a tracking store, and create its SQLite file if it is absent. Hold `runs.lock`.
 
-    A file without a run, experiment or model that MLflow cannot open was left by a process that was killed, or ran out
-    of disk, while it made the tables: it is made anew. Raises what MLflow, SQLAlchemy and the system raise.
+    A file that MLflow cannot open and that has no run, experiment or model was left by a process that was killed, or
+    ran out of disk, while it created the tables: it is created again. Errors of MLflow, SQLAlchemy and the system are
+    raised as they are.
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -31,45 +32,45 @@ def connect(tracker: Tracker) -> Any:
     database = tracker.database
     if database is None:
         return MlflowClient(tracking_uri=tracker.uri)
-    with _unpooled():
+    with _without_pool():
         if not database.is_file() or not database.stat().st_size:
-            _make(database)
+            _create(database)
         try:
             return MlflowClient(tracking_uri=tracker.uri)
         except (MlflowException, SQLAlchemyError):
-            if not _blank(database):
+            if not _is_empty(database):
                 raise
-            _make(database)
+            _create(database)
             return MlflowClient(tracking_uri=tracker.uri)
 
 
-def _make(database: Path) -> None:
-    """Have MLflow set up its tables in a new file, and move it into place."""
+def _create(database: Path) -> None:
+    """Let MLflow create its tables in a temporary file, and rename that."""
     from mlflow import MlflowClient
 
     try:
         with atomic_write(database) as partial:
-            MlflowClient(tracking_uri=beside(partial.parent, partial.name))
+            MlflowClient(tracking_uri=sqlite_uri(partial.parent, partial.name))
     finally:
-        # Nobody else makes one meanwhile: these are journals, and what a killed process left.
+        # The lock is held, so these are journals and files of killed processes.
         for leftover in database.parent.glob(f".{glob.escape(database.name[:40])}.*.tmp*"):
             leftover.unlink(missing_ok=True)
 
 
-def _blank(database: Path) -> bool:
-    """Whether a database holds nothing of a user's; False when it cannot be read."""
+def _is_empty(database: Path) -> bool:
+    """Return whether a database has no records of users; False if it cannot be read."""
     try:
         with closing(sqlite3.connect(database)) as connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            asked = [f"SELECT 1 FROM {table} {rest} LIMIT 1" for table, rest in _RECORDS.items() if table in tables]
-            return not any(connection.execute(one).fetchone() for one in asked)
+            queries = [f"SELECT 1 FROM {table} {rest} LIMIT 1" for table, rest in _RECORDS.items() if table in tables]
+            return not any(connection.execute(query).fetchone() for query in queries)
     except sqlite3.Error:
         return False
 
 
 @contextmanager
-def _unpooled() -> Iterator[None]:
-    """MLflow opens the file for every transaction: a connection that it keeps would write to a file that was moved."""
+def _without_pool() -> Iterator[None]:
+    """While active, MLflow opens the file for every transaction: a kept connection would write to a renamed file."""
     if _POOL in os.environ:
         yield
         return

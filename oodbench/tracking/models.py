@@ -1,4 +1,4 @@
-"""The model registry: one folder or file becomes a version of a registered model, of MLflow's pyfunc flavour."""
+"""The model registry: a folder or file becomes a version of a registered model of MLflow's pyfunc flavour."""
 
 from __future__ import annotations
 
@@ -11,29 +11,28 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from oodbench.errors import UserError
-from oodbench.tracking import fields as entries
-from oodbench.tracking import runs as ledger
-from oodbench.tracking.connection import Tracker, quiet_mlflow, unreachable_reason
+from oodbench.tracking import fields
+from oodbench.tracking.connection import Tracker, first_line, quiet_mlflow, unreachable_reason
 from oodbench.tracking.database import connect
-from oodbench.tracking.runs import MODELS, TRAINING, experiment_id
+from oodbench.tracking.runs import MODELS, TRAINING, experiment_id, lock
 
-_SECONDS = 120  # for one request: weights are large
+_SECONDS = 120  # timeout of one request: weights are large
 _URI = "MLFLOW_TRACKING_URI"
 
 
 @dataclass(frozen=True)
 class Model:
-    """What is registered.
+    """A model to be registered.
 
-    data          the file or folder that `loader`, a module with `_load_pyfunc(path, config)`, reads
-    method        registry name of the method
-    requirements  as pip writes them: nothing is looked up
-    config        what `mlflow.pyfunc.load_model(..., model_config=...)` may change, with its defaults
+    data          file or folder that `loader`, a module with `_load_pyfunc(path, config)`, reads
+    method        name of the method
+    requirements  requirements in pip's format
+    config        defaults of what `mlflow.pyfunc.load_model(..., model_config=...)` may change
     inputs        columns of type string or binary, of which a caller gives one
     outputs       columns and their types
-    classes       default of predict()'s parameter `classes`; None: it has none
+    classes       default of predict()'s parameter `classes`; None if it has no such parameter
     weights       sha256 of trained weights, by which their training is found; "" for none
-    note          description in Markdown, of the version whose URI it is given
+    note          function from the URI of the version to its description in Markdown
     """
 
     data: Path
@@ -52,7 +51,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Version:
-    """A version of a registered model; `run` is that of its training, "" when the store knows none."""
+    """A version of a registered model; `run` is the MLflow run of its training, "" if the store has none."""
 
     name: str
     number: str
@@ -60,13 +59,13 @@ class Version:
 
     @property
     def uri(self) -> str:
-        """What mlflow.pyfunc.load_model takes."""
+        """The URI for mlflow.pyfunc.load_model."""
         return f"models:/{self.name}/{self.number}"
 
 
 def register(tracker: Tracker, name: str, model: Model) -> Version:
-    """Log a model and make it the newest version of a name. UserError when the name or the store does not do."""
-    with quiet_mlflow(_SECONDS), _asked(tracker.uri):
+    """Log a model as the newest version of a name. Raise UserError for an invalid name or if the store fails."""
+    with quiet_mlflow(_SECONDS), _environment_uri(tracker.uri):
         from mlflow.exceptions import MlflowException
         from mlflow.utils.validation import _validate_model_name
         from sqlalchemy.exc import SQLAlchemyError
@@ -74,21 +73,23 @@ def register(tracker: Tracker, name: str, model: Model) -> Version:
         try:
             _validate_model_name(name)
         except MlflowException as error:
-            raise UserError(f"--name {name!r}: {_first(error)}") from error
-        if why := unreachable_reason(tracker):
-            raise UserError(f"tracking store {tracker.place} does not answer ({why}); give another by --tracking-uri")
+            raise UserError(f"--name {name!r}: {first_line(error)}") from error
+        if reason := unreachable_reason(tracker):
+            raise UserError(
+                f"tracking store {tracker.place} does not answer ({reason}); give another by --tracking-uri"
+            )
         try:
-            with ledger.locked(tracker):
+            with lock(tracker):
                 client = connect(tracker)
             return _register(client, tracker, name, model)
         except (MlflowException, SQLAlchemyError, OSError) as error:
-            told = _first(error).replace(f"{tracker.secret}@", "") if tracker.secret else _first(error)
-            raise UserError(f"tracking store {tracker.place} did not take the model ({told})") from error
+            text = first_line(tracker.without_secret(error))
+            raise UserError(f"tracking store {tracker.place} did not take the model ({text})") from error
 
 
 @contextmanager
-def _asked(uri: str) -> Iterator[None]:
-    """MLflow's sqlite registry asks the store of the environment for the model, whatever client it is called by."""
+def _environment_uri(uri: str) -> Iterator[None]:
+    """While active, $MLFLOW_TRACKING_URI is this URI: MLflow's SQLite registry reads it, whatever client calls it."""
     before = os.environ.get(_URI)
     os.environ[_URI] = uri
     try:
@@ -102,11 +103,11 @@ def _register(client: Any, tracker: Tracker, name: str, model: Model) -> Version
     from mlflow.exceptions import MlflowException
     from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
-    run = _training(client, model.weights)
-    params = entries.cut(model.params, MAX_PARAM_VAL_LENGTH)
+    run = _training_run(client, model.weights)
+    params = fields.truncated(model.params, MAX_PARAM_VAL_LENGTH)
     experiment = experiment_id(client, tracker, MODELS)
     logged = client.create_logged_model(
-        experiment, model.method, run or None, entries.cut(model.tags, MAX_TAG_VAL_LENGTH), params, "oodbench"
+        experiment, model.method, run or None, fields.truncated(model.tags, MAX_TAG_VAL_LENGTH), params, "oodbench"
     )
     try:
         with TemporaryDirectory() as folder:
@@ -116,21 +117,21 @@ def _register(client: Any, tracker: Tracker, name: str, model: Model) -> Version
         try:
             client.get_registered_model(name)
         except MlflowException:
-            with suppress(MlflowException):  # another process was faster; if not, the next call says what is wrong
+            with suppress(MlflowException):  # another process was faster; any other error comes again in the next call
                 client.create_registered_model(name)
         about = {"tags": dict(model.tags), "model_id": logged.model_id}
-        made = client.create_model_version(name, logged.artifact_location, run or None, **about)
+        created = client.create_model_version(name, logged.artifact_location, run or None, **about)
     except BaseException:
         with suppress(Exception):
             client.finalize_logged_model(logged.model_id, "FAILED")
         raise
-    version = Version(name, str(made.version), run)
+    version = Version(name, str(created.version), run)
     client.update_model_version(name, version.number, model.note(version.uri))
     return version
 
 
 def _save(model: Model, path: Path, model_id: str) -> None:
-    """Write the model as MLflow lays it out; no code and no pickle is in it."""
+    """Write the model in MLflow's layout, without code and without pickles."""
     from mlflow import pyfunc
     from mlflow.models import Model as Layout
     from mlflow.models import ModelSignature
@@ -154,12 +155,10 @@ def _save(model: Model, path: Path, model_id: str) -> None:
     )
 
 
-def _training(client: Any, weights: str) -> str:
-    """The run that trained these weights, "" when there is none."""
-    found = client.get_experiment_by_name(TRAINING) if weights else None
-    runs = client.search_runs([found.experiment_id], f"tags.weights = '{weights}'", max_results=1) if found else []
+def _training_run(client: Any, weights: str) -> str:
+    """Return the run that trained these weights, "" if there is none."""
+    experiment = client.get_experiment_by_name(TRAINING) if weights else None
+    if experiment is None:
+        return ""
+    runs = client.search_runs([experiment.experiment_id], f"tags.weights = '{weights}'", max_results=1)
     return str(runs[0].info.run_id) if runs else ""
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]

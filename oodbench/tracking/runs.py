@@ -1,4 +1,4 @@
-"""Delivery: one conversation with an MLflow store, row by row. Imports mlflow only inside functions."""
+"""Upload results to an MLflow store one by one, and record which were sent. mlflow is imported inside functions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from oodbench.results import Result
-from oodbench.tracking import fields as entries
+from oodbench.tracking import fields
 from oodbench.tracking.connection import SyncReport, Tracker, unreachable_reason
 from oodbench.tracking.database import connect
 from oodbench.tracking.fields import RUNS
@@ -22,8 +22,8 @@ from oodbench.tracking.fields import RUNS
 log = logging.getLogger(__name__)
 
 TRAINING, MODELS = "oodbench/train", "oodbench/models"
-_KIND = {"mlflow.experimentKind": "custom_model_development"}  # else MLflow takes its interface for chat bots
-_NOTE = "mlflow.note.content"
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # by default MLflow may show the interface for chat bots
+_NOTE_TAG = "mlflow.note.content"
 _NOTES = {
     RUNS: """\
 One run per `oodbench run`, with its table and pictures as artifacts; below it, one run per method.
@@ -38,19 +38,19 @@ One run per `oodbench run`, with its table and pictures as artifacts; below it, 
 
 
 def experiment_id(client: Any, tracker: Tracker, name: str) -> str:
-    """The id of an experiment, made when there is none; one that was deleted keeps its name, and is restored."""
+    """Return the id of an experiment. It is created if it is absent, and restored if it was deleted."""
     from mlflow.exceptions import MlflowException
 
-    about = {**_KIND, _NOTE: _NOTES.get(name, _NOTES[RUNS])}
+    about = {**_KIND, _NOTE_TAG: _NOTES.get(name, _NOTES[RUNS])}
     if found := client.get_experiment_by_name(name):
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
             log.warning("the experiment %s was deleted in %s; it is restored, with its runs", name, tracker.place)
-        for key in about if not set(_KIND) & set(found.tags) else ():  # one of before
+        for key in about if not set(_KIND) & set(found.tags) else ():  # of an earlier version
             client.set_experiment_tag(found.experiment_id, key, about[key])
         return str(found.experiment_id)
     served = tracker.scheme in ("http", "https", "databricks", "")
-    # Without a server that has a place for artifacts, they would go to ./mlruns.
+    # Without a server, which has its own place for artifacts, they would go to ./mlruns.
     location = None if served else (tracker.results.absolute() / "mlartifacts").as_uri()
     try:
         return str(client.create_experiment(name, artifact_location=location, tags=about))
@@ -60,184 +60,188 @@ def experiment_id(client: Any, tracker: Tracker, name: str) -> str:
         raise
 
 
-NAME = "sent.jsonl"
+SENT_FILE = "sent.jsonl"  # in the results folder: store and digest of each result that was sent
 _LOCK_SECONDS = 60
 
 
-def arrived(tracker: Tracker) -> set[str]:
-    """Digests of the rows noted for this store; none when its sqlite file was removed."""
-    file, database = tracker.results / NAME, tracker.database
+def sent_digests(tracker: Tracker) -> set[str]:
+    """Return the digests of the results that were sent to this store; none if its SQLite file was removed."""
+    file, database = tracker.results / SENT_FILE, tracker.database
     if not file.is_file() or (database and not (database.is_file() and database.stat().st_size)):
         return set()
     digests = set()
     for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
-        with suppress(json.JSONDecodeError, AttributeError):  # a torn line: the store is asked instead
+        with suppress(json.JSONDecodeError, AttributeError):  # an incomplete line: the store is asked instead
             entry = json.loads(line)
             if entry.get("uri") == tracker.place:
                 digests.add(str(entry.get("digest")))
     return digests
 
 
-def note(tracker: Tracker, digests: Iterable[str]) -> None:
-    """Append rows that arrived, on a new line even after a torn one."""
+def record_sent(tracker: Tracker, digests: Iterable[str]) -> None:
+    """Append results that were sent, on a new line even after an incomplete one."""
     tracker.results.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps({"uri": tracker.place, "digest": digest}) + "\n" for digest in sorted(digests))
-    with (tracker.results / NAME).open("ab+") as file:
+    with (tracker.results / SENT_FILE).open("ab+") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
-        torn = file.read(1) not in (b"\n", b"")
-        file.write(("\n" if torn else "").encode() + lines.encode())
+        incomplete = file.read(1) not in (b"\n", b"")
+        file.write(("\n" if incomplete else "").encode() + lines.encode())
 
 
 @contextmanager
-def locked(tracker: Tracker) -> Iterator[str]:
-    """One process at a time sends from a results folder; raises OSError when another does not come to an end.
+def lock(tracker: Tracker) -> Iterator[str]:
+    """Let only this process send from the results folder. Raise OSError if another does not finish in time.
 
-    Gives a name for the folder, the same at every time: what it left unfinished in MLflow is found by it.
+    Gives the name of the folder as a sender, which stays the same: runs that it left unfinished are found by it.
     """
     import sqlite3
 
-    # Two at once would both set up a new store (one fails, or both), and both send the row they share.
+    # Two processes at once would both set up a new store, where one or both fail, and would send results twice.
     tracker.results.mkdir(parents=True, exist_ok=True)
     try:
-        # sqlite's lock works on every system and goes with the process.
-        lock = sqlite3.connect(tracker.results / ".sending", timeout=_LOCK_SECONDS, isolation_level=None)
-        with closing(lock):
-            lock.execute("BEGIN EXCLUSIVE")
-            lock.execute("CREATE TABLE IF NOT EXISTS sender (name TEXT)")
-            if lock.execute("SELECT name FROM sender").fetchone() is None:
-                lock.execute("INSERT INTO sender VALUES (?)", (secrets.token_hex(16),))
-                lock.execute("COMMIT")
-                lock.execute("BEGIN EXCLUSIVE")
-            yield str(lock.execute("SELECT name FROM sender").fetchone()[0])
+        # A lock of SQLite works on every system and is released when the process ends.
+        connection = sqlite3.connect(tracker.results / ".sending", timeout=_LOCK_SECONDS, isolation_level=None)
+        with closing(connection):
+            connection.execute("BEGIN EXCLUSIVE")
+            connection.execute("CREATE TABLE IF NOT EXISTS sender (name TEXT)")
+            if connection.execute("SELECT name FROM sender").fetchone() is None:
+                connection.execute("INSERT INTO sender VALUES (?)", (secrets.token_hex(16),))
+                connection.execute("COMMIT")
+                connection.execute("BEGIN EXCLUSIVE")
+            yield str(connection.execute("SELECT name FROM sender").fetchone()[0])
     except sqlite3.Error as error:
         raise OSError(f"{tracker.results / '.sending'}: {error}") from error
 
 
-# Files beside the rows of a run, by name: `table.md`, `pictures/roc.png`. Asked for when there is a row to send.
+# Files of a run by name: `table.md`, `pictures/roc.png`. Called only if there is a result to send.
 Attach = Callable[[Sequence[Result]], Iterable[tuple[str, bytes]]]
 
 
 @dataclass(frozen=True)
 class RunUpload:
-    """What becomes one parent run: rows of one benchmark and encoder, and the files that go with them."""
+    """The content of one parent run: results of one benchmark and encoder, and the files that go with them."""
 
     rows: tuple[Result, ...]
     attach: Attach
 
 
 @dataclass
-class Delivery:
-    """Sends parcels, and remembers which rows arrived now and which were known (both: digests)."""
+class Uploader:
+    """Sends runs with their results.
+
+    known       digests of the results that the store had before
+    sender      name of the results folder, a tag of the runs that it created
+    arrived     digests of the results that were sent now
+    unfinished  ids of the runs being sent, the parent first
+    """
 
     client: Any
     tracker: Tracker
     known: set[str]
-    sender: str  # marks the runs that this results folder made
+    sender: str
     arrived: set[str] = field(default_factory=set)
-    unfinished: list[str] = field(default_factory=list)  # run ids, the parent first
+    unfinished: list[str] = field(default_factory=list)
 
-    def send(self, parcel: RunUpload) -> None:
-        """Make a parent run for those rows of a parcel that the store lacks."""
-        missing = {row.digest: row for row in parcel.rows if row.digest not in self.known | self.arrived}
+    def send(self, upload: RunUpload) -> None:
+        """Create a parent run for the results that the store lacks."""
+        missing = {row.digest: row for row in upload.rows if row.digest not in self.known | self.arrived}
         if not missing:
             return
-        experiment = experiment_id(self.client, self.tracker, entries.experiment(parcel.rows[0].benchmark))
-        self._end_killed(experiment)
-        if found := self._found(experiment, parcel.rows[0], set(missing)):
-            note(self.tracker, found)
+        experiment = experiment_id(self.client, self.tracker, fields.experiment(upload.rows[0].benchmark))
+        self._mark_killed(experiment)
+        if found := self._find(experiment, upload.rows[0], set(missing)):
+            record_sent(self.tracker, found)
             self.known |= found
             missing = {digest: row for digest, row in missing.items() if digest not in found}
         if missing:
-            self._record(experiment, parcel, missing)
+            self._create_run(experiment, upload, missing)
 
-    def abandon(self) -> None:
-        """Mark what was cut off: the parent FAILED, its half-sent child KILLED."""
+    def mark_failed(self) -> None:
+        """Mark the runs being sent: the parent FAILED, its incomplete child KILLED."""
         runs, self.unfinished = self.unfinished, []
         for run, status in zip(runs, ("FAILED", "KILLED"), strict=False):
             self.client.set_terminated(run, status)
 
-    def _end_killed(self, experiment: str) -> None:
-        """Mark KILLED what an earlier process of this results folder began and did not end: parents, cut-off children.
+    def _mark_killed(self, experiment: str) -> None:
+        """Mark KILLED the parents, and their incomplete children, that a process of this results folder left running.
 
-        Parents last: whatever ends this process meanwhile, the next one finds them again.
+        Each parent comes after its children, so that the next process finds it again if this one is killed, too.
         """
-        ours = f"tags.\"{entries.SENDER}\" = '{self.sender}' AND attributes.status = 'RUNNING'"
+        ours = f"tags.\"{fields.SENDER}\" = '{self.sender}' AND attributes.status = 'RUNNING'"
         for parent in runs_of(self.client, experiment, ours):
             run = parent.info.run_id
             for child in runs_of(self.client, experiment, f"tags.mlflow.parentRunId = '{run}'"):
-                if entries.DIGEST not in child.data.tags:
+                if fields.DIGEST not in child.data.tags:
                     self.client.set_terminated(child.info.run_id, "KILLED")
             self.client.set_terminated(run, "KILLED")
 
-    def _record(self, experiment: str, parcel: RunUpload, missing: Mapping[str, Result]) -> None:
-        """Log the whole run on a parent, and a child for each missing row."""
+    def _create_run(self, experiment: str, upload: RunUpload, missing: Mapping[str, Result]) -> None:
+        """Create a parent with the files of the run, and a child for each missing result."""
         from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
         with TemporaryDirectory() as folder:
-            table = _laid(parcel, Path(folder))
-            start, end = entries.span(parcel.rows)
-            tags = entries.cut(entries.run_tags(parcel.rows), MAX_TAG_VAL_LENGTH)
-            tags[entries.SENDER] = self.sender
+            table = _write_files(upload, Path(folder))
+            start, end = fields.start_and_end(upload.rows)
+            tags = fields.truncated(fields.run_tags(upload.rows), MAX_TAG_VAL_LENGTH)
+            tags[fields.SENDER] = self.sender
             tags |= {"mlflow.note.content": table} if 0 < len(table) <= MAX_TAG_VAL_LENGTH else {}
-            parent = self.client.create_run(experiment, start, tags, entries.run_name(parcel.rows)).info.run_id
+            parent = self.client.create_run(experiment, start, tags, fields.run_name(upload.rows)).info.run_id
             self.unfinished = [parent]
-            # Before the children: should this fail, no row has arrived, and the next parent gets the files.
+            # Before the children: if this fails, no result was sent, and the next parent gets the files.
             self.client.log_artifacts(parent, folder)
-        plain = entries.cut(entries.run_params(parcel.rows[0]), MAX_PARAM_VAL_LENGTH)
-        self._describe(parent, plain, parcel.rows[0])
+        params = fields.truncated(fields.run_params(upload.rows[0]), MAX_PARAM_VAL_LENGTH)
+        self._log_batch(parent, params, upload.rows[0])
         for digest, row in missing.items():
-            self._child(experiment, parent, row)
+            self._create_child(experiment, parent, row)
             self.arrived.add(digest)
         self.client.set_terminated(parent, end_time=end)
         self.unfinished = []
-        note(self.tracker, missing)  # last: once all rows are noted, nobody looks for a parent left open
+        record_sent(self.tracker, missing)  # last: nothing looks for an open parent once all results are recorded
 
-    def _describe(self, run: str, params: Mapping[str, str], row: Result, metrics: Sequence[Any] = ()) -> None:
-        """Parameters, metrics, and the data sets that a row reads."""
+    def _log_batch(self, run: str, params: Mapping[str, str], row: Result, metrics: Sequence[Any] = ()) -> None:
+        """Log parameters, metrics, and the data sets that a result was computed on."""
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
-        plain = [Param(key, value) for key, value in params.items()]
-        self.client.log_batch(run, list(metrics), plain, synchronous=True)  # splits at the limits of the API
+        logged = [Param(key, value) for key, value in params.items()]
+        self.client.log_batch(run, list(metrics), logged, synchronous=True)  # splits at the limits of the API
         inputs = []
-        for name, digest, n, what in entries.data_sets(row):
+        for name, digest, n, role in fields.data_sets(row):
             profile = json.dumps({"num_rows": n})
-            one = Dataset(name, digest[:36], "oodbench", json.dumps({"list": digest}), profile=profile)
-            inputs.append(DatasetInput(one, [InputTag("mlflow.data.context", what)]))
+            dataset = Dataset(name, digest[:36], "oodbench", json.dumps({"list": digest}), profile=profile)
+            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", role)]))
         self.client.log_inputs(run, inputs)
 
-    def _child(self, experiment: str, parent: str, row: Result) -> None:
-        """Log one row; its digest comes last, so that a child that was cut off does not count."""
+    def _create_child(self, experiment: str, parent: str, row: Result) -> None:
+        """Log one result. Its digest comes last, so that an incomplete child does not count."""
         from mlflow.entities import Metric
         from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
-        end = entries.milliseconds(row.created)
+        end = fields.milliseconds(row.created)
         start = end - int(1000 * (row.seconds.get("fit", 0) + row.seconds.get("score", 0)))
-        tags = {**entries.cut(entries.row_tags(row), MAX_TAG_VAL_LENGTH), "mlflow.parentRunId": parent}
-        run = self.client.create_run(experiment, start, tags, entries.row_name(row)).info.run_id
+        tags = {**fields.truncated(fields.row_tags(row), MAX_TAG_VAL_LENGTH), "mlflow.parentRunId": parent}
+        run = self.client.create_run(experiment, start, tags, fields.row_name(row)).info.run_id
         self.unfinished.append(run)
-        metrics = [Metric(key, value, end, 0) for key, value in entries.metrics(row).items()]
-        self._describe(run, entries.cut(entries.params(row), MAX_PARAM_VAL_LENGTH), row, metrics)
+        metrics = [Metric(key, value, end, 0) for key, value in fields.metrics(row).items()]
+        self._log_batch(run, fields.truncated(fields.params(row), MAX_PARAM_VAL_LENGTH), row, metrics)
         self.client.log_text(run, row.to_json(), "row.json")
         self.client.set_terminated(run, "FAILED" if row.status == "failed" else "FINISHED", end)
-        self.client.set_tag(run, entries.DIGEST, row.digest, synchronous=True)
+        self.client.set_tag(run, fields.DIGEST, row.digest, synchronous=True)
         self.unfinished.pop()
 
-    def _found(self, experiment: str, first: Result, wanted: set[str]) -> set[str]:
-        """Those of the wanted digests that the store has, whoever sent them."""
-        # Tags know no IN: ask for all rows of this encoder, newest first.
-        condition = (
-            f"tags.\"{entries.DIGEST}\" LIKE '%' AND tags.\"{entries.ENCODER}\" = '{entries.encoder_slug(first)}'"
-        )
+    def _find(self, experiment: str, first: Result, wanted: set[str]) -> set[str]:
+        """Return the wanted digests that the store has, from any sender."""
+        # MLflow's search has no IN for tags: ask for all results of this encoder, newest first.
+        condition = f"tags.\"{fields.DIGEST}\" LIKE '%' AND tags.\"{fields.ENCODER}\" = '{fields.encoder_slug(first)}'"
         found: set[str] = set()
         for run in runs_of(self.client, experiment, condition):
-            found.add(run.data.tags[entries.DIGEST])
+            found.add(run.data.tags[fields.DIGEST])
             if wanted <= found:
                 break
         return found & wanted
 
 
 def runs_of(client: Any, experiment: str, condition: str = "") -> Iterator[Any]:
-    """The runs of an experiment, newest first, page by page."""
+    """Iterate over the runs of an experiment, newest first, page by page."""
     token: str | None = None
     while True:
         page = client.search_runs([experiment], condition, max_results=1000, page_token=token)
@@ -247,9 +251,10 @@ def runs_of(client: Any, experiment: str, condition: str = "") -> Iterator[Any]:
             return
 
 
-def _laid(parcel: RunUpload, folder: Path) -> str:
-    """Write the files of a parcel below a folder; the table in Markdown, "" when it has none."""
-    files = {**dict(parcel.attach(parcel.rows)), "rows.json": _together(parcel.rows).encode()}
+def _write_files(upload: RunUpload, folder: Path) -> str:
+    """Write the files of a run to a folder. Return its table in Markdown, "" if there is none."""
+    rows = f"[{','.join(row.to_json() for row in upload.rows)}]\n"
+    files = {**dict(upload.attach(upload.rows)), "rows.json": rows.encode()}
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -257,30 +262,26 @@ def _laid(parcel: RunUpload, folder: Path) -> str:
     return files.get("table.md", b"").decode()
 
 
-def _together(rows: Sequence[Result]) -> str:
-    return f"[{','.join(row.to_json() for row in rows)}]\n"
-
-
-def upload(tracker: Tracker, parcels: Sequence[RunUpload], known: set[str], sender: str) -> SyncReport:
-    """Send parcels one by one; what the store or the way to it cannot take waits. The ledger must be locked."""
+def upload(tracker: Tracker, uploads: Sequence[RunUpload], known: set[str], sender: str) -> SyncReport:
+    """Send runs one by one; those that the store does not take wait for the next time. Hold `lock`."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    wanted = {row.digest for parcel in parcels for row in parcel.rows}
-    failures = (MlflowException, SQLAlchemyError, OSError)  # those of requests are OSErrors
+    wanted = {row.digest for run in uploads for row in run.rows}
+    failures = (MlflowException, SQLAlchemyError, OSError)  # the errors of requests are OSErrors
     try:
-        delivery = Delivery(connect(tracker), tracker, known, sender)
+        uploader = Uploader(connect(tracker), tracker, known, sender)
     except failures as error:
         return SyncReport(0, len(known), len(wanted - known), tracker.reason("cannot be used", error))
     reason = ""
-    for parcel in parcels:
+    for run in uploads:
         try:
-            delivery.send(parcel)
+            uploader.send(run)
         except failures as error:
             reason = reason or tracker.reason("failed in the middle", error)
             if unreachable_reason(tracker):
                 break
-            with suppress(*failures):  # the first error is the one to tell
-                delivery.abandon()
-    waiting = wanted - delivery.known - delivery.arrived
-    return SyncReport(len(delivery.arrived), len(delivery.known), len(waiting), reason)
+            with suppress(*failures):  # the first error is reported
+                uploader.mark_failed()
+    waiting = wanted - uploader.known - uploader.arrived
+    return SyncReport(len(uploader.arrived), len(uploader.known), len(waiting), reason)

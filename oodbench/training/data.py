@@ -204,7 +204,7 @@ def _unreadable_images(job: ExtractionJob, progress: StartProgress) -> Sequence[
     """Return position and reason for every image of a list that cannot be decoded, from the store if it is known."""
     import torch
 
-    key = {"engine": 1, "items": job.listing.stamp}
+    key = {"engine": 1, "items": job.listing.fingerprint}
     entry = job.store.find("readable", key)
     if entry is None:
         done = progress(f"check {job.listing.dataset.name}", len(job.listing))

@@ -25,10 +25,10 @@ METHODS = {name: info for name, info in registry.methods().items() if "CAPTIONS"
 
 
 @pytest.fixture(scope="module")
-def home(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(process: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which `oodbench run` was called once, with a store of its own and nothing else."""
     folder = tmp_path_factory.mktemp("newcomer")
-    done = cli("run", cwd=folder, OODBENCH_STORE=str(folder / "store"))
+    done = process("run", cwd=folder, OODBENCH_STORE=str(folder / "store"))
     assert done.returncode == 0, done.stderr
     (folder / "stdout").write_text(done.stdout)
     return folder
@@ -129,8 +129,10 @@ def test_a_dead_server_costs_no_row(cli: Cli, home: Path, tmp_path: Path) -> Non
     assert "oodbench sync" in done.stderr
     assert len(list((tmp_path / "r" / "runs").rglob("*.json"))) == len(METHODS)
     sent = cli("sync", "--results", tmp_path / "r")
-    assert (sent.returncode, sent.stdout) == (0, f"{len(METHODS)} rows sent, 0 were there, 0 wait\n")
-    assert cli("sync", "--results", tmp_path / "r").stdout == f"0 rows sent, {len(METHODS)} were there, 0 wait\n"
+    assert (sent.returncode, sent.stdout) == (0, f"{len(METHODS)} results sent, 0 already there, 0 waiting\n")
+    assert (
+        cli("sync", "--results", tmp_path / "r").stdout == f"0 results sent, {len(METHODS)} already there, 0 waiting\n"
+    )
 
 
 def test_one_failed_method_is_exit_1_with_its_reason(cli: Cli, home: Path, tmp_path: Path) -> None:
@@ -162,7 +164,7 @@ def test_config_file_takes_every_flag_and_the_command_line_wins(cli: Cli, home: 
     (tmp_path / "bad.toml").write_text("methds = 'mcm'\n")
     wrong = cli("run", "--config", "bad.toml", cwd=tmp_path)
     assert wrong.returncode == 2
-    assert "no flag 'methds'; did you mean 'methods'?" in wrong.stderr
+    assert "no option 'methds'; did you mean 'methods'?" in wrong.stderr
 
 
 def test_dry_run_computes_nothing(cli: Cli, tmp_path: Path) -> None:
@@ -197,13 +199,20 @@ def test_imagenet_with_a_vit_b_32_of_real_size(cli: Cli, shared: Path, tmp_path:
     assert refused.returncode == 2
     for n, total in (("1000", "50000"), ("400", "5640"), ("1000", "10000")):
         assert f"holds {n} images, the catalogue counts {total}" in refused.stderr
-    done = cli(*arguments, *where, "--allow-partial")
+    plan = cli(*arguments, *where, "--allow-partial", "--dry-run")
+    for line in (
+        "imagenet1k: 1,000 of 50,000 images",
+        "textures: 400 of 5,640 images",
+        "places: 1,000 of 10,000 images",
+    ):
+        assert line in plan.stdout
+    done = cli(*arguments, *where, "--allow-partial", "--limit", "64")  # all 2,400 would take minutes
     assert done.returncode == 0, done.stderr
-    assert "400/5640" in done.stdout
+    assert "64/5640" in done.stdout
     found = {path.stem.split("-")[0]: json.loads(path.read_text()) for path in (tmp_path / "r").rglob("*.json")}
     assert set(found) == {"energy", "maxlogit", "mcm", "msp"}
     row = found["mcm"]
-    assert (row["id"]["n"], [s["n"] for s in row["ood"]]) == (1000, [400, 1000])
+    assert (row["id"]["n"], [s["n"] for s in row["ood"]]) == (64, [64, 64])
     assert row["classes"]["duplicates"] == ["missile", "sunglasses"]
     assert row["encoder"]["config"]["quick_gelu"] is True
     assert row["encoder"]["width"] == 768

@@ -20,8 +20,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from oodbench.cli import common as group
-from oodbench.cli import main
+from oodbench.cli import group, main, output
 from oodbench.data import catalog as catalogue
 from oodbench.data.paths import config_folder, config_folder_or_none, data_root
 from oodbench.distributed import cluster as connection
@@ -123,7 +122,7 @@ def failing(error: Exception) -> click.Group:
 def test_an_error_of_the_system_is_one_line(error: OSError, said: str) -> None:
     done = CliRunner().invoke(failing(error), ["run"])
     assert done.exit_code == 2
-    assert done.stderr == f"error: {said}; what is finished is stored, and the same command goes on from there\n"
+    assert done.stderr == f"error: {said}. Finished work is saved; rerun the same command to resume.\n"
 
 
 def test_a_name_that_a_library_cannot_encode_is_one_line() -> None:
@@ -175,9 +174,9 @@ def test_what_stdout_cannot_encode_is_written_all_the_same(encoding: str, monkey
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
-    with group._encodable():
+    with output.any_encoding():
         print("† ± 数 \udcff")
-        group.note("數 \udcff")
+        output.note("數 \udcff")
         out.flush()
         err.flush()
     assert (out.errors, err.errors) == ("strict", "strict")
@@ -191,9 +190,9 @@ def test_what_stdout_cannot_encode_is_written_all_the_same(encoding: str, monkey
 
 
 def test_names_do_not_reach_the_terminal_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    group.say(f"{HOSTILE}\n数")
-    group.note(f"{HOSTILE}\nx")
-    group.tell(f"{HOSTILE}\nx\n  more {HOSTILE}", "other")
+    output.say(f"{HOSTILE}\n数")
+    output.note(f"{HOSTILE}\nx")
+    output.print_errors(f"{HOSTILE}\nx\n  more {HOSTILE}", "other")
     told = capsys.readouterr()
     assert told.out == f"{SEEN}\n数\n"
     assert told.err == f"{SEEN}\\nx\nerror: {SEEN}\\nx\n  more {SEEN}\nerror: other\n"
@@ -201,7 +200,7 @@ def test_names_do_not_reach_the_terminal_as_they_are(capsys: pytest.CaptureFixtu
 
 def test_logged_names_are_printable() -> None:
     record = logging.LogRecord("oodbench", logging.WARNING, "", 0, "left out: %s", (f"{HOSTILE}\nx",), None)
-    assert group._Printable("%(levelname)s: %(message)s").format(record) == f"WARNING: left out: {SEEN}\\nx"
+    assert output.Formatter("%(levelname)s: %(message)s").format(record) == f"WARNING: left out: {SEEN}\\nx"
 
 
 def test_warnings_of_a_command_without_a_log_are_printable(tmp_path: Path) -> None:
@@ -304,7 +303,7 @@ def test_a_user_whom_the_system_does_not_know_runs_and_records(tmp_path: Path) -
     given = ["--store", str(tmp_path / "store"), "--results", str(tmp_path / "out")]
     done = subprocess.run([*somebody, *command, *given], cwd="/", env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.splitlines()[-1] == f"rows: {tmp_path / 'out' / 'runs'}"
+    assert done.stderr.splitlines()[-1] == f"results: {tmp_path / 'out' / 'runs'}"
     assert (tmp_path / "out" / "sent.jsonl").read_text().count("\n") == 1
     done = subprocess.run([*somebody, *command], cwd="/", env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "give --store" in done.stderr

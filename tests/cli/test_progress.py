@@ -18,7 +18,7 @@ from oodbench.pipeline.events import Event
 
 def test_workers_are_told_with_their_speeds() -> None:
     with RunProgress() as progress:
-        told = progress.watch.told
+        told = progress.watch.event
         for name in ("a/1", "b/2"):
             told(Event("joined", "worker", f"oodbench worker {name}", worker=name))
         assert progress.summary() == "2 workers"

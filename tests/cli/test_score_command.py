@@ -21,7 +21,7 @@ from PIL import Image
 
 import oodbench
 from oodbench.cli import main
-from oodbench.cli.score import write
+from oodbench.cli.score import write_scores
 from oodbench.data.glyphs import render, world
 from oodbench.detector import explain as explanation
 from oodbench.detector.engine import Scored
@@ -73,6 +73,7 @@ def test_scores_with_a_decision(place: Path, tmp_path: Path) -> None:
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_a_saved_detector_needs_no_more_words(place: Path, tmp_path: Path) -> None:
     usual = ("score", "--method", "energy", "--classes", "names.txt", "--set", "energy.temperature=2")
     kept = str(tmp_path / "kept")
@@ -95,7 +96,7 @@ def test_no_name_breaks_a_row_or_starts_a_formula(place: Path, tmp_path: Path) -
     n = len(hostile)
     scored = Scored(tuple(hostile), np.arange(float(n)), np.zeros(n, np.int64))
     for name in ("x.csv", "x.parquet"):
-        assert write([scored], ["=a\rb"], 3.0, tmp_path / name).accepted == n - 3
+        assert write_scores([scored], ["=a\rb"], 3.0, tmp_path / name).accepted == n - 3
     raw = (tmp_path / "x.csv").read_bytes().decode()
     rows = list(csv.DictReader(io.StringIO(raw, newline="")))
     assert [row["image"] for row in rows] == shown and len(raw.splitlines()) == n + 1
@@ -118,6 +119,7 @@ def test_no_name_breaks_a_row_or_starts_a_formula(place: Path, tmp_path: Path) -
     assert r"a\x1b\n" in said and r"c\r" in said and r"i\u202e" in said and "\r" not in said
 
 
+@pytest.mark.slow
 def test_a_method_calibrates_on_images_of_its_own(place: Path, tmp_path: Path) -> None:
     usual = ("score", "--method", "react", "--classes", "names.txt", "new")
     both = call(place, *usual, "--calibration", "photos", "--threshold-from", "new")
@@ -136,6 +138,7 @@ def test_a_method_calibrates_on_images_of_its_own(place: Path, tmp_path: Path) -
     assert few.exit_code == 2 and "there is only one (" in few.stderr
 
 
+@pytest.mark.slow
 def test_a_shared_store_is_read_and_written(place: Path, tmp_path: Path) -> None:
     there = (tmp_path / "there").as_uri()
     usual = ("score", "--method", "mcm", "--classes", "names.txt", "new", "--shared", there)
@@ -203,6 +206,7 @@ def test_what_may_mislead_is_told_as_a_run_tells_it(place: Path, tmp_path: Path,
         assert said in caplog.text
 
 
+@pytest.mark.slow
 def test_broken_images_stop_or_are_skipped(place: Path, tmp_path: Path) -> None:
     mixed = shutil.copytree(place / "new", tmp_path / "mixed")
     (mixed / "a broken.png").write_text("nothing")
@@ -272,6 +276,7 @@ def test_scores_after_another_calibration_rank_nothing(place: Path, tmp_path: Pa
     assert "no stored ID scores" in one.notes[0] and one.notes[0].endswith("for react; to rank the image: oodbench run")
 
 
+@pytest.mark.slow
 def test_a_method_that_fails_does_not_hide_the_others(place: Path, tmp_path: Path) -> None:
     plugin = tmp_path / "unlucky.py"
     plugin.write_text(
@@ -336,6 +341,7 @@ def test_the_page_on_detectors_can_be_followed(place: Path, tmp_path: Path) -> N
     )
 
 
+@pytest.mark.slow
 def test_an_explanation_names_the_run_of_an_id_set_of_one_s_own(tmp_path: Path) -> None:
     """The flags of a run are those of its explanation, --ood among them, which a folder as ID set needs."""
     for i in range(4):
@@ -353,6 +359,7 @@ def test_an_explanation_names_the_run_of_an_id_set_of_one_s_own(tmp_path: Path) 
     assert one["verdicts"][0]["percentile"] is not None and not one["notes"]
 
 
+@pytest.mark.slow
 def test_scores_that_are_all_the_same_are_told(place: Path, tmp_path: Path) -> None:
     """MCM of one class is the softmax over one class, whatever the image."""
     (tmp_path / "one.txt").write_text("anchor\n")

@@ -12,7 +12,8 @@ from click.testing import CliRunner
 
 import oodbench
 from oodbench.cli import main
-from oodbench.cli.spellings import COMMANDS, OPTIONS
+from oodbench.cli.options import RENAMED as OPTIONS
+from oodbench.cli.options import RENAMED_COMMANDS as COMMANDS
 from oodbench.errors import UserError
 
 # What each command needs besides the option; {} is where the option stands.

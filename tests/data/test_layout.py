@@ -269,7 +269,7 @@ def test_equal_numbers_have_one_order_whatever_the_hash_seed() -> None:
         ([0, 1, 1, 0], "cat dog elk", ["empty-class"]),
         ([1, 2, 3, 1], "cat dog elk", "label 3|has 4 classes"),
         ([0, 1, 2, 3], "cat dog", "label 3|has 4 classes"),
-        ([0, -1, 2, 1], "cat dog elk", "needs a class for every image|is no label"),
+        ([0, -1, 2, 1], "cat dog elk", "needs a class for every image|is not a label"),
         ([0, 10**12, 1, 1], "cat dog elk", "label 1000000000000"),
     ],
 )
@@ -356,7 +356,7 @@ def test_a_key_of_webdataset_has_one_image(tmp_path: Path, monkeypatch: pytest.M
     reference = packed(tmp_path / "x.tar", members)
     for labelled in (True, False):
         with pytest.raises(
-            UserError, match=r"several images beside 0\.cls: 0\.main\.png and 0\.seg\.PNG .*--split main\.png"
+            UserError, match=r"several images for 0\.cls: 0\.main\.png and 0\.seg\.PNG .*--split main\.png"
         ):
             listed(reference, labelled)
     monkeypatch.setenv("OODBENCH_CONFIG", str(tmp_path / "config"))
@@ -368,7 +368,7 @@ def test_a_key_of_webdataset_has_one_image(tmp_path: Path, monkeypatch: pytest.M
         listed(dataclasses.replace(chosen, split="x"))
     assert len(listed(packed(tmp_path / "plain.tar", parts), labelled=False)) == 6  # nothing says that these are keys
     dots = [(f"im.{i}.{end}", part) for i in range(3) for end, part in (("png", colour(i)), ("cls", b"0"))]
-    with pytest.raises(UserError, match=r"a key ends at the first dot: im\.0\.cls is beside im"):
+    with pytest.raises(UserError, match=r"a key ends at the first dot: im\.0\.cls belongs to im"):
         listed(packed(tmp_path / "dots.tar", dots))
 
 

@@ -270,6 +270,7 @@ def test_rows_without_image_or_label_are_named(tmp_path: Path) -> None:
         listed(f"hf:{tmp_path / 'x.parquet'}", strict=True)
 
 
+@pytest.mark.slow
 def test_cifar_as_torchvision_lays_it_out(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real images as pickled batches; and the same set as the archive `test.tar`."""
     from torchvision.datasets import CIFAR100

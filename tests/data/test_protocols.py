@@ -217,6 +217,7 @@ def test_a_run_on_parts(declared: dict[str, Dataset], photos: Path, tmp_path: Pa
     assert outcome.results[0].id.n == 30 and outcome.results[0].id.accuracy is not None
 
 
+@pytest.mark.slow
 def test_sets_that_share_images_are_refused(declared: dict[str, Dataset], photos: Path, tmp_path: Path) -> None:
     planned(photos, tmp_path, id="photos[0-2]", ood=("photos[3-5]", "others"))
     for id_set, ood in (

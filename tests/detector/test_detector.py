@@ -142,6 +142,7 @@ def test_scikit_learns_conventions() -> None:
         bare.predict(images_of("glyphs", 3))
 
 
+@pytest.mark.slow
 def test_bad_input_says_what_to_do(tmp_path: Path, files: Path) -> None:
     wrong: dict[str, dict[str, Any]] = {
         "no class names were given; give classes": {},
@@ -270,6 +271,7 @@ def test_a_parameter_of_a_wrong_type_or_range_is_named(name: str, values: list[A
         assert not hasattr(one, "_engine")
 
 
+@pytest.mark.slow
 def test_parameters_are_checked_at_once_and_numpys_numbers_will_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"(?s)tpr takes .* not '0.95'.*seed takes .* not -1"):
         Detector(classes=NAMES, tpr="0.95", seed=-1).fit()  # type: ignore[arg-type]
@@ -283,6 +285,7 @@ def test_parameters_are_checked_at_once_and_numpys_numbers_will_do(tmp_path: Pat
         Detector.load(tmp_path / "saved", workers=-1)
 
 
+@pytest.mark.slow
 def test_embeddings_of_files_are_kept_unless_told_otherwise(files: Path, tmp_path: Path) -> None:
     for keep, memory, n in ((False, False, 0), (True, True, 0), (True, False, 1)):
         store = tmp_path / f"{keep}{memory}"
@@ -405,6 +408,7 @@ def test_what_cannot_be_packed_is_not_packed() -> None:
         assert type(again) is type(value) and np.all(again == value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 def test_a_score_that_is_no_number_is_an_error(value: str, tmp_path: Path) -> None:
     """Neither a threshold nor a decision comes of it; the next images may fare better."""
@@ -474,6 +478,7 @@ def test_own_prompts_and_encoder_travel_along(tmp_path: Path, files: Path) -> No
         Detector.load(lean, encoder="glyphs")
 
 
+@pytest.mark.slow
 def test_a_tokenizer_in_a_folder_travels_with_the_encoder(tmp_path: Path, files: Path) -> None:
     import open_clip
     import torch

@@ -151,6 +151,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_some_images_are_held_out(files: Path, tmp_path: Path) -> None:
     whole = listed(files, Store(tmp_path))
     for tpr, n in ((0.5, 12), (0.95, 19), (0.99, 24), (1.0, 12)):  # a quarter; what tpr takes; at most half
@@ -183,6 +184,7 @@ def test_no_copy_of_a_held_out_image_is_learnt_from(files: Path, tmp_path: Path)
     )
 
 
+@pytest.mark.slow
 def test_validation_images_set_the_threshold(learners: list[Path]) -> None:
     train, other, new = images_of("glyphs-train", 128), images_of("glyphs", 120), images_of("glyphs-letters", 30)
     one = Detector("knn", classes=NAMES, plugins=learners).fit(train, validation=other)
@@ -239,6 +241,7 @@ def test_images_are_encoded_once(
     assert len(read) == 96 and mcm.threshold_ is not None, "the list as a whole is in the store"
 
 
+@pytest.mark.slow
 def test_broken_images_neither_teach_nor_set_the_threshold(files: Path, learners: list[Path], tmp_path: Path) -> None:
     mixed = shutil.copytree(files, tmp_path / "mixed")
     for i in range(12):
@@ -252,6 +255,7 @@ def test_broken_images_neither_teach_nor_set_the_threshold(files: Path, learners
         Detector("mcm", classes=NAMES, on_error="skip").fit([mixed / f"broken-{i}.png" for i in range(12)])
 
 
+@pytest.mark.slow
 def test_a_folder_of_an_older_version_scores_as_it_did(
     files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

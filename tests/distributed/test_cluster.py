@@ -21,7 +21,7 @@ from PIL import Image
 from oodbench.api import run
 from oodbench.data.imageset import ImageFiles
 from oodbench.distributed import cluster as connection
-from oodbench.distributed import payload as parcel
+from oodbench.distributed import payload
 from oodbench.distributed.cluster import Placement, ResourceRequest, place_workers
 from oodbench.errors import UserError
 from oodbench.pipeline.events import Event, Watch
@@ -94,7 +94,7 @@ def told(events: list[Event], *, then: Callable[[Event], None] = lambda event: N
         events.append(event)
         then(event)
 
-    return Watch(told=tell)
+    return Watch(event=tell)
 
 
 def digests(out: Path) -> dict[str, str]:
@@ -242,14 +242,14 @@ def test_a_broken_image_is_told_as_in_one_process(cluster: str, images: Path, tm
 def test_other_code_is_refused_with_both_versions(
     cluster: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = parcel.code_version()
-    monkeypatch.setattr(parcel, "code_version", lambda: dataclasses.replace(own, commit="f" * 40, sources="0" * 64))
+    own = payload.code_version()
+    monkeypatch.setattr(payload, "code_version", lambda: dataclasses.replace(own, commit="f" * 40, sources="0" * 64))
     with pytest.raises(
         UserError, match=r"driver runs oodbench .*ffffffffffff.* the worker on .* runs oodbench|same on"
     ):
         run(plan(images, tmp_path))
     other = dataclasses.replace(own, versions=own.versions | {"torch": "1.0"})
-    monkeypatch.setattr(parcel, "code_version", lambda: other)
+    monkeypatch.setattr(payload, "code_version", lambda: other)
     with pytest.raises(UserError, match=r"differ in torch 1\.0 and .*, which may change results"):
         run(plan(images, tmp_path))
 
@@ -259,14 +259,14 @@ def test_methods_and_stores_that_are_not_the_drivers_are_refused(
 ) -> None:
     monkeypatch.setenv("OODBENCH_CONFIG", os.environ["OODBENCH_CONFIG"])  # unpack() names another
     monkeypatch.chdir(tmp_path)
-    sent = parcel.pack(plan(images, tmp_path))
+    sent = payload.pack(plan(images, tmp_path))
     changed = dataclasses.replace(sent.plan.jobs[0].info, source="f" * 64)
     jobs = (dataclasses.replace(sent.plan.jobs[0], info=changed),)
     with pytest.raises(UserError, match=r"method 'mcm': the driver has source ffffffffffff .* the worker on .*mcm\.py"):
-        parcel.unpack(dataclasses.replace(sent, plan=dataclasses.replace(sent.plan, jobs=jobs)), tmp_path)
-    parcel.remove_token(sent)
+        payload.unpack(dataclasses.replace(sent, plan=dataclasses.replace(sent.plan, jobs=jobs)), tmp_path)
+    payload.remove_token(sent)
     with pytest.raises(UserError, match=r"the store .* is not the driver's; name a folder that every node sees"):
-        parcel.unpack(sent, tmp_path)
+        payload.unpack(sent, tmp_path)
 
 
 def test_plugins_and_declarations_travel(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,10 +279,10 @@ def test_plugins_and_declarations_travel(images: Path, tmp_path: Path, monkeypat
     plugin.write_text(plugin.read_text().replace("import os\n", "import os\nfrom probe._part import PART\n"))
     (tmp_path / "p/_part.py").write_text("PART = 1\n")
     made = plan(images, tmp_path, methods="probe", plugins=[plugin], ood=[f"folder:{images}/ood"])
-    sent = parcel.pack(made)
+    sent = payload.pack(made)
     for file in (plugin, plugin.with_name("_part.py"), config / "datasets/mine.toml"):
         file.unlink()
-    there = parcel.unpack(sent, tmp_path)
+    there = payload.unpack(sent, tmp_path)
     assert there.jobs[0].info.source == made.jobs[0].info.source and there.jobs[0].info.path.is_file()
     assert (Path(os.environ["OODBENCH_CONFIG"]) / "datasets/mine.toml").read_text() == text
     assert [job.label for job in there.jobs] == [job.label for job in made.jobs]
@@ -367,7 +367,7 @@ def test_a_driver_that_is_asked_to_stop_says_so(
     _, said = driver.communicate(timeout=60)
     assert driver.returncode == code, said
     *before, last = said.strip().splitlines()
-    assert last == "stopped; what is finished is stored, and the same command goes on from there"
+    assert last == "stopped. Finished work is saved; rerun the same command to resume."
     expected = (
         "note: ",
         "WARNING oodbench.distributed.pool: still waiting",
@@ -388,7 +388,7 @@ def test_tasks_cost_little(cluster: str, images: Path, tmp_path: Path) -> None:
 
     made = plan(images, tmp_path)
     run(made)
-    sent = parcel.pack(made)
+    sent = payload.pack(made)
     pool = Pool(Placement(2, 0.0, 1.0, 2, "cpu", 1), sent)
     began: list[float] = []
     resident: list[int] = []
@@ -400,7 +400,7 @@ def test_tasks_cost_little(cluster: str, images: Path, tmp_path: Path) -> None:
     for i in range(1000):
         pool.add(PoolTask(f"extract[{i}]", "extract", (0, 0, 60), note))
     pool.run()
-    parcel.remove_token(sent)
+    payload.remove_token(sent)
     assert len(began) == 1000
     assert (began[-1] - began[0]) / 1000 < 0.010
     assert max(resident[200:]) - resident[200] < 8 * 2**20, "bytes that 800 tasks left behind"
@@ -462,9 +462,9 @@ def test_where_a_run_goes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_dry_run_prints_the_placement(cluster: str, images: Path, tmp_path: Path) -> None:
-    from oodbench.cli.run import describe
+    from oodbench.cli.run import plan_text
 
-    said = describe(plan(images, tmp_path))
+    said = plan_text(plan(images, tmp_path))
     assert "auto: 1 nodes with 2 CPU and 0 GPU" in said
     assert "2 workers with 1 CPU each, at most 2 on a node" in said
     assert "4 shards to encode" in said and "sent to every worker" in said

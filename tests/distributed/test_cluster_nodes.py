@@ -61,7 +61,7 @@ def test_a_node_that_goes_away_takes_nothing_with_it(cluster: Any, tmp_path: Pat
             gone.append(event.name)
             cluster.remove_node(cluster.workers[1], allow_graceful=False)
 
-    run(plan(tmp_path, tmp_path / "there", "auto"), Watch(told=tell))
+    run(plan(tmp_path, tmp_path / "there", "auto"), Watch(event=tell))
     assert gone and [e.what for e in events].count("lost") >= 1
     for _ in range(60):  # Ray notices by and by
         if sum(node.get("CPU", 0) for node in cluster_nodes()) == 1:

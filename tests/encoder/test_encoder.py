@@ -544,7 +544,7 @@ def test_strict_trusts_no_digest_that_is_remembered(
 
     spec, path = f"{folder}/small.json@{folder}/weights.safetensors", folder / "weights.safetensors"
     save_file(state, path)
-    monkeypatch.setattr(module, "file_stamp", lambda path: {"file": str(path)})
+    monkeypatch.setattr(module, "file_identity", lambda path: {"file": str(path)})
     first = resolved(spec, folder).card
     save_file({**state, "logit_scale": torch.tensor(1.0)}, path)
     assert resolved(spec, folder).card == first

@@ -177,6 +177,7 @@ def test_text_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     torch.testing.assert_close(many, first.repeat(100, 1), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_lower_precision_gives_float32_near_the_full_one(precision: str, tmp_path: Path) -> None:
     resolved = resolve(parse_encoder("glyphs"), None, Store(tmp_path))
@@ -186,6 +187,7 @@ def test_lower_precision_gives_float32_near_the_full_one(precision: str, tmp_pat
     assert torch.nn.functional.cosine_similarity(full, low).min() > 0.999
 
 
+@pytest.mark.slow
 def test_a_pass_over_many_batches_casts_weights_once_and_leaves_them_frozen(tmp_path: Path) -> None:
     """Low precision is that of the towers alone: the last map stays in float32, and no weight learns to be trained."""
     resolved = resolve(parse_encoder("glyphs"), None, Store(tmp_path))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import json
 import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -427,8 +427,10 @@ def test_parameters_are_checked(tmp_path: Path) -> None:
 # Who may import whom
 
 
-def imports(path: Path, *, top: bool) -> Iterator[str]:
+@functools.cache  # several tests read all files
+def imports(path: Path, *, top: bool) -> tuple[str, ...]:
     """Full names that a file imports; `top`: when it is imported itself, so not those of functions."""
+    found: list[str] = []
     todo: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
     while todo:
         node = todo.pop()
@@ -438,13 +440,14 @@ def imports(path: Path, *, top: bool) -> Iterator[str]:
             todo += node.orelse
             continue
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             part = node.level == 1 and path.parent.name == "methods"  # `from ._part import x`: also loads as a plugin
             assert node.level == 0 or part, f"{path}: imports are written in full"
             home = f"oodbench_methods.{node.module}" if part else node.module
-            yield from (f"{home}.{alias.name}" for alias in node.names)
+            found += (f"{home}.{alias.name}" for alias in node.names)
         todo += ast.iter_child_nodes(node)
+    return tuple(found)
 
 
 def importers(module: str, *, top: bool = False) -> set[str]:

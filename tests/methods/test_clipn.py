@@ -295,6 +295,7 @@ def rows(folder: Path) -> dict[str, dict[str, Any]]:
     return {row["label"]: row for row in found}
 
 
+@pytest.mark.slow
 def test_two_rules_are_two_rows_that_name_their_weights(trained: Path, tmp_path: Path) -> None:
     done = run(tmp_path, "--methods", "clipn[rule=ctw],clipn[rule=atd],msp", "--weights", f"clipn={trained}")
     assert done.exit_code == 0, done.output
@@ -305,6 +306,7 @@ def test_two_rules_are_two_rows_that_name_their_weights(trained: Path, tmp_path:
     assert found["clipn"]["scores"] != found["clipn[rule=ctw]"]["scores"]
 
 
+@pytest.mark.slow
 def test_other_weights_are_another_row(trained: Path, tmp_path: Path) -> None:
     other = written(tmp_path / "other.safetensors", {}, seed=1)
     for file in (trained, other):
@@ -313,6 +315,7 @@ def test_other_weights_are_another_row(trained: Path, tmp_path: Path) -> None:
     assert len(digests) == 2
 
 
+@pytest.mark.slow
 def test_what_training_fixed_is_taken_from_the_header_and_nothing_else_is_accepted(tmp_path: Path) -> None:
     file = written(tmp_path / "hand.safetensors", {"prompt": "handcrafted", "tso": 0.0})
     done = run(tmp_path, "--methods", "clipn", "--weights", f"clipn={file}")
@@ -380,6 +383,7 @@ def saved(path: Path, state: dict[str, Tensor]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_released_checkpoint_scores_as_our_file(trained: Path, tmp_path: Path) -> None:
     released = saved(tmp_path / "CLIPN_ATD_Repeat2_epoch_10.pt", release(trained))
     for folder, file in (("ours", trained), ("theirs", released)):
@@ -391,6 +395,7 @@ def test_a_released_checkpoint_scores_as_our_file(trained: Path, tmp_path: Path)
     assert theirs["clipn"]["weights"]["recipe"] == {}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_does_not_fit_is_refused_with_the_reason(trained: Path, tmp_path: Path) -> None:
     whole = release(trained)
     moved = {**whole, "visual.conv1.weight": whole["visual.conv1.weight"] + 1}
@@ -418,6 +423,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     assert done.exit_code == 2 and "Python objects" in done.output
 
 
+@pytest.mark.slow
 def test_weights_can_be_shown_and_written_as_the_release_has_them(trained: Path, tmp_path: Path) -> None:
     shown = CliRunner().invoke(main, ["weights", str(trained)])
     assert shown.exit_code == 0 and "clipn" in shown.output and "glyphs" in shown.output
@@ -458,6 +464,7 @@ def test_shipped_weights_serve_the_embedded_encoder(tmp_path: Path) -> None:
     assert row["weights"]["recipe"]["captions"]["pairs"] == 40_000 and row["label"] == "clipn"
 
 
+@pytest.mark.slow
 def test_packed_weights_are_released_whole(tmp_path: Path) -> None:
     from oodbench.pipeline.weights import SHIPPED
 
@@ -475,6 +482,7 @@ def test_no_offsets_are_refused(tmp_path: Path) -> None:
     assert done.exit_code == 2 and "Traceback" not in done.output
 
 
+@pytest.mark.slow
 def test_the_prompts_of_a_training_are_those_of_the_scores(tmp_path: Path) -> None:
     """The "no" tower of the hand-crafted variant has learnt to read its own templates."""
     own = {"templates": "a {}", "no_templates": "no {}"}

@@ -240,6 +240,7 @@ def test_an_image_without_a_candidate_scores_highest(fitted: Task) -> None:
     assert scores[empty].min() > scores[~empty].max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parameters", [{}, pytest.param(TINY, marks=pytest.mark.slow)])
 def test_cached_keys_change_no_token(parameters: dict[str, Any]) -> None:
     """All images together with cached keys, and each alone with the whole sequence anew: the same ids, step by step."""

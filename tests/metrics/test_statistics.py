@@ -137,6 +137,7 @@ def test_delong_of_a_hand_made_example() -> None:
     assert auroc_interval(id, ood) == near((ends[0], ends[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shift", "n_id", "n_ood"), [(0.7, 200, 150), (2.0, 300, 200)])
 def test_auroc_intervals_cover_the_truth_in_95_percent(shift: float, n_id: int, n_ood: int) -> None:
     truth = NORMAL.cdf(shift / math.sqrt(2))
@@ -164,6 +165,7 @@ def test_auroc_intervals_cover_the_truth_with_ties() -> None:
     assert 0.93 < np.mean([low <= truth <= high for low, high in found]) < 0.97
 
 
+@pytest.mark.slow
 def test_the_mean_over_sets_counts_the_shared_id_images_once() -> None:
     """With few ID images the sets' AUROCs move together, and intervals that took them for independent would fail."""
     truth = float(np.mean([NORMAL.cdf(shift / math.sqrt(2)) for shift in (1.0, 1.5, 2.0)]))
@@ -575,6 +577,7 @@ def test_paired_bootstrap_equals_resampling_the_images() -> None:
     assert found.p == near(2 * stats.norm.sf(abs(value) / found.error))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("metric", "simulations"), [("auroc", 2000), pytest.param("fpr95", 800, marks=pytest.mark.slow)]
 )
@@ -587,6 +590,7 @@ def test_paired_tests_reject_5_percent_of_equal_methods(metric: str, simulations
     assert 0.03 < np.mean(np.array(p) < 0.05) < 0.07, np.mean(np.array(p) < 0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("metric", "better"), [("auroc", 0.15), ("fpr95", 0.35)])
 def test_paired_tests_find_differences_that_are_there(metric: str, better: float) -> None:
     """Pairing matters: intervals of the two methods overlap all the while."""

@@ -100,6 +100,7 @@ def test_every_method_scores_there(tmp_path: Path) -> None:
         assert made_on == device
 
 
+@pytest.mark.slow
 def test_a_method_that_mixes_devices_fails_there_alone(images: Path, tmp_path: Path) -> None:
     (tmp_path / "mixed.py").write_text(MIXED)
     options: dict[str, Any] = {"id": f"folder:{images}/id", "ood": [f"folder:{images}/ood"], "methods": "mixed,mcm"}
@@ -150,6 +151,7 @@ def test_detectors_are_saved_and_restored_there(method: str, images: Path, tmp_p
     assert np.abs(here - there).max() < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(families.FAMILIES) - families.LARGE))
 def test_encoders_of_all_families_are_there(name: str, tmp_path: Path) -> None:
     described = families.config(families.FAMILIES[name])

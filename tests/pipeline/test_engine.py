@@ -318,7 +318,7 @@ def test_a_plugin_may_have_parts(images: Path, tmp_path: Path) -> None:
 def test_a_dry_run_tells_that_skipped_images_will_stop_the_run(images: Path, tmp_path: Path) -> None:
     import shutil
 
-    from oodbench.cli.run import describe
+    from oodbench.cli.run import plan_text
     from oodbench.pipeline.plan import make_plan
 
     shutil.copytree(images / "ood", tmp_path / "ood")
@@ -328,10 +328,11 @@ def test_a_dry_run_tells_that_skipped_images_will_stop_the_run(images: Path, tmp
     assert row.ood[0].skipped == 1
     from dataclasses import replace
 
-    assert describe(make_plan(wanted)).endswith(": stored")
-    assert "to score: folder:" in describe(make_plan(replace(wanted, on_error="stop")))
+    assert plan_text(make_plan(wanted)).endswith(": stored")
+    assert "to score: folder:" in plan_text(make_plan(replace(wanted, on_error="stop")))
 
 
+@pytest.mark.slow
 def test_variants_and_templates_are_rows_of_their_own(images: Path, tmp_path: Path) -> None:
     labels = [r.label for r in results(request(images, tmp_path, methods="energy,energy[scale=1],mcm"))]
     assert labels == ["energy", "energy[scale=1]", "mcm"]

@@ -165,6 +165,7 @@ COUNTING = counting()
 QUICK = ("a dict that fit() returned", "a module")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "where", [where if where in QUICK else pytest.param(where, marks=pytest.mark.slow) for where in COUNTS]
 )

@@ -32,7 +32,7 @@ def plain(logits: torch.Tensor) -> torch.Tensor:
     return top.squeeze(-1).double() + (logits - top).exp().sum(-1, dtype=torch.float64).log()
 
 
-@pytest.mark.parametrize("classes", [1, 7, 50, 1000, 100_000])
+@pytest.mark.parametrize("classes", [1, 7, 50, 1000, pytest.param(100_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("scale", [None, 1.0, 100.0, 0.3])
 def test_passes_that_methods_share_have_the_digits_of_the_logits(classes: int, scale: float | None) -> None:
     torch.manual_seed(0)

@@ -59,7 +59,7 @@ def test_seeds_share_features(tmp_path: Path) -> None:
     asked = request_from(id="glyphs", limit=20, methods="mcm", sweeps=["mcm.temperature=1,2"], out=tmp_path, ray="no")
     events: list[Event] = []
     for request in expand_requests(asked, "", (0, 1)):
-        run(make_plan(request), Watch(told=events.append))
+        run(make_plan(request), Watch(event=events.append))
     done = [event.name for event in events if event.what == "done" and event.stage == "extract"]
     assert len(done) == len(set(done)), "the second seed encodes nothing"
     found = [row for _, row in rows(tmp_path)]
@@ -72,7 +72,7 @@ def test_seeds_share_features(tmp_path: Path) -> None:
 def test_a_file_of_flags_names_seeds(seed: str, tmp_path: Path) -> None:
     (tmp_path / "flags.toml").write_text(seed)
     done = CliRunner().invoke(main, ["run", "--config", str(tmp_path / "flags.toml"), "--seed", "x"])
-    assert done.exit_code == 2 and "'x' is no whole number" in done.output
+    assert done.exit_code == 2 and "'x' is not an integer" in done.output
     (tmp_path / "wrong.toml").write_text("seed = 1.7")
     done = CliRunner().invoke(main, ["run", "--config", str(tmp_path / "wrong.toml")])
     assert "takes a integers, not 1.7" in done.output

@@ -224,6 +224,7 @@ def test_rank_correlations_are_those_of_scipy(tmp_path: Path) -> None:
     assert f"{cut[0, 1]:.2f}" in texts(one.figure) and "850 ID and OOD images" in one.caption
 
 
+@pytest.mark.slow
 def test_the_overview_has_means_and_their_intervals() -> None:
     found = from_folder(REFERENCE)
     (picture,) = plots(found.results, found.paths, kinds=["overview"])
@@ -430,10 +431,12 @@ def test_curves_of_many_images_make_small_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_writes_the_same_files_twice(cli: Cli, tmp_path: Path) -> None:
+def test_the_command_writes_the_same_files_twice(process: Cli, tmp_path: Path) -> None:
     toy(tmp_path, methods=2)
     for out, seed in (("one", "1"), ("two", "2")):
-        done = cli("report", "--results", tmp_path, "--format", "figures", "-o", tmp_path / out, PYTHONHASHSEED=seed)
+        done = process(
+            "report", "--results", tmp_path, "--format", "figures", "-o", tmp_path / out, PYTHONHASHSEED=seed
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout == "" and done.stderr.splitlines()[-1] == f"wrote 5 figures to {tmp_path / out}"
         assert "images of 'cats' are not shown: no dataset 'cats'" in done.stderr
@@ -499,7 +502,7 @@ def test_pictures_are_not_loaded_for_tables(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_hostile_names_on_real_files(cli: Cli, tmp_path: Path) -> None:
+def test_hostile_names_on_real_files(cli: Cli, process: Cli, tmp_path: Path) -> None:
     from PIL import Image
 
     evil = "a_b & 50% <script>alert(1)<"
@@ -512,7 +515,7 @@ def test_hostile_names_on_real_files(cli: Cli, tmp_path: Path) -> None:
     run = cli("run", "--id", known, "--ood", other, "--encoder", "glyphs", "--methods", "mcm,energy", "--tracking-uri",
               "none", "--results", tmp_path / "results")  # fmt: skip
     assert run.returncode == 0, run.stderr
-    done = cli(
+    done = process(
         "report",
         "--results",
         tmp_path / "results",

@@ -148,7 +148,12 @@ def places(plain: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(place for key, value in inner for place in places(value, (*path, key)))]
 
 
-@pytest.mark.parametrize("wrong", [None, "text", 10**400, -1, [], {}, [[1]], {"a": {"b": 1}}, True, 1e999], ids=repr)
+@pytest.mark.parametrize(
+    "wrong",
+    [None, "text"]
+    + [pytest.param(x, marks=pytest.mark.slow) for x in (10**400, -1, [], {}, [[1]], {"a": {"b": 1}}, True, 1e999)],
+    ids=repr,
+)
 def test_wrong_types_with_a_right_digest_are_refused_or_printed(wrong: Any, tmp_path: Path) -> None:
     """Whatever stands in a row, no report ends in a traceback."""
     path = lay(tmp_path, n=20)

@@ -392,6 +392,7 @@ def test_golden(form: str) -> None:
     assert text == file.read_text()
 
 
+@pytest.mark.slow
 def test_two_thousand_rows_in_two_seconds(tmp_path: Path) -> None:
     rows = (
         row(f"m{i % 100}", ood("sun", (i % 997) / 1000), ood("dtd"), benchmark=f"b{i // 100}", seed=i)

@@ -119,7 +119,9 @@ def test_what_is_stored_is_found_again(tmp_path: Path) -> None:
     lay(tmp_path, "zoc", ood=(), status="failed", error="no weights")
     done = call("--results", tmp_path, "--verify")
     assert done.exit_code == 0
-    assert "mcm: OK, 16 numbers" in done.stdout and "failed row" in done.stdout and "2 of 2 rows OK" in done.stdout
+    assert (
+        "mcm: OK, 16 numbers" in done.stdout and "failed method" in done.stdout and "2 of 2 results OK" in done.stdout
+    )
 
 
 def test_a_changed_score_is_found(tmp_path: Path) -> None:
@@ -128,7 +130,7 @@ def test_a_changed_score_is_found(tmp_path: Path) -> None:
     table["score"][0] -= 9
     parquet.write_table(pa.table(table), path)
     done = call("--results", tmp_path, "--verify")
-    assert done.exit_code == 1 and "DIFFERS" in done.stdout and "0 of 1 rows OK" in done.stdout
+    assert done.exit_code == 1 and "DIFFERS" in done.stdout and "0 of 1 results OK" in done.stdout
     assert any(problem.startswith("sun: auroc is ") for problem in only(tmp_path).problems)
 
 
@@ -205,6 +207,7 @@ def test_what_may_be_the_best_is_marked(tmp_path: Path) -> None:
     assert "†" not in call("--results", tmp_path, "--format", "markdown").stdout
 
 
+@pytest.mark.slow
 def test_a_report_loads_nothing_heavy(tmp_path: Path) -> None:
     lay(tmp_path)
     for flags in (["--format", "latex", "--cite", "--group", "trained"], ["--verify"], ["--format", "csv"]):

@@ -1,4 +1,4 @@
-"""The store: what is written is found whole or not at all, whoever writes, dies or shares it."""
+"""The store: entries are complete or absent, whichever process writes, is killed or shares it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def leftovers(store: Store) -> list[Path]:
     return [path for path in store.root.rglob("*") if path.name.endswith(".tmp")]
 
 
-def test_what_is_written_is_found(store: Store) -> None:
+def test_written_entries_are_found(store: Store) -> None:
     assert find(store) is None
     written = write(store)
     found = find(store)
@@ -56,7 +56,7 @@ def test_what_is_written_is_found(store: Store) -> None:
     assert not leftovers(store)
 
 
-def test_arrays_without_rows_are_kept(store: Store) -> None:
+def test_empty_arrays_are_stored(store: Store) -> None:
     store.write("embeddings", {}, {"x": np.zeros((0, 512), np.float32), "y": np.zeros(0, np.int64)}, {})
     found = store.find("embeddings", {})
     assert found is not None
@@ -72,7 +72,7 @@ def test_the_key_depends_on_kind_and_inputs_alone(store: Store, tmp_path: Path) 
     assert store.write("a", {"x": 1}, {}, {"seconds": 2}) == first  # the first one stays
 
 
-def test_the_default_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_default_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("OODBENCH_STORE")
@@ -146,9 +146,7 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_a_damaged_entry_is_never_used_but_made_again(
-    store: Store, damage: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_entry_is_recomputed(store: Store, damage: Any, caplog: pytest.LogCaptureFixture) -> None:
     damage(write(store).path)
     with caplog.at_level(logging.WARNING):
         assert find(store) is None
@@ -206,7 +204,7 @@ IN_THE_WAY = [
 
 @pytest.mark.parametrize("name", ["", "x.npy", "entry.json"])
 @pytest.mark.parametrize("kind", IN_THE_WAY)
-def test_what_is_in_the_way_of_an_entry_is_removed_and_the_entry_made_again(
+def test_files_at_the_path_of_an_entry_are_replaced(
     store: Store, kind: Callable[[Path, Path], None], name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     outside = store.root.parent / "outside"
@@ -245,7 +243,7 @@ def test_an_entry_that_cannot_be_replaced_is_named(store: Store, monkeypatch: py
     assert not leftovers(store)
 
 
-def test_gc_removes_a_link_and_not_what_it_leads_to(store: Store, tmp_path: Path) -> None:
+def test_gc_removes_a_link_and_not_its_target(store: Store, tmp_path: Path) -> None:
     path = write(store).path
     path.rename(tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")
@@ -253,7 +251,7 @@ def test_gc_removes_a_link_and_not_what_it_leads_to(store: Store, tmp_path: Path
     assert not path.is_symlink() and (tmp_path / "elsewhere" / "entry.json").is_file()
 
 
-def test_what_only_saves_time_needs_no_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_try_write_needs_no_writable_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Path, *_: Any, **__: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(self))
 
@@ -263,7 +261,7 @@ def test_what_only_saves_time_needs_no_store(store: Store, monkeypatch: pytest.M
         write(store)
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(store: Store) -> None:
+def test_a_full_disk_is_a_one_line_error(store: Store) -> None:
     script = (
         "import resource, sys, numpy as np\n"
         "from pathlib import Path\n"
@@ -282,20 +280,20 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(store: Store) -> None:
     assert not leftovers(store)
 
 
-def test_a_file_in_the_way_is_a_user_error(tmp_path: Path) -> None:
+def test_a_file_at_the_root_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         write(Store(tmp_path / "file"))
 
 
-def test_an_entry_that_gc_took_meanwhile_is_a_user_error(store: Store) -> None:
+def test_an_entry_removed_while_in_use_is_a_user_error(store: Store) -> None:
     entry = write(store)
     assert len(store.collect(max_bytes=0)) == 1
     with pytest.raises(UserError, match="was removed while it was in use; run again"):
         entry.array("x")
 
 
-def test_a_store_that_may_only_be_read_is_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_store_is_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     write(store)
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -341,7 +339,7 @@ def test_processes_share_a_store(store: Store, keys: str, damaged: bool) -> None
     assert not leftovers(store)
 
 
-def test_a_killed_writer_leaves_nothing_that_is_used(store: Store) -> None:
+def test_a_killed_writer_leaves_no_entry(store: Store) -> None:
     script = (
         "import sys, numpy as np\n"
         "from pathlib import Path\n"
@@ -365,7 +363,7 @@ def test_a_killed_writer_leaves_nothing_that_is_used(store: Store) -> None:
     assert not stale.exists()
 
 
-def test_gc_sweeps_old_damage_and_nothing_that_is_not_its_own(store: Store) -> None:
+def test_gc_removes_old_damaged_entries_only(store: Store) -> None:
     young, old = write(store, 0), write(store, 1)
     for entry in (young, old):
         without_head(entry.path)
@@ -382,7 +380,7 @@ def used(store: Store, entry: Entry, days_ago: float) -> None:
     os.utime(entry.path / "entry.json", (time.time() - days_ago * DAY,) * 2)
 
 
-def test_gc_by_size_keeps_what_was_used_last(store: Store) -> None:
+def test_gc_by_size_keeps_the_last_used(store: Store) -> None:
     entries = [write(store, number) for number in range(4)]
     for days, entry in zip((3.0, 1.0, 4.0, 2.0), entries, strict=True):
         used(store, entry, days)
@@ -405,7 +403,7 @@ def test_gc_by_age(store: Store) -> None:
     assert list(store.entries()) == []
 
 
-def test_forgotten_is_gone(store: Store) -> None:
+def test_removed_entries_are_gone(store: Store) -> None:
     entry = write(store)
     store.remove("embeddings", entry.inputs)
     assert find(store) is None
@@ -418,7 +416,7 @@ def test_digests_are_stable() -> None:
 
 
 @pytest.mark.slow
-def test_the_command_line_shows_and_bounds_the_store(store: Store, cli: Any) -> None:
+def test_the_command_line_lists_and_limits_the_store(store: Store, cli: Any) -> None:
     for number in range(3):
         used(store, write(store, number), number)
     store.write("text", {}, {"text": np.zeros((3, 4))}, {})
@@ -437,7 +435,7 @@ def test_the_command_line_shows_and_bounds_the_store(store: Store, cli: Any) -> 
 
 
 @pytest.mark.slow
-def test_a_store_that_may_only_be_read_serves_what_is_in_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_run_with_a_read_only_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from click.testing import CliRunner
 
     import oodbench.pipeline.request

@@ -127,6 +127,7 @@ def test_weights_with_class_names_in_the_default_store(cli: Cli, place: Path, tm
     assert "clipn.safetensors" in files and not {name for name in files if name.endswith((".pkl", ".py"))}
 
 
+@pytest.mark.slow
 def test_weights_without_class_names_say_so(place: Path) -> None:
     model = pyfunc._load_pyfunc(str(CLIPN), {"device": "cpu", "encoder": ""})
     frame = pd.DataFrame({"image": images(place)}, index=range(5, 21))

@@ -24,10 +24,9 @@ import pytest
 
 from oodbench.errors import UserError
 from oodbench.results import IdRow, Result, SetRow, slug
-from oodbench.tracking import SyncReport, Tracker, default_uri, send, sync, tracker_of
+from oodbench.tracking import SyncReport, Tracker, default_uri, runs, send, sync, tracker_of
 from oodbench.tracking import connection as tracker
 from oodbench.tracking import fields as entries
-from oodbench.tracking import runs as ledger
 from oodbench.tracking.connection import quiet_mlflow
 from oodbench.tracking.reader import collect
 from tests.servers import serving, unused_port
@@ -282,7 +281,7 @@ def test_rows_sent_by_an_older_oodbench_are_not_sent_again(local: Tracker, monke
     with monkeypatch.context() as patch:
         patch.setattr(entries, "row_tags", lambda row: {"oodbench.encoder": "Vi-T-B", "oodbench.method": row.method})
         assert send(local, [row()], attach).arrived == 1
-    (local.results / ledger.NAME).unlink()
+    (local.results / runs.SENT_FILE).unlink()
     assert send(local, [row(), row("mcm")], attach) == SyncReport(1, 1, 0, "")
 
 
@@ -291,19 +290,19 @@ def test_a_row_arrives_once(local: Tracker) -> None:
     assert send(local, [energy], attach) == SyncReport(1, 0, 0, "")
     assert send(local, [energy], attach) == SyncReport(0, 1, 0, "")
     assert len(Store(local.uri).runs) == 2
-    (local.results / ledger.NAME).unlink()
+    (local.results / runs.SENT_FILE).unlink()
     assert send(local, [energy], attach) == SyncReport(0, 1, 0, "")
     assert len(Store(local.uri).runs) == 2  # the store was asked; no empty parent was made
-    assert ledger.arrived(local) == {energy.digest}
+    assert runs.sent_digests(local) == {energy.digest}
 
-    with (local.results / ledger.NAME).open("ab") as file:
+    with (local.results / runs.SENT_FILE).open("ab") as file:
         file.write(b'{"uri": "sqlite:///x", "dig\xc3')  # a crash while writing
     assert send(local, [energy, mcm], attach) == SyncReport(1, 1, 0, "")
-    assert ledger.arrived(local) == {energy.digest, mcm.digest}
+    assert runs.sent_digests(local) == {energy.digest, mcm.digest}
     assert send(local, [energy, mcm, mcm], attach) == SyncReport(0, 2, 0, "")
-    written = (local.results / ledger.NAME).read_bytes()
-    (local.results / ledger.NAME).write_bytes(written[:-20])  # the torn line is the one of mcm
-    assert ledger.arrived(local) == {energy.digest}
+    written = (local.results / runs.SENT_FILE).read_bytes()
+    (local.results / runs.SENT_FILE).write_bytes(written[:-20])  # the torn line is the one of mcm
+    assert runs.sent_digests(local) == {energy.digest}
     assert send(local, [energy, mcm, msp, msp], attach) == SyncReport(1, 2, 0, "")
     assert Store(local.uri).digests == digests(energy, mcm, msp)
     assert len(Store(local.uri).parents) == 3
@@ -322,8 +321,8 @@ def test_another_store_has_its_own_ledger(local: Tracker, tmp_path: Path) -> Non
 
 
 def test_a_removed_store_is_not_believed_to_have_rows(fresh: Tracker) -> None:
-    ledger.note(fresh, [row().digest])
-    assert ledger.arrived(fresh) == set()
+    runs.record_sent(fresh, [row().digest])
+    assert runs.sent_digests(fresh) == set()
     assert send(fresh, [row()], attach).arrived == 1
 
 
@@ -442,7 +441,7 @@ def test_what_a_kill_left_running_is_ended_by_the_next_sync(
 
 def test_runs_of_another_results_folder_are_left_alone(local: Tracker, tmp_path: Path) -> None:
     other = Tracker(local.uri, tmp_path / "other")
-    with ledger.locked(local) as ours, ledger.locked(other) as theirs:
+    with runs.lock(local) as ours, runs.lock(other) as theirs:
         assert ours != theirs
     assert send(local, [row()], attach).arrived == 1
     store = Store(local.uri)
@@ -469,7 +468,7 @@ def test_names_beyond_the_limits_of_mlflow(local: Tracker) -> None:
         assert max(map(len, (child.info.run_name, *(one.dataset.name for one in child.inputs.dataset_inputs)))) <= 250
         assert child.info.run_name.isprintable() and all(text.isprintable() for text in child.data.tags.values())
         assert [one.digest for one in collect(local, benchmark)] == store.digests
-    (local.results / ledger.NAME).unlink()
+    (local.results / runs.SENT_FILE).unlink()
     assert sync(local) == SyncReport(0, 3, 0, "")
 
 
@@ -483,7 +482,7 @@ def test_a_results_folder_of_any_name_has_its_own_database(name: str, tmp_path: 
     lay(results, row())
     assert sync(tracker, attach) == SyncReport(1, 0, 0, "")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["cwd", name])
-    assert tracker.database == results / "mlflow.db" and ledger.arrived(tracker) == {row().digest}
+    assert tracker.database == results / "mlflow.db" and runs.sent_digests(tracker) == {row().digest}
     store = Store(tracker.uri)
     assert store.digests == digests(row()) and artifact(store.children[0], "row.json") == row().to_json()
     assert [one.digest for one in collect(tracker)] == digests(row())
@@ -558,7 +557,7 @@ def test_a_damaged_database_is_one_line(share: float, local: Tracker, capfd: pyt
     start = int(share * len(content)) // 4096 * 4096
     content[start : start + 8192] = bytes(value ^ 0x55 for value in content[start : start + 8192])
     database.write_bytes(content)
-    (local.results / ledger.NAME).unlink()
+    (local.results / runs.SENT_FILE).unlink()
     began = time.monotonic()
     sent = send(local, [row(), row("mcm")], attach)
     assert time.monotonic() - began < 15
@@ -623,8 +622,8 @@ def test_two_processes_at_once(fresh: Tracker) -> None:
 
 
 def test_a_folder_where_another_process_hangs(local: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "_LOCK_SECONDS", 0.2)
-    with ledger.locked(local):
+    monkeypatch.setattr(runs, "_LOCK_SECONDS", 0.2)
+    with runs.lock(local):
         check_waits(local, "locked")
     assert send(local, [row()], attach).arrived == 1
 
@@ -675,16 +674,16 @@ def test_a_sqlite_file_that_is_none(fresh: Tracker) -> None:
 def test_no_password_is_shown_or_stored(tmp_path: Path) -> None:
     tracker = Tracker(f"http://me:hunter2@127.0.0.1:{unused_port()}", tmp_path)
     assert "hunter2" not in send(tracker, [row()], attach).reason
-    ledger.note(tracker, ["d"])
-    assert "hunter2" not in (tmp_path / ledger.NAME).read_text()
-    assert ledger.arrived(tracker) == {"d"} == ledger.arrived(Tracker(tracker.place, tmp_path))
+    runs.record_sent(tracker, ["d"])
+    assert "hunter2" not in (tmp_path / runs.SENT_FILE).read_text()
+    assert runs.sent_digests(tracker) == {"d"} == runs.sent_digests(Tracker(tracker.place, tmp_path))
 
 
 @pytest.mark.parametrize(
     ("uri", "why"),
     [
         *((uri, "has no scheme") for uri in ("localhost:5000", "mlruns", "/tmp/x.db", "")),
-        *((uri, "names a folder of files, which MLflow writes no more") for uri in ("file:mlruns", "file:///tmp/x")),
+        *((uri, "names a folder of files, which MLflow no longer writes") for uri in ("file:mlruns", "file:///tmp/x")),
         ("htp://localhost:5000", "has the scheme htp, which MLflow does not know"),
         ("sqlite:///results?1/mlflow.db", r"has the option '1/mlflow.db' .*a `\?` in a path is written %3F"),
         *((uri, "is a database in memory") for uri in ("sqlite://", "sqlite:///", "sqlite:///:memory:")),
@@ -748,7 +747,7 @@ def test_a_server_gets_every_row_once(
         assert send(here, [*all_rows, odd], attach) == SyncReport(5, 0, 0, "")
     assert counter.count <= 9 * 5 + 14
     assert capfd.readouterr() == ("", "")
-    assert send(there, all_rows, attach) == SyncReport(0, 4, 0, "")  # another machine, with no ledger
+    assert send(there, all_rows, attach) == SyncReport(0, 4, 0, "")  # another machine, with an empty results folder
     assert send(there, [*all_rows, row("new", benchmark="once")], attach) == SyncReport(1, 4, 0, "")
     assert store.digests == digests(*all_rows, odd, row("new", benchmark="once"))
     assert len(store.parents) == 2 and len(store.children) == 6

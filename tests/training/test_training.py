@@ -158,14 +158,12 @@ def trainer_of(encoder: OpenClip, request: TrainRequest, **settings: Any) -> Tra
     store = Store(Path(os.environ["OODBENCH_STORE"]))
     load = functools.partial(lambda one: one, encoder)
     recipe, alone = EmbeddingConfig(encoder.card.identity, "fp32", BATCH), ProcessGroup(0, 1, "cpu")
-    material = prepare_data(request, recipe, store, load, alone, lambda what, n: lambda k: None)
-    embed_captions(
-        material, PromptEmbeddings(encoder.card.identity, "fp32", store), load, lambda what, n: lambda k: None
-    )
+    data = prepare_data(request, recipe, store, load, alone, lambda what, n: lambda k: None)
+    embed_captions(data, PromptEmbeddings(encoder.card.identity, "fp32", store), load, lambda what, n: lambda k: None)
     info = registry.methods(request.plugins)["toy"]
     method: Any = registry.make(info, {**info.defaults(), **settings})
-    schedule = Schedule(Optimiser(lr=1e-3, batch=32), len(material), 9, 0)
-    return Trainer(method, PairBatches(material, schedule, encoder, request.chunk), alone, "fp32")
+    schedule = Schedule(Optimiser(lr=1e-3, batch=32), len(data), 9, 0)
+    return Trainer(method, PairBatches(data, schedule, encoder, request.chunk), alone, "fp32")
 
 
 def gradients(trainer: Trainer) -> dict[str, Tensor]:
@@ -239,8 +237,8 @@ def test_adamw_adds_eps_before_or_after_the_bias_is_corrected(
 
     def begun() -> Trainer:
         made = trainer_of(encoder, ask())
-        feed = dataclasses.replace(made._batches, schedule=Schedule(recipe, 96, 9, 0))
-        return Trainer(made._method, feed, made.processes, "fp32")
+        batches_ = dataclasses.replace(made._batches, schedule=Schedule(recipe, 96, 9, 0))
+        return Trainer(made._method, batches_, made.processes, "fp32")
 
     trainer = begun()
     checkpoints = Checkpoints(tmp_path / "adamw.safetensors")
@@ -294,6 +292,7 @@ def test_it_learns_and_the_file_tells_how(ask: Callable[..., TrainRequest], plug
     assert file.recipe == recipe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "amp-fp16"])
 def test_mixed_precision(ask: Callable[..., TrainRequest], precision: str) -> None:
     outcome = train(ask(precision=precision, chunk=4))
@@ -305,6 +304,7 @@ def test_mixed_precision(ask: Callable[..., TrainRequest], precision: str) -> No
 # Stopping and going on
 
 
+@pytest.mark.slow
 def test_a_training_in_two_pieces_is_one(ask: Callable[..., TrainRequest], tmp_path: Path) -> None:
     options: dict[str, Any] = {"settings": ("toy.dropout=0.3",), "chunk": 5}
     whole = train(ask(**options, out=tmp_path / "whole.safetensors"))
@@ -321,6 +321,7 @@ def test_a_training_in_two_pieces_is_one(ask: Callable[..., TrainRequest], tmp_p
     assert train(ask(**options)).made == 0 and same(whole.out, second.out)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     ask: Callable[..., TrainRequest], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -334,6 +335,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert same(whole.out, resumed.out)
 
 
+@pytest.mark.slow
 def test_another_training_in_the_same_place_is_refused(ask: Callable[..., TrainRequest], table: Path) -> None:
     train(ask(max_steps=2))
     with pytest.raises(UserError, match=r"another training: optimiser.lr was 0.001, now it is 0.5\n.*--restart"):
@@ -399,6 +401,7 @@ def broken_table(table: Path, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_broken_rows_are_named_and_counted(ask: Callable[..., TrainRequest], table: Path, tmp_path: Path) -> None:
     path = broken_table(table, tmp_path)
     with pytest.raises(UserError) as error:
@@ -452,6 +455,7 @@ def samples_of(table: Path, step: int = 2) -> list[tuple[str, bytes, str | None]
     return [(f"{i:05d}", (table.parent / row["filepath"]).read_bytes(), row["caption"]) for i, row in enumerate(rows)]
 
 
+@pytest.mark.slow
 def test_tar_shards_give_the_weights_of_the_csv(ask: Callable[..., TrainRequest], table: Path, tmp_path: Path) -> None:
     samples = samples_of(table)
     rows = [[row["number"], row["filepath"], row["caption"]] for row in rows_of(table)]
@@ -469,6 +473,7 @@ def test_tar_shards_give_the_weights_of_the_csv(ask: Callable[..., TrainRequest]
         torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_broken_shards_are_named_and_counted(ask: Callable[..., TrainRequest], table: Path, tmp_path: Path) -> None:
     samples = samples_of(table)
     lone = ("lone", samples[0][1], None)
@@ -511,6 +516,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_shards_behind_urls_are_fetched_once_and_not_kept(
     ask: Callable[..., TrainRequest],
     table: Path,
@@ -563,6 +569,7 @@ def test_crops_are_those_of_torchvision_in_area_and_shape() -> None:
         assert batches.random_crop(image, (32, 32), np.random.default_rng(1)).shape == (3, 32, 32)
 
 
+@pytest.mark.slow
 def test_augmented_training_resumes_exactly(ask: Callable[..., TrainRequest], tmp_path: Path) -> None:
     options: dict[str, Any] = {"augment": True, "chunk": 8, "workers": 2}
     whole = train(ask(**options, out=tmp_path / "whole.safetensors"))
@@ -618,20 +625,20 @@ def test_killed_and_stopped_trainings_go_on_to_the_same_bits(
             assert process.returncode == -9 and len(losses(out)) - saved <= 10
         else:
             assert process.returncode == 128 + how, told
-            assert f"stopped and saved after step {saved} of 150; the same command goes on" in told
+            assert f"stopped after step {saved} of 150. Finished work is saved; rerun" in told
             assert len(losses(out)) == saved
         assert not out.exists()
     process = start(tmp_path, table, plugin, *more)
     printed, told = process.communicate(timeout=240)
     assert process.returncode == 0, told
-    assert f"going on after step {saved}" in told
+    assert f"resuming after step {saved}" in told
     assert same(whole.out, out)
     start_of = f"oodbench run --methods toy --weights toy={out} --encoder glyphs"
     set_ = "".join(f" --set {one}" for one in settings)
     assert printed == f"{start_of}{set_} --plugin {plugin}\n"
     process = start(tmp_path, table, plugin, *more)
     _, told = process.communicate(timeout=120)
-    assert process.returncode == 0 and "finished before: all 150 steps are made" in told
+    assert process.returncode == 0 and "already finished: all 150 steps are made" in told
 
 
 @pytest.mark.slow
@@ -659,7 +666,7 @@ def test_two_processes_give_what_one_gives(
     done = start(tmp_path, table, plugin, *more, launcher=torchrun)
     printed, told = done.communicate(timeout=240)
     assert done.returncode == 0, told
-    assert printed.count("oodbench run") == 1 and told.count("going on after step 1\n") == 1
+    assert printed.count("oodbench run") == 1 and told.count("resuming after step 1\n") == 1
     for one, other in zip(losses(alone.out or Path()), losses(tmp_path / "toy.safetensors"), strict=True):
         assert one["terms"] == pytest.approx(other["terms"], rel=1e-5)
     first, second = load_file(tmp_path / "alone.safetensors"), load_file(tmp_path / "toy.safetensors")

@@ -1,1 +1,1 @@
-"""The checks behind `oodbench datasets check`: what is wrong with image sets before anything is computed on them."""
+"""The checks of `oodbench datasets check`: problems of image sets, found before anything is computed on them."""

@@ -1,4 +1,4 @@
-"""Images that methods calibrate on and are then tested on: the same files, or the same bytes under other names."""
+"""Test images that are calibration images, too: the same files, or files of the same bytes with other names."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from oodbench.data.checks.findings import Finding, first_examples
 from oodbench.data.imageset import ImageFiles, ImageSet
 from oodbench.storage.store import file_digest
 
-_TAIL = 1024  # bytes at the end of a file: unlike the headers, they differ between images
+_TAIL = 1024  # bytes at the end of a file, which differ between images, unlike headers
 
 
 def calibration_overlap(test: ImageSet, calibration: ImageSet) -> Iterator[Finding]:
-    """The finding about test images that are calibration images, too.
+    """Yield the finding on test images that are calibration images, too.
 
-    Files are compared by place, then by size and last kilobyte, and only where those agree by all their bytes: a
-    training set of a million images is not read whole. Images that are not files of their own are read, all of them;
-    UserError when that fails.
+    Files are compared by path, then by size and last kilobyte, and only if those are equal by all their bytes, so that
+    not all of a training set of a million images is read. Images that are not separate files are all read. Raise
+    UserError if that fails.
     """
     pair = (test.dataset.name, calibration.dataset.name)
     files = isinstance(test.reader, ImageFiles) and isinstance(calibration.reader, ImageFiles)
     common = sorted(
-        {*_by_place(test, calibration), *_by_bytes(test, calibration)} if files else _by_content(test, calibration)
+        {*_by_path(test, calibration), *_by_bytes(test, calibration)} if files else _by_content(test, calibration)
     )
     if not common:
         return
@@ -35,29 +35,30 @@ def calibration_overlap(test: ImageSet, calibration: ImageSet) -> Iterator[Findi
 
 
 def _by_content(test: ImageSet, other: ImageSet) -> list[int]:
-    """Positions in `test` of what is stored for an image of `other`, too; reads both."""
-    prints = set(other.by_content().fingerprints)
-    return [i for i, one in enumerate(test.by_content().fingerprints) if one in prints]
+    """Return the positions in `test` of images with the content of an image of `other`; reads both sets."""
+    contents = set(other.by_content().fingerprints)
+    return [i for i, content in enumerate(test.by_content().fingerprints) if content in contents]
 
 
-def _by_place(test: ImageSet, other: ImageSet) -> list[int]:
-    known = set(_places(other))
-    return [i for i, place in enumerate(_places(test)) if place in known]
+def _by_path(test: ImageSet, other: ImageSet) -> list[int]:
+    """Return the positions in `test` of files that are files of `other`."""
+    paths = set(_paths(other))
+    return [i for i, path in enumerate(_paths(test)) if path in paths]
 
 
-def _places(listing: ImageSet) -> Iterator[str]:
-    """Where every image lies, with links in the folders resolved (a link per image is found by its bytes)."""
-    real: dict[str, str] = {}
+def _paths(listing: ImageSet) -> Iterator[str]:
+    """Yield the path of every image with linked folders resolved; links to single images are found by their bytes."""
+    resolved: dict[str, str] = {}
     root = str(listing.folder)
     for name in listing.names:
         folder, _, file = name.rpartition("/")
-        if folder not in real:
-            real[folder] = os.path.realpath(os.path.join(root, folder))
-        yield f"{real[folder]}/{file}"
+        if folder not in resolved:
+            resolved[folder] = os.path.realpath(os.path.join(root, folder))
+        yield f"{resolved[folder]}/{file}"
 
 
 def _by_bytes(test: ImageSet, other: ImageSet) -> list[int]:
-    """Positions in `test` of files whose bytes are those of a file of `other`."""
+    """Return the positions in `test` of files with the bytes of a file of `other`."""
     ends: dict[tuple[int, bytes], list[int]] = {}
     for i, name in enumerate(test.names):
         if end := _end(test.folder / name):
@@ -80,7 +81,7 @@ def _by_bytes(test: ImageSet, other: ImageSet) -> list[int]:
 
 
 def _end(path: Path) -> tuple[int, bytes] | None:
-    """Size and last bytes of a file; None when it is none or cannot be read, which is told elsewhere."""
+    """Return the size and the last bytes of a file; None if it cannot be read, which another check reports."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size

@@ -1,4 +1,4 @@
-"""Images that two lists share: the same pixels, or perceptual hashes that differ in few bits."""
+"""Images that two sets have in common: the same pixels, or perceptual hashes that differ in few bits."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy.typing as npt
 
 from oodbench.data.checks.inspection import ImageFacts
 
-Marks = npt.NDArray[np.uint64]
-_ROWS, _COLUMNS = 16, 4096  # a block of distances that stays in a core's cache
-_KEEP = 1000  # pairs that are returned; all are counted
+Hashes = npt.NDArray[np.uint64]
+_ROWS, _COLUMNS = 16, 4096  # a block of distances that fits in a core's cache
+_MAX_PAIRS = 1000  # pairs that are returned; all are counted
 
 
 @dataclass(frozen=True)
 class DuplicatePair:
-    """Positions in two lists, and in how many bits the hashes differ."""
+    """Positions of two images in their sets, and the number of bits in which their hashes differ."""
 
     first: int
     second: int
@@ -28,44 +28,46 @@ class DuplicatePair:
 
 @dataclass(frozen=True)
 class DuplicatePairs:
-    """The closest pairs, and how many images of the second list have a partner in the first."""
+    """The closest pairs, and the number of images of the second set that have a partner in the first."""
 
     pairs: list[DuplicatePair]
     images: int
 
 
 def identical_pairs(first: Sequence[ImageFacts], second: Sequence[ImageFacts]) -> list[DuplicatePair]:
-    """Every image of the second list whose pixels are those of an image of the first."""
+    """Return every image of the second set that has the pixels of an image of the first."""
     known: dict[str, int] = {}
-    for i, one in enumerate(first):
-        if not one.problem:
-            known.setdefault(one.pixels, i)
+    for i, facts in enumerate(first):
+        if not facts.problem:
+            known.setdefault(facts.pixels, i)
     return [
-        DuplicatePair(known[one.pixels], j) for j, one in enumerate(second) if not one.problem and one.pixels in known
+        DuplicatePair(known[facts.pixels], j)
+        for j, facts in enumerate(second)
+        if not facts.problem and facts.pixels in known
     ]
 
 
-def repeated_images(looks: Sequence[ImageFacts]) -> list[DuplicatePair]:
-    """Every image that has the pixels of an earlier one of its list."""
+def repeated_images(images: Sequence[ImageFacts]) -> list[DuplicatePair]:
+    """Return every image that has the pixels of an earlier image of its set."""
     seen: dict[str, int] = {}
-    pairs = [DuplicatePair(seen.setdefault(one.pixels, i), i) for i, one in enumerate(looks) if not one.problem]
+    pairs = [DuplicatePair(seen.setdefault(facts.pixels, i), i) for i, facts in enumerate(images) if not facts.problem]
     return [pair for pair in pairs if pair.first != pair.second]
 
 
 def similar_pairs(first: Sequence[ImageFacts], second: Sequence[ImageFacts], radius: int) -> DuplicatePairs:
-    """Pairs whose hashes differ in at most `radius` of 64 bits and whose pixels differ, closest first."""
-    known = {one.pixels for one in first}
-    at, marks = _marks(first, frozenset())
-    at_other, other = _marks(second, known)
-    found = near_hashes(marks, other, radius)
-    pairs = [DuplicatePair(int(at[p.first]), int(at_other[p.second]), p.distance) for p in found.pairs]
-    return DuplicatePairs(sorted(pairs, key=lambda p: (p.distance, p.second)), found.images)
+    """Return pairs whose hashes differ in at most `radius` of 64 bits and whose pixels differ, closest first."""
+    pixels = {facts.pixels for facts in first}
+    positions, hashes = _hashes(first, frozenset())
+    other_positions, other_hashes = _hashes(second, pixels)
+    near = near_hashes(hashes, other_hashes, radius)
+    pairs = [DuplicatePair(int(positions[p.first]), int(other_positions[p.second]), p.distance) for p in near.pairs]
+    return DuplicatePairs(sorted(pairs, key=lambda p: (p.distance, p.second)), near.images)
 
 
-def near_hashes(first: Marks, second: Marks, radius: int, keep: int = _KEEP) -> DuplicatePairs:
-    """Pairs of 64-bit hashes [n], [m] that differ in at most `radius` bits: every distance is taken.
+def near_hashes(first: Hashes, second: Hashes, radius: int, keep: int = _MAX_PAIRS) -> DuplicatePairs:
+    """Return pairs of 64-bit hashes [n], [m] that differ in at most `radius` bits, by computing every distance.
 
-    About 1e9 distances a second and core. At most `keep` pairs are returned; the number of images is exact.
+    A core computes about 1e9 distances a second. At most `keep` pairs are returned; the number of images is exact.
     """
     hit = np.zeros(len(second), bool)
     pairs: list[DuplicatePair] = []
@@ -88,12 +90,12 @@ def near_hashes(first: Marks, second: Marks, radius: int, keep: int = _KEEP) -> 
         return kept
 
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-        for found in pool.map(rows, range(0, len(first), _ROWS)):
-            pairs += found[: keep - len(pairs)]
+        for block_pairs in pool.map(rows, range(0, len(first), _ROWS)):
+            pairs += block_pairs[: keep - len(pairs)]
     return DuplicatePairs(pairs, int(hit.sum()))
 
 
-def _marks(looks: Sequence[ImageFacts], without: Collection[str]) -> tuple[npt.NDArray[np.int64], Marks]:
-    """Positions and hashes of the images that have one, but for those with certain pixels."""
-    at = [i for i, one in enumerate(looks) if one.mark and one.pixels not in without]
-    return np.array(at, np.int64), np.array([int(looks[i].mark, 16) for i in at], np.uint64)
+def _hashes(images: Sequence[ImageFacts], without: Collection[str]) -> tuple[npt.NDArray[np.int64], Hashes]:
+    """Return the positions and hashes of the images that have a hash and not the pixels in `without`."""
+    positions = [i for i, facts in enumerate(images) if facts.hash and facts.pixels not in without]
+    return np.array(positions, np.int64), np.array([int(images[i].hash, 16) for i in positions], np.uint64)

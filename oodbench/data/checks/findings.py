@@ -1,4 +1,4 @@
-"""What a check of datasets found: one Finding per kind and set, one Card per set, a Report of all of them."""
+"""The result of a check of datasets: Finding, SetSummary, CheckReport, and the report as text."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 from oodbench.errors import printable
 
 LEVELS = ("error", "warning", "note")
-EXAMPLES = 10  # examples that a finding keeps
+EXAMPLES = 10  # examples that a finding lists
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong or odd.
+    """A problem, or something to know.
 
-    level     "error": numbers would be wrong; "warning": numbers may mislead; "note": good to know
-    kind      count, digest, unreadable, identical, ...: the same word for the same thing, for scripts
-    sets      the datasets it is about, the ID set first
-    message   one sentence
-    count     how many images, pairs or names; `examples` shows the first of them
+    level     "error": results would be wrong; "warning": results may mislead; "note": for information
+    kind      count, digest, unreadable, identical, ...: identifies the check, for scripts
+    sets      the datasets concerned, the ID set first
+    message   a sentence
+    count     number of images, pairs or names; `examples` are the first of them
     """
 
     level: str
@@ -33,7 +33,11 @@ class Finding:
 
 @dataclass
 class SetSummary:
-    """One set: what it should be and what was seen. Sizes are the shorter side in pixels; grey is a share, 0..1."""
+    """An image set: what is declared and what was found.
+
+    `looked` is the number of inspected images, `modes` counts them by Pillow's mode, `grey` is the fraction without
+    colour (0 to 1), and `shorter` has minimum, median and maximum of the shorter side in pixels.
+    """
 
     name: str
     role: str  # ID, OOD, calibration or ""
@@ -46,77 +50,81 @@ class SetSummary:
     unreadable: int = 0
     modes: dict[str, int] = field(default_factory=dict)
     grey: float = 0.0
-    shorter: tuple[int, int, int] | None = None  # least, median, greatest
+    shorter: tuple[int, int, int] | None = None  # minimum, median, maximum
 
 
 @dataclass
 class CheckReport:
-    """All that was found; `ok` unless there is an error."""
+    """The summaries of all sets, and all findings."""
 
-    cards: list[SetSummary] = field(default_factory=list)
+    sets: list[SetSummary] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
+        """Whether there is no error."""
         return not self.of("error")
 
     def of(self, level: str) -> list[Finding]:
+        """Return the findings of a level."""
         return [f for f in self.findings if f.level == level]
 
     def kinds(self) -> list[str]:
-        """The kinds of all findings, sorted, each once."""
+        """Return the kinds of all findings, sorted, each once."""
         return sorted({f.kind for f in self.findings})
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return the report as plain data for JSON."""
         return {
             "schema": 1,
             "ok": self.ok,
             "errors": len(self.of("error")),
             "warnings": len(self.of("warning")),
-            "sets": [asdict(card) for card in self.cards],
+            "sets": [asdict(summary) for summary in self.sets],
             "findings": [asdict(f) for level in LEVELS for f in self.of(level)],
         }
 
 
 def first_examples(examples: list[str]) -> tuple[str, ...]:
-    """The first few."""
+    """Return the first few examples, for a finding."""
     return tuple(examples[:EXAMPLES])
 
 
-_HEAD = ("set", "role", "images", "expected", "unreadable", "modes", "grey", "shorter side", "list")
+_COLUMNS = ("set", "role", "images", "expected", "unreadable", "modes", "grey", "shorter side", "list")
 
 
 def format_report(report: CheckReport) -> str:
-    """The report as plain text."""
-    rows = [_HEAD, *(tuple(map(printable, _row(card))) for card in report.cards)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
+    """Return the report as plain text."""
+    rows = [_COLUMNS, *(tuple(map(printable, _row(summary))) for summary in report.sets)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     for level in LEVELS:
         for finding in report.of(level):
-            first, *more = re.split(r"\n(?=  )", finding.message)  # as in errors: other line breaks are those of names
+            first, *more = re.split(r"\n(?=  )", finding.message)  # as in UserError; other line breaks belong to names
             lines += ["", printable(f"{level}: {finding.kind}: {' / '.join(finding.sets)}: {first}")]
             lines += [f"  {printable(line.strip())}" for line in [*more, *finding.examples]]
             if finding.examples and finding.count > len(finding.examples):
                 lines.append(f"  ... and {finding.count - len(finding.examples):,} more")
-    told = [f"{len(report.of(level)):,} {level}{'' if len(report.of(level)) == 1 else 's'}" for level in LEVELS]
-    return "\n".join([*lines, "", ", ".join(told)])
+    totals = [f"{len(report.of(level)):,} {level}{'' if len(report.of(level)) == 1 else 's'}" for level in LEVELS]
+    return "\n".join([*lines, "", ", ".join(totals)])
 
 
-def _row(card: SetSummary) -> tuple[str, ...]:
-    digest = card.digest[:12]
-    if card.declared_digest:
-        digest += " as declared" if card.digest == card.declared_digest else f", not {card.declared_digest[:12]}"
+def _row(summary: SetSummary) -> tuple[str, ...]:
+    digest = summary.digest[:12]
+    if summary.declared_digest:
+        digest += (
+            " as declared" if summary.digest == summary.declared_digest else f", not {summary.declared_digest[:12]}"
+        )
     else:
         digest += " (none declared)"
     return (
-        card.name,
-        card.role,
-        f"{card.images:,}",
-        f"{card.expected:,}" if card.expected is not None else "unknown",
-        f"{card.unreadable:,}" if card.looked else "not looked",
-        " ".join(f"{mode}:{n:,}" for mode, n in card.modes.items()),
-        f"{card.grey:.1%}" if card.looked else "",
-        "{}..{}..{}".format(*card.shorter) if card.shorter else "",
+        summary.name,
+        summary.role,
+        f"{summary.images:,}",
+        f"{summary.expected:,}" if summary.expected is not None else "unknown",
+        f"{summary.unreadable:,}" if summary.looked else "not looked",
+        " ".join(f"{mode}:{n:,}" for mode, n in summary.modes.items()),
+        f"{summary.grey:.1%}" if summary.looked else "",
+        "{}..{}..{}".format(*summary.shorter) if summary.shorter else "",
         digest,
     )

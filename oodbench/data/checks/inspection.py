@@ -1,7 +1,7 @@
-"""Inspection: a look at every image of a list, by threads, kept in the store part by part.
+"""Inspection of every image of a set in threads; the results are stored part by part.
 
-A part ends where the hash of an image's name says so, about every 64 images. So a part's bounds do not move when images
-come or go elsewhere in the list, and after a change only the parts that changed are looked at again.
+The end of a part is determined by the hash of an image's name, about every 64 images. The bounds of a part do not move
+when images are added or removed elsewhere, so that after a change only the changed parts are inspected again.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ _FLAT = 2.0  # standard deviation in grey levels below which an image has no str
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What one image is.
+    """Properties of an image.
 
-    problem   why it cannot be decoded, "" when it can
+    problem   why it cannot be decoded, "" if it can
     grey      whether it has no colour, whatever its mode
-    pixels    digest of size and pixels as RGB, so that metadata and lossless containers do not count
-    mark      64-bit perceptual hash as hex, "" for an image without structure
+    pixels    digest of size and pixels as RGB, independent of metadata and of the lossless format
+    hash      64-bit perceptual hash in hexadecimal, "" for an image without structure
     flat      whether it has more than 8 bits and becomes nearly constant as RGB
-    turned    whether its EXIF orientation would turn or mirror it
-    frames    whether it has several frames or pages, of which the first is read
+    turned    whether its EXIF orientation would rotate or mirror it
+    frames    whether it has several frames or pages, of which only the first is read
     """
 
     problem: str
@@ -52,42 +52,44 @@ class ImageFacts:
     height: int = 0
     grey: bool = False
     pixels: str = ""
-    mark: str = ""
+    hash: str = ""
     flat: bool = False
     turned: bool = False
     frames: bool = False
 
     def row(self) -> tuple[Any, ...]:
-        """As it is stored: Look(*row)."""
+        """Return the fields as they are stored: ImageFacts(*row)."""
         return astuple(self)
 
 
 def inspect_image(image: Image) -> ImageFacts:
-    """What a decoded image is."""
+    """Return the properties of a decoded image."""
     deep = image.mode in DEEP_MODES
     colour = _eight_bits(image) if deep else image if image.mode == "RGB" else image.convert("RGB")
     exact = hashlib.sha256(f"{image.mode if deep else 'RGB'} {image.size}".encode())
     exact.update((image if deep else colour).tobytes())
     small = np.asarray(colour.resize((_SIDE, _SIDE), 2, reducing_gap=2.0), np.float64)  # 2: bilinear, antialiased
     grey = image.mode in _GREY or bool(np.ptp(small, 2).max() <= 8)  # JPEG keeps channels equal up to rounding
-    mark = perceptual(small @ (0.299, 0.587, 0.114))
+    image_hash = perceptual_hash(small @ (0.299, 0.587, 0.114))
     digest = exact.hexdigest()[:32]
     return ImageFacts(
-        "", image.mode, image.width, image.height, grey, digest, mark, becomes_constant(image), _turned(image)
+        "", image.mode, image.width, image.height, grey, digest, image_hash, becomes_constant(image), _turned(image)
     )
 
 
 def _turned(image: Image) -> bool:
+    """Return whether the EXIF orientation is not the normal one."""
     try:
         return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
     except Exception:  # damaged metadata, of whatever kind
         return False
 
 
-def perceptual(grey: npt.NDArray[np.float64]) -> str:
-    """The signs of the 8x8 lowest frequencies [32 32] about their median, as 16 hex digits; "" without structure.
+def perceptual_hash(grey: npt.NDArray[np.float64]) -> str:
+    """Return the perceptual hash of a grey thumbnail [32 32] as 16 hexadecimal digits, "" for one without structure.
 
-    Scaling, recompression and small changes of brightness leave nearly all bits; mirroring and cropping do not.
+    The bits compare the 8x8 lowest DCT coefficients with their median. Scaling, recompression and small changes of
+    brightness preserve nearly all bits; mirroring and cropping do not.
     """
     if grey.std() < _FLAT:
         return ""
@@ -98,7 +100,7 @@ def perceptual(grey: npt.NDArray[np.float64]) -> str:
 
 
 def _eight_bits(image: Image) -> Image:
-    """A deep image stretched to 8 bits between its least and greatest value, as RGB."""
+    """Convert a deep image to RGB, scaling its range of values to 8 bits."""
     from PIL import Image as images
 
     values = np.nan_to_num(np.asarray(image, np.float64))
@@ -106,48 +108,48 @@ def _eight_bits(image: Image) -> Image:
     return images.fromarray(((values - least) * (255 / span)).astype(np.uint8)).convert("RGB")
 
 
-ENGINE = 2  # raise when a look gives something else than before
-PART_SIZE = 64  # images, on average
+ENGINE = 2  # increment when the properties of an image are computed differently
+PART_SIZE = 64  # images on average
 
 Done = Callable[[int], None]
 
 
-def inspect_images(listing: ImageSet, store: Store, workers: int = 0, done: Done = lambda n: None) -> list[ImageFacts]:
-    """A look at every image in list order; those of earlier runs come from the store unless the image changed.
+def inspect_images(images: ImageSet, store: Store, workers: int = 0, done: Done = lambda n: None) -> list[ImageFacts]:
+    """Return the properties of every image in order; those of unchanged images are read from the store.
 
-    `done` is told how many images are ready. An image that the system withholds (no permission, a drive that went away)
-    counts as unreadable, and its part is not stored.
+    `done` is called with the number of images that are ready. An image that the system does not let us read (no
+    permission, a drive that was removed) counts as unreadable, and its part is not stored.
     """
-    from PIL import Image  # noqa: F401  not for the first time in a thread
+    from PIL import Image  # noqa: F401  must not be imported in a thread first
 
     workers = workers or min(os.cpu_count() or 1, 16)
-    looks: dict[int, list[ImageFacts]] = {}
+    results: dict[int, list[ImageFacts]] = {}
     waiting: collections.deque[tuple[tuple[int, int], list[Future[tuple[ImageFacts, bool]]]]] = collections.deque()
     ahead = 0
 
     def finish() -> None:
         nonlocal ahead
         bounds, futures = waiting.popleft()
-        found = []
+        part = []
         for future in futures:
-            found.append(future.result())
+            part.append(future.result())
             done(1)
         ahead -= len(futures)
-        looks[bounds[0]] = [one for one, _ in found]
-        if all(lasting for _, lasting in found):
-            facts = {"looks": [one.row() for one in looks[bounds[0]]]}
-            store.try_write("looks", _inputs(listing, bounds), facts)
+        results[bounds[0]] = [facts for facts, _ in part]
+        if all(permanent for _, permanent in part):
+            rows = {"looks": [facts.row() for facts in results[bounds[0]]]}
+            store.try_write("looks", _inputs(images, bounds), rows)
 
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="look")
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="inspect")
     try:
         with decode.pillow_in_threads():
-            for start, stop in split_parts(listing.names):
-                entry = store.find("looks", _inputs(listing, (start, stop)))
+            for start, stop in split_parts(images.names):
+                entry = store.find("looks", _inputs(images, (start, stop)))
                 if entry is not None:
-                    looks[start] = [ImageFacts(*row) for row in entry.facts["looks"]]
+                    results[start] = [ImageFacts(*row) for row in entry.facts["looks"]]
                     done(stop - start)
                     continue
-                waiting.append(((start, stop), [pool.submit(_look, listing, i) for i in range(start, stop)]))
+                waiting.append(((start, stop), [pool.submit(_inspect, images, i) for i in range(start, stop)]))
                 ahead += stop - start
                 while waiting and ahead - len(waiting[0][1]) >= 4 * workers:
                     finish()
@@ -155,43 +157,43 @@ def inspect_images(listing: ImageSet, store: Store, workers: int = 0, done: Done
                 finish()
     finally:
         pool.shutdown(cancel_futures=True)
-    return [one for start in sorted(looks) for one in looks[start]]
+    return [facts for start in sorted(results) for facts in results[start]]
 
 
 def split_parts(names: tuple[str, ...]) -> list[tuple[int, int]]:
-    """(start, stop) of every part of a list."""
+    """Return (start, stop) of every part of a set."""
     hashes = (hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest() for name in names)
-    ends = [i + 1 for i, one in enumerate(hashes) if int.from_bytes(one[:4], "big") % PART_SIZE == 0]
+    ends = [i + 1 for i, name_hash in enumerate(hashes) if int.from_bytes(name_hash[:4], "big") % PART_SIZE == 0]
     if not ends or ends[-1] != len(names):
         ends.append(len(names))
     return list(zip([0, *ends], ends, strict=False))
 
 
-def _inputs(listing: ImageSet, bounds: tuple[int, int]) -> dict[str, object]:
-    one = listing.dataset  # splits of one torchvision folder have the same names, sizes and times
+def _inputs(images: ImageSet, bounds: tuple[int, int]) -> dict[str, object]:
+    dataset = images.dataset  # splits of a torchvision folder have the same names, sizes and times
     return {
         "engine": ENGINE,
-        "items": listing.part_stamp(*bounds),
-        "of": [one.loader, one.source, one.split, one.within],
+        "items": images.part_fingerprint(*bounds),
+        "of": [dataset.loader, dataset.source, dataset.split, dataset.within],
     }
 
 
-def _look(listing: ImageSet, index: int) -> tuple[ImageFacts, bool]:
-    """The look, and whether it will be the same next time."""
+def _inspect(images: ImageSet, index: int) -> tuple[ImageFacts, bool]:
+    """Return the properties of an image, and whether the next inspection will give the same."""
     try:
-        image = listing.read(index)
+        image = images.read(index)
         return replace(inspect_image(image), frames=_has_frames(image)), True
-    except UserError:  # not the image that was listed
+    except UserError:  # it changed after it was listed
         raise
     except Exception as error:
         return ImageFacts(decode.describe_error(error)), decode.is_broken(error)
 
 
 def _has_frames(image: Image) -> bool:
-    """Whether there are several frames. (Photographs in the MPO format have a preview beside them: that is none.)"""
+    """Return whether there are several frames. (The preview in a photograph in the MPO format is not a frame.)"""
     if image.format not in ("GIF", "TIFF", "WEBP", "PNG"):
         return False
     try:
         return bool(getattr(image, "is_animated", False))
-    except Exception:  # damaged behind the first frame, in whatever way
+    except Exception:  # damaged after the first frame
         return False

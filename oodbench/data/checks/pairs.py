@@ -1,4 +1,4 @@
-"""What is wrong between an ID set and an OOD set: shared images, and shortcuts such as resolution and colour."""
+"""Checks of an ID set and an OOD set: common images, synonymous classes, shortcuts such as resolution and colour."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from oodbench.data.imageset import ImageSet
 from oodbench.errors import UserError
 from oodbench.metrics.detection import evaluate, score_set
 
-_PLACES = ("/usr/share/wordnet", "~/nltk_data/corpora/wordnet")  # Debian's wordnet-base, NLTK
-_NUMBERED = re.compile(r"n(\d{8})")  # a class folder named by its synset, as ImageNet's are
+_FOLDERS = ("/usr/share/wordnet", "~/nltk_data/corpora/wordnet")  # Debian's wordnet-base, NLTK
+_SYNSET = re.compile(r"n(\d{8})")  # a class folder named by its synset, as in ImageNet
 
 
 def find_wordnet() -> Path | None:
-    """The folder of data.noun and index.noun: $WNSEARCHDIR, $WNHOME/dict, or where Debian and NLTK put it."""
+    """Return the folder of data.noun and index.noun: $WNSEARCHDIR, $WNHOME/dict, or that of Debian or NLTK."""
     chosen = [os.environ.get("WNSEARCHDIR", ""), f"{home}/dict" if (home := os.environ.get("WNHOME", "")) else ""]
-    places = [c for c in chosen if c] or list(_PLACES)
-    for place in places:
-        folder = Path(os.path.expanduser(place))
+    folders = [c for c in chosen if c] or list(_FOLDERS)
+    for name in folders:
+        folder = Path(os.path.expanduser(name))
         if (folder / "data.noun").is_file() and (folder / "index.noun").is_file():
             return folder
     return None
 
 
 class WordNet:
-    """Synsets of nouns by name; numbers are offsets into data.noun, and those of ImageNet's folders are 3.0's."""
+    """Synsets of nouns by name. A synset is its offset in data.noun; ImageNet's folders have those of WordNet 3.0."""
 
     def __init__(self, folder: Path) -> None:
         self._data = folder / "data.noun"
@@ -47,22 +47,22 @@ class WordNet:
                     self._synsets[lemma] = tuple(map(int, rest[-int(count) :]))
 
     def synsets(self, name: str) -> frozenset[int]:
-        """What a class name or a numbered folder may mean; empty when WordNet does not know it.
+        """Return the possible synsets of a class name or a folder such as n01440764; empty if WordNet has none.
 
-        A name such as `tench, Tinca tinca` is read word by word between commas; a plural counts as its singular.
+        Each part of a name such as `tench, Tinca tinca` is looked up; a plural also as its singular.
         """
-        if numbered := _NUMBERED.fullmatch(name):
-            return frozenset((int(numbered[1]),)) if self.words(int(numbered[1])) else frozenset()
-        found: set[int] = set()
-        for one in re.sub(r"\(.*?\)", "", name).split(","):
-            lemma = "_".join(one.casefold().replace("_", " ").split())
-            whole = (lemma, lemma.replace("-", "_"))
-            spelled = (*whole, *(each.removesuffix("s") for each in whole))
-            found.update(next((self._synsets[s] for s in spelled if s in self._synsets), ()))
-        return frozenset(found)
+        if match := _SYNSET.fullmatch(name):
+            return frozenset((int(match[1]),)) if self.words(int(match[1])) else frozenset()
+        synsets: set[int] = set()
+        for part in re.sub(r"\(.*?\)", "", name).split(","):
+            lemma = "_".join(part.casefold().replace("_", " ").split())
+            given = (lemma, lemma.replace("-", "_"))
+            spellings = (*given, *(text.removesuffix("s") for text in given))
+            synsets.update(next((self._synsets[s] for s in spellings if s in self._synsets), ()))
+        return frozenset(synsets)
 
     def words(self, synset: int) -> tuple[str, ...]:
-        """The words of a synset, () when there is none of that number."""
+        """Return the words of a synset, () if there is no such synset."""
         with self._data.open("rb") as file:
             file.seek(synset)
             line = file.readline().decode("latin-1")
@@ -72,117 +72,118 @@ class WordNet:
         return tuple(fields[4 + 2 * i].replace("_", " ") for i in range(int(fields[3], 16)))
 
 
-def is_number(folder: str) -> bool:
-    """Whether a class folder is named by its synset, as n01440764 is."""
-    return _NUMBERED.fullmatch(folder) is not None
+def is_synset(folder: str) -> bool:
+    """Return whether a class folder is named by its synset, such as n01440764."""
+    return _SYNSET.fullmatch(folder) is not None
 
 
-_TOLD_APART = 0.9  # AUROC by size alone from which results may be about size
-_MORE_GREY = 0.2  # difference of the shares of images without colour
-_FEWEST = 10  # images of each set below which shares mean nothing
+_SIZE_AUROC = 0.9  # AUROC by size alone above which results may depend on size
+_GREY_DIFFERENCE = 0.2  # between the fractions of images without colour
+_MIN_IMAGES = 10  # of each set, for a comparison of their sizes and colours
 
 _FEATURES: dict[str, Callable[[ImageFacts], float]] = {
-    "shorter side": lambda one: min(one.width, one.height),
-    "number of pixels": lambda one: one.width * one.height,
-    "aspect ratio": lambda one: max(one.width, one.height) / min(one.width, one.height),
+    "shorter side": lambda image: min(image.width, image.height),
+    "number of pixels": lambda image: image.width * image.height,
+    "aspect ratio": lambda image: max(image.width, image.height) / min(image.width, image.height),
 }
 
 
 @dataclass(frozen=True)
-class ImageSide:
-    """A set and the looks at its images."""
+class InspectedSet:
+    """An image set and the properties of its images."""
 
     listing: ImageSet
-    looks: Sequence[ImageFacts]
+    images: Sequence[ImageFacts]
 
     @property
     def name(self) -> str:
+        """The name of the dataset."""
         return self.listing.dataset.name
 
 
-def shared_images(id_set: ImageSide, ood: ImageSide, radius: int) -> Iterator[Finding]:
-    """Identical images, and those whose perceptual hashes differ in at most `radius` bits (0: equal hashes)."""
+def shared_images(id_set: InspectedSet, ood: InspectedSet, radius: int) -> Iterator[Finding]:
+    """Yield the findings on identical images, and on those whose hashes differ in at most `radius` bits."""
     pair = (id_set.name, ood.name)
 
-    def told(p: duplicates.DuplicatePair) -> str:
+    def names(p: duplicates.DuplicatePair) -> str:
         return f"{id_set.listing.names[p.first]} = {ood.listing.names[p.second]}"
 
-    same = duplicates.identical_pairs(id_set.looks, ood.looks)
+    same = duplicates.identical_pairs(id_set.images, ood.images)
     if same:
         message = f"{len(same):,} images of the OOD set have the pixels of an ID image"
-        yield Finding("error", "identical", pair, message, len(same), first_examples([told(p) for p in same]))
-    near = duplicates.similar_pairs(id_set.looks, ood.looks, radius)
+        yield Finding("error", "identical", pair, message, len(same), first_examples([names(p) for p in same]))
+    near = duplicates.similar_pairs(id_set.images, ood.images, radius)
     if near.images:
         message = f"{near.images:,} images of the OOD set look like an ID image (hashes within {radius} of 64 bits)"
-        examples = [f"{told(p)} ({p.distance} bits)" for p in near.pairs]
+        examples = [f"{names(p)} ({p.distance} bits)" for p in near.pairs]
         yield Finding("warning", "near-duplicates", pair, message, near.images, first_examples(examples))
 
 
-def shortcut_features(id_set: ImageSide, ood: ImageSide) -> Iterator[Finding]:
-    """Whether size or colour alone tells the sets apart, so that scores may measure that instead of the content."""
+def shortcut_features(id_set: InspectedSet, ood: InspectedSet) -> Iterator[Finding]:
+    """Yield the findings on sets that differ in size or colour, which scores may measure instead of the content."""
     pair = (id_set.name, ood.name)
-    ours, theirs = ([one for one in side.looks if not one.problem] for side in (id_set, ood))
-    if min(len(ours), len(theirs)) < _FEWEST:
+    id_images, ood_images = ([image for image in s.images if not image.problem] for s in (id_set, ood))
+    if min(len(id_images), len(ood_images)) < _MIN_IMAGES:
         return
     best = (0.0, "", 0.0, 0.0)
-    for what, feature in _FEATURES.items():
-        a, b = (np.array([feature(one) for one in looks]) for looks in (ours, theirs))
-        area = evaluate(score_set(a, f"{what} of {pair[0]}"), score_set(b, f"{what} of {pair[1]}")).auroc
-        best = max(best, (max(area, 1 - area), what, float(np.median(a)), float(np.median(b))))
-    area, what, middle, other = best
-    if area >= _TOLD_APART:
+    for name, feature in _FEATURES.items():
+        a, b = (np.array([feature(image) for image in images]) for images in (id_images, ood_images))
+        area = evaluate(score_set(a, f"{name} of {pair[0]}"), score_set(b, f"{name} of {pair[1]}")).auroc
+        best = max(best, (max(area, 1 - area), name, float(np.median(a)), float(np.median(b))))
+    area, name, id_median, ood_median = best
+    if area >= _SIZE_AUROC:
         message = (
-            f"the {what} of the file alone tells ID from OOD with AUROC {area:.1%} (medians {middle:,.5g} and "
-            f"{other:,.5g}): a method that sees resolution looks better than it is"
+            f"the {name} of the file alone separates ID from OOD with AUROC {area:.1%} (medians {id_median:,.5g} and "
+            f"{ood_median:,.5g}): a method that depends on resolution looks better than it is"
         )
         yield Finding("warning", "resolution", pair, message)
-    grey, grey_other = (sum(one.grey for one in looks) / len(looks) for looks in (ours, theirs))
-    if abs(grey - grey_other) >= _MORE_GREY:
-        message = f"{grey:.1%} of ID and {grey_other:.1%} of OOD images have no colour: colour alone tells some apart"
+    id_grey, ood_grey = (sum(image.grey for image in images) / len(images) for images in (id_images, ood_images))
+    if abs(id_grey - ood_grey) >= _GREY_DIFFERENCE:
+        message = f"{id_grey:.1%} of ID and {ood_grey:.1%} of OOD images have no colour: colour alone separates some"
         yield Finding("warning", "grey", pair, message)
 
 
 def class_names(listing: ImageSet) -> dict[str, str]:
-    """Class name -> what it is looked up by in WordNet: the folder where that is a synset's number, else the name.
+    """Return per class name the text to look up in WordNet: its folder if that is a synset, else the name.
 
-    Names are those of the class list, or the folders that hold the images when there are several.
+    Names are those of the class list, else the folders that contain the images if there are several.
     """
     folders = listing.folders or tuple(sorted({n.rpartition("/")[0].rpartition("/")[2] for n in listing.names}))
     if listing.dataset.classes:
         try:
             named = prompts.class_names(listing.dataset.classes).lines
-        except UserError:  # told elsewhere
+        except UserError:  # another check reports it
             named = folders
         if len(named) != len(folders):
             return {name: name for name in named}
-        return {n: f if is_number(f) else n for n, f in zip(named, folders, strict=True)}
+        return {n: f if is_synset(f) else n for n, f in zip(named, folders, strict=True)}
     if listing.named and len(listing.named) == len(folders):
-        return {n: f if is_number(f) else n for n, f in zip(listing.named, folders, strict=True)}
+        return {n: f if is_synset(f) else n for n, f in zip(listing.named, folders, strict=True)}
     return {folder: folder for folder in folders if folder} if len(folders) > 1 else {}
 
 
 def class_overlap(id_set: ImageSet, ood: ImageSet, net: WordNet | None) -> Iterator[Finding]:
-    """Findings about class names of both sets; nothing when one of them has no classes."""
+    """Yield the findings on class names that both sets have, or that are synonyms."""
     pair = (id_set.dataset.name, ood.dataset.name)
-    ours, theirs = class_names(id_set), class_names(ood)
-    plain = {normalize_name(name): name for name in ours}
-    same = [f"{plain[normalize_name(name)]} = {name}" for name in theirs if normalize_name(name) in plain]
+    id_names, ood_names = class_names(id_set), class_names(ood)
+    plain = {normalize_name(name): name for name in id_names}
+    same = [f"{plain[normalize_name(name)]} = {name}" for name in ood_names if normalize_name(name) in plain]
     if same:
         message = f"{len(same):,} class names of the OOD set are ID class names: their images may be ID"
         yield Finding("warning", "names", pair, message, len(same), first_examples(same))
     if net is None:
-        if ours and theirs:
-            yield Finding("note", "no-wordnet", pair, "WordNet is not installed, so synonyms were not looked at")
+        if id_names and ood_names:
+            yield Finding("note", "no-wordnet", pair, "WordNet is not installed, so synonyms were not checked")
         return
-    meant: dict[int, str] = {}
-    for name, looked_up in ours.items():
-        for synset in net.synsets(looked_up):
-            meant.setdefault(synset, name)
-    alike = []
-    for name, looked_up in theirs.items():
-        common = sorted(net.synsets(looked_up) & meant.keys())
+    meanings: dict[int, str] = {}
+    for name, text in id_names.items():
+        for synset in net.synsets(text):
+            meanings.setdefault(synset, name)
+    synonyms = []
+    for name, text in ood_names.items():
+        common = sorted(net.synsets(text) & meanings.keys())
         if common and normalize_name(name) not in plain:
-            alike.append(f"{meant[common[0]]} ~ {name} ({', '.join(net.words(common[0]))})")
-    if alike:
-        message = f"{len(alike):,} class names of the OOD set mean what an ID class name may mean, says WordNet"
-        yield Finding("warning", "synonyms", pair, message, len(alike), first_examples(alike))
+            synonyms.append(f"{meanings[common[0]]} ~ {name} ({', '.join(net.words(common[0]))})")
+    if synonyms:
+        message = f"{len(synonyms):,} class names of the OOD set may be synonyms of an ID class name (WordNet)"
+        yield Finding("warning", "synonyms", pair, message, len(synonyms), first_examples(synonyms))

@@ -1,4 +1,4 @@
-"""The whole check: lists, looks at images, pairs of sets, calibration lists; and what was found as a Report."""
+"""All checks of a scope: sets, their images, pairs of ID and OOD sets, calibration sets."""
 
 from __future__ import annotations
 
@@ -12,19 +12,26 @@ from oodbench.data.catalog import Dataset
 from oodbench.data.checks import calibration, pairs, single
 from oodbench.data.checks.findings import CheckReport, Finding
 from oodbench.data.checks.inspection import Done, inspect_images
-from oodbench.data.checks.pairs import ImageSide
+from oodbench.data.checks.pairs import InspectedSet
 from oodbench.data.checks.scope import CheckScope
 from oodbench.data.imageset import ImageSet
 from oodbench.data.load import LoadOptions, load_images
 from oodbench.errors import Missing, Unlabelled, UserError
 from oodbench.storage.store import Store
 
-Watch = Callable[[str, int], Done]  # (what is done, how many steps) -> a function that is told of steps
+Watch = Callable[[str, int], Done]  # (description, number of steps) -> a function that is called with finished steps
 
 
 @dataclass(frozen=True)
 class CheckSettings:
-    """How to look: where data lie, threads (0: one per core), bits of near-duplicates, images of each set at most."""
+    """Settings of a check.
+
+    data     the data folder
+    store    keeps the properties of inspected images
+    workers  number of threads, 0: one per core
+    hamming  bits in which the hashes of near-duplicates may differ
+    limit    maximum number of images per set
+    """
 
     data: Path
     store: Store
@@ -36,9 +43,9 @@ class CheckSettings:
 def check_sets(
     scope: CheckScope, settings: CheckSettings, watch: Watch = lambda what, n: lambda done: None
 ) -> CheckReport:
-    """Check all of a scope. Data that are wrong are in the report; UserError when there are none at all."""
+    """Check everything in a scope and return the report. Raise UserError if there are no data at all."""
     report = CheckReport()
-    sides: dict[str, ImageSide] = {}
+    inspected: dict[str, InspectedSet] = {}
     for name, dataset in scope.sets.items():
         role = scope.roles[name]
         dataset, digest, finding = single.check_list_digest(dataset, settings.data)
@@ -46,25 +53,25 @@ def check_sets(
         listed = _list(dataset, role, settings, report, scope)
         if listed is None:
             continue
-        card = single.summarize_list(listed, role)
+        summary = single.summarize_list(listed, role)
         if digest:
-            card.digest, card.declared_digest = digest
-        report.cards.append(card)
-        report.findings += single.list_findings(card, listed)
-        looks = inspect_images(listed, settings.store, settings.workers, watch(f"look at {name}", len(listed)))
-        single.add_looks(card, looks)
-        report.findings += single.image_findings(listed, looks)
+            summary.digest, summary.declared_digest = digest
+        report.sets.append(summary)
+        report.findings += single.list_findings(summary, listed)
+        images = inspect_images(listed, settings.store, settings.workers, watch(f"inspect {name}", len(listed)))
+        single.summarize_images(summary, images)
+        report.findings += single.image_findings(listed, images)
         if len(listed) < listed.total:
-            message = f"only {len(listed):,} of {listed.total:,} images were looked at"
+            message = f"only {len(listed):,} of {listed.total:,} images were inspected"
             report.findings.append(Finding("note", "limit", (name,), message))
-        sides[name] = ImageSide(listed, looks)
-    _compare(scope, sides, settings, report, watch)
+        inspected[name] = InspectedSet(listed, images)
+    _compare(scope, inspected, settings, report, watch)
     for name, dataset in scope.calibrations.items():
-        if name in sides:
-            _calibration(sides[name].listing, dataset, settings, report)
-    if not report.cards and not report.findings:
+        if name in inspected:
+            _calibration(inspected[name].listing, dataset, settings, report)
+    if not report.sets and not report.findings:
         raise UserError(
-            f"no dataset of the catalogue lies below {settings.data}; name the folder with --data, "
+            f"no dataset of the catalogue is in {settings.data}; name the folder with --data, "
             "a set of your own with folder:PATH"
         )
     return report
@@ -73,19 +80,19 @@ def check_sets(
 def _list(
     dataset: Dataset, role: str, settings: CheckSettings, report: CheckReport, scope: CheckScope
 ) -> ImageSet | None:
-    """The images of a set, labelled where it is an ID set; None and a finding when they cannot be listed.
+    """Return the images of a set, labelled if it is an ID set; None, after adding a finding, if they cannot be listed.
 
-    A set that has no role may be meant for either: what is wrong with its classes is a warning.
+    A set without a role may be used as ID or OOD set: problems of its classes are warnings.
     """
-    must = role == "ID" or (role != "OOD" and bool(dataset.train or dataset.benchmark))
+    needs_labels = role == "ID" or (role != "OOD" and bool(dataset.train or dataset.benchmark))
     try:
-        listed = _listing(dataset, must or bool(dataset.classes), settings)
-        return listed if must or role else _with_classes(listed, settings, report)
+        listed = _listing(dataset, needs_labels or bool(dataset.classes), settings)
+        return listed if needs_labels or role else _with_classes(listed, settings, report)
     except UserError as problem:
         error = problem
     with contextlib.suppress(UserError):
         listed = _listing(dataset, False, settings)
-        if must:
+        if needs_labels:
             report.findings.append(Finding("error", "classes", (dataset.name,), str(error)))
         return listed
     if isinstance(error, Missing):
@@ -97,7 +104,7 @@ def _list(
 
 
 def _with_classes(listed: ImageSet, settings: CheckSettings, report: CheckReport) -> ImageSet:
-    """The same list with the remarks on its classes, where it has some."""
+    """Return the same set with the remarks on its classes, if it has classes."""
     try:
         labelled = _listing(listed.dataset, True, settings)
     except Unlabelled:
@@ -114,15 +121,15 @@ def _listing(dataset: Dataset, labelled: bool, settings: CheckSettings) -> Image
 
 
 def _compare(
-    scope: CheckScope, sides: dict[str, ImageSide], settings: CheckSettings, report: CheckReport, watch: Watch
+    scope: CheckScope, inspected: dict[str, InspectedSet], settings: CheckSettings, report: CheckReport, watch: Watch
 ) -> None:
-    there = [(sides[a], sides[b]) for a, b in scope.pairs if a in sides and b in sides]
-    if not there:
+    available = [(inspected[a], inspected[b]) for a, b in scope.pairs if a in inspected and b in inspected]
+    if not available:
         return
-    place = pairs.find_wordnet()
-    net = pairs.WordNet(place) if place else None
-    done = watch("compare ID and OOD", len(there))
-    for id_set, ood in there:
+    folder = pairs.find_wordnet()
+    net = pairs.WordNet(folder) if folder else None
+    done = watch("compare ID and OOD", len(available))
+    for id_set, ood in available:
         report.findings += pairs.shared_images(id_set, ood, settings.hamming)
         report.findings += pairs.shortcut_features(id_set, ood)
         report.findings += pairs.class_overlap(id_set.listing, ood.listing, net)
@@ -130,16 +137,16 @@ def _compare(
 
 
 def _calibration(test: ImageSet, dataset: Dataset, settings: CheckSettings, report: CheckReport) -> None:
-    """Card and findings of a calibration set: its list and what of it is tested on. Its images are not decoded."""
+    """Add the summary and the findings of a calibration set: its list, and test images in it. No image is decoded."""
     try:
         listed = _listing(dataset, True, dataclasses.replace(settings, limit=None))
     except UserError as error:
         report.findings.append(Finding("note", "no-calibration", (test.dataset.name, dataset.name), str(error)))
         return
-    if dataset.name not in {card.name for card in report.cards}:
-        card = single.summarize_list(listed, "calibration")
-        report.cards.append(card)
-        report.findings += single.list_findings(card, listed)
+    if dataset.name not in {summary.name for summary in report.sets}:
+        summary = single.summarize_list(listed, "calibration")
+        report.sets.append(summary)
+        report.findings += single.list_findings(summary, listed)
     try:
         report.findings += calibration.calibration_overlap(test, listed)
     except UserError as error:

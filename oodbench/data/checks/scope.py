@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from oodbench.data import catalog as catalogue
+from oodbench.data import catalog
 from oodbench.data.catalog import Dataset, Protocol
 from oodbench.errors import ProblemList, raise_all
 
@@ -28,7 +28,7 @@ class CheckScope:
         self.sets.setdefault(dataset.name, dataset)
         self.roles[dataset.name] = self.roles.get(dataset.name) or role
         if dataset.train and dataset.name not in self.calibrations:
-            self.calibrations[dataset.name] = catalogue.dataset(dataset.train)
+            self.calibrations[dataset.name] = catalog.dataset(dataset.train)
 
     def add_pair(self, id_set: Dataset, ood: Dataset) -> None:
         """Add an ID set and an OOD set that are to be compared."""
@@ -40,7 +40,7 @@ class CheckScope:
     def add_protocol(self, protocol: Protocol) -> None:
         """Add the sets of a benchmark, with its calibration set."""
         if protocol.benchmark.calibration:
-            self.calibrations[protocol.id.name] = catalogue.dataset(protocol.benchmark.calibration)
+            self.calibrations[protocol.id.name] = catalog.dataset(protocol.benchmark.calibration)
         self.add(protocol.id, "ID")
         for ood, _ in protocol.ood:
             self.add_pair(protocol.id, ood)
@@ -56,18 +56,18 @@ def select_sets(names: Sequence[str], id_name: str = "") -> CheckScope:
         return _everything()
     problems = ProblemList()
     result = CheckScope()
-    id_set = problems.attempt(catalogue.dataset, id_name) if id_name else None
+    id_set = problems.attempt(catalog.dataset, id_name) if id_name else None
     if id_set:
         result.add(id_set, "ID")
     for name in names:
-        if name in catalogue.benchmarks():
-            protocol = catalogue.protocol(name)
+        if name in catalog.benchmarks():
+            protocol = catalog.protocol(name)
             if not id_name:
                 result.add_protocol(protocol)
             elif id_set:
                 for ood, _ in protocol.ood:
                     result.add_pair(id_set, ood)
-        elif dataset := problems.attempt(catalogue.dataset, name):
+        elif dataset := problems.attempt(catalog.dataset, name):
             if id_set:
                 result.add_pair(id_set, dataset)
             else:
@@ -78,11 +78,9 @@ def select_sets(names: Sequence[str], id_name: str = "") -> CheckScope:
 
 def _everything() -> CheckScope:
     """Return all sets that may exist below the data folder, paired as in the benchmarks."""
-    local = {
-        d.name: d for d in catalogue.datasets().values() if d.loader not in ("glyphs", "hf") and "://" not in d.path
-    }
+    local = {d.name: d for d in catalog.datasets().values() if d.loader not in ("glyphs", "hf") and "://" not in d.path}
     result = CheckScope(required=False)
-    for benchmark in catalogue.benchmarks().values():
+    for benchmark in catalog.benchmarks().values():
         if benchmark.id in local:
             for name, _ in benchmark.sets():
                 if name in local:

@@ -1,4 +1,4 @@
-"""What is wrong with one image set by itself: count, absent and broken images, modes, class folders."""
+"""Checks of a single image set: count, missing and unreadable images, modes, class folders."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from oodbench.data.loaders.layout import same_prompt_remarks
 from oodbench.errors import UserError
 from oodbench.storage.store import digest
 
-_PLAIN = ("RGB", "L")  # modes that nobody needs to think about
+_PLAIN = ("RGB", "L")  # modes that need no warning
 
 
 def list_digest(listing: ImageSet) -> str:
-    """sha256 of the names in list order and their labels: the same wherever the images lie."""
+    """Return the sha256 of names and labels in order, which does not depend on the folder of the images."""
     return digest([list(listing.names), listing.labels.tolist()])
 
 
 def summarize_list(listing: ImageSet, role: str) -> SetSummary:
-    """What a list says without a look at its images."""
+    """Return the summary of a set whose images were not inspected."""
     return SetSummary(
         name=listing.dataset.name,
         role=role,
@@ -39,85 +39,84 @@ def summarize_list(listing: ImageSet, role: str) -> SetSummary:
     )
 
 
-def add_looks(seen: SetSummary, looks: Sequence[ImageFacts]) -> None:
-    """Add to a card what its images are."""
-    whole = [one for one in looks if not one.problem]
-    sides = sorted(min(one.width, one.height) for one in whole)
-    seen.looked = len(looks)
-    seen.unreadable = len(looks) - len(whole)
-    seen.modes = dict(Counter(one.mode for one in whole).most_common())
-    seen.grey = round(sum(one.grey for one in whole) / len(whole), 4) if whole else 0.0
-    seen.shorter = (sides[0], sides[len(sides) // 2], sides[-1]) if sides else None
+def summarize_images(summary: SetSummary, inspected: Sequence[ImageFacts]) -> None:
+    """Add the properties of the images to the summary of a set."""
+    readable = [facts for facts in inspected if not facts.problem]
+    sides = sorted(min(facts.width, facts.height) for facts in readable)
+    summary.looked = len(inspected)
+    summary.unreadable = len(inspected) - len(readable)
+    summary.modes = dict(Counter(facts.mode for facts in readable).most_common())
+    summary.grey = round(sum(facts.grey for facts in readable) / len(readable), 4) if readable else 0.0
+    summary.shorter = (sides[0], sides[len(sides) // 2], sides[-1]) if sides else None
 
 
-def list_findings(seen: SetSummary, listing: ImageSet) -> Iterator[Finding]:
-    """Findings that take no look at an image: count, absent files, class folders."""
-    name = (seen.name,)
-    if seen.expected is not None and seen.images != seen.expected:
-        off = seen.images - seen.expected
-        much = f"{-off:,} are missing" if off < 0 else f"{off:,} too many"
-        yield Finding(
-            "error", "count", name, f"{seen.images:,} images, the catalogue counts {seen.expected:,}: {much}", abs(off)
-        )
+def list_findings(summary: SetSummary, listing: ImageSet) -> Iterator[Finding]:
+    """Yield the findings that need no image to be read: count, missing files, class folders."""
+    name = (summary.name,)
+    if summary.expected is not None and summary.images != summary.expected:
+        off = summary.images - summary.expected
+        difference = f"{-off:,} are missing" if off < 0 else f"{off:,} too many"
+        message = f"{summary.images:,} images, the catalogue counts {summary.expected:,}: {difference}"
+        yield Finding("error", "count", name, message, abs(off))
     if listing.absent:
-        message = f"{len(listing.absent):,} images that the list names are not there"
+        message = f"{len(listing.absent):,} images that the list names do not exist"
         yield Finding("error", "absent", name, message, len(listing.absent), first_examples(list(listing.absent)))
-    for one in listing.remarks:
-        yield Finding("warning", one.kind, name, one.message, one.count, one.examples)
+    for remark in listing.remarks:
+        yield Finding("warning", remark.kind, name, remark.message, remark.count, remark.examples)
     if listing.folders or listing.dataset.classes:
         yield from _classes(listing)
         yield from class_name_findings(listing)
 
 
-def image_findings(listing: ImageSet, looks: Sequence[ImageFacts]) -> Iterator[Finding]:
-    """Findings about the images: broken ones, modes, repetitions."""
+def image_findings(listing: ImageSet, inspected: Sequence[ImageFacts]) -> Iterator[Finding]:
+    """Yield the findings on the images: unreadable ones, modes, orientation, frames, repeated ones."""
     name = (listing.dataset.name,)
-    broken = [f"{n}: {one.problem}" for n, one in zip(listing.names, looks, strict=True) if one.problem]
+    broken = [f"{n}: {facts.problem}" for n, facts in zip(listing.names, inspected, strict=True) if facts.problem]
     if broken:
-        message = f"{len(broken):,} of {len(looks):,} images cannot be decoded"
+        message = f"{len(broken):,} of {len(inspected):,} images cannot be decoded"
         yield Finding("error", "unreadable", name, message, len(broken), first_examples(broken))
-    odd = [f"{n}: {one.mode}" for n, one in zip(listing.names, looks, strict=True) if one.mode not in ("", *_PLAIN)]
-    if odd:
-        modes = Counter(one.mode for one in looks if one.mode not in ("", *_PLAIN))
-        told = ", ".join(f"{n:,} {mode}" for mode, n in modes.most_common())
-        yield Finding(
-            "warning", "modes", name, f"images that become RGB with a loss: {told}", len(odd), first_examples(odd)
-        )
-    flat = [n for n, one in zip(listing.names, looks, strict=True) if one.flat]
+    modes = zip(listing.names, (facts.mode for facts in inspected), strict=True)
+    lossy = [(n, mode) for n, mode in modes if mode not in ("", *_PLAIN)]
+    if lossy:
+        counts = Counter(mode for _, mode in lossy).most_common()
+        message = f"images that become RGB with a loss: {', '.join(f'{n:,} {mode}' for mode, n in counts)}"
+        examples = first_examples([f"{n}: {mode}" for n, mode in lossy])
+        yield Finding("warning", "modes", name, message, len(lossy), examples)
+    flat = [n for n, facts in zip(listing.names, inspected, strict=True) if facts.flat]
     if flat:
-        told_flat = constant_remark(flat)
-        yield Finding("error", told_flat.kind, name, told_flat.message, told_flat.count, told_flat.examples)
-    turned = [n for n, one in zip(listing.names, looks, strict=True) if one.turned]
+        remark = constant_remark(flat)
+        yield Finding("error", remark.kind, name, remark.message, remark.count, remark.examples)
+    turned = [n for n, facts in zip(listing.names, inspected, strict=True) if facts.turned]
     if turned:
         message = (
             f"{len(turned):,} images have an EXIF orientation, which is not applied (as in open_clip): "
-            "they are encoded as their pixels lie, turned or mirrored"
+            "they are encoded rotated or mirrored, as their pixels are stored"
         )
         yield Finding("warning", "orientation", name, message, len(turned), first_examples(turned))
-    frames = [n for n, one in zip(listing.names, looks, strict=True) if one.frames]
+    frames = [n for n, facts in zip(listing.names, inspected, strict=True) if facts.frames]
     if frames:
-        message = f"{len(frames):,} images have several frames or pages, of which the first is taken"
+        message = f"{len(frames):,} images have several frames or pages, of which the first is used"
         yield Finding("note", "frames", name, message, len(frames), first_examples(frames))
-    again = duplicates.repeated_images(looks)
-    if again:
-        message = f"{len(again):,} images have the pixels of another of the set"
-        told_pairs = [f"{listing.names[p.first]} = {listing.names[p.second]}" for p in again]
-        yield Finding("warning", "repeated", name, message, len(again), first_examples(told_pairs))
+    repeated = duplicates.repeated_images(inspected)
+    if repeated:
+        message = f"{len(repeated):,} images have the pixels of another image of the set"
+        examples = first_examples([f"{listing.names[p.first]} = {listing.names[p.second]}" for p in repeated])
+        yield Finding("warning", "repeated", name, message, len(repeated), examples)
 
 
 def class_name_findings(listing: ImageSet) -> Iterator[Finding]:
-    """The finding about class names that the tokenizer does not tell apart, unless the list is a shipped one."""
+    """Yield the finding on class names that are equal for the tokenizer, unless the list is one of oodbench's own."""
     classes, names = listing.dataset.classes, listing.named or listing.folders
     try:
         names = prompts.class_names(classes).lines if classes else tuple(name.replace("_", " ") for name in names)
-    except UserError:  # told elsewhere
+    except UserError:  # another check reports it
         return
-    for one in same_prompt_remarks(names) if classes not in prompts.names("classes") else ():
-        yield Finding("note", one.kind, (listing.dataset.name,), one.message, one.count, one.examples)
+    for remark in same_prompt_remarks(names) if classes not in prompts.names("classes") else ():
+        yield Finding("note", remark.kind, (listing.dataset.name,), remark.message, remark.count, remark.examples)
 
 
 def _classes(listing: ImageSet) -> Iterator[Finding]:
-    """Class folders against the class-name list."""
+    """Yield the findings on class folders that do not agree with the class list."""
     dataset, folders = listing.dataset, listing.folders
     if not dataset.classes:
         return
@@ -127,7 +126,7 @@ def _classes(listing: ImageSet) -> Iterator[Finding]:
         yield Finding("error", "classes", (dataset.name,), str(error))
         return
     if names.duplicates():
-        message = f"the class list '{names.name}' has a name twice"
+        message = f"the class list '{names.name}' contains a name twice"
         yield Finding(
             "note", "class-twice", (dataset.name,), message, len(names.duplicates()), first_examples(names.duplicates())
         )
@@ -137,8 +136,8 @@ def _classes(listing: ImageSet) -> Iterator[Finding]:
         message = f"{len(folders):,} class folders, but the class list '{names.name}' has {len(names.lines):,} names"
         yield Finding("error", "classes", (dataset.name,), message, abs(len(names.lines) - len(folders)))
         return
-    # Folders named otherwise (n01440764) cannot be compared; where most are the names, the rest are out of place.
-    plain, named = [[normalize_name(text) for text in side] for side in (folders, names.lines)]
+    # Folders with other names (n01440764) cannot be compared; if most are class names, the others are out of order.
+    plain, named = [[normalize_name(text) for text in texts] for texts in (folders, names.lines)]
     wrong = [f"{f} is named '{n}'" for f, n, a, b in zip(folders, names.lines, plain, named, strict=True) if a != b]
     if wrong and len(set(plain) & set(named)) > len(folders) / 2:
         message = (
@@ -148,30 +147,30 @@ def _classes(listing: ImageSet) -> Iterator[Finding]:
 
 
 def normalize_name(text: str) -> str:
-    """A class name without case, underscores and hyphens, to compare by."""
+    """Return a class name in lower case and without underscores and hyphens, for comparisons."""
     return " ".join(text.casefold().replace("_", " ").replace("-", " ").split())
 
 
 def check_list_digest(dataset: Dataset, data: Path) -> tuple[Dataset, tuple[str, str] | None, Finding | None]:
-    """The dataset to go on with, digests of its list file (found, declared or ""), and a finding when they differ.
+    """Return the dataset to check, the digests of its list file (actual, declared or ""), and a finding if they differ.
 
-    Loaders refuse a list of another digest; a check tells it and goes on, with a dataset that declares none.
+    Loaders reject a list with another digest; the check reports it and continues with a dataset that declares none.
     """
     path = data / dataset.list
     if dataset.list and not path.is_file():
         path = path.with_name(path.name + ".gz")
-    if not dataset.list or not path.is_file():  # no list, or told when the set is listed
+    if not dataset.list or not path.is_file():  # no list, or reported when the set is loaded
         return dataset, None, None
     try:
-        found = read_list(path)
+        image_list = read_list(path)
     except UserError:
         return dataset, None, None
     declared = "" if dataset.digest == UNKNOWN else dataset.digest
-    if declared in ("", found.digest):
-        return dataset, (found.digest, declared), None
+    if declared in ("", image_list.digest):
+        return dataset, (image_list.digest, declared), None
     message = (
-        f"{path} has the sha256 {found.digest[:12]} ({len(found.names):,} lines), the catalogue declares "
+        f"{path} has the sha256 {image_list.digest[:12]} ({len(image_list.names):,} lines), the catalogue declares "
         f"{declared[:12]}: other images, another order or other labels"
     )
     finding = Finding("error", "digest", (dataset.name,), message)
-    return dataclasses.replace(dataset, digest=UNKNOWN), (found.digest, declared), finding
+    return dataclasses.replace(dataset, digest=UNKNOWN), (image_list.digest, declared), finding

@@ -1,1 +1,1 @@
-"""An embedded world of named glyphs, textures and digits, with a small CLIP encoder trained on it."""
+"""The embedded benchmark: rendered glyphs, textures and digits with names, and a small CLIP encoder for them."""

@@ -1,4 +1,4 @@
-"""The DejaVu faces inside matplotlib's folder: where they are, what they hold, and cached glyph masks."""
+"""The DejaVu fonts that matplotlib ships: their files, their code points, and masks of their glyphs."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ FACES = (
     "DejaVuSerif-Bold",
     "DejaVuSerif-Italic",
 )
-CANVAS = 48  # side of a mask
+CANVAS = 48  # side of a mask in pixels
 FIT = 40  # longest side of a glyph in its mask
-_EM = 36  # font size of letters, whose relative heights mean something
-_LOCK = threading.Lock()  # FreeType faces must not be used by two threads at once
+_EM = 36  # font size of letters, which are not scaled to FIT: their relative heights carry meaning
+_LOCK = threading.Lock()  # a FreeType face may be used by one thread at a time only
 
 
 @lru_cache(maxsize=1)
 def folder() -> Path:
-    """Folder of matplotlib's fonts, found without importing matplotlib."""
+    """Return the folder of matplotlib's fonts without importing matplotlib."""
     spec = importlib.util.find_spec("matplotlib")
     if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError("the glyphs need the DejaVu fonts which matplotlib ships: pip install matplotlib")
+        raise FileNotFoundError("the glyphs need the DejaVu fonts that matplotlib ships: pip install matplotlib")
     return Path(spec.submodule_search_locations[0]) / "mpl-data" / "fonts" / "ttf"
 
 
 def path(face: str) -> Path:
-    """File of one face."""
+    """Return the file of a face."""
     return folder() / f"{face}.ttf"
 
 
 @lru_cache(maxsize=len(FACES))
 def coverage(face: str) -> frozenset[int]:
-    """Return the code points for which the face has a glyph of its own, from the character map of its file."""
+    """Return the code points of a face's character map."""
     from fontTools.ttLib import TTFont
 
     with TTFont(path(face), lazy=True) as font:
@@ -53,19 +53,19 @@ def coverage(face: str) -> frozenset[int]:
 
 @lru_cache(maxsize=4096)
 def faces_for(code: int) -> tuple[str, ...]:
-    """Faces which can draw the code point; empty if none can."""
+    """Return the faces that have a glyph for a code point."""
     return tuple(face for face in FACES if code in coverage(face))
 
 
 @lru_cache(maxsize=64)
 def _font(face: str, size: int) -> ImageFont.FreeTypeFont:
-    # The basic layout engine is used everywhere, as Raqm is not in every build of Pillow.
+    # The basic layout engine, because Raqm is not in every build of Pillow.
     return ImageFont.truetype(str(path(face)), size, layout_engine=ImageFont.Layout.BASIC)
 
 
 @lru_cache(maxsize=8192)
 def mask(face: str, code: int, fitted: bool) -> Image.Image:
-    """Grey image [CANVAS, CANVAS] of one centred glyph; `fitted` scales its longest side to FIT."""
+    """Return a grey image [CANVAS, CANVAS] of one centred glyph; `fitted` scales its longest side to FIT pixels."""
     text = chr(code)
     with _LOCK:
         size = _EM

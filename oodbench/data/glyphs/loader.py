@@ -1,4 +1,4 @@
-"""The embedded benchmark: images that are rendered when they are read."""
+"""Loader of the embedded benchmark, whose images are rendered when they are read."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-class Rendered:
-    """Glyphs by `split/number-name`."""
+class RenderedGlyphs:
+    """Renders images by name, `split/number-name`."""
 
     def read(self, name: str) -> ReadImage:
-        """Draw one image; its print is the sha256 of its pixels."""
-        image = self._drawn(name)
+        """Render one image; its fingerprint is the sha256 of its pixels."""
+        image = self._render(name)
         content = hashlib.sha256(image.tobytes()).hexdigest()
         return ReadImage(content, lambda: image, lambda: content)
 
     def content(self, name: str) -> str:
-        """sha256 of the pixels."""
+        """Return the sha256 of the pixels."""
         return self.read(name).content()
 
-    def _drawn(self, name: str) -> Image:
+    def _render(self, name: str) -> Image:
         from PIL import Image
 
         from oodbench.data.glyphs import render
@@ -40,7 +40,7 @@ class Rendered:
 
 
 def load(dataset: Dataset, store: Store) -> ImageSet:
-    """A split. Prints are digests of the pixels, remembered in the store while nothing that makes them changes."""
+    """List a split. Digests of the pixels are kept in the store until sources, fonts or libraries change."""
     from oodbench.data.glyphs import render, world
 
     split = dataset.path
@@ -57,5 +57,5 @@ def load(dataset: Dataset, store: Store) -> ImageSet:
         store.try_write("glyphs", inputs, facts)
     labels = np.array(facts["labels"])
     folders = tuple(world.CLASSES) if labels.max() >= 0 else ()
-    names, prints = tuple(facts["names"]), tuple(facts["prints"])
-    return ImageSet(dataset, Path(), names, prints, labels, folders, source=Rendered(), content=True)
+    names, fingerprints = tuple(facts["names"]), tuple(facts["prints"])
+    return ImageSet(dataset, Path(), names, fingerprints, labels, folders, source=RenderedGlyphs(), content=True)

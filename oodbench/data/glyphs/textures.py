@@ -1,4 +1,4 @@
-"""Procedural textures: each name draws a mask in [0, 1] from its own random numbers."""
+"""Procedural textures: a function for each name that draws a mask in [0, 1] from random numbers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _stripes(rng: Rng, angle: float) -> Mask:
 
 
 def _lattice(rng: Rng, low: float, high: float) -> tuple[Mask, Mask, float]:
-    """Two axes [32, 32] of a shifted, slightly turned square lattice, and its period in pixels."""
+    """Return both axes [32, 32] of a shifted, slightly rotated square lattice, and its period in pixels."""
     angle, period = rng.uniform(-0.15, 0.15), rng.uniform(low, high)
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     across = _X * cos + _Y * sin + np.float32(rng.uniform(0, period))
@@ -116,7 +116,7 @@ def _noise(rng: Rng) -> Mask:
 
 
 def _smooth(rng: Rng, cells: int) -> Mask:
-    """Random values on a coarse grid, interpolated to [32, 32] along both axes."""
+    """Return random values on a coarse grid, linearly interpolated to [32, 32]."""
     coarse = rng.random((cells + 1, cells + 1), dtype=np.float32)
     place = np.linspace(0, cells - 1e-3, SIZE, dtype=np.float32)
     low = place.astype(np.intp)
@@ -161,7 +161,7 @@ def _cells(rng: Rng) -> Mask:
     return _clip((nearest[..., 1] - nearest[..., 0]) / 2 - 0.2)
 
 
-_DRAWN: dict[str, Callable[[Rng], Mask]] = {
+_FUNCTIONS: dict[str, Callable[[Rng], Mask]] = {
     "vertical stripes": lambda rng: _stripes(rng, 0.0),
     "horizontal stripes": lambda rng: _stripes(rng, np.pi / 2),
     "diagonal stripes": lambda rng: _stripes(rng, rng.choice([0.25, 0.75]) * np.pi),
@@ -171,9 +171,9 @@ _DRAWN: dict[str, Callable[[Rng], Mask]] = {
     **{"blobs": _blobs, "fog": _clouds, "marble": _marble, "wood grain": _wood, "mosaic": _mosaic},
     **{"speckles": _speckles, "cracked cells": _cells},
 }
-NAMES = tuple(_DRAWN)
+NAMES = tuple(_FUNCTIONS)
 
 
 def mask(name: str, rng: Rng) -> Mask:
-    """Mask [32, 32] in [0, 1] of the named texture; every detail is drawn from `rng`."""
-    return _DRAWN[name](rng)
+    """Return a mask [32, 32] in [0, 1] of the named texture; all its parameters are drawn from `rng`."""
+    return _FUNCTIONS[name](rng)

@@ -1,4 +1,4 @@
-"""The splits of the glyph world: how many images each has, what they show, and what the pairs say."""
+"""The content of the embedded benchmark: concepts with their names, captions, and what each image of a split shows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from oodbench.data.glyphs import fonts, textures
 
-# Names which people give to colours, and the sRGB values around which images are drawn.
+# Colour names, and the sRGB values around which images are drawn.
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (205, 35, 35),
     "orange": (240, 135, 25),
@@ -41,21 +41,21 @@ COLOURED = (
     *("a {fore} {} on a {back} background", "a {fore} {} on {back}", "{} in {fore} on {back}"),
     *("{fore} {} on {back}", "a photo of a {} on {back}.", "a {} on a {back} background"),
 )
-# Captions of the web also hold words which the image does not show.
+# As in captions from the web, a word that the image does not show.
 NOISY = ("{}, {word}", "{word} {}", "a {}, {word}", "{} and {word}", "a {} {word}")
-_COLOURED_SHARE, _NOISY_SHARE = 0.42, 0.15
+_COLOURED_FRACTION, _NOISY_FRACTION = 0.42, 0.15
 
 
 @lru_cache(maxsize=1)
 def words() -> tuple[str, ...]:
-    """Words which captions mention at random: names of things, picked from WordNet 3.0."""
+    """Return the words that captions mention at random: names of things, from WordNet 3.0."""
     return tuple((Path(__file__).parent / "words.txt").read_text(encoding="ascii").split())
 
 
-def write(name: str, fore: str, back: str, rng: np.random.Generator) -> str:
-    """One caption of the named thing: plain, with its two colours, or with an unrelated word."""
+def compose_caption(name: str, fore: str, back: str, rng: np.random.Generator) -> str:
+    """Return a caption of the named concept: plain, with its two colours, or with an unrelated word."""
     kind = rng.random()
-    templates = COLOURED if kind < _COLOURED_SHARE else NOISY if kind > 1 - _NOISY_SHARE else PLAIN
+    templates = COLOURED if kind < _COLOURED_FRACTION else NOISY if kind > 1 - _NOISY_FRACTION else PLAIN
     word = words()[int(rng.integers(len(words())))]
     return templates[int(rng.integers(len(templates)))].format(name, fore=fore, back=back, word=word)
 
@@ -113,9 +113,9 @@ CLASS_CODES: dict[str, tuple[int, ...]] = {
     "snowflake": (0x2744, 0x2745, 0x2746),
 }
 
-# Blocks of the in-distribution classes; their other symbols are the near set.
+# Unicode blocks of the ID classes; their other symbols are the near-OOD set.
 _NEAR = ((0x2300, 0x23FF), (0x2600, 0x26FF), (0x2701, 0x2767), (0x2794, 0x27BE))
-# Too close in meaning to a class, parts of brackets, or too small to tell apart.
+# Code points left out: too close in meaning to a class, parts of brackets, or too small to be distinguished.
 _DROPPED = {0x2320, 0x2321, 0x2388, 0x2605, 0x2606, 0x2607, 0x2609, 0x2616, 0x2617, 0x2619, 0x267A, 0x267C, 0x267D}
 _DROPPED |= {0x26AC, 0x2758, 0x2759, 0x2763, 0x2765, 0x2766, 0x2767, *range(0x2673, 0x267A), *range(0x239B, 0x23AF)}
 _OTHER = (
@@ -131,16 +131,16 @@ _LETTERS = (
     *((0x10D0, 0x10F0), (0x5D0, 0x5EA), (0x621, 0x64A), (0xE81, 0xEAE), (0x2D30, 0x2D65)),
 )
 _STYLE = re.compile(r"(?<![\w-])(black|white|heavy|medium|light|small|large|outlined|capital|ornament)(?![\w-])")
-# Long-winded names, mostly of dialects and of arrows.
+# Words of long names, mostly of dialects and arrows.
 _SKIPPED = re.compile(
     r"\b(apl|tuareg|ahaggar|academy|tawellemet|ayer|tatweel|crop|tilted|teardrop|concave|feathered|open-outlined|tip)\b"
 )
-_LONGEST = 34  # characters of a name; longer ones would not fit into the context of the text tower
+_LONGEST = 34  # characters of a name; longer names exceed the context length of the text tower
 
 
 @dataclass(frozen=True)
 class Concept:
-    """A name and what draws it: code points, or a texture of that name."""
+    """A name with the code points that show it; a texture has none, and is drawn by its name."""
 
     name: str
     group: str
@@ -148,13 +148,14 @@ class Concept:
 
 
 def clean(name: str) -> str:
-    """Lower-case name without words for style, so that solid and outlined variants share it."""
+    """Return a lower-case name without words for style, so that solid and outlined variants share it."""
     words = _STYLE.sub(" ", name.lower())
     return " ".join(words.replace("-pointing", " pointing").split())
 
 
-def _ranges(ranges: tuple[tuple[int, int], ...], group: str, taken: set[str], used: set[int]) -> list[Concept]:
-    found: dict[str, list[int]] = {}
+def _concepts_in(ranges: tuple[tuple[int, int], ...], group: str, taken: set[str], used: set[int]) -> list[Concept]:
+    """Return the concepts of ranges of code points: named characters that a font has and that are not in use."""
+    codes_of: dict[str, list[int]] = {}
     for first, last in ranges:
         for code in range(first, last + 1):
             raw = unicodedata.name(chr(code), "")
@@ -164,20 +165,20 @@ def _ranges(ranges: tuple[tuple[int, int], ...], group: str, taken: set[str], us
             if len(name.split()) > 5 or _SKIPPED.search(name):
                 continue
             if 2 < len(name) <= _LONGEST and name not in taken:
-                found.setdefault(name, []).append(code)
-    return [Concept(name, group, tuple(codes)) for name, codes in found.items()]
+                codes_of.setdefault(name, []).append(code)
+    return [Concept(name, group, tuple(codes)) for name, codes in codes_of.items()]
 
 
 @lru_cache(maxsize=1)
 def concepts() -> tuple[Concept, ...]:
-    """All concepts of the world in a fixed order: classes first, then near, letters, textures, digits, other."""
+    """Return all concepts in a fixed order: ID classes, then near, letters, textures, digits, latin, other."""
     known = [Concept(name, "id", codes) for name, codes in CLASS_CODES.items()]
     taken, used = set(CLASS_CODES), {code for codes in CLASS_CODES.values() for code in codes} | _DROPPED
     digits = [Concept(clean(unicodedata.name(chr(48 + d))), "digits", (48 + d,)) for d in range(10)]
     taken |= set(textures.NAMES) | {concept.name for concept in digits}
     drawn = [Concept(name, "textures", ()) for name in textures.NAMES]
     for ranges, group in ((_NEAR, "near"), (_LETTERS, "letters"), (_LATIN, "latin"), (_OTHER, "other")):
-        part = _ranges(ranges, group, taken, used)
+        part = _concepts_in(ranges, group, taken, used)
         taken |= {concept.name for concept in part}
         used |= {code for concept in part for code in concept.codes}
         known += part
@@ -188,7 +189,7 @@ def concepts() -> tuple[Concept, ...]:
 
 @lru_cache(maxsize=16)
 def group(name: str) -> tuple[Concept, ...]:
-    """Concepts of one group, in order."""
+    """Return the concepts of one group, in order."""
     return tuple(concept for concept in concepts() if concept.group == name)
 
 
@@ -203,16 +204,15 @@ _LENGTHS = {
     "pairs": 40_000,
 }
 SPLITS: tuple[str, ...] = tuple(_LENGTHS)
-STREAM = "stream"  # endless pairs from which the encoder learns; no split of the benchmark
+STREAM = "stream"  # unlimited image-caption pairs that the encoder is trained on; no split of the benchmark
 _STREAMS = {name: number for number, name in enumerate((*SPLITS, STREAM))}
-# The blocks of the classes are drawn twice as often as other symbols, and so are the few digits and textures.
+# Sampling weights of the pairs: ID and near symbols, digits and textures are drawn twice as often as others.
 _WEIGHTS = {"id": 2.0, "near": 2.0, "textures": 2.0, "digits": 2.0, "letters": 1.0, "latin": 1.0, "other": 1.0}
-_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What one image shows: a concept (None: a handwritten digit) in two named colours."""
+    """What an image shows: a concept (None: a handwritten digit) in two named colours."""
 
     concept: Concept | None
     fore: str
@@ -220,26 +220,26 @@ class Scene:
 
 
 def generator(split: str, index: int, words: bool = False) -> np.random.Generator:
-    """Random numbers of one image, or of its caption, independent of all others."""
+    """Return the random generator of one image, or (`words`) of its caption, independent of all others."""
     return np.random.Generator(np.random.Philox(key=((2 * _STREAMS[split] + words) << 64) + index))
 
 
 def length(split: str) -> int:
-    """Number of images of a split."""
+    """Return the number of images of a split."""
     return _LENGTHS[split]
 
 
 def label(split: str, index: int) -> int:
-    """Class of an image of the ID splits, -1 in all others."""
-    check(split, index)
+    """Return the class of an image of an ID split, -1 for other splits."""
+    check_index(split, index)
     return index % len(CLASSES) if split.startswith("id-") else -1
 
 
 def name(split: str, index: int) -> str:
-    """Stable readable name of an image, such as "id-test/0007-telephone"."""
-    check(split, index)
+    """Return the name of an image, such as "id-test/0007-telephone"."""
+    check_index(split, index)
     if split == "digits":
-        # The bundled digits are not in the order of their labels, and naming must not import scikit-learn.
+        # The digits are not sorted by label, and naming an image must not import scikit-learn.
         return f"{split}/{index:04d}-handwritten"
     concept = scene(split, index, generator(split, index)).concept
     assert concept is not None
@@ -247,38 +247,39 @@ def name(split: str, index: int) -> str:
 
 
 def caption(index: int) -> str:
-    """Caption of one image of the split `pairs`."""
-    check("pairs", index)
+    """Return the caption of an image of the split "pairs"."""
+    check_index("pairs", index)
     return describe("pairs", index)
 
 
 def describe(split: str, index: int) -> str:
-    """Caption of image `index` of the pairs or of the endless training stream."""
+    """Return the caption of an image of the pairs or of the training stream."""
     shown = scene(split, index, generator(split, index))
     assert shown.concept is not None
-    return write(shown.concept.name, shown.fore, shown.back, generator(split, index, words=True))
+    return compose_caption(shown.concept.name, shown.fore, shown.back, generator(split, index, words=True))
 
 
 def scene(split: str, index: int, rng: np.random.Generator) -> Scene:
-    """Concept and colours of an image; takes the first numbers of its generator."""
-    fore, back = _contrasts()[int(rng.integers(len(_contrasts())))]
+    """Return concept and colours of an image, from the first numbers of its generator."""
+    fore, back = _colour_pairs()[int(rng.integers(len(_colour_pairs())))]
     if split == "digits":
         return Scene(None, fore, back)
     if split in ("pairs", STREAM):
-        bounds = _cumulated()
+        bounds = _cumulative_weights()
         return Scene(concepts()[int(np.searchsorted(bounds, rng.random(), side="right"))], fore, back)
     known = group("id" if split.startswith("id-") else split)
     return Scene(known[index % len(known)], fore, back)
 
 
-def check(split: str, index: int) -> None:
-    """Raises IndexError for an image which the split does not have; the training stream has no end."""
+def check_index(split: str, index: int) -> None:
+    """Raise IndexError for an image that the split does not have; the training stream is unlimited."""
     if index < 0 or (split != STREAM and index >= _LENGTHS[split]):
         raise IndexError(f"{split} has no image {index}")
 
 
 @lru_cache(maxsize=1)
-def _cumulated() -> npt.NDArray[np.float64]:
+def _cumulative_weights() -> npt.NDArray[np.float64]:
+    """Return the cumulative sampling weights of the concepts, up to 1."""
     weights = np.array([_WEIGHTS[concept.group] for concept in concepts()])
     bounds: npt.NDArray[np.float64] = np.cumsum(weights) / weights.sum()
     bounds[-1] = 1.0
@@ -286,7 +287,7 @@ def _cumulated() -> npt.NDArray[np.float64]:
 
 
 @lru_cache(maxsize=1)
-def _contrasts() -> tuple[tuple[str, str], ...]:
-    """Ordered pairs of colour names which differ enough in brightness for a shape to be seen."""
+def _colour_pairs() -> tuple[tuple[str, str], ...]:
+    """Return ordered pairs of colour names with enough difference in brightness for a shape to be visible."""
     light = {key: 0.30 * r + 0.59 * g + 0.11 * b for key, (r, g, b) in COLOURS.items()}
     return tuple((a, b) for a in light for b in light if abs(light[a] - light[b]) > 60)

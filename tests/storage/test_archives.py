@@ -1,4 +1,4 @@
-"""Unpacking: headers, names and links are bounded before they are read, and what is cut off is no whole archive."""
+"""Unpacking archives: bounds on headers, names and links; truncated and corrupt archives."""
 
 from __future__ import annotations
 
@@ -152,9 +152,7 @@ def test_sound_archives_are_unpacked(compress: Callable[[bytes], bytes], form: i
 
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress])
-def test_an_archive_that_ends_or_breaks_between_members_is_damaged(
-    compress: Callable[[bytes], bytes], tmp_path: Path
-) -> None:
+def test_an_archive_truncated_between_members_is_damaged(compress: Callable[[bytes], bytes], tmp_path: Path) -> None:
     """tarfile itself takes both for the end: half a data set would be in place, without a word."""
     other = header("b.txt", tarfile.REGTYPE, 5) + padded(b"hello")
     broken = bytearray(other)
@@ -170,7 +168,7 @@ def test_an_archive_that_ends_or_breaks_between_members_is_damaged(
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.txt", "b.txt"}
 
 
-def test_a_link_through_a_path_that_is_too_long_to_resolve_is_refused(tmp_path: Path) -> None:
+def test_a_link_through_an_unresolvable_path_is_rejected(tmp_path: Path) -> None:
     """os.path.realpath, which fails at 4,096 bytes, takes the target for one inside; the system finds it outside."""
     depth, name = 16, "d" * 240
     short = [chr(ord("a") + i) for i in range(depth)]

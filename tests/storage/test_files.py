@@ -1,4 +1,4 @@
-"""Files written whole: two writers, links, errors in the middle."""
+"""Atomic writes: two writers, errors, links, pipes and devices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from oodbench.report.output import OutputOptions, write
 from oodbench.storage.files import atomic_write, write_text
 
 
-def test_the_last_of_two_writers_wins_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_of_two_writers_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getpid", lambda: 1)  # two containers have the same
     goal = tmp_path / "new/row.json"
     with atomic_write(goal) as first:
@@ -23,7 +23,7 @@ def test_the_last_of_two_writers_wins_whole(tmp_path: Path, monkeypatch: pytest.
     assert goal.read_text() == "A" * 10 and [path.name for path in goal.parent.iterdir()] == ["row.json"]
 
 
-def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
+def test_an_error_keeps_the_old_file(tmp_path: Path) -> None:
     goal = tmp_path / f"{'n' * 200}.txt"
     goal.write_text("old")
     with pytest.raises(RuntimeError, match="in the middle"), atomic_write(goal) as partial:
@@ -32,7 +32,7 @@ def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
     assert goal.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_output_goes_through_links_and_to_pipes(tmp_path: Path) -> None:
+def test_links_and_pipes_are_written_through(tmp_path: Path) -> None:
     (tmp_path / "link.md").symlink_to("target.md")
     write([], TableOptions(), OutputOptions(form="markdown", output=tmp_path / "link.md"))
     assert (tmp_path / "link.md").is_symlink() and (tmp_path / "target.md").is_file()
@@ -43,7 +43,7 @@ def test_output_goes_through_links_and_to_pipes(tmp_path: Path) -> None:
     os.close(reader)
 
 
-def test_a_device_is_written_to_and_stays(tmp_path: Path) -> None:
+def test_a_device_is_not_replaced(tmp_path: Path) -> None:
     place = tmp_path / "null"
     place.symlink_to("/dev/null")
     write_text(place, "text")

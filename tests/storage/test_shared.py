@@ -1,4 +1,4 @@
-"""A store behind a URL: what one machine makes, others fetch; an S3 server; nodes of Ray without a common folder."""
+"""The shared store: entries are exchanged between machines, on a folder, an S3 server and Ray nodes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def there(tmp_path: Path, pattern: str) -> list[Path]:
     return sorted((tmp_path / "common").rglob(pattern))
 
 
-def test_what_one_writes_another_finds(tmp_path: Path, url: str) -> None:
+def test_entries_are_found_by_another_machine(tmp_path: Path, url: str) -> None:
     one, other = SharedStore(tmp_path / "one", url), SharedStore(tmp_path / "other", url)
     assert find(other) is None and not other.has("embeddings", {**INPUTS, "number": 0})
     written = write(one)
@@ -64,7 +64,7 @@ def test_what_one_writes_another_finds(tmp_path: Path, url: str) -> None:
     assert find(other) is None and find(one) == written
 
 
-def test_a_store_of_before_is_shared_when_it_is_read(tmp_path: Path, url: str) -> None:
+def test_older_local_entries_are_uploaded_when_read(tmp_path: Path, url: str) -> None:
     write(Store(tmp_path / "one"))
     shared, inputs = SharedStore(tmp_path / "one", url), {**INPUTS, "number": 0}
     assert not shared.has("embeddings", inputs)  # nobody else could read it
@@ -73,7 +73,7 @@ def test_a_store_of_before_is_shared_when_it_is_read(tmp_path: Path, url: str) -
 
 
 @pytest.mark.parametrize("harm", ["array", "head", "gone"])
-def test_what_is_damaged_there_is_made_again(
+def test_a_damaged_remote_entry_is_recomputed(
     harm: str, tmp_path: Path, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     write(SharedStore(tmp_path / "one", url))
@@ -90,7 +90,7 @@ def test_what_is_damaged_there_is_made_again(
     assert find(SharedStore(tmp_path / "third", url))
 
 
-def test_two_writers_with_other_digits_do_not_mix(tmp_path: Path, url: str) -> None:
+def test_two_writers_of_different_content_do_not_mix(tmp_path: Path, url: str) -> None:
     """Arrays are named by content: whoever comes last, arrays and entry.json are of one writer."""
     inputs = {"a": 1}
     for name, value in (("one", 1.0), ("other", 2.0)):
@@ -101,7 +101,7 @@ def test_two_writers_with_other_digits_do_not_mix(tmp_path: Path, url: str) -> N
     assert {float(found.array(name)[0]) for name in ("s", "t")} == {2.0}
 
 
-def test_bad_urls_are_told_before_anything_starts(tmp_path: Path, cli: Cli) -> None:
+def test_bad_urls_are_reported_first(tmp_path: Path, cli: Cli) -> None:
     for url, said in (("s3", "is no URL"), ("nowhere://bucket/x", "Protocol not known: nowhere")):
         with pytest.raises(UserError, match=said):
             open_store(tmp_path, url)
@@ -110,7 +110,7 @@ def test_bad_urls_are_told_before_anything_starts(tmp_path: Path, cli: Cli) -> N
     assert "Traceback" not in done.stderr and not (tmp_path / "s").exists()
 
 
-def test_what_cannot_be_reached_is_tried_again_and_told(
+def test_unreachable_stores_are_retried_and_reported(
     tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("oodbench.storage.remote.PAUSE", 0.01)
@@ -133,7 +133,7 @@ def test_what_cannot_be_reached_is_tried_again_and_told(
     assert find(Store(tmp_path / "one"), 1)  # nothing is lost
 
 
-def test_an_entry_there_cannot_write_elsewhere(tmp_path: Path, url: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_remote_entry_stays_in_its_folder(tmp_path: Path, url: str, caplog: pytest.LogCaptureFixture) -> None:
     write(SharedStore(tmp_path / "one", url))
     [head] = there(tmp_path, "entry.json")
     text = json.loads(head.read_text())
@@ -144,9 +144,7 @@ def test_an_entry_there_cannot_write_elsewhere(tmp_path: Path, url: str, caplog:
     assert "is not the name of an array" in caplog.text and not list(tmp_path.rglob("evil*"))
 
 
-def test_a_store_that_may_only_be_read_is_shared_all_the_same(
-    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_read_only_local_store_is_shared(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write(Store(tmp_path / "one"))
 
     def refused(path: Path, *_: Any, **__: Any) -> None:
@@ -170,7 +168,7 @@ def test_passwords_and_signatures_are_not_shown(tmp_path: Path, cli: Cli, caplog
     )
 
 
-def test_two_that_fetch_one_file_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_downloads_of_one_file_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fsspec.implementations.local import LocalFileSystem
 
     content = os.urandom(4096)
@@ -193,7 +191,8 @@ def test_two_that_fetch_one_file_do_not_mix(tmp_path: Path, monkeypatch: pytest.
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["x.tar"]
 
 
-def test_shards_at_a_url_mean_the_same_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_shards_at_a_url_are_the_same_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fetched anew on another machine: the same list by digest, and images that are found there."""
     from PIL import Image
 
@@ -271,7 +270,7 @@ def test_a_second_machine_computes_nothing(bucket: str, cli: Cli, tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
-def test_nodes_without_a_common_folder_share_the_bucket(bucket: str, tmp_path: Path, cli: Cli) -> None:
+def test_nodes_without_a_common_folder_share_the_bucket(bucket: str, tmp_path: Path, cli: Cli, process: Cli) -> None:
     env = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     script = (
         "import sys, json, ray\n"
@@ -290,7 +289,7 @@ def test_nodes_without_a_common_folder_share_the_bucket(bucket: str, tmp_path: P
         assert cluster.stdout
         address = cluster.stdout.readline().strip()
         options = ("--shared", bucket, "--ray", address, "--device", "cpu", "--store", tmp_path / "driver")
-        done = cli(
+        done = process(
             *RUN, *options, "--results", tmp_path / "there", RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0"
         )
         assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""`oodbench datasets check`: every defect that it looks for is planted here and found; clean data have none."""
+"""`oodbench datasets check`: every kind of defect is created and found; clean data have none."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from oodbench.data.catalog import Dataset
 from oodbench.data.checks import calibration, duplicates, inspection, single
 from oodbench.data.checks import pairs as wordnet
 from oodbench.data.checks.findings import CheckReport, Finding, SetSummary, format_report
-from oodbench.data.checks.inspection import ImageFacts, inspect_image, perceptual
+from oodbench.data.checks.inspection import ImageFacts, inspect_image, perceptual_hash
 from oodbench.data.checks.run import CheckSettings, check_sets
 from oodbench.data.checks.scope import CheckScope, select_sets
 from oodbench.data.imageset import ImageSet
@@ -92,10 +92,10 @@ def found(report: CheckReport, kind: str, level: str) -> Finding:
 def test_clean_data_have_no_errors_or_warnings(data: Path) -> None:
     report = checked(data)
     assert report.ok and report.kinds() == ["no-wordnet"], format_report(report)
-    assert [(c.name, c.role, c.images, c.looked) for c in report.cards] == [
+    assert [(c.name, c.role, c.images, c.looked) for c in report.sets] == [
         ("id", "ID", 20, 20), ("ood", "OOD", 20, 20), ("train", "calibration", 20, 0),
     ]  # fmt: skip
-    assert report.cards[0].modes == {"RGB": 20} and report.cards[0].shorter == (48, 48, 48)
+    assert report.sets[0].modes == {"RGB": 20} and report.sets[0].shorter == (48, 48, 48)
 
 
 @pytest.mark.parametrize(("count", "told"), [(21, "1 are missing"), (15, "5 too many")])
@@ -103,18 +103,18 @@ def test_a_wrong_count(data: Path, count: int, told: str) -> None:
     assert told in found(checked(data, sets(count=count)), "count", "error").message
 
 
-def test_a_list_of_another_digest_and_with_absent_images(data: Path) -> None:
+def test_a_list_with_another_digest_and_missing_images(data: Path) -> None:
     lines = "".join(f"{name}/{i}.png {k}\n" for k, name in enumerate(CLASSES) for i in range(EACH))
     (data / "list.txt").write_text(lines)
     declared: dict[str, Any] = {"loader": "list", "list": "list.txt"}
     clean = checked(data, sets(**declared))
     assert clean.ok, format_report(clean)
-    right = clean.cards[0].digest
+    right = clean.sets[0].digest
     assert checked(data, sets(**declared, digest=right)).ok
     (data / "list.txt").write_text(lines.replace("cab/3.png 0", "cab/3.png 1"))
     report = checked(data, sets(**declared, digest=right))
     assert right[:12] in found(report, "digest", "error").message
-    assert report.cards[0].looked == 20  # and the check went on
+    assert report.sets[0].looked == 20  # and the check went on
     (data / "list.txt").write_text(lines + "cab/99.png 0\n")
     assert found(checked(data, sets(**declared)), "absent", "error").examples == ("cab/99.png",)
 
@@ -141,8 +141,8 @@ def test_modes_are_counted(data: Path, mode: str, kind: str) -> None:
     (data / "id/cab/3.png").unlink()
     save(image if image.mode == mode else image.convert(mode), data / f"id/cab/3.{kind}")
     report = checked(data)
-    assert report.cards[0].modes == {"RGB": 19, mode: 1}
-    assert report.cards[0].grey == (0.05 if mode in ("L", "I;16") else 0)
+    assert report.sets[0].modes == {"RGB": 19, mode: 1}
+    assert report.sets[0].grey == (0.05 if mode in ("L", "I;16") else 0)
     if mode == "L":
         assert report.kinds() == ["no-wordnet"]
     else:
@@ -165,7 +165,7 @@ def test_an_id_image_outside_the_class_folders(data: Path) -> None:
     save(picture(7), data / "id/loose.png")
     report = checked(data, sets(count=21))
     assert "lies in none" in found(report, "classes", "error").message
-    assert report.cards[0].looked == 21
+    assert report.sets[0].looked == 21
 
 
 def test_identical_images_are_found_by_their_pixels(data: Path) -> None:
@@ -175,7 +175,7 @@ def test_identical_images_are_found_by_their_pixels(data: Path) -> None:
     assert finding.sets == ("id", "ood") and finding.examples == ("oak/4.png = kelp/again.bmp",)
 
 
-def test_images_of_many_bits_are_not_all_alike(data: Path) -> None:
+def test_images_of_more_than_8_bits_are_compared_exactly(data: Path) -> None:
     for place, factor in (("id/cab", 200), ("ood/kelp", 90)):
         grey = np.asarray(picture(7).convert("L")).astype(np.uint16) * factor + 300  # all cut off when made RGB
         Image.fromarray(grey).save(data / place / "3.png")
@@ -227,7 +227,7 @@ def test_synonyms_of_a_small_wordnet(data: Path, tmp_path: Path, monkeypatch: py
     )  # fmt: skip
     assert wordnet.WordNet(folder).synsets("n00000001") == frozenset()
     monkeypatch.setenv("WNSEARCHDIR", str(tmp_path))
-    assert "not looked at" in found(checked(data), "no-wordnet", "note").message
+    assert "not checked" in found(checked(data), "no-wordnet", "note").message
 
 
 def test_the_installed_wordnet(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,7 +271,7 @@ def test_calibration_images_of_archives_are_compared_by_content(data: Path, tmp_
     assert finding.count == 2 and finding.examples == ("3", "4")
 
 
-def test_resolution_and_colour_tell_the_sets_apart(data: Path) -> None:
+def test_resolution_and_colour_separate_the_sets(data: Path) -> None:
     for path in (data / "ood").rglob("*.png"):
         Image.open(path).convert("L").resize((32, 24)).save(path)
     report = checked(data, hamming=0)
@@ -287,7 +287,7 @@ def test_a_set_that_is_missing(data: Path) -> None:
     assert "was not found at" in found(checked(data), "no-calibration", "note").message
 
 
-def test_near_finds_exactly_the_close_pairs() -> None:
+def test_near_hashes_finds_exactly_the_close_pairs() -> None:
     rng = np.random.default_rng(0)
     first = rng.integers(0, 2**64, 300, dtype=np.uint64)
     flips = np.array([sum(1 << int(b) for b in rng.choice(64, k, replace=False)) for k in range(12)], np.uint64)
@@ -314,8 +314,8 @@ def test_fifty_thousand_against_thirty_five_thousand() -> None:
 
 
 def test_perceptual_hashes() -> None:
-    assert perceptual(np.full((32, 32), 90.0)) == ""
-    marks = [int(inspect_image(picture(seed)).mark, 16) for seed in range(60)]
+    assert perceptual_hash(np.full((32, 32), 90.0)) == ""
+    marks = [int(inspect_image(picture(seed)).hash, 16) for seed in range(60)]
     apart = [(a ^ b).bit_count() for i, a in enumerate(marks) for b in marks[:i]]
     assert min(apart) > 8 and 24 < np.mean(apart) < 40
 
@@ -324,7 +324,7 @@ def listed(folder: Path, store: Store) -> ImageSet:
     return load_images(catalogue.dataset(f"folder:{folder}"), LoadOptions(Path(), store), labelled=False)
 
 
-def test_a_second_check_looks_at_what_changed_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_check_inspects_changed_images_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(300):
         save(Image.new("RGB", (8, 8), (i % 256, 0, 0)), tmp_path / "many" / f"{i}.png")
     store, seen = Store(tmp_path / "store"), []
@@ -347,7 +347,7 @@ def test_a_second_check_looks_at_what_changed_only(tmp_path: Path, monkeypatch: 
     assert all(a[1] == b[0] for a, b in itertools.pairwise(parts))
 
 
-def test_splits_of_one_file_are_told_apart(tmp_path: Path) -> None:
+def test_splits_of_one_file_are_distinguished(tmp_path: Path) -> None:
     """Two splits of one torchvision folder have the same names, sizes and times."""
     one = Dataset(name="a", title="a", loader="torchvision", path="x", source="CIFAR10", split="test")
     lists = [
@@ -357,7 +357,7 @@ def test_splits_of_one_file_are_told_apart(tmp_path: Path) -> None:
     assert len({json.dumps(inspection._inputs(each, (0, 1))) for each in lists}) == 2
 
 
-def test_an_image_that_is_withheld_is_looked_at_again(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_image_is_inspected_again(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def withheld(image: Image.Image) -> ImageFacts:
         raise OSError(errno.EIO, "Input/output error")
 
@@ -376,7 +376,7 @@ def test_scopes(tmp_path: Path) -> None:
     assert not select_sets([]).required and ("imagenet1k", "textures") in select_sets([]).pairs
     with pytest.raises(UserError, match="no dataset 'texture'(?s:.)*no dataset 'nowhere'"):
         select_sets(["texture", "nowhere"])
-    with pytest.raises(UserError, match="no dataset of the catalogue lies below"):
+    with pytest.raises(UserError, match="no dataset of the catalogue is in"):
         check_sets(select_sets([]), CheckSettings(tmp_path, Store(tmp_path / "store")))
 
 
@@ -398,7 +398,7 @@ def test_the_command(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_check_goes_on(tmp_path: Path) -> None:
+def test_a_killed_check_is_resumed(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     picture(0, (500, 400)).save(tmp_path / "a" / "0.jpg")
     for i in range(1, 500):
@@ -442,13 +442,13 @@ def test_real_images(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     id_name, names = f"folder:{tmp_path / 'id'}", [f"folder:{tmp_path / n}" for n in ("Places", "dtd")]
     report = checked(tmp_path, select_sets(names, id_name))
     assert report.ok, format_report(report)
-    assert [c.looked for c in report.cards] == [100, 101, 100]
-    assert report.cards[0].modes.get("L", 0) == 0 or report.cards[0].grey > 0
+    assert [c.looked for c in report.sets] == [100, 101, 100]
+    assert report.sets[0].modes.get("L", 0) == 0 or report.sets[0].grey > 0
     near = found(report, "near-duplicates", "warning")
     assert near.count == 1 and "tench.jpg" in near.examples[0]
     resolutions = [f.sets[1] for f in report.findings if f.kind == "resolution"]
     assert names[0] in resolutions  # Places is 128x128
-    assert single.list_digest(listed(tmp_path / "dtd", Store(tmp_path / "store"))) == report.cards[2].digest
+    assert single.list_digest(listed(tmp_path / "dtd", Store(tmp_path / "store"))) == report.sets[2].digest
 
 
 @pytest.mark.slow
@@ -469,7 +469,7 @@ def test_an_image_that_cifar10_and_cifar100_share(shared: Path, tmp_path: Path) 
     assert np.abs(first - second).mean() < 8
 
 
-def test_what_a_listing_saw_is_a_finding(data: Path) -> None:
+def test_remarks_are_findings(data: Path) -> None:
     """Of a set that has no role, too: it may be meant for an ID set."""
     picture(7).save(data / "ood/kelp/0.jpg")
     (data / "ood/kelp/0.jpg").rename(data / "ood/kelp/0.heic")
@@ -481,7 +481,7 @@ def test_what_a_listing_saw_is_a_finding(data: Path) -> None:
     assert found(report, "nested", "warning").examples == ("Kelp/deep/0.png",)
     assert found(report, "empty-class", "warning").examples == ("moss (empty)",)
     assert found(report, "one-prompt", "note").examples == ("'Kelp' = 'kelp'",)
-    assert report.cards[0].looked == 21
+    assert report.sets[0].looked == 21
     report = checked(data)  # as an OOD set it has no classes
     assert {"left-out"} == set(report.kinds()) - {"no-wordnet"}, format_report(report)
     shutil.move(data / "ood/kelp", data / "ood/train")
@@ -532,7 +532,7 @@ def test_frames_and_pages(data: Path, tmp_path: Path, kind: str) -> None:
     assert np.abs(first.astype(float) - np.asarray(picture(3))).mean() < 12
 
 
-def test_names_of_sets_and_images_keep_to_their_lines() -> None:
+def test_names_with_line_breaks_are_escaped() -> None:
     """A line break, an escape or a line separator in a name opens no line of the report, nor of `datasets add`."""
     name = "folder:a\n\x1b[31mb\u2028c"
     report = CheckReport(
@@ -544,7 +544,7 @@ def test_names_of_sets_and_images_keep_to_their_lines() -> None:
     assert lines[3:6] == [f"warning: odd: {seen}: {seen} is odd", "  so", f"  {seen}"]
 
 
-def test_a_declared_folder_keeps_to_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_declared_folder_with_line_breaks_is_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("OODBENCH_STORE", str(tmp_path / "store"))
     folder = tmp_path / "a\nb"

@@ -1,4 +1,4 @@
-"""Prints: images that are replaced are found, whatever holds them, before their embeddings are used or stored."""
+"""Fingerprints: replaced images are detected, whatever file holds them, before their embeddings are used or stored."""
 
 from __future__ import annotations
 
@@ -129,22 +129,22 @@ def made(form: Form, tmp_path: Path, shade: int, name: str = "set") -> tuple[Dat
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_set_replaced_with_the_same_size_and_time_is_another(form: Form, tmp_path: Path) -> None:
+def test_a_set_replaced_with_the_same_size_and_time_is_detected(form: Form, tmp_path: Path) -> None:
     dataset, place = made(form, tmp_path, 10)
     before, strict = listed(dataset, place), listed(dataset, place, strict=True)
-    assert listed(dataset, place).stamp == before.stamp
+    assert listed(dataset, place).fingerprint == before.fingerprint
     values = decoded(before)
     made(form, tmp_path, 90)
     after = listed(dataset, place)
     assert after.digest == before.digest, "the test replaces files by others of the same size and time"
-    assert after.stamp != before.stamp and decoded(after) != values
-    assert after.part_stamp(0, 2) != before.part_stamp(0, 2)
-    assert listed(dataset, place, strict=True).digest != strict.digest == strict.stamp
+    assert after.fingerprint != before.fingerprint and decoded(after) != values
+    assert after.part_fingerprint(0, 2) != before.part_fingerprint(0, 2)
+    assert listed(dataset, place, strict=True).digest != strict.digest == strict.fingerprint
 
 
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("form", FORMS)
-def test_images_replaced_after_they_were_listed_are_refused(form: Form, strict: bool, tmp_path: Path) -> None:
+def test_images_replaced_after_listing_are_rejected(form: Form, strict: bool, tmp_path: Path) -> None:
     dataset, place = made(form, tmp_path, 10)
     found = listed(dataset, place, strict)
     made(form, tmp_path, 90)
@@ -156,7 +156,7 @@ def test_images_replaced_after_they_were_listed_are_refused(form: Form, strict: 
     assert str(place) in str(error.value)
 
 
-def test_a_folder_that_is_exchanged_and_put_back_is_noticed_while_it_is_another(tmp_path: Path) -> None:
+def test_a_temporarily_exchanged_folder_is_detected(tmp_path: Path) -> None:
     dataset, place = made(as_folder, tmp_path, 10)
     _, other = made(as_folder, tmp_path, 90, "other")
     found = listed(dataset, place)
@@ -170,10 +170,10 @@ def test_a_folder_that_is_exchanged_and_put_back_is_noticed_while_it_is_another(
     assert not list(Store(tmp_path / "looks").entries())
     place.rename(other)
     (tmp_path / "aside").rename(place)
-    assert decoded(found) == right and listed(dataset, place).stamp == found.stamp
+    assert decoded(found) == right and listed(dataset, place).fingerprint == found.fingerprint
 
 
-def test_links_are_told_apart_by_what_they_lead_to(tmp_path: Path) -> None:
+def test_links_are_identified_by_their_targets(tmp_path: Path) -> None:
     """Links to files of equal size and time, such as deduplicated stores have, which are pointed at other files."""
     dataset, place = made(as_folder, tmp_path, 10)
     _, other = made(as_folder, tmp_path, 90, "other")
@@ -184,12 +184,12 @@ def test_links_are_told_apart_by_what_they_lead_to(tmp_path: Path) -> None:
     (place / first).unlink()
     (place / first).symlink_to(other / first)
     after = listed(dataset, place)
-    assert after.digest == before.digest and after.stamp != before.stamp
+    assert after.digest == before.digest and after.fingerprint != before.fingerprint
     with pytest.raises(UserError, match=r"0\.ppm changed after it was listed"):
         before.read(0)
 
 
-def test_elsewhere_only_sizes_and_times_are_compared(tmp_path: Path) -> None:
+def test_other_machines_compare_sizes_and_times_only(tmp_path: Path) -> None:
     """A node that reads a copy which keeps its times (`rsync -t`) reads other inodes."""
     dataset, place = made(as_folder, tmp_path, 10)
     found = dataclasses.replace(listed(dataset, place), host="another")
@@ -203,7 +203,7 @@ def test_elsewhere_only_sizes_and_times_are_compared(tmp_path: Path) -> None:
         decoded(found)
 
 
-def test_a_file_cut_short_after_it_was_listed_is_no_broken_image(tmp_path: Path) -> None:
+def test_a_file_truncated_after_listing_is_not_a_broken_image(tmp_path: Path) -> None:
     """With --on-error skip a broken image is left out, and that is stored; a file under way must not be."""
     dataset, place = made(as_folder, tmp_path, 10)
     found = listed(dataset, place)
@@ -212,7 +212,7 @@ def test_a_file_cut_short_after_it_was_listed_is_no_broken_image(tmp_path: Path)
         decoded(found)
 
 
-def test_rows_of_many_files_have_the_print_of_their_own(tmp_path: Path) -> None:
+def test_rows_have_the_fingerprint_of_their_file(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -226,9 +226,7 @@ def test_rows_of_many_files_have_the_print_of_their_own(tmp_path: Path) -> None:
     assert same == [True] * N + [False] * N + [True] * N
 
 
-def test_a_dataset_of_the_hub_is_told_by_the_files_of_its_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dataset_of_the_hub_is_identified_by_its_cache_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its library gives a fingerprint, which stays when a file of its cache is replaced."""
     import sys
     from types import SimpleNamespace
@@ -253,26 +251,26 @@ def test_a_dataset_of_the_hub_is_told_by_the_files_of_its_cache(
     with pytest.raises(UserError, match="changed after it was listed"):
         decoded(before)
     after = listed(catalogue.dataset("hf:owner/none-such"), tmp_path / "set")
-    assert after.digest == before.digest and after.stamp != before.stamp and len(decoded(after)) == N
+    assert after.digest == before.digest and after.fingerprint != before.fingerprint and len(decoded(after)) == N
 
 
-def test_a_copy_of_a_url_that_is_replaced_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replaced_copy_of_a_url_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from oodbench.storage.remote import cached_path
 
     monkeypatch.setenv("OODBENCH_STORE", str(tmp_path / "store"))
     _, place = made(as_tar, tmp_path, 10)
     url = f"file://{place}/set.tar"
     before = listed(catalogue.dataset(f"tar:{url}"), tmp_path)
-    assert decoded(before) == [10] * N and before.stamp == before.digest, "it means the same on other machines"
+    assert decoded(before) == [10] * N and before.fingerprint == before.digest, "it means the same on other machines"
     made(as_tar, tmp_path, 90)
     shutil.copyfile(place / "set.tar", cached_path(url))
     with pytest.raises(UserError, match="changed after it was listed"):
         decoded(before)
     after = listed(catalogue.dataset(f"tar:{url}"), tmp_path)
-    assert after.stamp != before.stamp and decoded(after) == [90] * N
+    assert after.fingerprint != before.fingerprint and decoded(after) == [90] * N
 
 
-def test_sources_found_anew_are_compared_with_what_was_listed(tmp_path: Path) -> None:
+def test_reopened_sources_are_compared_with_the_listing(tmp_path: Path) -> None:
     """A worker on Ray lists a torchvision folder again: it must be the folder that the driver listed."""
     from oodbench.distributed.payload import LazySource
 
@@ -288,9 +286,7 @@ def test_sources_found_anew_are_compared_with_what_was_listed(tmp_path: Path) ->
         decoded(dataclasses.replace(found, source=later))
 
 
-def test_a_shard_of_captions_that_changes_before_it_is_fetched_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shard_changed_before_download_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import io
 
     from oodbench.storage import remote as reaching
@@ -312,13 +308,13 @@ def test_a_shard_of_captions_that_changes_before_it_is_fetched_is_refused(
     (part,) = shards.read_shards(url, store)
     pack(10)
     (again,) = shards.read_shards(url, store)
-    assert again.listing.stamp != part.listing.stamp
+    assert again.listing.fingerprint != part.listing.fingerprint
     monkeypatch.setattr(shards, "fetch", fetch)
     with pytest.raises(UserError, match=r"a\.tar changed after they were listed; run again"):
         list(shards.read_shards(url, Store(tmp_path / "another")))
 
 
-def test_inodes_count_only_where_a_file_system_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inodes_are_compared_only_where_they_are_stable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """sshfs and its like give a file another number when they have forgotten it: that is no other file."""
     from oodbench.storage import fingerprints as entry
     from oodbench.storage.fingerprints import file_fingerprint, portable_part

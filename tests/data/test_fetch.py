@@ -1,4 +1,4 @@
-"""`oodbench datasets get` against a local server that truncates, stalls, redirects, ignores ranges and tells lies."""
+"""`oodbench datasets get` from a local server that truncates, stalls, redirects and ignores ranges."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def left(folder: Path) -> set[str]:
     return {p.name for p in folder.iterdir() if not p.name.endswith(".lock")}
 
 
-def test_a_whole_file(server: Server, tmp_path: Path) -> None:
+def test_a_complete_file(server: Server, tmp_path: Path) -> None:
     told: list[int] = []
     totals: list[int] = []
 
@@ -154,7 +154,7 @@ def test_a_truncating_server_is_resumed(server: Server, tmp_path: Path) -> None:
     assert server.asked == ["", "bytes=150000-", "bytes=300000-", "bytes=450000-"]
 
 
-def test_what_was_received_is_kept_for_the_next_call(server: Server, tmp_path: Path) -> None:
+def test_received_bytes_are_kept_for_the_next_call(server: Server, tmp_path: Path) -> None:
     server.stall = 30_000  # less than counts as progress
     began = time.perf_counter()
     with pytest.raises(UserError, match="nothing was received for 0.3 s.* 90,000 bytes received are kept"):
@@ -183,14 +183,14 @@ def test_a_part_of_another_version_is_not_continued(server: Server, tmp_path: Pa
     assert fetch(server, tmp_path, sha256="").read_bytes() == CONTENT[::-1]
 
 
-def test_a_foreign_part_is_found_by_the_checksum(server: Server, tmp_path: Path) -> None:
+def test_a_part_of_another_file_is_found_by_the_checksum(server: Server, tmp_path: Path) -> None:
     (tmp_path / ".a.bin.part").write_bytes(b"x" * 1000)  # the server goes on from byte 1000
     assert fetch(server, tmp_path).read_bytes() == CONTENT
     assert server.asked == ["bytes=1000-", ""]
 
 
 @pytest.mark.parametrize("size", [len(CONTENT), len(CONTENT) + 5])
-def test_a_part_as_long_as_the_whole_or_longer(server: Server, tmp_path: Path, size: int) -> None:
+def test_a_part_as_long_as_the_file_or_longer(server: Server, tmp_path: Path, size: int) -> None:
     (tmp_path / ".a.bin.part").write_bytes((CONTENT + b"12345")[:size])
     assert fetch(server, tmp_path).read_bytes() == CONTENT
 
@@ -213,7 +213,7 @@ def test_redirects(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("to", ["ftp://127.0.0.1/a.bin", "file:///etc/hostname", "FTP://x/a", "gopher://x/a"])
-def test_redirects_to_anything_but_http_are_refused(server: Server, tmp_path: Path, to: str) -> None:
+def test_redirects_to_other_schemes_are_rejected(server: Server, tmp_path: Path, to: str) -> None:
     server.away = to
     with pytest.raises(UserError, match="cannot fetch .*/away") as error:
         download(Download(f"{server.url}/away"), tmp_path / "b.bin", HASTE)
@@ -222,7 +222,7 @@ def test_redirects_to_anything_but_http_are_refused(server: Server, tmp_path: Pa
 
 
 @pytest.mark.parametrize("length", ["abc", "-1", "1e3", "9" * 40, "\u00b2", ""])
-def test_a_length_that_is_no_number_is_one_line(server: Server, tmp_path: Path, length: str) -> None:
+def test_an_invalid_length_is_a_one_line_error(server: Server, tmp_path: Path, length: str) -> None:
     server.length = length
     if not length:
         assert fetch(server, tmp_path).read_bytes() == CONTENT
@@ -231,7 +231,7 @@ def test_a_length_that_is_no_number_is_one_line(server: Server, tmp_path: Path, 
         fetch(server, tmp_path)
 
 
-def test_an_answer_that_is_packed_is_not_taken_for_the_file(server: Server, tmp_path: Path) -> None:
+def test_a_compressed_answer_is_rejected(server: Server, tmp_path: Path) -> None:
     server.encoding = "gzip"
     with pytest.raises(UserError, match="the server sends it encoded as 'gzip'"):
         download(Download(f"{server.url}/a.bin"), tmp_path / "a.bin", HASTE)
@@ -239,9 +239,7 @@ def test_an_answer_that_is_packed_is_not_taken_for_the_file(server: Server, tmp_
     assert fetch(server, tmp_path).read_bytes() == CONTENT
 
 
-def test_a_full_disk_is_told_at_once_and_what_was_received_is_kept(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_not_retried(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from oodbench.storage import download as downloading
 
     write = downloading._write
@@ -259,7 +257,7 @@ def test_a_full_disk_is_told_at_once_and_what_was_received_is_kept(
     assert fetch(server, tmp_path).read_bytes() == CONTENT and server.asked[1].startswith("bytes=")
 
 
-def test_states(server: Server, tmp_path: Path) -> None:
+def test_status_codes(server: Server, tmp_path: Path) -> None:
     server.states = [503, 429]
     assert fetch(server, tmp_path).is_file()
     server.states = [404]
@@ -272,14 +270,14 @@ def test_states(server: Server, tmp_path: Path) -> None:
     assert left(tmp_path) == {"a.bin"}
 
 
-def test_no_server_and_no_address(tmp_path: Path) -> None:
+def test_no_server_and_no_url(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="refused"):
         download(Download("http://127.0.0.1:9/a.bin"), tmp_path / "a.bin", HASTE)
     with pytest.raises(UserError, match="only http"):
         download(Download(f"file://{tmp_path}/x"), tmp_path / "a.bin", HASTE)
 
 
-def test_two_processes_do_not_write_one_part(server: Server, tmp_path: Path) -> None:
+def test_two_processes_do_not_write_the_same_part(server: Server, tmp_path: Path) -> None:
     server.stall = 1000
 
     def give_up() -> None:
@@ -328,7 +326,7 @@ SYMBOLIC, HARD = tarfile.SYMTYPE, tarfile.LNKTYPE
         ([("disk", b"", "x")], tarfile.BLKTYPE, "neither file, folder nor link"),
     ],
 )
-def test_archives_that_reach_out(tmp_path: Path, members: Any, kind: bytes, told: str) -> None:
+def test_archives_that_lead_out_of_the_folder(tmp_path: Path, members: Any, kind: bytes, told: str) -> None:
     (tmp_path / "x").write_text("outside")
     archive = tar(tmp_path / "a.tar.gz", ("fine.txt", b"fine", ""), *members, kind=kind)
     before = sorted(tmp_path.iterdir())
@@ -338,14 +336,14 @@ def test_archives_that_reach_out(tmp_path: Path, members: Any, kind: bytes, told
     assert (tmp_path / "x").read_text() == "outside"
 
 
-def test_an_archive_writes_nothing_through_its_own_links(tmp_path: Path) -> None:
+def test_nothing_is_written_through_links(tmp_path: Path) -> None:
     archive = tar(tmp_path / "a.tar.gz", ("a", b"", str(tmp_path)), ("a/x", b"1", ""), kind=SYMBOLIC)
     with pytest.raises(UserError):
         unpack(archive, tmp_path / "out")
     assert not (tmp_path / "x").exists()
 
 
-def test_links_within_are_made(tmp_path: Path) -> None:
+def test_links_within_the_archive_are_created(tmp_path: Path) -> None:
     symbolic = tar(tmp_path / "a.tar.gz", ("l/b", b"", "../d/1"), ("d/1", b"one", ""), kind=SYMBOLIC)
     unpack(symbolic, tmp_path / "out")
     assert (tmp_path / "out/l/b").read_bytes() == b"one" and (tmp_path / "out/l/b").is_symlink()
@@ -372,7 +370,7 @@ def test_zip_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
-def test_bombs(tmp_path: Path, kind: str) -> None:
+def test_decompression_bombs(tmp_path: Path, kind: str) -> None:
     zeros = bytes(5_000_000)  # packed they are a few kB
     if kind == "tar":
         archive = tar(tmp_path / "bomb.tar.gz", ("zeros", zeros, ""))
@@ -443,7 +441,7 @@ def test_get_moves_a_set_into_place(server: Server, tmp_path: Path, inside: list
     assert "is there already" in fetching.fetch(pets, tmp_path).message
 
 
-def test_get_leaves_nothing_half_in_place(server: Server, tmp_path: Path) -> None:
+def test_get_leaves_nothing_incomplete(server: Server, tmp_path: Path) -> None:
     whole = photos([f"pets/images/{i}.png" for i in range(50)])
     server.content = whole[: len(whole) // 2]  # what the server thinks is whole
     pets = Offered(name="pets", title="Pets", loader="images", path="pets/images", download=f"{server.url}/pets.tgz")

@@ -1,4 +1,4 @@
-"""URLs as texts: nothing that lets somebody in is shown, whatever part of a URL holds it and whoever cites it."""
+"""Credentials in URLs are removed from messages, logs, events and tracebacks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from oodbench import errors
 from oodbench.cli import main
-from oodbench.cli.common import log
+from oodbench.cli.output import configure_logging
 from oodbench.data.catalog import dataset
 from oodbench.errors import UserError
 from oodbench.pipeline.events import Event, log_to
@@ -58,7 +58,7 @@ def is_clean(text: str) -> bool:
 
 
 @pytest.mark.parametrize("url", SECRETS)
-def test_secrets_of_urls_are_known_and_hidden(url: str) -> None:
+def test_credentials_of_urls_are_redacted(url: str) -> None:
     assert errors.has_credentials(url)
     for text in (
         errors.redact_url(url),
@@ -70,17 +70,17 @@ def test_secrets_of_urls_are_known_and_hidden(url: str) -> None:
 
 
 @pytest.mark.parametrize("url", PLAIN)
-def test_other_urls_stay_as_they_are(url: str) -> None:
+def test_other_urls_are_unchanged(url: str) -> None:
     assert not errors.has_credentials(url)
     assert errors.redact(f"see {url}.") == f"see {url}."
 
 
-def test_texts_that_are_no_urls_stay_as_they_are() -> None:
+def test_other_texts_are_unchanged() -> None:
     for text in ("list:a.txt@images", "ViT-B-16/openai@weights.pt", "a?token=x", "user:pw@host", "x" * 5000):
         assert errors.redact(text) == text
 
 
-def test_errors_that_cite_a_part_are_censored() -> None:
+def test_errors_that_cite_a_part_of_a_url_are_redacted() -> None:
     url = "http://user:hunter2@example.org/x?sig=s1gn"
     for said in ("nonnumeric port: 'hunter2@example.org'", f"at {url}", "bad query sig=s1gn", "user:hunter2"):
         found = errors.redact_error(url, ValueError(said))
@@ -88,7 +88,7 @@ def test_errors_that_cite_a_part_are_censored() -> None:
 
 
 @pytest.mark.parametrize("url", [one for one in SECRETS if not one.startswith("s3")])
-def test_sets_and_captions_are_not_named_by_secrets(url: str) -> None:
+def test_sets_and_captions_reject_urls_with_credentials(url: str) -> None:
     """They would stand in rows, tables, MLflow and the headers of weights."""
     for ask in (lambda: dataset(f"tar:{url}"), lambda: check_shards(url)):
         with pytest.raises(UserError, match="leave out password and signature") as error:
@@ -100,7 +100,7 @@ def test_sets_and_captions_are_not_named_by_secrets(url: str) -> None:
     "url",
     ["http://user:hunter2@127.0.0.1:9/x", "http://[::1/x?token=hunter2", "http://127.0.0.1:x/x?token=hunter2"],
 )
-def test_downloads_say_no_secret(url: str, tmp_path: Path) -> None:
+def test_downloads_show_no_credentials(url: str, tmp_path: Path) -> None:
     from oodbench.storage.download import RetryPolicy
 
     with pytest.raises(UserError, match="cannot fetch|gave up on") as error:
@@ -108,14 +108,14 @@ def test_downloads_say_no_secret(url: str, tmp_path: Path) -> None:
     assert is_clean(str(error.value)) and [one.name for one in tmp_path.iterdir()] == [".x.part.lock"]
 
 
-def test_logs_and_tracebacks_and_events_say_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logs_tracebacks_and_events_show_no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = logging.getLogger()
     monkeypatch.setattr(root, "handlers", [])
     level = logging.getLogger("oodbench").level
     stderr = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stderr)
     try:
-        log(True)
+        configure_logging(True)
         try:
             raise ValueError(SECRETS[0])
         except ValueError:
@@ -130,7 +130,7 @@ def test_logs_and_tracebacks_and_events_say_no_secret(tmp_path: Path, monkeypatc
     assert json.loads(text)["reason"] == 'lost "http://example.org/x.tar" and https://example.org/x.tar?password=...'
 
 
-def test_a_verbose_error_shows_its_traceback_without_secrets(tmp_path: Path) -> None:
+def test_a_verbose_traceback_shows_no_credentials(tmp_path: Path) -> None:
     level = logging.getLogger("oodbench").level
     try:
         done = CliRunner().invoke(main, ["run", "-v", "--ood", f"tar:{SECRETS[0]}", "--results", str(tmp_path)])

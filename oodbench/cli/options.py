@@ -1,0 +1,174 @@
+"""Options that several commands have, --config files, and the names that options had in earlier versions."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from oodbench.errors import UserError, did_you_mean, redact
+from oodbench.storage.files import read_text
+
+FOLDER = click.Path(path_type=Path)
+
+
+class Integers(click.ParamType):  # type: ignore[type-arg]  # generic in its stubs only
+    """One integer, or several separated by commas."""
+
+    name = "integers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not an integer, nor several as in 0,1,2", param, ctx)
+
+
+def read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
+    """Make the options in the TOML file of --config the defaults; those on the command line take precedence."""
+    if path is None:
+        return
+    import tomllib
+
+    try:
+        raw = tomllib.loads(read_text(path, "--config").replace("\r\n", "\n"))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UserError(f"--config {path}: {error}") from error
+    options = {p.name or "": p for p in ctx.command.params if p.name != "config"}
+    names = {max(option.opts, key=len).lstrip("-").replace("-", "_"): name for name, option in options.items()}
+    defaults: dict[str, Any] = {}
+    for key, value in raw.items():
+        name = names.get(key.replace("-", "_"))
+        if name is None:
+            current = RENAMED.get(ctx.command_path.partition(" ")[2], {}).get(f"--{key.replace('_', '-')}", "")
+            hint = did_you_mean(key, [spelled.replace("_", "-") for spelled in names])
+            problem = f"'{key}' is now '{current.lstrip('-')}'; write {current.lstrip('-')} = ..."
+            raise UserError(f"--config {path}: {problem if current else f'no option {key!r}{hint}'}")
+        if name == "settings" and isinstance(value, dict):
+            from oodbench.method.parameters import written
+            from oodbench.results import flatten
+
+            value = [f"{k}={written(v)}" for k, v in flatten(value).items()]
+        elif isinstance(value, list) and not options[name].multiple:
+            paths = name in ("ood", "encoder")  # which may contain commas and quotes
+            value = ",".join('"{}"'.format(str(v).replace('"', '""')) if paths else str(v) for v in value)
+        elif options[name].multiple and not isinstance(value, list):
+            value = [value]
+        _check_type(f"--config {path}: '{key}'", options[name], value)
+        defaults[name] = value
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+
+
+def _check_type(where: str, option: click.Parameter, value: Any) -> None:
+    """Raise UserError for a TOML value that click would convert, such as 1.7 for a seed."""
+    kinds = {"integer": int, "boolean": bool, "float": (int, float), "integers": (int, str)}
+    kind: Any = kinds.get(option.type.name, str)
+    for item in value if option.multiple else [value]:
+        if not isinstance(item, kind) or (kind is not bool and isinstance(item, bool)):
+            raise UserError(f"{where} takes a {option.type.name}, not {item!r}")
+
+
+# Command -> option of an earlier version -> what to write now.
+RENAMED: Mapping[str, Mapping[str, str]] = {
+    "run": {"--out": "--results"},
+    "train": {"--out": "--output", "--batch": "--batch-size"},
+    "score": {"--out": "--output"},
+    "explain": {"--json": "--format json"},
+    "report": {
+        "--sets": "--ood",
+        "--figures": "--format figures --output",
+        "--pictures": "--with-figures",
+        "--no-pictures": "--no-figures",
+    },
+    "weights": {"--release": "--output"},
+    "datasets check": {"--json": "--output"},
+}
+RENAMED_COMMANDS: Mapping[str, str] = {"check": "methods check"}
+_NEGATIVES = "--negatives"  # `oodbench methods neglabel --negatives` became a command
+
+
+def renamed(command: str, arguments: Sequence[str]) -> str:
+    """Return the error for arguments with names of an earlier version, with the command to paste; "" if none has one.
+
+    `command` is what click understood before it failed, without the program: "train", "datasets check", "".
+    """
+    changes: dict[str, str] = {}
+    current: list[str] = []
+    if arguments and not command and arguments[0] in RENAMED_COMMANDS:
+        changes[f"oodbench {arguments[0]}"] = f"oodbench {RENAMED_COMMANDS[arguments[0]]}"
+        current = [*RENAMED_COMMANDS[arguments[0]].split(), *arguments[1:]]
+    elif command in ("methods", "methods show") and _NEGATIVES in arguments:
+        changes[f"oodbench methods {_NEGATIVES}"] = "oodbench methods negatives"
+        current = ["methods", "negatives", *(w for w in arguments if w not in (_NEGATIVES, "methods", "show"))]
+    else:
+        for word in arguments:
+            option, equals, value = word.partition("=")
+            if option in RENAMED.get(command, {}):
+                changes[option] = RENAMED[command][option]
+                current += changes[option].split()
+                current[-1] += equals + value
+            else:
+                current.append(word)
+    reasons = ", ".join(f"{old} is now {new}" for old, new in changes.items())
+    return redact(f"{reasons}; write\n  {shlex.join(['oodbench', *current])}") if changes else ""
+
+
+CONFIG = click.option(
+    "--config", type=FOLDER, is_eager=True, expose_value=False, callback=read_config, help="TOML file of options."
+)
+ID = click.option(
+    "--id", "id_", default="glyphs", help="ID set or benchmark: a name, or folder:PATH.", show_default=True
+)
+OOD = click.option(
+    "--ood",
+    default="",
+    help="OOD sets, separated by commas: names, or folder:PATH. Default: those of the ID set's benchmark.",
+)
+CLASSES = click.option(
+    "--classes", default="", help="Class names: the name of a list, or a file with one name per line."
+)
+ENCODER = click.option(
+    "--encoder",
+    default="",
+    help="glyphs, ARCH/TAG, ARCH/TAG@FILE, ARCH@FILE, CONFIG.json@FILE or hf-hub:OWNER/MODEL. "
+    "Default: glyphs, for the glyphs benchmark only.",
+)
+DATA = click.option("--data", type=FOLDER, help="Folder of the datasets. Default: $OODBENCH_DATA, else ./data.")
+SETTINGS = click.option(
+    "--set", "settings", multiple=True, help="Value of a hyper-parameter: mcm.temperature=0.01. Repeatable."
+)
+TEMPLATES = click.option(
+    "--templates",
+    default="",
+    help="Prompt templates for every method: the name of a set, a file, or 'a photo of a {}'.",
+)
+RESIZE = click.option("--resize", help="Resize filter, bicubic or bilinear. Default: the one the weights came with.")
+PLUGINS = click.option(
+    "--plugin", "plugins", multiple=True, type=FOLDER, help="Python file with a method of your own. Repeatable."
+)
+WEIGHTS = click.option("--weights", multiple=True, help="Trained weights of a method: clipn=FILE. Repeatable.")
+DEVICE = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...", show_default=True)
+PRECISION = click.option("--precision", default="fp32", help="fp32, bf16 or fp16.", show_default=True)
+BATCH_SIZE = click.option("--batch-size", default=128, help="Images encoded at once.", show_default=True)
+WORKERS = click.option("--workers", default=0, help="Threads that decode images. Default: one per core, at most 16.")
+ON_ERROR = click.option("--on-error", default="stop", help="On an unreadable image: stop or skip.", show_default=True)
+STORE = click.option(
+    "--store",
+    type=FOLDER,
+    help="Folder of stored embeddings and scores. Default: $OODBENCH_STORE, else in the user's cache folder.",
+)
+SHARED = click.option(
+    "--shared",
+    default="",
+    help="URL of a second store that all machines reach, such as s3://bucket/oodbench. Default: $OODBENCH_SHARED.",
+)
+RESULTS = click.option("--results", type=FOLDER, default="results", help="Folder of the results.", show_default=True)
+TRACKING_URI = click.option(
+    "--tracking-uri", help="MLflow server. Default: $MLFLOW_TRACKING_URI, else a SQLite file in the results folder."
+)
+VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Log what is done, and show the traceback of an error.")

@@ -1,0 +1,115 @@
+"""What commands write: lines and errors in a terminal, log messages, tables, the file of --output."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from oodbench.errors import UserError, printable, redact
+from oodbench.storage.files import write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from oodbench.report.tables.table import Table
+
+# Replacements for characters that stdout or stderr cannot encode.
+_ASCII = dict(zip("†‡·–—−×’“”↑↓", '**----x\'""^v', strict=True))
+
+
+def say(text: str) -> None:
+    """Print lines on stdout, with control characters as escapes."""
+    click.echo("\n".join(map(printable, text.split("\n"))), file=sys.stdout)
+
+
+def note(text: str) -> None:
+    """Print one line on stderr; line breaks in names become escapes."""
+    click.echo(printable(text), file=sys.stderr)
+
+
+def print_errors(*problems: str) -> None:
+    """Print each problem as a line on stderr; its lines that begin with two blanks stay lines of their own."""
+    for problem in problems:
+        first, *rest = re.split(r"\n(?=  )", problem)
+        for line in (f"error: {first}", *rest):
+            note(line)
+
+
+def print_tables(tables: Iterable[Table]) -> None:
+    """Print tables for a terminal, 160 characters wide if stdout is a file or a pipe."""
+    from rich.console import Console
+
+    from oodbench import report
+
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    for table in tables:
+        console.print(report.console(table))
+
+
+def check_output(path: Path | None) -> None:
+    """Raise UserError if --output names a folder, or a file in a folder that does not exist."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError(f"--output {path}: that is a folder; name a file")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--output {path}: there is no folder {path.absolute().parent}")
+
+
+def write_output(path: Path, text: str) -> None:
+    """Write the file of --output. Raise UserError if the system refuses."""
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise UserError(f"--output {path} cannot be written: {error.strerror or error}") from error
+
+
+class Formatter(logging.Formatter):
+    """One printable line for each log message, with its traceback below it; secrets of URLs are removed."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(redact(super().formatMessage(record)))
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(map(printable, redact(super().formatException(ei)).split("\n")))
+
+
+def configure_logging(verbose: bool) -> None:
+    """Log warnings to stderr; with `verbose`, also what is done."""
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(Formatter("%(levelname)s %(name)s: %(message)s"))
+    if verbose:
+        logging.getLogger("oodbench").setLevel(logging.DEBUG)
+
+
+@contextmanager
+def any_encoding() -> Iterator[None]:
+    """While active, stdout and stderr replace characters that their encoding lacks instead of failing."""
+    codecs.register_error("oodbench", _replacement)
+    changed = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    before = [stream.errors for stream in changed]
+    for stream in changed:
+        stream.reconfigure(errors="oodbench")
+    try:
+        yield
+    finally:
+        for stream, errors in zip(changed, before, strict=True):
+            stream.reconfigure(errors=errors)
+
+
+def _replacement(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Handle an error of `codecs`: † becomes *, so that columns stay aligned, any other character `\\u4e00`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_ASCII.get(c) or c.encode("ascii", "backslashreplace").decode() for c in text), error.end

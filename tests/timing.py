@@ -1,0 +1,45 @@
+"""A pytest plugin: a test that is not marked slow fails when it takes over two seconds of CPU time."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+LIMIT = 2.0  # seconds
+UNIT = 0.06  # seconds that `work` takes on an idle core of the machine that the limit was chosen on
+WORK = 1_000_000  # steps of its loop
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Measure the test itself; fixtures that several tests share do not count."""
+    before = cpu_seconds()
+    result = yield
+    spent = cpu_seconds() - before
+    if item.get_closest_marker("slow") is None and over_limit(spent):
+        pytest.fail(f"took {spent:.1f} s of CPU time; make it faster, or mark it slow", pytrace=False)
+    return result
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process, its threads, and the processes that it started and has waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def work() -> float:
+    """Seconds of CPU time of a fixed amount of work: the same loop takes longer on a slow or busy core."""
+    before = time.thread_time()
+    sum(i * i for i in range(WORK))
+    return time.thread_time() - before
+
+
+def over_limit(spent: float, unit: float | None = None) -> bool:
+    """Whether a test took too long; the limit is longer on a core that takes more than UNIT for `work`."""
+    if spent <= LIMIT:
+        return False
+    return spent > LIMIT * max(1.0, (work() if unit is None else unit) / UNIT)
