@@ -67,6 +67,9 @@ def refused(*arguments: str | Path) -> str:
         (["run", "--ood", "folder:/nope/a\n  b"], r"/nope/a"),
         (["report", "--ood", "a\nb", "--results", "nowhere"], "nowhere"),
         (["store", "gc", "--max-size", "9" * 400], "cannot read the size '999"),
+        (["explain", "x.png", "-o", "nowhere/x.txt"], "--output nowhere/x.txt: there is no folder "),
+        (["datasets", "check", "glyphs", "-o", "nowhere/x.json"], "--output nowhere/x.json: there is no folder "),
+        (["weights", "x.safetensors", "-o", "."], "--output .: that is a folder; name a file"),
         (["run", "--ood", '"folder:a'], "a quote is not closed"),
     ],
 )
@@ -123,6 +126,15 @@ def test_an_error_of_the_system_is_one_line(error: OSError, said: str) -> None:
     done = CliRunner().invoke(failing(error), ["run"])
     assert done.exit_code == 2
     assert done.stderr == f"error: {said}. Finished work is saved; rerun the same command to resume.\n"
+
+
+def test_an_explanation_is_written_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("oodbench.detector.explain.explain", lambda request, images, top: ["one", "two"])
+    monkeypatch.setattr("oodbench.detector.explain.text", lambda image: f"{image} is known")
+    done = call("explain", "x.png", "-o", tmp_path / "x.txt")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "", f"wrote {tmp_path / 'x.txt'}\n")
+    assert (tmp_path / "x.txt").read_text() == "one is known\n\ntwo is known\n"
+    assert call("explain", "x.png").stdout == "one is known\n\ntwo is known\n"
 
 
 def test_a_name_that_a_library_cannot_encode_is_one_line() -> None:
