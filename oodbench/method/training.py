@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -127,6 +126,8 @@ class Pairs:
         Returns:
             [b] integers, which depend on seed, step, stream and position alone.
         """
+        import numpy as np
+
         drawn = np.random.default_rng((self.seed, self.step, stream)).integers(below, size=self.size)
         return torch.from_numpy(drawn)[self.positions.cpu()].to(self.embeddings.device)
 

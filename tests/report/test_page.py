@@ -194,7 +194,10 @@ def test_filters_rows_and_hides_sets(glyphs: Path, visit: Open) -> None:
         name: page.locator(".groups th", has_text=name).evaluate("th => th.colSpan") for name in ("Near OOD", "Far OOD")
     }
     assert widths == {"Near OOD": 2, "Far OOD": 6}
-    assert "1 of 4 OOD sets hidden. Marks and means stay those of whole tables." in page.locator("#count").inner_text()
+    assert (
+        "1 of 4 OOD sets hidden. Marks and averages are those of complete tables."
+        in page.locator("#count").inner_text()
+    )
     page.get_by_label("Other symbols").uncheck()
     assert not page.locator(".groups th", has_text="Near OOD").is_visible()
     head(page, "glyphs-digits", "auroc").click()

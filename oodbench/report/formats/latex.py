@@ -253,7 +253,7 @@ def _panel(table: Table, cut: Sequence[int], first: str) -> list[str]:
     columns = "".join(rf"@{{\hspace{{{_BETWEEN:g}pt}}}}{'r' * len(b.columns)}" for b in column_groups)
     out = [rf"\begin{{tabular}}{{{first}{columns}}}", r"\toprule"]
     if table.grouped:
-        kind = " OOD" if table.first else ""  # across a transposed table stand methods
+        kind = " OOD" if table.first else ""  # the columns of a transposed table are methods
         runs = [(name, sum(len(b.columns) for b in run)) for name, run in groupby(column_groups, key=lambda b: b.group)]
         out += _heading((f"{escape(name.capitalize())}{kind}" if name else "", span) for name, span in runs)
     if table.first and any(b.title for b in column_groups):

@@ -6,7 +6,7 @@
   const sections = all("section.table");
   const controls = at("controls"), filter = at("filter");
 
-  // Lines of a section, each with those that go with it: a difference, which nothing lies behind.
+  // Lines of a section, each with the lines that belong to it: a difference, which has no provenance.
   function lines(body) {
     const out = [];
     for (const row of [...body.rows].filter((one) => one.className !== "section")) {
@@ -68,7 +68,7 @@
       section.hidden = !wanted;
     }
     const out = boxes.filter((box) => !box.checked).length;
-    const note = shown < total || out ? " Marks and means stay those of whole tables." : "";
+    const note = shown < total || out ? " Marks and averages are those of complete tables." : "";
     const sets = out ? ` ${out} of ${boxes.length} OOD sets hidden.` : "";
     at("count").textContent = `${shown} of ${total} results shown.${sets}${note}`;
   }
