@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from oodbench.cli import listings
 from oodbench.data import catalog as catalogue
@@ -247,21 +248,38 @@ def test_a_protocol_without_a_set_says_so() -> None:
         openood.without(openood.benchmark.near + openood.benchmark.far)
 
 
-def test_each_name_of_a_request_is_looked_up_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from oodbench.pipeline.plan import make_plan
-    from oodbench.pipeline.request import RunRequest
-
-    asked: Counter[str] = Counter()
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each name was looked up."""
+    names: Counter[str] = Counter()
     real = catalogue.dataset
 
     def counted(reference: str, classes: str = "") -> Dataset:
-        asked[reference] += 1
+        names[reference] += 1
         return real(reference, classes)
 
     monkeypatch.setattr(catalogue, "dataset", counted)
-    plan = make_plan(RunRequest(id="glyphs", methods="mcm", out=tmp_path / "out", store=tmp_path / "store"))
-    assert asked == {name: 1 for name in ("glyphs", *(name for name, _ in plan.benchmark.sets()))}
-    assert [one.listing.dataset.name for one in plan.ood] == [name for name, _ in plan.benchmark.sets()]
-    asked.clear()
+    return names
+
+
+def test_each_name_of_a_protocol_is_looked_up_once(asked: Counter[str]) -> None:
     protocol("imagenet1k", ("dtd", "sun"))
     assert asked == {"imagenet1k": 1, "dtd": 1, "sun": 1}
+    asked.clear()
+    assert asked.total() == 0 and len(protocol("mos").ood) == 4
+    assert asked == {name: 1 for name in ("imagenet1k", "inaturalist", "sun", "places", "textures")}
+
+
+@pytest.mark.slow  # imports torch and open_clip
+def test_each_name_of_a_request_is_looked_up_once(asked: Counter[str], tmp_path: Path) -> None:
+    from oodbench.pipeline.plan import make_plan
+    from oodbench.pipeline.request import RunRequest
+
+    sets = [f"folder:{tmp_path / name}" for name in ("birds", "cars", "boats")]
+    for name in ("birds/owl/1.png", "birds/kite/2.png", "cars/3.png", "boats/4.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), f"#{name[-5]}00000").save(tmp_path / name)
+    request = RunRequest(id=sets[0], ood=tuple(sets[1:]), encoder="glyphs", methods="mcm", store=tmp_path / "store")
+    plan = make_plan(request)
+    assert asked == {name: 1 for name in sets}
+    assert [one.listing.dataset.name for one in plan.ood] == sets[1:] == [name for name, _ in plan.benchmark.sets()]
