@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,14 @@ def cli() -> Cli:
         loggers = [logging.getLogger(name) for name in (None, "oodbench", "oodbench.training")]
         levels = [logger.level for logger in loggers]
         # Without pytest's handlers, so that the command sets up its own, and warnings of others reach standard error.
-        with mock.patch.dict(os.environ, environment), mock.patch.object(loggers[0], "handlers", []):
+        with (
+            mock.patch.dict(os.environ, environment),
+            mock.patch.object(loggers[0], "handlers", []),
+            warnings.catch_warnings(),
+        ):
+            warnings.resetwarnings()  # as in a process of its own, where a warning of a library is no error
+            for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+                warnings.simplefilter("ignore", category)
             os.chdir(cwd or before)
             try:
                 done = CliRunner().invoke(main, words, prog_name="oodbench")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Generator
 from typing import Any
@@ -12,15 +13,17 @@ import pytest
 LIMIT = 2.0  # seconds
 UNIT = 0.06  # seconds that `work` takes on an idle core of the machine that the limit was chosen on
 WORK = 1_000_000  # steps of its loop
+IMPORTS = 20  # modules: the first test of a process that needs a library imports it, and is not measured
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
-    """Measure the test itself; fixtures that several tests share do not count."""
-    before = cpu_seconds()
+    """Measure the test itself; neither fixtures that several tests share nor imports of libraries count."""
+    before, modules = cpu_seconds(), len(sys.modules)
     result = yield
     spent = cpu_seconds() - before
-    if item.get_closest_marker("slow") is None and over_limit(spent):
+    imported = len(sys.modules) - modules >= IMPORTS
+    if item.get_closest_marker("slow") is None and not imported and over_limit(spent):
         pytest.fail(f"took {spent:.1f} s of CPU time; make it faster, or mark it slow", pytrace=False)
     return result
 
