@@ -2,7 +2,7 @@
 export OMP_WAIT_POLICY := PASSIVE
 # Some environments forbid it; compiled tests are kept from one run to the next.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: lint check test docs site pictures reference glyphs glyphs-weights ablation bench
+.PHONY: lint check test docs site figures reference glyphs glyphs-weights ablation bench
 
 lint:
 	ruff format --check .
@@ -24,9 +24,9 @@ docs:
 site:
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
-# The pictures of docs/ and README.md, from the project's own rows.
-pictures:
-	python docs/pictures.py
+# The figures of docs/ and README.md, from the project's own results.
+figures:
+	python docs/draw_figures.py
 
 # Run the embedded benchmark anew and keep its rows as the project's own. Commit first: rows name the commit.
 reference:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     "--format",
     "form",
     default="",
-    help="latex, markdown, html, csv, parquet or figures (PNG and PDF: docs/pictures.md). Default: for the terminal.",
+    help="latex, markdown, html, csv, parquet or figures (PNG and PDF: docs/figures.md). Default: for the terminal.",
 )
 @click.option("-o", "--output", type=FOLDER, help="Write to this file; figures, to this folder. Default: stdout.")
 @click.option("--standalone", is_flag=True, help="LaTeX: a document that compiles by itself.")
