@@ -100,7 +100,7 @@ def run_and_record(request: RunRequest, *, tracking_uri: str | None = None) -> R
         log.warning("%s", note)
     outcome = run(plan)
     for name, reason in outcome.skipped_methods:
-        log.warning("left out: %s: %s", name, reason)
+        log.warning("skipped: %s: %s", name, reason)
     for result in outcome.results:
         for warning in result.warnings:
             log.warning("%s: %s", result.label, warning)

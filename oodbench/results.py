@@ -236,7 +236,7 @@ def rows(results: Path) -> Iterator[tuple[Path, Result]]:
         try:
             yield path, read(path)
         except UserError as error:
-            log.warning("left out: %s", printable(str(error)))
+            log.warning("skipped: %s", printable(str(error)))
 
 
 def row_files(results: Path) -> list[Path]:

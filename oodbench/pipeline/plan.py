@@ -189,7 +189,7 @@ def _compatible_jobs(jobs: Jobs, card: EncoderCard, request: RunRequest) -> tupl
         raise_all([f"{job.label}: {card.caption_error}" for job in incompatible])
     incompatible_methods = tuple((job.label, card.caption_error) for job in incompatible)
     for label, reason in incompatible_methods:
-        log.info("left out: %s: %s", label, reason)
+        log.info("skipped: %s: %s", label, reason)
     compatible = tuple(job for job in jobs.jobs if job not in incompatible)
     return Jobs(compatible, jobs.skipped_methods), incompatible_methods
 

@@ -221,7 +221,7 @@ def test_warnings_of_a_command_without_a_log_are_printable(tmp_path: Path) -> No
     code = f"import sys; from oodbench.cli import main; main(['report', '--results', {str(tmp_path)!r}])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "\x1b" not in done.stderr
-    assert done.stderr.startswith("left out: ") and r"a\x1b[2Jb.json is not JSON" in done.stderr
+    assert done.stderr.startswith("skipped: ") and r"a\x1b[2Jb.json is not JSON" in done.stderr
 
 
 def test_bars_show_names_as_they_are_spelled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,8 +204,8 @@ def test_what_may_mislead_is_told_as_a_run_tells_it(place: Path, tmp_path: Path,
     usual = ("score", "--method", "mcm", "--classes", str(tmp_path / "names.txt"), str(deep), "--no-store")
     done = call(place, *usual, "--threshold-from", str(deep))
     assert done.exit_code == 0, done.output
-    assert "note: folder:" in done.stderr and "left out 1 .heic" in done.stderr and "become" in done.stderr
-    for said in ("'Anchor' = 'anchor'", "left out 1 .heic", "all 3 ID images score"):
+    assert "note: folder:" in done.stderr and "ignored 1 .heic" in done.stderr and "become" in done.stderr
+    for said in ("'Anchor' = 'anchor'", "ignored 1 .heic", "all 3 ID images score"):
         assert said in caplog.text
 
 

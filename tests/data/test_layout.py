@@ -675,4 +675,4 @@ def test_a_row_that_is_no_text_is_named(tmp_path: Path, caplog: pytest.LogCaptur
 
     (tmp_path / "row.json").write_bytes(b"\xff{}")
     assert list(rows(tmp_path)) == []
-    assert f"left out: {tmp_path / 'row.json'}" in caplog.text
+    assert f"skipped: {tmp_path / 'row.json'}" in caplog.text

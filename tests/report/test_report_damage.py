@@ -104,7 +104,7 @@ def test_a_damaged_row_is_one_line_and_the_others_are_printed(
     assert "MCM" in done.stdout and "NEAR" in done.stdout and "BAD" not in done.stdout
     (said,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert (
-        "left out: " in said and str(path) in said and len(said.splitlines()) == 1 and len(said) < 400 + len(str(path))
+        "skipped: " in said and str(path) in said and len(said.splitlines()) == 1 and len(said) < 400 + len(str(path))
     )
 
 

@@ -97,9 +97,9 @@ def ignored_remarks(names: Iterable[str], irregular: Sequence[str] = ()) -> tupl
     files = sorted(name for name in names if not is_image(name) and not is_annotation(name))
     remarks = []
     if files:
-        remarks.append(Remark("left-out", f"left out {count_by_suffix(files)}", len(files), tuple(files[:_EXAMPLES])))
+        remarks.append(Remark("left-out", f"ignored {count_by_suffix(files)}", len(files), tuple(files[:_EXAMPLES])))
     if irregular:
-        message = f"left out {len(irregular):,} FIFOs, sockets or devices: {first_few(sorted(irregular))}"
+        message = f"ignored {len(irregular):,} FIFOs, sockets or devices: {first_few(sorted(irregular))}"
         remarks.append(Remark("left-out", message, len(irregular), tuple(sorted(irregular)[:_EXAMPLES])))
     return tuple(remarks)
 
