@@ -286,6 +286,7 @@ def test_zoc_s_split_of_the_cifar_tars(shared: Path, tmp_path: Path) -> None:
     assert first.startswith("truck/")
 
 
+@pytest.mark.slow
 def test_openood_nests_in_mos(shared: Path, tmp_path: Path) -> None:
     """45,000 and 5,000 images are parts of the 50,000; the sets that both protocols use are one."""
     mos, openood = catalogue.benchmarks()["mos"], catalogue.benchmarks()["openood"]

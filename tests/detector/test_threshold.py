@@ -221,6 +221,7 @@ def test_the_same_images_in_another_form_are_no_validation_images(files: Path, l
 
 
 @pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.slow
 def test_images_are_encoded_once(
     keep: bool, files: Path, learners: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

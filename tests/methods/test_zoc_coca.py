@@ -192,6 +192,7 @@ def plain(
         ),
     ],
 )
+@pytest.mark.slow
 def test_the_score_is_the_paper_s(
     parameters: dict[str, Any], ours: OpenClip, theirs: Any, shown: Tensor, words: Callable[..., Tensor]
 ) -> None:

@@ -50,6 +50,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_the_registry_is_asked_once_for_each_method(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,6 +70,7 @@ def test_the_registry_is_asked_once_for_each_method(
     assert set(asked.values()) == {1}, asked
 
 
+@pytest.mark.slow
 def test_an_encoder_is_loaded_once_for_seeds_and_detectors(images: Path, tmp_path: Path, loads: list[str]) -> None:
     wanted = request(images, tmp_path, methods="mcm")
     seeds = [dataclasses.replace(wanted, seed=seed, store=tmp_path / f"{seed}") for seed in (0, 1, 2)]

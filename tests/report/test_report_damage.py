@@ -223,7 +223,9 @@ def test_a_run_makes_damaged_rows_and_scores_anew(tmp_path: Path, monkeypatch: p
             path.with_name("pipe").unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize("form", ["markdown", "csv", "html", "parquet", "latex", "terminal"])
+@pytest.mark.parametrize(
+    "form", ["markdown", "csv", pytest.param("html", marks=pytest.mark.slow), "parquet", "latex", "terminal"]
+)
 def test_what_cannot_be_written_to_is_one_line_and_stays(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
