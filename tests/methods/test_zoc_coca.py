@@ -186,10 +186,9 @@ def plain(
     "parameters",
     [
         {"k": 3, "steps": 2},
-        *(
-            pytest.param(more, marks=pytest.mark.slow)
-            for more in ({}, {"k": 6, "remove_seen": False}, {"k": 200, "steps": 12, "specials": True})
-        ),
+        {},
+        {"k": 6, "remove_seen": False},
+        {"k": 200, "steps": 12, "specials": True},
     ],
 )
 @pytest.mark.slow
