@@ -122,7 +122,7 @@ def _receive(
         if tries >= policy.tries:
             raise UserError(
                 f"gave up on {redact_url(source.url)} after {tries} tries: {problem}; "
-                f"the {now:,} bytes received are kept, and the same command goes on from there"
+                f"the {now:,} bytes received are kept; rerun the same command to resume"
             )
         time.sleep(policy.pause * 2 ** (tries - 1))
 

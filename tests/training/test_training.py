@@ -537,7 +537,7 @@ def test_shards_behind_urls_are_fetched_once_and_not_kept(
     assert train(dataclasses.replace(asked, max_steps=4)).made == 1
     assert [one.split()[0] for one in requests[6:]] == ["HEAD", "HEAD"]
     monkeypatch.setattr("oodbench.storage.remote.PAUSE", 0.0)
-    with pytest.raises(UserError, match=r"cannot fetch http.*b-0.tar: File not found; the same command goes on"):
+    with pytest.raises(UserError, match=r"cannot fetch http.*b-0.tar: File not found; run the same command again"):
         train(dataclasses.replace(asked, captions=f"{url}/b-0.tar", on_error="skip"))
 
 
