@@ -18,7 +18,9 @@ from oodbench.storage.download import Download, RetryPolicy, download
 DOWNLOADS = ".downloads"  # folder below the data root for unfinished downloads
 _FILE_LOADERS = ("tar", "arrays", "parquet")  # they read the file itself, which is not unpacked
 
-Watch = Callable[[str, int], Callable[[int], None]]  # (what, total in bytes) -> a function to call with bytes done
+StartProgress = Callable[
+    [str, int], Callable[[int], None]
+]  # (what, total in bytes) -> a function to call with bytes done
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class FetchOutcome:
 def fetch(
     dataset: Dataset,
     data_root: Path,
-    watch: Watch = lambda what, total: lambda n: None,
+    watch: StartProgress = lambda what, total: lambda n: None,
     retry: RetryPolicy | None = None,
     bounds: Bounds | None = None,
 ) -> FetchOutcome:

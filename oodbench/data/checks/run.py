@@ -19,7 +19,9 @@ from oodbench.data.load import LoadOptions, load_images
 from oodbench.errors import Missing, Unlabelled, UserError
 from oodbench.storage.store import Store
 
-Watch = Callable[[str, int], Done]  # (description, number of steps) -> a function that is called with finished steps
+StartProgress = Callable[
+    [str, int], Done
+]  # (description, number of steps) -> a function that is called with finished steps
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class CheckSettings:
 
 
 def check_sets(
-    scope: CheckScope, settings: CheckSettings, watch: Watch = lambda what, n: lambda done: None
+    scope: CheckScope, settings: CheckSettings, watch: StartProgress = lambda what, n: lambda done: None
 ) -> CheckReport:
     """Check everything in a scope and return the report. Raise UserError if there are no data at all."""
     report = CheckReport()
@@ -121,7 +123,11 @@ def _listing(dataset: Dataset, labelled: bool, settings: CheckSettings) -> Image
 
 
 def _compare(
-    scope: CheckScope, inspected: dict[str, InspectedSet], settings: CheckSettings, report: CheckReport, watch: Watch
+    scope: CheckScope,
+    inspected: dict[str, InspectedSet],
+    settings: CheckSettings,
+    report: CheckReport,
+    watch: StartProgress,
 ) -> None:
     available = [(inspected[a], inspected[b]) for a, b in scope.pairs if a in inspected and b in inspected]
     if not available:
