@@ -6,6 +6,8 @@ import ast
 import functools
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 ORDER = (
     "errors storage results metrics data tracking method encoder pipeline report detector training distributed api cli"
@@ -45,6 +47,11 @@ def imports() -> dict[str, set[str]]:
 def place(module: str) -> int:
     """The place of a module's package in the list; ValueError for one that is not in it."""
     return ORDER.index(module.split(".")[1])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _read_all() -> None:
+    imports()
 
 
 def test_imports_go_down() -> None:

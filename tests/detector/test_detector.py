@@ -447,6 +447,7 @@ def test_another_process_scores_the_same(saved: Path, files: Path, tmp_path: Pat
     assert (np.frombuffer(bytes.fromhex(done.stdout)) == Detector.load(saved).score_samples(files)).all()
 
 
+@pytest.mark.slow
 def test_own_prompts_and_encoder_travel_along(tmp_path: Path, files: Path) -> None:
     """With the encoder's weights in the folder, nothing outside of it is needed."""
     import open_clip

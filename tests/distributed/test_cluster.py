@@ -377,7 +377,7 @@ def test_a_driver_that_is_asked_to_stop_says_so(
 
 def test_two_drivers_share_a_store(cluster: str, images: Path, tmp_path: Path, undisturbed: Path) -> None:
     drivers = [start(cluster, images, tmp_path, "--actors", "1") for _ in range(2)]
-    said = [driver.communicate(timeout=120) for driver in drivers]
+    said = [driver.communicate(timeout=300) for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0], said
     same(tmp_path, undisturbed)
 

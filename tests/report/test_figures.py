@@ -391,7 +391,7 @@ def test_many_methods_and_sets_go_on_several_pages(tmp_path: Path) -> None:
         lines = [line for line in curves(page.figure.axes[0]) if str(line.get_gid()).startswith("m")]
         looks = {(line.get_color(), str(line._unscaled_dash_pattern)) for line in lines}
         assert len(looks) == 15, "no two methods of a page look alike"
-    assert "the 40 methods of highest mean AUROC" in found[-1].caption and "all but the 40" in found[0].caption
+    assert "the 40 methods with the highest average AUROC" in found[-1].caption and "all but the 40" in found[0].caption
 
 
 @pytest.mark.slow

@@ -412,7 +412,7 @@ def test_contrast(glyphs: Path, visit: Open, scheme: str) -> None:
             assert (high + 0.05) / (low + 0.05) >= 4.5, f"{front} on {back}"
 
 
-def test_two_thousand_rows(cli: Cli, tmp_path: Path, visit: Open) -> None:
+def test_two_thousand_rows(process: Cli, tmp_path: Path, visit: Open) -> None:
     encoders = [{"name": f"enc{i}", "slug": f"enc{i}", "weights": f"{i:064d}"} for i in range(20)]
     rows = [
         row(f"m{m}", 0.5 + m / 250, encoder=encoder, parameters={"scale": m / 7}, scores={"sun": f"{m:064d}"})
@@ -421,11 +421,11 @@ def test_two_thousand_rows(cli: Cli, tmp_path: Path, visit: Open) -> None:
     ]
     results = lay(tmp_path / "results", *rows)
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    path = written(cli, results)
+    path = written(process, results)
     took = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
     assert took < 10 and path.stat().st_size < 10e6, f"{took:.1f} s, {path.stat().st_size / 1e6:.1f} MB"
     page = visit(path)
-    assert "more than 12 tables; --with-figures puts them in" in page.locator("header").inner_text()
+    assert "more than 12 tables have none unless --with-figures is given" in page.locator("header").inner_text()
     page.locator("#encoder").select_option("enc7")
     page.get_by_label("Methods").fill("m99")
     assert names(page) == ["M99"] and "1 of 2000 results" in page.locator("#count").inner_text()
@@ -449,7 +449,7 @@ def test_what_the_page_does_not_take(cli: Cli, tmp_path: Path) -> None:
     results = lay(tmp_path / "results", row())
     for flags, remedy in (
         (("--format", "html"), "name it with --output FILE"),
-        (("--format", "html", "--output", "x.html", "--transpose"), "leave it out with --format html"),
+        (("--format", "html", "--output", "x.html", "--transpose"), "--transpose does not go with --format html"),
         (("--format", "markdown", "--no-figures"), "--no-figures goes with --format html"),
     ):
         done = cli("report", "--results", results, *flags, cwd=tmp_path)

@@ -306,7 +306,7 @@ def test_nodes_without_a_common_folder_share_the_bucket(bucket: str, tmp_path: P
 
 
 @pytest.mark.slow
-def test_images_are_read_from_shards_in_a_bucket(bucket: str, tmp_path: Path, cli: Cli) -> None:
+def test_images_are_read_from_shards_in_a_bucket(bucket: str, tmp_path: Path, process: Cli) -> None:
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -322,11 +322,11 @@ def test_images_are_read_from_shards_in_a_bucket(bucket: str, tmp_path: Path, cl
     subprocess.run([sys.executable, "-c", put, *map(str, sorted(tmp_path.glob("*.tar")))], check=True, timeout=120)
     command = ("run", "--methods", "mcm", "--id", f"folder:{tmp_path}/id", "--encoder", "glyphs")
     options = ("--tracking-uri", "none", "--store", tmp_path / "s")
-    done = cli(*command, "--ood", "tar:s3://oodbench/data/x-{0..1}.tar", *options, "--results", tmp_path / "a")
+    done = process(*command, "--ood", "tar:s3://oodbench/data/x-{0..1}.tar", *options, "--results", tmp_path / "a")
     assert done.returncode == 0, done.stderr
-    plain = cli(*command, "--ood", f"folder:{tmp_path}/ood", *options, "--results", tmp_path / "b")
+    plain = process(*command, "--ood", f"folder:{tmp_path}/ood", *options, "--results", tmp_path / "b")
     assert plain.returncode == 0, plain.stderr
     there, here = (next(row for _, row in rows(tmp_path / out)).ood[0] for out in ("a", "b"))
     assert (there.n, there.auroc, there.fpr95) == (16, here.auroc, here.fpr95)
-    lost = cli(*command, "--ood", "tar:s3://oodbench/data/none.tar", *options, "--results", tmp_path / "c")
+    lost = process(*command, "--ood", "tar:s3://oodbench/data/none.tar", *options, "--results", tmp_path / "c")
     assert lost.returncode == 2 and "cannot fetch s3://oodbench/data/none.tar: it does not exist" in lost.stderr
