@@ -1,4 +1,4 @@
-"""A pytest plugin: a test that is not marked slow fails when it takes over two seconds of CPU time."""
+"""A pytest plugin: a test that is not marked slow fails when it takes over LIMIT seconds of CPU time, and NOISE."""
 
 from __future__ import annotations
 

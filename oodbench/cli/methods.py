@@ -88,7 +88,11 @@ def negatives(outer: tuple[Path, ...], /, name: str, plugins: tuple[Path, ...], 
 
 
 def describe_negatives(plan: Plan) -> str:
-    """List the words that the plan's first method mines, farthest first, and their overlap with the class names."""
+    """List the words that the plan's first method mines, farthest first, and their overlap with the class names.
+
+    A negative word that names an ID class lowers the scores of that class; one that names an OOD class gives away what
+    is to be detected.
+    """
     job = plan.jobs[0]
     state = _fit(plan)
     words: Sequence[str] = getattr(state, "words", ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,25 +129,21 @@ def _option(name: str, kind: str, value: Any) -> Any:
 
 def check_options(request: RunRequest) -> None:
     """Raise UserError for unknown choices, numbers out of range, and folders that cannot be written."""
-    problems = []
-    for name, value, options in (
+    problems = choice_problems(
         ("--precision", request.precision, PRECISIONS),
         ("--on-error", request.on_error, ("stop", "skip")),
         ("--resize", request.resize or "bicubic", RESIZE_FILTERS),
         ("--at95", request.at95, metrics.AT95),
         ("--aupr", request.aupr, metrics.AUPR),
-    ):
-        if value not in options:
-            problems.append(f"{name} {value}{did_you_mean(value, options)}")
-    for name, number, least, most in (
+    )
+    problems += range_problems(
         ("--batch-size", request.batch_size, 1, MAX_INTEGER),
         ("--workers", request.workers, 0, MAX_WORKERS),
         ("--limit", request.limit, 1, MAX_INTEGER),
         ("--seed", request.seed, 0, MAX_INTEGER),
         ("--actors", request.actors, 0, MAX_WORKERS),
         ("--bootstrap", request.bootstrap, 0, 10**7),
-    ):
-        problems += range_problems(name, number, least, most)
+    )
     if not 0 < request.gpus_per_actor < math.inf:
         problems.append(f"--gpus-per-actor must be a number above 0, not {request.gpus_per_actor}")
     if not is_writable(expand(request.out)):
@@ -168,12 +165,20 @@ def _unwritable(store: Path) -> str:
     return f"the store {store} cannot be written; name another with --store or $OODBENCH_STORE"
 
 
-def range_problems(name: str, number: float | None, least: float, most: float) -> list[str]:
-    """Return what is wrong with a number outside [least, most], or []; None means that the option was not given."""
-    if number is None or least <= number <= most:  # False for NaN
-        return []
-    asked = f"at least {least}" if number < least else f"a number of at most {most}"
-    return [f"{name} must be {asked}, not {number}"]
+def choice_problems(*choices: tuple[str, str, Collection[str]]) -> list[str]:
+    """Return what is wrong with options (name, value, known values) whose value is unknown."""
+    return [f"{name} {value}{did_you_mean(value, known)}" for name, value, known in choices if value not in known]
+
+
+def range_problems(*bounds: tuple[str, float | None, float, float]) -> list[str]:
+    """Return what is wrong with options (name, number, least, most) outside [least, most]; None was not given."""
+    problems = []
+    for name, number, least, most in bounds:
+        if number is None or least <= number <= most:  # False for NaN
+            continue
+        asked = f"at least {least}" if number < least else f"a number of at most {most}"
+        problems.append(f"{name} must be {asked}, not {number}")
+    return problems
 
 
 def is_writable(folder: Path) -> bool:

@@ -11,10 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from oodbench.encoder.card import parse_encoder
 from oodbench.encoder.resolve import ResolvedEncoder, resolve
-from oodbench.errors import ProblemList, UserError, did_you_mean, raise_all
+from oodbench.errors import ProblemList, UserError, raise_all
 from oodbench.method import registry
 from oodbench.pipeline.jobs import Job, make_jobs
-from oodbench.pipeline.request import MAX_INTEGER, MAX_WORKERS, PRECISIONS, RunRequest, is_writable, range_problems
+from oodbench.pipeline.request import (
+    MAX_INTEGER,
+    MAX_WORKERS,
+    PRECISIONS,
+    RunRequest,
+    choice_problems,
+    is_writable,
+    range_problems,
+)
 from oodbench.storage.files import expand
 from oodbench.storage.shared import open_store
 from oodbench.storage.store import Store
@@ -90,14 +98,11 @@ class TrainRequest:
 
 def check_options(request: TrainRequest) -> None:
     """Raise UserError for invalid values of options."""
-    problems = []
-    for name, value, options in (
+    problems = choice_problems(
         ("--precision", request.precision, (*PRECISIONS, "amp-bf16", "amp-fp16")),
         ("--on-error", request.on_error, ("stop", "skip")),
-    ):
-        if value not in options:
-            problems.append(f"{name} {value}{did_you_mean(value, options)}")
-    for name, number, least, most in (
+    )
+    problems += range_problems(
         ("--epochs", request.epochs, 1, MAX_INTEGER),
         ("--steps", request.steps, 1, MAX_INTEGER),
         ("--batch-size", request.batch, 1, MAX_INTEGER),
@@ -108,8 +113,7 @@ def check_options(request: TrainRequest) -> None:
         ("--checkpoint-every", request.checkpoint_every, 1, MAX_INTEGER),
         ("--max-steps", request.max_steps, 1, MAX_INTEGER),
         ("--workers", request.workers, 0, MAX_WORKERS),
-    ):
-        problems += range_problems(name, number, least, most)
+    )
     for name, rate in (("--lr", request.lr), ("--eps", request.eps)):
         if rate is not None and not 0 < rate < math.inf:
             problems.append(f"{name} must be a number above 0, not {rate}")

@@ -17,7 +17,7 @@ from oodbench.data.catalog import Dataset
 from oodbench.data.decode import describe_error, pillow_in_threads
 from oodbench.data.imageset import ImageSet
 from oodbench.data.load import LoadOptions, class_names_of, load_images
-from oodbench.data.loaders.tar import expand_pattern as expand_pattern
+from oodbench.data.loaders.tar import expand_pattern
 from oodbench.data.paths import data_root
 from oodbench.errors import UserError, is_url, redact_url
 from oodbench.metrics import detection as metrics
