@@ -55,13 +55,13 @@ def print_tables(tables: Iterable[Table]) -> None:
         console.print(report.console(table))
 
 
-def check_output(path: Path | None) -> None:
-    """Raise UserError if --output names a folder, or a file in a folder that does not exist."""
+def check_output(path: Path | None, makes_folder: bool = False) -> None:
+    """Raise UserError if --output names a folder, or a file in a folder that is neither there nor made."""
     if path is None:
         return
     if path.is_dir():
         raise UserError(f"--output {path}: that is a folder; name a file")
-    if not path.absolute().parent.is_dir():
+    if not makes_folder and not path.absolute().parent.is_dir():
         raise UserError(f"--output {path}: there is no folder {path.absolute().parent}")
 
 

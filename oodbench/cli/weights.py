@@ -9,7 +9,7 @@ import click
 
 from oodbench.cli import options as shared
 from oodbench.cli.options import FOLDER
-from oodbench.cli.output import say
+from oodbench.cli.output import check_output, say
 
 
 @click.command()
@@ -25,6 +25,7 @@ def weights(file: Path, output: Path | None, encoder: str, plugins: tuple[Path, 
     from oodbench.pipeline import weights as files
     from oodbench.storage.store import Store, default_root
 
+    check_output(output, makes_folder=True)
     trained = files.examine(file, Store(default_root()))
     if output is None:
         say(f"{trained.path.name}  sha256 {trained.digest}")
