@@ -9,7 +9,7 @@ from pathlib import Path
 from oodbench.data import catalog, decode, prompts, subsets
 from oodbench.data.catalog import Dataset
 from oodbench.data.imageset import ImageSet, ImageSource
-from oodbench.data.loaders.layout import empty_class_remarks, is_hidden, same_prompt_remarks, sort_classes
+from oodbench.data.loaders.layout import empty_class_remarks, first_few, is_hidden, same_prompt_remarks, sort_classes
 from oodbench.data.prompts import TextList
 from oodbench.errors import UserError
 from oodbench.storage.store import Store
@@ -59,6 +59,21 @@ def load_calibration(dataset: Dataset, options: LoadOptions, seed: int) -> Image
     """List ID training images to calibrate on: at most CALIBRATION_LIMIT, drawn with the run's seed."""
     images = load_images(dataset, replace(options, strict=False), labelled=True).sample(CALIBRATION_LIMIT, seed)
     return images.by_content() if options.strict else images
+
+
+def check_classes(id_set: ImageSet, calibration: ImageSet) -> None:
+    """Raise UserError unless calibration images have the classes of the ID set."""
+    ours, theirs = id_set.folders, calibration.folders
+    numbered = any(all(one.isdecimal() for one in folders) for folders in (ours, theirs))
+    if len(ours) == len(theirs) and (ours == theirs or numbered or id_set.named or calibration.named):
+        return
+    lacking, more = (sorted(set(a) - set(b)) for a, b in ((ours, theirs), (theirs, ours)))
+    differences = [f"lacks {first_few(lacking)}"] if lacking else []
+    differences += [f"has {first_few(more)} besides"] if more else []
+    raise UserError(
+        f"calibration images '{calibration.dataset.name}' have other classes than '{id_set.dataset.name}': "
+        f"{len(theirs)} instead of {len(ours)}{''.join(f'; it {one}' for one in differences)}"
+    )
 
 
 def load_source(dataset: Dataset, data_root: Path, store: Store) -> ImageSource:
