@@ -43,7 +43,8 @@ class Dataset:
                 "list": the lines of `list`; "tar": archives (path is a pattern); "torchvision", "hf", "parquet";
                 "arrays": .npz or .npy; "part": some images of the set `within`; "union": the sets `parts` in
                 order; "glyphs": the embedded benchmark, path is a split
-    path        below the data root; absolute for a dataset of the user's own
+    path        below the data root; absolute for a dataset of the user's own; of "classes" with `/*` at its end where
+                the class folders lie a folder deeper
     list        the list file below the data root: `path label` per line, paths from `path` (or found in `within`)
     digest      sha256 of the list file; "unknown": not known
     source      the torchvision class that reads it
@@ -95,7 +96,13 @@ class Dataset:
 
     def folder(self, data_root: Path) -> Path:
         """Return the folder or file that holds the images."""
-        return data_root / self.path
+        return data_root / self.path[: len(self.path) - len("/*") * (self.depth - 1)]
+
+    @property
+    def depth(self) -> int:
+        """How deep the class folders lie: 1 directly in the folder, one more for every `/*` at the end of its path."""
+        stars = re.search(r"(/\*)*$", self.path) if self.loader == "classes" else None
+        return 1 + len(stars[0]) // len("/*") if stars else 1
 
 
 @dataclass(frozen=True)
@@ -299,7 +306,8 @@ def _from_reference(reference: str) -> Dataset | None:
     path = real_path(rest)
     if kind == "hf" and not path.exists():
         return Dataset(reference, rest, loader, rest)
-    return Dataset(reference, path.name if kind == "folder" else _stem(path), loader, str(path))
+    title = Path(str(path).rstrip("/*")).name if kind == "folder" else _stem(path)
+    return Dataset(reference, title, loader, str(path))
 
 
 def _stem(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -157,7 +158,7 @@ def class_names_of(id_set: ImageSet) -> TextList:
             "with --classes FILE, one name a line"
         )
     if not class_list:
-        return TextList("folders", tuple(folder.replace("_", " ") for folder in id_set.folders))
+        return TextList("folders", tuple(re.sub("[_/]", " ", folder) for folder in id_set.folders))
     names = prompts.class_names(class_list)
     if len(names.lines) != len(id_set.folders):
         raise UserError(

@@ -25,8 +25,9 @@ def chance_limit(classes: int, images: int) -> float:
 def at_chance(row: Result) -> bool:
     """Return whether the ID accuracy of a result is no better than guessing; False for a result without one."""
     classes = row.classes.get("count")
-    known = isinstance(classes, int) and classes > 1 and row.id.n > 0
-    return known and row.id.accuracy is not None and row.id.accuracy < min(chance_limit(classes, row.id.n), 1)
+    if row.id.accuracy is None or not row.id.n or not isinstance(classes, int) or classes < 2:
+        return False
+    return row.id.accuracy < min(chance_limit(classes, row.id.n), 1)
 
 
 def chance_notes(lines: Sequence[TableLine], sets: Sequence[str]) -> Iterator[str]:
