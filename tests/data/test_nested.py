@@ -42,8 +42,12 @@ def test_folders_by_letter_are_no_classes() -> None:
 
 def test_letters_may_be_classes() -> None:
     """Of an alphabet: images lie in the letters, or folders in them have other names."""
-    for names in (("a/1.jpg", "b/2.jpg"), ("a/v/1.jpg", "b/w/2.jpg"), ("a/a1/1.jpg", "b/2.jpg")):
+    for names in (("a/1.jpg", "b/2.jpg"), ("a/v/1.jpg", "b/w/2.jpg"), ("a/a1/1.jpg", "b/w/2.jpg")):
         assert list(classes(*names).values()) == ["a", "b"]
+    with pytest.raises(
+        Unlabelled, match=r"a, b sort class folders by letter, but b/2\.jpg lies in none \(1 of 2 images"
+    ):
+        classes("a/abbey/1.jpg", "b/2.jpg")
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,11 @@ def classes_by_folder(
     letters = sort_classes(tops)
     remarks = []
     if _sorted_by_letter(inner):
+        if loose := [name for name, (_, _, rest) in zip(names, parts, strict=True) if "/" not in rest]:
+            raise Unlabelled(
+                f"the folders {first_few(letters)} sort class folders by letter, but {loose[0]} lies in none "
+                f"({len(loose):,} of {len(names):,} images); move such images away, or into class folders"
+            )
         keys = _below_letters([rest for _, _, rest in parts])
         message = f"the folders {first_few(letters)} sort the class folders by letter: {first_few(sort_classes(keys))}"
         remarks.append(Remark("class-folders", message))
@@ -245,10 +250,9 @@ def _inner_folders(parts: Sequence[tuple[str, str, str]]) -> dict[str, set[str]]
 
 def _sorted_by_letter(inner: Mapping[str, set[str]]) -> bool:
     """Return whether all folders are letters with which the names of the folders in them begin, as Places has them."""
-    return all(
-        len(top) == 1 and top.isalpha() and all(folder[:1].lower() == top.lower() for folder in inside)
-        for top, inside in inner.items()
-    )
+    pairs = [(top, folder) for top, inside in inner.items() for folder in inside if folder]
+    letters = all(len(top) == 1 and top.isalpha() for top in inner)
+    return letters and bool(pairs) and all(folder[0].lower() == top.lower() for top, folder in pairs)
 
 
 def _below_letters(paths: Sequence[str]) -> list[str]:
