@@ -51,7 +51,11 @@ def _download(repository: str, pattern: str, folder: Path, options: GetOptions) 
     """Return the parquet files of a repository, downloaded with the hub's own resume and digests."""
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
     page = f"https://huggingface.co/datasets/{repository}"
     shown = not are_progress_bars_disabled()
