@@ -55,9 +55,7 @@ if TYPE_CHECKING:
     "--allow-partial", is_flag=True, help="Run on sets with fewer images than the catalogue counts; tables say so."
 )
 @click.option("--skip-missing", is_flag=True, help="Skip missing OOD sets and list them.")
-@click.option(
-    "--strict", is_flag=True, help="Identify images and weights by their content, not by name, size and time."
-)
+@click.option("--strict", is_flag=True, help="Identify images and weights by their content, not by name and size.")
 @shared.ON_ERROR
 @click.option(
     "--at95", default="first", help="FPR95 rule: first, nearest (MCM) or interpolate (CLIPN).", show_default=True

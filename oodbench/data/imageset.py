@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,11 +20,22 @@ from oodbench.data.catalog import Dataset
 from oodbench.data.loaders.layout import Classes, Remark, classes_by_folder, count_by_suffix, label_keys
 from oodbench.errors import Missing, Unlabelled, UserError
 from oodbench.storage.files import irregular, open_regular
-from oodbench.storage.fingerprints import ReadImage, portable_part, stat_fingerprint
-from oodbench.storage.store import digest, file_digest
+from oodbench.storage.fingerprints import (
+    ReadImage,
+    changed_at,
+    copied_part,
+    is_local,
+    portable_part,
+    stat_fingerprint,
+)
+from oodbench.storage.store import Store, digest, file_digest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+_HASHED_TOGETHER = 4096  # images whose digests are kept together, so that an interrupted reading is resumed
+_SETTLED = 2_000_000_000  # nanoseconds: the coarsest clock of a file system in use (FAT)
 
 
 class ImageSource(Protocol):
@@ -88,11 +100,13 @@ class ImageSet:
 
     folder        the folder that holds the images, or the file that contains them
     names         posix paths below `folder`, row numbers in a table, or names of rendered images
-    fingerprints  one text per image that changes when the image changes (see storage/fingerprints.py)
+    fingerprints  one text per image that changes when the image changes (see storage/fingerprints.py); decides
+                  whether stored embeddings are used
     labels        class index per image [n], -1 without a label
     folders       one key per class in label order: class folders or numbers; () without labels
     total         number of images before a limit was applied
     content       whether the fingerprints are digests of the images' contents
+    sizes         per image what its result rows count; () is the first line of its fingerprint
     source        reads an image by name; None: image files below `folder`
     named         class names in label order, where the source has them
     absent        images that an image list names and that do not exist
@@ -109,6 +123,7 @@ class ImageSet:
     folders: tuple[str, ...] = ()
     total: int = -1
     content: bool = False
+    sizes: tuple[str, ...] = ()
     source: ImageSource | None = None
     named: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
@@ -128,24 +143,38 @@ class ImageSet:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of the names and of the parts of the fingerprints that other machines share: for result rows."""
-        return self._digest(tuple(map(portable_part, self.fingerprints)), slice(None))
+        """sha256 of names and sizes (of contents with --strict) in the order of the names, for result rows.
+
+        It is the same for copies at other places, with other times, or in another order of the files.
+        """
+        names, sizes = (
+            zip(*sorted(zip(self.names, self.portable, strict=True)), strict=True) if self.names else ((), ())
+        )
+        return digest(["", names, sizes])
+
+    @property
+    def portable(self) -> tuple[str, ...]:
+        """Return per image what all copies of it share."""
+        return self.sizes or tuple(map(portable_part, self.fingerprints))
+
+    @property
+    def local(self) -> bool:
+        """Return whether the fingerprints are valid on this machine only, so that nothing may be shared by them."""
+        return any(map(is_local, self.fingerprints))
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of names and complete fingerprints, for keys of the store: changed images are embedded again."""
-        return self._digest(self.fingerprints, slice(None))
+        return self._key(slice(None))
 
     def part_fingerprint(self, start: int, stop: int) -> str:
         """Return the fingerprint of the images from `start` to before `stop`."""
-        if (start, stop) == (0, len(self)):
-            return self.fingerprint
-        return self._digest(self.fingerprints, slice(start, stop))
+        return self.fingerprint if (start, stop) == (0, len(self)) else self._key(slice(start, stop))
 
-    def _digest(self, fingerprints: tuple[str, ...], part: slice) -> str:
+    def _key(self, part: slice) -> str:
         # Without contents the dataset's path counts, too: names, sizes and times alone can be equal in two folders.
         path = "" if self.content else self.dataset.path
-        return digest([path, self.names[part], fingerprints[part]])
+        return digest([path, self.names[part], self.fingerprints[part]])
 
     def __len__(self) -> int:
         return len(self.names)
@@ -156,10 +185,13 @@ class ImageSet:
         Raises UserError when the image changed after it was listed, OSError (or an error of Pillow) when it cannot be
         read.
         """
+        return self._read(index).image()
+
+    def _read(self, index: int) -> ReadImage:
         image = self.reader.read(self.names[index])
         if not self._unchanged(image.content() if self.content else image.fingerprint, self.fingerprints[index]):
             raise self._changed(self.folder / self.names[index])
-        return image.image()
+        return image
 
     def check_tree(self) -> None:
         """Raise UserError when files of a TreeSource changed: to be called before and after images are read."""
@@ -173,7 +205,7 @@ class ImageSet:
                 raise images._changed(images.folder)
 
     def _unchanged(self, now: str, listed: str) -> bool:
-        return now == listed or (self.host != socket.gethostname() and portable_part(now) == portable_part(listed))
+        return now == listed or (self.host != socket.gethostname() and copied_part(now) == copied_part(listed))
 
     def _changed(self, path: Path) -> UserError:
         return UserError(f"dataset '{self.dataset.name}': {path} changed after it was listed; run again")
@@ -182,14 +214,68 @@ class ImageSet:
         """Return some of the images, in the given order."""
         chosen = [int(i) for i in indices]
         names, fingerprints = (tuple(column[i] for i in chosen) for column in (self.names, self.fingerprints))
-        return replace(self, names=names, fingerprints=fingerprints, labels=self.labels[chosen], origins=())
+        return replace(
+            self,
+            names=names,
+            fingerprints=fingerprints,
+            sizes=tuple(self.sizes[i] for i in chosen) if self.sizes else (),
+            labels=self.labels[chosen],
+            origins=(),
+        )
 
-    def by_content(self) -> ImageSet:
-        """Return the same images with digests of their contents as fingerprints; reads every image."""
+    def by_content(self, store: Store | None = None, *, in_rows: bool = True) -> ImageSet:
+        """Return the same images with digests of their contents as fingerprints; reads every image.
+
+        store    digests are kept there, and not computed again while files have the same sizes, times and inodes
+        in_rows  whether the contents count in result rows, too, which otherwise keep the sizes
+        """
         if self.content:
             return self
-        origins = tuple(replace(origin, source=origin.source.by_content()) for origin in self.origins)
-        return replace(self, fingerprints=_contents(self), content=True, origins=origins)
+        origins = tuple(replace(one, source=one.source.by_content(store, in_rows=in_rows)) for one in self.origins)
+        contents = self._contents(store)
+        return replace(
+            self,
+            fingerprints=contents,
+            content=True,
+            sizes=() if in_rows else self.portable,
+            origins=origins,
+        )
+
+    def _contents(self, store: Store | None) -> tuple[str, ...]:
+        """Return the sha256 of every image. Raises UserError when one changed or cannot be read."""
+        found: list[str] = []
+        self.check_tree()
+        for start in range(0, len(self), _HASHED_TOGETHER):
+            stop = min(start + _HASHED_TOGETHER, len(self))
+            inputs = {"engine": 1, "items": self.part_fingerprint(start, stop)}
+            entry = store.find("contents", inputs) if store else None
+            began = time.time_ns()
+            facts = entry.facts if entry else {"sha256": self._hashed(start, stop)}
+            # A file that is written twice within one tick of the clock of its file system keeps its fingerprint.
+            settled = began - max(map(changed_at, self.fingerprints[start:stop])) > _SETTLED
+            if store and not entry and settled and self.host == socket.gethostname():
+                self.check_tree()
+                store.try_write("contents", inputs, facts)
+            found += facts["sha256"]
+        self.check_tree()
+        return tuple(found)
+
+    def _hashed(self, start: int, stop: int) -> list[str]:
+        from concurrent.futures import ThreadPoolExecutor
+
+        def hashed(index: int) -> str:
+            return self._read(index).content()
+
+        try:
+            with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:  # hashing releases the GIL
+                return list(pool.map(hashed, range(start, stop)))
+        except OSError as error:
+            name = error.filename or self.folder
+            raise UserError(
+                f"dataset '{self.dataset.name}': {name} cannot be read: {error.strerror or error}"
+            ) from error
+        except (TypeError, ValueError) as error:  # a cell of a table that holds no image
+            raise UserError(f"dataset '{self.dataset.name}': {self.folder} cannot be read: {error}") from error
 
     def limit(self, n: int | None) -> ImageSet:
         """Return at most n images, evenly spread over the set, so that every class keeps its fraction."""
@@ -202,20 +288,6 @@ class ImageSet:
         if n >= len(self):
             return self
         return self.select(np.sort(np.random.default_rng(seed).choice(len(self), n, replace=False)))
-
-
-def _contents(images: ImageSet) -> tuple[str, ...]:
-    """Return the sha256 of every image. Raises UserError when one cannot be read."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    try:
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:  # hashing releases the GIL
-            return tuple(pool.map(images.reader.content, images.names))
-    except OSError as error:
-        name = error.filename or images.folder
-        raise UserError(f"dataset '{images.dataset.name}': {name} cannot be read: {error.strerror or error}") from error
-    except (TypeError, ValueError) as error:  # a cell of a table that holds no image
-        raise UserError(f"dataset '{images.dataset.name}': {images.folder} cannot be read: {error}") from error
 
 
 def missing_error(dataset: Dataset, path: Path | str) -> UserError:

@@ -26,7 +26,7 @@ class LoadOptions:
     """How the image sets of a run are loaded.
 
     data_root      the folder below which the declared sets lie
-    strict         fingerprints are the sha256 of the contents instead of sizes and times of files
+    strict         images are identified by the sha256 of their contents, also in result rows
     limit          at most so many images of each set (see ImageSet.limit)
     allow_partial  accept another number of images than the catalogue states; a limit does, too
     """
@@ -52,13 +52,22 @@ def load_images(dataset: Dataset, options: LoadOptions, *, labelled: bool) -> Im
     if not options.allow_partial and options.limit is None:
         _check_count(images)
     images = images.limit(options.limit)
-    return images.by_content() if options.strict else images
+    return identified(images, options.store, strict=options.strict)
+
+
+def identified(images: ImageSet, store: Store, *, strict: bool = False) -> ImageSet:
+    """Return the images identified by content if that is wanted, or if the store is shared with other machines.
+
+    Result rows count the contents only with `strict`, so that a shared store does not change them.
+    """
+    return images.by_content(store.local(), in_rows=strict) if strict or store.url else images
 
 
 def load_calibration(dataset: Dataset, options: LoadOptions, seed: int) -> ImageSet:
     """List ID training images to calibrate on: at most CALIBRATION_LIMIT, drawn with the run's seed."""
-    images = load_images(dataset, replace(options, strict=False), labelled=True).sample(CALIBRATION_LIMIT, seed)
-    return images.by_content() if options.strict else images
+    local = replace(options, strict=False, store=options.store.local())  # only what is drawn is read
+    images = load_images(dataset, local, labelled=True).sample(CALIBRATION_LIMIT, seed)
+    return identified(images, options.store, strict=options.strict)
 
 
 def load_source(dataset: Dataset, data_root: Path, store: Store) -> ImageSource:

@@ -109,6 +109,11 @@ class ExtractionJob:
     reading: DecodeConfig
     store: Store
 
+    def __post_init__(self) -> None:
+        """Keep what depends on sizes and times of files on this machine: a shared store has entries by content only."""
+        if self.store.url and self.listing.local:
+            object.__setattr__(self, "store", self.store.local())
+
     def inputs(self, start: int, stop: int) -> dict[str, Any]:
         """Return everything that the embeddings of a part of the set depend on: the key of the stored shard."""
         inputs = {"engine": ENGINE, **asdict(self.recipe), "items": self.listing.part_fingerprint(start, stop)}

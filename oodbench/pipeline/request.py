@@ -59,7 +59,7 @@ class RunRequest:
     allow_partial: bool = False
     # Whether OOD sets that are missing are skipped.
     skip_missing: bool = False
-    # Whether images and weights are identified by content instead of name, size and times.
+    # Whether images and weights are identified by content instead of names and sizes.
     strict: bool = False
     # What an image that cannot be read does: "stop" the run, or be skipped ("skip").
     on_error: str = "stop"

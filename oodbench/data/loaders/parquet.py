@@ -24,8 +24,13 @@ from oodbench.data.catalog import Dataset
 from oodbench.data.imageset import ImageSet, class_keys, empty_error, missing_error, unlabelled_error
 from oodbench.data.loaders.layout import Remark, first_few, is_hidden
 from oodbench.errors import Unlabelled, UserError
-from oodbench.storage.fingerprints import ReadImage, file_fingerprint, join_parts, member_fingerprint, portable_part
-from oodbench.storage.store import digest
+from oodbench.storage.fingerprints import (
+    ReadImage,
+    combine_fingerprints,
+    file_fingerprint,
+    member_fingerprint,
+    portable_part,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -328,7 +333,7 @@ def open_hub(dataset: Dataset) -> tuple[ImageTable, list[Path]]:
 
 def hub_fingerprint(portable: str, files: Sequence[Path]) -> str:
     """Return the fingerprint of a dataset of the hub: the one of its library, and those of the files of the cache."""
-    return join_parts(portable, digest([file_fingerprint(path) for path in files]))
+    return combine_fingerprints({str(path): file_fingerprint(path) for path in files}, portable, times=False)
 
 
 def _columns(dataset: Dataset, table: ImageTable, labelled: bool) -> tuple[str, str]:
