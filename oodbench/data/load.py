@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from oodbench.data import catalog, decode, prompts, subsets
 from oodbench.data.catalog import Dataset
 from oodbench.data.imageset import ImageSet, ImageSource
-from oodbench.data.loaders.layout import empty_class_remarks, is_hidden, same_prompt_remarks, sort_classes
+from oodbench.data.loaders.layout import empty_class_remarks, first_few, is_hidden, same_prompt_remarks, sort_classes
 from oodbench.data.prompts import TextList
 from oodbench.errors import UserError
 from oodbench.storage.store import Store
@@ -68,6 +69,21 @@ def load_calibration(dataset: Dataset, options: LoadOptions, seed: int) -> Image
     local = replace(options, strict=False, store=options.store.local())  # only what is drawn is read
     images = load_images(dataset, local, labelled=True).sample(CALIBRATION_LIMIT, seed)
     return identified(images, options.store, strict=options.strict)
+
+
+def check_classes(id_set: ImageSet, calibration: ImageSet) -> None:
+    """Raise UserError unless calibration images have the classes of the ID set."""
+    ours, theirs = id_set.folders, calibration.folders
+    numbered = any(all(one.isdecimal() for one in folders) for folders in (ours, theirs))
+    if len(ours) == len(theirs) and (ours == theirs or numbered or id_set.named or calibration.named):
+        return
+    lacking, more = (sorted(set(a) - set(b)) for a, b in ((ours, theirs), (theirs, ours)))
+    differences = [f"lacks {first_few(lacking)}"] if lacking else []
+    differences += [f"has {first_few(more)} besides"] if more else []
+    raise UserError(
+        f"calibration images '{calibration.dataset.name}' have other classes than '{id_set.dataset.name}': "
+        f"{len(theirs)} instead of {len(ours)}{''.join(f'; it {one}' for one in differences)}"
+    )
 
 
 def load_source(dataset: Dataset, data_root: Path, store: Store) -> ImageSource:
@@ -151,7 +167,7 @@ def class_names_of(id_set: ImageSet) -> TextList:
             "with --classes FILE, one name a line"
         )
     if not class_list:
-        return TextList("folders", tuple(folder.replace("_", " ") for folder in id_set.folders))
+        return TextList("folders", tuple(re.sub("[_/]", " ", folder) for folder in id_set.folders))
     names = prompts.class_names(class_list)
     if len(names.lines) != len(id_set.folders):
         raise UserError(

@@ -15,7 +15,7 @@ from oodbench.data.catalog import Benchmark, Dataset
 from oodbench.data.decode import DecodeConfig
 from oodbench.data.imageset import ImageSet
 from oodbench.data.load import LoadOptions, class_names_of, load_calibration, load_images, notes
-from oodbench.data.overlap import check_folders
+from oodbench.data.overlap import check_calibration, check_folders
 from oodbench.data.paths import data_root
 from oodbench.data.prompts import TextList
 from oodbench.encoder.card import EMBEDDED, EncoderCard, parse_encoder
@@ -77,6 +77,8 @@ class Plan:
         """Return what may be wrong with the image sets, and the sets that --skip-missing skips."""
         others = [*(ood.listing for ood in self.ood), *([self.calibration] if self.calibration else [])]
         found = [note for images in others for note in notes(images)]
+        if self.request.calibration and not self.calibration:
+            found.append(f"--calibration {self.request.calibration} is ignored: no method of this run calibrates")
         return [*notes(self.id, self.classes), *found, *self.skipped]
 
     @property
@@ -101,10 +103,10 @@ def make_plans(requests: Sequence[RunRequest]) -> list[Plan]:
     return [make_plan(request, methods) for request in requests]
 
 
-def make_plan(request: RunRequest, methods: FindMethods = registry.methods) -> Plan:
+def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, needs_ood: bool = True) -> Plan:
     """Check a request and return the plan of its run. Raise UserError with every problem that was found.
 
-    `methods` returns all methods by name; it is called once.
+    `methods` returns all methods by name; it is called once. Without `needs_ood` no OOD set is listed.
     """
     request = dataclasses.replace(request, out=expand(request.out))
     store = open_store(request.store, request.shared)
@@ -113,7 +115,8 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods) -> P
     attempt(check_options, request)
     known = attempt(methods, request.plugins)
     jobs = attempt(make_jobs, request, known) if known is not None else None
-    protocol = attempt(catalogue.protocol, request.id, request.ood, request.classes)
+    find_protocol = functools.partial(catalogue.protocol, needs_ood=needs_ood)
+    protocol = attempt(find_protocol, request.id, request.ood, request.classes)
     files = None
     spec = attempt(parse_encoder, request.encoder or (protocol.benchmark.encoder if protocol else "") or EMBEDDED)
     if known is not None and jobs and spec:
@@ -123,7 +126,9 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods) -> P
     ood: list[OodSet] = []
     missing: dict[str, str] = {}  # OOD sets that --skip-missing skips -> reason
     if protocol:
-        attempt(check_benchmark, protocol.benchmark, request)
+        if not needs_ood:
+            protocol = dataclasses.replace(protocol, ood=())
+        attempt(check_benchmark, protocol.benchmark, request, needs_ood)
         # With problems to report, contents are not hashed and glyphs, which are drawn to be listed, are not loaded.
         faulty = bool(collected.problems)
         options = LoadOptions(
@@ -206,13 +211,19 @@ def _calibration(
     calibrating = [job for job in jobs.jobs if job.calibrates]
     if not calibrating:
         return None, jobs
-    name = benchmark.calibration or id_set.dataset.train
+    name = request.calibration or benchmark.calibration or id_set.dataset.train
     try:
         if not name:
-            known = ", ".join(d.name for d in catalogue.datasets().values() if d.train)
-            raise UserError(f"'{id_set.dataset.name}' has no training split in the catalogue; sets that do: {known}")
-        return load_calibration(catalogue.dataset(name), options, request.seed), jobs
+            raise UserError(
+                f"'{id_set.dataset.name}' has no training split in the catalogue; name its training images with "
+                "--calibration, such as --calibration folder:PATH"
+            )
+        images = load_calibration(catalogue.dataset(name), options, request.seed)
+        check_calibration(id_set, images)
+        return images, jobs
     except UserError as error:
+        if request.calibration:
+            raise
         reason = f"calibrates on ID training images: {error}"
     if request.methods.strip() != "all":
         raise UserError(*(f"{job.label} {reason}{_alternative(job)}" for job in calibrating))
@@ -222,11 +233,11 @@ def _calibration(
     return None, Jobs(others, (*jobs.skipped_methods, *((job.label, reason) for job in calibrating)))
 
 
-def check_benchmark(benchmark: Benchmark, request: RunRequest) -> None:
+def check_benchmark(benchmark: Benchmark, request: RunRequest, needs_ood: bool = True) -> None:
     """Raise UserError if a benchmark has no OOD set, no encoder, or its ID set among the OOD sets."""
     names = [name for name, _ in benchmark.sets()]
     problems = []
-    if not names:
+    if not names and needs_ood:
         problems.append(f"benchmark '{benchmark.name}' has no OOD set; name some with --ood")
     if benchmark.id in names:
         problems.append(f"'{benchmark.id}' is both the ID set and an OOD set")

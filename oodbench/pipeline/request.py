@@ -31,6 +31,8 @@ class RunRequest:
     id: str = "glyphs"
     # The OOD sets; those of the ID set's protocol if it is empty.
     ood: tuple[str, ...] = ()
+    # ID training images for methods that calibrate, as `id`; "" takes those of the benchmark or of the ID set.
+    calibration: str = ""
     # The class names of the ID set: the name of a list or a file with one name a line; "" takes the set's own.
     classes: str = ""
     # The encoder, such as ViT-B-16/openai; "" takes the benchmark's, or the embedded one.
