@@ -10,6 +10,7 @@ from pathlib import Path
 
 from oodbench.data import catalog as catalogue
 from oodbench.data.catalog import Dataset, Protocol
+from oodbench.data.places import bindings, find_list, find_place
 from oodbench.errors import UserError, is_url, printable, redact
 from oodbench.method.introspection import MethodInfo
 from oodbench.method.parameters import written
@@ -145,12 +146,15 @@ def _status(one: Dataset, data: Path) -> str:
         return "embedded"
     if one.within:
         return (
-            _status(catalogue.dataset(one.within), data) if not one.list or (data / one.list).is_file() else "no list"
+            _status(catalogue.dataset(one.within), data)
+            if not one.list or find_list(one, data).is_file()
+            else "no list"
         )
     if one.parts:
         states = [_status(catalogue.dataset(name), data) for name in one.parts]
         return next((state for state in states if state != "found"), "found")
-    if not os.path.exists(one.folder(data)) and one.loader not in ("tar", "hf"):
+    place = find_place(one, data).dataset
+    if one.loader not in ("tar", "hf") and not (place and os.path.exists(place.folder(data))):
         return "not found"
     if one.loader == "tar":
         from oodbench.data.loaders.tar import expand_pattern
@@ -160,7 +164,8 @@ def _status(one: Dataset, data: Path) -> str:
             return "found" if all(os.path.isfile(path) for path in shards) else "not found"
         except UserError:
             return "not found"
-    return "found" if not one.list or (data / one.list).is_file() else "no list"
+    bound = " (bound)" if one.name in bindings() else ""
+    return f"found{bound}" if not one.list or find_list(one, data).is_file() else "no list"
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

@@ -21,7 +21,10 @@ from oodbench.data.paths import config_folder_or_none, declarations
 from oodbench.errors import ProblemList, UserError, did_you_mean, has_credentials, is_url, raise_all, redact_url
 from oodbench.storage.files import expand, read_text, real_path
 
-LOADERS = ("classes", "images", "list", "tar", "torchvision", "parquet", "hf", "arrays", "part", "union", "glyphs")
+LOADERS = (
+    *("classes", "images", "list", "tar", "torchvision", "parquet", "hf", "arrays", "part", "union", "glyphs"),
+    "imagenet",
+)
 UNKNOWN = "unknown"
 _REFERENCES = {  # what follows the prefix of a dataset that is not declared
     "folder": "a path, as in folder:photos",
@@ -42,9 +45,14 @@ class Dataset:
     loader      "classes": one folder per class (loaders/layout.py); "images": every image below path, no labels;
                 "list": the lines of `list`; "tar": archives (path is a pattern); "torchvision", "hf", "parquet";
                 "arrays": .npz or .npy; "part": some images of the set `within`; "union": the sets `parts` in
-                order; "glyphs": the embedded benchmark, path is a split
+                order; "glyphs": the embedded benchmark, path is a split; "imagenet": the validation images of
+                ImageNet-1k in any form
     path        below the data root; absolute for a dataset of the user's own; of "classes" with `/*` at its end where
                 the class folders lie a folder deeper
+    layouts     other paths below the data root where people have it, looked for in this order after `path` (places.py);
+                `*` stands for any name
+    rename      (pattern, replacement) of file names that give an image its name where no image lies in a folder: the
+                names of a set that was flattened are those of the set in folders
     list        the list file below the data root: `path label` per line, paths from `path` (or found in `within`)
     digest      sha256 of the list file; "unknown": not known
     source      the torchvision class that reads it
@@ -67,6 +75,8 @@ class Dataset:
     loader: str
     path: str
     aliases: tuple[str, ...] = ()
+    layouts: tuple[str, ...] = ()
+    rename: tuple[str, ...] = ()
     list: str = ""
     digest: str = UNKNOWN
     source: str = ""
@@ -171,6 +181,8 @@ def read_dataset(path: Path) -> Dataset:
     for loader, key in (("list", "list"), ("torchvision", "source"), ("part", "within"), ("union", "parts")):
         if declared.loader == loader and not getattr(declared, key):
             raise UserError(f"{path} is not complete: loader '{loader}' needs '{key}'")
+    if declared.rename and len(declared.rename) != 2:
+        raise UserError(f"{path}: 'rename' takes a pattern and its replacement, not {len(declared.rename)} texts")
     if declared.loader == "part" and not (declared.list or declared.keep or declared.keep_file):
         raise UserError(f"{path} is not complete: loader 'part' needs 'list', 'keep' or 'keep_file'")
     return declared

@@ -6,9 +6,10 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -83,6 +84,29 @@ class ImageFiles:
     def content(self, name: str) -> str:
         """Return the sha256 of the file."""
         return file_digest(self.folder / name)
+
+
+@dataclass(frozen=True)
+class RenamedSource:
+    """Reads images of another source under other names; `inner` has the source's name of every image."""
+
+    source: ImageSource
+    folder: Path
+    inner: Mapping[str, str]
+
+    def read(self, name: str) -> ReadImage:
+        """Read one image."""
+        return self.source.read(self.inner[name])
+
+    def content(self, name: str) -> str:
+        """Return the sha256 of the stored bytes of an image."""
+        return self.source.content(self.inner[name])
+
+    def location(self, name: str) -> str:
+        """Return where an image is stored."""
+        inner = self.inner[name]
+        stored = isinstance(self.source, ContainerSource)
+        return self.source.location(inner) if stored else str(self.folder.resolve() / inner)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -290,17 +314,39 @@ class ImageSet:
         return self.select(np.sort(np.random.default_rng(seed).choice(len(self), n, replace=False)))
 
 
-def missing_error(dataset: Dataset, path: Path | str) -> UserError:
-    """Return the error for a set that does not exist, with how to get it."""
-    where = f"$OODBENCH_DATA/{dataset.path} ({path})" if not Path(dataset.path).is_absolute() else str(path)
+def renamed(images: ImageSet, names: Sequence[str]) -> ImageSet:
+    """Return images under other names, one for each, sorted by them. Raises UserError when two have the same name."""
+    order = sorted(range(len(names)), key=names.__getitem__)
+    ordered = tuple(names[i] for i in order)
+    twice = next((a for a, b in pairwise(ordered) if a == b), None)
+    if twice is not None:
+        first, second = [images.names[i] for i in order if names[i] == twice][:2]
+        raise UserError(
+            f"dataset '{images.dataset.name}': {first} and {second} in {images.folder} are the same image, {twice}"
+        )
+    source = RenamedSource(images.reader, images.folder, {names[i]: images.names[i] for i in order})
+    return replace(images.select(order), names=ordered, source=source)
+
+
+def missing_error(dataset: Dataset, path: Path | str, looked: Sequence[str] = ()) -> UserError:
+    """Return the error for a set that does not exist, with how to get it; `looked` are other places it may be at."""
+    below = not Path(dataset.path).is_absolute() and str(path).endswith(dataset.path)
+    where = f"$OODBENCH_DATA/{dataset.path} ({path})" if below else str(path)
     try:
         mode = os.stat(path).st_mode
         if not (stat.S_ISREG if dataset.loader in ("tar", "arrays") else stat.S_ISDIR)(mode):
             where += f": that is {irregular(mode) or 'a file, no folder'}"
     except (OSError, ValueError):
         where += ", which does not exist"
-    hint = f"\n  {dataset.obtain}; give its parent with --data" if dataset.obtain else ""
-    return Missing(f"dataset '{dataset.name}' was not found at {where}{hint}")
+    hints = ["looked for, too:", *(f"  {place}" for place in looked)] if looked else []
+    hints += [f"{dataset.obtain}; give its parent with --data"] if dataset.obtain else []
+    hints += [f"its address: {dataset.url}"] if dataset.url and dataset.url not in dataset.obtain else []
+    if dataset.declared and not Path(dataset.path).is_absolute() and dataset.loader not in ("part", "union"):
+        hints.append(
+            f"get it: oodbench datasets get {dataset.name}; or name the place that has it: "
+            f"oodbench datasets locate {dataset.name} PATH"
+        )
+    return Missing("\n  ".join((f"dataset '{dataset.name}' was not found at {where}", *hints)))
 
 
 def empty_error(dataset: Dataset, path: Path | str, others: Sequence[str] = ()) -> UserError:

@@ -87,6 +87,22 @@ class TableSource:
                 self._held = (group, self.groups[group].read(self.column))
             return self._held[1][row].as_py()
 
+    def stored_names(self) -> list[str]:
+        """Return the name of the file that every row was made of, "" where there is none; no image is read."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        names: list[str] = []
+        for group in self.groups:
+            kind = group.schema.field(self.column).type
+            if not (pa.types.is_struct(kind) and kind.get_field_index("path") >= 0):
+                names += [""] * group.rows
+                continue
+            parts = isinstance(group.read, _ColumnReader)  # an Arrow file is mapped into memory, not read
+            column = group.read(f"{self.column}.path" if parts else self.column)
+            names += [name or "" for name in pc.struct_field(column, "path").to_pylist()]
+        return names
+
     def stored(self, name: str) -> bytes | npt.NDArray[np.uint8]:
         """Return the bytes of the image file in a row, or the pixels. Raise ValueError if it holds neither."""
         cell = self.cell(int(name))
