@@ -61,17 +61,18 @@ def show(name: str, data: Path | None) -> None:
 @click.option("--source", default="", help="Loader torchvision: the class, such as CIFAR10.")
 @click.option("--split", default="", help="Split of a set or an array file; tar: ending of its images (main.png).")
 @shared.CLASSES
+@shared.CLEAN_NAMES
 @click.option("--train", default="", help="Training set of an ID set, for methods that calibrate.")
 @click.option("--title", default="", help="Name in tables.")
 @click.option("--licence", default="", help="Licence of the images.")
 @click.option("--cite", default="", help="Paper, such as 'Doe et al., ICML 2020, arXiv:2001.00001'.")
 @click.option("--url", default="", help="Web page of the dataset.")
-def add(name: str, list_: str, **fields: str) -> None:
+def add(name: str, list_: str, clean_names: bool, **fields: str) -> None:
     """Declare a dataset of your own, after checking that its images can be listed."""
     from oodbench.data.add import add_dataset
     from oodbench.storage.store import Store, default_root
 
-    added = add_dataset(name, {**fields, "list": list_}, Store(default_root()))
+    added = add_dataset(name, {**fields, "list": list_}, Store(default_root()), clean_names=clean_names)
     images = added.images
     say(printable(f"{name}: {len(images):,} images at {images.folder}, declared in {added.file}"))
     for remark in images.remarks:

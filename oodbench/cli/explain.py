@@ -20,6 +20,7 @@ from oodbench.cli.output import check_output, configure_logging, note, say, writ
 @shared.OOD
 @shared.CALIBRATION
 @shared.CLASSES
+@shared.CLEAN_NAMES
 @shared.ENCODER
 @shared.DATA
 @shared.SETTINGS

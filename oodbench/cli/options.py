@@ -132,6 +132,9 @@ OOD = click.option(
 CLASSES = click.option(
     "--classes", default="", help="Class names: the name of a list, or a file with one name per line."
 )
+CLEAN_NAMES = click.option(
+    "--clean-names", is_flag=True, help='Take class names as words: AnnualCrop as "annual crop". They are printed.'
+)
 CALIBRATION = click.option(
     "--calibration",
     default="",

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @shared.OOD
 @shared.CALIBRATION
 @shared.CLASSES
+@shared.CLEAN_NAMES
 @click.option(
     "--encoder",
     default="",

@@ -63,6 +63,7 @@ class Dataset:
     keep_file   file below the data root with more of them, one per line
     like        the set whose class folders these are some of: names are taken from its class list, by folder
     classes     name or file of a class-name list; "" means the folder names (or, for an OOD set, none)
+    clean_names whether class names are taken as words (prompts.clean_names)
     count       number of images of the complete set; None: not known
     resolution  native size in pixels, in words
     download    an archive or file that `oodbench datasets get` may fetch; its sha256 or md5 where known
@@ -87,6 +88,7 @@ class Dataset:
     keep_file: str = ""
     like: str = ""
     classes: str = ""
+    clean_names: bool = False
     count: int | None = None
     resolution: str = UNKNOWN
     train: str = ""

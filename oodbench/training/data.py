@@ -163,6 +163,17 @@ def embed_captions(data: TrainingData, parts: PromptEmbeddings, load: EncoderLoa
         done(int(entry.facts["count"]))
 
 
+def truncation_note(captions: Sequence[str], encoder: OpenClip) -> str:
+    """Return how many distinct captions the encoder cuts to its context, with the first of them; "" for none."""
+    context = encoder.tokenize([""]).shape[1]
+    long = [one for one in dict.fromkeys(captions) if len(one.encode()) + 2 > context]  # a token has a byte at least
+    truncated = encoder.truncated(long)
+    if not truncated:
+        return ""
+    count = f"{len(truncated):,} of {len(set(captions)):,} captions are cut"
+    return f'{count} to the {context} tokens of {encoder.card.name}, "{truncated[0]}" first'
+
+
 def _embed_images(job: ExtractionJob, load: EncoderLoader, progress: StartProgress) -> list[tuple[int, Entry]]:
     """Embed a list of images unless it is stored; return the start and the entry of every shard."""
     done = progress(job.listing.dataset.name, len(job.listing)) if job.missing() else (lambda n: None)
