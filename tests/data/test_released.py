@@ -1,4 +1,4 @@
-"""Released weights and words: their declarations, and `oodbench get` from a local server and a stand-in for Google Drive.
+"""Released weights and words: their declarations, `oodbench get`, a local server and a stand-in for Google Drive.
 
 Drive itself and gdown's own code are not reached: the stand-in has gdown's functions and serves files of the test.
 """
