@@ -144,7 +144,7 @@ ENCODER = click.option(
     "--encoder",
     default="",
     help="glyphs, ARCH/TAG, ARCH/TAG@FILE, ARCH@FILE, CONFIG.json@FILE or hf-hub:OWNER/MODEL. "
-    "Default: glyphs, for the glyphs benchmark only.",
+    "Default: that of the methods' weights, else the benchmark's.",
 )
 DATA = click.option("--data", type=FOLDER, help="Folder of the datasets. Default: $OODBENCH_DATA, else ./data.")
 SETTINGS = click.option(

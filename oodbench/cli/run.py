@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     "--encoder",
     default="",
     help="glyphs, ARCH/TAG, ARCH/TAG@FILE, ARCH@FILE, CONFIG.json@FILE or hf-hub:OWNER/MODEL; several separated by "
-    "commas. Default: glyphs, for the glyphs benchmark only.",
+    "commas. Default: that of the methods' weights, else the benchmark's.",
 )
 @shared.DATA
 @shared.SETTINGS
@@ -56,7 +56,9 @@ if TYPE_CHECKING:
 @click.option(
     "--allow-partial", is_flag=True, help="Run on sets with fewer images than the catalogue counts; tables say so."
 )
-@click.option("--skip-missing", is_flag=True, help="Skip missing OOD sets and list them.")
+@click.option(
+    "--skip-missing", is_flag=True, help="Skip missing OOD sets, and methods whose weights are missing, and list them."
+)
 @click.option("--strict", is_flag=True, help="Identify images and weights by their content, not by name and size.")
 @shared.ON_ERROR
 @click.option(

@@ -50,7 +50,9 @@ Columns = list[list[Any]]
 @click.option("--threshold", type=float, help="The threshold itself: images that score at least this are ID.")
 @click.option("-o", "--output", type=FOLDER, help="A .csv or .parquet file. Default: CSV on stdout.")
 @click.option("--save", type=FOLDER, help="Also save the detector in this folder.")
-@click.option("--encoder", default="", help="As for run. Default: glyphs.")
+@click.option(
+    "--encoder", default="", help="As for run. Default: that of the ID set that --classes names, else glyphs."
+)
 @click.option("--weights", default="", help="Trained weights of the method.")
 @shared.SETTINGS
 @shared.TEMPLATES
@@ -133,6 +135,8 @@ def _fit_detector(options: dict[str, Any], store: Store) -> Any:
     """Fit the detector that the options describe."""
     from oodbench.detector.detector import Detector
     from oodbench.method.parameters import parse_setting
+    from oodbench.pipeline.encoder_choice import encoder_of_classes
+    from oodbench.pipeline.request import RunRequest
 
     if not options["method"] or not (options["classes"] or options["id_"]):
         raise UserError(
@@ -147,10 +151,17 @@ def _fit_detector(options: dict[str, Any], store: Store) -> Any:
     other = next((setting for setting in settings if setting.method != name), None)
     if other:
         raise UserError(f"--set {other.method}.{other.parameter}: the method is {name}")
+    weights = (f"{name}={options['weights']}",) if options["weights"] else ()
+    asked = RunRequest(
+        methods=options["method"], encoder=options["encoder"], plugins=options["plugins"], weights=weights
+    )
+    choice = encoder_of_classes(asked, options["classes"])
+    if choice.reason:
+        note(f"note: {choice.reason}")
     same = ("classes", "weights", "templates", "threshold", "device", "precision", "batch_size", "workers", "shared")
     detector = Detector(
         options["method"],
-        encoder=options["encoder"] or "glyphs",
+        encoder=choice.text,
         settings={setting.parameter: setting.value for setting in settings},
         tpr=options["tpr"] if options["threshold_from"] else None,
         seed=options["seed"],

@@ -82,7 +82,8 @@ def explain(request: RunRequest, images: Any, top: int = 5) -> list[Explanation]
     running = [dataclasses.replace(one, resources=method_resources(plan, one.job, device)) for one in methods]
     scorer.fit(running)  # embeddings of calibration images may be stored, those of explained images are not
     known, unreadable = id_scores(plan)
-    notes = [f"skipped: {name}: {reason}" for name, reason in (*plan.skipped_methods, *broken)]
+    notes = [plan.encoder_note] if plan.encoder_note else []
+    notes += [f"skipped: {name}: {reason}" for name, reason in (*plan.skipped_methods, *broken)]
     notes += unreadable
     if absent := ", ".join(one.job.label for one in running if one.job.label not in known):
         notes.append(f"no stored ID scores below {request.out} for {absent}; to rank the image: oodbench run")

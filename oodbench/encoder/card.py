@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from oodbench.encoder.names import open_clip_name, tags
 from oodbench.errors import UserError
 from oodbench.results import slug
 from oodbench.storage.store import digest
@@ -43,6 +45,7 @@ class EncoderSpec:
 
 def parse_encoder(text: str) -> EncoderSpec:
     """Parse a value of `--encoder`. Raise UserError with the accepted forms if it has none of them."""
+    text = open_clip_name(text)
     if text == EMBEDDED:
         return EncoderSpec(text, text)
     if text.startswith(HUB_PREFIXES):
@@ -53,6 +56,9 @@ def parse_encoder(text: str) -> EncoderSpec:
     else:
         head, at, path = text.partition("@")
         architecture, _, tag = (head, "", "") if head.endswith(".json") else head.partition("/")
+    if not (at or tag) and (known := tags(architecture) if re.fullmatch(r"[\w-]+", text) else ()):
+        commands = "\n  ".join(f"--encoder {architecture}/{tag}" for tag in known)
+        raise UserError(f"encoder '{text}' names no weights; name one of its tags\n  {commands}")
     if not architecture or (at and not path) or not (at or tag):
         raise UserError(
             f"cannot read encoder '{text}'; write glyphs, ViT-B-16/openai (architecture/tag), "

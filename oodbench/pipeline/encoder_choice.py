@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from oodbench.data.catalog import Benchmark, benchmarks
+from oodbench.data.catalog import Benchmark, benchmarks, datasets
 from oodbench.data.released import releases, releases_of
 from oodbench.encoder.card import EMBEDDED, parse_encoder
 from oodbench.errors import UserError
-from oodbench.pipeline.jobs import Job, Jobs
+from oodbench.method import registry
+from oodbench.pipeline.assign_weights import weights_files
+from oodbench.pipeline.jobs import Job, Jobs, make_jobs
 from oodbench.pipeline.request import RunRequest, command
 from oodbench.pipeline.weights import recipe_of
 
@@ -59,6 +61,18 @@ def choose_encoder(request: RunRequest, jobs: Jobs, files: Mapping[str, Path], b
         )
     reason = f"encoder {benchmark.encoder}, that of benchmark '{benchmark.name}'; --encoder names another"
     return EncoderChoice(benchmark.encoder, "" if benchmark.encoder == EMBEDDED else reason)
+
+
+def encoder_of_classes(request: RunRequest, classes: str) -> EncoderChoice:
+    """Return the encoder for images of no benchmark: as in a run of the ID set that is named as the class list.
+
+    Without such a set it is the embedded one, unless the user's weights were trained for another.
+    """
+    named = datasets().get(classes)
+    benchmark = benchmarks().get(named.benchmark) if named else None
+    files = weights_files(request, registry.methods(request.plugins))
+    known = benchmark or Benchmark("images", "images", "images", encoder=EMBEDDED)
+    return choose_encoder(request, make_jobs(request), files, known)
 
 
 def released_encoder(job: Job) -> str:
