@@ -46,6 +46,18 @@ def spinner(text: str) -> Iterator[None]:
         status.stop()
 
 
+@contextmanager
+def text_progress() -> Iterator[Watch]:
+    """Yield a Watch that shows bars for the prompts, and the calibration images, that a fit encodes."""
+    with spinner("importing torch"):
+        import torch  # noqa: F401
+    with ProgressBars("images") as bars:
+        yield Watch(
+            extracting=lambda dataset, images: bars.count(f"encode {dataset}", images),
+            prompts=lambda count: bars.count("encode prompts", count, "prompts"),
+        )
+
+
 class ProgressBars:
     """Lines with a name, a bar, a count, a text and the time left, while the `with` block is active."""
 
@@ -57,7 +69,7 @@ class ProgressBars:
         self.visible = sys.stderr.isatty()
         self._progress = progress.Progress(
             progress.TextColumn("{task.description}", markup=False),
-            progress.BarColumn(),
+            progress.BarColumn(bar_width=24),
             progress.DownloadColumn() if unit == "bytes" else progress.MofNCompleteColumn(),
             progress.TextColumn("{task.fields[text]}", markup=False),
             progress.TimeRemainingColumn(),

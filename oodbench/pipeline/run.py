@@ -149,6 +149,7 @@ def run(state: RunState) -> None:
         if not waiting:
             continue
         embedded = embeddings(number)
+        scorer.fit(waiting)
         task = f"score[{name}: {', '.join(method.job.label for method in waiting)}]"
         watch.event(Event("started", "score", task))
         began = time.perf_counter()
