@@ -71,6 +71,7 @@ Columns = list[list[Any]]
 def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
     """Score IMAGES (a folder, files, or the name of a dataset) with one method, and decide which are ID."""
     configure_logging(verbose)
+    from oodbench.cli.progress import spinner
     from oodbench.data.load import notes
     from oodbench.detector import saving
     from oodbench.detector.images import listed
@@ -86,7 +87,8 @@ def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
     for remark in notes(image_set):
         note(f"note: {remark}")
     with sigterm_raises():
-        detector = _load_detector(options) if options["detector"] else _fit_detector(options, store)
+        with spinner("fitting the method"):
+            detector = _load_detector(options) if options["detector"] else _fit_detector(options, store)
         if threshold is not None:
             detector.threshold_ = threshold
         if save:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -157,10 +158,8 @@ def embed_captions(data: TrainingData, parts: PromptEmbeddings, load: EncoderLoa
     data.text = np.array([row_of.setdefault(caption, len(row_of)) for caption in data.captions], np.int64)
     data.texts = StoredArray()
     distinct = tuple(row_of)
-    done = progress("captions", len(distinct)) if parts.missing(distinct) else (lambda n: None)
-    for entry in parts.entries(distinct, load):
+    for entry in parts.entries(distinct, load, partial(progress, "captions")):
         data.texts.append(entry, "words")
-        done(int(entry.facts["count"]))
 
 
 def truncation_note(captions: Sequence[str], encoder: OpenClip) -> str:
