@@ -58,6 +58,7 @@ def add(name: str, id_: str, near: str, far: str, ood: str, data: Path | None, *
     from oodbench.method.parameters import parse_names
 
     sets = {"near": near, "far": far, "ood": ood}
-    groups: dict[str, Any] = {group: tuple(parse_names(text)) for group, text in sets.items()}
-    file = add_benchmark(name, catalog.Benchmark(name=name, id=id_, **groups, **fields))
+    groups = {group: tuple(parse_names(text)) for group, text in sets.items()}
+    settings: dict[str, Any] = {**groups, **fields}
+    file = add_benchmark(name, catalog.Benchmark(name=name, id=id_, **settings))
     say(f"{listings.benchmark(catalog.protocol(name), data_root(data))}\n{printable(f'declared in {file}')}")

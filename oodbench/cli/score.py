@@ -106,17 +106,16 @@ def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
 
 
 def _with_id_set(options: dict[str, Any], store: Store) -> dict[str, Any]:
-    """Return the options with class names, encoder and calibration images of the ID set that --id names."""
+    """Return the options with class names, benchmark and calibration images of the ID set that --id names."""
     from oodbench.data import catalog
     from oodbench.data.load import LoadOptions, class_names_of, load_calibration, load_images, notes
     from oodbench.data.overlap import check_calibration
     from oodbench.data.paths import data_root
     from oodbench.method import registry
     from oodbench.pipeline.plan import check_benchmark
-    from oodbench.pipeline.request import RunRequest
 
     protocol = catalog.protocol(options["id_"], (), options["classes"], needs_ood=False)
-    check_benchmark(protocol.benchmark, RunRequest(encoder=options["encoder"]), needs_ood=False)
+    check_benchmark(protocol.benchmark, needs_ood=False)
     dataset = dataclasses.replace(protocol.id, clean_names=options["clean_names"] or protocol.id.clean_names)
     loading = LoadOptions(data_root(options["data"]), store)
     id_set = load_images(dataset, loading, labelled=True)
@@ -129,15 +128,14 @@ def _with_id_set(options: dict[str, Any], store: Store) -> dict[str, Any]:
         images = load_calibration(catalog.dataset(training), loading, options["seed"])
         check_calibration(id_set, images)
         options = {**options, "calibration": images}
-    encoder = options["encoder"] or protocol.benchmark.encoder
-    return {**options, "classes": list(classes.lines), "encoder": encoder}
+    return {**options, "classes": list(classes.lines), "benchmark": protocol.benchmark}
 
 
 def _fit_detector(options: dict[str, Any], store: Store) -> Any:
     """Fit the detector that the options describe."""
     from oodbench.detector.detector import Detector
     from oodbench.method.parameters import parse_setting
-    from oodbench.pipeline.encoder_choice import encoder_of_classes
+    from oodbench.pipeline.encoder_choice import benchmark_of_classes, encoder_without_run
     from oodbench.pipeline.request import RunRequest
 
     if not options["method"] or not (options["classes"] or options["id_"]):
@@ -157,7 +155,7 @@ def _fit_detector(options: dict[str, Any], store: Store) -> Any:
     asked = RunRequest(
         methods=options["method"], encoder=options["encoder"], plugins=options["plugins"], weights=weights
     )
-    choice = encoder_of_classes(asked, options["classes"])
+    choice = encoder_without_run(asked, options.get("benchmark") or benchmark_of_classes(options["classes"]))
     if choice.reason:
         note(f"note: {choice.reason}")
     same = ("classes", "weights", "templates", "threshold", "device", "precision", "batch_size", "workers", "shared")

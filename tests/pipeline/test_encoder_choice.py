@@ -15,7 +15,7 @@ from oodbench.data.released import releases
 from oodbench.encoder.card import parse_encoder
 from oodbench.errors import UserError
 from oodbench.pipeline import assign_weights, weights
-from oodbench.pipeline.encoder_choice import EncoderChoice, choose_encoder, encoder_of_classes
+from oodbench.pipeline.encoder_choice import EncoderChoice, benchmark_of_classes, choose_encoder, encoder_without_run
 from oodbench.pipeline.jobs import make_jobs
 from oodbench.pipeline.request import RunRequest, command
 from tests.conftest import Cli
@@ -220,9 +220,14 @@ def test_own_images_take_the_encoder_of_the_set_that_names_the_classes(tmp_path:
         ("clipn", "names.txt", "glyphs"),
         ("mcm", "cub200", OPENAI),
     ):
-        assert encoder_of_classes(RunRequest(methods=method), classes).text == encoder, (method, classes)
+        assert encoder_without_run(RunRequest(methods=method), benchmark_of_classes(classes)).text == encoder, (
+            method,
+            classes,
+        )
     own = (trained(tmp_path / "own.safetensors", SMALL),)
-    assert encoder_of_classes(RunRequest(methods="clipn", weights=own), "names.txt").text == SMALL
+    assert (
+        encoder_without_run(RunRequest(methods="clipn", weights=own), benchmark_of_classes("names.txt")).text == SMALL
+    )
 
 
 @pytest.mark.parametrize(
