@@ -40,9 +40,9 @@ def weights(names: tuple[str, ...], given: Path | None, data: Path | None) -> No
     """Get weights that the authors of a method released, or list what is known without NAME.
 
     NAME is a method (its first training) or one of its trainings, such as clipn-2. Runs use them without --weights.
-    They lie in weights/NAME in the folder of the datasets. What lies in Google Drive needs the package
-    gdown (the extra `drive`); without it, or if Drive refuses, the way by hand is printed. Rerun the same command to
-    resume. Exit code 1 if a download failed; 3 if something has to be got by hand.
+    They lie in weights/NAME in the folder of the datasets. What lies in Google Drive needs the package gdown (the extra
+    `drive`); without it, or if Drive refuses, the way by hand is printed. Rerun the same command to resume. Exit code 1
+    if a download failed; 3 if something has to be got by hand.
     """
     _get("weights", names, given, data)
 

@@ -119,6 +119,8 @@ def benchmark(protocol: Protocol, data: Path) -> str:
     lines += [f"  {group or 'OOD':4} {ood.name}: {_status(ood, data)}" for ood, group in protocol.ood]
     if one.calibration:
         lines.append(f"  calibration  {one.calibration}: {_status(catalogue.dataset(one.calibration), data)}")
+    if one.encoder:
+        lines.append(f"  encoder      {one.encoder}, unless --encoder or the methods' weights name another")
     return "\n".join(lines)
 
 

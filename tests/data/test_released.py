@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import re
 import shutil
 import sys
@@ -52,9 +53,8 @@ def test_declarations_are_complete_and_name_what_exists() -> None:
 
 
 def test_neglabels_word_files_are_those_that_the_method_reads() -> None:
-    from oodbench_methods._wordnet import FILES  # type: ignore[import-not-found]
-
-    assert set(releases("words")["neglabel"].files) == {f"{name}.txt" for name in FILES}
+    read = importlib.import_module("oodbench_methods._wordnet").FILES
+    assert set(releases("words")["neglabel"].files) == {f"{name}.txt" for name in read}
 
 
 def test_a_name_is_a_release_or_the_first_of_a_method(tmp_path: Path) -> None:
@@ -167,13 +167,13 @@ def drive(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def test_the_checkpoint_of_a_drive_folder_is_fetched_with_progress(drive: SimpleNamespace, tmp_path: Path) -> None:
     seen: list[Any] = []
+    wanted = releases("weights")["clipn-1"]
 
-    def progress(what: str, total: int) -> Callable[[int], None]:
+    def watch(what: str, total: int) -> Callable[[int], None]:
         seen.append((what, total))
         return seen.append
 
-    wanted = releases("weights")["clipn-1"]
-    path = fetch_release(wanted, tmp_path, watch=progress)
+    path = fetch_release(wanted, tmp_path, watch=watch)
     assert path == tmp_path / "weights/clipn-1/CLIPN_ATD_Repeat1_epoch_10.pt" and path.read_bytes() == CHECKPOINT
     assert seen[0] == ("fetch clipn-1", len(CHECKPOINT)) and sum(seen[1:]) == len(CHECKPOINT)
     assert sorted(one.name for one in path.parent.iterdir()) == [path.name, "SHA256SUMS"]
