@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from oodbench.cli.benchmarks import benchmarks
 from oodbench.cli.datasets import datasets
 from oodbench.cli.explain import explain
 from oodbench.cli.group import CommandGroup
@@ -30,5 +31,5 @@ def main() -> None:
     """
 
 
-for command in (run, train, report, score, explain, methods, datasets, store, sync, weights, register):
+for command in (run, train, report, score, explain, methods, datasets, benchmarks, store, sync, weights, register):
     main.add_command(command)

@@ -61,6 +61,7 @@ def show(name: str, data: Path | None) -> None:
 @click.option("--source", default="", help="Loader torchvision: the class, such as CIFAR10.")
 @click.option("--split", default="", help="Split of a set or an array file; tar: ending of its images (main.png).")
 @shared.CLASSES
+@click.option("--train", default="", help="Training set of an ID set, for methods that calibrate.")
 @click.option("--title", default="", help="Name in tables.")
 @click.option("--licence", default="", help="Licence of the images.")
 @click.option("--cite", default="", help="Paper, such as 'Doe et al., ICML 2020, arXiv:2001.00001'.")

@@ -18,6 +18,7 @@ from oodbench.cli.output import check_output, configure_logging, note, say, writ
 @click.option("--methods", default="all", help="mcm,energy[scale=1],... or all.", show_default=True)
 @shared.ID
 @shared.OOD
+@shared.CALIBRATION
 @shared.CLASSES
 @shared.ENCODER
 @shared.DATA

@@ -56,10 +56,13 @@ def datasets(data: Path) -> str:
         for d in catalogue.datasets().values()
     ]
     sets = _table(("dataset", "alias", "title", "images", "paper", "status"), rows)
-    pairs = [
-        (b.name, b.title, b.id, ", ".join(n for n, _ in b.sets()), b.cite) for b in catalogue.benchmarks().values()
-    ]
-    return f"{sets}\n\n{_table(('benchmark', 'title', 'ID', 'OOD', 'paper'), pairs)}\n\ndata folder: {data}"
+    return f"{sets}\n\n{benchmarks()}\n\ndata folder: {data}"
+
+
+def benchmarks() -> str:
+    """List benchmarks, one line each: name, title, sets, paper."""
+    rows = [(b.name, b.title, b.id, ", ".join(n for n, _ in b.sets()), b.cite) for b in catalogue.benchmarks().values()]
+    return _table(("benchmark", "title", "ID", "OOD", "paper"), rows)
 
 
 def dataset(one: Dataset, data: Path) -> str:
@@ -95,7 +98,7 @@ def benchmark(protocol: Protocol, data: Path) -> str:
         f"{one.name}: {one.title}" + (f" ({one.cite})" if one.cite else ""),
         f"  ID   {one.id}: {_status(protocol.id, data)}",
     ]
-    lines += [f"  {group or 'OOD':5}{ood.name}: {_status(ood, data)}" for ood, group in protocol.ood]
+    lines += [f"  {group or 'OOD':4} {ood.name}: {_status(ood, data)}" for ood, group in protocol.ood]
     if one.calibration:
         lines.append(f"  calibration  {one.calibration}: {_status(catalogue.dataset(one.calibration), data)}")
     return "\n".join(lines)

@@ -132,6 +132,11 @@ OOD = click.option(
 CLASSES = click.option(
     "--classes", default="", help="Class names: the name of a list, or a file with one name per line."
 )
+CALIBRATION = click.option(
+    "--calibration",
+    default="",
+    help="ID training images for methods that calibrate. Default: those of the benchmark, else of the ID set.",
+)
 ENCODER = click.option(
     "--encoder",
     default="",

@@ -32,16 +32,15 @@ def say(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Print one line on stderr; line breaks in names become escapes."""
-    click.echo(printable(text), file=sys.stderr)
+    """Print a line on stderr; lines after it that begin with two blanks stay, other line breaks become escapes."""
+    for line in re.split(r"\n(?=  )", text):
+        click.echo(printable(line), file=sys.stderr)
 
 
 def print_errors(*problems: str) -> None:
-    """Print each problem as a line on stderr; its lines that begin with two blanks stay lines of their own."""
+    """Print each problem on stderr, as note() does."""
     for problem in problems:
-        first, *rest = re.split(r"\n(?=  )", problem)
-        for line in (f"error: {first}", *rest):
-            note(line)
+        note(f"error: {problem}")
 
 
 def print_tables(tables: Iterable[Table]) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("--methods", default="all", help="mcm,energy[scale=1],... or all.", show_default=True)
 @shared.ID
 @shared.OOD
+@shared.CALIBRATION
 @shared.CLASSES
 @click.option(
     "--encoder",

@@ -1,6 +1,6 @@
 """The catalogue: datasets/*.toml -> Dataset, datasets/benchmarks/*.toml -> Benchmark, and both by name.
 
-A user's own declarations, in $OODBENCH_CONFIG/datasets (default ~/.config/oodbench/datasets), are read as well.
+A user's own declarations, in the folders datasets/ and benchmarks/ of paths.config_folder(), are read as well.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import os
 import re
+import shlex
 import tomllib
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -46,7 +47,8 @@ class Dataset:
                 "arrays": .npz or .npy; "part": some images of the set `within`; "union": the sets `parts` in
                 order; "glyphs": the embedded benchmark, path is a split; "imagenet": the validation images of
                 ImageNet-1k in any form
-    path        below the data root; absolute for a dataset of the user's own
+    path        below the data root; absolute for a dataset of the user's own; of "classes" with `/*` at its end where
+                the class folders lie a folder deeper
     layouts     other paths below the data root where people have it, looked for in this order after `path` (places.py);
                 `*` stands for any name
     rename      (pattern, replacement) of file names that give an image its name where no image lies in a folder: the
@@ -64,7 +66,7 @@ class Dataset:
     count       number of images of the complete set; None: not known
     resolution  native size in pixels, in words
     download    an archive or file that `oodbench datasets get` may fetch; its sha256 or md5 where known
-    train       name of the dataset's training split, for methods that calibrate
+    train       the dataset's training split, for methods that calibrate: a name or a reference
     benchmark   the benchmark that `--id NAME` runs when no --ood is given
     """
 
@@ -104,7 +106,13 @@ class Dataset:
 
     def folder(self, data_root: Path) -> Path:
         """Return the folder or file that holds the images."""
-        return data_root / self.path
+        return data_root / self.path[: len(self.path) - len("/*") * (self.depth - 1)]
+
+    @property
+    def depth(self) -> int:
+        """How deep the class folders lie: 1 directly in the folder, one more for every `/*` at the end of its path."""
+        stars = re.search(r"(/\*)*$", self.path) if self.loader == "classes" else None
+        return 1 + len(stars[0]) // len("/*") if stars else 1
 
 
 @dataclass(frozen=True)
@@ -217,10 +225,7 @@ def datasets() -> dict[str, Dataset]:
     """Return every declared dataset by name, sorted. Raises UserError when two files declare one name."""
     by_name: dict[str, Dataset] = {}
     files: dict[str, Path] = {}
-    own = config_folder_or_none()
-    for path in (*sorted(declarations().glob("*.toml")), *(sorted((own / "datasets").glob("*.toml")) if own else ())):
-        if path.name.startswith("."):  # a file of an editor or an operating system
-            continue
+    for path in _files(declarations(), "datasets"):
         declared = read_dataset(path)
         for name in (declared.name, *declared.aliases):
             if name in files:
@@ -232,8 +237,29 @@ def datasets() -> dict[str, Dataset]:
 
 @functools.cache
 def benchmarks() -> dict[str, Benchmark]:
-    """Return every declared benchmark by name, sorted."""
-    return {path.stem: read_benchmark(path) for path in sorted((declarations() / "benchmarks").glob("*.toml"))}
+    """Return every declared benchmark by name: those shipped, then the user's own, each sorted.
+
+    Raises UserError when two files declare one name, or when a benchmark has the name of a set that is not its ID set.
+    """
+    files: dict[str, Path] = {}
+    found: dict[str, Benchmark] = {}
+    for path in _files(declarations() / "benchmarks", "benchmarks"):
+        one = read_benchmark(path)
+        if one.name in files:
+            raise UserError(f"'{one.name}' is declared twice: in {files[one.name]} and in {path}; rename one of them")
+        same_name = _declared().get(one.name)
+        if same_name and one.id not in (same_name.name, *same_name.aliases):
+            raise UserError(f"{path}: '{one.name}' is a dataset, and not the ID set of this benchmark; rename the file")
+        files[one.name], found[one.name] = path, one
+    return found
+
+
+def _files(shipped: Path, own: str) -> list[Path]:
+    """Return the declarations in a shipped folder, then those in the folder `own` of the user's configuration."""
+    config = config_folder_or_none()
+    folders = [shipped, *([config / own] if config else [])]
+    # Not the hidden files that editors and operating systems write.
+    return [path for folder in folders for path in sorted(folder.glob("*.toml")) if not path.name.startswith(".")]
 
 
 def dataset(reference: str, classes: str = "") -> Dataset:
@@ -249,6 +275,15 @@ def dataset(reference: str, classes: str = "") -> Dataset:
             "(also list:FILE, tar:PATTERN, hf:NAME), or declared by: oodbench datasets add"
         )
     return dataclasses.replace(found, classes=classes) if classes else found
+
+
+def absolute(reference: str) -> str:
+    """Return a name or reference as it can stand in a file: with an absolute path, if it has a path."""
+    one = dataset(reference)
+    kind, colon, _ = reference.partition(":")
+    if one.declared or not colon:
+        return one.name
+    return f"list:{one.list}@{one.path}" if kind == "list" else f"{kind}:{one.path}"
 
 
 def is_reference(text: str) -> bool:
@@ -283,7 +318,8 @@ def _from_reference(reference: str) -> Dataset | None:
     path = real_path(rest)
     if kind == "hf" and not path.exists():
         return Dataset(reference, rest, loader, rest)
-    return Dataset(reference, path.name if kind == "folder" else _stem(path), loader, str(path))
+    title = Path(str(path).rstrip("/*")).name if kind == "folder" else _stem(path)
+    return Dataset(reference, title, loader, str(path))
 
 
 def _stem(path: Path) -> str:
@@ -318,11 +354,13 @@ def _from_selection(reference: str) -> Dataset | None:
     )
 
 
-def protocol(id_reference: str, ood_references: Sequence[str] = (), classes: str = "") -> Protocol:
+def protocol(
+    id_reference: str, ood_references: Sequence[str] = (), classes: str = "", *, needs_ood: bool = True
+) -> Protocol:
     """Return the benchmark of an ID set with its datasets: the declared one, or one made of the given OOD sets.
 
     `id_reference` may also be the name of a benchmark. `classes` names a class list to use instead of the ID set's own.
-    Raises UserError with every name that does not exist.
+    Raises UserError with every name that does not exist, and, with `needs_ood`, if there is no OOD set.
     """
     known = benchmarks()
     if id_reference in known and not ood_references:
@@ -336,9 +374,11 @@ def protocol(id_reference: str, ood_references: Sequence[str] = (), classes: str
     assert id_set
     declared = _declared_benchmark(id_set)
     if not found:
-        if declared is None:
-            raise UserError(f"'{id_reference}' has no benchmark of its own; name its OOD sets with --ood")
-        return _with_datasets(declared, classes)
+        if declared:
+            return _with_datasets(declared, classes)
+        if needs_ood:
+            raise _no_benchmark(id_reference, id_set)
+        return Protocol(Benchmark(id_set.name, id_set.title, id_set.name), id_set, ())
     distinct: dict[tuple[str, ...], Dataset] = {}
     for one in filter(None, found):  # a set given twice counts once
         location = (one.loader, one.path, one.list, one.source, one.split)
@@ -358,6 +398,16 @@ def protocol(id_reference: str, ood_references: Sequence[str] = (), classes: str
         encoder=declared.encoder if declared else "",
     )
     return Protocol(made, id_set, tuple((one, "") for one in ood))
+
+
+def _no_benchmark(given: str, id_set: Dataset) -> UserError:
+    """Return the error for an ID set without OOD sets, with the benchmarks that have it as ID set."""
+    having = [one.name for one in benchmarks().values() if one.id == id_set.name]
+    runs = f"\n  or run a benchmark that has it: {', '.join(f'--id {name}' for name in having)}" if having else ""
+    return UserError(
+        f"'{given}' has no benchmark of its own; name its OOD sets with --ood{runs}\n  or declare them once: "
+        f"oodbench benchmarks add NAME --id {shlex.quote(given)} --ood SET,SET"
+    )
 
 
 def _with_datasets(found: Benchmark, classes: str) -> Protocol:

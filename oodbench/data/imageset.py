@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from oodbench.data import prompts
 from oodbench.data.catalog import Dataset
-from oodbench.data.loaders.layout import Classes, Remark, classes_by_folder, count_by_suffix, label_keys
+from oodbench.data.loaders.layout import Classes, ClassPlace, Remark, classes_by_folder, count_by_suffix, label_keys
 from oodbench.errors import Missing, Unlabelled, UserError
 from oodbench.storage.files import irregular, open_regular
 from oodbench.storage.fingerprints import (
@@ -367,9 +367,14 @@ def folder_classes(
 ) -> Classes:
     """Return the classes of images in class folders (see `layout.by_folder`); its UserError names the dataset."""
     try:
-        return classes_by_folder(names, others, folders)
+        return classes_by_folder(names, others, folders, _class_place(dataset, path))
     except UserError as error:
         raise type(error)(f"dataset '{dataset.name}' at {path}: {error}") from error
+
+
+def _class_place(dataset: Dataset, path: Path | str) -> ClassPlace:
+    """Return where the class folders of a dataset lie."""
+    return ClassPlace(f"folder:{path}", dataset.depth) if dataset.loader == "classes" else ClassPlace()
 
 
 def class_keys(

@@ -81,6 +81,21 @@ def load_calibration(dataset: Dataset, options: LoadOptions, seed: int) -> Image
     return identified(images, options.store, strict=options.strict)
 
 
+def check_classes(id_set: ImageSet, calibration: ImageSet) -> None:
+    """Raise UserError unless calibration images have the classes of the ID set."""
+    ours, theirs = id_set.folders, calibration.folders
+    numbered = any(all(one.isdecimal() for one in folders) for folders in (ours, theirs))
+    if len(ours) == len(theirs) and (ours == theirs or numbered or id_set.named or calibration.named):
+        return
+    lacking, more = (sorted(set(a) - set(b)) for a, b in ((ours, theirs), (theirs, ours)))
+    differences = [f"lacks {first_few(lacking)}"] if lacking else []
+    differences += [f"has {first_few(more)} besides"] if more else []
+    raise UserError(
+        f"calibration images '{calibration.dataset.name}' have other classes than '{id_set.dataset.name}': "
+        f"{len(theirs)} instead of {len(ours)}{''.join(f'; it {one}' for one in differences)}"
+    )
+
+
 def load_source(dataset: Dataset, data_root: Path, store: Store) -> ImageSource:
     """Return what reads the images of a dataset that is not derived: for a process that received only its list."""
     return _load(dataset, LoadOptions(data_root, store), labelled=False).reader
@@ -197,7 +212,7 @@ def class_names_of(id_set: ImageSet) -> TextList:
             "with --classes FILE, one name a line"
         )
     if not class_list:
-        return TextList("folders", tuple(folder.replace("_", " ") for folder in id_set.folders))
+        return TextList("folders", tuple(re.sub("[_/]", " ", folder) for folder in id_set.folders))
     names = prompts.class_names(class_list)
     if len(names.lines) != len(id_set.folders):
         raise UserError(

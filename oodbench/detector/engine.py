@@ -68,9 +68,10 @@ def job_of(request: RunRequest, store: DetectorStore) -> tuple[Job, ResolvedEnco
         raise UserError(f"a detector is one method, not {request.methods}; name one, such as mcm or clipn[rule=ctw]")
     spec = parse_encoder(request.encoder or EMBEDDED)
     files = assignment.weights_files(request, known)
-    jobs = assignment.select_jobs(jobs, request, files, spec)
+    located = assignment.locate(jobs, request, files, spec)
+    jobs = assignment.select_jobs(jobs, request, located, spec)
     encoder = resolve(spec, request.resize, store)
-    (job,) = assignment.attach_weights(jobs, files, encoder, spec, store).jobs
+    (job,) = assignment.attach_weights(jobs, located, encoder, store).jobs
     return job, encoder
 
 

@@ -72,7 +72,7 @@ class Explanation:
 
 def explain(request: RunRequest, images: Any, top: int = 5) -> list[Explanation]:
     """Explain images one by one, with `top` names of each list; raise UserError as a run of the same request does."""
-    plan = make_plan(request)
+    plan = make_plan(request, needs_ood=False)
     store = DetectorStore(plan.store)
     plan = dataclasses.replace(plan, store=store)
     device = pick_device(request.device)

@@ -270,7 +270,7 @@ def _local_job(job: Job, own: registry.MethodInfo | None) -> Job:
 def _local_encoder(plan: Plan) -> ResolvedEncoder:
     """Return the encoder with the local path of its weights: shipped, the driver's path, or resolved again."""
     card = plan.card
-    spec = parse_encoder(plan.request.encoder or plan.benchmark.encoder or EMBEDDED)
+    spec = parse_encoder(plan.request.encoder)
     if spec.text == EMBEDDED:
         return ResolvedEncoder(card, GLYPHS_FOLDER / "encoder.safetensors")
     if plan.encoder.path.is_file() and not card.text_files:  # loading verifies its digest

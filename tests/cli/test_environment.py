@@ -270,7 +270,7 @@ def homeless(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def none(*_: Any) -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    for name in ("HOME", "OODBENCH_STORE", "OODBENCH_CONFIG", "XDG_CACHE_HOME"):
+    for name in ("HOME", "OODBENCH_STORE", "OODBENCH_CONFIG", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", none)
     catalogue.datasets.cache_clear()

@@ -8,12 +8,14 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from oodbench.cli.progress import RunProgress, TrainProgress
 from oodbench.pipeline.events import Event
+from tests.processes import Command, command
 
 
 def test_workers_are_told_with_their_speeds() -> None:
@@ -31,27 +33,35 @@ def test_workers_are_told_with_their_speeds() -> None:
         assert progress.summary() == "1 workers, 500 images/s each, 1 retried, 1 failed"
 
 
-def on_a_terminal(command: list[str]) -> str:
-    """What a terminal gets on stderr from a command that ends well."""
+def on_a_terminal(start: Callable[[int], Command | subprocess.Popen[bytes]]) -> str:
+    """What a terminal, given as its file descriptor, gets from a command that ends well."""
     ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=theirs, env={**os.environ, "TERM": "xterm"}
-    ) as run:
-        os.close(theirs)
-        seen, end = b"", time.monotonic() + 300
-        while time.monotonic() < end:
-            if select.select([ours], [], [], 1.0)[0]:
-                try:
-                    more = os.read(ours, 65536)
-                except OSError:  # the other side has closed
-                    break
-                if not more:
-                    break
-                seen += more
+    run = start(theirs)
+    os.close(theirs)
+    seen, end = b"", time.monotonic() + 300
+    while time.monotonic() < end:
+        if select.select([ours], [], [], 1.0)[0]:
+            try:
+                more = os.read(ours, 65536)
+            except OSError:  # the other side has closed
+                break
+            if not more:
+                break
+            seen += more
     os.close(ours)
     text = seen.decode(errors="replace")
-    assert run.returncode == 0, text
+    assert run.wait(60) == 0, text
     return text
+
+
+def python_on_a_terminal(code: str) -> str:
+    def start(terminal: int) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "TERM": "xterm"}
+        return subprocess.Popen(
+            [sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL, stderr=terminal
+        )
+
+    return on_a_terminal(start)
 
 
 def test_names_are_shown_as_they_are() -> None:
@@ -62,26 +72,19 @@ def test_names_are_shown_as_they_are() -> None:
         "    bars.add('starting', None)(description='score mcm[temperature=0.5]')\n"
         "    bars._progress.refresh()\n"
     )
-    text = on_a_terminal([sys.executable, "-c", code])
+    text = python_on_a_terminal(code)
     assert "encode [/x]" in text and "mcm[temperature=0.5]" in text
 
 
 @pytest.mark.slow
 def test_a_terminal_sees_bars_and_a_file_none(tmp_path: Path) -> None:
-    command = [str(Path(sys.executable).with_name("oodbench")), "run", "--methods", "mcm", "--limit", "300"]
-    command += [
-        "--tracking-uri",
-        "none",
-        "--batch-size",
-        "4",
-        "--store",
-        str(tmp_path / "s"),
-        "--results",
-        str(tmp_path),
-    ]
-    text = on_a_terminal(command)
+    words = ("run", "--methods", "mcm", "--limit", "300", "--tracking-uri", "none", "--batch-size", "4")
+    words += ("--store", str(tmp_path / "s"), "--results")
+    environment = {**os.environ, "TERM": "xterm"}
+    text = on_a_terminal(lambda terminal: Command(*words, tmp_path / "a", env=environment, terminal=terminal))
     assert "encode glyphs" in text and "images/s" in text and "/300" in text
-    plain = subprocess.run([*command[:-1], str(tmp_path / "b")], capture_output=True, text=True, check=True)
+    plain = command(*words, tmp_path / "b")
+    assert plain.returncode == 0, plain.stderr
     assert "encode" not in plain.stderr and "\x1b[" not in plain.stderr
 
 
@@ -97,7 +100,7 @@ def test_a_download_shows_bytes_and_its_speed() -> None:
         "    bars.count('size unknown', 0)(7)\n"
         "    bars._progress.refresh()\n"
     )
-    text = on_a_terminal([sys.executable, "-c", code])
+    text = python_on_a_terminal(code)
     assert "4.0/5.0 MB" in text and "MB/s" in text and "7/?" in text
 
 
