@@ -173,10 +173,11 @@ def _expanded(root: Path, layout: str) -> Iterator[Path]:
 
 
 def _holds_something(path: Path) -> bool:
+    """Return whether a path is a file, or a folder that is not empty."""
     try:
+        if not os.path.isdir(path):
+            return os.path.exists(path)
         with os.scandir(path) as entries:
             return any(True for _ in entries)
-    except NotADirectoryError:
-        return True
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # ValueError: a NUL in the name
         return False
