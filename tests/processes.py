@@ -62,13 +62,14 @@ class Command:
         out, err = (stream.fileno() for stream in self._streams)
         request = {"words": self.args, "cwd": str(cwd or Path.cwd()), "env": dict(os.environ if env is None else env)}
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.connect(_server().args[-1])  # type: ignore[index]
+        self._socket.connect(_server()[0])
         socket.send_fds(self._socket, [json.dumps(request).encode()], [out, err if terminal is None else terminal])
         self.pid = int(self._socket.recv(64))
 
     def __del__(self) -> None:
-        for each in (*self._streams, self._socket):
-            each.close()
+        for stream in self._streams:
+            stream.close()
+        self._socket.close()
 
     def poll(self) -> int | None:
         """Return the exit code, None while the command runs."""
@@ -121,8 +122,8 @@ def _text(stream: BinaryIO) -> str:
 
 
 @functools.cache
-def _server() -> subprocess.Popen[bytes]:
-    """Start the process that forks, once per test process. Its last argument is the address of its socket."""
+def _server() -> tuple[str, subprocess.Popen[bytes]]:
+    """Start the process that forks, once per test process. Return the address of its socket, and the process."""
     address = str(Path(tempfile.mkdtemp(prefix="oodbench-")) / "socket")
     server = subprocess.Popen([sys.executable, __file__, address], stdin=subprocess.PIPE)
     assert server.stdin is not None
@@ -131,7 +132,7 @@ def _server() -> subprocess.Popen[bytes]:
     while not Path(address).exists():
         assert server.poll() is None and time.monotonic() < until, "the process that forks does not start"
         time.sleep(0.05)
-    return server
+    return address, server
 
 
 def serve(address: str) -> NoReturn:

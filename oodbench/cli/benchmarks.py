@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -56,7 +57,8 @@ def add(name: str, id_: str, near: str, far: str, ood: str, data: Path | None, *
     from oodbench.data.paths import data_root
     from oodbench.method.parameters import parse_names
 
-    groups = {"near": near, "far": far, "ood": ood}
-    names = {group: tuple(parse_names(text)) for group, text in groups.items()}
-    file = add_benchmark(name, catalog.Benchmark(name=name, id=id_, **names, **fields))
+    sets = {"near": near, "far": far, "ood": ood}
+    groups = {group: tuple(parse_names(text)) for group, text in sets.items()}
+    settings: dict[str, Any] = {**groups, **fields}
+    file = add_benchmark(name, catalog.Benchmark(name=name, id=id_, **settings))
     say(f"{listings.benchmark(catalog.protocol(name), data_root(data))}\n{printable(f'declared in {file}')}")

@@ -49,6 +49,24 @@ def method(info: MethodInfo) -> str:
     return "\n".join(lines)
 
 
+def releases(kind: str, data: Path) -> str:
+    """List the released weights or words, and which of them are in the data folder."""
+    from oodbench.data import released
+
+    def status(one: released.Release) -> str:
+        try:
+            path = one.path(data)
+        except UserError as error:
+            return str(error)
+        return str(path) if path else one.command(data)
+
+    rows = [
+        (one.name, one.title, one.method, one.encoder or "any", "no" if one.unread else "yes", status(one))
+        for one in released.releases(kind).values()
+    ]
+    return _table((kind, "title", "method", "encoder", "read by runs", "where, or how to get it"), rows)
+
+
 def datasets(data: Path) -> str:
     """List datasets and benchmarks, and which datasets are in the data folder."""
     rows = [
@@ -101,6 +119,8 @@ def benchmark(protocol: Protocol, data: Path) -> str:
     lines += [f"  {group or 'OOD':4} {ood.name}: {_status(ood, data)}" for ood, group in protocol.ood]
     if one.calibration:
         lines.append(f"  calibration  {one.calibration}: {_status(catalogue.dataset(one.calibration), data)}")
+    if one.encoder:
+        lines.append(f"  encoder      {one.encoder}, unless --encoder or the methods' weights name another")
     return "\n".join(lines)
 
 

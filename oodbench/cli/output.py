@@ -82,9 +82,19 @@ class Formatter(logging.Formatter):
         return "\n".join(map(printable, redact(super().formatException(ei)).split("\n")))
 
 
+class StderrHandler(logging.Handler):
+    """Prints messages to what sys.stderr is at the time: while progress bars are shown, above them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(self.format(record), file=sys.stderr)
+        except Exception:
+            self.handleError(record)
+
+
 def configure_logging(verbose: bool) -> None:
     """Log warnings to stderr; with `verbose`, also what is done."""
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[StderrHandler()])
     for handler in logging.getLogger().handlers:
         handler.setFormatter(Formatter("%(levelname)s %(name)s: %(message)s"))
     if verbose:

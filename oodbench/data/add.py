@@ -13,14 +13,27 @@ from pathlib import Path
 from oodbench.data import catalog
 from oodbench.data.catalog import LOADERS, Benchmark, Dataset
 from oodbench.data.imageset import ImageSet
-from oodbench.data.load import LoadOptions, check_classes, class_names_of, load_images
+from oodbench.data.load import LoadOptions, check_classes, class_names_of, load_images, name_remarks
 from oodbench.data.paths import config_folder
 from oodbench.errors import ProblemList, UserError, did_you_mean, is_url, raise_all
 from oodbench.storage.files import expand, real_path, write_text
 from oodbench.storage.store import Store
 
 ADDABLE = tuple(loader for loader in LOADERS if loader not in ("part", "union", "glyphs"))
-_WRITTEN = ("title", "loader", "path", "list", "source", "split", "classes", "train", "licence", "cite", "url")
+_WRITTEN = (
+    "title",
+    "loader",
+    "path",
+    "list",
+    "source",
+    "split",
+    "classes",
+    "clean_names",
+    "train",
+    "licence",
+    "cite",
+    "url",
+)
 
 
 @dataclass(frozen=True)
@@ -35,19 +48,19 @@ class AddedDataset:
     only_ood: str
 
 
-def add_dataset(name: str, fields: Mapping[str, str], store: Store) -> AddedDataset:
+def add_dataset(name: str, fields: Mapping[str, str], store: Store, *, clean_names: bool = False) -> AddedDataset:
     """Write `<config>/datasets/NAME.toml`.
 
     Raises UserError when the name is in use, no image is found, or the training set has other classes.
     """
-    dataset = _dataset(name, fields)
+    dataset = dataclasses.replace(_dataset(name, fields), clean_names=clean_names)
     options = LoadOptions(Path(), store)
     images = load_images(dataset, options, labelled=False)
     only_ood = ""
     try:
         labelled = load_images(dataset, options, labelled=True)
-        images = dataclasses.replace(images, remarks=labelled.remarks)
-        class_names_of(labelled)
+        names = name_remarks(labelled, class_names_of(labelled))
+        images = dataclasses.replace(images, remarks=(*labelled.remarks, *names))
         if dataset.train:
             check_classes(labelled, load_images(catalog.dataset(dataset.train), options, labelled=True))
     except UserError as error:

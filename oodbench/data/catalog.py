@@ -16,6 +16,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
 from oodbench.data.paths import config_folder_or_none, declarations
 from oodbench.errors import ProblemList, UserError, did_you_mean, has_credentials, is_url, raise_all, redact_url
@@ -36,6 +37,43 @@ _REFERENCES = {  # what follows the prefix of a dataset that is not declared
 _PREFIXES = tuple(f"{kind}:" for kind in _REFERENCES)
 _CLASS_SELECTION = re.compile(r"(?P<name>[\w.-]+)\[(?P<keep>[^\[\]]*)\]")
 _LONGEST_SELECTION = 24  # characters of a class selection in a title
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file that `oodbench datasets get` downloads, or takes from `--from`, and puts or unpacks where it belongs.
+
+    url     its address; "": it cannot be had by a plain request, and the dataset's `obtain` says how to get it
+    name    its file name; "": that in the address
+    to      where it belongs below the data root, or what it holds if it is an archive and `to` is a folder; "": the
+            dataset's path
+    inside  the folder of the archive whose content belongs at `to`; "": found by name, or the only one
+    sort    "imagenet1k-val": its images are sorted into class folders by data/imagenet.py; else a file of the archive
+            with lines `name folder` that sort them
+    size    in bytes; None: not known
+    sha256  of the file, or its `md5`; "": not known
+    source  the page or the released code that states the address, and the digest if there is one
+    """
+
+    url: str = ""
+    name: str = ""
+    to: str = ""
+    inside: str = ""
+    sort: str = ""
+    size: int | None = None
+    sha256: str = ""
+    md5: str = ""
+    source: str = ""
+
+    @property
+    def file_name(self) -> str:
+        """The name of the file: the declared one, else the last part of the address."""
+        return self.name or Path(unquote(urlsplit(self.url).path)).name
+
+    @property
+    def has_digest(self) -> bool:
+        """Whether a sha256 or md5 is declared."""
+        return bool(self.sha256 or self.md5)
 
 
 @dataclass(frozen=True)
@@ -63,9 +101,11 @@ class Dataset:
     keep_file   file below the data root with more of them, one per line
     like        the set whose class folders these are some of: names are taken from its class list, by folder
     classes     name or file of a class-name list; "" means the folder names (or, for an OOD set, none)
+    clean_names whether class names are taken as words (prompts.clean_names)
     count       number of images of the complete set; None: not known
     resolution  native size in pixels, in words
-    download    an archive or file that `oodbench datasets get` may fetch; its sha256 or md5 where known
+    archives    files that `oodbench datasets get` fetches
+    hub         the gated dataset of the Hugging Face hub that has the same images, and a pattern of its parquet files
     train       the dataset's training split, for methods that calibrate: a name or a reference
     benchmark   the benchmark that `--id NAME` runs when no --ood is given
     """
@@ -87,6 +127,7 @@ class Dataset:
     keep_file: str = ""
     like: str = ""
     classes: str = ""
+    clean_names: bool = False
     count: int | None = None
     resolution: str = UNKNOWN
     train: str = ""
@@ -95,9 +136,8 @@ class Dataset:
     cite: str = ""
     url: str = ""
     obtain: str = ""
-    download: str = ""
-    sha256: str = ""
-    md5: str = ""
+    archives: tuple[Archive, ...] = ()
+    hub: str = ""
 
     @property
     def declared(self) -> bool:
@@ -202,22 +242,35 @@ def _read(path: Path, kind: type[T]) -> T:
         values: dict[str, Any] = tomllib.loads(read_text(path, "the declaration"))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"{path}: {error}") from error
-    fields = {field.name: field for field in dataclasses.fields(kind) if field.name != "name"}
     problems: list[str] = []
+    checked = _checked(values, kind, str(path), problems)
+    raise_all(problems)
+    return kind(name=path.stem, **checked)
+
+
+def _checked(values: dict[str, Any], kind: type, where: str, problems: list[str]) -> dict[str, Any]:
+    """Return the values of a table as arguments of `kind`; add what is wrong with its keys and types to `problems`."""
+    named = kind is not Archive  # whose name is a key, and not that of the file
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.name != "name" or not named}
+    checked: dict[str, Any] = {}
     for key, value in values.items():
-        if key not in fields:
-            problems.append(f"{path}: no key '{key}'{did_you_mean(key, fields)}")
-            continue
-        expected = str(fields[key].type).split(" ")[0].partition("[")[0]  # str, int or tuple
-        fits = type(value).__name__ == {"tuple": "list"}.get(expected, expected)
-        if not fits or (isinstance(value, list) and not all(isinstance(item, str) for item in value)):
-            problems.append(f"{path}: '{key}' takes {fields[key].type}, not {value!r}")
+        if key == "download" and key not in fields:
+            problems.append(f"{where}: 'download' is now the key 'url' of a table [[archives]]")
+        elif key not in fields:
+            problems.append(f"{where}: no key '{key}'{did_you_mean(key, fields)}")
+        elif key == "archives" and isinstance(value, list) and all(isinstance(table, dict) for table in value):
+            tables = (_checked(table, Archive, f"{where}, archives", problems) for table in value)
+            checked[key] = tuple(Archive(**table) for table in tables)
+        else:
+            expected = str(fields[key].type).split(" ")[0].partition("[")[0]  # str, int or tuple
+            fits = type(value).__name__ == {"tuple": "list"}.get(expected, expected)
+            if not fits or (isinstance(value, list) and not all(isinstance(item, str) for item in value)):
+                problems.append(f"{where}: '{key}' takes {fields[key].type}, not {value!r}")
+            checked[key] = tuple(value) if isinstance(value, list) else value
     required = [key for key, field in fields.items() if field.default is dataclasses.MISSING]
     if absent := [f"'{key}'" for key in required if key not in values]:
-        problems.append(f"{path} is not complete: it needs {', '.join(absent)}")
-    raise_all(problems)
-    lists: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-    return kind(name=path.stem, **lists)
+        problems.append(f"{where} is not complete: it needs {', '.join(absent)}")
+    return checked
 
 
 @functools.cache

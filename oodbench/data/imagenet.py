@@ -5,25 +5,23 @@ from __future__ import annotations
 import functools
 import io
 import re
-import tarfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 
 from oodbench.data.paths import declarations
 from oodbench.errors import UserError
+from oodbench.storage.archives import read_member
 from oodbench.storage.files import read_text
 
 IMAGES, CLASSES, PER_CLASS = 50_000, 1000, 50
 ARCHIVE = "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 _NAME = re.compile(r"ILSVRC2012_val_(\d{8})(?:_n\d{8})?\.JPEG", re.IGNORECASE)  # the hub adds the class folder
-_MAX_MEMBER = 1 << 26  # bytes of a file of the devkit
 
 
 @dataclass(frozen=True)
@@ -96,22 +94,15 @@ def _devkit_folders(path: Path) -> list[str]:
     from scipy.io import loadmat
 
     try:
-        with tarfile.open(path) as file:
-            numbers = _member(file, "ILSVRC2012_validation_ground_truth.txt").read(_MAX_MEMBER).decode().split()
-            synsets = loadmat(io.BytesIO(_member(file, "meta.mat").read(_MAX_MEMBER)), squeeze_me=True)["synsets"]
+        data = f"{DEVKIT.removesuffix('.tar.gz')}/data"
+        numbers = read_member(path, f"{data}/ILSVRC2012_validation_ground_truth.txt").decode().split()
+        synsets = loadmat(io.BytesIO(read_member(path, f"{data}/meta.mat")), squeeze_me=True)["synsets"]
         folder_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
         return [folder_of[int(number)] for number in numbers]
-    except (OSError, EOFError, tarfile.TarError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (UserError, ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(
             f"{path} is not the devkit, or is damaged ({error}); fetch it again, or move it away"
         ) from error
-
-
-def _member(file: tarfile.TarFile, name: str) -> IO[bytes]:
-    for member in file:
-        if member.isfile() and member.name.rpartition("/")[2] == name and (content := file.extractfile(member)):
-            return content
-    raise KeyError(f"it has no {name}")
 
 
 def _listed_folders(path: Path, shipped: Sequence[str]) -> list[str]:

@@ -202,6 +202,14 @@ def class_names_of(id_set: ImageSet) -> TextList:
 
     Raises UserError when there are only numbers, or when the list has another number of names than the set has classes.
     """
+    given = _given_names(id_set)
+    if not id_set.dataset.clean_names:
+        return given
+    return TextList(f"{given.name}, as words", prompts.clean_names(given.lines))
+
+
+def _given_names(id_set: ImageSet) -> TextList:
+    """Return the class names of an ID set as they are given."""
     class_list = id_set.dataset.classes
     if not class_list and id_set.named:
         return TextList(f"of {id_set.dataset.like or id_set.dataset.within or 'the source'}", id_set.named)
@@ -233,5 +241,21 @@ def notes(images: ImageSet, classes: TextList | None = None) -> list[str]:
     if images.dataset.loader != "glyphs":
         remarks += decode.remark_on_first(images)
     if classes and classes.name not in prompts.names("classes"):
-        remarks += same_prompt_remarks(classes.lines)
+        remarks += [*name_remarks(images, classes), *same_prompt_remarks(classes.lines)]
     return [f"{images.dataset.name}: {remark.message}" for remark in remarks]
+
+
+def name_remarks(id_set: ImageSet, classes: TextList) -> list[Remark]:
+    """Return the class names that --clean-names made, all of them, or the remark that it is there."""
+    if id_set.dataset.clean_names:
+        pairs = zip(classes.lines, _given_names(id_set).lines, strict=True)
+        texts = [new if new == old else f"{new} ({old})" for new, old in pairs]
+        return [Remark("class-names", f"class names as words: {', '.join(texts)}", len(texts))]
+    cleaned = prompts.clean_names(classes.lines)
+    pairs = zip(cleaned, classes.lines, strict=True)
+    # Case alone makes no difference: CLIP's tokenizer takes all texts in lower case.
+    texts = [f"{old} as {new}" for new, old in pairs if new.lower() != old.lower()]
+    if not texts:
+        return []
+    message = f"{len(texts):,} class names are no words; --clean-names takes {first_few(texts)}"
+    return [Remark("class-names", message, len(texts))]

@@ -24,7 +24,7 @@ from oodbench.data import prompts
 from oodbench.detector.engine import Engine, text_list
 from oodbench.detector.state import Packed, pack, unpack
 from oodbench.detector.store import DetectorStore
-from oodbench.encoder.card import EMBEDDED, card_from, parse_encoder
+from oodbench.encoder.card import EMBEDDED, card_from, parse_encoder, weight_files
 from oodbench.encoder.resolve import ResolvedEncoder, TextFiles, resolve
 from oodbench.errors import Unpackable, UserError, did_you_mean
 from oodbench.method import registry
@@ -143,7 +143,8 @@ def _recipe(fitted: FittedDetector, folder: Path, with_encoder: bool) -> dict[st
     state = _write_state(fitted.engine, folder)
     if with_encoder and plan.card.name != EMBEDDED:
         (folder / "encoder").mkdir()
-        shutil.copyfile(plan.encoder.path, folder / "encoder" / plan.encoder.path.name)
+        for path in weight_files(plan.encoder.path):
+            shutil.copyfile(path, folder / "encoder" / path.name)
         if plan.encoder.tokenizer:
             (folder / TOKENIZER).mkdir()
             for path in TextFiles(plan.encoder.tokenizer).files():

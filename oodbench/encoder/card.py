@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from oodbench.encoder.names import open_clip_name, tags
 from oodbench.errors import UserError
 from oodbench.results import slug
-from oodbench.storage.store import digest
+from oodbench.storage.fingerprints import file_identity
+from oodbench.storage.store import digest, file_digest
 
 EMBEDDED = "glyphs"
 COCA = "coca_ViT-B-32/laion2b_s13b_b90k"
 LOCAL_PREFIX = "local-dir:"
 HUB_PREFIXES = ("hf-hub:", LOCAL_PREFIX)
 RESIZE_FILTERS = ("bicubic", "bilinear")
+THIS_FOLDER = "."  # as the name of a tokenizer: that of the folder with the weights
+# A folder that transformers can read a tokenizer from holds at least one of these files.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tokenizer.model",
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +57,7 @@ class EncoderSpec:
 
 def parse_encoder(text: str) -> EncoderSpec:
     """Parse a value of `--encoder`. Raise UserError with the accepted forms if it has none of them."""
+    text = open_clip_name(text)
     if text == EMBEDDED:
         return EncoderSpec(text, text)
     if text.startswith(HUB_PREFIXES):
@@ -53,6 +68,9 @@ def parse_encoder(text: str) -> EncoderSpec:
     else:
         head, at, path = text.partition("@")
         architecture, _, tag = (head, "", "") if head.endswith(".json") else head.partition("/")
+    if not (at or tag) and (known := tags(architecture) if re.fullmatch(r"[\w-]+", text) else ()):
+        commands = "\n  ".join(f"--encoder {architecture}/{tag}" for tag in known)
+        raise UserError(f"encoder '{text}' names no weights; name one of its tags\n  {commands}")
     if not architecture or (at and not path) or not (at or tag):
         raise UserError(
             f"cannot read encoder '{text}'; write glyphs, ViT-B-16/openai (architecture/tag), "
@@ -82,6 +100,8 @@ class EncoderCard:
     scale        exp(logit_scale)
     notes        what had to be assumed
     text_files   sha256 of the tokenizer's files in a folder of this machine; "" if it reads none
+    resize_to    (shorter side,) or (height, width) before the crop, for images that are preprocessed as transformers
+                 does; () for open_clip's preprocessing, which resizes to `size`
     """
 
     name: str
@@ -102,6 +122,7 @@ class EncoderCard:
     scale: float
     notes: tuple[str, ...] = ()
     text_files: str = ""
+    resize_to: tuple[int, ...] = ()
 
     @property
     def identity(self) -> str:
@@ -131,9 +152,8 @@ class EncoderCard:
         return {**self._facts(), "name": self._named(), "slug": self.slug, "identity": self.identity}
 
     def _facts(self) -> dict[str, Any]:
-        """Return all fields; without an empty `text_files`, so that the identities of older versions stay the same."""
-        facts = dataclasses.asdict(self)
-        return facts if self.text_files else {k: v for k, v in facts.items() if k != "text_files"}
+        """Return all fields; without empty ones that were added, so that the identities of older versions stay."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if v or k not in ("text_files", "resize_to")}
 
     def _named(self) -> str:
         """Return the name with paths shortened to file names."""
@@ -148,3 +168,29 @@ def card_from(facts: dict[str, Any]) -> EncoderCard:
     """Return a card from its JSON form."""
     lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
     return EncoderCard(**lists)
+
+
+def weight_files(path: Path) -> list[Path]:
+    """Return the files of a checkpoint: the file itself, and the shards that an index (`*.index.json`) names."""
+    if not path.name.endswith(".index.json"):
+        return [path]
+    try:
+        names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+        shards = [path.parent / Path(name).name for name in sorted(names)]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"checkpoint {path} is no index of shards: {error}") from error
+    if missing := [shard.name for shard in shards if not shard.is_file()]:
+        raise UserError(f"checkpoint {path} names {', '.join(missing)}, not there; complete the folder")
+    return [path, *shards]
+
+
+def weights_digest(path: Path) -> str:
+    """Return the sha256 of a checkpoint file; of an index, that of the names and contents of all its files."""
+    files = weight_files(path)
+    return file_digest(path) if len(files) == 1 else digest([[file.name, file_digest(file)] for file in files])
+
+
+def weights_identity(path: Path) -> dict[str, Any]:
+    """Return what identifies the version of a checkpoint on this machine, its shards included."""
+    shards = [file_identity(shard) for shard in weight_files(path)[1:]] if path.is_file() else []
+    return {**file_identity(path), **({"shards": shards} if shards else {})}

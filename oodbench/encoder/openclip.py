@@ -212,15 +212,24 @@ def _shortened(model: Any, tokens: Tensor) -> Iterator[int]:
         model.positional_embedding, model.attn_mask = positions, mask
 
 
+def _cropped(image: Image, size: tuple[int, int]) -> Image:
+    """Return the centre of an image; the crop begins at the pixel before the middle if it lies between two."""
+    height, width = size
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
 def transform(card: EncoderCard) -> Callable[[Image], UInt8[Tensor, "3 height width"]]:
     """Return a function that resizes and crops as open_clip does for these weights, to pixels in 0..255.
 
     The encoder normalises the pixels.
     """
-    filters = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
-    chosen = filters.get(card.interpolation, InterpolationMode.BICUBIC)
-    if card.resize_mode == "squash":
-        steps: list[Any] = [Resize(card.size, chosen)]
+    chosen = InterpolationMode(card.interpolation)
+    if card.resize_to:  # transformers converts first, and rounds the crop down
+        resized = Resize(card.resize_to[0] if len(card.resize_to) == 1 else card.resize_to, chosen)
+        steps: list[Any] = [lambda image: image.convert("RGB"), resized, lambda image: _cropped(image, card.size)]
+    elif card.resize_mode == "squash":
+        steps = [Resize(card.size, chosen)]
     elif card.resize_mode == "longest" or card.size[0] != card.size[1]:
         from open_clip.transform import CenterCropOrPad, ResizeKeepRatio
 

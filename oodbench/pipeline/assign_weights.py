@@ -111,7 +111,9 @@ def weights_files(request: RunRequest, known: Mapping[str, MethodInfo]) -> dict[
         elif "WEIGHTS" not in known[name].needs:
             problems.append(f"--weights {text}: {name} reads no weights")
         elif known_release and not path.is_file():
-            problems.append(f"--weights {text}: it was not got yet; get it with\n  {known_release.command()}")
+            problems.append(
+                f"--weights {text}: it was not got yet; get it with\n  {known_release.command(data_root(request.data))}"
+            )
         elif not path.is_file():
             problems.append(f"--weights {text}: {path} is {'no file' if path.exists() else 'not there'}")
         else:
@@ -236,7 +238,7 @@ def _missing_reason(job: Job, request: RunRequest, spec: EncoderSpec) -> str:
     others = {one.encoder for one in releases_of(name, job.parameters) if not one.unread}
     lines = [f"has no weights for {spec.text}"]
     if fitting := _releases(job, spec):
-        lines += [f"get the released ones: {fitting[0].command()}"]
+        lines += [f"get the released ones: {fitting[0].command(data_root(request.data))}"]
     elif spec.text != EMBEDDED:
         lines += [
             f"the released ones are for {other}: {command(request, methods=job.label, encoder=other)}"

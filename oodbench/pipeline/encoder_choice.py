@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from oodbench.data.catalog import Benchmark, benchmarks
+from oodbench.data.catalog import Benchmark, benchmarks, datasets
 from oodbench.data.released import releases, releases_of
 from oodbench.encoder.card import EMBEDDED, parse_encoder
 from oodbench.errors import UserError
-from oodbench.pipeline.jobs import Job, Jobs
+from oodbench.method import registry
+from oodbench.pipeline.assign_weights import weights_files
+from oodbench.pipeline.jobs import Job, Jobs, make_jobs
 from oodbench.pipeline.request import RunRequest, command
 from oodbench.pipeline.weights import recipe_of
 
@@ -59,6 +61,19 @@ def choose_encoder(request: RunRequest, jobs: Jobs, files: Mapping[str, Path], b
         )
     reason = f"encoder {benchmark.encoder}, that of benchmark '{benchmark.name}'; --encoder names another"
     return EncoderChoice(benchmark.encoder, "" if benchmark.encoder == EMBEDDED else reason)
+
+
+def benchmark_of_classes(classes: str) -> Benchmark:
+    """Return the benchmark of the ID set that is named as a class list; else one with the embedded encoder."""
+    named = datasets().get(classes)
+    benchmark = benchmarks().get(named.benchmark) if named else None
+    return benchmark or Benchmark("images", "images", "images", encoder=EMBEDDED)
+
+
+def encoder_without_run(request: RunRequest, benchmark: Benchmark) -> EncoderChoice:
+    """Return the encoder that a run of the request on a benchmark takes."""
+    files = weights_files(request, registry.methods(request.plugins))
+    return choose_encoder(request, make_jobs(request), files, benchmark)
 
 
 def released_encoder(job: Job) -> str:

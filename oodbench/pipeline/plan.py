@@ -133,6 +133,8 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, n
     if protocol:
         if not needs_ood:
             protocol = dataclasses.replace(protocol, ood=())
+        if request.clean_names:
+            protocol = dataclasses.replace(protocol, id=dataclasses.replace(protocol.id, clean_names=True))
         attempt(check_benchmark, protocol.benchmark, needs_ood)
         # With problems to report, contents are not hashed and glyphs, which are drawn to be listed, are not loaded.
         faulty = bool(collected.problems)

@@ -36,6 +36,8 @@ class RunRequest:
     calibration: str = ""
     # The class names of the ID set: the name of a list or a file with one name a line; "" takes the set's own.
     classes: str = ""
+    # Whether class names are taken as words: AnnualCrop as "annual crop".
+    clean_names: bool = False
     # The encoder, such as ViT-B-16/openai; "" takes the benchmark's, or the embedded one.
     encoder: str = ""
     # The folder of the datasets; None takes $OODBENCH_DATA, else ./data.

@@ -15,6 +15,7 @@ from oodbench.data.imageset import ImageSet
 from oodbench.errors import InputMutated, UserError
 from oodbench.pipeline import batches
 from oodbench.pipeline.batches import FittedMethod, MethodOutput, Sample, score_batches
+from oodbench.pipeline.events import Event, Watch
 from oodbench.pipeline.extract import EmbeddedSet, decoded_batches
 from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.plan import Plan
@@ -63,10 +64,11 @@ def forget_scores(plan: Plan, job: Job) -> None:
 class Scorer:
     """Fits methods and scores image sets with them; all methods share one task with its text vectors and encoder."""
 
-    def __init__(self, plan: Plan, task: Task, device: str) -> None:
+    def __init__(self, plan: Plan, task: Task, device: str, watch: Watch | None = None) -> None:
         self.plan = plan
         self.task = task
         self.device = device
+        self.watch = watch or Watch()
 
     def score(self, methods: Sequence[FittedMethod], embedded: EmbeddedSet) -> None:
         """Score one image set with several methods and store the scores; a method that fails keeps its error."""
@@ -129,7 +131,9 @@ class Scorer:
         while methods := [method for method in methods if self._fit(method)]:
             if not self._score_samples([method for method in methods if not method.images_scored], embedded, pixels):
                 continue
-            outputs = score_batches(lambda: self.batches(embedded, pixels), methods, self.task, threads)
+            labels = [method.job.label for method in methods]
+            done = self.watch.scoring(embedded.listing.dataset.name, labels, len(embedded.positions))
+            outputs = score_batches(lambda: self.batches(embedded, pixels), methods, self.task, threads, done)
             if self._record_errors(methods, outputs) and self._check(methods, outputs, embedded, pixels, check_every):
                 return [pair for pair in zip(methods, outputs, strict=True) if not pair[0].error]
         return []
@@ -244,6 +248,8 @@ class Scorer:
         if method.error:
             return False
         if not method.fitted:
+            name = f"fit[{method.job.label}]"
+            self.watch.event(Event("started", "fit", name))
             torch.manual_seed(self.plan.request.seed)
             try:
                 if method.job.templates:  # encoded before the clock starts: methods share the text vectors
@@ -257,6 +263,7 @@ class Scorer:
                 self.task.intact()  # restores what fit() may have written before it failed
                 return _fail(method, error)
             method.fitted, method.fit_seconds = True, time.perf_counter() - began
+            self.watch.event(Event("done", "fit", name, seconds=round(method.fit_seconds, 3)))
         if not method.contents:
             method.contents = batches.method_contents(method)
         return True

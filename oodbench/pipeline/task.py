@@ -61,10 +61,10 @@ def make_task(plan: Plan, encoder: Callable[[], OpenClip], device: str, watch: W
     from oodbench.method import Sources, Task
 
     def text(templates: str) -> torch.Tensor:
-        return torch.from_numpy(class_embeddings(plan, templates, encoder)).to(device)
+        return torch.from_numpy(class_embeddings(plan, templates, encoder, watch.prompts)).to(device)
 
     def words(prompts: tuple[str, ...]) -> torch.Tensor:
-        return torch.from_numpy(prompt_embeddings(plan, prompts, encoder)).to(device)
+        return torch.from_numpy(prompt_embeddings(plan, prompts, encoder, watch.prompts)).to(device)
 
     def calibration() -> Iterable[Batch]:
         assert plan.calibration  # make_plan() lists them if a method declares Needs.CALIBRATION

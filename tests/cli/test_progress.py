@@ -78,8 +78,8 @@ def test_names_are_shown_as_they_are() -> None:
 
 @pytest.mark.slow
 def test_a_terminal_sees_bars_and_a_file_none(tmp_path: Path) -> None:
-    words = ("run", "--methods", "mcm", "--limit", "300", "--tracking-uri", "none", "--batch-size", "4")
-    words += ("--store", str(tmp_path / "s"), "--results")
+    words = ["run", "--methods", "mcm", "--limit", "300", "--tracking-uri", "none", "--batch-size", "4"]
+    words += ["--store", str(tmp_path / "s"), "--results"]
     environment = {**os.environ, "TERM": "xterm"}
     text = on_a_terminal(lambda terminal: Command(*words, tmp_path / "a", env=environment, terminal=terminal))
     assert "encode glyphs" in text and "images/s" in text and "/300" in text

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,14 @@ from oodbench.data import catalog as catalogue
 from oodbench.data.add import add_benchmark, add_dataset
 from oodbench.data.catalog import Benchmark
 from oodbench.data.checks.scope import select_sets
-from oodbench.data.load import LoadOptions, load_images
+from oodbench.data.load import LoadOptions, class_names_of, load_images
 from oodbench.data.overlap import check_calibration
 from oodbench.data.paths import config_folder
+from oodbench.data.prompts import clean_names
 from oodbench.errors import UserError
 from oodbench.storage.store import Store
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
@@ -135,3 +139,47 @@ def test_the_folder_of_declarations_follows_xdg(monkeypatch: pytest.MonkeyPatch)
         assert config_folder() == Path(folder)
     monkeypatch.setenv("OODBENCH_CONFIG", "/own")
     assert config_folder() == Path("/own")
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["AnnualCrop", "Forest", "SeaLake"], ["annual crop", "forest", "sea lake"]),
+        (["golden_retriever", "Abyssinian"], ["golden retriever", "abyssinian"]),
+        (["MRI", "MRIScan", "PET_CT", "headCT"], ["MRI", "MRI scan", "PET CT", "head CT"]),
+        (["001.Black_footed_Albatross", "002.Laysan_Albatross"], ["black footed albatross", "laysan albatross"]),
+        (["n02085620-Chihuahua", "n02085782-Japanese_spaniel"], ["chihuahua", "japanese spaniel"]),
+        (["7-segment display", "T-shirt", "St. Bernard"], ["7-segment display", "t-shirt", "St. Bernard"]),
+        (["church/indoor", "2CV", "A320", "35_mm"], ["church indoor", "2CV", "A320", "35 mm"]),
+        (["Übergang", "ÉtéIndien", "_"], ["übergang", "été indien", "_"]),
+    ],
+)
+def test_class_names_become_words(names: list[str], words: list[str]) -> None:
+    assert list(clean_names(names)) == words
+    assert list(clean_names(words)) == words  # nothing is left to do
+
+
+def test_words_are_offered_and_printed(place: Path, cli: Cli) -> None:
+    (place / "land/test/River").rename(place / "land/test/SeaLake")
+    run = (
+        "run",
+        "--id",
+        "folder:land/test",
+        "--ood",
+        "folder:others",
+        "--encoder",
+        "glyphs",
+        "--methods",
+        "mcm",
+        "--dry-run",
+    )
+    offered = cli(*run)
+    assert "1 class names are no words; --clean-names takes SeaLake as sea lake" in offered.stderr
+    assert "classes    2 from 'folders'\n" in offered.stdout
+    taken = cli(*run, "--clean-names")
+    assert "note: folder:land/test: class names as words: forest (Forest), sea lake (SeaLake)\n" in taken.stderr
+    assert "classes    2 from 'folders, as words'\n" in taken.stdout and "no words" not in taken.stderr
+    added = cli("datasets", "add", "land", "--loader", "classes", "--path", "land/test", "--clean-names")
+    assert "class names as words: forest (Forest), sea lake (SeaLake)" in added.stderr
+    own = load_images(catalogue.dataset("land"), LoadOptions(Path(), Store(place / "store")), labelled=True)
+    assert class_names_of(own).lines == ("forest", "sea lake")

@@ -15,7 +15,7 @@ from oodbench.data.released import releases
 from oodbench.encoder.card import parse_encoder
 from oodbench.errors import UserError
 from oodbench.pipeline import assign_weights, weights
-from oodbench.pipeline.encoder_choice import EncoderChoice, choose_encoder
+from oodbench.pipeline.encoder_choice import EncoderChoice, benchmark_of_classes, choose_encoder, encoder_without_run
 from oodbench.pipeline.jobs import make_jobs
 from oodbench.pipeline.request import RunRequest, command
 from tests.conftest import Cli
@@ -161,14 +161,15 @@ def test_missing_weights_are_told_with_every_way_to_get_them(photos: Path) -> No
     with pytest.raises(UserError) as refused:
         plan_of(photos, methods="clipn,mcm")
     said = str(refused.value)
-    assert f"clipn has no weights for {LAION}\n  get the released ones: oodbench get weights clipn\n" in said
+    way = f"get the released ones: oodbench get weights clipn --data {photos}/data"
+    assert f"clipn has no weights for {LAION}\n  {way}\n" in said
     assert f"oodbench train clipn --encoder {LAION} --captions FILE" in said and "--weights clipn=FILE" in said
     assert said.endswith("--skip-missing") or "--skip-missing --" in said
     with pytest.raises(UserError, match=r"the released ones are for ViT-B-16/laion2b_s34b_b88k: oodbench run"):
         plan_of(photos, methods="clipn", encoder="ViT-B-32/openai")
     with pytest.raises(UserError, match="clipn has no weights"):
         plan_of(photos, methods="clipn", skip_missing=True)  # nothing is left to run
-    with pytest.raises(UserError, match=r"was not got yet; get it with\n  oodbench get weights clipn-2"):
+    with pytest.raises(UserError, match=r"was not got yet; get it with\n  oodbench get weights clipn-2 --data "):
         plan_of(photos, methods="clipn", weights=("clipn=clipn-2",))
 
 
@@ -209,3 +210,46 @@ def test_weights_that_were_got_are_found(tmp_path: Path) -> None:
     (first.folder(tmp_path) / "second.pt").write_bytes(b"PK")
     with pytest.raises(UserError, match="holds CLIPN_ATD_Repeat1_epoch_10.pt, second.pt; remove the others"):
         assign_weights.locate(jobs, request, {}, parse_encoder(LAION))
+
+
+def test_own_images_take_the_encoder_of_the_set_that_names_the_classes(tmp_path: Path) -> None:
+    for method, classes, encoder in (
+        ("mcm", "imagenet1k", OPENAI),
+        ("clipn", "imagenet1k", LAION),
+        ("mcm", "names.txt", "glyphs"),
+        ("clipn", "names.txt", "glyphs"),
+        ("mcm", "cub200", OPENAI),
+    ):
+        assert encoder_without_run(RunRequest(methods=method), benchmark_of_classes(classes)).text == encoder, (
+            method,
+            classes,
+        )
+    own = (trained(tmp_path / "own.safetensors", SMALL),)
+    assert (
+        encoder_without_run(RunRequest(methods="clipn", weights=own), benchmark_of_classes("names.txt")).text == SMALL
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "captions", "encoder"),
+    [("clipn", "captions.csv", LAION), ("clipn", "glyphs", "glyphs"), ("zoc", "captions.csv", SMALL)],
+)
+def test_training_takes_the_encoder_of_the_released_weights(
+    method: str, captions: str, encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from oodbench.training import plan
+    from oodbench.training.plan import TrainRequest
+
+    (tmp_path / "captions.csv").write_text("filepath,caption\na.jpg,a dog\n")
+    monkeypatch.chdir(tmp_path)
+    asked: list[str] = []
+
+    def resolve(spec: Any, resize: Any, store: Any) -> Any:
+        asked.append(spec.text)
+        raise UserError("stop here")
+
+    monkeypatch.setattr(plan, "resolve", resolve)
+    for given, expected in (("", encoder), ("ViT-L/14", "ViT-L-14/openai")):
+        with pytest.raises(UserError, match="stop here"):
+            plan.make_plan(TrainRequest(method, captions=captions, encoder=given, store=tmp_path / "s"))
+        assert asked.pop() == expected

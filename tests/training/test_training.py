@@ -40,7 +40,7 @@ from oodbench.tracking.connection import quiet_mlflow
 from oodbench.training import batches
 from oodbench.training.batches import PairBatches
 from oodbench.training.checkpoints import Checkpoints
-from oodbench.training.data import BATCH, TrainingData, embed_captions, prepare_data
+from oodbench.training.data import BATCH, TrainingData, embed_captions, prepare_data, truncation_note
 from oodbench.training.loop import Trainer
 from oodbench.training.losses import read_losses
 from oodbench.training.plan import TrainRequest, make_plan
@@ -334,6 +334,14 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     resumed = train(ask(checkpoint_every=4))
     assert resumed.made == 10 and "cannot be read" in caplog.text
     assert same(whole.out, resumed.out)
+
+
+def test_captions_that_the_encoder_cuts_are_counted(encoder: OpenClip) -> None:
+    context = encoder.tokenize(["x"]).shape[1]
+    fits, cut = " ".join("a" * (context - 2)), " ".join("a" * (context - 1))  # beside the start and the end
+    assert truncation_note([fits, "short", fits], encoder) == ""
+    said = truncation_note([fits, cut, cut, f"{cut} b"], encoder)
+    assert said == f'2 of 3 captions are cut to the {context} tokens of glyphs, "{cut}" first'
 
 
 @pytest.mark.slow

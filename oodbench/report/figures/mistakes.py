@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -90,8 +91,11 @@ class MistakeGallery:
                 return lines.lines
         listing = self._listing(row, row.id)
         try:
-            if listing is not None and (lines := class_names_of(listing)).digest == digest:
-                return lines.lines
+            for clean in (False, True) if listing else ():
+                assert listing
+                images = dataclasses.replace(listing, dataset=dataclasses.replace(listing.dataset, clean_names=clean))
+                if (lines := class_names_of(images)).digest == digest:
+                    return lines.lines
         except UserError as error:
             log.warning("no class names of '%s': %s", row.id.dataset, error)
         log.warning("the class names '%s' of the results are not available; figures show class numbers", name)
