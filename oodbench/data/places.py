@@ -48,7 +48,9 @@ def find_place(dataset: Dataset, data_root: Path, bound: Path | None = None) -> 
     The first place that exists and is no empty folder is used. Links to one place are one place.
     """
     bound = bound or bindings().get(dataset.name)
-    fixed = dataset.loader in _NO_FOLDER or is_url(dataset.path) or Path(dataset.path).is_absolute()
+    fixed = (
+        dataset.loader in _NO_FOLDER or is_url(dataset.path) or Path(dataset.path).is_absolute() or dataset.depth > 1
+    )
     if fixed or (dataset.loader in _PATTERNS and not bound):
         return Place(dataset, (dataset.folder(data_root),))
     looked = tuple(dict.fromkeys(_candidates(dataset, data_root, bound)))

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from oodbench.data import catalog
-from oodbench.data.imagenet import ground_truth, image_name, validation_classes, wnids
+from oodbench.data.imagenet import image_name, validation_classes, wnids
 from oodbench.data.imageset import ImageSet
 from oodbench.data.load import LoadOptions, load_images
 from oodbench.data.places import bindings, find_place
@@ -60,7 +60,7 @@ def pack(path: Path) -> None:
             archive.addfile(member, io.BytesIO(jpeg(i)))
 
 
-def table(folder: Path, shift: int = 0) -> None:
+def table(folder: Path, shift: int = 0, split: str = "validation") -> None:
     """As on the hub: parquet files of several splits, file names with the class folder."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -71,8 +71,9 @@ def table(folder: Path, shift: int = 0) -> None:
         {"bytes": jpeg(i), "path": f"ILSVRC2012_val_{i:08d}_{wnids()[labels[i - 1]]}.JPEG"} for i in range(1, N + 1)
     ]
     columns = pa.table({"image": rows[::-1], "label": [label + shift for label in labels[::-1]]})
-    pq.write_table(columns, folder / "validation-00000-of-00001.parquet", row_group_size=5)
-    (folder / "train-00000-of-00001.parquet").write_bytes(b"not looked at")
+    pq.write_table(columns, folder / f"{split}-00000-of-00001.parquet", row_group_size=5)
+    for other in ("train", "test"):
+        (folder / f"{other}-00000-of-00001.parquet").write_bytes(b"not looked at")
 
 
 IMAGENET: dict[str, Callable[[Path], None]] = {
@@ -87,7 +88,7 @@ IMAGENET: dict[str, Callable[[Path], None]] = {
     "NegLabel's": lambda data: put(data / "id_data/imagenet_val", *FLAT),
     "Kaggle's": lambda data: put(data / "ILSVRC/Data/CLS-LOC/val", *FLAT),
     "the hub's": lambda data: table(data / "imagenet-1k/data"),
-    "the hub's cache": lambda data: table(data / "datasets--ILSVRC--imagenet-1k/snapshots/abc/data"),
+    "the hub's cache": lambda data: table(data / "datasets--ILSVRC--imagenet-1k/snapshots/abc/data", split="val"),
 }
 
 
@@ -234,15 +235,20 @@ def test_other_files_among_flat_images_are_refused(names: tuple[str, ...], said:
         listed("imagenet1k", tmp_path, labelled=True)
 
 
+def test_images_in_a_wrong_class_folder_are_told(tmp_path: Path) -> None:
+    put(tmp_path / "imagenet1k/val", *SORTED[:-1], f"{SORTED[0][:9]}/{FLAT[-1]}")
+    messages = [remark.message for remark in listed("imagenet1k", tmp_path, labelled=True).remarks]
+    assert f"1 validation images lie in another class folder than theirs: {SORTED[0][:9]}/{FLAT[-1]}" in messages
+
+
 @pytest.mark.parametrize("beside", ["imagenet1k", "imagenet1k/val"])
 def test_the_list_of_flat_images_is_used_and_checked(beside: str, tmp_path: Path) -> None:
     put(tmp_path / "imagenet1k/val", *FLAT)
-    folders, number = ground_truth().folders, {wnid: i for i, wnid in enumerate(wnids())}
-    lines = [f"{image_name(i)} {number[folder]}\n" for i, folder in enumerate(folders, 1)]
+    lines = [f"{image_name(i)} {label}\n" for i, label in enumerate(validation_classes()[:N], 1)]
     (tmp_path / beside / "val.txt").write_text("".join(lines))
     assert listed("imagenet1k", tmp_path, labelled=True).names == tuple(sorted(SORTED))
     (tmp_path / beside / "val.txt").write_text("".join([lines[0].replace(" 65", " 66"), *lines[1:]]))
-    with pytest.raises(UserError, match=r"val\.txt gives 1 of 50,000 validation images another class"):
+    with pytest.raises(UserError, match=r"val\.txt gives 1 of 12 images another class .*00000001\.JPEG first"):
         listed("imagenet1k", tmp_path, labelled=True)
 
 

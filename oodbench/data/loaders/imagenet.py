@@ -6,25 +6,27 @@ Their file names say which images they are, so that all forms are one set: names
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from oodbench.data.catalog import Dataset
-from oodbench.data.imagenet import DEVKIT, ground_truth, image_name, image_number, wnids
+from oodbench.data.imagenet import ground_truth, image_name, image_number, wnids
 from oodbench.data.imageset import ImageSet, RenamedSource, renamed
 from oodbench.data.loaders import folder, parquet, tar
-from oodbench.data.loaders.layout import first_few
+from oodbench.data.loaders.imagelist import read_list
+from oodbench.data.loaders.layout import Remark, first_few
 from oodbench.errors import Unlabelled, UserError
 from oodbench.storage.archives import is_archive
 
 
 def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
-    """List the images, sorted by class folder and name; without class folders, by the classes of data/imagenet.py.
+    """List the images, sorted by class folder and name; without class folders, by the index of data/imagenet.py.
 
-    Raise UserError if some lie in class folders and others do not, if a file is none of the images, or if the labels of
-    a table are others.
+    Raise UserError if some lie in class folders and others do not, if a file is none of the images, or if val.txt or
+    the labels of a table say otherwise.
     """
     path = dataset.folder(data)
     if path.is_file() and path.suffix == ".tar":
@@ -45,7 +47,16 @@ def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
 
 def _all_classes(images: ImageSet) -> ImageSet:
     """Return images of class folders with all classes, of which a part of the set lacks some."""
-    if not images.folders or not set(images.folders) <= set(wnids()):
+    if not set(images.folders) <= set(wnids()):
+        return images
+    folders, where = ground_truth().folders, [(name.split("/")[-2], image_number(name)) for name in images.names]
+    wrong = [name for name, (own, n) in zip(images.names, where, strict=True) if n and own != folders[n - 1]]
+    if wrong:
+        message = f"{len(wrong):,} validation images lie in another class folder than theirs: {first_few(wrong)}"
+        images = replace(
+            images, remarks=(*images.remarks, Remark("class-folders", message, len(wrong), tuple(wrong[:10])))
+        )
+    if not images.folders:
         return images
     number = np.array([wnids().index(folder) for folder in images.folders])
     return replace(images, labels=number[images.labels], folders=wnids())
@@ -53,7 +64,7 @@ def _all_classes(images: ImageSet) -> ImageSet:
 
 def _split(path: Path) -> str:
     """Return the split that the files of a folder name: the hub's has the training images in the same folder."""
-    return "validation" if path.is_dir() and any(path.glob("validation*.parquet")) else ""
+    return next((name for name in ("validation", "val") if any(path.glob(f"{name}*.parquet"))), "")
 
 
 def _of_table(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
@@ -77,6 +88,21 @@ def _of_table(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
     return found if labelled else replace(found, labels=np.full(len(found), -1), folders=())
 
 
+def _check_list(images: ImageSet, folders: Sequence[str]) -> None:
+    """Raise UserError if a val.txt among the images or beside their folder gives one of its images another class."""
+    for home in (images.folder, images.folder.parent):
+        if (home / "val.txt").is_file():
+            found = read_list(home / "val.txt")
+            pairs = [(image_number(name), label) for name, label in zip(found.names, found.labels, strict=True)]
+            wrong = [n for n, label in pairs if n and label >= 0 and wnids()[label : label + 1] != (folders[n - 1],)]
+            if wrong:
+                raise UserError(
+                    f"dataset '{images.dataset.name}': {found.path} gives {len(wrong):,} of {len(pairs):,} images "
+                    f"another class than the ground truth, {image_name(wrong[0])} first: its numbers must count the "
+                    "sorted class folders, from 0. Move it away: the classes are known by the file names"
+                )
+
+
 def _with_truth(images: ImageSet, files: list[str], labelled: bool) -> ImageSet:
     """Return images by the class folders that their file names belong to."""
     numbers = [image_number(name) for name in files]
@@ -87,10 +113,9 @@ def _with_truth(images: ImageSet, files: list[str], labelled: bool) -> ImageSet:
             f"dataset '{images.dataset.name}': {images.folder} has images that are no validation images of ImageNet-1k "
             f"(ILSVRC2012_val_00000001.JPEG), and lie in no class folder: {first_few(loose or other)}"
         )
-    beside = (images.folder, images.folder.parent)  # the devkit or val.txt: among the images, or beside their folder
-    home = next((f for f in beside for file in (DEVKIT, "val.txt") if (f / file).is_file()), None)
-    truth = ground_truth(home)
-    names = [f"{truth.folders[n - 1]}/{image_name(n)}" for n in numbers if n]
+    folders = ground_truth().folders
+    _check_list(images, folders)
+    names = [f"{folders[n - 1]}/{image_name(n)}" for n in numbers if n]
     found = renamed(images, names)
     if not labelled:
         return found
