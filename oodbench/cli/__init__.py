@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from oodbench.cli.datasets import datasets
+from oodbench.cli.encoders import encoders
 from oodbench.cli.explain import explain
 from oodbench.cli.group import CommandGroup
 from oodbench.cli.methods import methods
@@ -30,5 +31,5 @@ def main() -> None:
     """
 
 
-for command in (run, train, report, score, explain, methods, datasets, store, sync, weights, register):
+for command in (run, train, report, score, explain, methods, encoders, datasets, store, sync, weights, register):
     main.add_command(command)

@@ -17,7 +17,7 @@ from oodbench.pipeline.plan import Plan
 from oodbench.storage.store import Entry, Store, digest
 
 if TYPE_CHECKING:
-    from oodbench.encoder.openclip import OpenClip
+    from oodbench.encoder.openclip import LoadedEncoder
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ ENGINE = 1  # raise when encoding gives other numbers than before
 PART = 8192  # prompts in one stored entry
 
 
-def class_embeddings(plan: Plan, templates: str, encoder: Callable[[], OpenClip]) -> npt.NDArray[np.float32]:
+def class_embeddings(plan: Plan, templates: str, encoder: Callable[[], LoadedEncoder]) -> npt.NDArray[np.float32]:
     """Return unit class vectors [k d] under a prompt set; encode and store them if they are missing."""
     lines = prompts.templates(templates)
     if not _planned(plan, templates) <= {lines.digest}:  # the key of the scores would hold the digest of other prompts
@@ -71,7 +71,9 @@ def _planned(plan: Plan, templates: str) -> set[str]:
     return found
 
 
-def prompt_embeddings(plan: Plan, words: tuple[str, ...], encoder: Callable[[], OpenClip]) -> npt.NDArray[np.float32]:
+def prompt_embeddings(
+    plan: Plan, words: tuple[str, ...], encoder: Callable[[], LoadedEncoder]
+) -> npt.NDArray[np.float32]:
     """Return unit vectors [n d] of any number of prompts, stored in parts, so that a killed run can resume."""
     empty = np.zeros((0, plan.card.embed_dim), np.float32)
     stored = PromptEmbeddings(plan.card.identity, plan.request.precision, plan.store)
@@ -99,7 +101,7 @@ class PromptEmbeddings:
             "prompts": digest(part),
         }
 
-    def entries(self, words: Sequence[str], encoder: Callable[[], OpenClip]) -> Iterator[Entry]:
+    def entries(self, words: Sequence[str], encoder: Callable[[], LoadedEncoder]) -> Iterator[Entry]:
         """Yield one entry for every PART prompts, with their unit vectors in its array `words`; encode missing ones."""
         import torch
 
@@ -117,7 +119,7 @@ class PromptEmbeddings:
             yield entry
 
 
-def _truncated(plan: Plan, encoder: OpenClip, prompts_of: Sequence[str]) -> list[str]:
+def _truncated(plan: Plan, encoder: LoadedEncoder, prompts_of: Sequence[str]) -> list[str]:
     """Return the prompts that the encoder truncates. Raise UserError if two prompts then have equal tokens."""
     truncated = encoder.truncated(prompts_of)
     if truncated:

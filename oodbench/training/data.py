@@ -23,12 +23,12 @@ from oodbench.training.corpus import CorpusPart, glyphs_part, summarize_problems
 from oodbench.training.plan import GLYPHS, TrainRequest
 
 if TYPE_CHECKING:
-    from oodbench.encoder.openclip import OpenClip
+    from oodbench.encoder.openclip import LoadedEncoder
     from oodbench.training.processes import ProcessGroup
 
 BATCH = 128  # images encoded at once; part of the store's keys, as for `oodbench run`
 
-EncoderLoader = Callable[[], "OpenClip"]
+EncoderLoader = Callable[[], "LoadedEncoder"]
 StartProgress = Callable[[str, int], Callable[[int], None]]  # (what, total) -> a function that reports `n` more
 
 
