@@ -1,4 +1,4 @@
-"""oodbench datasets: list, show, add, check, get."""
+"""oodbench datasets: list, show, add, locate, check, get."""
 
 from __future__ import annotations
 
@@ -61,22 +61,60 @@ def show(name: str, data: Path | None) -> None:
 @click.option("--source", default="", help="Loader torchvision: the class, such as CIFAR10.")
 @click.option("--split", default="", help="Split of a set or an array file; tar: ending of its images (main.png).")
 @shared.CLASSES
+@shared.CLEAN_NAMES
+@click.option("--train", default="", help="Training set of an ID set, for methods that calibrate.")
 @click.option("--title", default="", help="Name in tables.")
 @click.option("--licence", default="", help="Licence of the images.")
 @click.option("--cite", default="", help="Paper, such as 'Doe et al., ICML 2020, arXiv:2001.00001'.")
 @click.option("--url", default="", help="Web page of the dataset.")
-def add(name: str, list_: str, **fields: str) -> None:
+def add(name: str, list_: str, clean_names: bool, **fields: str) -> None:
     """Declare a dataset of your own, after checking that its images can be listed."""
     from oodbench.data.add import add_dataset
     from oodbench.storage.store import Store, default_root
 
-    added = add_dataset(name, {**fields, "list": list_}, Store(default_root()))
+    added = add_dataset(name, {**fields, "list": list_}, Store(default_root()), clean_names=clean_names)
     images = added.images
     say(printable(f"{name}: {len(images):,} images at {images.folder}, declared in {added.file}"))
     for remark in images.remarks:
         note(f"note: {remark.message}")
     if added.only_ood:
         note(f"note: as an OOD set only: {added.only_ood}")
+
+
+@datasets.command()
+@click.argument("name", required=False)
+@click.argument("path", required=False)
+@click.option("--forget", is_flag=True, help="Remove the place of NAME: it is looked for below the data folder again.")
+@click.option("--allow-partial", is_flag=True, help="Bind a place with another number of images than is declared.")
+@shared.DATA
+def locate(name: str | None, path: str | None, forget: bool, allow_partial: bool, data: Path | None) -> None:
+    """Say where a dataset is, or bind its name to a place: oodbench datasets locate imagenet1k /data/ImageNet.
+
+    PATH is the folder or archive of the images, or a folder above it in a layout that is known; it is checked at once.
+    Without PATH, the place that a run would read is shown; without NAME, all places that are bound.
+    """
+    from oodbench.data import places
+    from oodbench.data.locate import check_place, describe_place
+
+    if name is None:
+        bound = places.bindings()
+        say("\n".join(f"{one}: {place}" for one, place in sorted(bound.items())) or "no place is bound")
+        return
+    if forget and path is not None:
+        raise UserError("--forget takes no PATH")
+    if forget:
+        dataset = places.forgettable(name)
+        places.bind(dataset, None)
+        say(f"{dataset}: forgotten; it is looked for below the data folder")
+        return
+    one = places.bindable(name)
+    if path is None:
+        say("\n".join(map(printable, describe_place(one, _data_root(data)))))
+        return
+    images = check_place(one, places.absolute_place(path), _data_root(data), allow_partial=allow_partial)
+    say(printable(f"{one.name}: {len(images):,} images at {images.folder}; bound to {places.bindings()[one.name]}"))
+    for remark in images.remarks:
+        note(f"note: {remark.message}")
 
 
 @datasets.command()

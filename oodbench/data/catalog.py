@@ -1,6 +1,6 @@
 """The catalogue: datasets/*.toml -> Dataset, datasets/benchmarks/*.toml -> Benchmark, and both by name.
 
-A user's own declarations, in $OODBENCH_CONFIG/datasets (default ~/.config/oodbench/datasets), are read as well.
+A user's own declarations, in the folders datasets/ and benchmarks/ of paths.config_folder(), are read as well.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import os
 import re
+import shlex
 import tomllib
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -21,7 +22,10 @@ from oodbench.data.paths import config_folder_or_none, declarations
 from oodbench.errors import ProblemList, UserError, did_you_mean, has_credentials, is_url, raise_all, redact_url
 from oodbench.storage.files import expand, read_text, real_path
 
-LOADERS = ("classes", "images", "list", "tar", "torchvision", "parquet", "hf", "arrays", "part", "union", "glyphs")
+LOADERS = (
+    *("classes", "images", "list", "tar", "torchvision", "parquet", "hf", "arrays", "part", "union", "glyphs"),
+    "imagenet",
+)
 UNKNOWN = "unknown"
 _REFERENCES = {  # what follows the prefix of a dataset that is not declared
     "folder": "a path, as in folder:photos",
@@ -79,8 +83,14 @@ class Dataset:
     loader      "classes": one folder per class (loaders/layout.py); "images": every image below path, no labels;
                 "list": the lines of `list`; "tar": archives (path is a pattern); "torchvision", "hf", "parquet";
                 "arrays": .npz or .npy; "part": some images of the set `within`; "union": the sets `parts` in
-                order; "glyphs": the embedded benchmark, path is a split
-    path        below the data root; absolute for a dataset of the user's own
+                order; "glyphs": the embedded benchmark, path is a split; "imagenet": the validation images of
+                ImageNet-1k in any form
+    path        below the data root; absolute for a dataset of the user's own; of "classes" with `/*` at its end where
+                the class folders lie a folder deeper
+    layouts     other paths below the data root where people have it, looked for in this order after `path` (places.py);
+                `*` stands for any name
+    rename      (pattern, replacement) of file names that give an image its name where no image lies in a folder: the
+                names of a set that was flattened are those of the set in folders
     list        the list file below the data root: `path label` per line, paths from `path` (or found in `within`)
     digest      sha256 of the list file; "unknown": not known
     source      the torchvision class that reads it
@@ -91,11 +101,12 @@ class Dataset:
     keep_file   file below the data root with more of them, one per line
     like        the set whose class folders these are some of: names are taken from its class list, by folder
     classes     name or file of a class-name list; "" means the folder names (or, for an OOD set, none)
+    clean_names whether class names are taken as words (prompts.clean_names)
     count       number of images of the complete set; None: not known
     resolution  native size in pixels, in words
     archives    files that `oodbench datasets get` fetches
     hub         the gated dataset of the Hugging Face hub that has the same images, and a pattern of its parquet files
-    train       name of the dataset's training split, for methods that calibrate
+    train       the dataset's training split, for methods that calibrate: a name or a reference
     benchmark   the benchmark that `--id NAME` runs when no --ood is given
     """
 
@@ -104,6 +115,8 @@ class Dataset:
     loader: str
     path: str
     aliases: tuple[str, ...] = ()
+    layouts: tuple[str, ...] = ()
+    rename: tuple[str, ...] = ()
     list: str = ""
     digest: str = UNKNOWN
     source: str = ""
@@ -114,6 +127,7 @@ class Dataset:
     keep_file: str = ""
     like: str = ""
     classes: str = ""
+    clean_names: bool = False
     count: int | None = None
     resolution: str = UNKNOWN
     train: str = ""
@@ -132,7 +146,13 @@ class Dataset:
 
     def folder(self, data_root: Path) -> Path:
         """Return the folder or file that holds the images."""
-        return data_root / self.path
+        return data_root / self.path[: len(self.path) - len("/*") * (self.depth - 1)]
+
+    @property
+    def depth(self) -> int:
+        """How deep the class folders lie: 1 directly in the folder, one more for every `/*` at the end of its path."""
+        stars = re.search(r"(/\*)*$", self.path) if self.loader == "classes" else None
+        return 1 + len(stars[0]) // len("/*") if stars else 1
 
 
 @dataclass(frozen=True)
@@ -201,6 +221,8 @@ def read_dataset(path: Path) -> Dataset:
     for loader, key in (("list", "list"), ("torchvision", "source"), ("part", "within"), ("union", "parts")):
         if declared.loader == loader and not getattr(declared, key):
             raise UserError(f"{path} is not complete: loader '{loader}' needs '{key}'")
+    if declared.rename and len(declared.rename) != 2:
+        raise UserError(f"{path}: 'rename' takes a pattern and its replacement, not {len(declared.rename)} texts")
     if declared.loader == "part" and not (declared.list or declared.keep or declared.keep_file):
         raise UserError(f"{path} is not complete: loader 'part' needs 'list', 'keep' or 'keep_file'")
     return declared
@@ -256,10 +278,7 @@ def datasets() -> dict[str, Dataset]:
     """Return every declared dataset by name, sorted. Raises UserError when two files declare one name."""
     by_name: dict[str, Dataset] = {}
     files: dict[str, Path] = {}
-    own = config_folder_or_none()
-    for path in (*sorted(declarations().glob("*.toml")), *(sorted((own / "datasets").glob("*.toml")) if own else ())):
-        if path.name.startswith("."):  # a file of an editor or an operating system
-            continue
+    for path in _files(declarations(), "datasets"):
         declared = read_dataset(path)
         for name in (declared.name, *declared.aliases):
             if name in files:
@@ -271,8 +290,29 @@ def datasets() -> dict[str, Dataset]:
 
 @functools.cache
 def benchmarks() -> dict[str, Benchmark]:
-    """Return every declared benchmark by name, sorted."""
-    return {path.stem: read_benchmark(path) for path in sorted((declarations() / "benchmarks").glob("*.toml"))}
+    """Return every declared benchmark by name: those shipped, then the user's own, each sorted.
+
+    Raises UserError when two files declare one name, or when a benchmark has the name of a set that is not its ID set.
+    """
+    files: dict[str, Path] = {}
+    found: dict[str, Benchmark] = {}
+    for path in _files(declarations() / "benchmarks", "benchmarks"):
+        one = read_benchmark(path)
+        if one.name in files:
+            raise UserError(f"'{one.name}' is declared twice: in {files[one.name]} and in {path}; rename one of them")
+        same_name = _declared().get(one.name)
+        if same_name and one.id not in (same_name.name, *same_name.aliases):
+            raise UserError(f"{path}: '{one.name}' is a dataset, and not the ID set of this benchmark; rename the file")
+        files[one.name], found[one.name] = path, one
+    return found
+
+
+def _files(shipped: Path, own: str) -> list[Path]:
+    """Return the declarations in a shipped folder, then those in the folder `own` of the user's configuration."""
+    config = config_folder_or_none()
+    folders = [shipped, *([config / own] if config else [])]
+    # Not the hidden files that editors and operating systems write.
+    return [path for folder in folders for path in sorted(folder.glob("*.toml")) if not path.name.startswith(".")]
 
 
 def dataset(reference: str, classes: str = "") -> Dataset:
@@ -288,6 +328,15 @@ def dataset(reference: str, classes: str = "") -> Dataset:
             "(also list:FILE, tar:PATTERN, hf:NAME), or declared by: oodbench datasets add"
         )
     return dataclasses.replace(found, classes=classes) if classes else found
+
+
+def absolute(reference: str) -> str:
+    """Return a name or reference as it can stand in a file: with an absolute path, if it has a path."""
+    one = dataset(reference)
+    kind, colon, _ = reference.partition(":")
+    if one.declared or not colon:
+        return one.name
+    return f"list:{one.list}@{one.path}" if kind == "list" else f"{kind}:{one.path}"
 
 
 def is_reference(text: str) -> bool:
@@ -322,7 +371,8 @@ def _from_reference(reference: str) -> Dataset | None:
     path = real_path(rest)
     if kind == "hf" and not path.exists():
         return Dataset(reference, rest, loader, rest)
-    return Dataset(reference, path.name if kind == "folder" else _stem(path), loader, str(path))
+    title = Path(str(path).rstrip("/*")).name if kind == "folder" else _stem(path)
+    return Dataset(reference, title, loader, str(path))
 
 
 def _stem(path: Path) -> str:
@@ -357,11 +407,13 @@ def _from_selection(reference: str) -> Dataset | None:
     )
 
 
-def protocol(id_reference: str, ood_references: Sequence[str] = (), classes: str = "") -> Protocol:
+def protocol(
+    id_reference: str, ood_references: Sequence[str] = (), classes: str = "", *, needs_ood: bool = True
+) -> Protocol:
     """Return the benchmark of an ID set with its datasets: the declared one, or one made of the given OOD sets.
 
     `id_reference` may also be the name of a benchmark. `classes` names a class list to use instead of the ID set's own.
-    Raises UserError with every name that does not exist.
+    Raises UserError with every name that does not exist, and, with `needs_ood`, if there is no OOD set.
     """
     known = benchmarks()
     if id_reference in known and not ood_references:
@@ -375,9 +427,11 @@ def protocol(id_reference: str, ood_references: Sequence[str] = (), classes: str
     assert id_set
     declared = _declared_benchmark(id_set)
     if not found:
-        if declared is None:
-            raise UserError(f"'{id_reference}' has no benchmark of its own; name its OOD sets with --ood")
-        return _with_datasets(declared, classes)
+        if declared:
+            return _with_datasets(declared, classes)
+        if needs_ood:
+            raise _no_benchmark(id_reference, id_set)
+        return Protocol(Benchmark(id_set.name, id_set.title, id_set.name), id_set, ())
     distinct: dict[tuple[str, ...], Dataset] = {}
     for one in filter(None, found):  # a set given twice counts once
         location = (one.loader, one.path, one.list, one.source, one.split)
@@ -397,6 +451,16 @@ def protocol(id_reference: str, ood_references: Sequence[str] = (), classes: str
         encoder=declared.encoder if declared else "",
     )
     return Protocol(made, id_set, tuple((one, "") for one in ood))
+
+
+def _no_benchmark(given: str, id_set: Dataset) -> UserError:
+    """Return the error for an ID set without OOD sets, with the benchmarks that have it as ID set."""
+    having = [one.name for one in benchmarks().values() if one.id == id_set.name]
+    runs = f"\n  or run a benchmark that has it: {', '.join(f'--id {name}' for name in having)}" if having else ""
+    return UserError(
+        f"'{given}' has no benchmark of its own; name its OOD sets with --ood{runs}\n  or declare them once: "
+        f"oodbench benchmarks add NAME --id {shlex.quote(given)} --ood SET,SET"
+    )
 
 
 def _with_datasets(found: Benchmark, classes: str) -> Protocol:

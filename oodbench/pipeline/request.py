@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,12 @@ class RunRequest:
     id: str = "glyphs"
     # The OOD sets; those of the ID set's protocol if it is empty.
     ood: tuple[str, ...] = ()
+    # ID training images for methods that calibrate, as `id`; "" takes those of the benchmark or of the ID set.
+    calibration: str = ""
     # The class names of the ID set: the name of a list or a file with one name a line; "" takes the set's own.
     classes: str = ""
+    # Whether class names are taken as words: AnnualCrop as "annual crop".
+    clean_names: bool = False
     # The encoder, such as ViT-B-16/openai; "" takes the benchmark's, or the embedded one.
     encoder: str = ""
     # The folder of the datasets; None takes $OODBENCH_DATA, else ./data.
@@ -59,7 +64,7 @@ class RunRequest:
     allow_partial: bool = False
     # Whether OOD sets that are missing are skipped.
     skip_missing: bool = False
-    # Whether images and weights are identified by content instead of name, size and times.
+    # Whether images and weights are identified by content instead of names and sizes.
     strict: bool = False
     # What an image that cannot be read does: "stop" the run, or be skipped ("skip").
     on_error: str = "stop"
@@ -125,6 +130,26 @@ def _option(name: str, kind: str, value: Any) -> Any:
     if kind.startswith("Path") and value is not None:
         return Path(value)
     return None if value is None and kind.endswith("| None") else conform(value, kind)
+
+
+_FLAGS = {"out": "results", "settings": "set", "sweeps": "sweep", "plugins": "plugin"}  # fields with other flags
+
+
+def command(request: RunRequest, **changes: Any) -> str:
+    """Return the `oodbench run` command of a request, with some fields changed, to be pasted into a shell."""
+    request, usual = dataclasses.replace(request, **changes), RunRequest()
+    words = ["oodbench", "run"]
+    for field in dataclasses.fields(RunRequest):
+        value, flag = getattr(request, field.name), f"--{_FLAGS.get(field.name, field.name).replace('_', '-')}"
+        if value == getattr(usual, field.name):
+            continue
+        if field.name == "ood":  # quoted as in CSV where a name holds a comma
+            value = ",".join('"{}"'.format(one.replace('"', '""')) if set(one) & set(',"') else one for one in value)
+        if value is True:
+            words.append(flag)
+        else:
+            words += [word for one in (value if isinstance(value, tuple) else (value,)) for word in (flag, str(one))]
+    return shlex.join(words)
 
 
 def check_options(request: RunRequest) -> None:

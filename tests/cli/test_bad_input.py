@@ -143,7 +143,8 @@ CASES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     ),
     "no encoder, no OOD": (["--id", "folder:id"], ["has no benchmark of its own; name its OOD sets with --ood"]),
     "no encoder": (["--id", "folder:id", "--ood", "folder:ood"], ["needs an encoder; name one, e.g. --encoder ViT"]),
-    "encoder that cannot be read": (["--encoder", "ViT-B-16"], ["cannot read encoder 'ViT-B-16'; write glyphs, "]),
+    "encoder that cannot be read": (["--encoder", "ViT-B16"], ["cannot read encoder 'ViT-B16'; write glyphs, "]),
+    "architecture alone": (["--encoder", "ViT-B-16"], ["'ViT-B-16' names no weights", "--encoder ViT-B-16/openai"]),
     "no such checkpoint": (["--encoder", "ViT-B-16@gone.pt"], ["gone.pt does not exist"]),
     "results that cannot be written": (
         ["--results", "file/below"],
@@ -171,7 +172,7 @@ CASES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     ),
     "calibration without a training split": (
         [*FOLDERS, "--plugin", "calm.py", "--methods", "calm"],
-        ["calm calibrates on ID training images: 'folder:id' has no training split in the catalogue; sets that do: "],
+        ["calm calibrates on ID training images: 'folder:id' has no training split in the catalogue; "],
     ),
     "unknown flag in a file": (["--config", "bad.toml"], ["no option 'metods'; did you mean 'methods'?"]),
     "file that is no TOML": (["--config", "no.toml"], ["--config no.toml: Invalid value"]),

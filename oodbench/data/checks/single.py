@@ -17,6 +17,7 @@ from oodbench.data.imageset import ImageSet
 from oodbench.data.install import read_record, target_of
 from oodbench.data.loaders.imagelist import read_list
 from oodbench.data.loaders.layout import same_prompt_remarks
+from oodbench.data.places import find_list
 from oodbench.errors import UserError
 from oodbench.storage.store import digest
 
@@ -165,9 +166,7 @@ def check_list_digest(dataset: Dataset, data: Path) -> tuple[Dataset, tuple[str,
 
     Loaders reject a list with another digest; the check reports it and continues with a dataset that declares none.
     """
-    path = data / dataset.list
-    if dataset.list and not path.is_file():
-        path = path.with_name(path.name + ".gz")
+    path = find_list(dataset, data)
     if not dataset.list or not path.is_file():  # no list, or reported when the set is loaded
         return dataset, None, None
     try:
