@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,7 +24,24 @@ FROM = click.option(
 )
 
 
-@click.group(cls=CommandGroup)
+class _Kinds(CommandGroup):
+    """The commands by kind; a name without its kind is answered with the command."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        from oodbench.data import catalog
+        from oodbench.data.released import KINDS, releases
+
+        if args and args[0] not in self.commands:
+            name = args[0]
+            kinds = [kind for kind in KINDS for one in releases(kind).values() if name in (one.name, one.method)]
+            kinds += ["datasets"] if name in {*catalog.datasets(), *catalog.benchmarks()} else []
+            if kinds:
+                commands = [f"\n  oodbench get {kind} {name}" for kind in dict.fromkeys(kinds)]
+                raise UserError(f"say what {name} is:{''.join(commands)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Kinds)
 def get() -> None:
     """Get released weights, word lists or datasets, to where runs find them."""
 

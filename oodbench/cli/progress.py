@@ -22,7 +22,6 @@ run_log = logging.getLogger("oodbench.run")
 
 LOG_EVERY = 50  # training steps between two lines of the log
 SPINNER_AFTER = 1.0  # seconds
-TEXT = 48  # characters of a text beside a bar
 _COUNTS = {"joined": ("workers", 1), "lost": ("workers", -1), "retried": ("retried", 1), "failed": ("failed", 1)}
 
 
@@ -64,15 +63,18 @@ class ProgressBars:
     def __init__(self, unit: str = "") -> None:
         from rich import progress
         from rich.console import Console
+        from rich.table import Column
 
         self.unit = unit
         self.visible = sys.stderr.isatty()
         self._progress = progress.Progress(
             progress.TextColumn("{task.description}", markup=False),
-            progress.BarColumn(bar_width=24),
-            progress.DownloadColumn() if unit == "bytes" else progress.MofNCompleteColumn(),
+            progress.BarColumn(bar_width=24),  # alone gets narrower in a narrow terminal
+            (progress.DownloadColumn if unit == "bytes" else progress.MofNCompleteColumn)(
+                table_column=Column(no_wrap=True)
+            ),
             progress.TextColumn("{task.fields[text]}", markup=False),
-            progress.TimeRemainingColumn(),
+            progress.TimeRemainingColumn(table_column=Column(no_wrap=True)),
             console=Console(stderr=True),
             transient=True,
             disable=not self.visible,
@@ -92,12 +94,11 @@ class ProgressBars:
 
         A bar that is not `timed` shows no time left, and moves for as long as it is there.
         """
-        task = self._progress.add_task(printable(name), total=total, completed=done, text="", start=timed)
+        task = self._progress.add_task(self._short(name), total=total, completed=done, text="", start=timed)
 
         def update(**changes: Any) -> None:
-            safe: dict[str, Any]
-            safe = {key: printable(value) if isinstance(value, str) else value for key, value in changes.items()}
-            self._progress.update(task, **safe)
+            texts = {key: self._short(value, 2 / 5) for key, value in changes.items() if isinstance(value, str)}
+            self._progress.update(task, **(changes | texts))
 
         return update
 
@@ -106,7 +107,7 @@ class ProgressBars:
 
         A total of 0 is not known. `unit` is that of all bars by default.
         """
-        task = self._progress.add_task(printable(name), total=total or None, text="")
+        task = self._progress.add_task(self._short(name), total=total or None, text="")
 
         def advance(n: int) -> None:
             self._progress.advance(task, n)
@@ -114,6 +115,11 @@ class ProgressBars:
             self._progress.update(task, text=_speed_text(state.speed, unit or self.unit), visible=not state.finished)
 
         return advance
+
+    def _short(self, text: str, part: float = 1 / 3) -> str:
+        """Return a printable text, with its middle left out if it takes more than a part of the terminal."""
+        text, limit = printable(text), int(self._progress.console.width * part)
+        return text if len(text) <= limit else f"{text[: limit // 2]}…{text[-(limit - limit // 2 - 1) :]}"
 
 
 def _speed_text(speed: float | None, unit: str) -> str:
@@ -177,8 +183,7 @@ class RunProgress(ProgressBars):
         self._show_state()
 
     def _show_state(self) -> None:
-        stage = self._stage if len(self._stage) <= TEXT else f"{self._stage[: TEXT - 1]}…"
-        self._state(completed=self._results, text="; ".join(filter(None, [stage, self.summary()])))
+        self._state(completed=self._results, text="; ".join(filter(None, [self.summary(), self._stage])))
 
 
 class TrainProgress(ProgressBars):

@@ -218,7 +218,8 @@ def plan_text(plan: Plan) -> str:
         state = f"to score: {', '.join(missing_sets)}" if missing_sets else "stored"
         values = ", ".join(f"{name}={value}" for name, value in job.parameters.items())
         lines.append(f"  {job.label} ({values}): {state}")
-    lines += [f"  skipped: {name}: {reason}" for name, reason in (*plan.skipped_methods, *plan.incompatible_methods)]
+    for name, reason in (*plan.skipped_methods, *plan.incompatible_methods):
+        lines += f"  skipped: {name}: {reason}".replace("\n  ", "\n    ").split("\n")
     placement = [_placement_text(plan)] if plan.request.ray else []
     return "\n".join([*map(printable, lines), *placement]).rstrip()
 

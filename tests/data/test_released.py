@@ -118,6 +118,9 @@ def test_arguments_that_cannot_be_meant(cli: Cli) -> None:
     done = cli("get", "weights", "clipn", "zoc", "--from", "x.pt")
     assert done.returncode == 2 and "is one release, not clipn, zoc; name one" in done.stderr
     assert "did you mean 'weights'" in cli("get", "weigths").stderr
+    for name, kind in (("clipn-2", "weights"), ("neglabel", "words"), ("mos", "datasets"), ("sun", "datasets")):
+        done = cli("get", name)
+        assert (done.returncode, f"oodbench get {kind} {name}" in done.stderr) == (2, True)
     assert "selected prompts" in cli("get", "words").stdout
 
 

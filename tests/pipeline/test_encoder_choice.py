@@ -174,21 +174,33 @@ def test_missing_weights_are_told_with_every_way_to_get_them(photos: Path) -> No
 
 
 @pytest.mark.slow
-def test_skip_missing_runs_the_others_and_names_what_is_absent(photos: Path, cli: Cli) -> None:
-    plugin = photos / "learned.py"
-    plugin.write_text(
-        "from oodbench.method import Needs\nfrom oodbench_methods.clipn import CLIPN\n\n\n"
-        "class Learned(CLIPN):\n    '''A trained method without weights.'''\n"
-    )
-    request = ("--id", "folder:id", "--ood", "folder:ood", "--encoder", "glyphs", "--plugin", plugin)
-    options = ("--methods", "learned,mcm", "--tracking-uri", "none", "--bootstrap", "0", "--results", "results")
-    refused = cli("run", *request, *options, cwd=photos)
-    assert refused.returncode == 2 and "learned has no weights for glyphs" in refused.stderr
-    done = cli("run", *request, *options, "--skip-missing", cwd=photos)
+def test_skip_missing_runs_the_others_and_names_what_is_absent(
+    photos: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights of ViT-B-16 are not here: the embedded encoder stands in for them."""
+    from oodbench.pipeline import plan
+
+    asked: list[str] = []
+
+    def resolve(spec: Any, *options: Any, **more: Any) -> Any:
+        asked.append(spec.text)
+        return embedded(parse_encoder("glyphs"), *options, **more)
+
+    embedded = plan.resolve
+    monkeypatch.setattr(plan, "resolve", resolve)
+    command = ("run", "--methods", "clipn,mcm", "--id", "folder:id", "--ood", "folder:ood", "--bootstrap", "0")
+    command = (*command, "--tracking-uri", "none", "--results", "results", "--store", "store")
+    refused = cli(*command, cwd=photos)
+    assert refused.returncode == 2 and f"clipn has no weights for {LAION}" in refused.stderr and not asked
+    assert "or leave it out: oodbench run --methods clipn,mcm" in refused.stderr
+    done = cli(*command, "--skip-missing", cwd=photos)
     assert done.returncode == 0, done.stderr
-    assert "skipped: learned: has no weights for glyphs" in done.stderr and "mcm" in done.stdout.lower()
-    dry = cli("run", *request, *options, "--skip-missing", "--dry-run", cwd=photos)
-    assert "skipped: learned: has no weights" in dry.stdout
+    assert f"note: encoder {LAION}, which the released weights of clipn belong to" in done.stderr
+    assert f"skipped: clipn: has no weights for {LAION}\n  get the released ones" in done.stderr
+    assert set(asked) == {LAION} and "MCM" in done.stdout and "CLIPN" not in done.stdout
+    assert [path.stem.partition("-")[0] for path in photos.rglob("results/runs/**/*.json")] == ["mcm"]
+    dry = cli(*command, "--skip-missing", "--dry-run", cwd=photos).stdout
+    assert f"  skipped: clipn: has no weights for {LAION}\n    get the released ones" in dry
 
 
 def test_weights_that_were_got_are_found(tmp_path: Path) -> None:
