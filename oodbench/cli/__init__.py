@@ -6,7 +6,9 @@ import click
 
 from oodbench.cli.benchmarks import benchmarks
 from oodbench.cli.datasets import datasets
+from oodbench.cli.encoders import encoders
 from oodbench.cli.explain import explain
+from oodbench.cli.get import get
 from oodbench.cli.group import CommandGroup
 from oodbench.cli.methods import methods
 from oodbench.cli.report import report
@@ -25,11 +27,28 @@ def main() -> None:
 
     \b
     oodbench run                                     every method on the embedded benchmark, offline
-    oodbench run --methods mcm,energy --id imagenet1k --encoder ViT-B-16/openai --data DIR
+    oodbench get datasets mos                        the sets of a benchmark, below data/
+    oodbench run --methods mcm,energy --id imagenet1k
     oodbench train clipn --encoder ViT-B-16/openai --captions captions.csv
     oodbench report --format latex                   the tables of all results
     """
 
 
-for command in (run, train, report, score, explain, methods, datasets, benchmarks, store, sync, weights, register):
+COMMANDS = (
+    run,
+    train,
+    report,
+    score,
+    explain,
+    methods,
+    encoders,
+    datasets,
+    benchmarks,
+    get,
+    store,
+    sync,
+    weights,
+    register,
+)
+for command in COMMANDS:
     main.add_command(command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -56,9 +57,8 @@ def add(name: str, id_: str, near: str, far: str, ood: str, data: Path | None, *
     from oodbench.data.paths import data_root
     from oodbench.method.parameters import parse_names
 
-    near_sets, far_sets, others = (tuple(parse_names(text)) for text in (near, far, ood))
-    title, calibration, encoder, cite = (fields[key] for key in ("title", "calibration", "encoder", "cite"))
-    file = add_benchmark(
-        name, catalog.Benchmark(name, title, id_, near_sets, far_sets, others, calibration, encoder, cite)
-    )
+    sets = {"near": near, "far": far, "ood": ood}
+    groups = {group: tuple(parse_names(text)) for group, text in sets.items()}
+    settings: dict[str, Any] = {**groups, **fields}
+    file = add_benchmark(name, catalog.Benchmark(name=name, id=id_, **settings))
     say(f"{listings.benchmark(catalog.protocol(name), data_root(data))}\n{printable(f'declared in {file}')}")

@@ -59,11 +59,13 @@ def explain(
     """
     configure_logging(verbose)
     check_output(output)
+    from oodbench.cli.progress import text_progress
     from oodbench.detector import explain as explanation
     from oodbench.pipeline.request import request_from
 
     request = request_from(id=id_, out=results, allow_partial=True, skip_missing=True, **options)
-    explained = explanation.explain(request, images[0] if len(images) == 1 else images, top)
+    with text_progress() as watch:
+        explained = explanation.explain(request, images[0] if len(images) == 1 else images, top, watch)
     if form == "json":
         text = json.dumps([explanation.plain(image) for image in explained], indent=1, allow_nan=False)
     else:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from oodbench.data import catalog as catalogue
 from oodbench.data.catalog import Dataset, Protocol
+from oodbench.data.places import bindings, find_list, find_place
 from oodbench.errors import UserError, is_url, printable, redact
 from oodbench.method.introspection import MethodInfo
 from oodbench.method.parameters import written
@@ -48,6 +49,24 @@ def method(info: MethodInfo) -> str:
     return "\n".join(lines)
 
 
+def releases(kind: str, data: Path) -> str:
+    """List the released weights or words, and which of them are in the data folder."""
+    from oodbench.data import released
+
+    def status(one: released.Release) -> str:
+        try:
+            path = one.path(data)
+        except UserError as error:
+            return str(error)
+        return str(path) if path else one.command(data)
+
+    rows = [
+        (one.name, one.title, one.method, one.encoder or "any", "no" if one.unread else "yes", status(one))
+        for one in released.releases(kind).values()
+    ]
+    return _table((kind, "title", "method", "encoder", "read by runs", "where, or how to get it"), rows)
+
+
 def datasets(data: Path) -> str:
     """List datasets and benchmarks, and which datasets are in the data folder."""
     rows = [
@@ -83,6 +102,10 @@ def dataset(one: Dataset, data: Path) -> str:
         "paper": one.cite,
         "licence": one.licence,
         "page": one.url,
+        "archives": ", ".join(
+            f"{archive.file_name} ({'digest declared' if archive.has_digest else 'no digest declared'})"
+            for archive in one.archives
+        ),
         "to get it": one.obtain,
         "status": _status(one, data),
     }
@@ -100,6 +123,8 @@ def benchmark(protocol: Protocol, data: Path) -> str:
     lines += [f"  {group or 'OOD':4} {ood.name}: {_status(ood, data)}" for ood, group in protocol.ood]
     if one.calibration:
         lines.append(f"  calibration  {one.calibration}: {_status(catalogue.dataset(one.calibration), data)}")
+    if one.encoder:
+        lines.append(f"  encoder      {one.encoder}, unless --encoder or the methods' weights name another")
     return "\n".join(lines)
 
 
@@ -145,12 +170,15 @@ def _status(one: Dataset, data: Path) -> str:
         return "embedded"
     if one.within:
         return (
-            _status(catalogue.dataset(one.within), data) if not one.list or (data / one.list).is_file() else "no list"
+            _status(catalogue.dataset(one.within), data)
+            if not one.list or find_list(one, data).is_file()
+            else "no list"
         )
     if one.parts:
         states = [_status(catalogue.dataset(name), data) for name in one.parts]
         return next((state for state in states if state != "found"), "found")
-    if not os.path.exists(one.folder(data)) and one.loader not in ("tar", "hf"):
+    place = find_place(one, data).dataset
+    if one.loader not in ("tar", "hf") and not (place and os.path.exists(place.folder(data))):
         return "not found"
     if one.loader == "tar":
         from oodbench.data.loaders.tar import expand_pattern
@@ -160,7 +188,8 @@ def _status(one: Dataset, data: Path) -> str:
             return "found" if all(os.path.isfile(path) for path in shards) else "not found"
         except UserError:
             return "not found"
-    return "found" if not one.list or (data / one.list).is_file() else "no list"
+    bound = " (bound)" if one.name in bindings() else ""
+    return f"found{bound}" if not one.list or find_list(one, data).is_file() else "no list"
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

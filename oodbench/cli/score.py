@@ -50,7 +50,9 @@ Columns = list[list[Any]]
 @click.option("--threshold", type=float, help="The threshold itself: images that score at least this are ID.")
 @click.option("-o", "--output", type=FOLDER, help="A .csv or .parquet file. Default: CSV on stdout.")
 @click.option("--save", type=FOLDER, help="Also save the detector in this folder.")
-@click.option("--encoder", default="", help="As for run. Default: glyphs.")
+@click.option(
+    "--encoder", default="", help="As for run. Default: that of the ID set that --classes names, else glyphs."
+)
 @click.option("--weights", default="", help="Trained weights of the method.")
 @shared.SETTINGS
 @shared.TEMPLATES
@@ -69,6 +71,7 @@ Columns = list[list[Any]]
 def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
     """Score IMAGES (a folder, files, or the name of a dataset) with one method, and decide which are ID."""
     configure_logging(verbose)
+    from oodbench.cli.progress import spinner
     from oodbench.data.load import notes
     from oodbench.detector import saving
     from oodbench.detector.images import listed
@@ -84,7 +87,8 @@ def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
     for remark in notes(image_set):
         note(f"note: {remark}")
     with sigterm_raises():
-        detector = _load_detector(options) if options["detector"] else _fit_detector(options, store)
+        with spinner("fitting the method"):
+            detector = _load_detector(options) if options["detector"] else _fit_detector(options, store)
         if threshold is not None:
             detector.threshold_ = threshold
         if save:
@@ -102,17 +106,16 @@ def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
 
 
 def _with_id_set(options: dict[str, Any], store: Store) -> dict[str, Any]:
-    """Return the options with class names, encoder and calibration images of the ID set that --id names."""
+    """Return the options with class names, benchmark and calibration images of the ID set that --id names."""
     from oodbench.data import catalog
     from oodbench.data.load import LoadOptions, class_names_of, load_calibration, load_images, notes
     from oodbench.data.overlap import check_calibration
     from oodbench.data.paths import data_root
     from oodbench.method import registry
     from oodbench.pipeline.plan import check_benchmark
-    from oodbench.pipeline.request import RunRequest
 
     protocol = catalog.protocol(options["id_"], (), options["classes"], needs_ood=False)
-    check_benchmark(protocol.benchmark, RunRequest(encoder=options["encoder"]), needs_ood=False)
+    check_benchmark(protocol.benchmark, needs_ood=False)
     dataset = dataclasses.replace(protocol.id, clean_names=options["clean_names"] or protocol.id.clean_names)
     loading = LoadOptions(data_root(options["data"]), store)
     id_set = load_images(dataset, loading, labelled=True)
@@ -125,14 +128,15 @@ def _with_id_set(options: dict[str, Any], store: Store) -> dict[str, Any]:
         images = load_calibration(catalog.dataset(training), loading, options["seed"])
         check_calibration(id_set, images)
         options = {**options, "calibration": images}
-    encoder = options["encoder"] or protocol.benchmark.encoder
-    return {**options, "classes": list(classes.lines), "encoder": encoder}
+    return {**options, "classes": list(classes.lines), "benchmark": protocol.benchmark}
 
 
 def _fit_detector(options: dict[str, Any], store: Store) -> Any:
     """Fit the detector that the options describe."""
     from oodbench.detector.detector import Detector
     from oodbench.method.parameters import parse_setting
+    from oodbench.pipeline.encoder_choice import benchmark_of_classes, encoder_without_run
+    from oodbench.pipeline.request import RunRequest
 
     if not options["method"] or not (options["classes"] or options["id_"]):
         raise UserError(
@@ -147,10 +151,17 @@ def _fit_detector(options: dict[str, Any], store: Store) -> Any:
     other = next((setting for setting in settings if setting.method != name), None)
     if other:
         raise UserError(f"--set {other.method}.{other.parameter}: the method is {name}")
+    weights = (f"{name}={options['weights']}",) if options["weights"] else ()
+    asked = RunRequest(
+        methods=options["method"], encoder=options["encoder"], plugins=options["plugins"], weights=weights
+    )
+    choice = encoder_without_run(asked, options.get("benchmark") or benchmark_of_classes(options["classes"]))
+    if choice.reason:
+        note(f"note: {choice.reason}")
     same = ("classes", "weights", "templates", "threshold", "device", "precision", "batch_size", "workers", "shared")
     detector = Detector(
         options["method"],
-        encoder=options["encoder"] or "glyphs",
+        encoder=choice.text,
         settings={setting.parameter: setting.value for setting in settings},
         tpr=options["tpr"] if options["threshold_from"] else None,
         seed=options["seed"],

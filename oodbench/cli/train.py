@@ -27,7 +27,9 @@ SKIPPED_SHOWN = 5  # pairs or shards that are named one by one
 
 @click.command()
 @click.argument("method")
-@click.option("--encoder", default="glyphs", help="As for run.", show_default=True)
+@click.option(
+    "--encoder", default="", help="As for run. Default: that of the method's released weights; glyphs for glyphs."
+)
 @shared.RESIZE
 @click.option(
     "--captions",
@@ -123,11 +125,13 @@ def train_and_track(
     outside this process.
     """
     from oodbench import api
-    from oodbench.cli.progress import TrainProgress
+    from oodbench.cli.progress import TrainProgress, spinner
     from oodbench.tracking.curves import CurveStatus, sending_curves
     from oodbench.training.plan import output_folder
-    from oodbench.training.train import TrainWatch
-    from oodbench.training.train import train as train_here
+
+    with spinner("importing torch"):
+        from oodbench.training.train import TrainWatch
+        from oodbench.training.train import train as train_here
 
     tracker = api.tracker_of(output_folder(request), tracking_uri)
     if os.environ.get("RANK", "0") != "0":
@@ -137,7 +141,7 @@ def train_and_track(
 
         def begin(ready: Ready) -> None:
             nonlocal curves
-            _print_ready(ready)
+            _print_ready(ready, request)
             progress.begin(ready.done, ready.steps)
             if tracker is not None:
                 curves = stack.enter_context(sending_curves(tracker, ready.folder))
@@ -156,13 +160,17 @@ def _numbers(text: str | None) -> tuple[float, ...] | None:
         raise click.BadParameter(f"{text!r} are not numbers, as 0.9,0.98 are", param_hint="--betas") from error
 
 
-def _print_ready(ready: Ready) -> None:
+def _print_ready(ready: Ready, request: TrainRequest) -> None:
     """Print what is trained, on what, and from which step."""
-    plan, request = ready.plan, ready.plan.request
+    from oodbench.encoder.card import EMBEDDED
+
+    plan = ready.plan
     images = "random crops, encoded at every step (--augment)" if request.augment else "centre crops, encoded once"
     for remark in plan.encoder.card.notes:
         note(f"note: {remark}")
-    note(f"{plan.job.label} for {plan.encoder.card.name}; images: {images}")
+    chosen = plan.request.encoder not in (request.encoder, EMBEDDED)
+    why = ", the encoder of its released weights (--encoder names another)" if chosen else ""
+    note(f"{plan.job.label} for {plan.encoder.card.name}{why}; images: {images}")
     note(f"{ready.pairs:,} pairs of {ready.images:,} images; {ready.steps:,} steps of {plan.optimiser.batch:,}")
     for reason in ready.skipped[:SKIPPED_SHOWN]:
         note(f"skipped: {reason}")
@@ -187,7 +195,7 @@ def _print_outcome(outcome: TrainOutcome, request: TrainRequest) -> None:
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     name = request.method.strip().partition("[")[0]
     command = ["oodbench", "run", "--methods", request.method.strip(), "--weights", f"{name}={shown}"]
-    command += ["--encoder", request.encoder]
+    command += ["--encoder", request.encoder] if request.encoder else []
     command += [word for setting in request.settings for word in ("--set", setting)]
     command += [word for plugin in request.plugins for word in ("--plugin", str(plugin))]
     command += ["--resize", request.resize] if request.resize else []

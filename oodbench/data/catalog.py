@@ -16,12 +16,16 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 from oodbench.data.paths import config_folder_or_none, declarations
 from oodbench.errors import ProblemList, UserError, did_you_mean, has_credentials, is_url, raise_all, redact_url
 from oodbench.storage.files import expand, read_text, real_path
 
-LOADERS = ("classes", "images", "list", "tar", "torchvision", "parquet", "hf", "arrays", "part", "union", "glyphs")
+LOADERS = (
+    *("classes", "images", "list", "tar", "torchvision", "parquet", "hf", "arrays", "part", "union", "glyphs"),
+    "imagenet",
+)
 UNKNOWN = "unknown"
 _REFERENCES = {  # what follows the prefix of a dataset that is not declared
     "folder": "a path, as in folder:photos",
@@ -36,15 +40,57 @@ _LONGEST_SELECTION = 24  # characters of a class selection in a title
 
 
 @dataclass(frozen=True)
+class Archive:
+    """A file that `oodbench datasets get` downloads, or takes from `--from`, and puts or unpacks where it belongs.
+
+    url     its address; "": it cannot be had by a plain request, and the dataset's `obtain` says how to get it
+    name    its file name; "": that in the address
+    to      where it belongs below the data root, or what it holds if it is an archive and `to` is a folder; "": the
+            dataset's path
+    inside  the folder of the archive whose content belongs at `to`; "": found by name, or the only one
+    sort    "imagenet1k-val": its images are sorted into class folders by data/imagenet.py; else a file of the archive
+            with lines `name folder` that sort them
+    size    in bytes; None: not known
+    sha256  of the file, or its `md5`; "": not known
+    source  the page or the released code that states the address, and the digest if there is one
+    """
+
+    url: str = ""
+    name: str = ""
+    to: str = ""
+    inside: str = ""
+    sort: str = ""
+    size: int | None = None
+    sha256: str = ""
+    md5: str = ""
+    source: str = ""
+
+    @property
+    def file_name(self) -> str:
+        """The name of the file: the declared one, else the last part of the address."""
+        return self.name or Path(unquote(re.split("[?#]", self.url)[0])).name
+
+    @property
+    def has_digest(self) -> bool:
+        """Whether a sha256 or md5 is declared."""
+        return bool(self.sha256 or self.md5)
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Where the images of a dataset are stored, how they are read, and what they are.
 
     loader      "classes": one folder per class (loaders/layout.py); "images": every image below path, no labels;
                 "list": the lines of `list`; "tar": archives (path is a pattern); "torchvision", "hf", "parquet";
                 "arrays": .npz or .npy; "part": some images of the set `within`; "union": the sets `parts` in
-                order; "glyphs": the embedded benchmark, path is a split
+                order; "glyphs": the embedded benchmark, path is a split; "imagenet": the validation images of
+                ImageNet-1k in any form
     path        below the data root; absolute for a dataset of the user's own; of "classes" with `/*` at its end where
                 the class folders lie a folder deeper
+    layouts     other paths below the data root where people have it, looked for in this order after `path` (places.py);
+                `*` stands for any name
+    rename      (pattern, replacement) of file names that give an image its name where no image lies in a folder: the
+                names of a set that was flattened are those of the set in folders
     list        the list file below the data root: `path label` per line, paths from `path` (or found in `within`)
     digest      sha256 of the list file; "unknown": not known
     source      the torchvision class that reads it
@@ -58,7 +104,8 @@ class Dataset:
     clean_names whether class names are taken as words (prompts.clean_names)
     count       number of images of the complete set; None: not known
     resolution  native size in pixels, in words
-    download    an archive or file that `oodbench datasets get` may fetch; its sha256 or md5 where known
+    archives    files that `oodbench datasets get` fetches
+    hub         the gated dataset of the Hugging Face hub that has the same images, and a pattern of its parquet files
     train       the dataset's training split, for methods that calibrate: a name or a reference
     benchmark   the benchmark that `--id NAME` runs when no --ood is given
     """
@@ -68,6 +115,8 @@ class Dataset:
     loader: str
     path: str
     aliases: tuple[str, ...] = ()
+    layouts: tuple[str, ...] = ()
+    rename: tuple[str, ...] = ()
     list: str = ""
     digest: str = UNKNOWN
     source: str = ""
@@ -87,9 +136,8 @@ class Dataset:
     cite: str = ""
     url: str = ""
     obtain: str = ""
-    download: str = ""
-    sha256: str = ""
-    md5: str = ""
+    archives: tuple[Archive, ...] = ()
+    hub: str = ""
 
     @property
     def declared(self) -> bool:
@@ -173,6 +221,8 @@ def read_dataset(path: Path) -> Dataset:
     for loader, key in (("list", "list"), ("torchvision", "source"), ("part", "within"), ("union", "parts")):
         if declared.loader == loader and not getattr(declared, key):
             raise UserError(f"{path} is not complete: loader '{loader}' needs '{key}'")
+    if declared.rename and len(declared.rename) != 2:
+        raise UserError(f"{path}: 'rename' takes a pattern and its replacement, not {len(declared.rename)} texts")
     if declared.loader == "part" and not (declared.list or declared.keep or declared.keep_file):
         raise UserError(f"{path} is not complete: loader 'part' needs 'list', 'keep' or 'keep_file'")
     return declared
@@ -192,22 +242,35 @@ def _read(path: Path, kind: type[T]) -> T:
         values: dict[str, Any] = tomllib.loads(read_text(path, "the declaration"))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"{path}: {error}") from error
-    fields = {field.name: field for field in dataclasses.fields(kind) if field.name != "name"}
     problems: list[str] = []
+    checked = _checked(values, kind, str(path), problems)
+    raise_all(problems)
+    return kind(name=path.stem, **checked)
+
+
+def _checked(values: dict[str, Any], kind: type, where: str, problems: list[str]) -> dict[str, Any]:
+    """Return the values of a table as arguments of `kind`; add what is wrong with its keys and types to `problems`."""
+    named = kind is not Archive  # whose name is a key, and not that of the file
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.name != "name" or not named}
+    checked: dict[str, Any] = {}
     for key, value in values.items():
-        if key not in fields:
-            problems.append(f"{path}: no key '{key}'{did_you_mean(key, fields)}")
-            continue
-        expected = str(fields[key].type).split(" ")[0].partition("[")[0]  # str, int or tuple
-        fits = type(value).__name__ == {"tuple": "list"}.get(expected, expected)
-        if not fits or (isinstance(value, list) and not all(isinstance(item, str) for item in value)):
-            problems.append(f"{path}: '{key}' takes {fields[key].type}, not {value!r}")
+        if key == "download" and key not in fields:
+            problems.append(f"{where}: 'download' is now the key 'url' of a table [[archives]]")
+        elif key not in fields:
+            problems.append(f"{where}: no key '{key}'{did_you_mean(key, fields)}")
+        elif key == "archives" and isinstance(value, list) and all(isinstance(table, dict) for table in value):
+            tables = (_checked(table, Archive, f"{where}, archives", problems) for table in value)
+            checked[key] = tuple(Archive(**table) for table in tables)
+        else:
+            expected = str(fields[key].type).split(" ")[0].partition("[")[0]  # str, int or tuple
+            fits = type(value).__name__ == {"tuple": "list"}.get(expected, expected)
+            if not fits or (isinstance(value, list) and not all(isinstance(item, str) for item in value)):
+                problems.append(f"{where}: '{key}' takes {fields[key].type}, not {value!r}")
+            checked[key] = tuple(value) if isinstance(value, list) else value
     required = [key for key, field in fields.items() if field.default is dataclasses.MISSING]
     if absent := [f"'{key}'" for key in required if key not in values]:
-        problems.append(f"{path} is not complete: it needs {', '.join(absent)}")
-    raise_all(problems)
-    lists: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-    return kind(name=path.stem, **lists)
+        problems.append(f"{where} is not complete: it needs {', '.join(absent)}")
+    return checked
 
 
 @functools.cache

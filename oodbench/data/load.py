@@ -9,7 +9,8 @@ from pathlib import Path
 
 from oodbench.data import catalog, decode, prompts, subsets
 from oodbench.data.catalog import Dataset
-from oodbench.data.imageset import ImageSet, ImageSource
+from oodbench.data.imagenet import wnids
+from oodbench.data.imageset import ImageSet, ImageSource, missing_error, renamed
 from oodbench.data.loaders.layout import (
     Remark,
     empty_class_remarks,
@@ -18,13 +19,15 @@ from oodbench.data.loaders.layout import (
     same_prompt_remarks,
     sort_classes,
 )
+from oodbench.data.places import bindings, describe_looked, find_place
 from oodbench.data.prompts import TextList
-from oodbench.errors import UserError
+from oodbench.errors import Missing, UserError
 from oodbench.storage.store import Store
 
 CALIBRATION_LIMIT = 50_000  # training images that a method may calibrate on
 _MODULES = {
     **{"classes": "folder", "images": "folder", "list": "imagelist", "tar": "tar", "arrays": "arrays"},
+    "imagenet": "imagenet",
     **{"torchvision": "torchvision", "parquet": "parquet", "hf": "parquet"},
 }
 
@@ -34,7 +37,7 @@ class LoadOptions:
     """How the image sets of a run are loaded.
 
     data_root      the folder below which the declared sets lie
-    strict         fingerprints are the sha256 of the contents instead of sizes and times of files
+    strict         images are identified by the sha256 of their contents, also in result rows
     limit          at most so many images of each set (see ImageSet.limit)
     allow_partial  accept another number of images than the catalogue states; a limit does, too
     """
@@ -60,13 +63,22 @@ def load_images(dataset: Dataset, options: LoadOptions, *, labelled: bool) -> Im
     if not options.allow_partial and options.limit is None:
         _check_count(images)
     images = images.limit(options.limit)
-    return images.by_content() if options.strict else images
+    return identified(images, options.store, strict=options.strict)
+
+
+def identified(images: ImageSet, store: Store, *, strict: bool = False) -> ImageSet:
+    """Return the images identified by content if that is wanted, or if the store is shared with other machines.
+
+    Result rows count the contents only with `strict`, so that a shared store does not change them.
+    """
+    return images.by_content(store.local(), in_rows=strict) if strict or store.url else images
 
 
 def load_calibration(dataset: Dataset, options: LoadOptions, seed: int) -> ImageSet:
     """List ID training images to calibrate on: at most CALIBRATION_LIMIT, drawn with the run's seed."""
-    images = load_images(dataset, replace(options, strict=False), labelled=True).sample(CALIBRATION_LIMIT, seed)
-    return images.by_content() if options.strict else images
+    local = replace(options, strict=False, store=options.store.local())  # only what is drawn is read
+    images = load_images(dataset, local, labelled=True).sample(CALIBRATION_LIMIT, seed)
+    return identified(images, options.store, strict=options.strict)
 
 
 def check_classes(id_set: ImageSet, calibration: ImageSet) -> None:
@@ -86,7 +98,7 @@ def check_classes(id_set: ImageSet, calibration: ImageSet) -> None:
 
 def load_source(dataset: Dataset, data_root: Path, store: Store) -> ImageSource:
     """Return what reads the images of a dataset that is not derived: for a process that received only its list."""
-    return _call_loader(dataset, LoadOptions(data_root, store), labelled=False).reader
+    return _load(dataset, LoadOptions(data_root, store), labelled=False).reader
 
 
 def _check_count(images: ImageSet) -> None:
@@ -97,9 +109,15 @@ def _check_count(images: ImageSet) -> None:
     fewer = images.total < (dataset.count or 0)
     advice = "complete it, or run on what is there" if fewer else "take away what is not of it, or run on it all"
     lacking = f" ({images.absent[0]} is not there)" if images.absent else ""
+    elsewhere = ""
+    if dataset.declared and dataset.name in catalog.datasets():
+        name = dataset.within or dataset.name
+        elsewhere = (
+            f"\n  oodbench datasets get {name} gets it; oodbench datasets locate {name} PATH names another place"
+        )
     raise UserError(
         f"dataset '{dataset.name}': {images.folder} holds {images.total} images, the catalogue counts "
-        f"{dataset.count}{lacking}; {advice} with --allow-partial"
+        f"{dataset.count}{lacking}; {advice} with --allow-partial{elsewhere}"
     )
 
 
@@ -113,10 +131,36 @@ def _load(dataset: Dataset, options: LoadOptions, labelled: bool) -> ImageSet:
     if dataset.parts:
         parts = [load_images(catalog.dataset(name), complete, labelled=labelled) for name in dataset.parts]
         return subsets.union(dataset, parts)
-    images = _call_loader(dataset, options, labelled)
+    place = find_place(dataset, options.data_root)
+    if place.dataset is None:
+        looked = describe_looked(dataset, place, options.data_root)
+        error = missing_error(dataset, place.looked[0], looked[1:])
+        if bound := bindings().get(dataset.name):
+            again = f"oodbench datasets locate {dataset.name} PATH binds another, --forget none"
+            error = Missing(f"{error}\n  it is bound to {bound}: {again}")
+        raise error
+    images = _renamed(replace(_call_loader(place.dataset, options, labelled), dataset=place.dataset))
     if labelled and dataset.like:
         images = replace(images, named=_names_like(dataset, options.data_root, images.folders))
-    return replace(images, dataset=dataset)
+    if place.others:
+        message = (
+            f"taken from {images.folder}; it is at {first_few(list(map(str, place.others)))}, too, which is not used"
+        )
+        images = replace(images, remarks=(*images.remarks, Remark("places", message, len(place.others))))
+    return images
+
+
+def _renamed(images: ImageSet) -> ImageSet:
+    """Return images that lie in no folder by the names that their declaration gives them, if it does (`rename`)."""
+    if not images.dataset.rename or any("/" in name for name in images.names):
+        return images
+    pattern, replacement = images.dataset.rename
+    other = next((name for name in images.names if not re.fullmatch(pattern, name)), None)
+    if other is not None:
+        raise UserError(
+            f"dataset '{images.dataset.name}': {images.folder} is not the flattened set: {other} is none of its files"
+        )
+    return renamed(images, [re.sub(pattern, replacement, name) for name in images.names])
 
 
 def _call_loader(dataset: Dataset, options: LoadOptions, labelled: bool) -> ImageSet:
@@ -137,10 +181,13 @@ def _call_loader(dataset: Dataset, options: LoadOptions, labelled: bool) -> Imag
 def _names_like(dataset: Dataset, data_root: Path, folders: tuple[str, ...]) -> tuple[str, ...]:
     """Return the names that the dataset `like` gives to these class folders."""
     other = catalog.dataset(dataset.like)
-    home = other.folder(data_root)
-    paths = home.iterdir() if home.is_dir() else ()
-    all_folders = sort_classes(path.name for path in paths if path.is_dir() and not is_hidden(path.name))
     names = prompts.class_names(other.classes).lines
+    home = other.folder(data_root)
+    if other.loader == "imagenet":
+        all_folders = wnids()
+    else:
+        paths = home.iterdir() if home.is_dir() else ()
+        all_folders = sort_classes(path.name for path in paths if path.is_dir() and not is_hidden(path.name))
     if len(all_folders) != len(names) or not set(folders) <= set(all_folders):
         raise UserError(
             f"dataset '{dataset.name}': its class names are those of '{other.name}' by folder, which takes all "

@@ -22,7 +22,7 @@ from oodbench.detector.store import DetectorStore
 from oodbench.detector.threshold import threshold
 from oodbench.encoder.card import EMBEDDED, parse_encoder
 from oodbench.encoder.resolve import ResolvedEncoder, resolve
-from oodbench.errors import InvalidParameter, UserError
+from oodbench.errors import InvalidParameter, UserError, raise_all
 from oodbench.method import registry
 from oodbench.method.parameters import written
 from oodbench.pipeline import assign_weights as assignment
@@ -31,7 +31,7 @@ from oodbench.pipeline.batches import FittedMethod
 from oodbench.pipeline.events import Watch
 from oodbench.pipeline.extract import EmbeddedSet
 from oodbench.pipeline.jobs import Job, make_jobs
-from oodbench.pipeline.plan import Plan
+from oodbench.pipeline.plan import Plan, misfit
 from oodbench.pipeline.request import RunRequest, check_options, request_from
 from oodbench.pipeline.score import Scorer
 from oodbench.pipeline.task import encoder_loader, make_task, method_resources, pick_device
@@ -68,9 +68,11 @@ def job_of(request: RunRequest, store: DetectorStore) -> tuple[Job, ResolvedEnco
         raise UserError(f"a detector is one method, not {request.methods}; name one, such as mcm or clipn[rule=ctw]")
     spec = parse_encoder(request.encoder or EMBEDDED)
     files = assignment.weights_files(request, known)
-    jobs = assignment.select_jobs(jobs, request, files, spec)
+    located = assignment.locate(jobs, request, files, spec)
+    jobs = assignment.select_jobs(jobs, request, located, spec)
     encoder = resolve(spec, request.resize, store)
-    (job,) = assignment.attach_weights(jobs, files, encoder, spec, store).jobs
+    raise_all([f"{job.label}: {reason}" for job in jobs.jobs if (reason := misfit(job, encoder.card))])
+    (job,) = assignment.attach_weights(jobs, located, encoder, store).jobs
     return job, encoder
 
 

@@ -8,14 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from oodbench.data.paths import data_root
 from oodbench.data.prompts import templates
+from oodbench.data.released import Release, releases, releases_of
 from oodbench.encoder.card import EMBEDDED, EncoderCard, EncoderSpec
 from oodbench.encoder.resolve import ResolvedEncoder
 from oodbench.errors import UserError, did_you_mean, raise_all
 from oodbench.method import registry
 from oodbench.method.introspection import MethodInfo
 from oodbench.pipeline.jobs import Job, Jobs, file_digests
-from oodbench.pipeline.request import RunRequest
+from oodbench.pipeline.request import RunRequest, command
 from oodbench.pipeline.weights import SHIPPED, WeightsFile, examine, in_float32, read
 from oodbench.storage.files import atomic_write, expand
 from oodbench.storage.store import Store, default_root, digest
@@ -88,7 +90,10 @@ def write_release(file: WeightsFile, path: Path, encoder: str, plugins: Sequence
 
 
 def weights_files(request: RunRequest, known: Mapping[str, MethodInfo]) -> dict[str, Path]:
-    """Return the file of every `--weights METHOD=FILE` by method. Raise UserError for bad ones and missing files."""
+    """Return the file of every `--weights METHOD=FILE` by method; FILE may name a release, such as clipn-2.
+
+    Raises UserError for bad ones and missing files.
+    """
     if not request.weights:
         return {}
     found: dict[str, Path] = {}
@@ -96,12 +101,19 @@ def weights_files(request: RunRequest, known: Mapping[str, MethodInfo]) -> dict[
     for text in request.weights:
         name, equals, file = text.partition("=")
         path = expand(file)
+        known_release = releases("weights").get(file)
+        if known_release and known_release.method == name and not path.is_file():
+            path = known_release.path(data_root(request.data)) or path
         if not equals or not file:
             problems.append(f"--weights {text}: write METHOD=FILE, as in clipn=clipn.safetensors")
         elif name not in known:
             problems.append(f"--weights {text}: no method '{name}'{did_you_mean(name, known)}")
         elif "WEIGHTS" not in known[name].needs:
             problems.append(f"--weights {text}: {name} reads no weights")
+        elif known_release and not path.is_file():
+            problems.append(
+                f"--weights {text}: it was not got yet; get it with\n  {known_release.command(data_root(request.data))}"
+            )
         elif not path.is_file():
             problems.append(f"--weights {text}: {path} is {'no file' if path.exists() else 'not there'}")
         else:
@@ -110,32 +122,61 @@ def weights_files(request: RunRequest, known: Mapping[str, MethodInfo]) -> dict[
     return found
 
 
-def select_jobs(jobs: Jobs, request: RunRequest, files: Mapping[str, Path], spec: EncoderSpec) -> Jobs:
-    """Return the jobs that have weights or need none. Raise UserError if a named method lacks them; `all` skips it."""
-    missing = {job.label: job for job in jobs.jobs if "WEIGHTS" in job.info.needs and not _file(job, files, spec)}
-    reasons = [(label, _missing_reason(job.info.name, spec)) for label, job in missing.items()]
-    if request.methods.strip() != "all":
-        raise_all([f"{label} {reason}" for label, reason in reasons])
-    return Jobs(tuple(job for job in jobs.jobs if job.label not in missing), (*jobs.skipped_methods, *reasons))
+def locate(jobs: Jobs, request: RunRequest, files: Mapping[str, Path], spec: EncoderSpec) -> dict[str, Path]:
+    """Return the weights file of every job that has one, by label.
+
+    It is the user's (`files`, by method), the one that is shipped for the embedded encoder, or released weights for
+    this encoder that `oodbench get weights` has put below the folder of the datasets.
+    """
+    located: dict[str, Path] = {}
+    for job in jobs.jobs:
+        if "WEIGHTS" not in job.info.needs:
+            continue
+        shipped = SHIPPED / f"{job.info.name}.safetensors"
+        if job.info.name in files:
+            located[job.label] = files[job.info.name]
+        elif spec.text == EMBEDDED:
+            if job.info.origin == "built-in" and shipped.is_file():
+                located[job.label] = shipped
+        else:
+            root = data_root(request.data)
+            found = (release.path(root) for release in _releases(job, spec))
+            if path := next(filter(None, found), None):
+                located[job.label] = path
+    return located
+
+
+def select_jobs(jobs: Jobs, request: RunRequest, located: Mapping[str, Path], spec: EncoderSpec) -> Jobs:
+    """Return the jobs that have weights or need none.
+
+    A named method without weights raises UserError; with `--skip-missing`, and among `all`, it is skipped.
+    """
+    missing = [job for job in jobs.jobs if "WEIGHTS" in job.info.needs and job.label not in located]
+    reasons = [(job.label, _missing_reason(job, request, spec)) for job in missing]
+    others = tuple(job for job in jobs.jobs if job not in missing)
+    if not others or not (request.skip_missing or request.methods.strip() == "all"):
+        without = f"\n  or leave it out: {command(request, skip_missing=True)}" if others else ""
+        raise_all([f"{label} {reason}{without}" for label, reason in reasons])
+    return Jobs(others, (*jobs.skipped_methods, *reasons))
 
 
 def attach_weights(
     jobs: Jobs,
-    files: Mapping[str, Path],
+    located: Mapping[str, Path],
     encoder: ResolvedEncoder,
-    spec: EncoderSpec,
     store: Store,
     *,
     strict: bool = False,
 ) -> Jobs:
     """Return the jobs with their weights, checked against the encoder and the hyper-parameters.
 
-    `strict` computes the digests of the files anew. Raises UserError with the problems of all jobs.
+    `located` are the files by label. `strict` computes the digests of the files anew. Raises UserError with the
+    problems of all jobs.
     """
     complete: list[Job] = []
     problems: list[str] = []
     for job in jobs.jobs:
-        path = _file(job, files, spec) if "WEIGHTS" in job.info.needs else None
+        path = located.get(job.label)
         if path is None:
             complete.append(job)
             continue
@@ -184,22 +225,30 @@ def cache_inputs(job: Job, classes: str, depends: Mapping[str, Any]) -> dict[str
     }
 
 
-def _file(job: Job, files: Mapping[str, Path], spec: EncoderSpec) -> Path | None:
-    """Return the weights file of a job: the user's, or the one that is shipped for the embedded encoder."""
-    shipped = SHIPPED / f"{job.info.name}.safetensors"
-    if job.info.name in files:
-        return files[job.info.name]
-    return shipped if spec.text == EMBEDDED and job.info.origin == "built-in" and shipped.is_file() else None
+def _releases(job: Job, spec: EncoderSpec) -> list[Release]:
+    """Return the released weights that a method can read with an encoder, which may be in a file of the user."""
+    named = f"{spec.architecture}/{spec.tag}"
+    return [one for one in releases_of(job.info.name, job.parameters) if one.encoder == named and not one.unread]
 
 
-def _missing_reason(name: str, spec: EncoderSpec) -> str:
+def _missing_reason(job: Job, request: RunRequest, spec: EncoderSpec) -> str:
     """Return why a method cannot run without weights, and how to get some."""
+    name = job.info.name
     captions = "glyphs" if spec.text == EMBEDDED else "FILE"
-    return (
-        f"has no weights for {spec.text}; train them with\n"
-        f"  oodbench train {name} --encoder {spec.text} --captions {captions}\n"
-        f"  or name a file: --weights {name}=FILE"
-    )
+    others = {one.encoder for one in releases_of(name, job.parameters) if not one.unread}
+    lines = [f"has no weights for {spec.text}"]
+    if fitting := _releases(job, spec):
+        lines += [f"get the released ones: {fitting[0].command(data_root(request.data))}"]
+    elif spec.text != EMBEDDED:
+        lines += [
+            f"the released ones are for {other}: {command(request, methods=job.label, encoder=other)}"
+            for other in sorted(others)
+        ]
+    lines += [
+        f"train them: oodbench train {name} --encoder {spec.text} --captions {captions}",
+        f"or name a file: --weights {name}=FILE",
+    ]
+    return "\n  ".join(lines)
 
 
 def _with_trained_parameters(job: Job, file: WeightsFile, card: EncoderCard) -> Job:

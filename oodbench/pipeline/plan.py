@@ -21,9 +21,10 @@ from oodbench.data.prompts import TextList
 from oodbench.encoder.card import EMBEDDED, EncoderCard, parse_encoder
 from oodbench.encoder.resolve import ResolvedEncoder, resolve
 from oodbench.errors import Missing, ProblemList, UserError, raise_all
-from oodbench.method import registry
+from oodbench.method import registry, source_files
 from oodbench.method.introspection import MethodInfo
 from oodbench.pipeline import assign_weights as assignment
+from oodbench.pipeline.encoder_choice import choose_encoder
 from oodbench.pipeline.extract import EmbeddingConfig, ExtractionJob
 from oodbench.pipeline.jobs import Job, Jobs, make_jobs
 from oodbench.pipeline.request import RunRequest, check_options
@@ -49,9 +50,10 @@ class Plan:
     """A request that was checked, with everything that its run needs.
 
     jobs                  the methods that will run
-    skipped_methods       (name, reason) of methods that `--methods all` cannot run
+    skipped_methods       (name, reason) of methods that `--methods all` or `--skip-missing` leaves out
     skipped               a note for every OOD set that --skip-missing skips
     incompatible_methods  (name, reason) of methods of `--methods all` that need another kind of encoder
+    encoder_note          which encoder was taken without --encoder, and why; "" if the user named it
     """
 
     request: RunRequest
@@ -66,6 +68,7 @@ class Plan:
     store: Store
     skipped: tuple[str, ...] = ()
     incompatible_methods: tuple[tuple[str, str], ...] = ()
+    encoder_note: str = ""
 
     @property
     def card(self) -> EncoderCard:
@@ -74,12 +77,13 @@ class Plan:
 
     @property
     def notes(self) -> list[str]:
-        """Return what may be wrong with the image sets, and the sets that --skip-missing skips."""
+        """Return which encoder was taken, what may be wrong with the image sets, and the sets that are skipped."""
         others = [*(ood.listing for ood in self.ood), *([self.calibration] if self.calibration else [])]
         found = [note for images in others for note in notes(images)]
         if self.request.calibration and not self.calibration:
             found.append(f"--calibration {self.request.calibration} is ignored: no method of this run calibrates")
-        return [*notes(self.id, self.classes), *found, *self.skipped]
+        chosen = [self.encoder_note] if self.encoder_note else []
+        return [*chosen, *notes(self.id, self.classes), *found, *self.skipped]
 
     @property
     def recipe(self) -> EmbeddingConfig:
@@ -117,11 +121,12 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, n
     jobs = attempt(make_jobs, request, known) if known is not None else None
     find_protocol = functools.partial(catalogue.protocol, needs_ood=needs_ood)
     protocol = attempt(find_protocol, request.id, request.ood, request.classes)
-    files = None
-    spec = attempt(parse_encoder, request.encoder or (protocol.benchmark.encoder if protocol else "") or EMBEDDED)
-    if known is not None and jobs and spec:
-        files = attempt(assignment.weights_files, request, known)
-        jobs = attempt(assignment.select_jobs, jobs, request, files, spec) if files is not None else None
+    files = attempt(assignment.weights_files, request, known) if known is not None else None
+    benchmark = protocol.benchmark if protocol else Benchmark("", "", "", encoder=EMBEDDED)
+    choice = attempt(choose_encoder, request, jobs or Jobs(()), files or {}, benchmark)
+    spec = attempt(parse_encoder, choice.text) if choice else None
+    located = attempt(assignment.locate, jobs, request, files, spec) if jobs and files is not None and spec else None
+    jobs = attempt(assignment.select_jobs, jobs, request, located, spec) if located is not None else None
     id_set = classes = calibration = None
     ood: list[OodSet] = []
     missing: dict[str, str] = {}  # OOD sets that --skip-missing skips -> reason
@@ -130,7 +135,7 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, n
             protocol = dataclasses.replace(protocol, ood=())
         if request.clean_names:
             protocol = dataclasses.replace(protocol, id=dataclasses.replace(protocol.id, clean_names=True))
-        attempt(check_benchmark, protocol.benchmark, request, needs_ood)
+        attempt(check_benchmark, protocol.benchmark, needs_ood)
         # With problems to report, contents are not hashed and glyphs, which are drawn to be listed, are not loaded.
         faulty = bool(collected.problems)
         options = LoadOptions(
@@ -166,12 +171,12 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, n
                 jobs,
             )
     raise_all(collected.problems)  # before the encoder is resolved, because reading a checkpoint takes seconds
-    assert jobs and files is not None and protocol and spec and id_set and classes
+    assert jobs and located is not None and protocol and choice and spec and id_set and classes
     resolved = resolve(spec, request.resize, store, strict=request.strict)
     jobs, incompatible_methods = _compatible_jobs(jobs, resolved.card, request)
-    jobs = assignment.attach_weights(jobs, files, resolved, spec, store, strict=request.strict)
+    jobs = assignment.attach_weights(jobs, located, resolved, store, strict=request.strict)
     return Plan(
-        request=request,
+        request=dataclasses.replace(request, encoder=choice.text),
         benchmark=protocol.benchmark,
         encoder=resolved,
         classes=classes,
@@ -183,6 +188,7 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, n
         store=store,
         skipped=tuple(missing.values()),
         incompatible_methods=incompatible_methods,
+        encoder_note=choice.reason,
     )
 
 
@@ -191,14 +197,24 @@ def _compatible_jobs(jobs: Jobs, card: EncoderCard, request: RunRequest) -> tupl
 
     `--methods all` does not mean methods for another kind of encoder, so only --dry-run and -v list them.
     """
-    incompatible = [job for job in jobs.jobs if card.caption_error and "CAPTIONS" in job.info.needs]
+    reasons = [(job, misfit(job, card)) for job in jobs.jobs]
+    incompatible_methods = tuple((job.label, reason) for job, reason in reasons if reason)
     if request.methods.strip() != "all":
-        raise_all([f"{job.label}: {card.caption_error}" for job in incompatible])
-    incompatible_methods = tuple((job.label, card.caption_error) for job in incompatible)
+        raise_all([f"{label}: {reason}" for label, reason in incompatible_methods])
     for label, reason in incompatible_methods:
         log.info("skipped: %s: %s", label, reason)
-    compatible = tuple(job for job in jobs.jobs if job not in incompatible)
-    return Jobs(compatible, jobs.skipped_methods), incompatible_methods
+    return Jobs(tuple(job for job, reason in reasons if not reason), jobs.skipped_methods), incompatible_methods
+
+
+def misfit(job: Job, card: EncoderCard) -> str:
+    """Return why the encoder cannot serve a method, or ""."""
+    if "CAPTIONS" in job.info.needs and card.caption_error:
+        return card.caption_error
+    wanted = {"activations", "project"} if "ACTIVATIONS" in job.info.needs else set()
+    if card.plugin and "text_tower" in source_files.attributes(job.info.path, job.info.module):
+        wanted.add("text_tower")
+    lacking = sorted(part for part in wanted if card.lacks(part))
+    return f"{card.name} has no {' and no '.join(f'{part}()' for part in lacking)}" if lacking else ""
 
 
 def _alternative(job: Job) -> str:
@@ -235,14 +251,12 @@ def _calibration(
     return None, Jobs(others, (*jobs.skipped_methods, *((job.label, reason) for job in calibrating)))
 
 
-def check_benchmark(benchmark: Benchmark, request: RunRequest, needs_ood: bool = True) -> None:
-    """Raise UserError if a benchmark has no OOD set, no encoder, or its ID set among the OOD sets."""
+def check_benchmark(benchmark: Benchmark, needs_ood: bool = True) -> None:
+    """Raise UserError if a benchmark has no OOD set, or its ID set among the OOD sets."""
     names = [name for name, _ in benchmark.sets()]
     problems = []
     if not names and needs_ood:
         problems.append(f"benchmark '{benchmark.name}' has no OOD set; name some with --ood")
     if benchmark.id in names:
         problems.append(f"'{benchmark.id}' is both the ID set and an OOD set")
-    if not (request.encoder or benchmark.encoder):
-        problems.append(f"benchmark '{benchmark.name}' needs an encoder; name one, e.g. --encoder ViT-B-16/openai")
     raise_all(problems)

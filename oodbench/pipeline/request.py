@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ class RunRequest:
     allow_partial: bool = False
     # Whether OOD sets that are missing are skipped.
     skip_missing: bool = False
-    # Whether images and weights are identified by content instead of name, size and times.
+    # Whether images and weights are identified by content instead of names and sizes.
     strict: bool = False
     # What an image that cannot be read does: "stop" the run, or be skipped ("skip").
     on_error: str = "stop"
@@ -129,6 +130,26 @@ def _option(name: str, kind: str, value: Any) -> Any:
     if kind.startswith("Path") and value is not None:
         return Path(value)
     return None if value is None and kind.endswith("| None") else conform(value, kind)
+
+
+_FLAGS = {"out": "results", "settings": "set", "sweeps": "sweep", "plugins": "plugin"}  # fields with other flags
+
+
+def command(request: RunRequest, **changes: Any) -> str:
+    """Return the `oodbench run` command of a request, with some fields changed, to be pasted into a shell."""
+    request, usual = dataclasses.replace(request, **changes), RunRequest()
+    words = ["oodbench", "run"]
+    for field in dataclasses.fields(RunRequest):
+        value, flag = getattr(request, field.name), f"--{_FLAGS.get(field.name, field.name).replace('_', '-')}"
+        if value == getattr(usual, field.name):
+            continue
+        if field.name == "ood":  # quoted as in CSV where a name holds a comma
+            value = ",".join('"{}"'.format(one.replace('"', '""')) if set(one) & set(',"') else one for one in value)
+        if value is True:
+            words.append(flag)
+        else:
+            words += [word for one in (value if isinstance(value, tuple) else (value,)) for word in (flag, str(one))]
+    return shlex.join(words)
 
 
 def check_options(request: RunRequest) -> None:

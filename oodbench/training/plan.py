@@ -13,6 +13,7 @@ from oodbench.encoder.card import parse_encoder
 from oodbench.encoder.resolve import ResolvedEncoder, resolve
 from oodbench.errors import ProblemList, UserError, raise_all
 from oodbench.method import registry
+from oodbench.pipeline.encoder_choice import released_encoder
 from oodbench.pipeline.jobs import Job, make_jobs
 from oodbench.pipeline.request import (
     MAX_INTEGER,
@@ -41,7 +42,7 @@ class TrainRequest:
 
     method            name of a method with trained weights, as in clipn
     settings          hyper-parameters of the method, as in "clipn.tso=0"
-    encoder           name of the encoder
+    encoder           name of the encoder; "": that of the method's released weights, or glyphs for glyphs
     resize            bicubic or bilinear; None: as the weights were trained
     captions          `glyphs`, a CSV file, or a pattern of tar shards
     data              folder that the paths in a CSV are relative to; None: the folder of the CSV
@@ -63,7 +64,7 @@ class TrainRequest:
 
     method: str
     settings: tuple[str, ...] = ()
-    encoder: str = GLYPHS
+    encoder: str = ""
     resize: str | None = None
     captions: str = GLYPHS
     data: Path | None = None
@@ -168,6 +169,8 @@ def make_plan(request: TrainRequest) -> TrainPlan:
     store = open_store(request.store, request.shared)
     attempt(check_options, request)
     job = attempt(_find_job, request)
+    encoder_name = request.encoder or (released_encoder(job) if job and request.captions != GLYPHS else "") or GLYPHS
+    request = dataclasses.replace(request, encoder=encoder_name)
     spec = attempt(parse_encoder, request.encoder)
     attempt(_check_captions, request)
     method = attempt(_build_method, job) if job else None

@@ -125,6 +125,7 @@ def test_an_own_pairing_has_a_name() -> None:
         title="ImageNet-1k against Textures, Other symbols",
         id="imagenet1k",
         ood=("textures", "glyphs-near"),
+        encoder="ViT-B-16/openai",
     )
     assert protocol("glyphs", ("glyphs-near",)).benchmark.encoder == "glyphs"
 

@@ -340,7 +340,7 @@ def test_weights_of_another_encoder_or_method_are_refused(trained: Path, tmp_pat
     ):
         file = tmp_path / "other.safetensors"
         weights.write(file, load_file(trained), {**weights.recipe_of(trained), **change})
-        done = run(tmp_path, "--methods", "clipn", "--weights", f"clipn={file}")
+        done = run(tmp_path, "--methods", "clipn", "--weights", f"clipn={file}", "--encoder", "glyphs")
         assert done.exit_code == 2 and message in done.output
 
 

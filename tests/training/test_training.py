@@ -47,6 +47,7 @@ from oodbench.training.plan import TrainRequest, make_plan
 from oodbench.training.processes import ProcessGroup
 from oodbench.training.schedule import Schedule, parameter_groups
 from oodbench.training.train import TrainOutcome, TrainWatch, train
+from tests.processes import Command
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 OODBENCH = str(Path(sys.executable).with_name("oodbench"))
@@ -599,12 +600,16 @@ def test_augmented_training_names_broken_images(ask: Callable[..., TrainRequest]
 # Processes
 
 
-def start(folder: Path, table: Path, plugin: Path, *more: str, launcher: Sequence[str] = ()) -> subprocess.Popen[str]:
-    command = [
-        *launcher, OODBENCH, "train", "toy", "--plugin", str(plugin), "--captions", str(table), "--device", "cpu",
+def start(
+    folder: Path, table: Path, plugin: Path, *more: str, launcher: Sequence[str] = ()
+) -> Command | subprocess.Popen[str]:
+    words = [
+        "train", "toy", "--plugin", str(plugin), "--captions", str(table), "--device", "cpu",
         "--output", str(folder / "toy.safetensors"), "--tracking-uri", "none", *more,
     ]  # fmt: skip
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if not launcher:
+        return Command(*words)
+    return subprocess.Popen([*launcher, OODBENCH, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def await_lines(out: Path, number: int) -> None:

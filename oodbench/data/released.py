@@ -1,0 +1,252 @@
+"""What authors released beside code: trained weights and word lists, declared in datasets/weights and datasets/words.
+
+A release lies in DATA/weights/NAME or DATA/words/NAME, DATA being the folder of the datasets.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shlex
+import shutil
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from oodbench.data.paths import data_root, declarations
+from oodbench.errors import Missing, UserError, did_you_mean
+from oodbench.storage.download import Download, RetryPolicy, download
+from oodbench.storage.files import atomic_write, expand, write_text
+from oodbench.storage.store import file_digest
+
+KINDS = ("weights", "words")
+RECORD = "SHA256SUMS"  # digests of the files as they were got, in the format of sha256sum
+_CHECKPOINTS = (".pt", ".pth", ".safetensors", ".bin", ".ckpt")
+_PART = ".part"  # folder of a download from Google Drive that is not complete
+
+StartProgress = Callable[[str, int], Callable[[int], None]]  # as of download()
+
+
+@dataclass(frozen=True)
+class Release:
+    """Files that the authors of a method released.
+
+    kind        "weights" or "words"
+    method      the method that they belong to
+    page        where they were released
+    source      what was read: it states the address, and the size and the digest where they are known
+    encoder     of weights: the encoder that they were trained for
+    repeat      of weights: the number of the training, 0 if there is one
+    parameters  of weights: hyper-parameters of the method that they belong to; others may differ
+    unread      why oodbench cannot read them, ""
+    address     the folder of `files`
+    files       name -> {size, sha256} of every file that can be fetched by a plain request
+    drive       the page in Google Drive, of a file or of a folder with one checkpoint, if there is no `address`
+    """
+
+    name: str
+    kind: str
+    title: str
+    method: str
+    page: str
+    source: str
+    licence: str
+    encoder: str = ""
+    repeat: int = 0
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    unread: str = ""
+    address: str = ""
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    drive: str = ""
+
+    def folder(self, root: Path) -> Path:
+        """Return the folder that holds the files on this machine."""
+        return root / self.kind / self.name
+
+    def path(self, root: Path) -> Path | None:
+        """Return the file that was got, or the folder of several; None if it is not complete.
+
+        Raises UserError if it is one checkpoint of any name, and the folder holds several.
+        """
+        folder = self.folder(root)
+        if self.files:
+            paths = [folder / name for name in self.files]
+            return (folder if len(paths) > 1 else paths[0]) if all(path.is_file() for path in paths) else None
+        found = sorted(path for path in folder.glob("*") if path.suffix.lower() in _CHECKPOINTS and path.is_file())
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found)
+            raise UserError(f"{folder} is for the one checkpoint of {self.title}, and holds {names}; remove the others")
+        return found[0] if found else None
+
+    def command(self, root: Path) -> str:
+        """Return the command that gets it; the first release of a method is got by the name of the method."""
+        first = release(self.kind, self.method) is self
+        where = [] if root == data_root(None) else ["--data", str(root)]
+        return shlex.join(["oodbench", "get", self.kind, self.method if first else self.name, *where])
+
+
+@functools.cache
+def releases(kind: str) -> dict[str, Release]:
+    """Return everything that is declared of a kind, by name; the repeats of a training in their order."""
+    return {
+        path.stem: Release(name=path.stem, kind=kind, **tomllib.loads(path.read_text(encoding="utf-8")))
+        for path in sorted((declarations() / kind).glob("*.toml"), key=lambda path: path.stem)
+    }
+
+
+def releases_of(method: str, parameters: Mapping[str, Any] | None = None) -> list[Release]:
+    """Return the released weights of a method; only those that have its hyper-parameters, if these are given."""
+    found = [release for release in releases("weights").values() if release.method == method]
+    if parameters is None:
+        return found
+    return [one for one in found if all(parameters.get(name) == value for name, value in one.parameters.items())]
+
+
+def release(kind: str, name: str) -> Release:
+    """Return a release by its name, or the first one of a method. Raise UserError if there is none."""
+    known = releases(kind)
+    found = known.get(name) or next((one for one in known.values() if one.method == name), None)
+    if found is None:
+        everything = {*known, *(one.method for one in known.values())}
+        raise UserError(f"no released {kind} '{name}'{did_you_mean(name, everything)}")
+    return found
+
+
+def fetch_release(
+    wanted: Release,
+    root: Path,
+    given: Path | None = None,
+    watch: StartProgress = lambda what, total: lambda n: None,
+    retry: RetryPolicy | None = None,
+) -> Path:
+    """Fetch a release below the folder of the datasets unless it is there, and return its path.
+
+    `given` is a file or folder that the user has: it is copied instead. Every file is checked: by the declared digest,
+    else by that of its first get. Raises Missing with what the user has to do if it cannot be fetched, and UserError if
+    that fails or a file is not what it was.
+    """
+    folder = wanted.folder(root)
+    try:
+        if given:
+            _copy(wanted, expand(given), root)
+        elif wanted.path(root) is None and wanted.files:
+            for name, facts in wanted.files.items():
+                download(Download(f"{wanted.address}/{name}", facts["sha256"]), folder / name, retry, watch)
+        elif wanted.path(root) is None:
+            _fetch_from_drive(wanted, root, watch)
+        path = wanted.path(root)
+        assert path is not None
+        _check_digests(wanted, root, path)
+    except OSError as error:
+        raise UserError(f"{error.filename or folder} cannot be written: {error.strerror or error}") from error
+    return path
+
+
+def instructions(wanted: Release, root: Path) -> str:
+    """Return how a checkpoint in Google Drive is got by hand."""
+    return (
+        f"open {wanted.drive}\n  download the checkpoint of {wanted.title}\n"
+        f"  and put it in {wanted.folder(root)}, or: {wanted.command(root)} --from FILE"
+    )
+
+
+def _copy(wanted: Release, given: Path, root: Path) -> None:
+    """Copy a file, or the files of a folder, that the user has."""
+    if wanted.files:
+        if not given.is_dir() and len(wanted.files) > 1:
+            raise UserError(f"--from {given}: name the folder that holds {', '.join(list(wanted.files)[:3])}, ...")
+        paths = {name: given / name if given.is_dir() else given for name in wanted.files}
+    else:
+        paths = {given.name: given}
+        if given.suffix.lower() not in _CHECKPOINTS:
+            raise UserError(f"--from {given}: name the checkpoint, a file that ends in {', '.join(_CHECKPOINTS)}")
+    if absent := [str(path) for path in paths.values() if not path.is_file()]:
+        raise UserError(f"--from: {', '.join(absent[:3])} {'is' if len(absent) == 1 else 'are'} not there")
+    for name, path in paths.items():
+        _check_content(wanted, root, path, name)
+    for name, path in paths.items():
+        with atomic_write(wanted.folder(root) / name) as partial:
+            shutil.copyfile(path, partial)
+
+
+def _fetch_from_drive(wanted: Release, root: Path, watch: StartProgress) -> None:
+    """Fetch the one checkpoint of a folder of Google Drive, or a file, with gdown; what was received is kept."""
+    try:
+        import gdown
+    except ImportError:
+        by_hand = instructions(wanted, root)
+        raise Missing(
+            f"it lies in Google Drive, which the package gdown can read: pip install gdown\n  or {by_hand}"
+        ) from None
+    match = re.search(r"/(folders|file/d)/([\w-]+)", wanted.drive)
+    assert match, wanted.drive  # a test reads all declarations
+    kind, number = match.groups()
+    part, done = wanted.folder(root) / _PART, 0
+    name, advance = "", None
+
+    def progress(received: int, total: int | None) -> None:
+        nonlocal advance, done
+        advance = advance or watch(f"fetch {wanted.name}", total or 0)
+        advance(received - done)
+        done = received
+
+    try:
+        if kind == "folders":
+            listed = gdown.download_folder(id=number, skip_download=True, quiet=True, use_cookies=False)
+            found = [one for one in listed or [] if Path(one.path).suffix.lower() in _CHECKPOINTS]
+            if len(found) != 1:
+                names = ", ".join(str(one.path) for one in found) or "none"
+                raise Missing(
+                    f"the folder in Drive should hold one checkpoint ({names})\n  {instructions(wanted, root)}"
+                )
+            number, name = found[0].id, Path(found[0].path).name
+        part.mkdir(parents=True, exist_ok=True)
+        target = f"{part}{os.sep}{name}"
+        options = {"quiet": True, "use_cookies": False, "resume": True, "timeout": 60, "progress": progress}
+        path = Path(gdown.download(id=number, output=target, **options))
+    except UserError:
+        raise
+    except Exception as error:  # of the network, or gdown's own: a quota, a page that has changed
+        if isinstance(error, OSError) and error.errno:  # of the disk
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"Google Drive refused it: {reason}\n  rerun the same command to resume, or {instructions(wanted, root)}"
+        ) from error
+    try:
+        _check_content(wanted, root, path, path.name)
+        os.replace(path, wanted.folder(root) / path.name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _check_content(wanted: Release, root: Path, path: Path, name: str) -> None:
+    """Raise UserError if a file is not the declared one, or is a web page instead of a checkpoint."""
+    facts = wanted.files.get(name, {})
+    with path.open("rb") as file:
+        start = file.read(64)
+    if wanted.kind == "weights" and start.lstrip()[:1] in (b"<", b""):
+        raise UserError(f"{path} is a web page, not a checkpoint\n  {instructions(wanted, root)}")
+    if facts and (found := file_digest(path)) != facts["sha256"]:
+        raise UserError(f"{path} is not {name} of {wanted.title}: sha256 {found}, not {facts['sha256']}")
+
+
+def _check_digests(wanted: Release, root: Path, path: Path) -> None:
+    """Compare the digest of every file with the declared one, else with the recorded one, which is written if new."""
+    folder = wanted.folder(root)
+    record = folder / RECORD
+    lines = record.read_text(encoding="utf-8").splitlines() if record.is_file() else []
+    expected = {name: known for known, _, name in (line.partition("  ") for line in lines)}
+    expected |= {name: facts["sha256"] for name, facts in wanted.files.items()}
+    found = {name: file_digest(folder / name) for name in (wanted.files or [path.name])}
+    for name, actual in found.items():
+        if actual != (known := expected.get(name, actual)):
+            raise UserError(
+                f"{folder / name} has sha256 {actual}, not {known} as when it was got; remove it, then: "
+                f"{wanted.command(root)}"
+            )
+    if found.keys() != expected.keys():
+        write_text(record, "".join(f"{actual}  {name}\n" for name, actual in found.items()))

@@ -1,0 +1,25 @@
+"""Names of encoders: OpenAI's spellings, and the tags of an architecture. open_clip is imported for messages alone."""
+
+from __future__ import annotations
+
+import re
+
+# OpenAI's names of its models, but for the resolution: clip.available_models()
+_OPENAI = re.compile(r"(?P<resnet>RN(50|101|50x4|50x16|50x64))|(?P<kind>ViT-[BL])/(?P<patch>\d+)(@(?P<pixels>\d+)px)?")
+_WITH_SLASH = re.compile(r"(?P<kind>ViT-\w+)/(?P<patch>\d+)(?=[/@])")  # ViT-B/16/TAG, ViT-B/16@FILE
+
+
+def open_clip_name(text: str) -> str:
+    """Return a name in open_clip's spelling: `ViT-L/14@336px` is `ViT-L-14-336/openai`, and other names stay."""
+    match = _OPENAI.fullmatch(text)
+    if match:
+        kind = match["resnet"] or f"{match['kind']}-{match['patch']}"
+        return f"{kind}{'-' + match['pixels'] if match['pixels'] else ''}/openai"
+    return _WITH_SLASH.sub(r"\g<kind>-\g<patch>", text, count=1) if _WITH_SLASH.match(text) else text
+
+
+def tags(architecture: str) -> list[str]:
+    """Return the tags of open_clip's weights for an architecture; none if there is no such architecture."""
+    import open_clip
+
+    return [tag for name, tag in open_clip.list_pretrained() if name == architecture]

@@ -1,0 +1,115 @@
+"""The encoder of a run without --encoder: that of trained weights, else the benchmark's; and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from oodbench.data.catalog import Benchmark, benchmarks, datasets
+from oodbench.data.released import releases, releases_of
+from oodbench.encoder.card import EMBEDDED, parse_encoder
+from oodbench.errors import UserError
+from oodbench.method import registry
+from oodbench.pipeline.assign_weights import weights_files
+from oodbench.pipeline.jobs import Job, Jobs, make_jobs
+from oodbench.pipeline.request import RunRequest, command
+from oodbench.pipeline.weights import recipe_of
+
+
+@dataclass(frozen=True)
+class EncoderChoice:
+    """A value of --encoder, and why it was taken; "" if the user gave it, or for the embedded encoder."""
+
+    text: str
+    reason: str = ""
+
+
+def choose_encoder(request: RunRequest, jobs: Jobs, files: Mapping[str, Path], benchmark: Benchmark) -> EncoderChoice:
+    """Return the encoder of a run; `files` are the weights that the user named, by method.
+
+    It is --encoder; else the one that the user's weights were trained for; else the one of the released weights of the
+    named methods; else the benchmark's. Released weights do not decide on a benchmark of the embedded encoder, for
+    which weights are shipped. Raises UserError, with the commands to paste, if trained methods need different encoders,
+    or if there is none to take.
+    """
+    if request.encoder:
+        return EncoderChoice(request.encoder)
+    trained = [job for job in jobs.jobs if "WEIGHTS" in job.info.needs]
+    needed = {job.label: encoder for job in trained if (encoder := _trained_for(files.get(job.info.name)))}
+    why = "which {} was trained for"
+    if not needed and benchmark.encoder != EMBEDDED:
+        named = trained if request.methods.strip() != "all" else [job for job in trained if job.info.name in files]
+        needed = {job.label: encoder for job in named if (encoder := released_encoder(job))}
+        why = "which the released weights of {} belong to"
+    distinct = list(dict.fromkeys(needed.values()))
+    if len(distinct) > 1:
+        raise UserError(_conflict(request, jobs.jobs, needed))
+    if distinct:
+        others = [job.label for job in jobs.jobs if job.label not in needed]
+        reason = f"encoder {distinct[0]}, {why.format(', '.join(needed))}"
+        if others and request.methods.strip() != "all" and benchmark.encoder not in ("", distinct[0]):
+            alone = command(request, methods=",".join(others), encoder=benchmark.encoder, weights=())
+            reason += f"; the others alone with the benchmark's: {alone}"
+        return EncoderChoice(distinct[0], "" if distinct[0] == EMBEDDED else reason)
+    if not benchmark.encoder:
+        known = ", ".join(known_encoders())
+        example = command(request, encoder="ViT-B-16/openai")
+        raise UserError(
+            f"benchmark '{benchmark.name}' needs an encoder; name one, e.g. --encoder ViT-B-16/openai\n"
+            f"  those of the papers: {known}\n  {example}"
+        )
+    reason = f"encoder {benchmark.encoder}, that of benchmark '{benchmark.name}'; --encoder names another"
+    return EncoderChoice(benchmark.encoder, "" if benchmark.encoder == EMBEDDED else reason)
+
+
+def benchmark_of_classes(classes: str) -> Benchmark:
+    """Return the benchmark of the ID set that is named as a class list; else one with the embedded encoder."""
+    named = datasets().get(classes)
+    benchmark = benchmarks().get(named.benchmark) if named else None
+    return benchmark or Benchmark("images", "images", "images", encoder=EMBEDDED)
+
+
+def encoder_without_run(request: RunRequest, benchmark: Benchmark) -> EncoderChoice:
+    """Return the encoder that a run of the request on a benchmark takes."""
+    files = weights_files(request, registry.methods(request.plugins))
+    return choose_encoder(request, make_jobs(request), files, benchmark)
+
+
+def released_encoder(job: Job) -> str:
+    """Return the encoder that the released weights of a method belong to; "" if there are none, or for several."""
+    encoders = {release.encoder for release in releases_of(job.info.name, job.parameters)}
+    return encoders.pop() if len(encoders) == 1 else ""
+
+
+def known_encoders() -> list[str]:
+    """Return the encoders that benchmarks and released weights name, without the embedded one."""
+    named = [one.encoder for one in benchmarks().values()] + [one.encoder for one in releases("weights").values()]
+    return sorted(dict.fromkeys(name for name in named if name not in ("", EMBEDDED)))
+
+
+def _trained_for(file: Path | None) -> str:
+    """Return the encoder in the recipe of a weights file, "" if there is no recipe."""
+    if file is None or not (recipe := recipe_of(file)):
+        return ""
+    encoder = recipe.get("encoder")
+    name = encoder.get("name") if isinstance(encoder, dict) else None
+    if not isinstance(name, str):
+        return ""  # reported when the file is examined
+    try:
+        parse_encoder(name)
+    except UserError as error:  # a checkpoint file of the user, of which the recipe holds only the name
+        raise UserError(f"{file} was trained for {name}; name that encoder, with its path: --encoder {name}") from error
+    return name
+
+
+def _conflict(request: RunRequest, jobs: Iterable[Job], needed: Mapping[str, str]) -> str:
+    """Return the error for methods whose weights need different encoders, with one command for each encoder."""
+    free = [job.label for job in jobs if job.label not in needed]
+    lines = ["the methods' weights need different encoders; run them one by one:"]
+    for encoder in dict.fromkeys(needed.values()):
+        with_it = [label for label, one in needed.items() if one == encoder]
+        names = {label.partition("[")[0] for label in with_it}
+        weights = tuple(text for text in request.weights if text.partition("=")[0] in names)
+        lines.append("  " + command(request, methods=",".join(with_it + free), encoder=encoder, weights=weights))
+    return "\n".join(lines)
