@@ -178,7 +178,7 @@ def test_skip_missing_runs_the_others_and_names_what_is_absent(
     photos: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The weights of ViT-B-16 are not here: the embedded encoder stands in for them."""
-    from oodbench.pipeline import plan
+    from oodbench.encoder.resolve import resolve as embedded
 
     asked: list[str] = []
 
@@ -186,9 +186,18 @@ def test_skip_missing_runs_the_others_and_names_what_is_absent(
         asked.append(spec.text)
         return embedded(parse_encoder("glyphs"), *options, **more)
 
-    embedded = plan.resolve
-    monkeypatch.setattr(plan, "resolve", resolve)
-    command = ("run", "--methods", "clipn,mcm", "--id", "folder:id", "--ood", "folder:ood", "--bootstrap", "0")
+    monkeypatch.setattr("oodbench.pipeline.plan.resolve", resolve)
+    command: tuple[str, ...] = (
+        "run",
+        "--methods",
+        "clipn,mcm",
+        "--id",
+        "folder:id",
+        "--ood",
+        "folder:ood",
+        "--bootstrap",
+        "0",
+    )
     command = (*command, "--tracking-uri", "none", "--results", "results", "--store", "store")
     refused = cli(*command, cwd=photos)
     assert refused.returncode == 2 and f"clipn has no weights for {LAION}" in refused.stderr and not asked
@@ -255,7 +264,7 @@ def test_training_takes_the_encoder_of_the_released_weights(
         asked.append(spec.text)
         raise UserError("stop here")
 
-    monkeypatch.setattr(plan, "resolve", resolve)
+    monkeypatch.setattr("oodbench.training.plan.resolve", resolve)
     for given, expected in (("", encoder), ("ViT-L/14", "ViT-L-14/openai")):
         with pytest.raises(UserError, match="stop here"):
             plan.make_plan(TrainRequest(method, captions=captions, encoder=given, store=tmp_path / "s"))
