@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from unittest import mock
 import pytest
 from jaxtyping import install_import_hook
 
+from tests.processes import command
 from tests.timing import pytest_runtest_call
 
 __all__ = ["pytest_runtest_call"]  # the limit of tests that are not marked slow
@@ -126,14 +126,8 @@ def cli() -> Cli:
 
 @pytest.fixture(scope="session")
 def process() -> Cli:
-    """The same as the installed command in a process of its own, for tests of what only a process shows."""
-
-    def call(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-        command = [str(Path(sys.executable).with_name("oodbench")), *map(str, arguments)]
-        env = {**os.environ, **environment}
-        return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=600, check=False)
-
-    return call
+    """The same as a process of its own, for tests of what only a process shows."""
+    return command
 
 
 @pytest.fixture(scope="session")

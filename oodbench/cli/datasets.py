@@ -1,4 +1,4 @@
-"""oodbench datasets: list, show, add, check, get."""
+"""oodbench datasets: list, show, add, locate, check, get."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import click
 from oodbench.cli import options as shared
 from oodbench.cli.group import NamesOrCommands
 from oodbench.cli.options import FOLDER
-from oodbench.cli.output import check_output, note, print_errors, say, write_output
-from oodbench.errors import UserError, printable, raise_all
+from oodbench.cli.output import check_output, note, say, write_output
+from oodbench.errors import UserError, printable
 
 
 @click.group(cls=NamesOrCommands, invoke_without_command=True)
@@ -61,22 +61,60 @@ def show(name: str, data: Path | None) -> None:
 @click.option("--source", default="", help="Loader torchvision: the class, such as CIFAR10.")
 @click.option("--split", default="", help="Split of a set or an array file; tar: ending of its images (main.png).")
 @shared.CLASSES
+@shared.CLEAN_NAMES
+@click.option("--train", default="", help="Training set of an ID set, for methods that calibrate.")
 @click.option("--title", default="", help="Name in tables.")
 @click.option("--licence", default="", help="Licence of the images.")
 @click.option("--cite", default="", help="Paper, such as 'Doe et al., ICML 2020, arXiv:2001.00001'.")
 @click.option("--url", default="", help="Web page of the dataset.")
-def add(name: str, list_: str, **fields: str) -> None:
+def add(name: str, list_: str, clean_names: bool, **fields: str) -> None:
     """Declare a dataset of your own, after checking that its images can be listed."""
     from oodbench.data.add import add_dataset
     from oodbench.storage.store import Store, default_root
 
-    added = add_dataset(name, {**fields, "list": list_}, Store(default_root()))
+    added = add_dataset(name, {**fields, "list": list_}, Store(default_root()), clean_names=clean_names)
     images = added.images
     say(printable(f"{name}: {len(images):,} images at {images.folder}, declared in {added.file}"))
     for remark in images.remarks:
         note(f"note: {remark.message}")
     if added.only_ood:
         note(f"note: as an OOD set only: {added.only_ood}")
+
+
+@datasets.command()
+@click.argument("name", required=False)
+@click.argument("path", required=False)
+@click.option("--forget", is_flag=True, help="Remove the place of NAME: it is looked for below the data folder again.")
+@click.option("--allow-partial", is_flag=True, help="Bind a place with another number of images than is declared.")
+@shared.DATA
+def locate(name: str | None, path: str | None, forget: bool, allow_partial: bool, data: Path | None) -> None:
+    """Say where a dataset is, or bind its name to a place: oodbench datasets locate imagenet1k /data/ImageNet.
+
+    PATH is the folder or archive of the images, or a folder above it in a layout that is known; it is checked at once.
+    Without PATH, the place that a run would read is shown; without NAME, all places that are bound.
+    """
+    from oodbench.data import places
+    from oodbench.data.locate import check_place, describe_place
+
+    if name is None:
+        bound = places.bindings()
+        say("\n".join(f"{one}: {place}" for one, place in sorted(bound.items())) or "no place is bound")
+        return
+    if forget and path is not None:
+        raise UserError("--forget takes no PATH")
+    if forget:
+        dataset = places.forgettable(name)
+        places.bind(dataset, None)
+        say(f"{dataset}: forgotten; it is looked for below the data folder")
+        return
+    one = places.bindable(name)
+    if path is None:
+        say("\n".join(map(printable, describe_place(one, _data_root(data)))))
+        return
+    images = check_place(one, places.absolute_place(path), _data_root(data), allow_partial=allow_partial)
+    say(printable(f"{one.name}: {len(images):,} images at {images.folder}; bound to {places.bindings()[one.name]}"))
+    for remark in images.remarks:
+        note(f"note: {remark.message}")
 
 
 @datasets.command()
@@ -137,40 +175,29 @@ def check(
 
 @datasets.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option(
+    "--from", "source", type=click.Path(path_type=Path), help="An archive that you have already, or a folder with some."
+)
 @shared.DATA
-def get(names: tuple[str, ...], data: Path | None) -> None:
-    """Download the datasets whose licence allows it, and print how to get the others.
+def get(names: tuple[str, ...], source: Path | None, data: Path | None) -> None:
+    """Get datasets, or all sets of benchmarks: download what can be had, and print how to get the others.
 
-    NAME is a dataset or a benchmark. Rerun the same command to resume a download. Exit code 1 if a download failed; 3
-    if a dataset has to be downloaded by hand.
+    NAME is a dataset or a benchmark. What is there is kept; rerun the same command to resume. ImageNet's validation
+    images are unpacked from your copy: oodbench datasets get imagenet1k --from ILSVRC2012_img_val.tar. Exit code 0 if
+    all sets are ready, 1 if one failed, 3 if one has to be got by hand.
     """
-    from oodbench.cli.progress import ProgressBars
-    from oodbench.data import catalog as catalogue
-    from oodbench.data.fetch import fetch
+    get_datasets(names, source, data)
 
-    root = _data_root(data)
-    problems: list[str] = []
-    wanted: dict[str, catalogue.Dataset] = {}
-    for name in names:
-        try:
-            if name in catalogue.benchmarks():
-                protocol = catalogue.protocol(name)
-                members = [protocol.id, *(ood for ood, _ in protocol.ood)]
-            else:
-                members = [catalogue.dataset(name)]
-            wanted |= {dataset.name: dataset for dataset in members}
-        except UserError as error:
-            problems += error.problems
-    raise_all(problems)
-    failed = by_hand = False
+
+def get_datasets(names: tuple[str, ...], source: Path | None, data: Path | None) -> None:
+    """Get datasets with progress bars, print the summary, and exit with its code unless all are ready."""
+    from oodbench.cli.progress import ProgressBars
+    from oodbench.data.fetch import GetOptions, get
+    from oodbench.storage.files import expand
+
     with ProgressBars("bytes") as bars:
-        for dataset in wanted.values():
-            try:
-                outcome = fetch(dataset, root, bars.count)
-                by_hand |= outcome.by_hand
-                say(f"{dataset.name}: {outcome.message}")
-            except UserError as error:
-                failed = True
-                print_errors(*(f"{dataset.name}: {problem}" for problem in error.problems))
-    if failed or by_hand:
-        sys.exit(1 if failed else 3)
+        options = GetOptions(expand(source, "--from") if source else None, bars.count)
+        summary = get(names, _data_root(data), options)
+    say("\n".join(printable(line) for line in summary.text().split("\n")))
+    if summary.exit_code:
+        sys.exit(summary.exit_code)

@@ -18,7 +18,9 @@ from oodbench.cli.output import check_output, configure_logging, note, say, writ
 @click.option("--methods", default="all", help="mcm,energy[scale=1],... or all.", show_default=True)
 @shared.ID
 @shared.OOD
+@shared.CALIBRATION
 @shared.CLASSES
+@shared.CLEAN_NAMES
 @shared.ENCODER
 @shared.DATA
 @shared.SETTINGS
@@ -57,11 +59,13 @@ def explain(
     """
     configure_logging(verbose)
     check_output(output)
+    from oodbench.cli.progress import text_progress
     from oodbench.detector import explain as explanation
     from oodbench.pipeline.request import request_from
 
     request = request_from(id=id_, out=results, allow_partial=True, skip_missing=True, **options)
-    explained = explanation.explain(request, images[0] if len(images) == 1 else images, top)
+    with text_progress() as watch:
+        explained = explanation.explain(request, images[0] if len(images) == 1 else images, top, watch)
     if form == "json":
         text = json.dumps([explanation.plain(image) for image in explained], indent=1, allow_nan=False)
     else:

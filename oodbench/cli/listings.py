@@ -10,6 +10,7 @@ from pathlib import Path
 
 from oodbench.data import catalog as catalogue
 from oodbench.data.catalog import Dataset, Protocol
+from oodbench.data.places import bindings, find_list, find_place
 from oodbench.errors import UserError, is_url, printable, redact
 from oodbench.method.introspection import MethodInfo
 from oodbench.method.parameters import written
@@ -73,10 +74,13 @@ def datasets(data: Path) -> str:
         for d in catalogue.datasets().values()
     ]
     sets = _table(("dataset", "alias", "title", "images", "paper", "status"), rows)
-    pairs = [
-        (b.name, b.title, b.id, ", ".join(n for n, _ in b.sets()), b.cite) for b in catalogue.benchmarks().values()
-    ]
-    return f"{sets}\n\n{_table(('benchmark', 'title', 'ID', 'OOD', 'paper'), pairs)}\n\ndata folder: {data}"
+    return f"{sets}\n\n{benchmarks()}\n\ndata folder: {data}"
+
+
+def benchmarks() -> str:
+    """List benchmarks, one line each: name, title, sets, paper."""
+    rows = [(b.name, b.title, b.id, ", ".join(n for n, _ in b.sets()), b.cite) for b in catalogue.benchmarks().values()]
+    return _table(("benchmark", "title", "ID", "OOD", "paper"), rows)
 
 
 def dataset(one: Dataset, data: Path) -> str:
@@ -98,6 +102,10 @@ def dataset(one: Dataset, data: Path) -> str:
         "paper": one.cite,
         "licence": one.licence,
         "page": one.url,
+        "archives": ", ".join(
+            f"{archive.file_name} ({'digest declared' if archive.has_digest else 'no digest declared'})"
+            for archive in one.archives
+        ),
         "to get it": one.obtain,
         "status": _status(one, data),
     }
@@ -112,7 +120,7 @@ def benchmark(protocol: Protocol, data: Path) -> str:
         f"{one.name}: {one.title}" + (f" ({one.cite})" if one.cite else ""),
         f"  ID   {one.id}: {_status(protocol.id, data)}",
     ]
-    lines += [f"  {group or 'OOD':5}{ood.name}: {_status(ood, data)}" for ood, group in protocol.ood]
+    lines += [f"  {group or 'OOD':4} {ood.name}: {_status(ood, data)}" for ood, group in protocol.ood]
     if one.calibration:
         lines.append(f"  calibration  {one.calibration}: {_status(catalogue.dataset(one.calibration), data)}")
     if one.encoder:
@@ -162,12 +170,15 @@ def _status(one: Dataset, data: Path) -> str:
         return "embedded"
     if one.within:
         return (
-            _status(catalogue.dataset(one.within), data) if not one.list or (data / one.list).is_file() else "no list"
+            _status(catalogue.dataset(one.within), data)
+            if not one.list or find_list(one, data).is_file()
+            else "no list"
         )
     if one.parts:
         states = [_status(catalogue.dataset(name), data) for name in one.parts]
         return next((state for state in states if state != "found"), "found")
-    if not os.path.exists(one.folder(data)) and one.loader not in ("tar", "hf"):
+    place = find_place(one, data).dataset
+    if one.loader not in ("tar", "hf") and not (place and os.path.exists(place.folder(data))):
         return "not found"
     if one.loader == "tar":
         from oodbench.data.loaders.tar import expand_pattern
@@ -177,7 +188,8 @@ def _status(one: Dataset, data: Path) -> str:
             return "found" if all(os.path.isfile(path) for path in shards) else "not found"
         except UserError:
             return "not found"
-    return "found" if not one.list or (data / one.list).is_file() else "no list"
+    bound = " (bound)" if one.name in bindings() else ""
+    return f"found{bound}" if not one.list or find_list(one, data).is_file() else "no list"
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

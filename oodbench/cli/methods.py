@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -12,11 +11,12 @@ import click
 from oodbench.cli import options as shared
 from oodbench.cli.group import NamesOrCommands
 from oodbench.cli.options import FOLDER
-from oodbench.cli.output import configure_logging, say
-from oodbench.errors import UserError, printable, redact
+from oodbench.cli.output import configure_logging, print_contract, say
+from oodbench.errors import UserError
 
 if TYPE_CHECKING:
     from oodbench.data.imageset import ImageSet
+    from oodbench.pipeline.events import Watch
     from oodbench.pipeline.plan import Plan
 
 
@@ -51,19 +51,16 @@ def show(outer: tuple[Path, ...], name: str, plugins: tuple[Path, ...]) -> None:
 def check(file: Path, verbose: bool) -> None:
     """Run the contract tests on a method of your own. Exit code 1 if it fails one."""
     configure_logging(verbose)
+    from oodbench.cli.progress import spinner
     from oodbench.method import registry
 
     info = registry.methods([file])[file.stem]
-    from oodbench.pipeline.contract import run_checks
+    with spinner("importing torch"):
+        from oodbench.pipeline.contract import run_checks
 
-    checks = run_checks(info)
-    for name, problem in checks:
-        say(printable(redact(f"{'FAIL' if problem else 'ok':5}{name}{': ' + problem if problem else ''}")))
-    failed = sum(bool(problem) for _, problem in checks)
-    outcome = f"breaks the contract in {failed} of {len(checks)} checks" if failed else "keeps the contract"
-    say(f"{info.name}: {outcome}")
-    if failed:
-        sys.exit(1)
+    with spinner(f"checking {info.name}"):
+        checks = run_checks(info)
+    print_contract(info.name, checks)
 
 
 @methods.command()
@@ -93,8 +90,11 @@ def describe_negatives(plan: Plan) -> str:
     A negative word that names an ID class lowers the scores of that class; one that names an OOD class gives away what
     is to be detected.
     """
+    from oodbench.cli.progress import text_progress
+
     job = plan.jobs[0]
-    state = _fit(plan)
+    with text_progress() as watch:
+        state = _fit(plan, watch)
     words: Sequence[str] = getattr(state, "words", ())
     if not words:
         raise UserError(f"{job.label} mines no words; one that does is neglabel")
@@ -146,17 +146,16 @@ def _overlap(words: Sequence[str], names: Iterable[str]) -> str:
     return f"{len(common)} of {len(distinct):,}" + (f": {', '.join(common)}" if common else "")
 
 
-def _fit(plan: Plan) -> Any:
+def _fit(plan: Plan, watch: Watch) -> Any:
     """Fit the first method of a plan. Raise UserError for a ValueError of the method."""
     import torch
 
-    from oodbench.pipeline.events import Watch
     from oodbench.pipeline.task import encoder_loader, make_task, method_resources, pick_device
 
     job = plan.jobs[0]
     method = job.build()
     device = pick_device(plan.request.device)
-    task = make_task(plan, encoder_loader(plan, device), device, Watch())
+    task = make_task(plan, encoder_loader(plan, device), device, watch)
     torch.manual_seed(plan.request.seed)
     try:
         with torch.no_grad():

@@ -132,11 +132,19 @@ OOD = click.option(
 CLASSES = click.option(
     "--classes", default="", help="Class names: the name of a list, or a file with one name per line."
 )
+CLEAN_NAMES = click.option(
+    "--clean-names", is_flag=True, help='Take class names as words: AnnualCrop as "annual crop". They are printed.'
+)
+CALIBRATION = click.option(
+    "--calibration",
+    default="",
+    help="ID training images for methods that calibrate. Default: those of the benchmark, else of the ID set.",
+)
 ENCODER = click.option(
     "--encoder",
     default="",
-    help="glyphs, ARCH/TAG, ARCH/TAG@FILE, ARCH@FILE, CONFIG.json@FILE or hf-hub:OWNER/MODEL. "
-    "Default: that of the methods' weights, else the benchmark's.",
+    help="glyphs, ARCH/TAG, ARCH/TAG@FILE, ARCH@FILE, CONFIG.json@FILE, hf-hub:OWNER/MODEL, local-dir:FOLDER or "
+    "plugin:FILE.py. Default: that of the methods' weights, else the benchmark's.",
 )
 DATA = click.option("--data", type=FOLDER, help="Folder of the datasets. Default: $OODBENCH_DATA, else ./data.")
 SETTINGS = click.option(

@@ -37,6 +37,17 @@ def note(text: str) -> None:
         click.echo(printable(line), file=sys.stderr)
 
 
+def print_contract(name: str, checks: list[tuple[str, str]]) -> None:
+    """Print (check, problem or "") and the outcome; exit with code 1 if there is a problem."""
+    for check, problem in checks:
+        say(printable(redact(f"{'FAIL' if problem else 'ok':5}{check}{': ' + problem if problem else ''}")))
+    failed = sum(bool(problem) for _, problem in checks)
+    outcome = f"breaks the contract in {failed} of {len(checks)} checks" if failed else "keeps the contract"
+    say(f"{name}: {outcome}")
+    if failed:
+        sys.exit(1)
+
+
 def print_errors(*problems: str) -> None:
     """Print each problem on stderr, as note() does."""
     for problem in problems:
@@ -82,9 +93,19 @@ class Formatter(logging.Formatter):
         return "\n".join(map(printable, redact(super().formatException(ei)).split("\n")))
 
 
+class StderrHandler(logging.Handler):
+    """Prints messages to what sys.stderr is at the time: while progress bars are shown, above them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(self.format(record), file=sys.stderr)
+        except Exception:
+            self.handleError(record)
+
+
 def configure_logging(verbose: bool) -> None:
     """Log warnings to stderr; with `verbose`, also what is done."""
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[StderrHandler()])
     for handler in logging.getLogger().handlers:
         handler.setFormatter(Formatter("%(levelname)s %(name)s: %(message)s"))
     if verbose:

@@ -1,24 +1,60 @@
-"""Progress bars on stderr for runs, trainings and downloads. Nothing is drawn if stderr is not a terminal."""
+"""Progress on stderr for runs, trainings, downloads and slow imports. Nothing is drawn if stderr is no terminal."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from oodbench.errors import printable
-from oodbench.pipeline.events import Event, Watch
+from oodbench.pipeline.events import Advance, Event, Watch
 
 if TYPE_CHECKING:
     from oodbench.results import Result
     from oodbench.training.loop import StepReport
 
 log = logging.getLogger("oodbench.training")
+run_log = logging.getLogger("oodbench.run")
 
 LOG_EVERY = 50  # training steps between two lines of the log
+SPINNER_AFTER = 1.0  # seconds
 _COUNTS = {"joined": ("workers", 1), "lost": ("workers", -1), "retried": ("retried", 1), "failed": ("failed", 1)}
+
+
+@contextmanager
+def spinner(text: str) -> Iterator[None]:
+    """Show a text beside a spinner on stderr if the block takes more than a second and stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    status = Console(stderr=True).status(printable(text))
+    timer = threading.Timer(SPINNER_AFTER, status.start)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        status.stop()
+
+
+@contextmanager
+def text_progress() -> Iterator[Watch]:
+    """Yield a Watch that shows bars for the prompts, and the calibration images, that a fit encodes."""
+    with spinner("importing torch"):
+        import torch  # noqa: F401
+    with ProgressBars("images") as bars:
+        yield Watch(
+            extracting=lambda dataset, images: bars.count(f"encode {dataset}", images),
+            prompts=lambda count: bars.count("encode prompts", count, "prompts"),
+        )
 
 
 class ProgressBars:
@@ -27,15 +63,18 @@ class ProgressBars:
     def __init__(self, unit: str = "") -> None:
         from rich import progress
         from rich.console import Console
+        from rich.table import Column
 
         self.unit = unit
         self.visible = sys.stderr.isatty()
         self._progress = progress.Progress(
             progress.TextColumn("{task.description}", markup=False),
-            progress.BarColumn(),
-            progress.DownloadColumn() if unit == "bytes" else progress.MofNCompleteColumn(),
+            progress.BarColumn(bar_width=24),  # alone gets narrower in a narrow terminal
+            (progress.DownloadColumn if unit == "bytes" else progress.MofNCompleteColumn)(
+                table_column=Column(no_wrap=True)
+            ),
             progress.TextColumn("{task.fields[text]}", markup=False),
-            progress.TimeRemainingColumn(),
+            progress.TimeRemainingColumn(table_column=Column(no_wrap=True)),
             console=Console(stderr=True),
             transient=True,
             disable=not self.visible,
@@ -50,48 +89,61 @@ class ProgressBars:
     ) -> None:
         self._progress.stop()
 
-    def add(self, name: str, total: int | None, done: int = 0) -> Callable[..., None]:
-        """Add a bar. Return the function that changes it: advance, completed, description, text."""
-        task = self._progress.add_task(printable(name), total=total, completed=done, text="")
+    def add(self, name: str, total: int | None, done: int = 0, *, timed: bool = True) -> Callable[..., None]:
+        """Add a bar. Return the function that changes it: advance, completed, description, text.
+
+        A bar that is not `timed` shows no time left, and moves for as long as it is there.
+        """
+        task = self._progress.add_task(self._short(name), total=total, completed=done, text="", start=timed)
 
         def update(**changes: Any) -> None:
-            safe: dict[str, Any]
-            safe = {key: printable(value) if isinstance(value, str) else value for key, value in changes.items()}
-            self._progress.update(task, **safe)
+            texts = {key: self._short(value, 2 / 5) for key, value in changes.items() if isinstance(value, str)}
+            self._progress.update(task, **(changes | texts))
 
         return update
 
-    def count(self, name: str, total: int) -> Callable[[int], None]:
-        """Add a bar that shows its speed. Return the function that advances it; a total of 0 is not known."""
-        task = self._progress.add_task(printable(name), total=total or None, text="")
+    def count(self, name: str, total: int, unit: str = "") -> Advance:
+        """Add a bar that shows its speed in `unit`s, until it is full. Return the function that advances it.
+
+        A total of 0 is not known. `unit` is that of all bars by default.
+        """
+        task = self._progress.add_task(self._short(name), total=total or None, text="")
 
         def advance(n: int) -> None:
             self._progress.advance(task, n)
             state = self._progress.tasks[task]
-            self._progress.update(task, text=self._speed_text(state.speed), visible=not state.finished)
+            self._progress.update(task, text=_speed_text(state.speed, unit or self.unit), visible=not state.finished)
 
         return advance
 
-    def _speed_text(self, speed: float | None) -> str:
-        if not speed:
-            return ""
-        if self.unit == "bytes":
-            from oodbench.cli.listings import bytes_text
+    def _short(self, text: str, part: float = 1 / 3) -> str:
+        """Return a printable text, with its middle left out if it takes more than a part of the terminal."""
+        text, limit = printable(text), int(self._progress.console.width * part)
+        return text if len(text) <= limit else f"{text[: limit // 2]}…{text[-(limit - limit // 2 - 1) :]}"
 
-            return f"{bytes_text(int(speed))}/s"
-        return f"{speed:,.0f} {self.unit}".strip() + "/s"
+
+def _speed_text(speed: float | None, unit: str) -> str:
+    if not speed:
+        return ""
+    if unit == "bytes":
+        from oodbench.cli.listings import bytes_text
+
+        return f"{bytes_text(int(speed))}/s"
+    return f"{speed:,.0f} {unit}".strip() + "/s"
 
 
 class RunProgress(ProgressBars):
-    """Progress of a run; `watch` is what the run calls."""
+    """Progress of a run of `rows` methods; `watch` is what the run calls. Without a terminal, stages go to the log."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: int | None = None) -> None:
         super().__init__("images")
-        self.watch = Watch(self._extracting, self._scoring, self._finished, self._event)
-        self._state = self.add("starting", None)
+        self.watch = Watch(self._extracting, self._prompts, self._scoring, self._finished, self._event)
+        self._state = self.add("rows", rows, timed=False)
         self._results = 0
+        self._stage = "starting"
         self._counts = dict.fromkeys(("workers", "retried", "failed"), 0)
         self._speeds: dict[str, float] = {}  # worker -> images/s of its last shard
+        self._show_state()
 
     def summary(self) -> str:
         """Return the state of the workers: `4 workers, 310-330 images/s each, 1 retried`."""
@@ -102,26 +154,36 @@ class RunProgress(ProgressBars):
             filter(None, [counts.get("workers", ""), each, counts.get("retried", ""), counts.get("failed", "")])
         )
 
-    def _extracting(self, dataset: str, images: int) -> Callable[[int], None]:
+    def _extracting(self, dataset: str, images: int) -> Advance:
         return self.count(f"encode {dataset}", images)
 
-    def _scoring(self, dataset: str, methods: Any) -> None:
-        self._state(description=f"score {dataset}: {', '.join(methods)}")
+    def _prompts(self, count: int) -> Advance:
+        run_log.info("encoding %s prompts", f"{count:,}")
+        return self.count("encode prompts", count, "prompts")
+
+    def _scoring(self, dataset: str, methods: Sequence[str], images: int) -> Advance:
+        return self.count(f"score {dataset}", images)
 
     def _finished(self, result: Result) -> None:
         self._results += 1
-        self._state(completed=self._results)
+        self._show_state()
 
     def _event(self, event: Event) -> None:
-        """Count workers, retries and failures, and keep the speed of each worker."""
+        """Show what was started last, count workers, retries and failures, and keep the speed of each worker."""
         if event.what in _COUNTS:
             name, step = _COUNTS[event.what]
             self._counts[name] = max(0, self._counts[name] + step)
+        if event.what == "started":
+            self._stage = event.name
+            run_log.info("%s", event.name)
         if event.what == "lost":
             self._speeds.pop(event.worker, None)
         if event.worker and event.images and event.seconds and (event.what, event.stage) == ("done", "extract"):
             self._speeds[event.worker] = event.images / event.seconds
-        self._state(text=self.summary())
+        self._show_state()
+
+    def _show_state(self) -> None:
+        self._state(completed=self._results, text="; ".join(filter(None, [self.summary(), self._stage])))
 
 
 class TrainProgress(ProgressBars):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,18 +17,22 @@ from oodbench.cli import options as shared
 from oodbench.cli.group import sigterm_raises
 from oodbench.cli.options import FOLDER, Integers
 from oodbench.cli.output import configure_logging, note, print_tables, say
+from oodbench.errors import redact
 
 if TYPE_CHECKING:
     from oodbench.pipeline.events import Watch
     from oodbench.pipeline.plan import Plan
-    from oodbench.pipeline.request import RunRequest
+    from oodbench.results import Result
+    from oodbench.tracking import Tracker
 
 
 @click.command()
 @click.option("--methods", default="all", help="mcm,energy[scale=1],... or all.", show_default=True)
 @shared.ID
 @shared.OOD
+@shared.CALIBRATION
 @shared.CLASSES
+@shared.CLEAN_NAMES
 @click.option(
     "--encoder",
     default="",
@@ -57,9 +62,7 @@ if TYPE_CHECKING:
 @click.option(
     "--skip-missing", is_flag=True, help="Skip missing OOD sets, and methods whose weights are missing, and list them."
 )
-@click.option(
-    "--strict", is_flag=True, help="Identify images and weights by their content, not by name, size and time."
-)
+@click.option("--strict", is_flag=True, help="Identify images and weights by their content, not by name and size.")
 @shared.ON_ERROR
 @click.option(
     "--at95", default="first", help="FPR95 rule: first, nearest (MCM) or interpolate (CLIPN).", show_default=True
@@ -110,6 +113,7 @@ def run(
     """Encode the images once, score them with every method, and print the table."""
     configure_logging(verbose)
     from oodbench import api
+    from oodbench.cli.progress import spinner
     from oodbench.pipeline import jobs
     from oodbench.pipeline.plan import make_plans
     from oodbench.pipeline.request import request_from
@@ -119,13 +123,14 @@ def run(
 
     tracker = api.tracker_of(results, tracking_uri)
     requests = jobs.expand_requests(request_from(id=id_, out=results, **options), encoder, seed)
-    plans = make_plans(requests)
+    with spinner("reading image sets and weights"):
+        plans = make_plans(requests)
     for remark in dict.fromkeys(remark for plan in plans for remark in (*plan.card.notes, *plan.notes)):
         note(f"note: {remark}")
     if dry_run:
         say("\n\n".join(plan_text(plan) for plan in plans))
         return
-    with sigterm_raises(), _watching(plans[0].request, events) as watch:
+    with sigterm_raises(), _watching(plans, events) as watch:
         outcomes = [api.run(plan, watch) for plan in plans]
     rows = [result for outcome in outcomes for result in outcome.results]
     print_tables(tables(rows))
@@ -138,6 +143,8 @@ def run(
         if reason:
             note(f"note: {reason}")
     note(f"results: {plans[0].request.out / 'runs'}")
+    for step in _next_steps(rows, results, tracker):
+        note(f"next: {step}")
     failures = [row for row in rows if row.status == "failed"]
     for row in failures:
         note(f"failed: {row.label}: {row.error}")
@@ -145,16 +152,31 @@ def run(
         sys.exit(1)
 
 
+def _next_steps(rows: Sequence[Result], results: Path, tracker: Tracker | None) -> list[str]:
+    """Return what shows the results of a run: the commands for a page and for LaTeX, and MLflow. [] without results."""
+    if all(row.status == "failed" for row in rows):
+        return []
+    report = ["oodbench", "report", *(["--results", str(results)] if results != Path("results") else [])]
+    page = [*report, "--format", "html", "--output", str(results / "report.html")]
+    steps = [shlex.join(page), shlex.join([*report, "--format", "latex"])]
+    if tracker is not None and tracker.scheme in ("http", "https"):
+        steps.append(f"open {tracker.place}")
+    elif tracker is not None:
+        steps.append(shlex.join(["mlflow", "ui", "--backend-store-uri", tracker.place]))
+    return [redact(step) for step in steps]
+
+
 @contextmanager
-def _watching(request: RunRequest, events: Path | None) -> Iterator[Watch]:
+def _watching(plans: Sequence[Plan], events: Path | None) -> Iterator[Watch]:
     """Show the progress of runs, and write their events to a file if one is named or they run on Ray."""
     from oodbench.cli.progress import RunProgress
     from oodbench.distributed.cluster import cluster_address
     from oodbench.pipeline.events import Event, log_to
 
+    request = plans[0].request
     if events is None and request.ray and cluster_address(request.ray, request.device):
         events = request.out / "events.jsonl"
-    with RunProgress() as progress, log_to(events) as write:
+    with RunProgress(sum(len(plan.jobs) for plan in plans)) as progress, log_to(events) as write:
 
         def show_and_write(event: Event) -> None:
             progress.watch.event(event)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ from oodbench.storage.files import atomic_write, expand
 if TYPE_CHECKING:
     from oodbench.data.imageset import ImageSet
     from oodbench.detector.engine import Scored
+    from oodbench.storage.store import Store
 
 SUFFIXES = (".csv", ".parquet")
 Columns = list[list[Any]]
@@ -31,12 +33,19 @@ Columns = list[list[Any]]
 @click.command()
 @click.argument("images", nargs=-1, required=True)
 @click.option("--method", help="One method: clipn, energy[scale=1], ...")
+@click.option("--id", "id_", default="", help="ID set or benchmark whose classes and training images are taken.")
 @shared.CLASSES
-@click.option("--detector", type=FOLDER, help="Folder of a saved detector, instead of --method and --classes.")
+@shared.CLEAN_NAMES
+@shared.DATA
+@click.option("--detector", type=FOLDER, help="Folder of a saved detector, instead of --method, --id and --classes.")
 @click.option(
     "--threshold-from", help="ID images. Adds a decision, at the threshold that accepts --tpr of new ID images."
 )
-@click.option("--calibration", help="ID images for a method that calibrates. Default: a part of --threshold-from.")
+@click.option(
+    "--calibration",
+    help="ID images for a method that calibrates. Default: the training images of --id, else a part of "
+    "--threshold-from.",
+)
 @click.option("--tpr", default=0.95, help="Fraction of new ID images to accept.", show_default=True)
 @click.option("--threshold", type=float, help="The threshold itself: images that score at least this are ID.")
 @click.option("-o", "--output", type=FOLDER, help="A .csv or .parquet file. Default: CSV on stdout.")
@@ -62,6 +71,7 @@ Columns = list[list[Any]]
 def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
     """Score IMAGES (a folder, files, or the name of a dataset) with one method, and decide which are ID."""
     configure_logging(verbose)
+    from oodbench.cli.progress import spinner
     from oodbench.data.load import notes
     from oodbench.detector import saving
     from oodbench.detector.images import listed
@@ -73,11 +83,12 @@ def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
     if save:
         saving.check(expand(save))
     store = Store(expand(options["store"] or default_root()))
-    image_set = listed(images[0] if len(images) == 1 else list(images), store)
+    image_set = listed(images[0] if len(images) == 1 else list(images), store, options["data"])
     for remark in notes(image_set):
         note(f"note: {remark}")
     with sigterm_raises():
-        detector = _load_detector(options) if options["detector"] else _fit_detector(options)
+        with spinner("fitting the method"):
+            detector = _load_detector(options) if options["detector"] else _fit_detector(options, store)
         if threshold is not None:
             detector.threshold_ = threshold
         if save:
@@ -94,15 +105,47 @@ def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
     note(f"{summary.images:,} images{decided}" + (f": {output}" if output else ""))
 
 
-def _fit_detector(options: dict[str, Any]) -> Any:
+def _with_id_set(options: dict[str, Any], store: Store) -> dict[str, Any]:
+    """Return the options with class names, benchmark and calibration images of the ID set that --id names."""
+    from oodbench.data import catalog
+    from oodbench.data.load import LoadOptions, class_names_of, load_calibration, load_images, notes
+    from oodbench.data.overlap import check_calibration
+    from oodbench.data.paths import data_root
+    from oodbench.method import registry
+    from oodbench.pipeline.plan import check_benchmark
+
+    protocol = catalog.protocol(options["id_"], (), options["classes"], needs_ood=False)
+    check_benchmark(protocol.benchmark, needs_ood=False)
+    dataset = dataclasses.replace(protocol.id, clean_names=options["clean_names"] or protocol.id.clean_names)
+    loading = LoadOptions(data_root(options["data"]), store)
+    id_set = load_images(dataset, loading, labelled=True)
+    classes = class_names_of(id_set)
+    for remark in notes(id_set, classes):
+        note(f"note: {remark}")
+    info = registry.methods(options["plugins"]).get((options["method"] or "").partition("[")[0].strip())
+    training = protocol.benchmark.calibration or dataset.train
+    if training and not options["calibration"] and info and "CALIBRATION" in info.needs:
+        images = load_calibration(catalog.dataset(training), loading, options["seed"])
+        check_calibration(id_set, images)
+        options = {**options, "calibration": images}
+    return {**options, "classes": list(classes.lines), "benchmark": protocol.benchmark}
+
+
+def _fit_detector(options: dict[str, Any], store: Store) -> Any:
     """Fit the detector that the options describe."""
     from oodbench.detector.detector import Detector
     from oodbench.method.parameters import parse_setting
-    from oodbench.pipeline.encoder_choice import encoder_of_classes
+    from oodbench.pipeline.encoder_choice import benchmark_of_classes, encoder_without_run
     from oodbench.pipeline.request import RunRequest
 
-    if not options["method"] or not options["classes"]:
-        raise UserError("name --method and --classes (class names, one a line), or a saved --detector FOLDER")
+    if not options["method"] or not (options["classes"] or options["id_"]):
+        raise UserError(
+            "name --method and --classes (class names, one a line) or --id (an ID set), or a saved --detector FOLDER"
+        )
+    if options["clean_names"] and not options["id_"]:
+        raise UserError("--clean-names is for the class names of an ID set: give --id, or write words in --classes")
+    if options["id_"]:
+        options = _with_id_set(options, store)
     name = options["method"].partition("[")[0].strip()
     settings = [parse_setting(text) for text in options["settings"]]
     other = next((setting for setting in settings if setting.method != name), None)
@@ -112,7 +155,7 @@ def _fit_detector(options: dict[str, Any]) -> Any:
     asked = RunRequest(
         methods=options["method"], encoder=options["encoder"], plugins=options["plugins"], weights=weights
     )
-    choice = encoder_of_classes(asked, options["classes"])
+    choice = encoder_without_run(asked, options.get("benchmark") or benchmark_of_classes(options["classes"]))
     if choice.reason:
         note(f"note: {choice.reason}")
     same = ("classes", "weights", "templates", "threshold", "device", "precision", "batch_size", "workers", "shared")
@@ -158,7 +201,7 @@ def _load_detector(options: dict[str, Any]) -> Any:
     from oodbench.detector.detector import Detector
 
     changeable = ("device", "workers", "store", "shared", "on_error", "plugins", "encoder")
-    allowed = {*changeable, "detector", "threshold", "output", "save", "no_store"}
+    allowed = {*changeable, "data", "detector", "threshold", "output", "save", "no_store"}
     given = [name for name in options if _is_given(name)]
     spelled = {param.name: max(param.opts, key=len) for param in click.get_current_context().command.params}
     fixed = [spelled[name] for name in given if name not in allowed]

@@ -125,11 +125,13 @@ def train_and_track(
     outside this process.
     """
     from oodbench import api
-    from oodbench.cli.progress import TrainProgress
+    from oodbench.cli.progress import TrainProgress, spinner
     from oodbench.tracking.curves import CurveStatus, sending_curves
     from oodbench.training.plan import output_folder
-    from oodbench.training.train import TrainWatch
-    from oodbench.training.train import train as train_here
+
+    with spinner("importing torch"):
+        from oodbench.training.train import TrainWatch
+        from oodbench.training.train import train as train_here
 
     tracker = api.tracker_of(output_folder(request), tracking_uri)
     if os.environ.get("RANK", "0") != "0":

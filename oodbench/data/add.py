@@ -1,25 +1,39 @@
-"""Adding a dataset of the user's own: it is checked, then declared by a TOML file in the user's config folder."""
+"""Adding a dataset or benchmark of the user's own: it is checked, then declared by a TOML file in the config folder."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from oodbench.data import catalog
-from oodbench.data.catalog import LOADERS, Dataset
+from oodbench.data.catalog import LOADERS, Benchmark, Dataset
 from oodbench.data.imageset import ImageSet
-from oodbench.data.load import LoadOptions, class_names_of, load_images
+from oodbench.data.load import LoadOptions, check_classes, class_names_of, load_images, name_remarks
 from oodbench.data.paths import config_folder
-from oodbench.errors import UserError, did_you_mean, is_url
+from oodbench.errors import ProblemList, UserError, did_you_mean, is_url, raise_all
 from oodbench.storage.files import expand, real_path, write_text
 from oodbench.storage.store import Store
 
 ADDABLE = tuple(loader for loader in LOADERS if loader not in ("part", "union", "glyphs"))
-_WRITTEN = ("title", "loader", "path", "list", "source", "split", "classes", "licence", "cite", "url")
+_WRITTEN = (
+    "title",
+    "loader",
+    "path",
+    "list",
+    "source",
+    "split",
+    "classes",
+    "clean_names",
+    "train",
+    "licence",
+    "cite",
+    "url",
+)
 
 
 @dataclass(frozen=True)
@@ -34,39 +48,80 @@ class AddedDataset:
     only_ood: str
 
 
-def add_dataset(name: str, fields: Mapping[str, str], store: Store) -> AddedDataset:
-    """Write `<config>/datasets/NAME.toml`. Raises UserError when the name is in use or no image is found."""
-    dataset = _dataset(name, fields)
+def add_dataset(name: str, fields: Mapping[str, str], store: Store, *, clean_names: bool = False) -> AddedDataset:
+    """Write `<config>/datasets/NAME.toml`.
+
+    Raises UserError when the name is in use, no image is found, or the training set has other classes.
+    """
+    dataset = dataclasses.replace(_dataset(name, fields), clean_names=clean_names)
     options = LoadOptions(Path(), store)
     images = load_images(dataset, options, labelled=False)
     only_ood = ""
     try:
         labelled = load_images(dataset, options, labelled=True)
-        images = dataclasses.replace(images, remarks=labelled.remarks)
-        class_names_of(labelled)
+        names = name_remarks(labelled, class_names_of(labelled))
+        images = dataclasses.replace(images, remarks=(*labelled.remarks, *names))
+        if dataset.train:
+            check_classes(labelled, load_images(catalog.dataset(dataset.train), options, labelled=True))
     except UserError as error:
         only_ood = str(error)
-        if dataset.loader == "classes" or dataset.classes:  # it is meant to have classes
+        if dataset.loader == "classes" or dataset.classes or dataset.train:  # it is meant to have classes
             raise
-    file = config_folder() / "datasets" / f"{name}.toml"
     values = {key: getattr(dataset, key) for key in _WRITTEN if getattr(dataset, key)} | {"count": len(images)}
-    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items()]
+    return AddedDataset(_write(Path("datasets", f"{name}.toml"), values), images, only_ood)
+
+
+def add_benchmark(name: str, sets: Benchmark) -> Path:
+    """Write `<config>/benchmarks/NAME.toml`, and return its path; `sets` are names or references, as given.
+
+    Raises UserError with every set that does not exist, when the name is in use, or a set is given twice.
+    """
+    file = Path("benchmarks", f"{name}.toml")
+    problems = ProblemList()
+    id_set = problems.attempt(catalog.dataset, sets.id)
+    _check_name(name, file, id_set)
+    ood = {group: [problems.attempt(catalog.absolute, one) for one in getattr(sets, group)] for group in _GROUPS}
+    calibration = problems.attempt(catalog.absolute, sets.calibration) if sets.calibration else ""
+    raise_all(problems.problems)
+    names = [catalog.absolute(sets.id), *(one for group in _GROUPS for one in ood[group])]
+    if repeated := [one for one, n in Counter(names).items() if n > 1]:
+        raise UserError(f"benchmark '{name}' names '{repeated[0]}' twice; ID and OOD sets must differ")
+    if len(names) == 1:
+        raise UserError(f"benchmark '{name}' needs an OOD set; name some with --ood, or with --near and --far")
+    values = {"title": sets.title or name, "id": names[0], **ood, "calibration": calibration}
+    return _write(file, values | {"encoder": sets.encoder, "cite": sets.cite})
+
+
+_GROUPS = ("near", "far", "ood")
+
+
+def _write(file: Path, values: Mapping[str, object]) -> Path:
+    """Write a declaration, without empty values, below the config folder. A string of JSON is one of TOML."""
+    path = config_folder() / file
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items() if value]
     try:
-        write_text(file, "".join(lines))
+        write_text(path, "".join(lines))
     except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror}; name another folder by $OODBENCH_CONFIG") from error
+        raise UserError(f"cannot write {path}: {error.strerror}; name another folder by $OODBENCH_CONFIG") from error
     catalog.datasets.cache_clear()
-    return AddedDataset(file, images, only_ood)
+    catalog.benchmarks.cache_clear()
+    return path
+
+
+def _check_name(name: str, file: Path, id_set: Dataset | None = None) -> None:
+    """Raise UserError for a name with other characters or in use; a benchmark may have the name of its ID set."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name):
+        raise UserError(f"a {file.parent.name[:-1]}'s name is made of a-z, 0-9, - and ., not '{name}'")
+    known = catalog.datasets()
+    names = {*known, *(alias for d in known.values() for alias in d.aliases)} - {id_set.name if id_set else ""}
+    if name in {*names, *catalog.benchmarks()}:
+        path = config_folder() / file
+        raise UserError(f"'{name}' is declared already{f', in {path}' if path.is_file() else ''}; take another name")
 
 
 def _dataset(name: str, fields: Mapping[str, str]) -> Dataset:
     """Return the dataset that is to be declared, with absolute paths."""
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name):
-        raise UserError(f"a dataset's name is made of a-z, 0-9, - and ., not '{name}'")
-    known = catalog.datasets()
-    if name in {*known, *catalog.benchmarks(), *(alias for d in known.values() for alias in d.aliases)}:
-        file = config_folder() / "datasets" / f"{name}.toml"
-        raise UserError(f"'{name}' is declared already{f', in {file}' if file.is_file() else ''}; take another name")
+    _check_name(name, Path("datasets", f"{name}.toml"))
     loader, path = fields["loader"], fields["path"]
     if loader not in ADDABLE:
         raise UserError(f"no loader '{loader}'{did_you_mean(loader, ADDABLE)}")
@@ -83,6 +138,7 @@ def _dataset(name: str, fields: Mapping[str, str]) -> Dataset:
         source=fields.get("source", ""),
         split=fields.get("split", ""),
         classes=_absolute(fields.get("classes", "")),
+        train=catalog.absolute(fields["train"]) if fields.get("train") else "",
         licence=fields.get("licence", ""),
         cite=fields.get("cite", ""),
         url=fields.get("url", ""),

@@ -1,6 +1,6 @@
 """The catalogue: datasets/*.toml -> Dataset, datasets/benchmarks/*.toml -> Benchmark, and both by name.
 
-A user's own declarations, in $OODBENCH_CONFIG/datasets (default ~/.config/oodbench/datasets), are read as well.
+A user's own declarations, in the folders datasets/ and benchmarks/ of paths.config_folder(), are read as well.
 """
 
 from __future__ import annotations
@@ -9,18 +9,23 @@ import dataclasses
 import functools
 import os
 import re
+import shlex
 import tomllib
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 from oodbench.data.paths import config_folder_or_none, declarations
 from oodbench.errors import ProblemList, UserError, did_you_mean, has_credentials, is_url, raise_all, redact_url
 from oodbench.storage.files import expand, read_text, real_path
 
-LOADERS = ("classes", "images", "list", "tar", "torchvision", "parquet", "hf", "arrays", "part", "union", "glyphs")
+LOADERS = (
+    *("classes", "images", "list", "tar", "torchvision", "parquet", "hf", "arrays", "part", "union", "glyphs"),
+    "imagenet",
+)
 UNKNOWN = "unknown"
 _REFERENCES = {  # what follows the prefix of a dataset that is not declared
     "folder": "a path, as in folder:photos",
@@ -35,14 +40,57 @@ _LONGEST_SELECTION = 24  # characters of a class selection in a title
 
 
 @dataclass(frozen=True)
+class Archive:
+    """A file that `oodbench datasets get` downloads, or takes from `--from`, and puts or unpacks where it belongs.
+
+    url     its address; "": it cannot be had by a plain request, and the dataset's `obtain` says how to get it
+    name    its file name; "": that in the address
+    to      where it belongs below the data root, or what it holds if it is an archive and `to` is a folder; "": the
+            dataset's path
+    inside  the folder of the archive whose content belongs at `to`; "": found by name, or the only one
+    sort    "imagenet1k-val": its images are sorted into class folders by data/imagenet.py; else a file of the archive
+            with lines `name folder` that sort them
+    size    in bytes; None: not known
+    sha256  of the file, or its `md5`; "": not known
+    source  the page or the released code that states the address, and the digest if there is one
+    """
+
+    url: str = ""
+    name: str = ""
+    to: str = ""
+    inside: str = ""
+    sort: str = ""
+    size: int | None = None
+    sha256: str = ""
+    md5: str = ""
+    source: str = ""
+
+    @property
+    def file_name(self) -> str:
+        """The name of the file: the declared one, else the last part of the address."""
+        return self.name or Path(unquote(re.split("[?#]", self.url)[0])).name
+
+    @property
+    def has_digest(self) -> bool:
+        """Whether a sha256 or md5 is declared."""
+        return bool(self.sha256 or self.md5)
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Where the images of a dataset are stored, how they are read, and what they are.
 
     loader      "classes": one folder per class (loaders/layout.py); "images": every image below path, no labels;
                 "list": the lines of `list`; "tar": archives (path is a pattern); "torchvision", "hf", "parquet";
                 "arrays": .npz or .npy; "part": some images of the set `within`; "union": the sets `parts` in
-                order; "glyphs": the embedded benchmark, path is a split
-    path        below the data root; absolute for a dataset of the user's own
+                order; "glyphs": the embedded benchmark, path is a split; "imagenet": the validation images of
+                ImageNet-1k in any form
+    path        below the data root; absolute for a dataset of the user's own; of "classes" with `/*` at its end where
+                the class folders lie a folder deeper
+    layouts     other paths below the data root where people have it, looked for in this order after `path` (places.py);
+                `*` stands for any name
+    rename      (pattern, replacement) of file names that give an image its name where no image lies in a folder: the
+                names of a set that was flattened are those of the set in folders
     list        the list file below the data root: `path label` per line, paths from `path` (or found in `within`)
     digest      sha256 of the list file; "unknown": not known
     source      the torchvision class that reads it
@@ -53,10 +101,12 @@ class Dataset:
     keep_file   file below the data root with more of them, one per line
     like        the set whose class folders these are some of: names are taken from its class list, by folder
     classes     name or file of a class-name list; "" means the folder names (or, for an OOD set, none)
+    clean_names whether class names are taken as words (prompts.clean_names)
     count       number of images of the complete set; None: not known
     resolution  native size in pixels, in words
-    download    an archive or file that `oodbench datasets get` may fetch; its sha256 or md5 where known
-    train       name of the dataset's training split, for methods that calibrate
+    archives    files that `oodbench datasets get` fetches
+    hub         the gated dataset of the Hugging Face hub that has the same images, and a pattern of its parquet files
+    train       the dataset's training split, for methods that calibrate: a name or a reference
     benchmark   the benchmark that `--id NAME` runs when no --ood is given
     """
 
@@ -65,6 +115,8 @@ class Dataset:
     loader: str
     path: str
     aliases: tuple[str, ...] = ()
+    layouts: tuple[str, ...] = ()
+    rename: tuple[str, ...] = ()
     list: str = ""
     digest: str = UNKNOWN
     source: str = ""
@@ -75,6 +127,7 @@ class Dataset:
     keep_file: str = ""
     like: str = ""
     classes: str = ""
+    clean_names: bool = False
     count: int | None = None
     resolution: str = UNKNOWN
     train: str = ""
@@ -83,9 +136,8 @@ class Dataset:
     cite: str = ""
     url: str = ""
     obtain: str = ""
-    download: str = ""
-    sha256: str = ""
-    md5: str = ""
+    archives: tuple[Archive, ...] = ()
+    hub: str = ""
 
     @property
     def declared(self) -> bool:
@@ -94,7 +146,13 @@ class Dataset:
 
     def folder(self, data_root: Path) -> Path:
         """Return the folder or file that holds the images."""
-        return data_root / self.path
+        return data_root / self.path[: len(self.path) - len("/*") * (self.depth - 1)]
+
+    @property
+    def depth(self) -> int:
+        """How deep the class folders lie: 1 directly in the folder, one more for every `/*` at the end of its path."""
+        stars = re.search(r"(/\*)*$", self.path) if self.loader == "classes" else None
+        return 1 + len(stars[0]) // len("/*") if stars else 1
 
 
 @dataclass(frozen=True)
@@ -163,6 +221,8 @@ def read_dataset(path: Path) -> Dataset:
     for loader, key in (("list", "list"), ("torchvision", "source"), ("part", "within"), ("union", "parts")):
         if declared.loader == loader and not getattr(declared, key):
             raise UserError(f"{path} is not complete: loader '{loader}' needs '{key}'")
+    if declared.rename and len(declared.rename) != 2:
+        raise UserError(f"{path}: 'rename' takes a pattern and its replacement, not {len(declared.rename)} texts")
     if declared.loader == "part" and not (declared.list or declared.keep or declared.keep_file):
         raise UserError(f"{path} is not complete: loader 'part' needs 'list', 'keep' or 'keep_file'")
     return declared
@@ -182,22 +242,35 @@ def _read(path: Path, kind: type[T]) -> T:
         values: dict[str, Any] = tomllib.loads(read_text(path, "the declaration"))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"{path}: {error}") from error
-    fields = {field.name: field for field in dataclasses.fields(kind) if field.name != "name"}
     problems: list[str] = []
+    checked = _checked(values, kind, str(path), problems)
+    raise_all(problems)
+    return kind(name=path.stem, **checked)
+
+
+def _checked(values: dict[str, Any], kind: type, where: str, problems: list[str]) -> dict[str, Any]:
+    """Return the values of a table as arguments of `kind`; add what is wrong with its keys and types to `problems`."""
+    named = kind is not Archive  # whose name is a key, and not that of the file
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.name != "name" or not named}
+    checked: dict[str, Any] = {}
     for key, value in values.items():
-        if key not in fields:
-            problems.append(f"{path}: no key '{key}'{did_you_mean(key, fields)}")
-            continue
-        expected = str(fields[key].type).split(" ")[0].partition("[")[0]  # str, int or tuple
-        fits = type(value).__name__ == {"tuple": "list"}.get(expected, expected)
-        if not fits or (isinstance(value, list) and not all(isinstance(item, str) for item in value)):
-            problems.append(f"{path}: '{key}' takes {fields[key].type}, not {value!r}")
+        if key == "download" and key not in fields:
+            problems.append(f"{where}: 'download' is now the key 'url' of a table [[archives]]")
+        elif key not in fields:
+            problems.append(f"{where}: no key '{key}'{did_you_mean(key, fields)}")
+        elif key == "archives" and isinstance(value, list) and all(isinstance(table, dict) for table in value):
+            tables = (_checked(table, Archive, f"{where}, archives", problems) for table in value)
+            checked[key] = tuple(Archive(**table) for table in tables)
+        else:
+            expected = str(fields[key].type).split(" ")[0].partition("[")[0]  # str, int or tuple
+            fits = type(value).__name__ == {"tuple": "list"}.get(expected, expected)
+            if not fits or (isinstance(value, list) and not all(isinstance(item, str) for item in value)):
+                problems.append(f"{where}: '{key}' takes {fields[key].type}, not {value!r}")
+            checked[key] = tuple(value) if isinstance(value, list) else value
     required = [key for key, field in fields.items() if field.default is dataclasses.MISSING]
     if absent := [f"'{key}'" for key in required if key not in values]:
-        problems.append(f"{path} is not complete: it needs {', '.join(absent)}")
-    raise_all(problems)
-    lists: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-    return kind(name=path.stem, **lists)
+        problems.append(f"{where} is not complete: it needs {', '.join(absent)}")
+    return checked
 
 
 @functools.cache
@@ -205,10 +278,7 @@ def datasets() -> dict[str, Dataset]:
     """Return every declared dataset by name, sorted. Raises UserError when two files declare one name."""
     by_name: dict[str, Dataset] = {}
     files: dict[str, Path] = {}
-    own = config_folder_or_none()
-    for path in (*sorted(declarations().glob("*.toml")), *(sorted((own / "datasets").glob("*.toml")) if own else ())):
-        if path.name.startswith("."):  # a file of an editor or an operating system
-            continue
+    for path in _files(declarations(), "datasets"):
         declared = read_dataset(path)
         for name in (declared.name, *declared.aliases):
             if name in files:
@@ -220,8 +290,29 @@ def datasets() -> dict[str, Dataset]:
 
 @functools.cache
 def benchmarks() -> dict[str, Benchmark]:
-    """Return every declared benchmark by name, sorted."""
-    return {path.stem: read_benchmark(path) for path in sorted((declarations() / "benchmarks").glob("*.toml"))}
+    """Return every declared benchmark by name: those shipped, then the user's own, each sorted.
+
+    Raises UserError when two files declare one name, or when a benchmark has the name of a set that is not its ID set.
+    """
+    files: dict[str, Path] = {}
+    found: dict[str, Benchmark] = {}
+    for path in _files(declarations() / "benchmarks", "benchmarks"):
+        one = read_benchmark(path)
+        if one.name in files:
+            raise UserError(f"'{one.name}' is declared twice: in {files[one.name]} and in {path}; rename one of them")
+        same_name = _declared().get(one.name)
+        if same_name and one.id not in (same_name.name, *same_name.aliases):
+            raise UserError(f"{path}: '{one.name}' is a dataset, and not the ID set of this benchmark; rename the file")
+        files[one.name], found[one.name] = path, one
+    return found
+
+
+def _files(shipped: Path, own: str) -> list[Path]:
+    """Return the declarations in a shipped folder, then those in the folder `own` of the user's configuration."""
+    config = config_folder_or_none()
+    folders = [shipped, *([config / own] if config else [])]
+    # Not the hidden files that editors and operating systems write.
+    return [path for folder in folders for path in sorted(folder.glob("*.toml")) if not path.name.startswith(".")]
 
 
 def dataset(reference: str, classes: str = "") -> Dataset:
@@ -237,6 +328,15 @@ def dataset(reference: str, classes: str = "") -> Dataset:
             "(also list:FILE, tar:PATTERN, hf:NAME), or declared by: oodbench datasets add"
         )
     return dataclasses.replace(found, classes=classes) if classes else found
+
+
+def absolute(reference: str) -> str:
+    """Return a name or reference as it can stand in a file: with an absolute path, if it has a path."""
+    one = dataset(reference)
+    kind, colon, _ = reference.partition(":")
+    if one.declared or not colon:
+        return one.name
+    return f"list:{one.list}@{one.path}" if kind == "list" else f"{kind}:{one.path}"
 
 
 def is_reference(text: str) -> bool:
@@ -271,7 +371,8 @@ def _from_reference(reference: str) -> Dataset | None:
     path = real_path(rest)
     if kind == "hf" and not path.exists():
         return Dataset(reference, rest, loader, rest)
-    return Dataset(reference, path.name if kind == "folder" else _stem(path), loader, str(path))
+    title = Path(str(path).rstrip("/*")).name if kind == "folder" else _stem(path)
+    return Dataset(reference, title, loader, str(path))
 
 
 def _stem(path: Path) -> str:
@@ -306,11 +407,13 @@ def _from_selection(reference: str) -> Dataset | None:
     )
 
 
-def protocol(id_reference: str, ood_references: Sequence[str] = (), classes: str = "") -> Protocol:
+def protocol(
+    id_reference: str, ood_references: Sequence[str] = (), classes: str = "", *, needs_ood: bool = True
+) -> Protocol:
     """Return the benchmark of an ID set with its datasets: the declared one, or one made of the given OOD sets.
 
     `id_reference` may also be the name of a benchmark. `classes` names a class list to use instead of the ID set's own.
-    Raises UserError with every name that does not exist.
+    Raises UserError with every name that does not exist, and, with `needs_ood`, if there is no OOD set.
     """
     known = benchmarks()
     if id_reference in known and not ood_references:
@@ -324,9 +427,11 @@ def protocol(id_reference: str, ood_references: Sequence[str] = (), classes: str
     assert id_set
     declared = _declared_benchmark(id_set)
     if not found:
-        if declared is None:
-            raise UserError(f"'{id_reference}' has no benchmark of its own; name its OOD sets with --ood")
-        return _with_datasets(declared, classes)
+        if declared:
+            return _with_datasets(declared, classes)
+        if needs_ood:
+            raise _no_benchmark(id_reference, id_set)
+        return Protocol(Benchmark(id_set.name, id_set.title, id_set.name), id_set, ())
     distinct: dict[tuple[str, ...], Dataset] = {}
     for one in filter(None, found):  # a set given twice counts once
         location = (one.loader, one.path, one.list, one.source, one.split)
@@ -346,6 +451,16 @@ def protocol(id_reference: str, ood_references: Sequence[str] = (), classes: str
         encoder=declared.encoder if declared else "",
     )
     return Protocol(made, id_set, tuple((one, "") for one in ood))
+
+
+def _no_benchmark(given: str, id_set: Dataset) -> UserError:
+    """Return the error for an ID set without OOD sets, with the benchmarks that have it as ID set."""
+    having = [one.name for one in benchmarks().values() if one.id == id_set.name]
+    runs = f"\n  or run a benchmark that has it: {', '.join(f'--id {name}' for name in having)}" if having else ""
+    return UserError(
+        f"'{given}' has no benchmark of its own; name its OOD sets with --ood{runs}\n  or declare them once: "
+        f"oodbench benchmarks add NAME --id {shlex.quote(given)} --ood SET,SET"
+    )
 
 
 def _with_datasets(found: Benchmark, classes: str) -> Protocol:

@@ -1,142 +1,332 @@
-"""Fetching a dataset: with torchvision's own download, from a URL, or with instructions for the user."""
+"""`oodbench datasets get`: all sets of benchmarks and datasets are fetched and checked, and told in one summary."""
 
 from __future__ import annotations
 
-import os
-import shutil
+import contextlib
+import importlib.util
+import queue
+import re
+import shlex
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
-from oodbench.data.catalog import Dataset
-from oodbench.errors import Damaged, UserError, redact
-from oodbench.storage.archives import Bounds, is_archive, unpack
-from oodbench.storage.download import Download, RetryPolicy, download
+from oodbench.data import catalog
+from oodbench.data.catalog import Archive, Dataset
+from oodbench.data.hub import has_token, install_from_hub
+from oodbench.data.install import (
+    GetOptions,
+    given_file,
+    install,
+    install_torchvision,
+    is_there,
+    read_record,
+    target_of,
+    torchvision_can_fetch,
+)
+from oodbench.data.load import LoadOptions, load_images
+from oodbench.data.paths import data_root
+from oodbench.errors import Missing, ProblemList, UserError, is_url, raise_all, redact
+from oodbench.storage.download import drive_id
+from oodbench.storage.store import Store, default_root
 
-DOWNLOADS = ".downloads"  # folder below the data root for unfinished downloads
-_FILE_LOADERS = ("tar", "arrays", "parquet")  # they read the file itself, which is not unpacked
+__all__ = ["GetOptions", "Outcome", "Summary", "get", "instructions"]
 
-StartProgress = Callable[
-    [str, int], Callable[[int], None]
-]  # (what, total in bytes) -> a function to call with bytes done
+
+class ByHand(Exception):
+    """A dataset cannot be had by a plain request; the message is what the user has to do."""
 
 
 @dataclass(frozen=True)
-class FetchOutcome:
-    """A message on the result; `by_hand` when the user has to get the dataset."""
+class Outcome:
+    """What became of one dataset.
 
+    state    "ready", "by hand" (the user has to do something), "failed", or "optional" (a training split, which was not
+             fetched)
+    message  what is there, or what to do
+    """
+
+    name: str
+    state: str
     message: str
-    by_hand: bool = False
 
 
-def fetch(
-    dataset: Dataset,
-    data_root: Path,
-    watch: StartProgress = lambda what, total: lambda n: None,
-    retry: RetryPolicy | None = None,
-    bounds: Bounds | None = None,
-) -> FetchOutcome:
-    """Fetch a dataset below the data root unless it exists.
+@dataclass(frozen=True)
+class Summary:
+    """What became of all datasets, in the order of the request; `names` and `root` are those of the request."""
 
-    Raises UserError when that fails; the dataset's path then does not exist.
+    outcomes: tuple[Outcome, ...]
+    names: tuple[str, ...]
+    root: Path
+
+    @property
+    def exit_code(self) -> int:
+        """0 if all sets are ready, 1 if one failed, else 3: one has to be got by hand."""
+        states = {outcome.state for outcome in self.outcomes}
+        return 1 if "failed" in states else 3 if "by hand" in states else 0
+
+    def text(self) -> str:
+        """Return one paragraph per dataset, how many are ready, and the next command."""
+        wide = max(len(outcome.name) for outcome in self.outcomes)
+        lines = []
+        for outcome in self.outcomes:
+            first, *more = outcome.message.split("\n")
+            lines.append(f"{outcome.state:8}  {outcome.name:{wide}}  {first.strip()}")
+            lines += [f"{'':8}  {'':{wide}}  {line.strip()}" for line in more]
+        needed = [outcome for outcome in self.outcomes if outcome.state != "optional"]
+        lacking = [outcome.name for outcome in needed if outcome.state != "ready"]
+        ready = f"{len(needed) - len(lacking)} of {len(needed)} sets are ready in {self.root}"
+        lines += ["", f"{ready}; missing: {', '.join(lacking)}" if lacking else ready]
+        if lacking:
+            lines.append(f"next: what is said above, then: {command(self.names, self.root)}")
+        elif runnable := next((name for name in self.names if name in catalog.benchmarks()), ""):
+            lines.append(f"next: oodbench run --id {runnable} --methods mcm{_data_option(self.root)}")
+        return "\n".join(lines)
+
+
+def command(names: Sequence[str], root: Path, source: str = "") -> str:
+    """Return the command that gets datasets into a data folder."""
+    given = f" --from {shlex.quote(source)}" if source else ""
+    return f"oodbench datasets get {shlex.join(names)}{given}{_data_option(root)}"
+
+
+def _data_option(root: Path) -> str:
+    return "" if root == data_root(None) else f" --data {shlex.quote(str(root))}"
+
+
+def get(names: Sequence[str], root: Path, options: GetOptions | None = None) -> Summary:
+    """Get datasets and all sets of benchmarks below a data root, several at the same time, and check their images.
+
+    Sets that are there are not touched. An interrupted call is resumed by the next one.
+
+    Arguments:
+        names: datasets and benchmarks, mixed
+        root: the data folder
+        options: see GetOptions
+
+    Returns: what became of each set, and of those that they are made of. The training split of a benchmark's ID set is
+    named, and not fetched.
+
+    Raises UserError, before anything is fetched, with every name that does not exist, and if `options.source` cannot
+    be of these sets.
     """
-    if dataset.loader == "glyphs":
-        return FetchOutcome("embedded, there is nothing to fetch")
-    if dataset.within or dataset.parts:
-        others = ", ".join(dict.fromkeys((dataset.within, *dataset.parts))).strip(", ")
-        return FetchOutcome(f"made of {others}; get that", by_hand=True)
-    path = dataset.folder(data_root)
-    if dataset.loader == "torchvision":
-        return _fetch_torchvision(dataset, data_root, retry or RetryPolicy())
-    if path.exists():
-        return FetchOutcome(f"is there already: {path}")
-    if not dataset.download:
-        return FetchOutcome(instructions(dataset, path), by_hand=True)
-    wanted = Download(dataset.download, dataset.sha256, dataset.md5)
-    name = Path(unquote(urlsplit(dataset.download).path)).name or dataset.name
-    file = download(wanted, data_root / DOWNLOADS / dataset.name / name, retry, watch)
-    try:
-        if dataset.loader in _FILE_LOADERS or not is_archive(name):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, path)
+    options = options or GetOptions()
+    wanted, optional = _plan(names, options.source)
+    _check_source(list(wanted.values()), options.source)
+    state = _State(root, options)
+    outcomes = {name: state.check(one) for name, one in wanted.items()}
+    todo = [one for name, one in wanted.items() if outcomes[name].state != "ready" or state.is_to_be_unpacked(one)]
+    done = state.fetch_all(todo)
+    for one in todo:
+        waits = [name for name in (one.within, *one.parts) if name and outcomes[name].state != "ready"]
+        if waits and isinstance(done[one.name], str):
+            outcomes[one.name] = Outcome(one.name, "by hand", f"is made of {', '.join(waits)}, which is not ready")
         else:
-            _unpack(dataset, file, data_root, bounds)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    shutil.rmtree(file.parent, ignore_errors=True)
-    unchecked = "" if wanted.sha256 or wanted.md5 else " (no checksum is known; see: oodbench datasets check)"
-    return FetchOutcome(f"fetched to {path}{unchecked}")
+            outcomes[one.name] = state.after(one, done[one.name])
+    for one in optional:
+        there = "is there" if is_there(one.folder(root)) else f"get it with: {command([one.name], root)}"
+        outcomes[one.name] = Outcome(one.name, "optional", f"training split, for methods that calibrate; {there}")
+    return Summary(tuple(outcomes.values()), tuple(names), root)
 
 
-def instructions(dataset: Dataset, path: Path) -> str:
-    """Return what the user has to do to get a dataset that may not be fetched."""
-    steps = dataset.obtain or (f"see {dataset.url}" if dataset.url else "nothing is known about where it is to be had")
-    count = f", {dataset.count:,} images" if dataset.count else ""
-    check = f"then: oodbench datasets check {dataset.name}"
-    return redact(f"has to be got by hand: {steps}\n  it belongs at {path}{count}; {check}")
+def _plan(names: Sequence[str], source: Path | None) -> tuple[dict[str, Dataset], list[Dataset]]:
+    """Return the datasets to get, those that others are made of first, and the training splits of ID sets."""
+    problems = ProblemList()
+    wanted: dict[str, Dataset] = {}
+    training: dict[str, Dataset] = {}
+
+    def add(one: Dataset) -> None:
+        for other in filter(None, (one.within, *one.parts)):
+            add(catalog.dataset(other))
+        if source and not (one.archives or one.within or one.parts or source.is_dir()) and one.loader != "glyphs":
+            one = replace(one, archives=(Archive(name=source.name),))
+        wanted.setdefault(one.name, one)
+
+    for name in names:
+        if name in catalog.benchmarks() and name not in catalog.datasets():
+            protocol = problems.attempt(catalog.protocol, name)
+            members = [protocol.id, *(ood for ood, _ in protocol.ood)] if protocol else []
+            if protocol and protocol.benchmark.calibration:
+                members.append(catalog.dataset(protocol.benchmark.calibration))
+            elif protocol and protocol.id.train:
+                training[protocol.id.train] = catalog.dataset(protocol.id.train)
+        else:
+            found = problems.attempt(catalog.dataset, name)
+            members = [found] if found else []
+        for one in members:
+            add(one)
+    raise_all(problems.problems)
+    return wanted, [one for name, one in training.items() if name not in wanted]
 
 
-def _unpack(dataset: Dataset, archive: Path, data_root: Path, bounds: Bounds | None) -> None:
-    """Unpack an archive into a temporary folder, and rename what the dataset's path names.
-
-    An archive contains the dataset's complete path (its top folder is then moved, unless that exists), or only what
-    belongs at that path, directly or in one folder.
-    """
-    unpacked = archive.parent / "unpacked"
-    shutil.rmtree(unpacked, ignore_errors=True)  # left by a process that was killed
-    try:
-        unpack(archive, unpacked, bounds)
-    except Damaged:
-        archive.unlink()  # the next try fetches it again
-        raise
-    top = Path(dataset.path).parts[0]
-    if (unpacked / dataset.path).is_dir():
-        source, target = unpacked / top, data_root / top
-        if target.exists():
-            source, target = unpacked / dataset.path, data_root / dataset.path
-    else:
-        entries = list(unpacked.iterdir())
-        source = entries[0] if len(entries) == 1 and entries[0].is_dir() else unpacked
-        target = data_root / dataset.path
-    target.parent.mkdir(parents=True, exist_ok=True)
-    source.rename(target)
+def _check_source(wanted: Sequence[Dataset], source: Path | None) -> None:
+    """Raise UserError unless the file or folder of `--from` has an archive of one of the sets."""
+    if source is None:
+        return
+    if not source.exists():
+        raise UserError(f"--from {source} does not exist")
+    with_archives = [one for one in wanted if one.archives]
+    known = [archive.file_name for one in with_archives for archive in one.archives]
+    if source.is_file() and len(with_archives) != 1 and source.name not in known:
+        raise UserError(
+            f"--from {source}: which of {', '.join(one.name for one in wanted)} is in that file? "
+            f"name one dataset, or a folder with {', '.join(known) or 'archives'}"
+        )
+    if source.is_dir() and not any((source / name).is_file() for name in known):
+        raise UserError(
+            f"--from {source}: that folder holds none of {', '.join(known) or 'their archives'}; unpacked images are "
+            "used where they lie: oodbench datasets locate NAME PATH"
+        )
 
 
-def _fetch_torchvision(dataset: Dataset, data_root: Path, retry: RetryPolicy) -> FetchOutcome:
-    """Let torchvision fetch a dataset; it verifies checksums and keeps files that exist.
+class _State:
+    """The data folder while datasets are fetched by threads: one thread works at a place at a time."""
 
-    A new dataset is fetched into a temporary folder first: torchvision takes a partly unpacked dataset for a complete
-    one.
-    """
-    import inspect
+    def __init__(self, root: Path, options: GetOptions) -> None:
+        self.root, self.options = root, options
+        self._stopped = threading.Event()
+        self._locks: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
+        self._store = Store(default_root())
 
-    import torchvision.datasets
+    def check(self, one: Dataset) -> Outcome:
+        """Return whether a set is there and complete, by its loader."""
+        if one.loader == "glyphs":
+            return Outcome(one.name, "ready", "embedded, there is nothing to fetch")
+        if is_url(one.path) or one.loader == "hf":
+            return Outcome(one.name, "ready", f"is read from {redact(one.path)} by a run")
+        try:
+            images = load_images(one, LoadOptions(self.root, self._store, allow_partial=False), labelled=False)
+        except Missing as error:
+            return Outcome(one.name, "by hand", str(error))
+        except UserError as error:
+            return Outcome(one.name, "failed", str(error))
+        return Outcome(one.name, "ready", f"{len(images):,} images at {images.folder}{self._digest_remark(one)}")
 
-    from oodbench.data.loaders.torchvision import open_torchvision
+    def is_to_be_unpacked(self, one: Dataset) -> bool:
+        """Return whether `--from` gives the archives of a set that is not at its own path, but read elsewhere."""
+        return bool(one.archives) and self._given(one) and not is_there(one.folder(self.root))
 
-    root = dataset.folder(data_root)
-    kind = getattr(torchvision.datasets, dataset.source, None)
-    if kind is not None and "download" not in inspect.signature(kind).parameters:
-        return FetchOutcome(instructions(dataset, root), by_hand=True)
-    is_new = not root.exists() or not any(root.iterdir())
-    temporary = data_root / DOWNLOADS / dataset.name
-    target = temporary / root.name if is_new else root
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(retry.timeout)  # torchvision sets no timeout
-    try:
-        if is_new:
-            shutil.rmtree(temporary, ignore_errors=True)
-        target.mkdir(parents=True, exist_ok=True)
-        count = len(open_torchvision(dataset, target, download=True))
-        if is_new:
-            root.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(target, root)
-    except OSError as error:
-        raise UserError(f"cannot write {root}: {error.strerror or error}") from error
-    finally:
-        socket.setdefaulttimeout(timeout)
-        if is_new:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return FetchOutcome(f"{count:,} images in {root}")
+    def _digest_remark(self, one: Dataset) -> str:
+        undeclared = [read_record(target_of(one, archive, self.root)) for archive in one.archives]
+        recorded = [str(record["sha256"])[:12] for record in undeclared if record.get("sha256")]
+        return f" (no digest is declared; sha256 {', '.join(recorded)}... as first got)" if recorded else ""
+
+    def fetch_all(self, todo: Sequence[Dataset]) -> dict[str, str | ByHand | UserError]:
+        """Fetch what belongs to each dataset, in threads that end with the process, and return what was done."""
+        jobs: queue.SimpleQueue[Dataset] = queue.SimpleQueue()
+        results: queue.SimpleQueue[tuple[str, str | BaseException]] = queue.SimpleQueue()
+        for one in todo:
+            jobs.put(one)
+
+        def work() -> None:
+            with contextlib.suppress(queue.Empty):
+                while not self._stopped.is_set():
+                    one = jobs.get_nowait()
+                    try:
+                        results.put((one.name, "; ".join(self._fetch(one))))
+                    except BaseException as error:
+                        results.put((one.name, error))
+
+        timeout = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(self.options.retry.timeout)  # torchvision sets none
+        done: dict[str, str | ByHand | UserError] = {}
+        try:
+            for _ in range(min(self.options.workers, len(todo))):
+                threading.Thread(target=work, daemon=True).start()
+            for _ in todo:
+                name, result = results.get()
+                if not isinstance(result, (str, ByHand, UserError)):
+                    raise result
+                done[name] = result
+        finally:
+            self._stopped.set()
+            socket.setdefaulttimeout(timeout)
+        return done
+
+    def _fetch(self, one: Dataset) -> Iterator[str]:
+        """Fetch what is not there of a dataset, and yield what was done. Raise ByHand if it cannot be requested."""
+        options = replace(self.options, watch=self._watch)
+        if one.loader == "torchvision" and not (one.archives and self._given(one)) and not torchvision_can_fetch(one):
+            raise ByHand(instructions(one, self.root))
+        if one.loader == "torchvision":
+            with self._locks[one.folder(self.root)]:
+                yield install_torchvision(one, self.root, options)
+            return
+        for archive in one.archives:
+            target = target_of(one, archive, self.root)
+            with self._locks[target]:
+                if is_there(target):
+                    continue
+                if given_file(one, archive, options.source) or (archive.url and _can_request(archive.url)):
+                    yield self._install(one, archive, options)
+                elif one.hub and has_token():
+                    yield install_from_hub(one, self.root, options)
+                else:
+                    raise ByHand(instructions(one, self.root))
+        if not one.archives and not one.within and not one.parts and not is_there(one.folder(self.root)):
+            raise ByHand(instructions(one, self.root))
+
+    def _install(self, one: Dataset, archive: Archive, options: GetOptions) -> str:
+        try:
+            return install(one, archive, self.root, options)
+        except UserError as error:
+            if not str(error).startswith(("gave up on", "cannot fetch")):
+                raise
+            by_browser = command([one.name], self.root, archive.file_name)
+            raise UserError(f"{error}\n  or fetch it with a browser, then: {by_browser}") from error
+
+    def _given(self, one: Dataset) -> bool:
+        return all(given_file(one, archive, self.options.source) for archive in one.archives)
+
+    def _watch(self, what: str, total: int) -> Callable[[int], None]:
+        advance = self.options.watch(what, total)
+
+        def checked(n: int) -> None:
+            if self._stopped.is_set():
+                raise KeyboardInterrupt  # in a thread: the main one has stopped
+            advance(n)
+
+        return checked
+
+    def after(self, one: Dataset, result: str | ByHand | UserError) -> Outcome:
+        """Return what became of a dataset that was fetched, or could not be."""
+        if isinstance(result, ByHand):
+            return Outcome(one.name, "by hand", str(result))
+        if isinstance(result, UserError):
+            return Outcome(one.name, "failed", "\n".join(result.problems))
+        outcome = self.check(one)
+        if outcome.state == "ready":
+            return replace(outcome, message="; ".join(filter(None, (outcome.message, result))))
+        if outcome.state == "by hand":
+            return replace(outcome, message=instructions(one, self.root))
+        path = shlex.quote(str(target_of(one, one.archives[0], self.root) if one.archives else one.folder(self.root)))
+        anew = f"\nto get it anew: mv {path} {path}.old && {command([one.name], self.root)}"
+        return replace(outcome, message=outcome.message + anew)
+
+
+def _can_request(url: str) -> bool:
+    """Return whether an address can be fetched here: those of Google Drive need gdown."""
+    return not drive_id(url) or importlib.util.find_spec("gdown") is not None
+
+
+def instructions(one: Dataset, root: Path) -> str:
+    """Return what the user has to do to get a dataset that cannot be had by a plain request."""
+    steps = one.obtain or (f"see {one.url}" if one.url else "nothing is known about where it is to be had")
+    commands = r"(oodbench datasets get [\w.-]+(?: --from [\w.-]+)?)"
+    lines = [re.sub(commands, lambda match: match[0] + _data_option(root), steps)]
+    drive = [
+        archive for archive in one.archives if drive_id(archive.url) and not is_there(target_of(one, archive, root))
+    ]
+    if drive and not _can_request(drive[0].url):
+        again = command([one.name], root)
+        lines.append(f"Google Drive needs gdown: pip install gdown, then: {again}")
+        for archive in drive:
+            lines.append(f"or open {archive.url}, and then: {command([one.name], root, archive.file_name)}")
+    count = f", {one.count:,} images" if one.count else ""
+    lines.append(
+        f"it belongs at {one.folder(root)}{count}; then: oodbench datasets check {one.name}{_data_option(root)}"
+    )
+    return redact("\n".join(lines))

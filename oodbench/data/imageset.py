@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import socket
 import stat
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -16,14 +18,25 @@ import numpy.typing as npt
 
 from oodbench.data import prompts
 from oodbench.data.catalog import Dataset
-from oodbench.data.loaders.layout import Classes, Remark, classes_by_folder, count_by_suffix, label_keys
+from oodbench.data.loaders.layout import Classes, ClassPlace, Remark, classes_by_folder, count_by_suffix, label_keys
 from oodbench.errors import Missing, Unlabelled, UserError
 from oodbench.storage.files import irregular, open_regular
-from oodbench.storage.fingerprints import ReadImage, portable_part, stat_fingerprint
-from oodbench.storage.store import digest, file_digest
+from oodbench.storage.fingerprints import (
+    ReadImage,
+    changed_at,
+    copied_part,
+    is_local,
+    portable_part,
+    stat_fingerprint,
+)
+from oodbench.storage.store import Store, digest, file_digest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+_HASHED_TOGETHER = 4096  # images whose digests are kept together, so that an interrupted reading is resumed
+_SETTLED = 2_000_000_000  # nanoseconds: the coarsest clock of a file system in use (FAT)
 
 
 class ImageSource(Protocol):
@@ -74,6 +87,29 @@ class ImageFiles:
 
 
 @dataclass(frozen=True)
+class RenamedSource:
+    """Reads images of another source under other names; `inner` has the source's name of every image."""
+
+    source: ImageSource
+    folder: Path
+    inner: Mapping[str, str]
+
+    def read(self, name: str) -> ReadImage:
+        """Read one image."""
+        return self.source.read(self.inner[name])
+
+    def content(self, name: str) -> str:
+        """Return the sha256 of the stored bytes of an image."""
+        return self.source.content(self.inner[name])
+
+    def location(self, name: str) -> str:
+        """Return where an image is stored."""
+        inner = self.inner[name]
+        stored = isinstance(self.source, ContainerSource)
+        return self.source.location(inner) if stored else str(self.folder.resolve() / inner)  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
 class SubsetOf:
     """Where rows of a derived image set come from: `rows` [k] of it are `source_rows` [k] of `source`."""
 
@@ -88,11 +124,13 @@ class ImageSet:
 
     folder        the folder that holds the images, or the file that contains them
     names         posix paths below `folder`, row numbers in a table, or names of rendered images
-    fingerprints  one text per image that changes when the image changes (see storage/fingerprints.py)
+    fingerprints  one text per image that changes when the image changes (see storage/fingerprints.py); decides
+                  whether stored embeddings are used
     labels        class index per image [n], -1 without a label
     folders       one key per class in label order: class folders or numbers; () without labels
     total         number of images before a limit was applied
     content       whether the fingerprints are digests of the images' contents
+    sizes         per image what its result rows count; () is the first line of its fingerprint
     source        reads an image by name; None: image files below `folder`
     named         class names in label order, where the source has them
     absent        images that an image list names and that do not exist
@@ -109,6 +147,7 @@ class ImageSet:
     folders: tuple[str, ...] = ()
     total: int = -1
     content: bool = False
+    sizes: tuple[str, ...] = ()
     source: ImageSource | None = None
     named: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
@@ -128,24 +167,38 @@ class ImageSet:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of the names and of the parts of the fingerprints that other machines share: for result rows."""
-        return self._digest(tuple(map(portable_part, self.fingerprints)), slice(None))
+        """sha256 of names and sizes (of contents with --strict) in the order of the names, for result rows.
+
+        It is the same for copies at other places, with other times, or in another order of the files.
+        """
+        names, sizes = (
+            zip(*sorted(zip(self.names, self.portable, strict=True)), strict=True) if self.names else ((), ())
+        )
+        return digest(["", names, sizes])
+
+    @property
+    def portable(self) -> tuple[str, ...]:
+        """Return per image what all copies of it share."""
+        return self.sizes or tuple(map(portable_part, self.fingerprints))
+
+    @property
+    def local(self) -> bool:
+        """Return whether the fingerprints are valid on this machine only, so that nothing may be shared by them."""
+        return any(map(is_local, self.fingerprints))
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of names and complete fingerprints, for keys of the store: changed images are embedded again."""
-        return self._digest(self.fingerprints, slice(None))
+        return self._key(slice(None))
 
     def part_fingerprint(self, start: int, stop: int) -> str:
         """Return the fingerprint of the images from `start` to before `stop`."""
-        if (start, stop) == (0, len(self)):
-            return self.fingerprint
-        return self._digest(self.fingerprints, slice(start, stop))
+        return self.fingerprint if (start, stop) == (0, len(self)) else self._key(slice(start, stop))
 
-    def _digest(self, fingerprints: tuple[str, ...], part: slice) -> str:
+    def _key(self, part: slice) -> str:
         # Without contents the dataset's path counts, too: names, sizes and times alone can be equal in two folders.
         path = "" if self.content else self.dataset.path
-        return digest([path, self.names[part], fingerprints[part]])
+        return digest([path, self.names[part], self.fingerprints[part]])
 
     def __len__(self) -> int:
         return len(self.names)
@@ -156,10 +209,13 @@ class ImageSet:
         Raises UserError when the image changed after it was listed, OSError (or an error of Pillow) when it cannot be
         read.
         """
+        return self._read(index).image()
+
+    def _read(self, index: int) -> ReadImage:
         image = self.reader.read(self.names[index])
         if not self._unchanged(image.content() if self.content else image.fingerprint, self.fingerprints[index]):
             raise self._changed(self.folder / self.names[index])
-        return image.image()
+        return image
 
     def check_tree(self) -> None:
         """Raise UserError when files of a TreeSource changed: to be called before and after images are read."""
@@ -173,7 +229,7 @@ class ImageSet:
                 raise images._changed(images.folder)
 
     def _unchanged(self, now: str, listed: str) -> bool:
-        return now == listed or (self.host != socket.gethostname() and portable_part(now) == portable_part(listed))
+        return now == listed or (self.host != socket.gethostname() and copied_part(now) == copied_part(listed))
 
     def _changed(self, path: Path) -> UserError:
         return UserError(f"dataset '{self.dataset.name}': {path} changed after it was listed; run again")
@@ -182,14 +238,68 @@ class ImageSet:
         """Return some of the images, in the given order."""
         chosen = [int(i) for i in indices]
         names, fingerprints = (tuple(column[i] for i in chosen) for column in (self.names, self.fingerprints))
-        return replace(self, names=names, fingerprints=fingerprints, labels=self.labels[chosen], origins=())
+        return replace(
+            self,
+            names=names,
+            fingerprints=fingerprints,
+            sizes=tuple(self.sizes[i] for i in chosen) if self.sizes else (),
+            labels=self.labels[chosen],
+            origins=(),
+        )
 
-    def by_content(self) -> ImageSet:
-        """Return the same images with digests of their contents as fingerprints; reads every image."""
+    def by_content(self, store: Store | None = None, *, in_rows: bool = True) -> ImageSet:
+        """Return the same images with digests of their contents as fingerprints; reads every image.
+
+        store    digests are kept there, and not computed again while files have the same sizes, times and inodes
+        in_rows  whether the contents count in result rows, too, which otherwise keep the sizes
+        """
         if self.content:
             return self
-        origins = tuple(replace(origin, source=origin.source.by_content()) for origin in self.origins)
-        return replace(self, fingerprints=_contents(self), content=True, origins=origins)
+        origins = tuple(replace(one, source=one.source.by_content(store, in_rows=in_rows)) for one in self.origins)
+        contents = self._contents(store)
+        return replace(
+            self,
+            fingerprints=contents,
+            content=True,
+            sizes=() if in_rows else self.portable,
+            origins=origins,
+        )
+
+    def _contents(self, store: Store | None) -> tuple[str, ...]:
+        """Return the sha256 of every image. Raises UserError when one changed or cannot be read."""
+        found: list[str] = []
+        self.check_tree()
+        for start in range(0, len(self), _HASHED_TOGETHER):
+            stop = min(start + _HASHED_TOGETHER, len(self))
+            inputs = {"engine": 1, "items": self.part_fingerprint(start, stop)}
+            entry = store.find("contents", inputs) if store else None
+            began = time.time_ns()
+            facts = entry.facts if entry else {"sha256": self._hashed(start, stop)}
+            # A file that is written twice within one tick of the clock of its file system keeps its fingerprint.
+            settled = began - max(map(changed_at, self.fingerprints[start:stop])) > _SETTLED
+            if store and not entry and settled and self.host == socket.gethostname():
+                self.check_tree()
+                store.try_write("contents", inputs, facts)
+            found += facts["sha256"]
+        self.check_tree()
+        return tuple(found)
+
+    def _hashed(self, start: int, stop: int) -> list[str]:
+        from concurrent.futures import ThreadPoolExecutor
+
+        def hashed(index: int) -> str:
+            return self._read(index).content()
+
+        try:
+            with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:  # hashing releases the GIL
+                return list(pool.map(hashed, range(start, stop)))
+        except OSError as error:
+            name = error.filename or self.folder
+            raise UserError(
+                f"dataset '{self.dataset.name}': {name} cannot be read: {error.strerror or error}"
+            ) from error
+        except (TypeError, ValueError) as error:  # a cell of a table that holds no image
+            raise UserError(f"dataset '{self.dataset.name}': {self.folder} cannot be read: {error}") from error
 
     def limit(self, n: int | None) -> ImageSet:
         """Return at most n images, evenly spread over the set, so that every class keeps its fraction."""
@@ -204,31 +314,38 @@ class ImageSet:
         return self.select(np.sort(np.random.default_rng(seed).choice(len(self), n, replace=False)))
 
 
-def _contents(images: ImageSet) -> tuple[str, ...]:
-    """Return the sha256 of every image. Raises UserError when one cannot be read."""
-    from concurrent.futures import ThreadPoolExecutor
+def renamed(images: ImageSet, names: Sequence[str]) -> ImageSet:
+    """Return images under other names, one for each, sorted by them. Raises UserError when two have the same name."""
+    order = sorted(range(len(names)), key=names.__getitem__)
+    ordered = tuple(names[i] for i in order)
+    twice = next((a for a, b in pairwise(ordered) if a == b), None)
+    if twice is not None:
+        first, second = [images.names[i] for i in order if names[i] == twice][:2]
+        raise UserError(
+            f"dataset '{images.dataset.name}': {first} and {second} in {images.folder} are the same image, {twice}"
+        )
+    source = RenamedSource(images.reader, images.folder, {names[i]: images.names[i] for i in order})
+    return replace(images.select(order), names=ordered, source=source)
 
-    try:
-        with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:  # hashing releases the GIL
-            return tuple(pool.map(images.reader.content, images.names))
-    except OSError as error:
-        name = error.filename or images.folder
-        raise UserError(f"dataset '{images.dataset.name}': {name} cannot be read: {error.strerror or error}") from error
-    except (TypeError, ValueError) as error:  # a cell of a table that holds no image
-        raise UserError(f"dataset '{images.dataset.name}': {images.folder} cannot be read: {error}") from error
 
-
-def missing_error(dataset: Dataset, path: Path | str) -> UserError:
-    """Return the error for a set that does not exist, with how to get it."""
-    where = f"$OODBENCH_DATA/{dataset.path} ({path})" if not Path(dataset.path).is_absolute() else str(path)
+def missing_error(dataset: Dataset, path: Path | str, looked: Sequence[str] = ()) -> UserError:
+    """Return the error for a set that does not exist, with how to get it; `looked` are other places it may be at."""
+    below = not Path(dataset.path).is_absolute() and str(path).endswith(dataset.path)
+    where = f"$OODBENCH_DATA/{dataset.path} ({path})" if below else str(path)
     try:
         mode = os.stat(path).st_mode
         if not (stat.S_ISREG if dataset.loader in ("tar", "arrays") else stat.S_ISDIR)(mode):
             where += f": that is {irregular(mode) or 'a file, no folder'}"
     except (OSError, ValueError):
         where += ", which does not exist"
-    hint = f"\n  {dataset.obtain}; give its parent with --data" if dataset.obtain else ""
-    return Missing(f"dataset '{dataset.name}' was not found at {where}{hint}")
+    hints = ["looked for, too:", *(f"  {place}" for place in looked)] if looked else []
+    hints += [f"{dataset.obtain}; give its parent with --data"] if dataset.obtain else []
+    hints += [f"its address: {dataset.url}"] if dataset.url and dataset.url not in dataset.obtain else []
+    if dataset.declared and not Path(dataset.path).is_absolute() and dataset.loader not in ("part", "union"):
+        get = f"oodbench datasets get {dataset.name}"
+        hints += [] if get in dataset.obtain else [f"get it: {get}"]
+        hints.append(f"or name the place that has it: oodbench datasets locate {dataset.name} PATH")
+    return Missing("\n  ".join((f"dataset '{dataset.name}' was not found at {where}", *hints)))
 
 
 def empty_error(dataset: Dataset, path: Path | str, others: Sequence[str] = ()) -> UserError:
@@ -249,9 +366,14 @@ def folder_classes(
 ) -> Classes:
     """Return the classes of images in class folders (see `layout.by_folder`); its UserError names the dataset."""
     try:
-        return classes_by_folder(names, others, folders)
+        return classes_by_folder(names, others, folders, _class_place(dataset, path))
     except UserError as error:
         raise type(error)(f"dataset '{dataset.name}' at {path}: {error}") from error
+
+
+def _class_place(dataset: Dataset, path: Path | str) -> ClassPlace:
+    """Return where the class folders of a dataset lie."""
+    return ClassPlace(f"folder:{path}", dataset.depth) if dataset.loader == "classes" else ClassPlace()
 
 
 def class_keys(

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from oodbench.data import catalog, decode, prompts, subsets
 from oodbench.data.catalog import Dataset
-from oodbench.data.imageset import ImageSet, ImageSource
-from oodbench.data.loaders.layout import empty_class_remarks, is_hidden, same_prompt_remarks, sort_classes
+from oodbench.data.imagenet import wnids
+from oodbench.data.imageset import ImageSet, ImageSource, missing_error, renamed
+from oodbench.data.loaders.layout import (
+    Remark,
+    empty_class_remarks,
+    first_few,
+    is_hidden,
+    same_prompt_remarks,
+    sort_classes,
+)
+from oodbench.data.places import bindings, describe_looked, find_place
 from oodbench.data.prompts import TextList
-from oodbench.errors import UserError
+from oodbench.errors import Missing, UserError
 from oodbench.storage.store import Store
 
 CALIBRATION_LIMIT = 50_000  # training images that a method may calibrate on
 _MODULES = {
     **{"classes": "folder", "images": "folder", "list": "imagelist", "tar": "tar", "arrays": "arrays"},
+    "imagenet": "imagenet",
     **{"torchvision": "torchvision", "parquet": "parquet", "hf": "parquet"},
 }
 
@@ -26,7 +37,7 @@ class LoadOptions:
     """How the image sets of a run are loaded.
 
     data_root      the folder below which the declared sets lie
-    strict         fingerprints are the sha256 of the contents instead of sizes and times of files
+    strict         images are identified by the sha256 of their contents, also in result rows
     limit          at most so many images of each set (see ImageSet.limit)
     allow_partial  accept another number of images than the catalogue states; a limit does, too
     """
@@ -52,18 +63,42 @@ def load_images(dataset: Dataset, options: LoadOptions, *, labelled: bool) -> Im
     if not options.allow_partial and options.limit is None:
         _check_count(images)
     images = images.limit(options.limit)
-    return images.by_content() if options.strict else images
+    return identified(images, options.store, strict=options.strict)
+
+
+def identified(images: ImageSet, store: Store, *, strict: bool = False) -> ImageSet:
+    """Return the images identified by content if that is wanted, or if the store is shared with other machines.
+
+    Result rows count the contents only with `strict`, so that a shared store does not change them.
+    """
+    return images.by_content(store.local(), in_rows=strict) if strict or store.url else images
 
 
 def load_calibration(dataset: Dataset, options: LoadOptions, seed: int) -> ImageSet:
     """List ID training images to calibrate on: at most CALIBRATION_LIMIT, drawn with the run's seed."""
-    images = load_images(dataset, replace(options, strict=False), labelled=True).sample(CALIBRATION_LIMIT, seed)
-    return images.by_content() if options.strict else images
+    local = replace(options, strict=False, store=options.store.local())  # only what is drawn is read
+    images = load_images(dataset, local, labelled=True).sample(CALIBRATION_LIMIT, seed)
+    return identified(images, options.store, strict=options.strict)
+
+
+def check_classes(id_set: ImageSet, calibration: ImageSet) -> None:
+    """Raise UserError unless calibration images have the classes of the ID set."""
+    ours, theirs = id_set.folders, calibration.folders
+    numbered = any(all(one.isdecimal() for one in folders) for folders in (ours, theirs))
+    if len(ours) == len(theirs) and (ours == theirs or numbered or id_set.named or calibration.named):
+        return
+    lacking, more = (sorted(set(a) - set(b)) for a, b in ((ours, theirs), (theirs, ours)))
+    differences = [f"lacks {first_few(lacking)}"] if lacking else []
+    differences += [f"has {first_few(more)} besides"] if more else []
+    raise UserError(
+        f"calibration images '{calibration.dataset.name}' have other classes than '{id_set.dataset.name}': "
+        f"{len(theirs)} instead of {len(ours)}{''.join(f'; it {one}' for one in differences)}"
+    )
 
 
 def load_source(dataset: Dataset, data_root: Path, store: Store) -> ImageSource:
     """Return what reads the images of a dataset that is not derived: for a process that received only its list."""
-    return _call_loader(dataset, LoadOptions(data_root, store), labelled=False).reader
+    return _load(dataset, LoadOptions(data_root, store), labelled=False).reader
 
 
 def _check_count(images: ImageSet) -> None:
@@ -74,9 +109,15 @@ def _check_count(images: ImageSet) -> None:
     fewer = images.total < (dataset.count or 0)
     advice = "complete it, or run on what is there" if fewer else "take away what is not of it, or run on it all"
     lacking = f" ({images.absent[0]} is not there)" if images.absent else ""
+    elsewhere = ""
+    if dataset.declared and dataset.name in catalog.datasets():
+        name = dataset.within or dataset.name
+        elsewhere = (
+            f"\n  oodbench datasets get {name} gets it; oodbench datasets locate {name} PATH names another place"
+        )
     raise UserError(
         f"dataset '{dataset.name}': {images.folder} holds {images.total} images, the catalogue counts "
-        f"{dataset.count}{lacking}; {advice} with --allow-partial"
+        f"{dataset.count}{lacking}; {advice} with --allow-partial{elsewhere}"
     )
 
 
@@ -90,10 +131,36 @@ def _load(dataset: Dataset, options: LoadOptions, labelled: bool) -> ImageSet:
     if dataset.parts:
         parts = [load_images(catalog.dataset(name), complete, labelled=labelled) for name in dataset.parts]
         return subsets.union(dataset, parts)
-    images = _call_loader(dataset, options, labelled)
+    place = find_place(dataset, options.data_root)
+    if place.dataset is None:
+        looked = describe_looked(dataset, place, options.data_root)
+        error = missing_error(dataset, place.looked[0], looked[1:])
+        if bound := bindings().get(dataset.name):
+            again = f"oodbench datasets locate {dataset.name} PATH binds another, --forget none"
+            error = Missing(f"{error}\n  it is bound to {bound}: {again}")
+        raise error
+    images = _renamed(replace(_call_loader(place.dataset, options, labelled), dataset=place.dataset))
     if labelled and dataset.like:
         images = replace(images, named=_names_like(dataset, options.data_root, images.folders))
-    return replace(images, dataset=dataset)
+    if place.others:
+        message = (
+            f"taken from {images.folder}; it is at {first_few(list(map(str, place.others)))}, too, which is not used"
+        )
+        images = replace(images, remarks=(*images.remarks, Remark("places", message, len(place.others))))
+    return images
+
+
+def _renamed(images: ImageSet) -> ImageSet:
+    """Return images that lie in no folder by the names that their declaration gives them, if it does (`rename`)."""
+    if not images.dataset.rename or any("/" in name for name in images.names):
+        return images
+    pattern, replacement = images.dataset.rename
+    other = next((name for name in images.names if not re.fullmatch(pattern, name)), None)
+    if other is not None:
+        raise UserError(
+            f"dataset '{images.dataset.name}': {images.folder} is not the flattened set: {other} is none of its files"
+        )
+    return renamed(images, [re.sub(pattern, replacement, name) for name in images.names])
 
 
 def _call_loader(dataset: Dataset, options: LoadOptions, labelled: bool) -> ImageSet:
@@ -114,10 +181,13 @@ def _call_loader(dataset: Dataset, options: LoadOptions, labelled: bool) -> Imag
 def _names_like(dataset: Dataset, data_root: Path, folders: tuple[str, ...]) -> tuple[str, ...]:
     """Return the names that the dataset `like` gives to these class folders."""
     other = catalog.dataset(dataset.like)
-    home = other.folder(data_root)
-    paths = home.iterdir() if home.is_dir() else ()
-    all_folders = sort_classes(path.name for path in paths if path.is_dir() and not is_hidden(path.name))
     names = prompts.class_names(other.classes).lines
+    home = other.folder(data_root)
+    if other.loader == "imagenet":
+        all_folders = wnids()
+    else:
+        paths = home.iterdir() if home.is_dir() else ()
+        all_folders = sort_classes(path.name for path in paths if path.is_dir() and not is_hidden(path.name))
     if len(all_folders) != len(names) or not set(folders) <= set(all_folders):
         raise UserError(
             f"dataset '{dataset.name}': its class names are those of '{other.name}' by folder, which takes all "
@@ -132,6 +202,14 @@ def class_names_of(id_set: ImageSet) -> TextList:
 
     Raises UserError when there are only numbers, or when the list has another number of names than the set has classes.
     """
+    given = _given_names(id_set)
+    if not id_set.dataset.clean_names:
+        return given
+    return TextList(f"{given.name}, as words", prompts.clean_names(given.lines))
+
+
+def _given_names(id_set: ImageSet) -> TextList:
+    """Return the class names of an ID set as they are given."""
     class_list = id_set.dataset.classes
     if not class_list and id_set.named:
         return TextList(f"of {id_set.dataset.like or id_set.dataset.within or 'the source'}", id_set.named)
@@ -142,7 +220,7 @@ def class_names_of(id_set: ImageSet) -> TextList:
             "with --classes FILE, one name a line"
         )
     if not class_list:
-        return TextList("folders", tuple(folder.replace("_", " ") for folder in id_set.folders))
+        return TextList("folders", tuple(re.sub("[_/]", " ", folder) for folder in id_set.folders))
     names = prompts.class_names(class_list)
     if len(names.lines) != len(id_set.folders):
         raise UserError(
@@ -163,5 +241,21 @@ def notes(images: ImageSet, classes: TextList | None = None) -> list[str]:
     if images.dataset.loader != "glyphs":
         remarks += decode.remark_on_first(images)
     if classes and classes.name not in prompts.names("classes"):
-        remarks += same_prompt_remarks(classes.lines)
+        remarks += [*name_remarks(images, classes), *same_prompt_remarks(classes.lines)]
     return [f"{images.dataset.name}: {remark.message}" for remark in remarks]
+
+
+def name_remarks(id_set: ImageSet, classes: TextList) -> list[Remark]:
+    """Return the class names that --clean-names made, all of them, or the remark that it is there."""
+    if id_set.dataset.clean_names:
+        pairs = zip(classes.lines, _given_names(id_set).lines, strict=True)
+        texts = [new if new == old else f"{new} ({old})" for new, old in pairs]
+        return [Remark("class-names", f"class names as words: {', '.join(texts)}", len(texts))]
+    cleaned = prompts.clean_names(classes.lines)
+    pairs = zip(cleaned, classes.lines, strict=True)
+    # Case alone makes no difference: CLIP's tokenizer takes all texts in lower case.
+    texts = [f"{old} as {new}" for new, old in pairs if new.lower() != old.lower()]
+    if not texts:
+        return []
+    message = f"{len(texts):,} class names are no words; --clean-names takes {first_few(texts)}"
+    return [Remark("class-names", message, len(texts))]

@@ -1,4 +1,4 @@
-"""Checks that the ID and OOD sets of a run share no images."""
+"""Checks that the sets of a run share no images, and that calibration images have the classes of the ID set."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from oodbench.data.imageset import ContainerSource, ImageSet
+from oodbench.data.load import check_classes
 from oodbench.data.loaders.tar import TarSource
-from oodbench.errors import raise_all
+from oodbench.errors import UserError, raise_all
 
 
 def check_folders(id_set: ImageSet, ood: Sequence[ImageSet]) -> None:
@@ -30,6 +31,16 @@ def check_folders(id_set: ImageSet, ood: Sequence[ImageSet]) -> None:
             problems.append(f"'{first.dataset.name}' and '{name}' are one folder, {folder}; name one of them")
         same_folder.append(images)
     raise_all(problems)
+
+
+def check_calibration(id_set: ImageSet, calibration: ImageSet) -> None:
+    """Raise UserError when calibration images are images of the ID set, or have other classes."""
+    if id_set.dataset.loader != "glyphs" and _nested(id_set, calibration) and _share_images(id_set, calibration):
+        raise UserError(
+            f"'{id_set.dataset.name}' and its calibration images '{calibration.dataset.name}' share images: "
+            "methods that calibrate would have seen the images that they are tested on"
+        )
+    check_classes(id_set, calibration)
 
 
 def _nested(a: ImageSet, b: ImageSet) -> bool:

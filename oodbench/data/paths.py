@@ -38,12 +38,15 @@ def reference() -> Path | None:
 
 
 def config_folder() -> Path:
-    """Return the folder of the user's own declarations: $OODBENCH_CONFIG, else ~/.config/oodbench.
+    """Return the folder of the user's own declarations.
 
-    Raises UserError when the user has no home folder.
+    It is $OODBENCH_CONFIG, else $XDG_CONFIG_HOME/oodbench, else ~/.config/oodbench. A relative $XDG_CONFIG_HOME is
+    ignored, as the XDG specification asks. Raises UserError when the user has no home folder.
     """
     if chosen := os.environ.get("OODBENCH_CONFIG"):
         return expand(chosen, "$OODBENCH_CONFIG")
+    if os.path.isabs(xdg := os.environ.get("XDG_CONFIG_HOME", "")):
+        return Path(xdg, "oodbench")
     try:
         return Path.home() / ".config" / "oodbench"
     except RuntimeError as error:

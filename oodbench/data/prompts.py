@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from oodbench.data.paths import declarations
@@ -53,6 +54,36 @@ def templates(name: str) -> TextList:
 def class_names(name: str) -> TextList:
     """Return class names in label order: a shipped list, or a file with one name per line. Duplicates are kept."""
     return _read(name, "classes", "class list", "")
+
+
+def clean_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return class names as words: `AnnualCrop` is `annual crop`, `golden_retriever` is `golden retriever`.
+
+    Underscores, slashes and changes of case separate words. Words are in lower case; acronyms (`MRI`) stay, and so do
+    names with blanks that have none of these. A number or wnid before every name (`001.Albatross`) is left out.
+    """
+    bare = [_NUMBER.sub("", name) for name in names]
+    if not all(len(short) < len(name) for short, name in zip(bare, names, strict=True)):
+        bare = list(names)
+    return tuple(_as_words(name) or name for name in bare)
+
+
+_NUMBER = re.compile(
+    r"^(n\d{8}|\d+)[-._ ]+(?=.*[^\W\d_])"
+)  # before a name: 001.Black_footed_Albatross, n02085620-Chihuahua
+
+
+def _as_words(name: str) -> str:
+    """Return one name as words."""
+    text = re.sub(r"[_/]+", " ", name)
+    pairs = zip(text, text[1:], f"{text[2:]} ", strict=False)
+    # A word begins at a capital after a small letter (`sea|Lake`), and at the last capital of several (`MRI|Scan`).
+    ends = [i for i, (a, b, c) in enumerate(pairs, 1) if b.isupper() and (a.islower() or (a.isupper() and c.islower()))]
+    parts = [text[start:end] for start, end in zip([0, *ends], [*ends, None], strict=True)]
+    words = " ".join(parts).split()
+    if " " in name.strip() and words == name.split():
+        return " ".join(words)
+    return " ".join(word if len(word) > 1 and word.isupper() else word.lower() for word in words)
 
 
 def names(kind: str) -> list[str]:

@@ -49,6 +49,7 @@ def union(dataset: Dataset, parts: Sequence[ImageSet]) -> ImageSet:
         np.concatenate([part.labels for part in parts]),
         parts[0].folders,
         content=all(part.content for part in parts),
+        sizes=tuple(size for part in parts for size in part.portable) if any(part.sizes for part in parts) else (),
         source=UnionSource({part.dataset.name: part for part in parts}),
         named=parts[0].named,
         absent=tuple(f"{part.dataset.name}/{name}" for part in parts for name in part.absent),

@@ -70,14 +70,15 @@ class Explanation:
     notes: tuple[str, ...] = ()
 
 
-def explain(request: RunRequest, images: Any, top: int = 5) -> list[Explanation]:
+def explain(request: RunRequest, images: Any, top: int = 5, watch: Watch | None = None) -> list[Explanation]:
     """Explain images one by one, with `top` names of each list; raise UserError as a run of the same request does."""
-    plan = make_plan(request)
+    watch = watch or Watch()
+    plan = make_plan(request, needs_ood=False)
     store = DetectorStore(plan.store)
     plan = dataclasses.replace(plan, store=store)
     device = pick_device(request.device)
     encoder = encoder_loader(plan, device)
-    scorer = Scorer(plan, make_task(plan, encoder, device, Watch()), device)
+    scorer = Scorer(plan, make_task(plan, encoder, device, watch), device)
     methods, broken = load_methods(plan, plan.jobs)
     running = [dataclasses.replace(one, resources=method_resources(plan, one.job, device)) for one in methods]
     scorer.fit(running)  # embeddings of calibration images may be stored, those of explained images are not

@@ -43,6 +43,13 @@ class DetectorStore(Store):
         self.keep = keep
         self.used: dict[str, Entry] = {}  # relative folder -> entry
 
+    def local(self) -> DetectorStore:
+        if not self.url:
+            return self
+        own = DetectorStore(self.behind.local(), self.saved, self.keep)
+        own.used, own._in_memory = self.used, self._in_memory
+        return own
+
     def find(self, kind: str, inputs: Mapping[str, Any]) -> Entry | None:
         if kind == "embeddings" and not self.keep:
             return (self._in_memory or {}).get(self.key(kind, inputs))

@@ -15,7 +15,7 @@ from oodbench.distributed.worker import TaskResult, extraction_jobs, leaf_jobs
 from oodbench.errors import UserError, raise_all
 from oodbench.pipeline.batches import FittedMethod
 from oodbench.pipeline.extract import ExtractionJob
-from oodbench.pipeline.run import RunState
+from oodbench.pipeline.run import RunState, waves
 from oodbench.pipeline.score import find_scores, forget_scores
 
 
@@ -58,7 +58,7 @@ class RunScheduler:
         if self.plan.calibration and any(method.job.calibrates for method in self.state.running):
             listings.append(self.plan.calibration)
         needed = {leaf.listing.fingerprint for listing in listings for leaf in leaf_jobs(self.plan.work(listing))}
-        for group in _groups(self.state.running):
+        for group in _groups(waves(self.state)):
             labels = tuple(method.job.label for method in group)
             calibrates = any(method.job.calibrates for method in group)
             self._when_encoded(self.plan.calibration if calibrates else None, partial(self._fit, labels))
@@ -143,7 +143,6 @@ class RunScheduler:
             for label in labels:
                 self._on_scored(number, label, (result.method_errors or {}).get(label, ""))
 
-        self.watch.scoring(listing.dataset.name, labels)
         name = f"score[{listing.dataset.name}: {', '.join(labels)}]"
         self.pool.add(PoolTask(name, "score", (number, labels), on_result, len(listing)), first=True)
 
@@ -186,11 +185,14 @@ def _raise_user_error(result: TaskResult) -> None:
         raise UserError(result.error)
 
 
-def _groups(methods: Sequence[FittedMethod]) -> list[list[FittedMethod]]:
-    """Return the methods of each task: those that only read features share one, the others have their own."""
+def _groups(waves: Sequence[Sequence[FittedMethod]]) -> list[list[FittedMethod]]:
+    """Return the methods of each task: those of a wave that only read features share one, the others have their own."""
     separate = {"PIXELS", "ENCODER"}
-    shared = [method for method in methods if not separate & set(method.job.info.needs) and not method.job.calibrates]
-    return [*([shared] if shared else []), *([method] for method in methods if method not in shared)]
+    groups: list[list[FittedMethod]] = []
+    for wave in waves:
+        shared = [one for one in wave if not separate & set(one.job.info.needs) and not one.job.calibrates]
+        groups += [*([shared] if shared else []), *([method] for method in wave if method not in shared)]
+    return groups
 
 
 def run(state: RunState) -> None:

@@ -18,6 +18,7 @@ that map) and the embeddings (its output):
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from oodbench.encoder import pretrained
-from oodbench.encoder.card import EncoderCard
+from oodbench.encoder.card import THIS_FOLDER, EncoderCard
 from oodbench.encoder.pretrained import PretrainedFiles, error_text, without_logs
 from oodbench.errors import UserError
 
@@ -37,6 +38,9 @@ def build_model(source: PretrainedFiles | EncoderCard, device: torch.device) -> 
     config = copy.deepcopy(source.config)
     custom = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
     config["vision_cfg"].pop("timm_model_pretrained", None)
+    shape = config["vision_cfg"].pop("timm_model_kwargs", None)  # of a SigLIP that timm has no name for
+    if shape:
+        config["vision_cfg"]["timm_model_name"] = "test_vit"  # a small one, replaced below
     if "hf_model_name" in config["text_cfg"]:
         config["text_cfg"]["hf_model_pretrained"] = False
     kind = open_clip.CLIP
@@ -46,11 +50,30 @@ def build_model(source: PretrainedFiles | EncoderCard, device: torch.device) -> 
         with warnings.catch_warnings(), torch.device(device):
             # torch.nn.init warns about tensors of the meta device.
             warnings.filterwarnings("ignore", message="Initializing zero-element tensors is a no-op")
-            return kind(**config).eval().requires_grad_(False)
+            model = kind(**config)
+            if shape:
+                model.visual.trunk = _siglip_trunk(**shape)
+            return model.eval().requires_grad_(False)
     except Exception as error:  # a config with unknown values may raise anything
         needs = " (its text tower needs `pip install transformers`, and a network once)"
         hint = needs if "hf_model_name" in config["text_cfg"] else ""
         raise UserError(f"open_clip cannot build {source.architecture}: {error_text(error)}{hint}") from error
+
+
+def _siglip_trunk(eps: float, **shape: Any) -> nn.Module:
+    """Return timm's image tower of a SigLIP; `eps` is that of its layer norms."""
+    from timm.layers import LayerNorm
+    from timm.models.vision_transformer import VisionTransformer
+
+    trunk: nn.Module = VisionTransformer(
+        class_token=False,
+        global_pool="map",
+        num_classes=0,
+        weight_init="skip",
+        norm_layer=functools.partial(LayerNorm, eps=eps),
+        **shape,
+    )
+    return trunk
 
 
 def build_tokenizer(card: EncoderCard, folder: Path | None) -> Any:
@@ -65,16 +88,19 @@ def build_tokenizer(card: EncoderCard, folder: Path | None) -> Any:
     options["tokenizer_mode"] = text.get("tokenizer_mode")
     if folder is not None:
         try:
-            return without_logs(lambda: open_clip.tokenizer.HFTokenizer(str(folder.absolute()), **options))
+            found = without_logs(lambda: open_clip.tokenizer.HFTokenizer(str(folder.absolute()), **options))
+            if card.tokenizer == THIS_FOLDER:
+                found.clean_fn = str  # transformers does not clean texts before its tokenizers do
+            return found
         except Exception as error:  # transformers raises many kinds
-            hint = "`pip install transformers`" if isinstance(error, ImportError) else "complete it"
+            hint = 'pip install "oodbench[hf]"' if isinstance(error, ImportError) else "complete it"
             raise UserError(
                 f"encoder '{card.name}': the tokenizer in {folder} cannot be read ({error_text(error)}); {hint}"
             ) from error
-    found = pretrained.cached(card.tokenizer, "tokenizer_config.json", "tokenizer.json")
-    if found is not None:
+    cached = pretrained.cached(card.tokenizer, "tokenizer_config.json", "tokenizer.json")
+    if cached is not None:
         try:  # given a folder, transformers does not access the network
-            return without_logs(lambda: open_clip.tokenizer.HFTokenizer(str(found.parent), **options))
+            return without_logs(lambda: open_clip.tokenizer.HFTokenizer(str(cached.parent), **options))
         except (OSError, ValueError):
             pass  # an interrupted download is incomplete
     try:

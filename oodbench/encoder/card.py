@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,20 +12,33 @@ from typing import Any
 from oodbench.encoder.names import open_clip_name, tags
 from oodbench.errors import UserError
 from oodbench.results import slug
-from oodbench.storage.store import digest
+from oodbench.storage.fingerprints import file_identity
+from oodbench.storage.store import digest, file_digest
 
 EMBEDDED = "glyphs"
 COCA = "coca_ViT-B-32/laion2b_s13b_b90k"
 LOCAL_PREFIX = "local-dir:"
+PLUGIN_PREFIX = "plugin:"
 HUB_PREFIXES = ("hf-hub:", LOCAL_PREFIX)
 RESIZE_FILTERS = ("bicubic", "bilinear")
+THIS_FOLDER = "."  # as the name of a tokenizer: that of the folder with the weights
+# A folder that transformers can read a tokenizer from holds at least one of these files.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tokenizer.model",
+)
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
     """A value of `--encoder`, such as `glyphs`, `arch/tag`, `arch/tag@path`, `arch@path` or `hf-hub:owner/model`.
 
-    It may also be `local-dir:folder`, and `architecture` a JSON file in the format of open_clip's model configs.
+    It may also be `local-dir:folder`, `plugin:FILE.py` or `plugin:NAME` of an entry point, and `architecture` a JSON
+    file in the format of open_clip's model configs.
     """
 
     text: str
@@ -38,6 +52,11 @@ class EncoderSpec:
         return self.architecture.startswith(HUB_PREFIXES)
 
     @property
+    def plugin(self) -> bool:
+        """Return whether the encoder is a Python file or an entry point of the user."""
+        return self.text.startswith(PLUGIN_PREFIX)
+
+    @property
     def json(self) -> bool:
         """Return whether the architecture is a JSON file."""
         return self.architecture.endswith(".json")
@@ -48,7 +67,7 @@ def parse_encoder(text: str) -> EncoderSpec:
     text = open_clip_name(text)
     if text == EMBEDDED:
         return EncoderSpec(text, text)
-    if text.startswith(HUB_PREFIXES):
+    if text.startswith((*HUB_PREFIXES, PLUGIN_PREFIX)):
         return EncoderSpec(text, text)
     if ".json@" in text:
         head, at, path = text.partition(".json@")
@@ -88,6 +107,8 @@ class EncoderCard:
     scale        exp(logit_scale)
     notes        what had to be assumed
     text_files   sha256 of the tokenizer's files in a folder of this machine; "" if it reads none
+    resize_to    (shorter side,) or (height, width) before the crop, for images that are preprocessed as transformers
+                 does; () for open_clip's preprocessing, which resizes to `size`
     """
 
     name: str
@@ -108,6 +129,7 @@ class EncoderCard:
     scale: float
     notes: tuple[str, ...] = ()
     text_files: str = ""
+    resize_to: tuple[int, ...] = ()
 
     @property
     def identity(self) -> str:
@@ -115,20 +137,29 @@ class EncoderCard:
         return digest({k: v for k, v in self._facts().items() if k not in ("name", "notes")})
 
     @property
+    def plugin(self) -> bool:
+        """Return whether the encoder is a Python file or an entry point of the user."""
+        return self.name.startswith(PLUGIN_PREFIX)
+
+    def lacks(self, part: str) -> bool:
+        """Return whether the encoder is a plugin without an optional part, such as `text_tower`."""
+        return self.plugin and part not in self.config["offers"]
+
+    @property
     def caption_error(self) -> str:
-        """Return why the encoder cannot write captions; "" for a CoCa, which can."""
-        coca = "multimodal_cfg" in self.config
+        """Return why the encoder cannot write captions; "" for a CoCa, which can, or a plugin with a captioner."""
+        coca = "multimodal_cfg" in self.config or (self.plugin and not self.lacks("captioner"))
         return "" if coca else f"{self.name} writes no captions; take a CoCa, such as --encoder {COCA}"
 
     @property
     def local(self) -> bool:
         """Return whether the weights came from a file of the user, so that the name does not identify them."""
-        return "@" in self.name or self.name.startswith(LOCAL_PREFIX)
+        return "@" in self.name or self.name.startswith((LOCAL_PREFIX, PLUGIN_PREFIX))
 
     @property
     def slug(self) -> str:
         """Return the folder name, such as `ViT-B-16-openai`; for a file of the user with the digest of the weights."""
-        return slug(self._named().partition("@")[0].removesuffix(".json")) + (
+        return slug(self._named().partition("@")[0].removesuffix(".json").removesuffix(".py")) + (
             f"-{self.weights[:8]}" if self.local else ""
         )
 
@@ -137,14 +168,15 @@ class EncoderCard:
         return {**self._facts(), "name": self._named(), "slug": self.slug, "identity": self.identity}
 
     def _facts(self) -> dict[str, Any]:
-        """Return all fields; without an empty `text_files`, so that the identities of older versions stay the same."""
-        facts = dataclasses.asdict(self)
-        return facts if self.text_files else {k: v for k, v in facts.items() if k != "text_files"}
+        """Return all fields; without empty ones that were added, so that the identities of older versions stay."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if v or k not in ("text_files", "resize_to")}
 
     def _named(self) -> str:
         """Return the name with paths shortened to file names."""
         if self.name.startswith(LOCAL_PREFIX):
             return f"{LOCAL_PREFIX}{self.architecture}"
+        if self.plugin:
+            return f"{PLUGIN_PREFIX}{Path(self.name.removeprefix(PLUGIN_PREFIX)).name}"
         head, at, path = self.name.partition(".json@" if ".json@" in self.name else "@")
         head = Path(head).name if at == ".json@" else head
         return f"{head}{at}{Path(path).name}"
@@ -154,3 +186,29 @@ def card_from(facts: dict[str, Any]) -> EncoderCard:
     """Return a card from its JSON form."""
     lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
     return EncoderCard(**lists)
+
+
+def weight_files(path: Path) -> list[Path]:
+    """Return the files of a checkpoint: the file itself, and the shards that an index (`*.index.json`) names."""
+    if not path.name.endswith(".index.json"):
+        return [path]
+    try:
+        names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+        shards = [path.parent / Path(name).name for name in sorted(names)]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"checkpoint {path} is no index of shards: {error}") from error
+    if missing := [shard.name for shard in shards if not shard.is_file()]:
+        raise UserError(f"checkpoint {path} names {', '.join(missing)}, not there; complete the folder")
+    return [path, *shards]
+
+
+def weights_digest(path: Path) -> str:
+    """Return the sha256 of a checkpoint file; of an index, that of the names and contents of all its files."""
+    files = weight_files(path)
+    return file_digest(path) if len(files) == 1 else digest([[file.name, file_digest(file)] for file in files])
+
+
+def weights_identity(path: Path) -> dict[str, Any]:
+    """Return what identifies the version of a checkpoint on this machine, its shards included."""
+    shards = [file_identity(shard) for shard in weight_files(path)[1:]] if path.is_file() else []
+    return {**file_identity(path), **({"shards": shards} if shards else {})}

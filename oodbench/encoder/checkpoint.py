@@ -14,10 +14,10 @@ import open_clip
 import torch
 from torch import Tensor
 
-from oodbench.encoder.card import EMBEDDED
+from oodbench.encoder.card import EMBEDDED, weight_files, weights_digest
 from oodbench.encoder.pretrained import error_text
+from oodbench.encoder.transformers_models import open_clip_names
 from oodbench.errors import UserError
-from oodbench.storage.store import file_digest
 
 # OpenAI's archives hold the first three next to the weights; the last comes from an older transformers.
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "text.transformer.embeddings.position_ids")
@@ -29,13 +29,15 @@ StateDict = dict[str, Tensor]
 
 def load_weights(name: str, path: Path, digest: str = "") -> StateDict:
     """Return the weights of an encoder, from a file or the embedded ones. Raise UserError if the sha256 differs."""
-    if digest and file_digest(path) != digest:
+    if digest and weights_digest(path) != digest:
         raise UserError(f"checkpoint {path} is not the one that encoder '{name}' was found with; run again")
     if name == EMBEDDED:
         from oodbench.data.glyphs import weights
 
         return weights.state_dict()
-    return read_checkpoint(path)
+    files = weight_files(path)
+    parts = [read_checkpoint(file) for file in files[1:] or files]  # the first of several is their index
+    return {key: tensor for part in parts for key, tensor in part.items()}
 
 
 def read_checkpoint(path: Path) -> StateDict:
@@ -105,7 +107,7 @@ def match_names(model: Any, state: StateDict, what: str) -> StateDict:
     open_clip would interpolate the position embeddings of another resolution without a warning; here it is an error.
     """
     try:
-        state = dict(open_clip.convert.convert_state_dict(model, dict(state)))
+        state = dict(open_clip.convert.convert_state_dict(model, open_clip_names(dict(state))))
         if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
             state = open_clip.model.convert_to_custom_text_state_dict(state)
     except (RuntimeError, KeyError, AttributeError) as error:  # open_clip's conversion of MobileCLIP's first files

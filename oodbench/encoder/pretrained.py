@@ -17,14 +17,17 @@ from typing import Any, TypeVar
 
 import huggingface_hub
 import open_clip
+from huggingface_hub.errors import EntryNotFoundError
 from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.transform import PreprocessCfg
 
-from oodbench.encoder.card import EMBEDDED, LOCAL_PREFIX, EncoderSpec
+from oodbench.encoder.card import EMBEDDED, LOCAL_PREFIX, TOKENIZER_FILES, EncoderSpec
+from oodbench.encoder.transformers_models import WEIGHTS, read_folder
 from oodbench.errors import UserError, did_you_mean
 
 _TIMEOUT = 5  # seconds for the Hub to answer
+_TEXT_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja")  # the files of configs and tokenizers
 
 
 def hub_weights(repository: str, name: str = "") -> Path:
@@ -34,8 +37,41 @@ def hub_weights(repository: str, name: str = "") -> Path:
 
 
 def config_file(repository: str) -> Path:
-    """Return open_clip's config file of a repository."""
-    return cached(repository, HF_CONFIG_NAME) or _download(repository, HF_CONFIG_NAME)
+    """Return open_clip's config file of a repository; transformers' `config.json` if it has none.
+
+    Without a network, the one that is in the Hub's cache is taken.
+    """
+    found = cached(repository, HF_CONFIG_NAME)
+    if found is not None:
+        return found
+    try:
+        require_hub()
+        return Path(huggingface_hub.hf_hub_download(repository, HF_CONFIG_NAME))
+    except EntryNotFoundError:
+        return cached(repository, "config.json") or Path(huggingface_hub.hf_hub_download(repository, "config.json"))
+    except OSError:
+        found = cached(repository, "config.json")
+        if found is None:
+            raise
+        return found
+
+
+def snapshot(repository: str, config: Path) -> Path:
+    """Return the folder in the Hub's cache with transformers' files of a repository; download what is missing."""
+    complete = [any((config.parent / name).is_file() for name in names) for names in (WEIGHTS, TOKENIZER_FILES)]
+    if all(complete):
+        return config.parent
+    try:
+        require_hub()
+        listed = huggingface_hub.list_repo_files(repository)
+        weights = next((name for name in WEIGHTS if name in listed), "none")
+        shards = [f"{weights.partition('.')[0]}-*"] if weights.endswith(".index.json") else []
+        wanted = [weights, *shards, *_TEXT_PATTERNS]
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=wanted, ignore_patterns="*/*"))
+    except OSError:
+        if not complete[0]:
+            raise
+        return config.parent
 
 
 def cached(repository: str, *names: str) -> Path | None:
@@ -156,19 +192,43 @@ def _tagged(spec: EncoderSpec) -> PretrainedFiles:
 def _from_hub(spec: EncoderSpec) -> PretrainedFiles:
     place = spec.text.partition(":")[2]
     what = f"encoder '{spec.text}'"
-    if spec.text.startswith(LOCAL_PREFIX):
-        folder = Path(place).expanduser()
-        if not (folder / "open_clip_config.json").is_file():
-            raise UserError(f"{what}: {folder / 'open_clip_config.json'} does not exist")
-        raw, found = _json(folder / "open_clip_config.json"), open_clip.factory._find_checkpoint_in_dir(folder)
-        if found is None:
-            raise UserError(f"{what}: {folder} holds no checkpoint (.safetensors, .bin or .pth)")
-        path, architecture = Path(found), folder.resolve().name
+    local = spec.text.startswith(LOCAL_PREFIX)
+    if local:
+        config, architecture = _local_config(Path(place).expanduser(), what)
     else:
-        raw = _json(_fetched(lambda: config_file(place), spec, "ARCHITECTURE/TAG"))
-        path, architecture = _fetched(lambda: hub_weights(place), spec, "ARCHITECTURE/TAG"), spec.text
+        config, architecture = _fetched(lambda: config_file(place), spec, "ARCHITECTURE/TAG"), spec.text
+    if config.name != HF_CONFIG_NAME:
+        folder = config.parent if local else _fetched(lambda: snapshot(place, config), spec, "ARCHITECTURE/TAG")
+        found = read_folder(folder, what)
+        return PretrainedFiles(
+            spec.text, architecture, found.config, found.preprocess, found.weights, notes=found.notes
+        )
+    raw = _json(config)
+    if local:
+        checkpoint = open_clip.factory._find_checkpoint_in_dir(config.parent)
+        if checkpoint is None:
+            raise UserError(f"{what}: {config.parent} holds no checkpoint (.safetensors, .bin or .pth)")
+        path = Path(checkpoint)
+    else:
+        path = _fetched(lambda: hub_weights(place), spec, "ARCHITECTURE/TAG")
     return PretrainedFiles(
         spec.text, architecture, raw.get("model_cfg", raw), _preprocess(raw.get("preprocess_cfg", {})), path
+    )
+
+
+def _local_config(folder: Path, what: str) -> tuple[Path, str]:
+    """Return the config in a folder, of open_clip or transformers, and the folder's name. Raise UserError if none."""
+    for name in (HF_CONFIG_NAME, "config.json"):
+        if (folder / name).is_file():
+            return folder / name, folder.resolve().name
+    if not folder.is_dir():
+        raise UserError(f"{what}: {folder} is no folder")
+    below = sorted(path.parent.name for path in folder.glob("*/config.json"))  # sentence-transformers has 0_CLIPModel
+    hint = f"; take {folder / below[0]}" if below else ""
+    if (folder / "adapter_config.json").is_file():
+        hint = "; it holds a LoRA adapter: merge it into its CLIP, and save the whole model"
+    raise UserError(
+        f"{what}: {folder} holds neither {HF_CONFIG_NAME} nor the config.json of a CLIP or SigLIP of transformers{hint}"
     )
 
 
@@ -182,9 +242,9 @@ def _known(spec: EncoderSpec) -> dict[str, Any]:
         if guess.lower() in meant:
             raise UserError(f"no architecture '{spec.architecture}'; did you mean '{meant[guess.lower()]}'?")
     hint = did_you_mean(spec.architecture, known)
-    raise UserError(
-        f"no architecture '{spec.architecture}'{hint if 'did you mean' in hint else '; see open_clip.list_models()'}"
-    )
+    if "did you mean" not in hint:
+        hint = f"; see open_clip.list_models(), or write hf-hub:{spec.text} if it is a repository of the Hub"
+    raise UserError(f"no architecture '{spec.architecture}'{hint}")
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -226,4 +286,5 @@ def _fetched(fetch: Callable[[], T], spec: EncoderSpec, name: str) -> T:
         raise UserError(
             f"encoder '{spec.text}': its weights are not on this machine and cannot be fetched: {error_text(error)}\n"
             f"  without a network, give a checkpoint file: --encoder {name}@path/to/weights.safetensors (or .pt)"
+            + (", or the model's folder: --encoder local-dir:FOLDER" if spec.hub else "")
         ) from error

@@ -13,9 +13,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oodbench.encoder.card import EMBEDDED, LOCAL_PREFIX, EncoderCard, EncoderSpec, card_from
+from oodbench.encoder.card import (
+    EMBEDDED,
+    LOCAL_PREFIX,
+    TOKENIZER_FILES,
+    EncoderCard,
+    EncoderSpec,
+    card_from,
+    weights_digest,
+    weights_identity,
+)
 from oodbench.errors import UserError
-from oodbench.storage.fingerprints import file_identity
 from oodbench.storage.store import Store, digest, file_digest
 
 if TYPE_CHECKING:
@@ -23,10 +31,8 @@ if TYPE_CHECKING:
     from oodbench.encoder.checkpoint import StateDict
     from oodbench.encoder.pretrained import PretrainedFiles
 
-# A folder that transformers can read a tokenizer from holds at least one of these files.
-_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
 # No tokenizer reads these files. All others count, because each kind of tokenizer has other file names.
-_OTHERS = frozenset((".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".md"))
+_OTHERS = frozenset(".safetensors .bin .pt .pth .ckpt .h5 .msgpack .onnx .gguf .md .png .jpg .jpeg .gif".split())
 
 
 @dataclass(frozen=True)
@@ -47,19 +53,20 @@ class TextFiles:
         return digest([[path.name, file_digest(path)] for path in found]) if found else ""
 
 
-def text_files(spec: EncoderSpec, text: dict[str, Any]) -> TextFiles:
+def text_files(spec: EncoderSpec, text: dict[str, Any], weights: Path) -> TextFiles:
     """Return the folders that an encoder's `text_cfg` names. Raise UserError if an absolute path does not exist.
 
-    A relative path starts at the folder of the config, else at the working folder, as in transformers. The folder of a
-    `local-dir:` encoder is the tokenizer's if it holds a tokenizer.
+    A relative path starts at the folder of the config, else at the working folder, as in transformers; an encoder of
+    the Hub has its config in the folder of its weights. The folder of a `local-dir:` encoder is the tokenizer's if it
+    holds a tokenizer.
     """
     local = Path(spec.text.removeprefix(LOCAL_PREFIX)).expanduser() if spec.text.startswith(LOCAL_PREFIX) else None
-    base = local or (Path(spec.architecture).parent if spec.json else None)
+    base = local or (Path(spec.architecture).parent if spec.json else weights.parent if spec.hub else None)
     tower = _folder(spec, str(text.get("hf_model_name") or ""), None, "text tower's config")
     name = str(text.get("hf_tokenizer_name") or "")
     if not name:  # CLIP's own tokenizer, whatever else the folder holds
         return TextFiles(None, tower)
-    if local and not (local / name).is_dir() and any((local / file).is_file() for file in _TOKENIZERS):
+    if local and not (local / name).is_dir() and any((local / file).is_file() for file in TOKENIZER_FILES):
         return TextFiles(local, tower)
     return TextFiles(_folder(spec, name, base, "tokenizer"), tower)
 
@@ -94,12 +101,21 @@ class ResolvedEncoder:
     tokenizer: Path | None = None
 
 
-def resolve(spec: EncoderSpec, resize: str | None, store: Store, *, strict: bool = False) -> ResolvedEncoder:
+def resolve(
+    spec: EncoderSpec, resize: str | None, store: Store, *, strict: bool = False, sent: Path | None = None
+) -> ResolvedEncoder:
     """Return the encoder of a spec. `resize` overrides the filter ("bicubic", "bilinear") that the weights name.
 
-    `strict` computes the digest of the weights anew. Raises UserError if the architecture or tag is unknown, or if the
-    weights cannot be read or downloaded, or do not fit the architecture.
+    `strict` computes the digest of the weights anew. `sent` is the file of a plugin that was sent to this machine. A
+    plugin is made at each call, because its identity may follow from files that only it knows. Raises UserError if the
+    architecture or tag is unknown, or if the weights cannot be read or downloaded, or do not fit the architecture.
     """
+    if spec.plugin:
+        if resize:
+            raise UserError(f"--resize {resize}: encoder '{spec.text}' preprocesses images itself, in preprocess()")
+        from oodbench.encoder import plugin
+
+        return ResolvedEncoder(*plugin.describe(spec, sent))
     known = {
         "spec": spec.text,
         "resize": resize,
@@ -110,20 +126,20 @@ def resolve(spec: EncoderSpec, resize: str | None, store: Store, *, strict: bool
     }
     path = GLYPHS_FOLDER / "encoder.safetensors" if spec.text == EMBEDDED else spec.path or _stored_path(store, known)
     if path is not None:
-        entry = store.find("encoder", {**known, **file_identity(path)})
+        entry = store.find("encoder", {**known, **weights_identity(path)})
         if entry is not None:
             card = card_from(entry.facts["card"])
-            texts = text_files(spec, card.config["text_cfg"])
-            if texts.digest() == card.text_files and not (strict and file_digest(path) != card.weights):
+            texts = text_files(spec, card.config["text_cfg"], path)
+            if texts.digest() == card.text_files and not (strict and weights_digest(path) != card.weights):
                 return ResolvedEncoder(card, path, texts.tokenizer)
             store.remove("encoder", entry.inputs)
     from oodbench.encoder.pretrained import find_pretrained
 
     source = find_pretrained(spec)
-    texts = text_files(spec, source.config["text_cfg"])
-    stamp, words = file_identity(source.path), texts.digest()
+    texts = text_files(spec, source.config["text_cfg"], source.path)
+    stamp, words = weights_identity(source.path), texts.digest()
     card = _make_card(source, resize, texts)
-    if (file_identity(source.path), texts.digest()) != (stamp, words):
+    if (weights_identity(source.path), texts.digest()) != (stamp, words):
         raise UserError(f"encoder '{spec.text}': {source.path} or its tokenizer changed while it was read; run again")
     if spec.path is None:
         store.try_write("encoder-file", known, {"path": str(source.path)})
@@ -136,7 +152,9 @@ def _config_files(spec: EncoderSpec) -> list[Path]:
     if spec.text == EMBEDDED:
         return [GLYPHS_FOLDER / "encoder.json", GLYPHS_FOLDER / "weights.py"]
     if spec.text.startswith(LOCAL_PREFIX):
-        return [Path(spec.text.removeprefix(LOCAL_PREFIX)).expanduser() / "open_clip_config.json"]
+        folder = Path(spec.text.removeprefix(LOCAL_PREFIX)).expanduser()
+        names = ("open_clip_config.json", "config.json", "preprocessor_config.json", "processor_config.json")
+        return [folder / name for name in names]
     return [Path(spec.architecture)] if spec.json else []
 
 
@@ -185,7 +203,7 @@ def _make_card(source: PretrainedFiles, resize: str | None, texts: TextFiles) ->
         name=source.name,
         architecture=source.architecture,
         tag=source.tag,
-        weights=file_digest(source.path),
+        weights=weights_digest(source.path),
         config=json.loads(json.dumps(source.config)),
         size=size,
         **{**source.preprocess, **({"interpolation": resize} if resize else {})},
@@ -216,6 +234,11 @@ def _check_size(tower: ImageTower, size: tuple[int, int], architecture: str) -> 
 
 def load_state_dict(resolved: ResolvedEncoder) -> StateDict:
     """Return the encoder's state dict under the names of its model, which is not built in memory."""
+    if resolved.card.plugin:
+        raise UserError(
+            f"{resolved.card.name} is a plugin, and a released checkpoint is translated with open_clip's weights; "
+            "train the method for this encoder with oodbench train"
+        )
     import torch
 
     from oodbench.encoder import build, checkpoint

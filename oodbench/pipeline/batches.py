@@ -299,12 +299,17 @@ class _ThreadTask(threading.local):
 
 
 def score_batches(
-    batches: Callable[[], Iterable[Batch]], methods: Sequence[FittedMethod], task: Task, threads: int | None
+    batches: Callable[[], Iterable[Batch]],
+    methods: Sequence[FittedMethod],
+    task: Task,
+    threads: int | None,
+    done: Callable[[int], None] = lambda n: None,
 ) -> list[MethodOutput]:
     """Return the output of each method for all batches.
 
-    `threads` is how many threads score, each on one core; None scores in this thread, on all cores. If a method wrote
-    into its input, its error is InputMutated, and the outputs of the other methods are worthless.
+    `threads` is how many threads score, each on one core; None scores in this thread, on all cores. `done` is called
+    with the number of images of every batch that was scored. If a method wrote into its input, its error is
+    InputMutated, and the outputs of the other methods are worthless.
     """
     outputs: list[MethodOutput] = []
     for find_writer in (False, True):  # again in one thread and with a check after every method, if one wrote
@@ -313,10 +318,13 @@ def score_batches(
         score = functools.partial(
             score_batch, methods, outputs, _ThreadTask(task, threads is not None), check_each=find_writer
         )
-        scored = map(score, batches()) if count is None else map_in_order(score, batches(), count)
+        sizes: deque[int] = deque()  # of the batches that are being scored
+        items = _with_sizes(batches(), sizes)
+        scored = map(score, items) if count is None else map_in_order(score, items, count)
         total, mutated = 0, False
         for parts in scored:
             total += 1
+            done(sizes.popleft())
             for output, part in zip(outputs, parts, strict=False):
                 if output.error is None or isinstance(part.error, InputMutated):
                     output.add(part)
@@ -331,6 +339,13 @@ def score_batches(
         if not find_writer:
             task.intact()  # restores what another thread wrote last
     return outputs
+
+
+def _with_sizes(batches: Iterable[Batch], sizes: deque[int]) -> Iterator[Batch]:
+    """Yield batches, and append the size of each to `sizes`."""
+    for batch in batches:
+        sizes.append(batch.size)
+        yield batch
 
 
 def score_batch(

@@ -63,16 +63,17 @@ def choose_encoder(request: RunRequest, jobs: Jobs, files: Mapping[str, Path], b
     return EncoderChoice(benchmark.encoder, "" if benchmark.encoder == EMBEDDED else reason)
 
 
-def encoder_of_classes(request: RunRequest, classes: str) -> EncoderChoice:
-    """Return the encoder for images of no benchmark: as in a run of the ID set that is named as the class list.
-
-    Without such a set it is the embedded one, unless the user's weights were trained for another.
-    """
+def benchmark_of_classes(classes: str) -> Benchmark:
+    """Return the benchmark of the ID set that is named as a class list; else one with the embedded encoder."""
     named = datasets().get(classes)
     benchmark = benchmarks().get(named.benchmark) if named else None
+    return benchmark or Benchmark("images", "images", "images", encoder=EMBEDDED)
+
+
+def encoder_without_run(request: RunRequest, benchmark: Benchmark) -> EncoderChoice:
+    """Return the encoder that a run of the request on a benchmark takes."""
     files = weights_files(request, registry.methods(request.plugins))
-    known = benchmark or Benchmark("images", "images", "images", encoder=EMBEDDED)
-    return choose_encoder(request, make_jobs(request), files, known)
+    return choose_encoder(request, make_jobs(request), files, benchmark)
 
 
 def released_encoder(job: Job) -> str:

@@ -38,20 +38,23 @@ class Event:
 
 
 Tell = Callable[[Event], None]
+Advance = Callable[[int], None]  # called with every number of images or prompts that are done
 
 
 @dataclass(frozen=True)
 class Watch:
     """Functions that are called while a run goes on.
 
-    extracting  (dataset, images) -> a function that is called with every number of images that are encoded
-    scoring     (dataset, labels of the methods), before a dataset is scored
+    extracting  (dataset, images) -> Advance, before images are encoded
+    prompts     (number of prompts) -> Advance, before prompts are encoded
+    scoring     (dataset, labels of the methods, images) -> Advance, before a dataset is scored in this process
     finished    (result), after each result is written
     event       (event), for everything that happens
     """
 
-    extracting: Callable[[str, int], Callable[[int], None]] = lambda dataset, images: lambda n: None
-    scoring: Callable[[str, Sequence[str]], None] = lambda dataset, methods: None
+    extracting: Callable[[str, int], Advance] = lambda dataset, images: lambda n: None
+    prompts: Callable[[int], Advance] = lambda count: lambda n: None
+    scoring: Callable[[str, Sequence[str], int], Advance] = lambda dataset, methods, images: lambda n: None
     finished: Callable[[Result], None] = lambda result: None
     event: Callable[[Event], None] = lambda event: None
 

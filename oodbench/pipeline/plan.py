@@ -15,13 +15,13 @@ from oodbench.data.catalog import Benchmark, Dataset
 from oodbench.data.decode import DecodeConfig
 from oodbench.data.imageset import ImageSet
 from oodbench.data.load import LoadOptions, class_names_of, load_calibration, load_images, notes
-from oodbench.data.overlap import check_folders
+from oodbench.data.overlap import check_calibration, check_folders
 from oodbench.data.paths import data_root
 from oodbench.data.prompts import TextList
 from oodbench.encoder.card import EMBEDDED, EncoderCard, parse_encoder
 from oodbench.encoder.resolve import ResolvedEncoder, resolve
 from oodbench.errors import Missing, ProblemList, UserError, raise_all
-from oodbench.method import registry
+from oodbench.method import registry, source_files
 from oodbench.method.introspection import MethodInfo
 from oodbench.pipeline import assign_weights as assignment
 from oodbench.pipeline.encoder_choice import choose_encoder
@@ -80,6 +80,8 @@ class Plan:
         """Return which encoder was taken, what may be wrong with the image sets, and the sets that are skipped."""
         others = [*(ood.listing for ood in self.ood), *([self.calibration] if self.calibration else [])]
         found = [note for images in others for note in notes(images)]
+        if self.request.calibration and not self.calibration:
+            found.append(f"--calibration {self.request.calibration} is ignored: no method of this run calibrates")
         chosen = [self.encoder_note] if self.encoder_note else []
         return [*chosen, *notes(self.id, self.classes), *found, *self.skipped]
 
@@ -105,10 +107,10 @@ def make_plans(requests: Sequence[RunRequest]) -> list[Plan]:
     return [make_plan(request, methods) for request in requests]
 
 
-def make_plan(request: RunRequest, methods: FindMethods = registry.methods) -> Plan:
+def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, needs_ood: bool = True) -> Plan:
     """Check a request and return the plan of its run. Raise UserError with every problem that was found.
 
-    `methods` returns all methods by name; it is called once.
+    `methods` returns all methods by name; it is called once. Without `needs_ood` no OOD set is listed.
     """
     request = dataclasses.replace(request, out=expand(request.out))
     store = open_store(request.store, request.shared)
@@ -117,7 +119,8 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods) -> P
     attempt(check_options, request)
     known = attempt(methods, request.plugins)
     jobs = attempt(make_jobs, request, known) if known is not None else None
-    protocol = attempt(catalogue.protocol, request.id, request.ood, request.classes)
+    find_protocol = functools.partial(catalogue.protocol, needs_ood=needs_ood)
+    protocol = attempt(find_protocol, request.id, request.ood, request.classes)
     files = attempt(assignment.weights_files, request, known) if known is not None else None
     benchmark = protocol.benchmark if protocol else Benchmark("", "", "", encoder=EMBEDDED)
     choice = attempt(choose_encoder, request, jobs or Jobs(()), files or {}, benchmark)
@@ -128,7 +131,11 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods) -> P
     ood: list[OodSet] = []
     missing: dict[str, str] = {}  # OOD sets that --skip-missing skips -> reason
     if protocol:
-        attempt(check_benchmark, protocol.benchmark)
+        if not needs_ood:
+            protocol = dataclasses.replace(protocol, ood=())
+        if request.clean_names:
+            protocol = dataclasses.replace(protocol, id=dataclasses.replace(protocol.id, clean_names=True))
+        attempt(check_benchmark, protocol.benchmark, needs_ood)
         # With problems to report, contents are not hashed and glyphs, which are drawn to be listed, are not loaded.
         faulty = bool(collected.problems)
         options = LoadOptions(
@@ -190,14 +197,24 @@ def _compatible_jobs(jobs: Jobs, card: EncoderCard, request: RunRequest) -> tupl
 
     `--methods all` does not mean methods for another kind of encoder, so only --dry-run and -v list them.
     """
-    incompatible = [job for job in jobs.jobs if card.caption_error and "CAPTIONS" in job.info.needs]
+    reasons = [(job, misfit(job, card)) for job in jobs.jobs]
+    incompatible_methods = tuple((job.label, reason) for job, reason in reasons if reason)
     if request.methods.strip() != "all":
-        raise_all([f"{job.label}: {card.caption_error}" for job in incompatible])
-    incompatible_methods = tuple((job.label, card.caption_error) for job in incompatible)
+        raise_all([f"{label}: {reason}" for label, reason in incompatible_methods])
     for label, reason in incompatible_methods:
         log.info("skipped: %s: %s", label, reason)
-    compatible = tuple(job for job in jobs.jobs if job not in incompatible)
-    return Jobs(compatible, jobs.skipped_methods), incompatible_methods
+    return Jobs(tuple(job for job, reason in reasons if not reason), jobs.skipped_methods), incompatible_methods
+
+
+def misfit(job: Job, card: EncoderCard) -> str:
+    """Return why the encoder cannot serve a method, or ""."""
+    if "CAPTIONS" in job.info.needs and card.caption_error:
+        return card.caption_error
+    wanted = {"activations", "project"} if "ACTIVATIONS" in job.info.needs else set()
+    if card.plugin and "text_tower" in source_files.attributes(job.info.path, job.info.module):
+        wanted.add("text_tower")
+    lacking = sorted(part for part in wanted if card.lacks(part))
+    return f"{card.name} has no {' and no '.join(f'{part}()' for part in lacking)}" if lacking else ""
 
 
 def _alternative(job: Job) -> str:
@@ -212,13 +229,19 @@ def _calibration(
     calibrating = [job for job in jobs.jobs if job.calibrates]
     if not calibrating:
         return None, jobs
-    name = benchmark.calibration or id_set.dataset.train
+    name = request.calibration or benchmark.calibration or id_set.dataset.train
     try:
         if not name:
-            known = ", ".join(d.name for d in catalogue.datasets().values() if d.train)
-            raise UserError(f"'{id_set.dataset.name}' has no training split in the catalogue; sets that do: {known}")
-        return load_calibration(catalogue.dataset(name), options, request.seed), jobs
+            raise UserError(
+                f"'{id_set.dataset.name}' has no training split in the catalogue; name its training images with "
+                "--calibration, such as --calibration folder:PATH"
+            )
+        images = load_calibration(catalogue.dataset(name), options, request.seed)
+        check_calibration(id_set, images)
+        return images, jobs
     except UserError as error:
+        if request.calibration:
+            raise
         reason = f"calibrates on ID training images: {error}"
     if request.methods.strip() != "all":
         raise UserError(*(f"{job.label} {reason}{_alternative(job)}" for job in calibrating))
@@ -228,11 +251,11 @@ def _calibration(
     return None, Jobs(others, (*jobs.skipped_methods, *((job.label, reason) for job in calibrating)))
 
 
-def check_benchmark(benchmark: Benchmark) -> None:
+def check_benchmark(benchmark: Benchmark, needs_ood: bool = True) -> None:
     """Raise UserError if a benchmark has no OOD set, or its ID set among the OOD sets."""
     names = [name for name, _ in benchmark.sets()]
     problems = []
-    if not names:
+    if not names and needs_ood:
         problems.append(f"benchmark '{benchmark.name}' has no OOD set; name some with --ood")
     if benchmark.id in names:
         problems.append(f"'{benchmark.id}' is both the ID set and an OOD set")

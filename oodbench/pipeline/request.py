@@ -32,8 +32,12 @@ class RunRequest:
     id: str = "glyphs"
     # The OOD sets; those of the ID set's protocol if it is empty.
     ood: tuple[str, ...] = ()
+    # ID training images for methods that calibrate, as `id`; "" takes those of the benchmark or of the ID set.
+    calibration: str = ""
     # The class names of the ID set: the name of a list or a file with one name a line; "" takes the set's own.
     classes: str = ""
+    # Whether class names are taken as words: AnnualCrop as "annual crop".
+    clean_names: bool = False
     # The encoder, such as ViT-B-16/openai; "" takes the benchmark's, or the embedded one.
     encoder: str = ""
     # The folder of the datasets; None takes $OODBENCH_DATA, else ./data.
@@ -60,7 +64,7 @@ class RunRequest:
     allow_partial: bool = False
     # Whether OOD sets that are missing are skipped.
     skip_missing: bool = False
-    # Whether images and weights are identified by content instead of name, size and times.
+    # Whether images and weights are identified by content instead of names and sizes.
     strict: bool = False
     # What an image that cannot be read does: "stop" the run, or be skipped ("skip").
     on_error: str = "stop"

@@ -75,7 +75,8 @@ def row_path(plan: Plan, result: Result) -> Path:
         result.label == result.method
         and not plan.card.local
         and not request.resize
-        and not request.classes
+        and not (request.classes or request.clean_names)
+        and not request.calibration
         and not any(name.partition("=")[0] == result.method for name in request.weights)
         and (request.seed, request.precision, request.batch_size) == (usual.seed, usual.precision, usual.batch_size)
         and (request.at95, request.aupr) == (usual.at95, usual.aupr)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import logging
 import time
 from collections.abc import Sequence
@@ -16,10 +18,13 @@ from oodbench.pipeline.plan import Plan
 from oodbench.pipeline.request import check_store
 from oodbench.pipeline.score import Scorer, find_scores
 from oodbench.pipeline.task import encoder_loader, extract_images, make_task, method_resources, pick_device
+from oodbench.pipeline.text_embeddings import missing_class_prompts
 from oodbench.results import Result, read
 from oodbench.storage.store import Entry
 
 log = logging.getLogger(__name__)
+
+MANY_PROMPTS = 8192  # minutes of a ViT-B's text tower on a CPU
 
 
 @dataclass(frozen=True)
@@ -104,28 +109,48 @@ def load_methods(plan: Plan, jobs: Sequence[Job]) -> tuple[list[FittedMethod], l
     return running, broken
 
 
+def waves(state: RunState) -> list[list[FittedMethod]]:
+    """Return the methods that have scores missing in the order of their costs, those scored together in one list.
+
+    A wave is one pass over the stored features of all image sets, and its rows are written before the next one begins.
+    First come methods without a fit(), and those that scored another set of the plan before, so that what fit() needs
+    is stored; then those whose fit() may encode thousands of prompts or images, or that have more than MANY_PROMPTS
+    prompts of classes to encode; then those that read pixels, for which all images are decoded again.
+    """
+    from oodbench.method import Method, Needs
+
+    def cost(method: FittedMethod) -> int:
+        job = method.job
+        if Needs.PIXELS in method.method.needs:
+            return 2
+        fits = type(method.method).fit is not Method.fit and not state.scores[job.label]
+        prompts = missing_class_prompts(state.plan, job.templates) if job.templates else 0
+        return int(fits or prompts > MANY_PROMPTS)
+
+    ordered = sorted(state.running, key=cost)  # a stable sort: within a wave in the order of the plan
+    return [list(wave) for _, wave in itertools.groupby(ordered, key=cost)]
+
+
 def run(state: RunState) -> None:
-    """Compute the missing scores of a plan in this process, one dataset after the other.
+    """Compute the missing scores of a plan in this process, wave by wave, one dataset after the other.
 
     Raises UserError if an image cannot be read, the device is not there, or the store cannot be written.
     """
     plan, watch = state.plan, state.watch
     device = pick_device(plan.request.device)
     encoder = encoder_loader(plan, device)
-    scorer = Scorer(plan, make_task(plan, encoder, device, watch), device)
+    scorer = Scorer(plan, make_task(plan, encoder, device, watch), device, watch)
+    embeddings = functools.cache(lambda number: extract_images(plan, plan.listings[number], encoder, watch))
     for method in state.running:
         method.resources = method_resources(plan, method.job, device)
-    for listing in plan.listings:
+    for wave, (number, listing) in itertools.product(waves(state), enumerate(plan.listings)):
         name = listing.dataset.name
-        waiting = [
-            method for method in state.running if name not in state.scores[method.job.label] and not method.error
-        ]
+        waiting = [method for method in wave if name not in state.scores[method.job.label] and not method.error]
         if not waiting:
             continue
-        embedded = extract_images(plan, listing, encoder, watch)
-        labels = [method.job.label for method in waiting]
-        watch.scoring(name, labels)
-        task = f"score[{name}: {', '.join(labels)}]"
+        embedded = embeddings(number)
+        scorer.fit(waiting)
+        task = f"score[{name}: {', '.join(method.job.label for method in waiting)}]"
         watch.event(Event("started", "score", task))
         began = time.perf_counter()
         scorer.score(waiting, embedded)

@@ -10,12 +10,13 @@ import bz2
 import gzip
 import lzma
 import os
+import re
 import shutil
 import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -26,7 +27,9 @@ _BLOCK = 1 << 20  # bytes
 _MAX_HEADERS = 1 << 20  # bytes of all headers of one member of a tar file: long names, PAX records, sparse maps
 _MAX_PATH = 4096  # bytes of a name or of a link target, the limit of Linux
 _MAX_LINKS = 1 << 28  # bytes of the names and targets of all links, which are held in memory until the end
+_MAX_MEMBER = 1 << 26  # bytes of a file that is read from an archive into memory
 _MAX_XZ = 1 << 28  # bytes of memory for decompression: xz -9 needs 65 MB
+_SIMPLE = re.compile(r"[\w-]+/[\w-]+\.\w+")  # cannot lead out of the folder; tarfile's check takes longer than writing
 _DAMAGE = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -60,40 +63,63 @@ def is_archive(name: str) -> bool:
     return name.lower().endswith(endings)
 
 
-def unpack(archive: Path, folder: Path, bounds: Bounds | None = None) -> None:
+def unpack(
+    archive: Path,
+    folder: Path,
+    bounds: Bounds | None = None,
+    place: Callable[[str], str | None] | None = None,
+    advance: Callable[[int], None] = lambda n: None,
+) -> None:
     """Unpack a tar or zip file into a new folder, which is removed again if that fails.
 
+    place    returns the path of a member below the folder, by its name, or None to leave it out. The folder then stays
+             when unpacking fails or is interrupted, and the next call goes on: complete files are not written again
+    advance  is called with the bytes of each block
     Raise UserError if the name or link of a member leads out of the folder, if a member is a device or a FIFO, or if
     the content exceeds the bounds or the free disk space. Raise Damaged if the archive is truncated or corrupt.
     """
     bounds = bounds or Bounds()
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=place is not None)
+    bounds = Bounds(min(bounds.size, shutil.disk_usage(folder).free), bounds.members)
     try:
-        _write(archive, folder.resolve(), Bounds(min(bounds.size, shutil.disk_usage(folder).free), bounds.members))
+        _write(archive, folder.resolve(), bounds, place, advance)
     except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
+        if not place:
+            shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, UserError) or not isinstance(error, (*_DAMAGE, OSError)):
             raise
         if isinstance(error, OSError) and error.errno is not None:
-            raise UserError(f"cannot unpack {archive} into {folder}: {error.strerror}") from error
+            kept = "; what was unpacked is kept: rerun the same command to go on" if place else ""
+            raise UserError(f"cannot unpack {archive} into {folder}: {error.strerror}{kept}") from error
         raise Damaged(f"{archive} is damaged: {error}") from error
 
 
-def _write(archive: Path, root: Path, bounds: Bounds) -> None:
-    left, count, held = bounds.size, 0, 0
+def read_member(archive: Path, name: str) -> bytes:
+    """Return the content of one file of an archive (at most 64 MB). Raise UserError if there is none."""
+    try:
+        for member in _members(archive, Bounds()):
+            if member.content and member.info.name.removeprefix("./") == name:
+                with member.content as content:
+                    return content.read(_MAX_MEMBER)
+    except (*_DAMAGE, OSError) as error:
+        raise Damaged(f"{archive} is damaged: {error}") from error
+    raise UserError(f"{archive} holds no {name}; it is another archive")
+
+
+def _write(
+    archive: Path,
+    root: Path,
+    bounds: Bounds,
+    place: Callable[[str], str | None] | None,
+    advance: Callable[[int], None],
+) -> None:
+    left, held = bounds.size, 0
     links: list[tarfile.TarInfo] = []
-    for member in _zip_members(archive) if zipfile.is_zipfile(archive) else _tar_members(archive):
+    placed: set[str] = set()
+    folders: set[Path] = set()
+    for member in _members(archive, bounds):
         info = member.info
-        count += 1
-        if count > bounds.members:
-            raise UserError(f"{archive} holds more than {bounds.members:,} members; it was not unpacked")
-        longest = max(len(text.encode("utf-8", "surrogateescape")) for text in (info.name, info.linkname))
-        if longest > _MAX_PATH:
-            raise UserError(
-                f"{archive}: the name or link of member '{info.name[:40]}...' has "
-                f"{longest:,} bytes, more than {_MAX_PATH:,}; it was not unpacked"
-            )
-        if info.issym() or info.islnk():
+        if place is None and (info.issym() or info.islnk()):
             links.append(info)  # created last, so that nothing is written through a link
             held += len(info.name) + len(info.linkname)
             if held > _MAX_LINKS:
@@ -101,22 +127,54 @@ def _write(archive: Path, root: Path, bounds: Bounds) -> None:
                     f"{archive}: the names of its links take more than {_MAX_LINKS:,} bytes; it was not unpacked"
                 )
             continue
-        path = _checked_path(archive, root, info)
         if member.content is None:
-            path.mkdir(parents=True, exist_ok=True)
+            if place is None:
+                _checked_path(archive, root, info).mkdir(parents=True, exist_ok=True)
             continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with member.content as content, path.open("wb") as out:
-            while block := content.read(_BLOCK):
-                left -= len(block)
-                if left < 0:
-                    raise UserError(
-                        f"{archive} unpacks to more than {bounds.size:,} bytes, which is the bound or what the "
-                        "disk has left; it was not unpacked"
-                    )
-                out.write(block)
+        with member.content as content:
+            if place is not None:
+                name = place(info.name)
+                if name is None:
+                    continue
+                if name in placed:
+                    raise UserError(f"{archive} holds {name.rpartition('/')[2]} more than once; it was not unpacked")
+                placed.add(name)
+                info.name = name
+            path = root / info.name if _SIMPLE.fullmatch(info.name) else _checked_path(archive, root, info)
+            if path.parent not in folders:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                folders.add(path.parent)
+            if place is not None and path.is_file() and path.stat().st_size == info.size:
+                advance(info.size)
+                continue
+            with path.open("wb") as out:
+                while block := content.read(_BLOCK):
+                    left -= len(block)
+                    if left < 0:
+                        raise UserError(
+                            f"{archive} unpacks to more than {bounds.size:,} bytes, which is the bound or what the "
+                            f"disk has left; it was not unpacked{' completely' if place else ''}"
+                        )
+                    out.write(block)
+                    advance(len(block))
     for info in links:
         _create_link(archive, root, info)
+
+
+def _members(archive: Path, bounds: Bounds) -> Iterator[_Member]:
+    """Yield the members of an archive. Raise UserError if there are too many, or if a name is too long."""
+    members = _zip_members(archive) if zipfile.is_zipfile(archive) else _tar_members(archive)
+    for count, member in enumerate(members, 1):
+        if count > bounds.members:
+            raise UserError(f"{archive} holds more than {bounds.members:,} members; it was not unpacked")
+        info = member.info
+        longest = max(len(text.encode("utf-8", "surrogateescape")) for text in (info.name, info.linkname))
+        if longest > _MAX_PATH:
+            raise UserError(
+                f"{archive}: the name or link of member '{info.name[:40]}...' has "
+                f"{longest:,} bytes, more than {_MAX_PATH:,}; it was not unpacked"
+            )
+        yield member
 
 
 def _checked_path(archive: Path, root: Path, info: tarfile.TarInfo) -> Path:
@@ -242,4 +300,5 @@ def _zip_members(archive: Path) -> Iterator[_Member]:
                 info.type = tarfile.DIRTYPE
                 yield _Member(info)
             else:
+                info.size = entry.file_size
                 yield _Member(info, file.open(entry))

@@ -6,9 +6,12 @@ import contextlib
 import fcntl
 import hashlib
 import http.client
+import importlib
 import io
 import json
 import os
+import re
+import shutil
 import time
 import urllib.error
 import urllib.request
@@ -16,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from oodbench.errors import UserError, has_user, redact_error, redact_url
 
@@ -24,6 +28,7 @@ _PROGRESS = 1 << 16  # bytes after which a try counts as progress, and counting 
 _TRANSIENT = frozenset((408, 425, 429, 500, 502, 503, 504))  # HTTP status codes after which a retry may succeed
 _MAX_DIGITS = 20  # of a Content-Length
 _NETWORK_ERRORS = (OSError, http.client.HTTPException)
+_DRIVE_HOSTS = ("drive.google.com", "docs.google.com", "drive.usercontent.google.com")
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,12 @@ class RetryPolicy:
 
 @dataclass(frozen=True)
 class Download:
-    """A URL, and the checksum of its content in hexadecimal ("": unknown)."""
+    """A URL, and the checksum of its content in hexadecimal ("": unknown) and its size in bytes (None: unknown)."""
 
     url: str
     sha256: str = ""
     md5: str = ""
+    size: int | None = None
 
 
 def download(
@@ -59,7 +65,8 @@ def download(
 ) -> Path:
     """Download a URL to `path`, which exists only when it is complete and has the checksum, and return `path`.
 
-    What was received is kept in the same folder as .NAME.part, and the next call resumes there. Raise UserError if the
+    A file of Google Drive is received by gdown. What was received is kept in the same folder as .NAME.part, and the
+    next call resumes there. Raise UserError if the
     server fails or stalls, if the checksum is wrong (the part is then removed), or if another process downloads the
     same file and the policy is not to wait for it. `watch` gets a description and the total bytes (0: unknown), and
     returns a function that is called with the bytes of each block.
@@ -73,12 +80,13 @@ def download(
         with _locked(part, policy.queue):
             if path.is_file():
                 return path
+            receive = _receive_drive if drive_id(source.url) else _receive
             resumed = part.stat().st_size > 0
-            _receive(source, part, policy, watch)
-            if (mismatch := _mismatch(source, part)) and resumed:  # the part was perhaps of another version
+            receive(source, part, policy, watch)
+            if (mismatch := find_mismatch(source, part)) and resumed:  # the part was perhaps of another version
                 os.truncate(part, 0)
-                _receive(source, part, policy, watch)
-                mismatch = _mismatch(source, part)
+                receive(source, part, policy, watch)
+                mismatch = find_mismatch(source, part)
             if mismatch:
                 _discard(part)
                 raise UserError(f"{redact_url(source.url)} is not what was expected: {mismatch}; it was deleted")
@@ -225,14 +233,65 @@ def _start(answer: Any) -> int:
     return int(text) if text.isdecimal() else -1
 
 
-def _mismatch(source: Download, part: Path) -> str:
-    """Return how the content differs from the checksum, "" if it does not."""
+def find_mismatch(source: Download, path: Path) -> str:
+    """Return how the content of a file differs from the size or the checksum, "" if it does not."""
+    size = path.stat().st_size
+    if source.size not in (None, size):
+        return f"{size:,} bytes, not {source.size:,}"
     for kind, expected in (("sha256", source.sha256), ("md5", source.md5)):
         if expected:
-            with part.open("rb") as file:
+            with path.open("rb") as file:
                 actual = hashlib.file_digest(file, kind).hexdigest()
             return "" if actual == expected.lower() else f"{kind} {actual}, not {expected.lower()}"
     return ""
+
+
+def drive_id(url: str) -> str:
+    """Return the identifier of a file of Google Drive in its address; "" for another address."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # such as a bracket that is not closed
+        return ""
+    if parts.hostname not in _DRIVE_HOSTS:
+        return ""
+    in_path = re.search(r"/d/([\w-]+)", parts.path)
+    return in_path[1] if in_path else parse_qs(parts.query).get("id", [""])[0]
+
+
+def _receive_drive(
+    source: Download, part: Path, policy: RetryPolicy, watch: Callable[[str, int], Callable[[int], None]]
+) -> None:
+    """Receive a file of Google Drive with gdown, which passes the page that large files have before them.
+
+    gdown keeps what it received in a file of its own, in a folder next to the part.
+    """
+    try:
+        gdown = importlib.import_module("gdown")
+    except ImportError as error:
+        raise UserError(f"cannot fetch {source.url}: files of Google Drive need gdown: pip install gdown") from error
+    folder = part.with_name(f"{part.name}.drive")
+    folder.mkdir(exist_ok=True)
+    done, advance = 0, None
+
+    def progress(now: int, total: int | None) -> None:
+        nonlocal done, advance
+        advance = advance or watch(f"fetch {part.name[1:-5]}", total or 0)
+        advance(now - done)
+        done = now
+
+    try:
+        gdown.download(
+            id=drive_id(source.url), output=str(folder / "file"), quiet=True, resume=True, use_cookies=False,
+            progress=progress,
+        )  # fmt: skip
+        os.replace(folder / "file", part)
+    except (gdown.exceptions.FileURLRetrievalError, gdown.exceptions.DownloadError, *_NETWORK_ERRORS) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"cannot fetch {source.url}: {reason}; what was received is kept; rerun the same command to resume, or "
+            "open the address in a browser, where Google may ask for a login"
+        ) from error
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

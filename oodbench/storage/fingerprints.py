@@ -1,9 +1,13 @@
 """Fingerprints: texts that change when a file or an image changes, without reading its content.
 
-The fingerprint of an image is the size and modification time of its file, or the sha256 of the file's content, followed
-by the position of the image if the file holds several. After a line feed it has what is valid on one machine only:
-change time and inode of the file that links lead to. Stored embeddings are used if all of the fingerprint is the same;
-result rows keep the portable part.
+A fingerprint has up to three lines. Result rows count the first, stored embeddings are used only if all are the same:
+
+1. what all copies share: the size of the file and the position of the image in it, or the sha256 of the content
+2. what copies that keep their times share (`rsync -t`): the time of the last modification
+3. what is valid on one machine only: change time and inode of the file that links lead to
+
+A fingerprint without the third line (a sha256 of the content, or what a server says of a URL) means the same on all
+machines.
 """
 
 from __future__ import annotations
@@ -11,17 +15,18 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oodbench.storage.files import check_regular
+from oodbench.storage.store import digest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_LOCAL = "\n"  # separates the local part: an ETag of a server, which a fingerprint may contain, has no line feed
+_LINE = "\n"  # an ETag of a server, which a fingerprint may contain, has no line feed
 _RENUMBERING = frozenset(("fuse", "fuseblk", "cifs", "smb3", "vboxsf"))  # unless their server or user configures it
 
 
@@ -71,23 +76,47 @@ def file_fingerprint(path: Path) -> str:
 
 def stat_fingerprint(stat: os.stat_result) -> str:
     """Return the fingerprint of a file from the result of os.stat."""
-    return join_parts(f"{stat.st_size}:{stat.st_mtime_ns}", f"{stat.st_ctime_ns}:{inode(stat)}")
+    return _LINE.join((str(stat.st_size), str(stat.st_mtime_ns), f"{stat.st_ctime_ns}:{inode(stat)}"))
 
 
-def member_fingerprint(file: str, *position: object) -> str:
-    """Return the fingerprint of an image at a position in a file from the fingerprint of the file."""
-    portable, separator, local = file.partition(_LOCAL)
-    return ":".join(map(str, (portable, *position))) + separator + local
+def member_fingerprint(file: str, *position: object, size: int | None = None) -> str:
+    """Return the fingerprint of an image at a position in a file from the fingerprint of the file.
+
+    size  of the image in bytes, where it is known: copies share only that, whichever archive the image is in
+    """
+    shared, *rest = file.split(_LINE)
+    place = ":".join(map(str, (shared, *position)))
+    if size is None:
+        return _LINE.join((place, *rest))
+    return _LINE.join((str(size), ":".join((place, *rest[:1])), *rest[1:]))
 
 
-def join_parts(portable: str, local: str) -> str:
-    """Return a fingerprint of its portable part and the part that is valid on this machine only."""
-    return f"{portable}{_LOCAL}{local}"
+def combine_fingerprints(files: Mapping[str, str], shared: str, *, times: bool = True) -> str:
+    """Return one fingerprint for files by name; `shared` is its first line. Without `times`, copies may differ."""
+    kept = digest(sorted((name, copied_part(text)) for name, text in files.items())) if times else ""
+    newest = max(map(changed_at, files.values()), default=0)
+    return _LINE.join((shared, kept, f"{newest}:{digest(sorted(files.items()))}"))
 
 
 def portable_part(fingerprint: str) -> str:
-    """Return the part of a fingerprint that is the same on other machines and in copies that keep their times."""
-    return fingerprint.partition(_LOCAL)[0]
+    """Return the part of a fingerprint that all copies share."""
+    return fingerprint.partition(_LINE)[0]
+
+
+def copied_part(fingerprint: str) -> str:
+    """Return the part of a fingerprint that copies with the same times share."""
+    return _LINE.join(fingerprint.split(_LINE)[:2])
+
+
+def is_local(fingerprint: str) -> bool:
+    """Return whether a fingerprint has a part that is valid on one machine only."""
+    return fingerprint.count(_LINE) > 1
+
+
+def changed_at(fingerprint: str) -> int:
+    """Return when the file of a fingerprint changed last, in nanoseconds since 1970; 0 if it does not say."""
+    lines = fingerprint.split(_LINE)
+    return int(lines[2].partition(":")[0]) if len(lines) > 2 else 0
 
 
 def file_identity(path: Path) -> dict[str, Any]:

@@ -62,6 +62,9 @@ class SharedStore(Store):
     def __str__(self) -> str:
         return errors.redact_url(self.url)
 
+    def local(self) -> Store:
+        return Store(self.root)
+
     def with_root(self, root: Path) -> SharedStore:
         return SharedStore(root, self.url)
 

@@ -108,6 +108,10 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = expand(root)
 
+    def local(self) -> Store:
+        """Return the store of this machine alone, for entries whose keys are valid on this machine only."""
+        return self
+
     def with_root(self, root: Path) -> Store:
         """Return the same store at another path."""
         return Store(root)

@@ -92,7 +92,7 @@ class ShardImages:
         member = self.archive.where[name][1]
         if not is_url(self.shard.location):
             return image
-        return replace(image, fingerprint=member_fingerprint(self.shard.fingerprint, member.offset, member.size))
+        return replace(image, fingerprint=member_fingerprint(self.shard.fingerprint, member.offset, size=member.size))
 
     def content(self, name: str) -> str:
         """Return the sha256 of a member."""
@@ -112,12 +112,13 @@ def _read_shard(shard: ShardFile, store: Store) -> CorpusPart:
     except OSError as error:
         raise UserError(f"captions {shard.location} cannot be read: {error.strerror or error}") from error
     key = {"engine": ENGINE, "shard": shard.location, "stamp": shard.fingerprint}
+    store = store if is_url(shard.location) else store.local()
     entry = store.find("shard", key)
     index = entry.facts if entry else _index_shard(shard)
     if entry is None:
         store.write("shard", key, {}, index)
     members_of = {image[0]: (shard.path, Member(*image)) for image in index["images"]}
-    fingerprints = [member_fingerprint(shard.fingerprint, offset, size) for _, offset, size in index["images"]]
+    fingerprints = [member_fingerprint(shard.fingerprint, offset, size=size) for _, offset, size in index["images"]]
     source = ShardImages(shard, TarSource(members_of))
     listing = unlabelled_images(name, Path(shard.location), tuple(members_of), fingerprints, source)
     return CorpusPart(listing, np.arange(len(listing)), tuple(index["captions"]), tuple(index["skipped"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,12 +24,12 @@ from oodbench.training.corpus import CorpusPart, glyphs_part, summarize_problems
 from oodbench.training.plan import GLYPHS, TrainRequest
 
 if TYPE_CHECKING:
-    from oodbench.encoder.openclip import OpenClip
+    from oodbench.encoder.openclip import LoadedEncoder
     from oodbench.training.processes import ProcessGroup
 
 BATCH = 128  # images encoded at once; part of the store's keys, as for `oodbench run`
 
-EncoderLoader = Callable[[], "OpenClip"]
+EncoderLoader = Callable[[], "LoadedEncoder"]
 StartProgress = Callable[[str, int], Callable[[int], None]]  # (what, total) -> a function that reports `n` more
 
 
@@ -157,10 +158,19 @@ def embed_captions(data: TrainingData, parts: PromptEmbeddings, load: EncoderLoa
     data.text = np.array([row_of.setdefault(caption, len(row_of)) for caption in data.captions], np.int64)
     data.texts = StoredArray()
     distinct = tuple(row_of)
-    done = progress("captions", len(distinct)) if parts.missing(distinct) else (lambda n: None)
-    for entry in parts.entries(distinct, load):
+    for entry in parts.entries(distinct, load, partial(progress, "captions")):
         data.texts.append(entry, "words")
-        done(int(entry.facts["count"]))
+
+
+def truncation_note(captions: Sequence[str], encoder: LoadedEncoder) -> str:
+    """Return how many distinct captions the encoder cuts to its context, with the first of them; "" for none."""
+    context = encoder.tokenize([""]).shape[1]
+    long = [one for one in dict.fromkeys(captions) if len(one.encode()) + 2 > context]  # a token has a byte at least
+    truncated = encoder.truncated(long)
+    if not truncated:
+        return ""
+    count = f"{len(truncated):,} of {len(set(captions)):,} captions are cut"
+    return f'{count} to the {context} tokens of {encoder.card.name}, "{truncated[0]}" first'
 
 
 def _embed_images(job: ExtractionJob, load: EncoderLoader, progress: StartProgress) -> list[tuple[int, Entry]]:

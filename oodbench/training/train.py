@@ -9,6 +9,7 @@ import dataclasses
 import datetime
 import functools
 import json
+import logging
 import os
 import signal
 import threading
@@ -29,12 +30,22 @@ from oodbench.pipeline.text_embeddings import PromptEmbeddings
 from oodbench.results import commit, versions
 from oodbench.training.batches import Crops, PairBatches, reads_text
 from oodbench.training.checkpoints import Checkpoints
-from oodbench.training.data import BATCH, EncoderLoader, StartProgress, TrainingData, embed_captions, prepare_data
+from oodbench.training.data import (
+    BATCH,
+    EncoderLoader,
+    StartProgress,
+    TrainingData,
+    embed_captions,
+    prepare_data,
+    truncation_note,
+)
 from oodbench.training.loop import StepReport, Trainer
 from oodbench.training.losses import LossLog
 from oodbench.training.plan import TrainPlan, TrainRequest, make_plan
 from oodbench.training.processes import ProcessGroup, process_group
 from oodbench.training.schedule import Schedule
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -124,6 +135,8 @@ def _train(plan: TrainPlan, processes: ProcessGroup, watch: TrainWatch) -> Train
     watch.ready(Ready(plan, len(data), data.image_count, skipped, done, schedule.steps, checkpoints.folder))
     if done >= last and is_finished(plan.out, identity, done):
         return TrainOutcome(plan.out, done, schedule.steps, 0, is_main=processes.is_main)
+    if processes.is_main and (note := truncation_note(data.captions, load())):
+        log.warning("%s", note)
     if reads_text(plan.method, load(), data.captions):
         embed_texts(plan, data, processes, load, watch.extracting)
     crops = build_crops(plan, data, processes)

@@ -172,7 +172,7 @@ CASES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     ),
     "calibration without a training split": (
         [*FOLDERS, "--plugin", "calm.py", "--methods", "calm"],
-        ["calm calibrates on ID training images: 'folder:id' has no training split in the catalogue; sets that do: "],
+        ["calm calibrates on ID training images: 'folder:id' has no training split in the catalogue; "],
     ),
     "unknown flag in a file": (["--config", "bad.toml"], ["no option 'metods'; did you mean 'methods'?"]),
     "file that is no TOML": (["--config", "no.toml"], ["--config no.toml: Invalid value"]),

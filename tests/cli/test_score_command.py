@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from PIL import Image
 import oodbench
 from oodbench.cli import main
 from oodbench.cli.score import write_scores
+from oodbench.data import catalog as catalogue
 from oodbench.data.glyphs import render, world
 from oodbench.detector import explain as explanation
 from oodbench.detector.engine import Scored
@@ -344,22 +346,60 @@ def test_the_page_on_detectors_can_be_followed(place: Path, tmp_path: Path) -> N
     )
 
 
-@pytest.mark.slow
-def test_an_explanation_names_the_run_of_an_id_set_of_one_s_own(tmp_path: Path) -> None:
-    """The flags of a run are those of its explanation, --ood among them, which a folder as ID set needs."""
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """own/ and train/ with two classes each, and new/; an empty configuration."""
     for i in range(4):
-        for name in ("own/anchor", "own/cloud", "new"):
+        for name in ("own/anchor", "own/cloud", "train/anchor", "train/cloud", "new"):
             (tmp_path / name).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(render.image("id-test" if "own" in name else "letters", i)).save(
-                tmp_path / name / f"{i}.png"
-            )
-    usual = ("--methods", "mcm", "--encoder", "glyphs", "--id", "folder:own", "--ood", "folder:new")
-    done = call(tmp_path, "run", *usual, "--results", "rows", "--bootstrap", "0", "--tracking-uri", "none")
-    assert done.exit_code == 0, done.output
-    done = call(tmp_path, "explain", *usual, "--results", "rows", "--format", "json", "new/0.png")
-    assert done.exit_code == 0, done.output
-    (one,) = json.loads(done.stdout)
-    assert one["verdicts"][0]["percentile"] is not None and not one["notes"]
+            split = {"own": "id-test", "train": "id-train", "new": "letters"}[name.partition("/")[0]]
+            Image.fromarray(render.image(split, i)).save(tmp_path / name / f"{i}.png")
+    monkeypatch.setenv("OODBENCH_CONFIG", str(tmp_path / "config"))
+    yield tmp_path
+    monkeypatch.undo()
+    for cache in (catalogue.datasets, catalogue.benchmarks):
+        cache.cache_clear()
+
+
+@pytest.mark.slow
+def test_an_id_set_of_one_s_own_is_run_explained_and_scored_by_its_name(own: Path) -> None:
+    def done(*arguments: str) -> Result:
+        result = call(own, *arguments)
+        assert result.exit_code == 0, result.output
+        return result
+
+    done("datasets", "add", "things", "--loader", "classes", "--path", "own", "--train", "folder:train")
+    done("benchmarks", "add", "bench", "--id", "things", "--ood", "folder:new", "--encoder", "glyphs")
+    done(
+        "run",
+        "--methods",
+        "mcm,react",
+        "--id",
+        "bench",
+        "--results",
+        "rows",
+        "--bootstrap",
+        "0",
+        "--tracking-uri",
+        "none",
+    )
+    for name in ("bench", "things"):  # neither needs OOD sets
+        explained = done(
+            "explain", "--methods", "mcm,react", "--id", name, "--encoder", "glyphs", "--results", "rows",
+            "--format", "json", "new/0.png",
+        )  # fmt: skip
+        (one,) = json.loads(explained.stdout)
+        assert all(verdict["percentile"] is not None for verdict in one["verdicts"]) and not one["notes"]
+    for method in ("mcm", "react"):  # react on the training images
+        (path,) = (own / "rows").rglob(f"{method}*.parquet")
+        of_run = pd.read_parquet(path).query("dataset != 'things'")
+        scored = table(done("score", "--method", method, "--id", "bench", "new").stdout)
+        assert scored["score"].tolist() == of_run["score"].tolist()
+        assert set(scored["class"]) <= {"anchor", "cloud"}
+    refused = call(own, "score", "--method", "mcm", "--id", "things", "new")
+    assert refused.exit_code == 2 and "needs an encoder" in refused.stderr
+    refused = call(own, "score", "--method", "mcm", "--classes", "x.txt", "--clean-names", "new")
+    assert refused.exit_code == 2 and "--clean-names is for the class names of an ID set" in refused.stderr
 
 
 @pytest.mark.slow

@@ -8,8 +8,6 @@ import itertools
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
@@ -34,6 +32,7 @@ from oodbench.data.imageset import ImageSet
 from oodbench.data.load import LoadOptions, load_images
 from oodbench.errors import UserError
 from oodbench.storage.store import Store
+from tests.processes import Command, command
 
 CLASSES = ("cab", "oak")
 EACH = 10  # images of each class
@@ -404,24 +403,22 @@ def test_a_killed_check_is_resumed(tmp_path: Path) -> None:
     for i in range(1, 500):
         shutil.copy(tmp_path / "a" / "0.jpg", tmp_path / "a" / f"{i}.jpg")
     store = tmp_path / "store"
-    command = [str(Path(sys.executable).with_name("oodbench")), "datasets", "check", f"folder:{tmp_path / 'a'}"]
-    process = subprocess.Popen([*command, "--store", str(store), "--workers", "1"], stdout=subprocess.DEVNULL)
+    words = ("datasets", "check", f"folder:{tmp_path / 'a'}")
+    process = Command(*words, "--store", store, "--workers", "1")
     while sum(1 for _ in store.glob("looks/*/[0-9a-f]*/entry.json")) < 2 and process.poll() is None:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     assert process.wait() == -signal.SIGKILL
     kept = {path: path.stat().st_ino for path in store.glob("looks/*/[0-9a-f]*/entry.json")}
     whole = listed(tmp_path / "a", Store(store))
     parts = inspection.split_parts(whole.names)
     assert 2 <= len(kept) < len(parts)
-    done = subprocess.run([*command, "--store", str(store), "--format", "json"], capture_output=True, check=False)
+    done = command(*words, "--store", store, "--format", "json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["sets"][0]["looked"] == 500
     assert len(set(store.glob("looks/*/[0-9a-f]*/entry.json"))) == len(parts)
     assert all(path.stat().st_ino == inode for path, inode in kept.items())  # used, not made again
-    fresh = subprocess.run(
-        [*command, "--store", str(tmp_path / "new"), "--format", "json"], capture_output=True, check=False
-    )
+    fresh = command(*words, "--store", tmp_path / "new", "--format", "json")
     assert fresh.stdout == done.stdout
 
 

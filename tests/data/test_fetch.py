@@ -1,36 +1,27 @@
-"""`oodbench datasets get` from a local server that truncates, stalls, redirects and ignores ranges."""
+"""Downloads from a local server that truncates, stalls, redirects and ignores ranges; unpacking."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import hashlib
 import io
-import itertools
 import stat
 import tarfile
 import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
-from PIL import Image
 
-from oodbench.cli.datasets import get
-from oodbench.data import catalog as catalogue
-from oodbench.data import fetch as fetching
-from oodbench.data.catalog import Dataset
 from oodbench.errors import Damaged, UserError
 from oodbench.storage.archives import Bounds, unpack
 from oodbench.storage.download import Download, RetryPolicy, download
+from tests.file_server import FileServer, file_server
 
 pytestmark = pytest.mark.slow  # servers
 
@@ -39,92 +30,13 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 HASTE = RetryPolicy(timeout=0.3, tries=3, pause=0.01)
 
 
-@dataclass
-class Server:
-    """What is served, how the server misbehaves, and what it was asked."""
-
-    url: str = ""
-    content: bytes = CONTENT
-    tag: str = '"one"'
-    ranges: bool = True
-    cut: int | None = None  # bytes of an answer after which the connection is closed
-    stall: int | None = None  # or nothing more comes
-    length: str = ""  # what it says of the length, if not the truth
-    encoding: str = ""
-    away: str = ""  # where it redirects to
-    states: list[int] = field(default_factory=list)  # answered first
-    asked: list[str] = field(default_factory=list)
-    stop: threading.Event = field(default_factory=threading.Event)
-
-
 @pytest.fixture
-def server() -> Iterator[Server]:
-    control = Server()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            control.asked.append(self.headers.get("Range", ""))
-            if control.states:
-                self.send_error(control.states.pop(0))
-                return
-            if self.path.startswith("/moved/"):
-                self.send_response(302)
-                self.send_header("Location", self.path.removeprefix("/moved"))
-                self.end_headers()
-                return
-            if self.path.startswith("/away"):
-                self.send_response(307)
-                self.send_header("Location", control.away)
-                self.end_headers()
-                return
-            if self.path.startswith("/loop"):
-                self.send_response(302)
-                self.send_header("Location", "/loop")
-                self.end_headers()
-                return
-            body, start = control.content, 0
-            asked = self.headers.get("Range", "").removeprefix("bytes=").partition("-")[0]
-            fresh = self.headers.get("If-Range", control.tag) == control.tag
-            if control.ranges and asked and fresh:
-                start = int(asked)
-                if start >= len(body):
-                    self.send_response(416)
-                    self.send_header("Content-Range", f"bytes */{len(body)}")
-                    self.end_headers()
-                    return
-                self.send_response(206)
-                self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-            else:
-                self.send_response(200)
-            rest = body[start:]
-            self.send_header("ETag", control.tag)
-            if control.encoding:
-                self.send_header("Content-Encoding", control.encoding)
-            self.send_header("Content-Length", control.length or str(len(rest)))
-            self.end_headers()
-            if control.stall is not None:
-                self.wfile.write(rest[: control.stall])
-                self.wfile.flush()
-                control.stop.wait(10)
-            else:
-                self.wfile.write(rest[: control.cut])
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    httpd.daemon_threads = True
-    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    control.url = f"http://127.0.0.1:{httpd.server_port}"
-    yield control
-    control.stop.set()
-    httpd.shutdown()
-    httpd.server_close()
-    thread.join()
+def server() -> Iterator[FileServer]:
+    with file_server(CONTENT) as started:
+        yield started
 
 
-def fetch(server: Server, folder: Path, path: str = "/a.bin", sha256: str = SHA256) -> Path:
+def fetch(server: FileServer, folder: Path, path: str = "/a.bin", sha256: str = SHA256) -> Path:
     return download(Download(server.url + path, sha256), folder / "a.bin", HASTE)
 
 
@@ -133,7 +45,7 @@ def left(folder: Path) -> set[str]:
     return {p.name for p in folder.iterdir() if not p.name.endswith(".lock")}
 
 
-def test_a_complete_file(server: Server, tmp_path: Path) -> None:
+def test_a_complete_file(server: FileServer, tmp_path: Path) -> None:
     told: list[int] = []
     totals: list[int] = []
 
@@ -148,13 +60,13 @@ def test_a_complete_file(server: Server, tmp_path: Path) -> None:
     assert server.asked == [""]  # not asked again
 
 
-def test_a_truncating_server_is_resumed(server: Server, tmp_path: Path) -> None:
+def test_a_truncating_server_is_resumed(server: FileServer, tmp_path: Path) -> None:
     server.cut = 150_000
     assert fetch(server, tmp_path).read_bytes() == CONTENT
     assert server.asked == ["", "bytes=150000-", "bytes=300000-", "bytes=450000-"]
 
 
-def test_received_bytes_are_kept_for_the_next_call(server: Server, tmp_path: Path) -> None:
+def test_received_bytes_are_kept_for_the_next_call(server: FileServer, tmp_path: Path) -> None:
     server.stall = 30_000  # less than counts as progress
     began = time.perf_counter()
     with pytest.raises(UserError, match="nothing was received for 0.3 s.* 90,000 bytes received are kept"):
@@ -169,13 +81,13 @@ def test_received_bytes_are_kept_for_the_next_call(server: Server, tmp_path: Pat
     assert left(tmp_path) == {"a.bin"}
 
 
-def test_a_server_without_ranges_starts_again(server: Server, tmp_path: Path) -> None:
+def test_a_server_without_ranges_starts_again(server: FileServer, tmp_path: Path) -> None:
     server.ranges = False
     (tmp_path / ".a.bin.part").write_bytes(b"x" * 1000)
     assert fetch(server, tmp_path).read_bytes() == CONTENT
 
 
-def test_a_part_of_another_version_is_not_continued(server: Server, tmp_path: Path) -> None:
+def test_a_part_of_another_version_is_not_continued(server: FileServer, tmp_path: Path) -> None:
     server.cut = 1000
     with pytest.raises(UserError, match="ended after 3,000 of 600,000 bytes"):
         fetch(server, tmp_path)
@@ -183,19 +95,19 @@ def test_a_part_of_another_version_is_not_continued(server: Server, tmp_path: Pa
     assert fetch(server, tmp_path, sha256="").read_bytes() == CONTENT[::-1]
 
 
-def test_a_part_of_another_file_is_found_by_the_checksum(server: Server, tmp_path: Path) -> None:
+def test_a_part_of_another_file_is_found_by_the_checksum(server: FileServer, tmp_path: Path) -> None:
     (tmp_path / ".a.bin.part").write_bytes(b"x" * 1000)  # the server goes on from byte 1000
     assert fetch(server, tmp_path).read_bytes() == CONTENT
     assert server.asked == ["bytes=1000-", ""]
 
 
 @pytest.mark.parametrize("size", [len(CONTENT), len(CONTENT) + 5])
-def test_a_part_as_long_as_the_file_or_longer(server: Server, tmp_path: Path, size: int) -> None:
+def test_a_part_as_long_as_the_file_or_longer(server: FileServer, tmp_path: Path, size: int) -> None:
     (tmp_path / ".a.bin.part").write_bytes((CONTENT + b"12345")[:size])
     assert fetch(server, tmp_path).read_bytes() == CONTENT
 
 
-def test_a_wrong_checksum_leaves_nothing(server: Server, tmp_path: Path) -> None:
+def test_a_wrong_checksum_leaves_nothing(server: FileServer, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"is not what was expected: sha256 {SHA256}, not 0000"):
         fetch(server, tmp_path, sha256="0" * 64)
     assert left(tmp_path) == set()
@@ -205,7 +117,7 @@ def test_a_wrong_checksum_leaves_nothing(server: Server, tmp_path: Path) -> None
         download(Download(f"{server.url}/a.bin", md5="0" * 32), tmp_path / "b.bin", HASTE)
 
 
-def test_redirects(server: Server, tmp_path: Path) -> None:
+def test_redirects(server: FileServer, tmp_path: Path) -> None:
     server.cut = 300_000
     assert fetch(server, tmp_path, "/moved/a.bin").read_bytes() == CONTENT
     with pytest.raises(UserError, match="cannot fetch .*/loop"):
@@ -213,7 +125,7 @@ def test_redirects(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("to", ["ftp://127.0.0.1/a.bin", "file:///etc/hostname", "FTP://x/a", "gopher://x/a"])
-def test_redirects_to_other_schemes_are_rejected(server: Server, tmp_path: Path, to: str) -> None:
+def test_redirects_to_other_schemes_are_rejected(server: FileServer, tmp_path: Path, to: str) -> None:
     server.away = to
     with pytest.raises(UserError, match="cannot fetch .*/away") as error:
         download(Download(f"{server.url}/away"), tmp_path / "b.bin", HASTE)
@@ -222,7 +134,7 @@ def test_redirects_to_other_schemes_are_rejected(server: Server, tmp_path: Path,
 
 
 @pytest.mark.parametrize("length", ["abc", "-1", "1e3", "9" * 40, "\u00b2", ""])
-def test_an_invalid_length_is_a_one_line_error(server: Server, tmp_path: Path, length: str) -> None:
+def test_an_invalid_length_is_a_one_line_error(server: FileServer, tmp_path: Path, length: str) -> None:
     server.length = length
     if not length:
         assert fetch(server, tmp_path).read_bytes() == CONTENT
@@ -231,7 +143,7 @@ def test_an_invalid_length_is_a_one_line_error(server: Server, tmp_path: Path, l
         fetch(server, tmp_path)
 
 
-def test_a_compressed_answer_is_rejected(server: Server, tmp_path: Path) -> None:
+def test_a_compressed_answer_is_rejected(server: FileServer, tmp_path: Path) -> None:
     server.encoding = "gzip"
     with pytest.raises(UserError, match="the server sends it encoded as 'gzip'"):
         download(Download(f"{server.url}/a.bin"), tmp_path / "a.bin", HASTE)
@@ -239,7 +151,7 @@ def test_a_compressed_answer_is_rejected(server: Server, tmp_path: Path) -> None
     assert fetch(server, tmp_path).read_bytes() == CONTENT
 
 
-def test_a_full_disk_is_not_retried(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_not_retried(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from oodbench.storage import download as downloading
 
     write = downloading._write
@@ -257,7 +169,7 @@ def test_a_full_disk_is_not_retried(server: Server, tmp_path: Path, monkeypatch:
     assert fetch(server, tmp_path).read_bytes() == CONTENT and server.asked[1].startswith("bytes=")
 
 
-def test_status_codes(server: Server, tmp_path: Path) -> None:
+def test_status_codes(server: FileServer, tmp_path: Path) -> None:
     server.states = [503, 429]
     assert fetch(server, tmp_path).is_file()
     server.states = [404]
@@ -277,7 +189,7 @@ def test_no_server_and_no_url(tmp_path: Path) -> None:
         download(Download(f"file://{tmp_path}/x"), tmp_path / "a.bin", HASTE)
 
 
-def test_two_processes_do_not_write_the_same_part(server: Server, tmp_path: Path) -> None:
+def test_two_processes_do_not_write_the_same_part(server: FileServer, tmp_path: Path) -> None:
     server.stall = 1000
 
     def give_up() -> None:
@@ -394,128 +306,3 @@ def test_damaged_archives(tmp_path: Path) -> None:
         with pytest.raises(Damaged, match="is damaged"):
             unpack(tmp_path / f"{number}.tar.gz", tmp_path / "out")
         assert not (tmp_path / "out").exists()
-
-
-@dataclass(frozen=True)
-class Offered(Dataset):
-    """A dataset whose declaration says where it is to be had."""
-
-    download: str = ""
-    sha256: str = ""
-    md5: str = ""
-
-
-def photos(names: list[str]) -> bytes:
-    """A tar.gz of images."""
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w:gz") as file:
-        for shade, name in enumerate(names):
-            image = io.BytesIO()
-            Image.new("RGB", (8, 8), (shade, 0, 0)).save(image, "png")
-            one = tarfile.TarInfo(name)
-            one.size = image.tell()
-            image.seek(0)
-            file.addfile(one, image)
-    return out.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("inside", "there"),
-    [
-        (["pets/images/1.png", "pets/README.png"], {"pets/images/1.png", "pets/README.png"}),
-        (["whatever-1.0/1.png"], {"pets/images/1.png"}),
-        (["1.png", "2.png"], {"pets/images/1.png", "pets/images/2.png"}),
-    ],
-)
-def test_get_moves_a_set_into_place(server: Server, tmp_path: Path, inside: list[str], there: set[str]) -> None:
-    server.content = photos(inside)
-    pets = Offered(
-        name="pets", title="Pets", loader="images", path="pets/images",
-        download=f"{server.url}/pets.tar.gz", sha256=hashlib.sha256(server.content).hexdigest(),
-    )  # fmt: skip
-    outcome = fetching.fetch(pets, tmp_path, retry=HASTE)
-    assert "fetched to" in outcome.message and "no checksum" not in outcome.message
-    found = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.png")}
-    assert found == there
-    assert not any((tmp_path / fetching.DOWNLOADS).iterdir())
-    assert "is there already" in fetching.fetch(pets, tmp_path).message
-
-
-def test_get_leaves_nothing_incomplete(server: Server, tmp_path: Path) -> None:
-    whole = photos([f"pets/images/{i}.png" for i in range(50)])
-    server.content = whole[: len(whole) // 2]  # what the server thinks is whole
-    pets = Offered(name="pets", title="Pets", loader="images", path="pets/images", download=f"{server.url}/pets.tgz")
-    with pytest.raises(Damaged):
-        fetching.fetch(pets, tmp_path, retry=HASTE)
-    assert not (tmp_path / "pets").exists()
-    server.content = whole
-    assert "no checksum is known" in fetching.fetch(pets, tmp_path, retry=HASTE).message
-    assert len(list((tmp_path / "pets/images").iterdir())) == 50
-    bounded = dataclasses.replace(pets, name="more", path="more")
-    with pytest.raises(UserError, match="unpacks to more than 100 bytes"):
-        fetching.fetch(bounded, tmp_path, retry=HASTE, bounds=Bounds(size=100))
-    assert not (tmp_path / "more").exists()
-
-
-def test_get_keeps_an_archive_whose_loader_reads_it(server: Server, tmp_path: Path) -> None:
-    server.content = photos(["a/1.png"])
-    one = Offered(name="t", title="T", loader="tar", path="cifar/t.tar.gz", download=f"{server.url}/t.tar.gz")
-    fetching.fetch(one, tmp_path, retry=HASTE)
-    assert (tmp_path / "cifar/t.tar.gz").read_bytes() == server.content
-
-
-def test_get_lets_torchvision_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torchvision.datasets as known
-
-    calls: list[tuple[Path, bool]] = []
-
-    class Shapes(known.VisionDataset):  # type: ignore[misc]
-        def __init__(self, root: Path, train: bool = True, download: bool = False) -> None:
-            calls.append((root, download))
-            if not download:
-                raise RuntimeError("Dataset not found")
-
-        def __len__(self) -> int:
-            return 12
-
-    class Closed(known.VisionDataset):  # type: ignore[misc]
-        def __init__(self, root: Path, split: str = "train") -> None:
-            raise AssertionError("must not be called")
-
-    monkeypatch.setattr(known, "Shapes", Shapes, raising=False)
-    monkeypatch.setattr(known, "Closed", Closed, raising=False)
-    one = Dataset(name="s", title="S", loader="torchvision", path="shapes", source="Shapes", split="test")
-    assert fetching.fetch(one, tmp_path).message.startswith("12 images in")
-    ((filled, download),) = calls
-    assert download and filled != tmp_path / "shapes"  # filled elsewhere, then moved
-    assert (tmp_path / "shapes").is_dir() and not filled.exists()
-    (tmp_path / "shapes" / "test.bin").write_bytes(b"there")
-    fetching.fetch(one, tmp_path)
-    assert calls[1] == (tmp_path / "shapes", True)
-    closed = dataclasses.replace(one, source="Closed", obtain="ask the authors")
-    assert fetching.fetch(closed, tmp_path).by_hand
-    with pytest.raises(UserError, match="torchvision has no dataset 'Shpes'"):
-        fetching.fetch(dataclasses.replace(one, source="Shpes"), tmp_path)
-
-
-def test_the_command(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    server.content = photos(["pets/images/1.png"])
-    offered = Offered(name="pets", title="Pets", loader="images", path="pets", download=f"{server.url}/pets.tar.gz")
-    known = {**catalogue.datasets(), "pets": offered}
-    monkeypatch.setattr(catalogue, "datasets", lambda: known)
-
-    def call(*names: str) -> Any:
-        return CliRunner().invoke(get, [*names, "--data", str(tmp_path)])
-
-    done = call("pets")
-    assert done.exit_code == 0 and "pets: fetched to" in done.output
-    by_hand = call("pets", "imagenet1k")
-    assert by_hand.exit_code == 3
-    assert "pets: is there already" in by_hand.output
-    assert "imagenet1k: has to be got by hand: " in by_hand.output
-    assert f"it belongs at {tmp_path / known['imagenet1k'].path}, 50,000 images" in by_hand.output
-    assert call("glyphs").exit_code == 0
-    server.states = list(itertools.repeat(404, 9))
-    known["more"] = dataclasses.replace(offered, name="more", path="more")
-    failed = call("more", "imagenet1k")
-    assert failed.exit_code == 1 and "404" in failed.output

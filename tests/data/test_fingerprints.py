@@ -139,7 +139,7 @@ def test_a_set_replaced_with_the_same_size_and_time_is_detected(form: Form, tmp_
     assert after.digest == before.digest, "the test replaces files by others of the same size and time"
     assert after.fingerprint != before.fingerprint and decoded(after) != values
     assert after.part_fingerprint(0, 2) != before.part_fingerprint(0, 2)
-    assert listed(dataset, place, strict=True).digest != strict.digest == strict.fingerprint
+    assert listed(dataset, place, strict=True).digest != strict.digest
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -154,6 +154,90 @@ def test_images_replaced_after_listing_are_rejected(form: Form, strict: bool, tm
     with pytest.raises(UserError, match=r"changed after it was listed; run again") as error:
         decoded(found)
     assert str(place) in str(error.value)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_copies_have_one_digest(form: Form, tmp_path: Path) -> None:
+    """Another place and other times are the same images in a row, but never the same stored embeddings."""
+    dataset, place = made(form, tmp_path, 10)
+    other = tmp_path / "elsewhere" / "copy"
+    other.mkdir(parents=True)
+    copy = form(other, 10)
+    for number, path in enumerate(sorted(other.rglob("*"))):
+        os.utime(path, ns=(10**17, 10**17 + number))
+    for strict in (False, True):
+        here, there = listed(dataset, place, strict), listed(copy, other, strict)
+        assert here.digest == there.digest and (strict or here.fingerprint != there.fingerprint)
+    assert listed(dataset, place).digest != listed(dataset, place, strict=True).digest
+
+
+def test_archives_of_the_same_images_in_another_order_have_one_digest(tmp_path: Path) -> None:
+    photos = fill(tmp_path / "photos", 10)
+    names = [path.relative_to(photos).as_posix() for path in photos.rglob("*.ppm")]
+    digests = set()
+    for number, order in enumerate((sorted(names), sorted(names, reverse=True))):
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as archive:
+            for name in order:
+                archive.add(tmp_path / "photos" / name, name)
+        for strict in (False, True):
+            found = listed(catalogue.dataset(f"tar:{tmp_path / f'{number}.tar'}"), tmp_path, strict)
+            assert found.names == tuple(order)
+            digests.add((strict, found.digest))
+    for strict in (False, True):  # nor does it matter that a folder holds them
+        digests.add((strict, listed(catalogue.dataset(f"folder:{tmp_path / 'photos'}"), tmp_path, strict).digest))
+    assert len(digests) == 2
+
+
+def test_contents_are_remembered_while_files_do_not_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from oodbench.data import imageset
+    from oodbench.data.imageset import ImageFiles
+
+    dataset, place = made(as_folder, tmp_path, 10)
+    reads: list[str] = []
+    read = ImageFiles.read
+    monkeypatch.setattr(ImageFiles, "read", lambda self, name: reads.append(name) or read(self, name))  # type: ignore[func-returns-value]
+    found = listed(dataset, place, strict=True)
+    assert len(reads) == N
+    listed(dataset, place, strict=True)
+    assert len(reads) == 2 * N, "files changed a moment ago: the clock of their file system may be too coarse"
+    monkeypatch.setattr(imageset, "_SETTLED", -1)
+    assert listed(dataset, place, strict=True).digest == listed(dataset, place, strict=True).digest == found.digest
+    assert len(reads) == 3 * N
+    made(as_folder, tmp_path, 90)  # the same sizes and times
+    assert listed(dataset, place, strict=True).digest != found.digest and len(reads) == 4 * N
+
+
+def test_contents_are_not_remembered_of_files_that_change_meanwhile(tmp_path: Path) -> None:
+    dataset, place = made(as_folder, tmp_path, 10)
+    found = listed(dataset, place)
+    made(as_folder, tmp_path, 90)
+    with pytest.raises(UserError, match="changed after it was listed"):
+        found.by_content(Store(tmp_path / "store"))
+    assert not list(Store(tmp_path / "store").entries())
+
+
+def test_a_shared_store_has_embeddings_by_content_only(tmp_path: Path) -> None:
+    """Rows are those of a run without it; what only this machine can tell apart stays on this machine."""
+    from oodbench.data.subsets import union
+    from oodbench.pipeline.extract import EmbeddingConfig, ExtractionJob
+    from oodbench.storage.shared import SharedStore
+
+    dataset, place = made(as_folder, tmp_path, 10)
+    shared = SharedStore(tmp_path / "store", f"file://{tmp_path}/bucket")
+    plain = listed(dataset, place)
+    found = load_images(dataset, LoadOptions(place, shared), labelled=False)
+    assert found.content and not found.local and found.digest == plain.digest != found.by_content().fingerprint
+    both = union(dataset, [found, dataclasses.replace(found, dataset=dataclasses.replace(dataset, name="b"))])
+    assert (
+        both.digest
+        == union(dataset, [plain, dataclasses.replace(plain, dataset=both.origins[1].source.dataset)]).digest
+    )
+    assert found.select([1]).digest == plain.select([1]).digest and found.limit(2).digest == plain.limit(2).digest
+    config, reading = EmbeddingConfig("encoder", "fp32", 2), DecodeConfig(1, "stop")
+    assert ExtractionJob(found, config, reading, shared).store is shared
+    own = ExtractionJob(plain, config, reading, shared).store
+    assert type(own) is Store and own.root == shared.root
+    assert not any(path.is_file() for path in (tmp_path / "bucket").rglob("*")), "nor are digests by size and time sent"
 
 
 def test_a_temporarily_exchanged_folder_is_detected(tmp_path: Path) -> None:
@@ -261,7 +345,7 @@ def test_a_replaced_copy_of_a_url_is_detected(tmp_path: Path, monkeypatch: pytes
     _, place = made(as_tar, tmp_path, 10)
     url = f"file://{place}/set.tar"
     before = listed(catalogue.dataset(f"tar:{url}"), tmp_path)
-    assert decoded(before) == [10] * N and before.fingerprint == before.digest, "it means the same on other machines"
+    assert decoded(before) == [10] * N and not before.local, "it means the same on other machines"
     made(as_tar, tmp_path, 90)
     shutil.copyfile(place / "set.tar", cached_path(url))
     with pytest.raises(UserError, match="changed after it was listed"):
@@ -317,7 +401,7 @@ def test_a_shard_changed_before_download_is_rejected(tmp_path: Path, monkeypatch
 def test_inodes_are_compared_only_where_they_are_stable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """sshfs and its like give a file another number when they have forgotten it: that is no other file."""
     from oodbench.storage import fingerprints as entry
-    from oodbench.storage.fingerprints import file_fingerprint, portable_part
+    from oodbench.storage.fingerprints import copied_part, file_fingerprint, portable_part
 
     file = tmp_path / "file"
     file.touch()
@@ -331,6 +415,7 @@ def test_inodes_are_compared_only_where_they_are_stable(tmp_path: Path, monkeypa
         assert entry.file_system_type(stat.st_dev) == kind
         assert file_fingerprint(file).endswith(f":{stat.st_ino}" if keeps else ":0")
         assert entry.file_identity(file)["inode"] == (stat.st_ino if keeps else 0)
-        assert portable_part(file_fingerprint(file)) == f"{stat.st_size}:{stat.st_mtime_ns}"
+        assert portable_part(file_fingerprint(file)) == str(stat.st_size)
+        assert copied_part(file_fingerprint(file)) == f"{stat.st_size}\n{stat.st_mtime_ns}"
     monkeypatch.undo()
     entry.file_system_type.cache_clear()

@@ -15,7 +15,7 @@ from oodbench.data.released import releases
 from oodbench.encoder.card import parse_encoder
 from oodbench.errors import UserError
 from oodbench.pipeline import assign_weights, weights
-from oodbench.pipeline.encoder_choice import EncoderChoice, choose_encoder, encoder_of_classes
+from oodbench.pipeline.encoder_choice import EncoderChoice, benchmark_of_classes, choose_encoder, encoder_without_run
 from oodbench.pipeline.jobs import make_jobs
 from oodbench.pipeline.request import RunRequest, command
 from tests.conftest import Cli
@@ -179,6 +179,7 @@ def test_skip_missing_runs_the_others_and_names_what_is_absent(
 ) -> None:
     """The weights of ViT-B-16 are not here: the embedded encoder stands in for them."""
     from oodbench.encoder.resolve import resolve as embedded
+    from oodbench.pipeline import plan
 
     asked: list[str] = []
 
@@ -186,19 +187,9 @@ def test_skip_missing_runs_the_others_and_names_what_is_absent(
         asked.append(spec.text)
         return embedded(parse_encoder("glyphs"), *options, **more)
 
-    monkeypatch.setattr("oodbench.pipeline.plan.resolve", resolve)
-    command: tuple[str, ...] = (
-        "run",
-        "--methods",
-        "clipn,mcm",
-        "--id",
-        "folder:id",
-        "--ood",
-        "folder:ood",
-        "--bootstrap",
-        "0",
-    )
-    command = (*command, "--tracking-uri", "none", "--results", "results", "--store", "store")
+    monkeypatch.setattr(plan, "resolve", resolve)
+    command = ["run", "--methods", "clipn,mcm", "--id", "folder:id", "--ood", "folder:ood", "--bootstrap", "0"]
+    command += ["--tracking-uri", "none", "--results", "results", "--store", "store"]
     refused = cli(*command, cwd=photos)
     assert refused.returncode == 2 and f"clipn has no weights for {LAION}" in refused.stderr and not asked
     assert "or leave it out: oodbench run --methods clipn,mcm" in refused.stderr
@@ -241,9 +232,14 @@ def test_own_images_take_the_encoder_of_the_set_that_names_the_classes(tmp_path:
         ("clipn", "names.txt", "glyphs"),
         ("mcm", "cub200", OPENAI),
     ):
-        assert encoder_of_classes(RunRequest(methods=method), classes).text == encoder, (method, classes)
+        assert encoder_without_run(RunRequest(methods=method), benchmark_of_classes(classes)).text == encoder, (
+            method,
+            classes,
+        )
     own = (trained(tmp_path / "own.safetensors", SMALL),)
-    assert encoder_of_classes(RunRequest(methods="clipn", weights=own), "names.txt").text == SMALL
+    assert (
+        encoder_without_run(RunRequest(methods="clipn", weights=own), benchmark_of_classes("names.txt")).text == SMALL
+    )
 
 
 @pytest.mark.parametrize(
@@ -264,7 +260,7 @@ def test_training_takes_the_encoder_of_the_released_weights(
         asked.append(spec.text)
         raise UserError("stop here")
 
-    monkeypatch.setattr("oodbench.training.plan.resolve", resolve)
+    monkeypatch.setattr(plan, "resolve", resolve)
     for given, expected in (("", encoder), ("ViT-L/14", "ViT-L-14/openai")):
         with pytest.raises(UserError, match="stop here"):
             plan.make_plan(TrainRequest(method, captions=captions, encoder=given, store=tmp_path / "s"))

@@ -31,6 +31,7 @@ from oodbench.encoder.resolve import resolve
 from oodbench.errors import UserError
 from oodbench.pipeline.extract import EmbeddedSet, EmbeddingConfig, ExtractionJob, decoded_batches, extract
 from oodbench.storage.store import Store
+from tests.processes import Command
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 16,
@@ -223,7 +224,7 @@ def test_batches_lie_in_channels_last_memory(tiny: Tiny, tmp_path: Path) -> None
 
 # ---------------------------------------------------------------- whole runs, as processes
 
-Run = Callable[..., "subprocess.Popen[str]"]
+Run = Callable[..., Command]
 
 
 @pytest.fixture(scope="module")
@@ -236,18 +237,15 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def start(tiny: Tiny) -> Run:
-    def run(place: Path, sets: Path, *more: str, store: Path | None = None) -> subprocess.Popen[str]:
-        command = [Path(sys.executable).with_name("oodbench"), "run", "--methods", "mcm,energy"]
-        command += ["--id", f"folder:{sets / 'id'}", "--ood", f"folder:{sets / 'ood'}", "--encoder", tiny.spec]
-        command += ["--results", place / "out", "--store", store or place / "store", "--tracking-uri", "none", *more]
-        return subprocess.Popen(
-            [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+    def run(place: Path, sets: Path, *more: str, store: Path | None = None) -> Command:
+        words = ["run", "--methods", "mcm,energy", "--encoder", tiny.spec, "--tracking-uri", "none", *more]
+        words += ["--id", f"folder:{sets / 'id'}", "--ood", f"folder:{sets / 'ood'}"]
+        return Command(*words, "--results", place / "out", "--store", store or place / "store")
 
     return run
 
 
-def finish(process: subprocess.Popen[str]) -> str:
+def finish(process: Command) -> str:
     _, errors = process.communicate(timeout=500)
     assert process.returncode == 0, errors
     return errors

@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.processes import Command
 from tests.servers import serving, unused_port
 
 pytestmark = pytest.mark.slow
@@ -41,19 +41,18 @@ def rows(out: Path) -> dict[str, dict[str, Any]]:
 def test_killed_at_twenty_moments_a_run_loses_and_doubles_nothing(cli: Cli, tmp_path: Path) -> None:
     whole = cli(*RUN, "--results", tmp_path / "whole", "--store", tmp_path / "store-whole")
     assert whole.returncode == 0, whole.stderr
-    command = [str(Path(sys.executable).with_name("oodbench")), *RUN]
-    command += ["--results", str(tmp_path / "killed"), "--store", str(tmp_path / "store-killed")]
+    words = (*RUN, "--results", tmp_path / "killed", "--store", tmp_path / "store-killed")
     moments, finished = random.Random(0), 0
     for _ in range(20):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ))
-        time.sleep(moments.uniform(0.3, 4.5))
+        process = Command(*words)
+        time.sleep(moments.uniform(0.1, 2.5))
         finished += process.poll() is not None
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
         for row in rows(tmp_path / "killed").values():  # whatever is there is whole
             assert row["status"] == "ok"
     assert finished < 20  # else nothing was killed
-    done = cli(*RUN, "--results", tmp_path / "killed", "--store", tmp_path / "store-killed")
+    done = cli(*words)
     assert done.returncode == 0, done.stderr
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
     assert cli("report", "--results", tmp_path / "killed", "--verify").returncode == 0
@@ -92,10 +91,9 @@ def test_a_tracking_server_stopped_and_started_again_gets_every_row_once(cli: Cl
 
     port = unused_port()
     out, uri = tmp_path / "out", f"http://127.0.0.1:{port}"
-    command = [str(Path(sys.executable).with_name("oodbench")), *RUN[:-1], uri, "--sweep", "energy.scale=1,2,3,4,5,6"]
-    command += ["--results", str(out), "--store", str(tmp_path / "store")]
+    words = (*RUN[:-1], uri, "--sweep", "energy.scale=1,2,3,4,5,6", "--results", out, "--store", tmp_path / "store")
     with serving(tmp_path / "server", port):
-        run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        run = Command(*words)
         while not rows(out) and run.poll() is None:
             time.sleep(0.02)
     _, said = run.communicate(timeout=300)  # the server is gone before the last row is made
@@ -105,8 +103,8 @@ def test_a_tracking_server_stopped_and_started_again_gets_every_row_once(cli: Cl
     moments = random.Random(2)
     for _ in range(3):
         with serving(tmp_path / "server", port) as running:
-            sync = subprocess.Popen([command[0], "sync", "--results", str(out), "--tracking-uri", uri])
-            time.sleep(moments.uniform(1.5, 4.0))
+            sync = Command("sync", "--results", out, "--tracking-uri", uri)
+            time.sleep(moments.uniform(0.5, 3.0))
             os.killpg(running.group, signal.SIGKILL)
             sync.wait(timeout=120)
     with serving(tmp_path / "server", port):

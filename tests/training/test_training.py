@@ -40,13 +40,14 @@ from oodbench.tracking.connection import quiet_mlflow
 from oodbench.training import batches
 from oodbench.training.batches import PairBatches
 from oodbench.training.checkpoints import Checkpoints
-from oodbench.training.data import BATCH, TrainingData, embed_captions, prepare_data
+from oodbench.training.data import BATCH, TrainingData, embed_captions, prepare_data, truncation_note
 from oodbench.training.loop import Trainer
 from oodbench.training.losses import read_losses
 from oodbench.training.plan import TrainRequest, make_plan
 from oodbench.training.processes import ProcessGroup
 from oodbench.training.schedule import Schedule, parameter_groups
 from oodbench.training.train import TrainOutcome, TrainWatch, train
+from tests.processes import Command
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 OODBENCH = str(Path(sys.executable).with_name("oodbench"))
@@ -335,6 +336,14 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert same(whole.out, resumed.out)
 
 
+def test_captions_that_the_encoder_cuts_are_counted(encoder: OpenClip) -> None:
+    context = encoder.tokenize(["x"]).shape[1]
+    fits, cut = " ".join("a" * (context - 2)), " ".join("a" * (context - 1))  # beside the start and the end
+    assert truncation_note([fits, "short", fits], encoder) == ""
+    said = truncation_note([fits, cut, cut, f"{cut} b"], encoder)
+    assert said == f'2 of 3 captions are cut to the {context} tokens of glyphs, "{cut}" first'
+
+
 @pytest.mark.slow
 def test_another_training_in_the_same_place_is_refused(ask: Callable[..., TrainRequest], table: Path) -> None:
     train(ask(max_steps=2))
@@ -591,12 +600,16 @@ def test_augmented_training_names_broken_images(ask: Callable[..., TrainRequest]
 # Processes
 
 
-def start(folder: Path, table: Path, plugin: Path, *more: str, launcher: Sequence[str] = ()) -> subprocess.Popen[str]:
-    command = [
-        *launcher, OODBENCH, "train", "toy", "--plugin", str(plugin), "--captions", str(table), "--device", "cpu",
+def start(
+    folder: Path, table: Path, plugin: Path, *more: str, launcher: Sequence[str] = ()
+) -> Command | subprocess.Popen[str]:
+    words = [
+        "train", "toy", "--plugin", str(plugin), "--captions", str(table), "--device", "cpu",
         "--output", str(folder / "toy.safetensors"), "--tracking-uri", "none", *more,
     ]  # fmt: skip
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if not launcher:
+        return Command(*words)
+    return subprocess.Popen([*launcher, OODBENCH, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def await_lines(out: Path, number: int) -> None:

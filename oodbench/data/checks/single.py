@@ -14,8 +14,10 @@ from oodbench.data.checks.findings import Finding, SetSummary, first_examples
 from oodbench.data.checks.inspection import ImageFacts
 from oodbench.data.decode import constant_remark
 from oodbench.data.imageset import ImageSet
+from oodbench.data.install import read_record, target_of
 from oodbench.data.loaders.imagelist import read_list
 from oodbench.data.loaders.layout import same_prompt_remarks
+from oodbench.data.places import find_list
 from oodbench.errors import UserError
 from oodbench.storage.store import digest
 
@@ -104,6 +106,14 @@ def image_findings(listing: ImageSet, inspected: Sequence[ImageFacts]) -> Iterat
         yield Finding("warning", "repeated", name, message, len(repeated), examples)
 
 
+def archive_findings(dataset: Dataset, data: Path) -> Iterator[Finding]:
+    """Yield the finding on archives without a declared digest, with the sha256 that was recorded when they were got."""
+    for archive in dataset.archives:
+        if sha256 := read_record(target_of(dataset, archive, data)).get("sha256"):
+            message = f"no digest is declared for {archive.file_name}; that of the one that was got is sha256 {sha256}"
+            yield Finding("note", "archive", (dataset.name,), message)
+
+
 def class_name_findings(listing: ImageSet) -> Iterator[Finding]:
     """Yield the finding on class names that are equal for the tokenizer, unless the list is one of oodbench's own."""
     classes, names = listing.dataset.classes, listing.named or listing.folders
@@ -156,9 +166,7 @@ def check_list_digest(dataset: Dataset, data: Path) -> tuple[Dataset, tuple[str,
 
     Loaders reject a list with another digest; the check reports it and continues with a dataset that declares none.
     """
-    path = data / dataset.list
-    if dataset.list and not path.is_file():
-        path = path.with_name(path.name + ".gz")
+    path = find_list(dataset, data)
     if not dataset.list or not path.is_file():  # no list, or reported when the set is loaded
         return dataset, None, None
     try:

@@ -7,6 +7,7 @@ import hashlib
 import posixpath
 import re
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +15,21 @@ import numpy as np
 import numpy.typing as npt
 
 from oodbench.data.catalog import UNKNOWN, Dataset
-from oodbench.data.imageset import ImageSet, class_keys, missing_error, unlabelled_error
+from oodbench.data.imageset import (
+    ImageFiles,
+    ImageSet,
+    RenamedSource,
+    class_keys,
+    missing_error,
+    unlabelled_error,
+)
 from oodbench.data.loaders.layout import Remark, is_image, repeated_remarks
+from oodbench.data.places import find_list
 from oodbench.data.prompts import split_lines
 from oodbench.errors import Missing, UserError
 from oodbench.storage.fingerprints import file_fingerprint
+
+_TRIED = 64  # paths of a list that are looked for to find the folder that they start from
 
 
 @dataclass(frozen=True)
@@ -67,12 +78,10 @@ def read_list(path: Path) -> ImageList:
 
 def declared_list(dataset: Dataset, data: Path) -> ImageList:
     """Read the list of a dataset, below the data root. Raise UserError if it is missing or has another digest."""
-    path = data / dataset.list
-    if not path.is_file():
-        path = path.with_name(path.name + ".gz")
+    path = find_list(dataset, data)
     if not path.is_file():
         hint = f"\n  {dataset.obtain}" if dataset.obtain else ""
-        raise Missing(f"dataset '{dataset.name}': its image list {data / dataset.list} does not exist{hint}")
+        raise Missing(f"dataset '{dataset.name}': its image list {path} does not exist{hint}")
     image_list = read_list(path)
     if dataset.digest not in (UNKNOWN, image_list.digest):
         found = f"{len(image_list.names)} lines, sha256 {image_list.digest[:12]}"
@@ -94,10 +103,11 @@ def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
     image_list = declared_list(dataset, data)
     if not folder.is_dir():
         raise missing_error(dataset, folder)
+    inner = _below(folder, image_list.names)
     fingerprints: list[str | None] = []
     for name in image_list.names:
         try:
-            fingerprints.append(file_fingerprint(folder / name))
+            fingerprints.append(file_fingerprint(folder / inner(name)))
         except (FileNotFoundError, NotADirectoryError):
             fingerprints.append(None)
         except OSError as error:
@@ -123,16 +133,28 @@ def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
     if labelled and (labels < 0).any():
         raise unlabelled_error(dataset, image_list.path, image_list.names[present[int((labels < 0).argmax())]])
     keys = class_keys(dataset, image_list.labels, image_list.path) if labelled else ()
+    names = tuple(image_list.names[i] for i in present)
+    moved = {name: inner(name) for name in names}
     return ImageSet(
         dataset,
         folder,
-        tuple(image_list.names[i] for i in present),
+        names,
         tuple(fingerprints[i] or "" for i in present),
         labels if labelled else np.full(len(present), -1),
         keys,
+        source=RenamedSource(ImageFiles(folder), folder, moved) if any(a != b for a, b in moved.items()) else None,
         absent=absent,
         remarks=_repeated(dataset, image_list, labelled),
     )
+
+
+def _below(folder: Path, names: tuple[str, ...]) -> Callable[[str], str]:
+    """Return what turns a path of the list into one below the folder, which may lie below the list's root."""
+    depth = min(name.count("/") for name in names)
+    for k in range(depth + 1):
+        if any((folder / name.split("/", k)[k]).exists() for name in names[:_TRIED]):
+            return lambda name: name.split("/", k)[k]
+    return lambda name: name
 
 
 def _repeated(dataset: Dataset, image_list: ImageList, labelled: bool) -> tuple[Remark, ...]:

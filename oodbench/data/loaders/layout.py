@@ -8,10 +8,11 @@ from __future__ import annotations
 import html
 import posixpath
 import re
+import shlex
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -39,10 +40,11 @@ _SYSTEM_FILES = frozenset(
     )
 )  # fmt: skip
 # Folders of splits or parts of a set. If there are no others, they are not classes. (One of several may be: train.)
-_SPLITS = frozenset(
-    "train training val valid validation test testing dev eval unlabeled unlabelled "
-    "image images img imgs mask masks label labels annotations segmentation".split()
+_PARTS = frozenset("image images img imgs mask masks label labels annotations segmentation".split())
+_SPLITS = _PARTS | frozenset(
+    "train training val valid validation test testing dev eval unlabeled unlabelled trainset testset valset".split()
 )
+_SPLIT_WORDS = frozenset("set data dataset split seg pred".split())  # beside one of these: test_set, seg_train
 _MAX_CLASSES = 1_000_000  # a greater label is an identifier or a mistake
 _IN_MESSAGE = 5  # names in a message
 _EXAMPLES = 10  # names that a remark lists
@@ -71,6 +73,26 @@ class Classes:
     labels: npt.NDArray[np.int64]
     folders: tuple[str, ...]
     remarks: tuple[Remark, ...] = ()
+
+
+@dataclass(frozen=True)
+class ClassPlace:
+    """Where class folders lie, for messages and for a depth that the user chose.
+
+    name   the folder as a reference, `folder:PATH`; "" for a place that has no folders to name, such as an archive
+    depth  how deep the class folders lie: 1 directly in the folder
+    """
+
+    name: str = ""
+    depth: int = 1
+
+    def below(self, folders: Sequence[str]) -> ClassPlace:
+        """Return the place of a folder in this one."""
+        return replace(self, name="/".join((self.name, *folders))) if self.name else self
+
+    def reference(self, folder: str) -> str:
+        """Return a folder in this one as it can be pasted into a shell."""
+        return shlex.quote(f"{self.name}/{folder}")
 
 
 def is_image(name: str) -> bool:
@@ -133,51 +155,132 @@ def sort_classes(classes: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(known))
 
 
-def classes_by_folder(names: Sequence[str], others: Sequence[str] = (), folders: Sequence[str] = ()) -> Classes:
+def classes_by_folder(
+    names: Sequence[str], others: Sequence[str] = (), folders: Sequence[str] = (), place: ClassPlace | None = None
+) -> Classes:
     """Return the classes of images in class folders.
 
     The class is the first folder below the root. If a single folder contains all images, in folders of its own, those
-    are the classes.
+    are the classes; so are folders that are sorted by their first letter, as in `a/abbey` and `b/bar`.
 
     names    paths of the images below the root
     others   paths of files that are not images, for the remarks
     folders  paths of all folders, also empty ones, for the remarks
     Raise UserError if an image is in no folder, or if the folders are splits of a set (train, test).
     """
-    loose = next((name for name in names if "/" not in name), None)
-    if loose is not None:
-        raise Unlabelled(f"an ID set needs one folder per class, but {loose} lies in none")
+    place = place or ClassPlace()
+    if place.depth > 1:
+        return _classes_at(names, place)
+    if loose := [name for name in names if "/" not in name]:
+        raise _loose_error(names, loose, place)
     root: list[str] = []
     parts = [name.partition("/") for name in names]
     while len({top for top, _, _ in parts}) == 1 and all("/" in rest for _, _, rest in parts):
         root.append(parts[0][0])
         parts = [rest.partition("/") for _, _, rest in parts]
     tops = [top for top, _, _ in parts]
-    classes = sort_classes(tops)
-    splits = [one for one in classes if re.sub(r"[-_ ]?\d*$", "", one).lower() in _SPLITS]
-    if len(splits) == len(classes):
-        problem = UserError if len(splits) > 1 else Unlabelled
-        raise problem(
-            f"the folders {first_few(splits)} are splits or parts of a set, not classes; name one that holds class "
-            f"folders, such as folder:PATH/{splits[0]}, or pack an archive of it"
-        )
+    inner = _inner_folders(parts)
+    place = place.below(root)
+    letters = sort_classes(tops)
     remarks = []
-    if root:
-        message = f"all images lie in {'/'.join(root)}: the folders in it ({first_few(classes)}) are the classes"
+    if _sorted_by_letter(inner):
+        keys = _below_letters([rest for _, _, rest in parts])
+        message = f"the folders {first_few(letters)} sort the class folders by letter: {first_few(sort_classes(keys))}"
         remarks.append(Remark("class-folders", message))
-    if len(splits) > 1:
-        message = f"{first_few(splits)} are used as classes, although their names are those of splits or parts of a set"
-        remarks.append(Remark("class-folders", message, len(splits), tuple(splits)))
-    deep = [i for i, (_, _, rest) in enumerate(parts) if "/" in rest]
+    else:
+        keys = tops
+        remarks += _remarks_on_splits(inner, place)
+    classes = sort_classes(keys)
+    if root and keys is tops:
+        message = f"all images lie in {'/'.join(root)}: the folders in it ({first_few(classes)}) are the classes"
+        remarks.insert(0, Remark("class-folders", message))
+    deep = [i for i, (_, _, rest) in enumerate(parts) if "/" in rest] if keys is tops else []
     if deep:
+        deeper = f"; if the classes lie a folder deeper, name them {place.reference('*')}" if place.name else ""
         message = (
             f"{len(deep):,} images lie in folders within their class folder: {names[deep[0]]} is of class "
-            f"{tops[deep[0]]}"
+            f"{tops[deep[0]]}{deeper if len(deep) == len(names) else ''}"
         )
         remarks.append(Remark("nested", message, len(deep), tuple(names[i] for i in deep[:_EXAMPLES])))
     index = {folder: i for i, folder in enumerate(classes)}
-    labels = np.array([index[top] for top in tops])
-    return Classes(labels, classes, (*remarks, *_folders_without_images(classes, root, others, folders)))
+    labels = np.array([index[key] for key in keys])
+    return Classes(labels, classes, (*remarks, *_folders_without_images(letters, root, others, folders)))
+
+
+def _classes_at(names: Sequence[str], place: ClassPlace) -> Classes:
+    """Return the classes of images whose class folder is the one at a given depth. Raise UserError if one has none."""
+    parts = [name.split("/") for name in names]
+    loose = next((name for name, part in zip(names, parts, strict=True) if len(part) <= place.depth), None)
+    if loose is not None:
+        raise Unlabelled(f"the class folders are {place.name}{'/*' * place.depth}, but {loose} lies in none of them")
+    keys = [part[place.depth - 1] for part in parts]
+    classes = sort_classes(keys)
+    index = {folder: i for i, folder in enumerate(classes)}
+    return Classes(np.array([index[key] for key in keys]), classes)
+
+
+def _loose_error(names: Sequence[str], loose: Sequence[str], place: ClassPlace) -> UserError:
+    """Return the error for images that lie in no folder, with what can be done."""
+    parts = [name.partition("/") for name in names if "/" in name]
+    holding = [top for top, inside in _inner_folders(parts).items() if inside and "" not in inside]
+    if not parts:
+        advice = "without classes it can be an OOD set; with a file of `path label` lines it is list:FILE"
+    elif len(holding) == len({top for top, _, _ in parts}) == 1 and place.name:
+        advice = f"name the folder that holds the class folders: {place.reference(holding[0])}"
+    else:
+        advice = "move such images away, or into class folders"
+    return Unlabelled(
+        f"an ID set needs one folder per class, but {loose[0]} lies in none ({len(loose):,} of {len(names):,} images); "
+        f"{advice}"
+    )
+
+
+def _inner_folders(parts: Sequence[tuple[str, str, str]]) -> dict[str, set[str]]:
+    """Return the folders that hold images within each folder; "" for images that lie in it directly."""
+    inner: dict[str, set[str]] = {}
+    for top, _, rest in parts:
+        inner.setdefault(top, set()).add(rest.rpartition("/")[0].partition("/")[0])
+    return inner
+
+
+def _sorted_by_letter(inner: Mapping[str, set[str]]) -> bool:
+    """Return whether all folders are letters with which the names of the folders in them begin, as Places has them."""
+    return all(
+        len(top) == 1 and top.isalpha() and all(folder[:1].lower() == top.lower() for folder in inside)
+        for top, inside in inner.items()
+    )
+
+
+def _below_letters(paths: Sequence[str]) -> list[str]:
+    """Return the class of each path below its letter: its folders, `church/indoor`, unless images lie in `church`."""
+    folders = [path.rpartition("/")[0] for path in paths]
+    found = set(folders)
+    nested = any(str(parent) in found for folder in found for parent in PurePosixPath(folder).parents)
+    return [folder.partition("/")[0] for folder in folders] if nested else folders
+
+
+def _remarks_on_splits(inner: Mapping[str, set[str]], place: ClassPlace) -> list[Remark]:
+    """Return the remark on classes with the name of a split. Raise UserError if the folders are splits of a set."""
+    splits = [one for one in sort_classes(inner) if _words(one) & _SPLITS and _words(one) <= _SPLITS | _SPLIT_WORDS]
+    subsets = [one for one in splits if not _words(one) & _PARTS]
+    common = set.intersection(*(inner[one] for one in subsets)) - {""} if len(subsets) > 1 else set()
+    if not splits or not (len(splits) == len(inner) or common):
+        message = f"{first_few(splits)} are used as classes, although their names are those of splits or parts of a set"
+        return [Remark("class-folders", message, len(splits), tuple(splits))] if len(splits) > 1 else []
+    problem = UserError if len(splits) > 1 else Unlabelled
+    said = f"the folders {first_few(splits)} are splits or parts of a set, not classes"
+    holding = [one for one in splits if inner[one] and "" not in inner[one]]
+    if not holding:
+        raise problem(f"{said}; no folder in them holds images")
+    if not place.name:
+        raise problem(f"{said}; pack an archive of one of them, such as {holding[0]}")
+    merged = f"; or all of them as one set: {place.reference('*')}" if common and set(holding) == set(inner) else ""
+    raise problem(f"{said}; name one of them: {' or '.join(map(place.reference, holding))}{merged}")
+
+
+def _words(name: str) -> set[str]:
+    """Return the words of a folder's name in lower case, without digits: `test2017` is `test`."""
+    return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)}
 
 
 def _folders_without_images(

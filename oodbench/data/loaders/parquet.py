@@ -24,8 +24,13 @@ from oodbench.data.catalog import Dataset
 from oodbench.data.imageset import ImageSet, class_keys, empty_error, missing_error, unlabelled_error
 from oodbench.data.loaders.layout import Remark, first_few, is_hidden
 from oodbench.errors import Unlabelled, UserError
-from oodbench.storage.fingerprints import ReadImage, file_fingerprint, join_parts, member_fingerprint, portable_part
-from oodbench.storage.store import digest
+from oodbench.storage.fingerprints import (
+    ReadImage,
+    combine_fingerprints,
+    file_fingerprint,
+    member_fingerprint,
+    portable_part,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -81,6 +86,22 @@ class TableSource:
             if self._held is None or self._held[0] != group:
                 self._held = (group, self.groups[group].read(self.column))
             return self._held[1][row].as_py()
+
+    def stored_names(self) -> list[str]:
+        """Return the name of the file that every row was made of, "" where there is none; no image is read."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        names: list[str] = []
+        for group in self.groups:
+            kind = group.schema.field(self.column).type
+            if not (pa.types.is_struct(kind) and kind.get_field_index("path") >= 0):
+                names += [""] * group.rows
+                continue
+            parts = isinstance(group.read, _ColumnReader)  # an Arrow file is mapped into memory, not read
+            column = group.read(f"{self.column}.path" if parts else self.column)
+            names += [name or "" for name in pc.struct_field(column, "path").to_pylist()]
+        return names
 
     def stored(self, name: str) -> bytes | npt.NDArray[np.uint8]:
         """Return the bytes of the image file in a row, or the pixels. Raise ValueError if it holds neither."""
@@ -328,7 +349,7 @@ def open_hub(dataset: Dataset) -> tuple[ImageTable, list[Path]]:
 
 def hub_fingerprint(portable: str, files: Sequence[Path]) -> str:
     """Return the fingerprint of a dataset of the hub: the one of its library, and those of the files of the cache."""
-    return join_parts(portable, digest([file_fingerprint(path) for path in files]))
+    return combine_fingerprints({str(path): file_fingerprint(path) for path in files}, portable, times=False)
 
 
 def _columns(dataset: Dataset, table: ImageTable, labelled: bool) -> tuple[str, str]:

@@ -195,7 +195,7 @@ class TarSource:
         local, listed = self.copies.get(path, ("", ""))
         if fingerprint == local:
             fingerprint = listed
-        return ReadImage.from_bytes(member_fingerprint(fingerprint, member.offset, member.size), raw)
+        return ReadImage.from_bytes(member_fingerprint(fingerprint, member.offset, size=member.size), raw)
 
     def content(self, name: str) -> str:
         """Return the sha256 of a member."""
@@ -283,7 +283,7 @@ def _add_archive(dataset: Dataset, index: _Index, path: Path, fingerprint: str, 
             name = prefix + inner
             if name in index.images:
                 raise UserError(f"dataset '{dataset.name}': {path} holds two members named {member.name}")
-            image_fingerprint = member_fingerprint(fingerprint, member.offset, member.size)
+            image_fingerprint = member_fingerprint(fingerprint, member.offset, size=member.size)
             index.images[name] = _Image(path, member, image_fingerprint, inner, prefix + stem, ending)
         else:
             index.others.append(inner)

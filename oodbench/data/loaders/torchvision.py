@@ -13,9 +13,18 @@ import numpy as np
 
 from oodbench.data.catalog import Dataset
 from oodbench.data.imageset import ImageSet, class_keys, missing_error, unlabelled_error
+from oodbench.data.loaders.layout import is_hidden
 from oodbench.errors import Missing, UserError, did_you_mean
-from oodbench.storage.fingerprints import ReadImage, file_fingerprint, join_parts, member_fingerprint, portable_part
+from oodbench.storage.fingerprints import (
+    ReadImage,
+    combine_fingerprints,
+    file_fingerprint,
+    member_fingerprint,
+    portable_part,
+)
 from oodbench.storage.store import digest
+
+_ARCHIVES = (".tar", ".gz", ".tgz", ".xz", ".bz2", ".zip")
 
 
 @dataclass(frozen=True)
@@ -133,10 +142,17 @@ def _labels(images: Any) -> list[int]:
 
 
 def _tree_fingerprint(dataset: Dataset, root: Path) -> str:
-    """Return the fingerprint of all files below the folder, and of the split: indices are the same in all splits."""
-    files = []
+    """Return the fingerprint of all files below the folder, and of the split: indices are the same in all splits.
+
+    What copies share leaves out hidden files and the archives that the files came in, which may be removed.
+    """
+    files: dict[str, str] = {}
     for folder, _, names in os.walk(root):
         for path in (Path(folder, name) for name in names):
-            files.append(f"{path.relative_to(root).as_posix()}:{file_fingerprint(path)}")
-    portable = digest([dataset.source, dataset.split, sorted(map(portable_part, files))])
-    return join_parts(portable, digest(sorted(files)))
+            files[path.relative_to(root).as_posix()] = file_fingerprint(path)
+    sizes = {
+        name: portable_part(text)
+        for name, text in files.items()
+        if not is_hidden(name) and not name.lower().endswith(_ARCHIVES)
+    }
+    return combine_fingerprints(files, digest([dataset.source, dataset.split, sorted(sizes.items())]))

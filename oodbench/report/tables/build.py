@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from oodbench.errors import UserError, printable
 from oodbench.report.formats.bibtex import keys_of_benchmark, keys_of_dataset, keys_of_method
 from oodbench.report.options import TableOptions
+from oodbench.report.tables.chance import chance_notes
 from oodbench.report.tables.columns import COLUMNS, cells, column_groups, mark_best
 from oodbench.report.tables.grouping import PromptGroup, TableGroup, by_prompts, group
 from oodbench.report.tables.rows import average_over_seeds, by_seed, by_training, names
@@ -141,6 +142,7 @@ def _table(comparable: TableGroup, prompts: PromptGroup, options: TableOptions, 
     notes = [_note(line) for line in lines if line.result and line.result.status != "ok"]
     warnings = ((line.name, warning) for line in lines for row in line.results for warning in row.warnings)
     notes += dict.fromkeys(f"{name}: {warning}." for name, warning in warnings)
+    notes += chance_notes(lines, options.sets)
     if prompts.missing:
         notes.append(f"Not run with these prompts: {', '.join(prompts.missing)}.")
     lines = list(mark_best(lines, groups))

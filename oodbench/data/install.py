@@ -1,0 +1,278 @@
+"""Putting one dataset's files where they belong: downloaded or given by the user, verified, unpacked, moved at once."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from oodbench.data import imagenet
+from oodbench.data.catalog import Archive, Dataset
+from oodbench.errors import Damaged, UserError, redact_url
+from oodbench.storage.archives import Bounds, is_archive, read_member, unpack
+from oodbench.storage.download import Download, RetryPolicy, download, find_mismatch
+from oodbench.storage.files import write_text
+
+DOWNLOADS = ".downloads"  # folder below the data root for unfinished downloads
+
+StartProgress = Callable[
+    [str, int], Callable[[int], None]
+]  # (what, total in bytes) -> a function to call with bytes done
+
+
+@dataclass(frozen=True)
+class GetOptions:
+    """How datasets are got.
+
+    source   a file, or a folder with files, that the user has already (`--from`)
+    watch    shows progress; threads call it
+    workers  number of files that are fetched at the same time
+    """
+
+    source: Path | None = None
+    watch: StartProgress = lambda what, total: lambda n: None
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    bounds: Bounds = field(default_factory=Bounds)
+    workers: int = 3
+
+
+def target_of(dataset: Dataset, archive: Archive, data_root: Path) -> Path:
+    """Return the file or folder that an archive becomes; what torchvision reads is one folder."""
+    return data_root / (dataset.path if dataset.loader == "torchvision" else archive.to or dataset.path)
+
+
+def is_there(path: Path) -> bool:
+    """Return whether a path is a file, or a folder with something in it."""
+    return path.is_file() or (path.is_dir() and any(path.iterdir()))
+
+
+def given_file(dataset: Dataset, archive: Archive, source: Path | None) -> Path | None:
+    """Return the file of an archive that `--from` names, or None.
+
+    In a folder it is found by its name. A file is the archive of that name, else that of the images, which is declared
+    first; other archives of the dataset are looked for next to it.
+    """
+    if source is None:
+        return None
+    names = [one.file_name for one in dataset.archives]
+    if source.is_file() and archive.file_name == (source.name if source.name in names else names[0]):
+        return source
+    beside = (source if source.is_dir() else source.parent) / archive.file_name
+    return beside if archive.file_name and beside.is_file() else None
+
+
+def install(dataset: Dataset, archive: Archive, data_root: Path, options: GetOptions) -> str:
+    """Put an archive, or what it holds, where it belongs, and return what was done; the place must be free.
+
+    Raises UserError when that fails; the place is then free still, and what was received or unpacked is kept.
+    """
+    target = target_of(dataset, archive, data_root)
+    folder = data_root / DOWNLOADS / dataset.name
+    given = given_file(dataset, archive, options.source)
+    try:
+        file, remark = _file(archive, folder, target, given, options)
+        if archive.sort:
+            remark += _sort(file, archive.sort, folder, target, options)
+        elif is_archive(archive.file_name) and not is_archive(target.name):
+            _unpack(file, folder, data_root, target, archive.inside, options)
+        else:
+            _place(file, target, move=not given)
+    except Damaged:
+        if not given:
+            (folder / archive.file_name).unlink(missing_ok=True)  # the next try fetches it again
+        raise
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+    shutil.rmtree(folder, ignore_errors=True)
+    return f"from {given}{remark}" if given else f"fetched{remark}"
+
+
+def _file(archive: Archive, folder: Path, target: Path, given: Path | None, options: GetOptions) -> tuple[Path, str]:
+    """Return the file of an archive, given or downloaded and verified, and a remark on its digest.
+
+    Without a declared digest, the sha256 of the first file is recorded next to the data, and later ones must have it.
+    """
+    record = record_path(target)
+    recorded = read_record(target).get("sha256", "") if not archive.has_digest else ""
+    wanted = Download(archive.url, archive.sha256 or recorded, archive.md5, archive.size)
+    if given:
+        file = given
+        if mismatch := find_mismatch(wanted, file):
+            if Path(archive.to).name == archive.file_name:  # torchvision's, which verifies it again, and would fetch it
+                raise UserError(f"{file} is not the declared file: {mismatch}; fetch it again")
+            return file, f" (not the expected file: {mismatch}; only names and number of its images are checked)"
+    else:
+        try:
+            file = download(wanted, folder / archive.file_name, options.retry, options.watch)
+        except UserError as error:
+            if recorded and "not what was expected" in str(error):
+                raise UserError(
+                    f"{error}; the first one is recorded in {record}: delete that to accept another"
+                ) from error
+            raise
+        _check_page(file, archive)
+    if archive.has_digest:
+        return file, ""
+    with file.open("rb") as content:
+        sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+    facts = {"url": redact_url(archive.url), "file": file.name, "size": file.stat().st_size, "sha256": sha256}
+    write_text(record, json.dumps({**facts, "declared": False}, indent=2) + "\n")
+    return (
+        file,
+        f" (no digest is declared; sha256 {sha256[:12]}... {'agrees with' if recorded else 'is recorded in'} {record})",
+    )
+
+
+def record_path(target: Path) -> Path:
+    """Return the file that records what was got for a place, when no digest of it is declared."""
+    return target.with_name(f".{target.name}.oodbench.json")
+
+
+def read_record(target: Path) -> dict[str, str]:
+    """Return the record of a place; {} if there is none."""
+    try:
+        record = json.loads(record_path(target).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _check_page(file: Path, archive: Archive) -> None:
+    """Raise UserError if a server sent a web page in place of an archive, as one that needs a login does."""
+    with file.open("rb") as content:
+        start = content.read(512).lstrip().lower()
+    if is_archive(archive.file_name) and start.startswith((b"<!doctype html", b"<html")):
+        file.unlink()
+        raise UserError(
+            f"{redact_url(archive.url)} sends a web page and not {archive.file_name}; open it in a browser, save the "
+            f"file, and take it with --from {archive.file_name}"
+        )
+
+
+def _place(file: Path, target: Path, *, move: bool) -> None:
+    """Move or copy a file to its place, at once."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if move:
+        os.replace(file, target)
+        return
+    partial = target.with_name(f".{target.name}.part")
+    shutil.copyfile(file, partial)
+    os.replace(partial, target)
+
+
+def _unpack(file: Path, folder: Path, data_root: Path, target: Path, inside: str, options: GetOptions) -> None:
+    """Unpack an archive into a temporary folder, and rename what belongs at `target`.
+
+    An archive contains the complete path of the target (its top folder is then moved, unless that exists), or only what
+    belongs at that path: in the folder `inside`, in its only folder, or directly.
+    """
+    unpacked = folder / "unpacked"
+    shutil.rmtree(unpacked, ignore_errors=True)  # left by a process that was killed
+    advance = options.watch(f"unpack {file.name}", 0)
+    unpack(file, unpacked, options.bounds, advance=advance)
+    path = target.relative_to(data_root)
+    top = data_root / path.parts[0]
+    if inside:
+        source = unpacked / inside
+        if not source.is_dir():
+            raise UserError(f"{file} holds no folder {inside}; it is not the archive that is declared")
+    elif (unpacked / path).is_dir():
+        whole = not top.exists()
+        source, target = (unpacked / path.parts[0], top) if whole else (unpacked / path, target)
+    else:
+        entries = [entry for entry in unpacked.iterdir() if not entry.name.startswith(".") and entry.name != "__MACOSX"]
+        source = entries[0] if len(entries) == 1 and entries[0].is_dir() else unpacked
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.rename(target)
+
+
+@dataclass(frozen=True)
+class _Sorting:
+    """The path below the class folders of each image, by its file name or number, and where that is from."""
+
+    paths: Mapping[str | int, str]
+    origin: str
+
+    def place(self, name: str) -> str | None:
+        """Return the path of a member of an archive, None if it is none of the images."""
+        base = name.rpartition("/")[2]
+        return self.paths.get(imagenet.image_number(base) or base)
+
+
+def _sorting(file: Path, sort: str) -> _Sorting:
+    """Return how the images of an archive are sorted: ImageNet's, or by lines `name folder` of a file in it."""
+    if sort == "imagenet1k-val":
+        truth = imagenet.ground_truth(file.parent)
+        folders = enumerate(truth.folders, 1)
+        return _Sorting({number: f"{folder}/{imagenet.image_name(number)}" for number, folder in folders}, truth.origin)
+    lines = [line.split() for line in read_member(file, sort).decode().splitlines()]
+    return _Sorting({words[0]: f"{words[1]}/{words[0]}" for words in lines if len(words) > 1}, sort)
+
+
+def _sort(file: Path, sort: str, folder: Path, target: Path, options: GetOptions) -> str:
+    """Unpack images into class folders, move them to `target` if all are there, and return where the classes are from.
+
+    What was unpacked before an interruption is used again, if it was of the same file and the same classes.
+    """
+    sorting = _sorting(file, sort)
+    status = file.stat()
+    key = repr((str(file), status.st_size, status.st_mtime_ns, sorted(sorting.paths.values())))
+    unpacked = folder / f"unpacked-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    unpack(file, unpacked, options.bounds, sorting.place, options.watch(f"unpack {file.name}", status.st_size))
+    names = {path.name for path in unpacked.glob("*/*")}
+    if absent := [path for path in sorting.paths.values() if path.rpartition("/")[2] not in names]:
+        raise UserError(
+            f"{file} holds {len(sorting.paths) - len(absent):,} of {len(sorting.paths):,} images (no "
+            f"{absent[0].rpartition('/')[2]}); it is another archive, or not complete"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unpacked.rename(target)
+    return f" (classes by {sorting.origin})"
+
+
+def install_torchvision(dataset: Dataset, data_root: Path, options: GetOptions) -> str:
+    """Let torchvision unpack a dataset, from its declared archives or by its own download, and return what was done.
+
+    torchvision verifies what it finds, and keeps it. A new dataset is made in a temporary folder, because torchvision
+    takes a partly unpacked one for a complete one.
+    """
+    from oodbench.data.loaders.torchvision import open_torchvision
+
+    root = dataset.folder(data_root)
+    folder = data_root / DOWNLOADS / dataset.path
+    is_new = not is_there(root)
+    made = folder / "torchvision" if is_new else root
+    remarks = []
+    try:
+        shutil.rmtree(folder / "torchvision", ignore_errors=True)
+        made.mkdir(parents=True, exist_ok=True)
+        for archive in dataset.archives:
+            target = made / Path(archive.to).relative_to(dataset.path)
+            if not target.is_file():
+                given = given_file(dataset, archive, options.source)
+                file, remark = _file(archive, folder, root, given, options)
+                remarks.append(remark)
+                _place(file, target, move=False)
+        open_torchvision(dataset, made, download=True)
+        if is_new:
+            root.parent.mkdir(parents=True, exist_ok=True)
+            if root.is_dir():
+                root.rmdir()
+            os.replace(made, root)
+    except OSError as error:
+        raise UserError(f"cannot write {root}: {error.strerror or error}") from error
+    shutil.rmtree(folder, ignore_errors=True)
+    return f"fetched{''.join(remarks)}"
+
+
+def torchvision_can_fetch(dataset: Dataset) -> bool:
+    """Return whether torchvision has a download for a dataset; a name that it does not know is told by its loader."""
+    import torchvision.datasets
+
+    kind = getattr(torchvision.datasets, dataset.source, None)
+    return kind is None or "download" in inspect.signature(kind).parameters

@@ -1,0 +1,76 @@
+"""Notes on results at chance: an encoder that does not know the classes makes every number of a table meaningless."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from oodbench.report.tables.table import TableLine
+from oodbench.results import Result
+
+_UNKNOWN = "the encoder does not seem to know these classes"
+_ERRORS = 3  # standard errors above chance that an accuracy needs
+_IN_NOTE = 4  # names in a note
+
+
+def chance_limit(classes: int, images: int) -> float:
+    """Return the ID accuracy below which a result is at chance: max(2/K, 1/K + 3 standard errors of guessing).
+
+    2/K counts up to one half only, because no accuracy is twice the chance of two classes.
+    """
+    chance = 1 / classes
+    return max(_twice_chance(classes), chance + _ERRORS * math.sqrt(chance * (1 - chance) / images))
+
+
+def _twice_chance(classes: int) -> float:
+    return min(2 / classes, 0.5)
+
+
+def at_chance(row: Result) -> bool:
+    """Return whether the ID accuracy of a result is no better than guessing; False for a result without one."""
+    classes = row.classes.get("count")
+    if row.id.accuracy is None or not row.id.n or not isinstance(classes, int) or classes < 2:
+        return False
+    return row.id.accuracy < min(chance_limit(classes, row.id.n), 1)
+
+
+def chance_notes(lines: Sequence[TableLine], sets: Sequence[str]) -> Iterator[str]:
+    """Yield the notes on the lines of a table whose ID accuracy is at chance, or whose AUROC is below 50 %.
+
+    AUROC is below 50 % if the upper bound of its interval is; `sets` are the OOD sets that are shown, () for all.
+    """
+    finished = [(line.name, row) for line in lines for row in line.results if row.status == "ok"]
+    low = [(name, row) for name, row in finished if at_chance(row)]
+    if low:
+        best = max((row for _, row in low), key=lambda row: row.id.accuracy or 0)
+        classes, n = int(best.classes["count"]), best.id.n
+        everyone = len(low) == len([row for _, row in finished if row.id.accuracy is not None])
+        whose = "ID accuracy" if everyone else f"ID accuracy of {_listed([name for name, _ in low])}"
+        few_images = chance_limit(classes, n) > _twice_chance(classes)
+        few = " or there are too few images to tell" if few_images else ""
+        yield (
+            f"{whose} is at most {100 * (best.id.accuracy or 0):.2f} %, and guessing among {classes:,} classes gives "
+            f"{100 / classes:.2f} % (limit for {n:,} images: {100 * chance_limit(classes, n):.2f} %): {_UNKNOWN}{few}; "
+            "the other numbers then say nothing about the methods."
+        )
+    reversed_sets = [
+        (name, row, one.title)
+        for name, row in finished
+        for one in row.ood
+        if (not sets or one.dataset in sets) and "auroc" in one.intervals and one.intervals["auroc"][1] < 0.5
+    ]
+    if reversed_sets:
+        knows = all(row.id.accuracy is not None and not at_chance(row) for _, row, _ in reversed_sets)
+        why = (
+            "although the ID accuracy is above chance: these OOD sets look more like the classes than the ID images do"
+            if knows
+            else _UNKNOWN
+        )
+        pairs = _listed([f"{name} on {title}" for name, _, title in reversed_sets])
+        yield f"AUROC below 50 % with its whole interval, so that OOD images score above ID images ({pairs}): {why}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    distinct = list(dict.fromkeys(names))
+    more = f" and {len(distinct) - _IN_NOTE} more" if len(distinct) > _IN_NOTE else ""
+    return ", ".join(distinct[:_IN_NOTE]) + more
