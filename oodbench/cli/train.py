@@ -182,6 +182,8 @@ def _print_ready(ready: Ready, request: TrainRequest) -> None:
 
 def _print_outcome(outcome: TrainOutcome, request: TrainRequest) -> None:
     """Print how a training ended, and the command that uses its weights."""
+    from oodbench.training.plan import encoder_name, find_job
+
     if outcome.signal:
         note(f"stopped after step {outcome.done:,} of {outcome.steps:,}. {RESUME}")
         return
@@ -195,7 +197,7 @@ def _print_outcome(outcome: TrainOutcome, request: TrainRequest) -> None:
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     name = request.method.strip().partition("[")[0]
     command = ["oodbench", "run", "--methods", request.method.strip(), "--weights", f"{name}={shown}"]
-    command += ["--encoder", request.encoder] if request.encoder else []
+    command += ["--encoder", encoder_name(request, find_job(request))]
     command += [word for setting in request.settings for word in ("--set", setting)]
     command += [word for plugin in request.plugins for word in ("--plugin", str(plugin))]
     command += ["--resize", request.resize] if request.resize else []

@@ -168,9 +168,8 @@ def make_plan(request: TrainRequest) -> TrainPlan:
     attempt = collected.attempt
     store = open_store(request.store, request.shared)
     attempt(check_options, request)
-    job = attempt(_find_job, request)
-    encoder_name = request.encoder or (released_encoder(job) if job and request.captions != GLYPHS else "") or GLYPHS
-    request = dataclasses.replace(request, encoder=encoder_name)
+    job = attempt(find_job, request)
+    request = dataclasses.replace(request, encoder=encoder_name(request, job))
     spec = attempt(parse_encoder, request.encoder)
     attempt(_check_captions, request)
     method = attempt(_build_method, job) if job else None
@@ -180,6 +179,12 @@ def make_plan(request: TrainRequest) -> TrainPlan:
     encoder = resolve(spec, request.resize, store)
     out = request.out or Path("weights") / f"{job.info.name}-{encoder.card.slug}.safetensors"
     return TrainPlan(request, job, method, optimiser_settings(request, method), encoder, expand(out).absolute(), store)
+
+
+def encoder_name(request: TrainRequest, job: Job | None) -> str:
+    """Return --encoder; else that of the method's released weights, or the embedded one for its own captions."""
+    released = released_encoder(job) if job and request.captions != GLYPHS else ""
+    return request.encoder or released or GLYPHS
 
 
 def optimiser_settings(request: TrainRequest, method: TrainedMethod[Any]) -> Optimiser:
@@ -194,7 +199,8 @@ def output_folder(request: TrainRequest) -> Path:
     return expand(request.out or Path("weights") / "file").absolute().parent
 
 
-def _find_job(request: TrainRequest) -> Job:
+def find_job(request: TrainRequest) -> Job:
+    """Return the method to train with its hyper-parameters. Raise UserError if it is not one trained method."""
     if request.method.strip() == "all":
         raise UserError("name one method to train, as in: oodbench train clipn")
     asked = RunRequest(methods=request.method, settings=request.settings, plugins=request.plugins)
