@@ -361,8 +361,8 @@ def val_tar(path: Path, numbers: range, turn: bool = False) -> Path:
 def small_imagenet(monkeypatch: pytest.MonkeyPatch, declare: Callable[..., None]) -> list[str]:
     """ImageNet-1k of which only the first 24 validation images exist; returns their class folders."""
     truth = imagenet.ground_truth().folders[:24]
-    monkeypatch.setattr(imagenet, "ground_truth", lambda folder: imagenet.GroundTruth(truth, "the shipped index"))
-    declare(replace(catalogue.datasets()["imagenet1k"], count=24))
+    monkeypatch.setattr(imagenet, "ground_truth", lambda folder=None: imagenet.GroundTruth(truth, "the shipped index"))
+    declare(replace(catalogue.datasets()["imagenet1k"], loader="classes", count=24))
     return list(truth)
 
 
