@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import inspect
 import io
 import json
 import os
@@ -33,6 +34,7 @@ from oodbench.data.install import DOWNLOADS, record_path
 from oodbench.errors import UserError
 from oodbench.storage.archives import Bounds
 from oodbench.storage.download import RetryPolicy, drive_id
+from oodbench.storage.files import locked
 from tests.file_server import FileServer, file_server
 
 HASTE = RetryPolicy(timeout=0.3, tries=3, pause=0.01)
@@ -342,6 +344,28 @@ def test_a_folder_of_archives(declare: Callable[..., None], tmp_path: Path) -> N
         (tmp_path / f"{name}.tgz").write_bytes(packed("x/1.png", "x/2.png"))
     summary = get(["a", "b", "c"], tmp_path / "data", replace(QUICK, source=tmp_path))
     assert [outcome.state for outcome in summary.outcomes] == ["ready", "ready", "failed"]
+
+
+def test_a_file_of_one_of_several_sets(declare: Callable[..., None], tmp_path: Path) -> None:
+    declare(*(pets(name=n, path=n, archives=(Archive(url=f"http://127.0.0.1:9/{n}.tgz"),)) for n in "ab"))
+    (tmp_path / "b.tgz").write_bytes(packed("1.png"))
+    summary = get(["a", "b"], tmp_path / "data", replace(QUICK, source=tmp_path / "b.tgz"))
+    assert [outcome.state for outcome in summary.outcomes] == ["failed", "ready"]
+
+
+def test_two_processes_do_not_unpack_the_same_set(declare: Callable[..., None], tmp_path: Path) -> None:
+    declare(pets(archives=(Archive(name="pets.tgz"),)))
+    (tmp_path / "pets.tgz").write_bytes(packed("1.png"))
+    with locked(tmp_path / "data" / DOWNLOADS / "pets/.lock", "another test"):
+        assert "another process gets pets" in get(["pets"], tmp_path / "data", GetOptions(source=tmp_path)).text()
+    assert get(["pets"], tmp_path / "data", GetOptions(source=tmp_path)).exit_code == 0
+
+
+def test_gdown_takes_these_arguments() -> None:
+    gdown = pytest.importorskip("gdown")
+    parameters = inspect.signature(gdown.download).parameters
+    assert {"id", "output", "quiet", "resume", "use_cookies", "progress"} <= set(parameters)
+    assert issubclass(gdown.exceptions.FileURLRetrievalError, Exception)
 
 
 def val_tar(path: Path, numbers: range, turn: bool = False) -> Path:
