@@ -118,7 +118,7 @@ def get(names: Sequence[str], root: Path, options: GetOptions | None = None) -> 
     options = replace(options, source=_checked_source(list(wanted.values()), options.source))
     state = _State(root, options)
     outcomes = {name: state.check(one) for name, one in wanted.items()}
-    todo = [one for name, one in wanted.items() if outcomes[name].state != "ready"]
+    todo = [one for name, one in wanted.items() if outcomes[name].state != "ready" or state.is_to_be_unpacked(one)]
     done = state.fetch_all(todo)
     for one in todo:
         waits = [name for name in (one.within, *one.parts) if name and outcomes[name].state != "ready"]
@@ -210,6 +210,10 @@ class _State:
         except UserError as error:
             return Outcome(one.name, "failed", str(error))
         return Outcome(one.name, "ready", f"{len(images):,} images at {images.folder}{self._digest_remark(one)}")
+
+    def is_to_be_unpacked(self, one: Dataset) -> bool:
+        """Return whether `--from` gives the archives of a set that is not at its own path, but read elsewhere."""
+        return bool(one.archives) and self._given(one) and not is_there(one.folder(self.root))
 
     def _digest_remark(self, one: Dataset) -> str:
         undeclared = [read_record(target_of(one, archive, self.root)) for archive in one.archives]

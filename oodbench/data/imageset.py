@@ -342,10 +342,9 @@ def missing_error(dataset: Dataset, path: Path | str, looked: Sequence[str] = ()
     hints += [f"{dataset.obtain}; give its parent with --data"] if dataset.obtain else []
     hints += [f"its address: {dataset.url}"] if dataset.url and dataset.url not in dataset.obtain else []
     if dataset.declared and not Path(dataset.path).is_absolute() and dataset.loader not in ("part", "union"):
-        hints.append(
-            f"get it: oodbench datasets get {dataset.name}; or name the place that has it: "
-            f"oodbench datasets locate {dataset.name} PATH"
-        )
+        get = f"oodbench datasets get {dataset.name}"
+        hints += [] if get in dataset.obtain else [f"get it: {get}"]
+        hints.append(f"or name the place that has it: oodbench datasets locate {dataset.name} PATH")
     return Missing("\n  ".join((f"dataset '{dataset.name}' was not found at {where}", *hints)))
 
 

@@ -350,3 +350,18 @@ def test_layouts_of_the_catalogue_are_relative_and_no_other_sets() -> None:
         assert not Path(layout).is_absolute() and ".." not in layout
         if name not in parts and catalog.dataset(name).loader not in ("torchvision", "glyphs"):
             assert seen.setdefault(layout, name) == name
+
+
+def test_get_sees_every_layout_and_unpacks_what_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there is not fetched; --from sorts the archive into class folders even where a run reads it in place."""
+    from oodbench.data import fetch, install
+
+    pack(tmp_path / "data/ILSVRC2012_img_val.tar")
+    one = dataclasses.replace(catalog.dataset("imagenet1k"), count=N)
+    monkeypatch.setattr(catalog, "dataset", lambda name: one)
+    monkeypatch.setattr(install, "_sort", lambda file, sort, folder, target, options: put(target, *SORTED) or " sorted")
+    summary = fetch.get(["imagenet1k"], tmp_path / "data")
+    assert summary.exit_code == 0 and "12 images at" in summary.text() and not (tmp_path / "data/imagenet1k").exists()
+    options = fetch.GetOptions(source=tmp_path / "data/ILSVRC2012_img_val.tar")
+    summary = fetch.get(["imagenet1k"], tmp_path / "data", options)
+    assert summary.exit_code == 0 and "sorted" in summary.text() and (tmp_path / "data/imagenet1k/val").is_dir()

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from oodbench.data.catalog import Dataset
-from oodbench.data.imagenet import ground_truth, image_name, image_number, wnids
+from oodbench.data.imagenet import image_name, image_number, validation_classes, wnids
 from oodbench.data.imageset import ImageSet, RenamedSource, renamed
 from oodbench.data.loaders import folder, parquet, tar
 from oodbench.data.loaders.imagelist import read_list
@@ -49,7 +49,7 @@ def _all_classes(images: ImageSet) -> ImageSet:
     """Return images of class folders with all classes, of which a part of the set lacks some."""
     if not set(images.folders) <= set(wnids()):
         return images
-    folders, where = ground_truth().folders, [(name.split("/")[-2], image_number(name)) for name in images.names]
+    folders, where = _folders(), [(name.split("/")[-2], image_number(name)) for name in images.names]
     wrong = [name for name, (own, n) in zip(images.names, where, strict=True) if n and own != folders[n - 1]]
     if wrong:
         message = f"{len(wrong):,} validation images lie in another class folder than theirs: {first_few(wrong)}"
@@ -88,6 +88,11 @@ def _of_table(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
     return found if labelled else replace(found, labels=np.full(len(found), -1), folders=())
 
 
+def _folders() -> list[str]:
+    """Return the class folder of every validation image [50000], in the order of file names."""
+    return [wnids()[label] for label in validation_classes().tolist()]
+
+
 def _check_list(images: ImageSet, folders: Sequence[str]) -> None:
     """Raise UserError if a val.txt among the images or beside their folder gives one of its images another class."""
     for home in (images.folder, images.folder.parent):
@@ -113,7 +118,7 @@ def _with_truth(images: ImageSet, files: list[str], labelled: bool) -> ImageSet:
             f"dataset '{images.dataset.name}': {images.folder} has images that are no validation images of ImageNet-1k "
             f"(ILSVRC2012_val_00000001.JPEG), and lie in no class folder: {first_few(loose or other)}"
         )
-    folders = ground_truth().folders
+    folders = _folders()
     _check_list(images, folders)
     names = [f"{folders[n - 1]}/{image_name(n)}" for n in numbers if n]
     found = renamed(images, names)
