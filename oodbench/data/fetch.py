@@ -259,7 +259,12 @@ class _State:
             raise ByHand(instructions(one, self.root))
         if one.loader == "torchvision":
             with self._locks[one.folder(self.root)]:
-                yield install_torchvision(one, self.root, options)
+                try:
+                    yield install_torchvision(one, self.root, options)
+                except UserError as error:
+                    if one.archives or not one.obtain:
+                        raise
+                    raise ByHand(f"{error}\n{instructions(one, self.root)}") from error
             return
         for archive in one.archives:
             target = target_of(one, archive, self.root)
@@ -308,7 +313,9 @@ class _State:
             return replace(outcome, message="; ".join(filter(None, (outcome.message, result))))
         if outcome.state == "by hand":
             return replace(outcome, message=instructions(one, self.root))
-        path = shlex.quote(str(target_of(one, one.archives[0], self.root) if one.archives else one.folder(self.root)))
+        if not one.archives:
+            return outcome
+        path = shlex.quote(str(target_of(one, one.archives[0], self.root)))
         anew = f"\nto get it anew: mv {path} {path}.old && {command([one.name], self.root)}"
         return replace(outcome, message=outcome.message + anew)
 

@@ -669,6 +669,8 @@ def test_torchvision_unpacks_what_was_fetched(
     filled, download = calls[0]
     assert download and filled != tmp_path / "data/shapes" and not filled.exists()  # filled elsewhere, then moved
     assert get(["closed"], tmp_path / "data", QUICK).exit_code == 3
+    cars = get(["stanford-cars"], tmp_path / "data", QUICK)  # torchvision's download says only that the address is gone
+    assert cars.exit_code == 3 and "cars_test_annos_with_labels.mat" in cars.text()
     assert "torchvision has no dataset 'Shpes'" in get(["wrong"], tmp_path / "data", QUICK).text()
 
 
