@@ -173,7 +173,7 @@ def _unpack(file: Path, folder: Path, data_root: Path, target: Path, inside: str
     """
     unpacked = folder / "unpacked"
     shutil.rmtree(unpacked, ignore_errors=True)  # left by a process that was killed
-    advance = options.watch(f"unpack {file.name}", 0)
+    advance = options.watch(f"unpack {file.name}", file.stat().st_size)  # images hardly get smaller by compression
     unpack(file, unpacked, options.bounds, advance=advance)
     path = target.relative_to(data_root)
     top = data_root / path.parts[0]
