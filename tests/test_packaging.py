@@ -126,7 +126,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
 def test_the_wheel_holds_what_a_run_needs(installed: Installed) -> None:
     names = set(zipfile.ZipFile(installed.wheel).namelist())
     for path in (ROOT / "datasets").rglob("*"):
-        if path.suffix in (".toml", ".txt"):
+        if path.suffix in (".toml", ".txt", ".npz"):
             assert f"oodbench/datasets/{path.relative_to(ROOT / 'datasets').as_posix()}" in names
     for path in (ROOT / "results/published").glob("*.toml"):
         assert f"oodbench/published/{path.name}" in names

@@ -115,7 +115,7 @@ def get(names: Sequence[str], root: Path, options: GetOptions | None = None) -> 
     """
     options = options or GetOptions()
     wanted, optional = _plan(names, options.source)
-    _check_source(list(wanted.values()), options.source)
+    options = replace(options, source=_checked_source(list(wanted.values()), options.source))
     state = _State(root, options)
     outcomes = {name: state.check(one) for name, one in wanted.items()}
     todo = [one for name, one in wanted.items() if outcomes[name].state != "ready" or state.is_to_be_unpacked(one)]
@@ -162,15 +162,20 @@ def _plan(names: Sequence[str], source: Path | None) -> tuple[dict[str, Dataset]
     return wanted, [one for name, one in training.items() if name not in wanted]
 
 
-def _check_source(wanted: Sequence[Dataset], source: Path | None) -> None:
-    """Raise UserError unless the file or folder of `--from` has an archive of one of the sets."""
+def _checked_source(wanted: Sequence[Dataset], source: Path | None) -> Path | None:
+    """Return the file or folder of `--from`, and the folder of a file that has the name of an archive of these sets.
+
+    Raise UserError unless it has an archive of one of them.
+    """
     if source is None:
-        return
+        return None
     if not source.exists():
         raise UserError(f"--from {source} does not exist")
     with_archives = [one for one in wanted if one.archives]
     known = [archive.file_name for one in with_archives for archive in one.archives]
-    if source.is_file() and len(with_archives) != 1 and source.name not in known:
+    if source.is_file() and source.name in known:
+        return source.parent
+    if source.is_file() and len(with_archives) != 1:
         raise UserError(
             f"--from {source}: which of {', '.join(one.name for one in wanted)} is in that file? "
             f"name one dataset, or a folder with {', '.join(known) or 'archives'}"
@@ -180,6 +185,7 @@ def _check_source(wanted: Sequence[Dataset], source: Path | None) -> None:
             f"--from {source}: that folder holds none of {', '.join(known) or 'their archives'}; unpacked images are "
             "used where they lie: oodbench datasets locate NAME PATH"
         )
+    return source
 
 
 class _State:
@@ -253,7 +259,12 @@ class _State:
             raise ByHand(instructions(one, self.root))
         if one.loader == "torchvision":
             with self._locks[one.folder(self.root)]:
-                yield install_torchvision(one, self.root, options)
+                try:
+                    yield install_torchvision(one, self.root, options)
+                except UserError as error:
+                    if one.archives or not one.obtain:
+                        raise
+                    raise ByHand(f"{error}\n{instructions(one, self.root)}") from error
             return
         for archive in one.archives:
             target = target_of(one, archive, self.root)
@@ -302,7 +313,9 @@ class _State:
             return replace(outcome, message="; ".join(filter(None, (outcome.message, result))))
         if outcome.state == "by hand":
             return replace(outcome, message=instructions(one, self.root))
-        path = shlex.quote(str(target_of(one, one.archives[0], self.root) if one.archives else one.folder(self.root)))
+        if not one.archives:
+            return outcome
+        path = shlex.quote(str(target_of(one, one.archives[0], self.root)))
         anew = f"\nto get it anew: mv {path} {path}.old && {command([one.name], self.root)}"
         return replace(outcome, message=outcome.message + anew)
 

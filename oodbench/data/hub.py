@@ -11,6 +11,7 @@ from oodbench.data import imagenet
 from oodbench.data.catalog import Dataset
 from oodbench.data.install import DOWNLOADS, GetOptions
 from oodbench.errors import UserError
+from oodbench.storage.files import locked
 
 
 def has_token() -> bool:
@@ -31,19 +32,21 @@ def install_from_hub(dataset: Dataset, data_root: Path, options: GetOptions) -> 
     folder, target = data_root / DOWNLOADS / dataset.name, dataset.folder(data_root)
     made = folder / "made-of-parquet"
     try:
-        files = _download(repository, pattern, folder / "hub", options)
-        advance = options.watch(f"unpack {dataset.name}", sum(file.stat().st_size for file in files))
-        seen: set[int] = set()
-        for file in files:
-            seen |= _write_images(file, made)
-            advance(file.stat().st_size)
-        if len(seen) != imagenet.IMAGES:
-            raise UserError(f"{repository} has {len(seen):,} of {imagenet.IMAGES:,} validation images; none was moved")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        made.rename(target)
+        with locked(folder / ".lock", f"another process gets {dataset.name}; wait for it"):
+            files = _download(repository, pattern, folder / "hub", options)
+            advance = options.watch(f"unpack {dataset.name}", sum(file.stat().st_size for file in files))
+            seen: set[int] = set()
+            for file in files:
+                seen |= _write_images(file, made)
+                advance(file.stat().st_size)
+            if len(seen) != imagenet.IMAGES:
+                number = f"{len(seen):,} of {imagenet.IMAGES:,}"
+                raise UserError(f"{repository} has {number} validation images; none was moved")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            made.rename(target)
+            shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}") from error
-    shutil.rmtree(folder, ignore_errors=True)
     return f"fetched from {repository} of the Hugging Face hub, which declares the digests of its files"
 
 

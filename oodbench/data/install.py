@@ -16,7 +16,7 @@ from oodbench.data.catalog import Archive, Dataset
 from oodbench.errors import Damaged, UserError, redact_url
 from oodbench.storage.archives import Bounds, is_archive, read_member, unpack
 from oodbench.storage.download import Download, RetryPolicy, download, find_mismatch
-from oodbench.storage.files import write_text
+from oodbench.storage.files import locked, write_text
 
 DOWNLOADS = ".downloads"  # folder below the data root for unfinished downloads
 
@@ -54,13 +54,12 @@ def is_there(path: Path) -> bool:
 def given_file(dataset: Dataset, archive: Archive, source: Path | None) -> Path | None:
     """Return the file of an archive that `--from` names, or None.
 
-    In a folder it is found by its name. A file is the archive of that name, else that of the images, which is declared
-    first; other archives of the dataset are looked for next to it.
+    In a folder it is found by its name. A file of another name is that of the images, which is declared first; other
+    archives of the dataset are looked for next to it.
     """
     if source is None:
         return None
-    names = [one.file_name for one in dataset.archives]
-    if source.is_file() and archive.file_name == (source.name if source.name in names else names[0]):
+    if source.is_file() and archive == dataset.archives[0]:
         return source
     beside = (source if source.is_dir() else source.parent) / archive.file_name
     return beside if archive.file_name and beside.is_file() else None
@@ -75,20 +74,21 @@ def install(dataset: Dataset, archive: Archive, data_root: Path, options: GetOpt
     folder = data_root / DOWNLOADS / dataset.name
     given = given_file(dataset, archive, options.source)
     try:
-        file, remark = _file(archive, folder, target, given, options)
-        if archive.sort:
-            remark += _sort(file, archive.sort, folder, target, options)
-        elif is_archive(archive.file_name) and not is_archive(target.name):
-            _unpack(file, folder, data_root, target, archive.inside, options)
-        else:
-            _place(file, target, move=not given)
+        with locked(folder / ".lock", f"another process gets {dataset.name}; wait for it"):
+            file, remark = _file(archive, folder, target, given, options)
+            if archive.sort:
+                remark += _sort(file, archive.sort, folder, target, options)
+            elif is_archive(archive.file_name) and not is_archive(target.name):
+                _unpack(file, folder, data_root, target, archive.inside, options)
+            else:
+                _place(file, target, move=not given)
+            shutil.rmtree(folder, ignore_errors=True)
     except Damaged:
         if not given:
             (folder / archive.file_name).unlink(missing_ok=True)  # the next try fetches it again
         raise
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}") from error
-    shutil.rmtree(folder, ignore_errors=True)
     return f"from {given}{remark}" if given else f"fetched{remark}"
 
 
@@ -173,7 +173,7 @@ def _unpack(file: Path, folder: Path, data_root: Path, target: Path, inside: str
     """
     unpacked = folder / "unpacked"
     shutil.rmtree(unpacked, ignore_errors=True)  # left by a process that was killed
-    advance = options.watch(f"unpack {file.name}", 0)
+    advance = options.watch(f"unpack {file.name}", file.stat().st_size)  # images hardly get smaller by compression
     unpack(file, unpacked, options.bounds, advance=advance)
     path = target.relative_to(data_root)
     top = data_root / path.parts[0]

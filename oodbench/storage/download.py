@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import http.client
-import importlib
 import io
 import json
 import os
@@ -22,6 +20,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from oodbench.errors import UserError, has_user, redact_error, redact_url
+from oodbench.storage.files import locked
 
 _BLOCK = 1 << 18  # bytes
 _PROGRESS = 1 << 16  # bytes after which a try counts as progress, and counting starts again
@@ -266,7 +265,7 @@ def _receive_drive(
     gdown keeps what it received in a file of its own, in a folder next to the part.
     """
     try:
-        gdown = importlib.import_module("gdown")
+        import gdown
     except ImportError as error:
         raise UserError(f"cannot fetch {source.url}: files of Google Drive need gdown: pip install gdown") from error
     folder = part.with_name(f"{part.name}.drive")
@@ -297,11 +296,8 @@ def _receive_drive(
 @contextlib.contextmanager
 def _locked(part: Path, queue: bool) -> Iterator[None]:
     """Lock a part for this process, creating it; remove it again if it stays empty."""
-    with part.with_name(f"{part.name}.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if queue else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise UserError(f"another process is fetching {part.parent / part.name[1:-5]}; wait for it") from error
+    busy = f"another process is fetching {part.parent / part.name[1:-5]}; wait for it"
+    with locked(part.with_name(f"{part.name}.lock"), busy, wait=queue):
         part.touch()
         try:
             yield

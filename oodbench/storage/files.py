@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import fcntl
 import os
 import secrets
 import stat
@@ -79,6 +80,21 @@ def write_text(path: Path, text: str) -> None:
     """Write a text in UTF-8 atomically."""
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def locked(path: Path, busy: str, *, wait: bool = False) -> Iterator[None]:
+    """Hold an exclusive lock on a lock file, which is created. Raise UserError(busy) if another process holds it.
+
+    With `wait`, wait for the other process instead.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise UserError(busy) from error
+        yield
 
 
 def _sync(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import inspect
 import io
 import json
 import os
@@ -33,6 +34,7 @@ from oodbench.data.install import DOWNLOADS, record_path
 from oodbench.errors import UserError
 from oodbench.storage.archives import Bounds
 from oodbench.storage.download import RetryPolicy, drive_id
+from oodbench.storage.files import locked
 from tests.file_server import FileServer, file_server
 
 HASTE = RetryPolicy(timeout=0.3, tries=3, pause=0.01)
@@ -344,6 +346,28 @@ def test_a_folder_of_archives(declare: Callable[..., None], tmp_path: Path) -> N
     assert [outcome.state for outcome in summary.outcomes] == ["ready", "ready", "failed"]
 
 
+def test_a_file_of_one_of_several_sets(declare: Callable[..., None], tmp_path: Path) -> None:
+    declare(*(pets(name=n, path=n, archives=(Archive(url=f"http://127.0.0.1:9/{n}.tgz"),)) for n in "ab"))
+    (tmp_path / "b.tgz").write_bytes(packed("1.png"))
+    summary = get(["a", "b"], tmp_path / "data", replace(QUICK, source=tmp_path / "b.tgz"))
+    assert [outcome.state for outcome in summary.outcomes] == ["failed", "ready"]
+
+
+def test_two_processes_do_not_unpack_the_same_set(declare: Callable[..., None], tmp_path: Path) -> None:
+    declare(pets(archives=(Archive(name="pets.tgz"),)))
+    (tmp_path / "pets.tgz").write_bytes(packed("1.png"))
+    with locked(tmp_path / "data" / DOWNLOADS / "pets/.lock", "another test"):
+        assert "another process gets pets" in get(["pets"], tmp_path / "data", GetOptions(source=tmp_path)).text()
+    assert get(["pets"], tmp_path / "data", GetOptions(source=tmp_path)).exit_code == 0
+
+
+def test_gdown_takes_these_arguments() -> None:
+    gdown = pytest.importorskip("gdown")
+    parameters = inspect.signature(gdown.download).parameters
+    assert {"id", "output", "quiet", "resume", "use_cookies", "progress"} <= set(parameters)
+    assert issubclass(gdown.exceptions.FileURLRetrievalError, Exception)
+
+
 def val_tar(path: Path, numbers: range, turn: bool = False) -> Path:
     """A miniature of ILSVRC2012_img_val.tar: the real names, one tiny JPEG for all."""
     out = io.BytesIO()
@@ -361,8 +385,8 @@ def val_tar(path: Path, numbers: range, turn: bool = False) -> Path:
 def small_imagenet(monkeypatch: pytest.MonkeyPatch, declare: Callable[..., None]) -> list[str]:
     """ImageNet-1k of which only the first 24 validation images exist; returns their class folders."""
     truth = imagenet.ground_truth().folders[:24]
-    monkeypatch.setattr(imagenet, "ground_truth", lambda folder: imagenet.GroundTruth(truth, "the shipped index"))
-    declare(replace(catalogue.datasets()["imagenet1k"], count=24))
+    monkeypatch.setattr(imagenet, "ground_truth", lambda folder=None: imagenet.GroundTruth(truth, "the shipped index"))
+    declare(replace(catalogue.datasets()["imagenet1k"], loader="classes", count=24))
     return list(truth)
 
 
@@ -645,6 +669,8 @@ def test_torchvision_unpacks_what_was_fetched(
     filled, download = calls[0]
     assert download and filled != tmp_path / "data/shapes" and not filled.exists()  # filled elsewhere, then moved
     assert get(["closed"], tmp_path / "data", QUICK).exit_code == 3
+    cars = get(["stanford-cars"], tmp_path / "data", QUICK)  # torchvision's download says only that the address is gone
+    assert cars.exit_code == 3 and "cars_test_annos_with_labels.mat" in cars.text()
     assert "torchvision has no dataset 'Shpes'" in get(["wrong"], tmp_path / "data", QUICK).text()
 
 
