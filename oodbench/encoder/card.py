@@ -69,6 +69,8 @@ def parse_encoder(text: str) -> EncoderSpec:
         return EncoderSpec(text, text)
     if text.startswith((*HUB_PREFIXES, PLUGIN_PREFIX)):
         return EncoderSpec(text, text)
+    if text and (prefix := _prefix_of(Path(text).expanduser())):
+        raise UserError(f"encoder '{text}' is written with a prefix:\n  --encoder {prefix}{text}")
     if ".json@" in text:
         head, at, path = text.partition(".json@")
         architecture, tag, at = f"{head}.json", "", "@"
@@ -81,7 +83,8 @@ def parse_encoder(text: str) -> EncoderSpec:
     if not architecture or (at and not path) or not (at or tag):
         raise UserError(
             f"cannot read encoder '{text}'; write glyphs, ViT-B-16/openai (architecture/tag), "
-            "ViT-B-16/openai@weights.pt, ViT-B-16@weights.pt, config.json@weights.pt or hf-hub:owner/model"
+            "ViT-B-16/openai@weights.pt, ViT-B-16@weights.pt, config.json@weights.pt, hf-hub:owner/model, "
+            "local-dir:folder or plugin:file.py"
         )
     file = Path(path).expanduser() if at else None
     for what, needed in (("checkpoint", file), ("model config", Path(architecture))):
@@ -92,6 +95,14 @@ def parse_encoder(text: str) -> EncoderSpec:
         if not needed.is_file():
             raise UserError(f"encoder '{text}': {what} {needed} does not exist")
     return EncoderSpec(text, architecture, tag, file)
+
+
+def _prefix_of(path: Path) -> str:
+    """Return the prefix that a path lacks: of a Python file, or of a folder with the config of a model; else ""."""
+    if path.suffix == ".py" and path.is_file():
+        return PLUGIN_PREFIX
+    configs = ("open_clip_config.json", "config.json")
+    return LOCAL_PREFIX if any((path / name).is_file() for name in configs) else ""
 
 
 @dataclass(frozen=True)

@@ -154,6 +154,15 @@ def test_what_it_gives_is_checked_in_the_plan(change: tuple[str, str], told: str
     assert change[0] in SMALL and told in refusal(write(tmp_path, SMALL.replace(*change)), tmp_path)
 
 
+def test_a_path_without_its_prefix_is_answered_with_the_command(tmp_path: Path) -> None:
+    write(tmp_path)
+    with pytest.raises(UserError, match=f"--encoder plugin:{tmp_path}/small.py"):
+        parse_encoder(f"{tmp_path}/small.py")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=f"--encoder local-dir:{tmp_path}"):
+        parse_encoder(str(tmp_path))
+
+
 def test_names_that_lead_nowhere_are_told(tmp_path: Path) -> None:
     assert "nowhere.py does not exist" in refusal(f"plugin:{tmp_path}/nowhere.py", tmp_path)
     assert "is no Python file" in refusal(f"plugin:{tmp_path}/", tmp_path)

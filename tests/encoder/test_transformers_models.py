@@ -167,6 +167,18 @@ def test_activations_and_gradients_are_those_of_a_clip(tmp_path: Path) -> None:
     with torch.no_grad():
         assert model.config.text_config.eos_token_id == 3 and found.card.config["text_cfg"]["eos_id"] == 3
         torch.testing.assert_close(ours.text(PROMPTS), model.get_text_features(input_ids=tokens).pooler_output)
+    with pytest.raises(UserError, match="is not built as CLIP's"):  # it is read at a token that is not the highest
+        ours.text_tower()
+
+
+def test_the_text_tower_of_a_clip_can_be_trained(tmp_path: Path) -> None:
+    """As OpenAI's configs have it, the highest token is the end token."""
+    model = clip(text={"eos_token_id": 2})
+    ours = OpenClip(resolved(save(model, tmp_path / "model"), tmp_path), "cpu", "fp32")
+    tokens = ours.tokenize(PROMPTS)
+    with torch.no_grad():
+        embedded = ours.text_tower()(tokens)
+        torch.testing.assert_close(embedded, model.get_text_features(input_ids=tokens).pooler_output)
 
 
 FORMS = ["sharded", "bf16", "fp16", "bin", "sharded bin"]
@@ -435,3 +447,20 @@ def test_a_repository_is_downloaded_with_its_tokenizer_and_no_other_weights(
     assert found.path == place / "model.safetensors" and found.tokenizer == place
     assert not {"pytorch_model.bin", "tf_model.h5", "picture.png", "onnx"} & {path.name for path in place.iterdir()}
     assert found.card.text_files == resolved(origin, tmp_path).card.text_files
+
+
+@pytest.mark.slow
+def test_a_detector_keeps_shards_and_tokenizer(tmp_path: Path) -> None:
+    """A detector that was saved with its encoder gives the same scores after the model's folder is gone."""
+    import shutil
+
+    import oodbench
+
+    folder = save(clip(), tmp_path / "model", max_shard_size="20KB")
+    options: dict[str, Any] = {"classes": ["cat", "dog"], "encoder": f"local-dir:{folder}", "store": tmp_path / "store"}
+    detector = oodbench.Detector("mcm", **options).fit()
+    scores = detector.score_samples(pictures()[:2])
+    saved = detector.save(tmp_path / "saved", with_encoder=True)
+    shutil.rmtree(folder)
+    loaded = oodbench.Detector.load(saved, store=tmp_path / "another")
+    assert list(loaded.score_samples(pictures()[:2])) == list(scores)
