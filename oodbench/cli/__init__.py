@@ -6,6 +6,7 @@ import click
 
 from oodbench.cli.benchmarks import benchmarks
 from oodbench.cli.datasets import datasets
+from oodbench.cli.encoders import encoders
 from oodbench.cli.explain import explain
 from oodbench.cli.get import get
 from oodbench.cli.group import CommandGroup
@@ -33,6 +34,21 @@ def main() -> None:
     """
 
 
-COMMANDS = (run, train, report, score, explain, methods, datasets, benchmarks, get, store, sync, weights, register)
+COMMANDS = (
+    run,
+    train,
+    report,
+    score,
+    explain,
+    methods,
+    encoders,
+    datasets,
+    benchmarks,
+    get,
+    store,
+    sync,
+    weights,
+    register,
+)
 for command in COMMANDS:
     main.add_command(command)

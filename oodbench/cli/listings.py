@@ -102,6 +102,10 @@ def dataset(one: Dataset, data: Path) -> str:
         "paper": one.cite,
         "licence": one.licence,
         "page": one.url,
+        "archives": ", ".join(
+            f"{archive.file_name} ({'digest declared' if archive.has_digest else 'no digest declared'})"
+            for archive in one.archives
+        ),
         "to get it": one.obtain,
         "status": _status(one, data),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,8 @@ import click
 from oodbench.cli import options as shared
 from oodbench.cli.group import NamesOrCommands
 from oodbench.cli.options import FOLDER
-from oodbench.cli.output import configure_logging, say
-from oodbench.errors import UserError, printable, redact
+from oodbench.cli.output import configure_logging, print_contract, say
+from oodbench.errors import UserError
 
 if TYPE_CHECKING:
     from oodbench.data.imageset import ImageSet
@@ -61,13 +60,7 @@ def check(file: Path, verbose: bool) -> None:
 
     with spinner(f"checking {info.name}"):
         checks = run_checks(info)
-    for name, problem in checks:
-        say(printable(redact(f"{'FAIL' if problem else 'ok':5}{name}{': ' + problem if problem else ''}")))
-    failed = sum(bool(problem) for _, problem in checks)
-    outcome = f"breaks the contract in {failed} of {len(checks)} checks" if failed else "keeps the contract"
-    say(f"{info.name}: {outcome}")
-    if failed:
-        sys.exit(1)
+    print_contract(info.name, checks)
 
 
 @methods.command()

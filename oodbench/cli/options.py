@@ -143,8 +143,8 @@ CALIBRATION = click.option(
 ENCODER = click.option(
     "--encoder",
     default="",
-    help="glyphs, ARCH/TAG, ARCH/TAG@FILE, ARCH@FILE, CONFIG.json@FILE or hf-hub:OWNER/MODEL. "
-    "Default: that of the methods' weights, else the benchmark's.",
+    help="glyphs, ARCH/TAG, ARCH/TAG@FILE, ARCH@FILE, CONFIG.json@FILE, hf-hub:OWNER/MODEL, local-dir:FOLDER or "
+    "plugin:FILE.py. Default: that of the methods' weights, else the benchmark's.",
 )
 DATA = click.option("--data", type=FOLDER, help="Folder of the datasets. Default: $OODBENCH_DATA, else ./data.")
 SETTINGS = click.option(

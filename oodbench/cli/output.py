@@ -37,6 +37,17 @@ def note(text: str) -> None:
         click.echo(printable(line), file=sys.stderr)
 
 
+def print_contract(name: str, checks: list[tuple[str, str]]) -> None:
+    """Print (check, problem or "") and the outcome; exit with code 1 if there is a problem."""
+    for check, problem in checks:
+        say(printable(redact(f"{'FAIL' if problem else 'ok':5}{check}{': ' + problem if problem else ''}")))
+    failed = sum(bool(problem) for _, problem in checks)
+    outcome = f"breaks the contract in {failed} of {len(checks)} checks" if failed else "keeps the contract"
+    say(f"{name}: {outcome}")
+    if failed:
+        sys.exit(1)
+
+
 def print_errors(*problems: str) -> None:
     """Print each problem on stderr, as note() does."""
     for problem in problems:

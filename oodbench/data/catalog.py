@@ -16,7 +16,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from oodbench.data.paths import config_folder_or_none, declarations
 from oodbench.errors import ProblemList, UserError, did_you_mean, has_credentials, is_url, raise_all, redact_url
@@ -68,7 +68,7 @@ class Archive:
     @property
     def file_name(self) -> str:
         """The name of the file: the declared one, else the last part of the address."""
-        return self.name or Path(unquote(urlsplit(self.url).path)).name
+        return self.name or Path(unquote(re.split("[?#]", self.url)[0])).name
 
     @property
     def has_digest(self) -> bool:

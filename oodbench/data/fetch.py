@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import queue
+import re
 import shlex
 import socket
 import threading
@@ -260,13 +261,22 @@ class _State:
                 if is_there(target):
                     continue
                 if given_file(one, archive, options.source) or (archive.url and _can_request(archive.url)):
-                    yield install(one, archive, self.root, options)
+                    yield self._install(one, archive, options)
                 elif one.hub and has_token():
                     yield install_from_hub(one, self.root, options)
                 else:
                     raise ByHand(instructions(one, self.root))
         if not one.archives and not one.within and not one.parts and not is_there(one.folder(self.root)):
             raise ByHand(instructions(one, self.root))
+
+    def _install(self, one: Dataset, archive: Archive, options: GetOptions) -> str:
+        try:
+            return install(one, archive, self.root, options)
+        except UserError as error:
+            if not str(error).startswith(("gave up on", "cannot fetch")):
+                raise
+            by_browser = command([one.name], self.root, archive.file_name)
+            raise UserError(f"{error}\n  or fetch it with a browser, then: {by_browser}") from error
 
     def _given(self, one: Dataset) -> bool:
         return all(given_file(one, archive, self.options.source) for archive in one.archives)
@@ -304,7 +314,9 @@ def _can_request(url: str) -> bool:
 
 def instructions(one: Dataset, root: Path) -> str:
     """Return what the user has to do to get a dataset that cannot be had by a plain request."""
-    lines = [one.obtain or (f"see {one.url}" if one.url else "nothing is known about where it is to be had")]
+    steps = one.obtain or (f"see {one.url}" if one.url else "nothing is known about where it is to be had")
+    commands = r"(oodbench datasets get [\w.-]+(?: --from [\w.-]+)?)"
+    lines = [re.sub(commands, lambda match: match[0] + _data_option(root), steps)]
     drive = [
         archive for archive in one.archives if drive_id(archive.url) and not is_there(target_of(one, archive, root))
     ]

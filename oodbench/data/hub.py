@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import shutil
 from pathlib import Path
@@ -30,16 +31,14 @@ def install_from_hub(dataset: Dataset, data_root: Path, options: GetOptions) -> 
     folder, target = data_root / DOWNLOADS / dataset.name, dataset.folder(data_root)
     made = folder / "made-of-parquet"
     try:
-        files = _download(repository, pattern, folder / "hub")
+        files = _download(repository, pattern, folder / "hub", options)
         advance = options.watch(f"unpack {dataset.name}", sum(file.stat().st_size for file in files))
         seen: set[int] = set()
         for file in files:
             seen |= _write_images(file, made)
             advance(file.stat().st_size)
         if len(seen) != imagenet.IMAGES:
-            raise UserError(
-                f"{repository} has {len(seen):,} of {imagenet.IMAGES:,} validation images; nothing was moved"
-            )
+            raise UserError(f"{repository} has {len(seen):,} of {imagenet.IMAGES:,} validation images; none was moved")
         target.parent.mkdir(parents=True, exist_ok=True)
         made.rename(target)
     except OSError as error:
@@ -48,14 +47,27 @@ def install_from_hub(dataset: Dataset, data_root: Path, options: GetOptions) -> 
     return f"fetched from {repository} of the Hugging Face hub, which declares the digests of its files"
 
 
-def _download(repository: str, pattern: str, folder: Path) -> list[Path]:
+def _download(repository: str, pattern: str, folder: Path, options: GetOptions) -> list[Path]:
     """Return the parquet files of a repository, downloaded with the hub's own resume and digests."""
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
     page = f"https://huggingface.co/datasets/{repository}"
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()  # they would tear those of the command
     try:
-        huggingface_hub.snapshot_download(repository, repo_type="dataset", allow_patterns=pattern, local_dir=folder)
+        names = fnmatch.filter(huggingface_hub.list_repo_files(repository, repo_type="dataset"), pattern)
+        advance = options.watch(f"fetch {repository}", 0)
+        files = []
+        for name in sorted(names):
+            file = Path(huggingface_hub.hf_hub_download(repository, name, repo_type="dataset", local_dir=folder))
+            advance(file.stat().st_size)
+            files.append(file)
     except (GatedRepoError, RepositoryNotFoundError) as error:
         raise UserError(
             f"the hub refuses {repository} to this token: accept its terms at {page}, and set HF_TOKEN to a token that "
@@ -64,7 +76,9 @@ def _download(repository: str, pattern: str, folder: Path) -> list[Path]:
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"cannot fetch {page}: {reason}; rerun the same command to resume") from error
-    files = sorted(folder.glob(pattern))
+    finally:
+        if shown:
+            enable_progress_bars()
     if not files:
         raise UserError(f"{page} has no file {pattern}")
     return files

@@ -103,6 +103,8 @@ def _file(archive: Archive, folder: Path, target: Path, given: Path | None, opti
     if given:
         file = given
         if mismatch := find_mismatch(wanted, file):
+            if Path(archive.to).name == archive.file_name:  # torchvision's, which verifies it again, and would fetch it
+                raise UserError(f"{file} is not the declared file: {mismatch}; fetch it again")
             return file, f" (not the expected file: {mismatch}; only names and number of its images are checked)"
     else:
         try:

@@ -22,7 +22,7 @@ from oodbench.detector.store import DetectorStore
 from oodbench.detector.threshold import threshold
 from oodbench.encoder.card import EMBEDDED, parse_encoder
 from oodbench.encoder.resolve import ResolvedEncoder, resolve
-from oodbench.errors import InvalidParameter, UserError
+from oodbench.errors import InvalidParameter, UserError, raise_all
 from oodbench.method import registry
 from oodbench.method.parameters import written
 from oodbench.pipeline import assign_weights as assignment
@@ -31,7 +31,7 @@ from oodbench.pipeline.batches import FittedMethod
 from oodbench.pipeline.events import Watch
 from oodbench.pipeline.extract import EmbeddedSet
 from oodbench.pipeline.jobs import Job, make_jobs
-from oodbench.pipeline.plan import Plan
+from oodbench.pipeline.plan import Plan, misfit
 from oodbench.pipeline.request import RunRequest, check_options, request_from
 from oodbench.pipeline.score import Scorer
 from oodbench.pipeline.task import encoder_loader, make_task, method_resources, pick_device
@@ -71,6 +71,7 @@ def job_of(request: RunRequest, store: DetectorStore) -> tuple[Job, ResolvedEnco
     located = assignment.locate(jobs, request, files, spec)
     jobs = assignment.select_jobs(jobs, request, located, spec)
     encoder = resolve(spec, request.resize, store)
+    raise_all([f"{job.label}: {reason}" for job in jobs.jobs if (reason := misfit(job, encoder.card))])
     (job,) = assignment.attach_weights(jobs, located, encoder, store).jobs
     return job, encoder
 

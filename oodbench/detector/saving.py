@@ -24,7 +24,7 @@ from oodbench.data import prompts
 from oodbench.detector.engine import Engine, text_list
 from oodbench.detector.state import Packed, pack, unpack
 from oodbench.detector.store import DetectorStore
-from oodbench.encoder.card import EMBEDDED, card_from, parse_encoder, weight_files
+from oodbench.encoder.card import EMBEDDED, PLUGIN_PREFIX, card_from, parse_encoder, weight_files
 from oodbench.encoder.resolve import ResolvedEncoder, TextFiles, resolve
 from oodbench.errors import Unpackable, UserError, did_you_mean
 from oodbench.method import registry
@@ -79,6 +79,11 @@ def save(fitted: FittedDetector, folder: Path, *, with_encoder: bool) -> Path:
     from safetensors import SafetensorError
 
     check(folder)
+    card = fitted.engine.plan.card
+    if with_encoder and card.plugin:
+        raise UserError(
+            f"{card.name} is code, which a saved detector does not hold; save it without the encoder, and keep the file"
+        )
     temporary = folder.with_name(f".{folder.name}.{digest(str(folder))[:8]}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -218,6 +223,12 @@ def parameters(saved: SavedDetector, changes: Mapping[str, Any], known: Collecti
     for name in changes:
         if name not in _CHANGEABLE:
             raise UserError(f"'{name}' of a saved detector cannot be changed{did_you_mean(name, _CHANGEABLE)}")
+    encoder = str(saved.params.get("encoder") or "")
+    if encoder.startswith(PLUGIN_PREFIX) and encoder.endswith(".py") and not changes.get("encoder"):
+        raise UserError(
+            f"the encoder of the detector in {saved.folder} is code, {encoder}, which is run only if you name it: "
+            f"--encoder {encoder}, encoder='{encoder}'"
+        )
     if unknown := sorted(set(saved.params) - set(known)):
         raise _newer(saved, f"parameters {', '.join(unknown)}")
     return {**saved.params, **({"weights": SAVED} if saved.recipe["weights"] else {}), **changes}

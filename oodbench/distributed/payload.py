@@ -162,6 +162,7 @@ class WorkerPayload:
     code_version       of the driver; workers must run the same
     plugins            the files of the methods that the user gave by path
     config             the user's own declarations of datasets
+    encoder            the files of an encoder that the user gave by path; None for others
     working_directory  of the driver, for relative paths
     token              an entry in the driver's store: a worker that does not find it uses another store
     """
@@ -170,6 +171,7 @@ class WorkerPayload:
     code_version: CodeVersion
     plugins: tuple[FileBundle, ...]
     config: FileBundle
+    encoder: FileBundle | None
     working_directory: str
     token: dict[str, str]
 
@@ -194,7 +196,8 @@ def pack(plan: Plan) -> WorkerPayload:
     ood = tuple(dataclasses.replace(ood_set, listing=portable(ood_set.listing, data, store)) for ood_set in plan.ood)
     sent = dataclasses.replace(plan, store=store, id=portable(plan.id, data, store), ood=ood, calibration=calibration)
     plugins = tuple(bundle_plugin(expand(path)) for path in plan.request.plugins)
-    return WorkerPayload(sent, code_version(), plugins, _bundle_config(), os.getcwd(), token)
+    encoder = bundle_plugin(plan.encoder.path) if plan.card.plugin and plan.card.name.endswith(".py") else None
+    return WorkerPayload(sent, code_version(), plugins, _bundle_config(), encoder, os.getcwd(), token)
 
 
 def remove_token(payload: WorkerPayload) -> None:
@@ -221,7 +224,8 @@ def unpack(payload: WorkerPayload, folder: Path) -> Plan:
     plugins = [bundle.write(folder) / bundle.contents[0][0] for bundle in payload.plugins]
     known = registry.methods(plugins)
     jobs = tuple(_local_job(job, known.get(job.info.name)) for job in plan.jobs)
-    return dataclasses.replace(plan, jobs=jobs, encoder=_local_encoder(plan))
+    sent = payload.encoder.write(folder) / payload.encoder.contents[0][0] if payload.encoder else None
+    return dataclasses.replace(plan, jobs=jobs, encoder=_local_encoder(plan, sent))
 
 
 def check_code_version(driver: CodeVersion) -> None:
@@ -267,9 +271,20 @@ def _local_job(job: Job, own: registry.MethodInfo | None) -> Job:
     return local
 
 
-def _local_encoder(plan: Plan) -> ResolvedEncoder:
-    """Return the encoder with the local path of its weights: shipped, the driver's path, or resolved again."""
+def _local_encoder(plan: Plan, sent: Path | None = None) -> ResolvedEncoder:
+    """Return the encoder with the local path of its weights: shipped, the driver's path, or resolved again.
+
+    A plugin is the driver's file if it lies here, else the one that was `sent`, without files above a megabyte.
+    """
     card = plan.card
+    if card.plugin:
+        here = plan.encoder.path if plan.encoder.path.is_file() else sent
+        local = resolve(parse_encoder(card.name), None, plan.store, sent=here)
+        if local.card.identity != card.identity:
+            raise UserError(
+                f"encoder {card.name} on {socket.gethostname()} differs from the driver's: its source or its identity()"
+            )
+        return ResolvedEncoder(card, local.path)
     spec = parse_encoder(plan.request.encoder)
     if spec.text == EMBEDDED:
         return ResolvedEncoder(card, GLYPHS_FOLDER / "encoder.safetensors")

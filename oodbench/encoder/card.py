@@ -18,6 +18,7 @@ from oodbench.storage.store import digest, file_digest
 EMBEDDED = "glyphs"
 COCA = "coca_ViT-B-32/laion2b_s13b_b90k"
 LOCAL_PREFIX = "local-dir:"
+PLUGIN_PREFIX = "plugin:"
 HUB_PREFIXES = ("hf-hub:", LOCAL_PREFIX)
 RESIZE_FILTERS = ("bicubic", "bilinear")
 THIS_FOLDER = "."  # as the name of a tokenizer: that of the folder with the weights
@@ -36,7 +37,8 @@ TOKENIZER_FILES = (
 class EncoderSpec:
     """A value of `--encoder`, such as `glyphs`, `arch/tag`, `arch/tag@path`, `arch@path` or `hf-hub:owner/model`.
 
-    It may also be `local-dir:folder`, and `architecture` a JSON file in the format of open_clip's model configs.
+    It may also be `local-dir:folder`, `plugin:FILE.py` or `plugin:NAME` of an entry point, and `architecture` a JSON
+    file in the format of open_clip's model configs.
     """
 
     text: str
@@ -50,6 +52,11 @@ class EncoderSpec:
         return self.architecture.startswith(HUB_PREFIXES)
 
     @property
+    def plugin(self) -> bool:
+        """Return whether the encoder is a Python file or an entry point of the user."""
+        return self.text.startswith(PLUGIN_PREFIX)
+
+    @property
     def json(self) -> bool:
         """Return whether the architecture is a JSON file."""
         return self.architecture.endswith(".json")
@@ -60,7 +67,7 @@ def parse_encoder(text: str) -> EncoderSpec:
     text = open_clip_name(text)
     if text == EMBEDDED:
         return EncoderSpec(text, text)
-    if text.startswith(HUB_PREFIXES):
+    if text.startswith((*HUB_PREFIXES, PLUGIN_PREFIX)):
         return EncoderSpec(text, text)
     if ".json@" in text:
         head, at, path = text.partition(".json@")
@@ -130,20 +137,29 @@ class EncoderCard:
         return digest({k: v for k, v in self._facts().items() if k not in ("name", "notes")})
 
     @property
+    def plugin(self) -> bool:
+        """Return whether the encoder is a Python file or an entry point of the user."""
+        return self.name.startswith(PLUGIN_PREFIX)
+
+    def lacks(self, part: str) -> bool:
+        """Return whether the encoder is a plugin without an optional part, such as `text_tower`."""
+        return self.plugin and part not in self.config["offers"]
+
+    @property
     def caption_error(self) -> str:
-        """Return why the encoder cannot write captions; "" for a CoCa, which can."""
-        coca = "multimodal_cfg" in self.config
+        """Return why the encoder cannot write captions; "" for a CoCa, which can, or a plugin with a captioner."""
+        coca = "multimodal_cfg" in self.config or (self.plugin and not self.lacks("captioner"))
         return "" if coca else f"{self.name} writes no captions; take a CoCa, such as --encoder {COCA}"
 
     @property
     def local(self) -> bool:
         """Return whether the weights came from a file of the user, so that the name does not identify them."""
-        return "@" in self.name or self.name.startswith(LOCAL_PREFIX)
+        return "@" in self.name or self.name.startswith((LOCAL_PREFIX, PLUGIN_PREFIX))
 
     @property
     def slug(self) -> str:
         """Return the folder name, such as `ViT-B-16-openai`; for a file of the user with the digest of the weights."""
-        return slug(self._named().partition("@")[0].removesuffix(".json")) + (
+        return slug(self._named().partition("@")[0].removesuffix(".json").removesuffix(".py")) + (
             f"-{self.weights[:8]}" if self.local else ""
         )
 
@@ -159,6 +175,8 @@ class EncoderCard:
         """Return the name with paths shortened to file names."""
         if self.name.startswith(LOCAL_PREFIX):
             return f"{LOCAL_PREFIX}{self.architecture}"
+        if self.plugin:
+            return f"{PLUGIN_PREFIX}{Path(self.name.removeprefix(PLUGIN_PREFIX)).name}"
         head, at, path = self.name.partition(".json@" if ".json@" in self.name else "@")
         head = Path(head).name if at == ".json@" else head
         return f"{head}{at}{Path(path).name}"

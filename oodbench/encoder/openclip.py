@@ -17,9 +17,10 @@ from torch import Tensor
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 from torchvision.transforms.functional import pil_to_tensor
 
-from oodbench.encoder import build, checkpoint
+from oodbench.encoder import build, checkpoint, plugin
 from oodbench.encoder.build import ImageTower
 from oodbench.encoder.card import EncoderCard
+from oodbench.encoder.plugin import PluginEncoder
 from oodbench.encoder.resolve import ResolvedEncoder
 from oodbench.encoder.text_tower import CoCaCaptioner, TrainableTextTower, text_model
 from oodbench.errors import UserError
@@ -55,6 +56,11 @@ class OpenClip:
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(resolved.card.mean, device=self.device).view(shape)
         self.std = torch.tensor(resolved.card.std, device=self.device).view(3, 1, 1)
+
+    @property
+    def transform(self) -> Callable[[Image], UInt8[Tensor, "3 height width"]]:
+        """Return the function from images to pixels."""
+        return transform(self.card)
 
     def not_finite(self, what: str) -> UserError:
         """Return the error for embeddings that are not finite, and whether the weights or the precision cause it."""
@@ -150,22 +156,29 @@ class OpenClip:
         return [prompt for prompt in prompts if len(tokenizer.encode(prompt)) + 2 > tokenizer.context_length]
 
 
+LoadedEncoder = OpenClip | PluginEncoder  # what runs behind the protocol oodbench.method.Encoder
+
+
 class _EncoderCache:
     """The encoder that was loaded last."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._key: tuple[ResolvedEncoder, str, str] | None = None
-        self._encoder: OpenClip | None = None
+        self._encoder: LoadedEncoder | None = None
 
-    def load(self, resolved: ResolvedEncoder, device: str, precision: str) -> OpenClip:
+    def load(self, resolved: ResolvedEncoder, device: str, precision: str) -> LoadedEncoder:
         """Return the encoder of the last call if it is the same one, else load it and keep it instead."""
         key = (resolved, device, precision)
         with self._lock:
             if self._encoder is None or self._key != key:
                 self._key = self._encoder = None  # frees its memory before the next one is loaded
                 log.info("loading %s on %s", resolved.card.name, device)
-                self._encoder = OpenClip(resolved, device, precision)
+                self._encoder = (
+                    plugin.load(resolved.card, resolved.path, device, PRECISIONS[precision])
+                    if resolved.card.plugin
+                    else OpenClip(resolved, device, precision)
+                )
                 self._key = key
             return self._encoder
 
@@ -173,7 +186,7 @@ class _EncoderCache:
 _CACHE = _EncoderCache()
 
 
-def load_encoder(resolved: ResolvedEncoder, device: str, precision: str) -> OpenClip:
+def load_encoder(resolved: ResolvedEncoder, device: str, precision: str) -> LoadedEncoder:
     """Return a loaded encoder. Everything in this process that asks for the encoder of the last call shares it.
 
     The process keeps at most one encoder, the last one asked for. It is never stale: `resolved` holds the sha256 of its
@@ -245,3 +258,10 @@ def transform(card: EncoderCard) -> Callable[[Image], UInt8[Tensor, "3 height wi
         return tensor
 
     return pixels
+
+
+def transform_of(resolved: ResolvedEncoder, device: str, precision: str) -> Callable[[Image], Tensor]:
+    """Return transform() of an encoder that need not be loaded; a plugin is, because it preprocesses images itself."""
+    if not resolved.card.plugin:
+        return transform(resolved.card)
+    return load_encoder(resolved, device, precision).transform

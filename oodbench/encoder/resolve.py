@@ -101,12 +101,21 @@ class ResolvedEncoder:
     tokenizer: Path | None = None
 
 
-def resolve(spec: EncoderSpec, resize: str | None, store: Store, *, strict: bool = False) -> ResolvedEncoder:
+def resolve(
+    spec: EncoderSpec, resize: str | None, store: Store, *, strict: bool = False, sent: Path | None = None
+) -> ResolvedEncoder:
     """Return the encoder of a spec. `resize` overrides the filter ("bicubic", "bilinear") that the weights name.
 
-    `strict` computes the digest of the weights anew. Raises UserError if the architecture or tag is unknown, or if the
-    weights cannot be read or downloaded, or do not fit the architecture.
+    `strict` computes the digest of the weights anew. `sent` is the file of a plugin that was sent to this machine. A
+    plugin is made at each call, because its identity may follow from files that only it knows. Raises UserError if the
+    architecture or tag is unknown, or if the weights cannot be read or downloaded, or do not fit the architecture.
     """
+    if spec.plugin:
+        if resize:
+            raise UserError(f"--resize {resize}: encoder '{spec.text}' preprocesses images itself, in preprocess()")
+        from oodbench.encoder import plugin
+
+        return ResolvedEncoder(*plugin.describe(spec, sent))
     known = {
         "spec": spec.text,
         "resize": resize,
@@ -225,6 +234,11 @@ def _check_size(tower: ImageTower, size: tuple[int, int], architecture: str) -> 
 
 def load_state_dict(resolved: ResolvedEncoder) -> StateDict:
     """Return the encoder's state dict under the names of its model, which is not built in memory."""
+    if resolved.card.plugin:
+        raise UserError(
+            f"{resolved.card.name} is a plugin, and a released checkpoint is translated with open_clip's weights; "
+            "train the method for this encoder with oodbench train"
+        )
     import torch
 
     from oodbench.encoder import build, checkpoint

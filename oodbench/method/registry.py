@@ -60,7 +60,11 @@ def load(info: MethodInfo) -> type[Method[Any]]:
     if info.problem:
         raise UserError(f"{where}: {info.problem}")
     try:
-        module = importlib.import_module(info.module) if info.module else _import_file(info)
+        module = (
+            importlib.import_module(info.module)
+            if info.module
+            else import_file(f"oodbench_plugin_{info.name}_{info.source[:8]}", info.path)
+        )
         found = vars(module)[info.subclass]
     except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {error}".split("\n")[0]
@@ -162,12 +166,11 @@ def _from_file(path: Path) -> MethodInfo:
     return describe(path.stem, real_path(path), "plugin", "")
 
 
-def _import_file(info: MethodInfo) -> ModuleType:
-    name = f"oodbench_plugin_{info.name}_{info.source[:8]}"
+def import_file(name: str, path: Path) -> ModuleType:
+    """Import a file under a name, as a package, so that `from ._part import x` works; what it raises is raised."""
     if name in sys.modules:
         return sys.modules[name]
-    here = [str(info.path.parent)]  # as a package, so that `from ._part import x` works
-    spec = importlib.util.spec_from_file_location(name, info.path, submodule_search_locations=here)
+    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=[str(path.parent)])
     assert spec and spec.loader  # a .py file has both
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module

@@ -63,6 +63,12 @@ def files(path: Path, module: str = "", bases: Iterable[Path] = ()) -> list[Path
     return list(found)
 
 
+def attributes(path: Path, module: str = "") -> set[str]:
+    """Return the names of all attributes that a method's files read, such as `text_tower`."""
+    sources = [file for file in files(path, module) if file.suffix == ".py"]
+    return {node.attr for file in sources for node in ast.walk(tree_of(file)) if isinstance(node, ast.Attribute)}
+
+
 def module_file(name: str) -> Path | None:
     """Return the file of a module, without importing its parent packages, or None."""
     top, *rest = name.split(".")

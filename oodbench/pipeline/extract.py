@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from oodbench.encoder.openclip import OpenClip
+    from oodbench.encoder.openclip import LoadedEncoder
 
 Floats = npt.NDArray[np.float32]
 
@@ -47,7 +47,7 @@ class EncodedImages:
     skipped: list[tuple[str, str]]
 
 
-def encode_batches(batches: Iterable[Decoded], encoder: OpenClip, done: Callable[[int], None]) -> EncodedImages:
+def encode_batches(batches: Iterable[Decoded], encoder: LoadedEncoder, done: Callable[[int], None]) -> EncodedImages:
     """Encode all batches in their order; `done` is called with the number of images of each batch."""
     import torch
 
@@ -73,9 +73,14 @@ def encode_batches(batches: Iterable[Decoded], encoder: OpenClip, done: Callable
 
 
 def _to_device(images: Tensor, device: torch.device) -> Tensor:
-    """Return bytes as numbers in [0, 1] on the device; a GPU copies pinned memory while it computes."""
+    """Return pixels as numbers in [0, 1] on the device; a GPU copies pinned memory while it computes."""
     images = images.pin_memory() if device.type == "cuda" else images
-    return images.to(device, non_blocking=True).float() / 255
+    return fractions(images.to(device, non_blocking=True))
+
+
+def fractions(images: Tensor) -> Tensor:
+    """Return bytes as numbers in [0, 1]; numbers, as an encoder of one's own may preprocess to, as they are."""
+    return images if images.is_floating_point() else images.float() / 255
 
 
 def _to_numpy(batch: tuple[Tensor, Tensor]) -> tuple[Floats, Floats]:
@@ -171,7 +176,7 @@ class EmbeddedSet:
 
 
 def extract(
-    work: ExtractionJob, encoder: Callable[[], OpenClip], done: Callable[[int], None] = lambda n: None
+    work: ExtractionJob, encoder: Callable[[], LoadedEncoder], done: Callable[[int], None] = lambda n: None
 ) -> EmbeddedSet:
     """Return the embeddings of an image set; compute and store the shards that are missing.
 
@@ -201,7 +206,7 @@ def extract(
     return embedded
 
 
-def extract_shard(work: ExtractionJob, bounds: tuple[int, int], encoder: Callable[[], OpenClip]) -> Entry:
+def extract_shard(work: ExtractionJob, bounds: tuple[int, int], encoder: Callable[[], LoadedEncoder]) -> Entry:
     """Return one shard of a set that is not derived; compute and store it if it is missing."""
     return work.store.find("embeddings", work.inputs(*bounds)) or _encode(work, bounds, encoder(), lambda n: None)
 
@@ -249,12 +254,10 @@ def decoded_batches(
     return decode.batches(work.listing, work.reading, work.recipe.batch_size, bounds, transform)
 
 
-def _encode(work: ExtractionJob, bounds: tuple[int, int], encoder: OpenClip, done: Callable[[int], None]) -> Entry:
+def _encode(work: ExtractionJob, bounds: tuple[int, int], encoder: LoadedEncoder, done: Callable[[int], None]) -> Entry:
     """Encode one shard, store it and return it. Raise UserError if an embedding is not finite."""
-    from oodbench.encoder.openclip import transform
-
     began = time.perf_counter()
-    with contextlib.closing(decoded_batches(work, bounds, transform(encoder.card))) as parts:
+    with contextlib.closing(decoded_batches(work, bounds, encoder.transform)) as parts:
         found = encode_batches(parts, encoder, done)
     arrays: dict[str, npt.NDArray[Any]] = {"positions": np.array(found.positions, np.int64) - bounds[0]}
     bad = np.flatnonzero(~np.isfinite(found.arrays["embeddings"]).all(1))

@@ -21,7 +21,7 @@ from oodbench.data.prompts import TextList
 from oodbench.encoder.card import EMBEDDED, EncoderCard, parse_encoder
 from oodbench.encoder.resolve import ResolvedEncoder, resolve
 from oodbench.errors import Missing, ProblemList, UserError, raise_all
-from oodbench.method import registry
+from oodbench.method import registry, source_files
 from oodbench.method.introspection import MethodInfo
 from oodbench.pipeline import assign_weights as assignment
 from oodbench.pipeline.encoder_choice import choose_encoder
@@ -197,14 +197,24 @@ def _compatible_jobs(jobs: Jobs, card: EncoderCard, request: RunRequest) -> tupl
 
     `--methods all` does not mean methods for another kind of encoder, so only --dry-run and -v list them.
     """
-    incompatible = [job for job in jobs.jobs if card.caption_error and "CAPTIONS" in job.info.needs]
+    reasons = [(job, misfit(job, card)) for job in jobs.jobs]
+    incompatible_methods = tuple((job.label, reason) for job, reason in reasons if reason)
     if request.methods.strip() != "all":
-        raise_all([f"{job.label}: {card.caption_error}" for job in incompatible])
-    incompatible_methods = tuple((job.label, card.caption_error) for job in incompatible)
+        raise_all([f"{label}: {reason}" for label, reason in incompatible_methods])
     for label, reason in incompatible_methods:
         log.info("skipped: %s: %s", label, reason)
-    compatible = tuple(job for job in jobs.jobs if job not in incompatible)
-    return Jobs(compatible, jobs.skipped_methods), incompatible_methods
+    return Jobs(tuple(job for job, reason in reasons if not reason), jobs.skipped_methods), incompatible_methods
+
+
+def misfit(job: Job, card: EncoderCard) -> str:
+    """Return why the encoder cannot serve a method, or ""."""
+    if "CAPTIONS" in job.info.needs and card.caption_error:
+        return card.caption_error
+    wanted = {"activations", "project"} if "ACTIVATIONS" in job.info.needs else set()
+    if card.plugin and "text_tower" in source_files.attributes(job.info.path, job.info.module):
+        wanted.add("text_tower")
+    lacking = sorted(part for part in wanted if card.lacks(part))
+    return f"{card.name} has no {' and no '.join(f'{part}()' for part in lacking)}" if lacking else ""
 
 
 def _alternative(job: Job) -> str:

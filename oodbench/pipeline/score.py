@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,15 @@ from oodbench.errors import InputMutated, UserError
 from oodbench.pipeline import batches
 from oodbench.pipeline.batches import FittedMethod, MethodOutput, Sample, score_batches
 from oodbench.pipeline.events import Event, Watch
-from oodbench.pipeline.extract import EmbeddedSet, decoded_batches
+from oodbench.pipeline.extract import EmbeddedSet, decoded_batches, fractions
 from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.plan import Plan
 from oodbench.results import stamp
 from oodbench.storage.store import Entry
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from oodbench.method import Batch, Task
 
 log = logging.getLogger(__name__)
@@ -105,19 +107,18 @@ class Scorer:
 
     def batches(self, embedded: EmbeddedSet, pixels: bool) -> Iterator[Batch]:
         """Yield a set's images in batches; with pixels they are decoded again, in the batches of the extraction."""
-        from oodbench.encoder.openclip import transform
-
         if not pixels:
             yield from feature_batches(embedded, self.device)
             return
+        transform = self._transform()
         starts = (*embedded.starts, len(embedded.listing))
         for shard, start, stop in zip(embedded.shards, starts, starts[1:], strict=False):
             row = 0
-            for batch in decoded_batches(self.plan.work(embedded.listing), (start, stop), transform(self.plan.card)):
+            for batch in decoded_batches(self.plan.work(embedded.listing), (start, stop), transform):
                 if batch.images is not None:
                     rows = slice(row, row + len(batch.positions))
                     row += len(batch.positions)
-                    yield _batch(shard, rows, self.device, batch.images.to(self.device).float() / 255)
+                    yield _batch(shard, rows, self.device, fractions(batch.images.to(self.device)))
 
     def _outputs(
         self, methods: Sequence[FittedMethod], embedded: EmbeddedSet, pixels: bool, check_every: int = 0
@@ -214,8 +215,6 @@ class Scorer:
 
     def _sample(self, embedded: EmbeddedSet, pixels: bool) -> Sample:
         """Return a set's first and last images as two small batches."""
-        from oodbench.encoder.openclip import transform
-
         shards = [shard for shard in embedded.shards if shard.array("embeddings").shape[0]]
         images, scored = len(embedded.listing), len(embedded.positions)
         samples: list[Batch] = []
@@ -226,14 +225,20 @@ class Scorer:
             if pixels:
                 count = min(batches.SAMPLE_PIXEL_IMAGES, count, self.plan.request.batch_size)
                 bounds = (images - count, images) if last else (0, count)
-                (decoded,) = decoded_batches(self.plan.work(embedded.listing), bounds, transform(self.plan.card))
+                (decoded,) = decoded_batches(self.plan.work(embedded.listing), bounds, self._transform())
                 if decoded.images is None:
                     continue
-                count, decoded_pixels = len(decoded.positions), decoded.images.to(self.device).float() / 255
+                count, decoded_pixels = len(decoded.positions), fractions(decoded.images.to(self.device))
             start = size - count if last else 0
             samples.append(_batch(shard, slice(start, start + count), self.device, decoded_pixels))
             rows.append(np.arange(count) + (scored - count if last else 0))
         return Sample(tuple(samples), tuple(rows))
+
+    def _transform(self) -> Callable[[Any], Tensor]:
+        """Return the function from decoded images to pixels."""
+        from oodbench.encoder.openclip import transform_of
+
+        return transform_of(self.plan.encoder, self.device, self.plan.request.precision)
 
     def _threads(self, pixels: bool) -> int | None:
         """Return how many threads score, each on one core; None for this thread alone, with all cores or the GPU."""

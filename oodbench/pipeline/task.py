@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from oodbench.encoder.openclip import OpenClip
+    from oodbench.encoder.openclip import LoadedEncoder
     from oodbench.method import Batch, MethodResources, Task
     from oodbench.pipeline.extract import EmbeddedSet
 
@@ -42,11 +42,11 @@ def pick_device(asked: str) -> str:
     return asked
 
 
-def encoder_loader(plan: Plan, device: str) -> Callable[[], OpenClip]:
+def encoder_loader(plan: Plan, device: str) -> Callable[[], LoadedEncoder]:
     """Return a function that gives the plan's encoder; the first call loads it."""
 
     @functools.cache
-    def load() -> OpenClip:
+    def load() -> LoadedEncoder:
         from oodbench.encoder.openclip import load_encoder
 
         return load_encoder(plan.encoder, device, plan.request.precision)
@@ -54,7 +54,7 @@ def encoder_loader(plan: Plan, device: str) -> Callable[[], OpenClip]:
     return load
 
 
-def make_task(plan: Plan, encoder: Callable[[], OpenClip], device: str, watch: Watch) -> Task:
+def make_task(plan: Plan, encoder: Callable[[], LoadedEncoder], device: str, watch: Watch) -> Task:
     """Return the Task of the plan's methods; what it is asked for is read from the store, or computed and stored."""
     import torch
 
@@ -105,7 +105,7 @@ def method_resources(plan: Plan, job: Job, device: str) -> MethodResources:
     )
 
 
-def extract_images(plan: Plan, listing: ImageSet, encoder: Callable[[], OpenClip], watch: Watch) -> EmbeddedSet:
+def extract_images(plan: Plan, listing: ImageSet, encoder: Callable[[], LoadedEncoder], watch: Watch) -> EmbeddedSet:
     """Return the embeddings of an image set; report to `watch` if some of them have to be computed."""
     work = plan.work(listing)
     missing = work.missing()

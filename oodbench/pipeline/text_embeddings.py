@@ -21,13 +21,15 @@ from oodbench.storage.store import Entry, Store, digest
 if TYPE_CHECKING:
     import torch
 
-    from oodbench.encoder.openclip import OpenClip
+    from oodbench.encoder.openclip import LoadedEncoder
 
 log = logging.getLogger(__name__)
 
 ENGINE = 1  # raise when encoding gives other numbers than before
 PART = 8192  # prompts in one stored entry
-BATCH = 256  # prompts encoded between two reports of progress: the batch of OpenClip.text, so that no digit changes
+BATCH = (
+    256  # prompts encoded between two reports of progress: the batch of LoadedEncoder.text, so that no digit changes
+)
 
 Progress = Callable[[int], Advance]
 
@@ -38,7 +40,7 @@ def no_progress(count: int) -> Advance:
 
 
 def class_embeddings(
-    plan: Plan, templates: str, encoder: Callable[[], OpenClip], progress: Progress = no_progress
+    plan: Plan, templates: str, encoder: Callable[[], LoadedEncoder], progress: Progress = no_progress
 ) -> npt.NDArray[np.float32]:
     """Return unit class vectors [k d] under a prompt set; encode and store them if they are missing."""
     lines = prompts.templates(templates)
@@ -88,7 +90,7 @@ def _class_inputs(plan: Plan, lines: TextList) -> dict[str, object]:
     }
 
 
-def _unit_vectors(encoder: OpenClip, texts: Sequence[str], done: Advance) -> torch.Tensor:
+def _unit_vectors(encoder: LoadedEncoder, texts: Sequence[str], done: Advance) -> torch.Tensor:
     """Encode prompts, and return their vectors [n d] of unit length."""
     import torch
 
@@ -109,7 +111,7 @@ def _planned(plan: Plan, templates: str) -> set[str]:
 
 
 def prompt_embeddings(
-    plan: Plan, words: tuple[str, ...], encoder: Callable[[], OpenClip], progress: Progress = no_progress
+    plan: Plan, words: tuple[str, ...], encoder: Callable[[], LoadedEncoder], progress: Progress = no_progress
 ) -> npt.NDArray[np.float32]:
     """Return unit vectors [n d] of any number of prompts, stored in parts, so that a killed run can resume."""
     empty = np.zeros((0, plan.card.embed_dim), np.float32)
@@ -140,7 +142,7 @@ class PromptEmbeddings:
         }
 
     def entries(
-        self, words: Sequence[str], encoder: Callable[[], OpenClip], progress: Progress = no_progress
+        self, words: Sequence[str], encoder: Callable[[], LoadedEncoder], progress: Progress = no_progress
     ) -> Iterator[Entry]:
         """Yield one entry for every PART prompts, with their unit vectors in its array `words`; encode missing ones."""
         import torch
@@ -161,7 +163,7 @@ class PromptEmbeddings:
             yield entry
 
 
-def _truncated(plan: Plan, encoder: OpenClip, prompts_of: Sequence[str]) -> list[str]:
+def _truncated(plan: Plan, encoder: LoadedEncoder, prompts_of: Sequence[str]) -> list[str]:
     """Return the prompts that the encoder truncates. Raise UserError if two prompts then have equal tokens."""
     truncated = encoder.truncated(prompts_of)
     if truncated:

@@ -248,7 +248,10 @@ def find_mismatch(source: Download, path: Path) -> str:
 
 def drive_id(url: str) -> str:
     """Return the identifier of a file of Google Drive in its address; "" for another address."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # such as a bracket that is not closed
+        return ""
     if parts.hostname not in _DRIVE_HOSTS:
         return ""
     in_path = re.search(r"/d/([\w-]+)", parts.path)

@@ -26,7 +26,7 @@ from oodbench.training.data import TrainingData
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from oodbench.encoder.openclip import OpenClip
+    from oodbench.encoder.openclip import LoadedEncoder
     from oodbench.method import TrainedMethod
     from oodbench.training.processes import ProcessGroup
     from oodbench.training.schedule import Schedule
@@ -114,7 +114,7 @@ class PairBatches:
 
     data: TrainingData
     schedule: Schedule
-    encoder: OpenClip
+    encoder: LoadedEncoder
     chunk: int
     crops: Crops | None = None
 
@@ -163,7 +163,7 @@ class PairBatches:
             return self.encoder.pixels(images.to(self.encoder.device).float() / 255)
 
 
-def reads_text(method: TrainedMethod[Any], encoder: OpenClip, captions: list[str]) -> bool:
+def reads_text(method: TrainedMethod[Any], encoder: LoadedEncoder, captions: list[str]) -> bool:
     """Return whether the method's inputs() calls pairs.text(): the captions are then embedded once for all steps."""
     calls = []
 

@@ -24,12 +24,12 @@ from oodbench.training.corpus import CorpusPart, glyphs_part, summarize_problems
 from oodbench.training.plan import GLYPHS, TrainRequest
 
 if TYPE_CHECKING:
-    from oodbench.encoder.openclip import OpenClip
+    from oodbench.encoder.openclip import LoadedEncoder
     from oodbench.training.processes import ProcessGroup
 
 BATCH = 128  # images encoded at once; part of the store's keys, as for `oodbench run`
 
-EncoderLoader = Callable[[], "OpenClip"]
+EncoderLoader = Callable[[], "LoadedEncoder"]
 StartProgress = Callable[[str, int], Callable[[int], None]]  # (what, total) -> a function that reports `n` more
 
 
@@ -162,7 +162,7 @@ def embed_captions(data: TrainingData, parts: PromptEmbeddings, load: EncoderLoa
         data.texts.append(entry, "words")
 
 
-def truncation_note(captions: Sequence[str], encoder: OpenClip) -> str:
+def truncation_note(captions: Sequence[str], encoder: LoadedEncoder) -> str:
     """Return how many distinct captions the encoder cuts to its context, with the first of them; "" for none."""
     context = encoder.tokenize([""]).shape[1]
     long = [one for one in dict.fromkeys(captions) if len(one.encode()) + 2 > context]  # a token has a byte at least

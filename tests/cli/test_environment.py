@@ -129,7 +129,7 @@ def test_an_error_of_the_system_is_one_line(error: OSError, said: str) -> None:
 
 
 def test_an_explanation_is_written_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("oodbench.detector.explain.explain", lambda request, images, top: ["one", "two"])
+    monkeypatch.setattr("oodbench.detector.explain.explain", lambda request, images, top, watch: ["one", "two"])
     monkeypatch.setattr("oodbench.detector.explain.text", lambda image: f"{image} is known")
     done = call("explain", "x.png", "-o", tmp_path / "x.txt")
     assert (done.exit_code, done.stdout, done.stderr) == (0, "", f"wrote {tmp_path / 'x.txt'}\n")

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
+import os
+import shutil
+import signal
+import subprocess
 import sys
 import tarfile
 import threading
+import time
 import types
 import zipfile
 from collections.abc import Callable, Iterator
@@ -21,6 +27,7 @@ from PIL import Image
 from oodbench.data import catalog as catalogue
 from oodbench.data import fetch, imagenet
 from oodbench.data.catalog import Archive, Dataset
+from oodbench.data.checks.single import archive_findings
 from oodbench.data.fetch import GetOptions, get
 from oodbench.data.install import DOWNLOADS, record_path
 from oodbench.errors import UserError
@@ -222,8 +229,6 @@ def test_folders_in_an_archive_and_list_files(server: FileServer, declare: Calla
 def test_without_a_digest_the_first_one_is_recorded(
     server: FileServer, declare: Callable[..., None], tmp_path: Path
 ) -> None:
-    import shutil
-
     server.content = packed("1.png", "2.png")
     one = pets(archives=(Archive(url=f"{server.url}/pets.tgz"),))
     declare(one)
@@ -233,6 +238,8 @@ def test_without_a_digest_the_first_one_is_recorded(
     assert json.loads(record.read_text())["sha256"] == sha256
     assert f"no digest is declared; sha256 {sha256[:12]}" in first.text()
     assert f"sha256 {sha256[:12]}" in get(["pets"], tmp_path, QUICK).text()  # said of what is there, too
+    (finding,) = archive_findings(one, tmp_path)
+    assert (finding.level, finding.kind) == ("note", "archive") and sha256 in finding.message
     shutil.rmtree(tmp_path / "pets/images")
     server.content = packed("1.png", "3.png")
     other = get(["pets"], tmp_path, QUICK)
@@ -255,10 +262,36 @@ def test_nothing_incomplete_is_left(server: FileServer, declare: Callable[..., N
     server.content = whole
     for path in tmp_path.rglob("*.json"):
         path.unlink()
-    import shutil
-
     shutil.rmtree(tmp_path / DOWNLOADS)
     assert get(["pets"], tmp_path, QUICK).exit_code == 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_at_once_and_the_next_call_resumes(server: FileServer, process: Any, tmp_path: Path) -> None:
+    server.content = packed("1.png", files={"notes.txt": os.urandom(200_000)})
+    server.stall = 100_000
+    config = tmp_path / "config/datasets"
+    config.mkdir(parents=True)
+    (config / "pets.toml").write_text(
+        f'title = "Pets"\nloader = "images"\npath = "pets"\n[[archives]]\nurl = "{server.url}/pets.tgz"\n'
+    )
+    environment = {"OODBENCH_CONFIG": str(tmp_path / "config")}
+    words = ["datasets", "get", "pets", "--data", str(tmp_path / "data")]
+    command = [str(Path(sys.executable).with_name("oodbench")), *words]
+    running = subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
+    part = tmp_path / "data" / DOWNLOADS / "pets/.pets.tgz.part"
+    end = time.monotonic() + 120
+    while not (part.is_file() and part.stat().st_size >= 100_000):
+        assert time.monotonic() < end and running.poll() is None
+        time.sleep(0.02)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=25)  # before the 30 s of the stalled download
+    assert running.returncode == 130 and "rerun the same command to resume" in said and "Traceback" not in said
+    server.stall = None
+    server.asked.clear()
+    done = process(*words, **environment)
+    assert done.returncode == 0 and "1 images at" in done.stdout, done.stderr
+    assert server.asked == ["bytes=100000-"]
 
 
 def test_an_incomplete_set_is_told_and_not_touched(declare: Callable[..., None], tmp_path: Path) -> None:
@@ -380,14 +413,26 @@ def test_unpacking_goes_on_after_an_interruption(
 def test_a_full_disk_says_what_to_do(
     small_imagenet: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
     val_tar(tmp_path / "ILSVRC2012_img_val.tar", range(1, 25))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("oodbench.storage.archives.shutil.disk_usage", lambda path: usage._replace(free=1000))
     full = get(["imagenet1k"], tmp_path / "data", GetOptions(tmp_path))
     assert full.exit_code == 1 and "1,000 bytes, which is the bound or what the disk has left" in full.text()
-    monkeypatch.undo()
+    monkeypatch.setattr("oodbench.storage.archives.shutil.disk_usage", lambda path: usage)
+    opened, path_open = 0, Path.open
+
+    def nearly_full(path: Path, mode: str = "r", **more: Any) -> Any:
+        nonlocal opened
+        opened += mode == "wb" and path.suffix == ".JPEG"
+        if opened > 10:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return path_open(path, mode, **more)
+
+    monkeypatch.setattr(Path, "open", nearly_full)
+    full = get(["imagenet1k"], tmp_path / "data", GetOptions(tmp_path))
+    assert full.exit_code == 1 and "No space left on device; what was unpacked is kept: rerun" in full.text()
+    monkeypatch.setattr(Path, "open", path_open)
+    assert get(["imagenet1k"], tmp_path / "data", GetOptions(tmp_path)).exit_code == 0
 
 
 @pytest.mark.slow
@@ -430,47 +475,52 @@ def parquet(path: Path, rows: list[tuple[str, int]]) -> None:
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """A fake of the hub with 24 validation images; there is no network in tests."""
     import huggingface_hub
 
     numbers = range(1, 25)
     rows = [(f"ILSVRC2012_val_{i:08d}_n01751748.JPEG", int(imagenet.validation_classes()[i - 1])) for i in numbers]
 
-    def snapshot(repository: str, *, repo_type: str, allow_patterns: str, local_dir: Path) -> str:
-        assert (repository, repo_type) == ("ILSVRC/imagenet-1k", "dataset")
-        parquet(local_dir / "data/validation-00000-of-00002.parquet", rows[:12])
-        parquet(local_dir / "data/validation-00001-of-00002.parquet", rows[12:])
-        return str(local_dir)
+    files = {f"data/validation-0000{i}-of-00002.parquet": rows[12 * i : 12 * i + 12] for i in range(2)}
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    def listing(repository: str, *, repo_type: str) -> list[str]:
+        assert (repository, repo_type) == ("ILSVRC/imagenet-1k", "dataset")
+        return ["README.md", "data/train-00000-of-00294.parquet", *files]
+
+    def download(repository: str, name: str, *, repo_type: str, local_dir: Path) -> str:
+        parquet(local_dir / name, files[name])
+        return str(local_dir / name)
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", listing)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(imagenet, "IMAGES", 24)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    yield rows
+    yield files
 
 
-def test_imagenet_from_the_hub(hub: list[tuple[str, int]], small_imagenet: list[str], tmp_path: Path) -> None:
+def test_imagenet_from_the_hub(hub: dict[str, Any], small_imagenet: list[str], tmp_path: Path) -> None:
     summary = get(["imagenet1k"], tmp_path, QUICK)
     assert summary.exit_code == 0, summary.text()
     assert "hf_secret" not in summary.text() and "Hugging Face hub" in summary.text()
     assert files(tmp_path) == {f"imagenet1k/val/{f}/{imagenet.image_name(i)}" for i, f in enumerate(small_imagenet, 1)}
 
 
-def test_rows_of_the_hub_that_are_others(hub: list[tuple[str, int]], small_imagenet: list[str], tmp_path: Path) -> None:
-    hub[3] = (hub[3][0], hub[3][1] + 1)
+def test_rows_of_the_hub_that_are_others(hub: dict[str, Any], small_imagenet: list[str], tmp_path: Path) -> None:
+    hub["data/validation-00001-of-00002.parquet"][3] = ("ILSVRC2012_val_00000016.JPEG", 0)
     summary = get(["imagenet1k"], tmp_path, QUICK)
     assert summary.exit_code == 1 and "it is another dataset" in summary.text()
     assert not (tmp_path / "imagenet1k").exists()
 
 
-def test_the_hub_refuses_a_token(hub: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_refuses_a_token(hub: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError
 
     def refuse(*arguments: Any, **more: Any) -> str:
         raise GatedRepoError.__new__(GatedRepoError, "403")  # its constructor wants an answer of the hub's HTTP client
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
     summary = get(["imagenet1k"], tmp_path, QUICK)
     assert (
         summary.exit_code == 1

@@ -374,7 +374,7 @@ def test_a_list_is_the_protocol_s_or_refused(shared: Path, tmp_path: Path) -> No
     place.parent.mkdir(parents=True)
     shutil.copytree(shared / "data/dtd", tmp_path / "dtd")
     with pytest.raises(
-        Missing, match="dataset 'textures-5160': its image list .* does not exist\n  Put DTD at dtd/images"
+        Missing, match="dataset 'textures-5160': its image list .* does not exist\n  oodbench datasets get textures"
     ):
         listed("textures-5160", data=tmp_path)
     raw = gzip.decompress((shared / "data/lists/openood/test_textures.txt.gz").read_bytes())

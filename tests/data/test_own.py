@@ -183,3 +183,14 @@ def test_words_are_offered_and_printed(place: Path, cli: Cli) -> None:
     assert "class names as words: forest (Forest), sea lake (SeaLake)" in added.stderr
     own = load_images(catalogue.dataset("land"), LoadOptions(Path(), Store(place / "store")), labelled=True)
     assert class_names_of(own).lines == ("forest", "sea lake")
+
+
+def test_calibration_images_are_named_on_the_command_line(place: Path, cli: Cli) -> None:
+    sets = ("--id", "folder:land/test", "--ood", "folder:others", "--encoder", "glyphs", "--dry-run")
+    lacking = cli("run", "--methods", "react", *sets)
+    assert lacking.returncode == 2 and "name its training images with --calibration, such as" in lacking.stderr
+    assert cli("run", "--methods", "react", *sets, "--calibration", "folder:land/train").returncode == 0
+    same = cli("run", "--methods", "all", *sets, "--calibration", "folder:land/test")  # named, so not left out
+    assert same.returncode == 2 and "share images: methods that calibrate would have seen" in same.stderr
+    unread = cli("run", "--methods", "mcm", *sets, "--calibration", "folder:land/train")
+    assert "--calibration folder:land/train is ignored: no method of this run calibrates" in unread.stderr

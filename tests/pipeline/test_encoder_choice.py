@@ -178,6 +178,7 @@ def test_skip_missing_runs_the_others_and_names_what_is_absent(
     photos: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The weights of ViT-B-16 are not here: the embedded encoder stands in for them."""
+    from oodbench.encoder.resolve import resolve as embedded
     from oodbench.pipeline import plan
 
     asked: list[str] = []
@@ -186,10 +187,9 @@ def test_skip_missing_runs_the_others_and_names_what_is_absent(
         asked.append(spec.text)
         return embedded(parse_encoder("glyphs"), *options, **more)
 
-    embedded = plan.resolve
     monkeypatch.setattr(plan, "resolve", resolve)
-    command = ("run", "--methods", "clipn,mcm", "--id", "folder:id", "--ood", "folder:ood", "--bootstrap", "0")
-    command = (*command, "--tracking-uri", "none", "--results", "results", "--store", "store")
+    command = ["run", "--methods", "clipn,mcm", "--id", "folder:id", "--ood", "folder:ood", "--bootstrap", "0"]
+    command += ["--tracking-uri", "none", "--results", "results", "--store", "store"]
     refused = cli(*command, cwd=photos)
     assert refused.returncode == 2 and f"clipn has no weights for {LAION}" in refused.stderr and not asked
     assert "or leave it out: oodbench run --methods clipn,mcm" in refused.stderr

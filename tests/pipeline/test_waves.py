@@ -12,12 +12,13 @@ import pyarrow.parquet
 import pytest
 
 from oodbench.api import run
+from oodbench.distributed.run import _groups
 from oodbench.encoder.openclip import OpenClip
 from oodbench.pipeline import run as local
 from oodbench.pipeline.events import Advance, Event, Watch
 from oodbench.pipeline.plan import make_plan
 from oodbench.pipeline.request import RunRequest
-from oodbench.pipeline.run import RunOutcome
+from oodbench.pipeline.run import RunOutcome, RunState, waves
 from oodbench.results import Result, rows
 from tests.pipeline.test_engine import HEAD, images, request
 
@@ -125,6 +126,16 @@ def test_costly_methods_come_last_and_no_digit_changes(
         assert np.array_equal(found, expected[label]), label
 
 
+def on_ray(state: RunState) -> list[list[str]]:
+    """The methods that a Ray worker fits and scores in one task."""
+    return [[method.job.label for method in group] for group in _groups(waves(state))]
+
+
+def test_on_ray_no_method_waits_for_the_fit_of_a_later_wave(images: Path, tmp_path: Path) -> None:
+    plan = make_plan(wanted(images, tmp_path, methods="shade,bank,msp,mcm,react[threshold=1]"))
+    assert on_ray(RunState(plan)) == [["msp", "mcm"], ["bank"], ["react[threshold=1]"], ["shade"]]
+
+
 def test_a_run_killed_in_a_later_wave_keeps_the_rows_of_earlier_ones(
     images: Path, tmp_path: Path, towered: list[int]
 ) -> None:
@@ -150,7 +161,9 @@ def test_methods_that_scored_another_set_before_need_no_wave_of_their_own(images
     for path in sorted((images / "ood").iterdir())[:5]:
         (tmp_path / "other" / path.name).write_bytes(path.read_bytes())
     seen = Seen()
-    run(make_plan(wanted(images, tmp_path, methods="bank,mcm", ood=[f"folder:{tmp_path}/other"])), seen.watch())
+    plan = make_plan(wanted(images, tmp_path, methods="bank,mcm", ood=[f"folder:{tmp_path}/other"]))
+    assert on_ray(RunState(plan)) == [["bank", "mcm"]]
+    run(plan, seen.watch())
     assert seen.started("score") == ["other: bank, mcm"]
     assert seen.rows == ["bank", "mcm"] and not [name for name, _, _ in seen.bars if name == "prompts"]
 

@@ -60,6 +60,7 @@ def check_sets(
             summary.digest, summary.declared_digest = digest
         report.sets.append(summary)
         report.findings += single.list_findings(summary, listed)
+        report.findings += single.archive_findings(dataset, settings.data)
         images = inspect_images(listed, settings.store, settings.workers, watch(f"inspect {name}", len(listed)))
         single.summarize_images(summary, images)
         report.findings += single.image_findings(listed, images)

@@ -19,7 +19,11 @@ def chance_limit(classes: int, images: int) -> float:
     2/K counts up to one half only, because no accuracy is twice the chance of two classes.
     """
     chance = 1 / classes
-    return max(min(2 * chance, 0.5), chance + _ERRORS * math.sqrt(chance * (1 - chance) / images))
+    return max(_twice_chance(classes), chance + _ERRORS * math.sqrt(chance * (1 - chance) / images))
+
+
+def _twice_chance(classes: int) -> float:
+    return min(2 / classes, 0.5)
 
 
 def at_chance(row: Result) -> bool:
@@ -42,7 +46,8 @@ def chance_notes(lines: Sequence[TableLine], sets: Sequence[str]) -> Iterator[st
         classes, n = int(best.classes["count"]), best.id.n
         everyone = len(low) == len([row for _, row in finished if row.id.accuracy is not None])
         whose = "ID accuracy" if everyone else f"ID accuracy of {_listed([name for name, _ in low])}"
-        few = " or there are too few images to tell" if (best.id.accuracy or 0) >= min(2 / classes, 0.5) else ""
+        few_images = chance_limit(classes, n) > _twice_chance(classes)
+        few = " or there are too few images to tell" if few_images else ""
         yield (
             f"{whose} is at most {100 * (best.id.accuracy or 0):.2f} %, and guessing among {classes:,} classes gives "
             f"{100 / classes:.2f} % (limit for {n:,} images: {100 * chance_limit(classes, n):.2f} %): {_UNKNOWN}{few}; "
