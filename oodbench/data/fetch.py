@@ -29,6 +29,7 @@ from oodbench.data.install import (
 )
 from oodbench.data.load import LoadOptions, load_images
 from oodbench.data.paths import data_root
+from oodbench.data.places import find_place
 from oodbench.errors import Missing, ProblemList, UserError, is_url, raise_all, redact
 from oodbench.storage.download import drive_id
 from oodbench.storage.store import Store, default_root
@@ -127,7 +128,8 @@ def get(names: Sequence[str], root: Path, options: GetOptions | None = None) -> 
         else:
             outcomes[one.name] = state.after(one, done[one.name])
     for one in optional:
-        there = "is there" if is_there(one.folder(root)) else f"get it with: {command([one.name], root)}"
+        place = find_place(one, root).dataset
+        there = "is there" if place and is_there(place.folder(root)) else f"get it with: {command([one.name], root)}"
         outcomes[one.name] = Outcome(one.name, "optional", f"training split, for methods that calibrate; {there}")
     return Summary(tuple(outcomes.values()), tuple(names), root)
 

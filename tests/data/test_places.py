@@ -359,7 +359,12 @@ def test_get_sees_every_layout_and_unpacks_what_is_given(tmp_path: Path, monkeyp
     pack(tmp_path / "data/ILSVRC2012_img_val.tar")
     one = dataclasses.replace(catalog.dataset("imagenet1k"), count=N)
     monkeypatch.setattr(catalog, "dataset", lambda name: one)
-    monkeypatch.setattr(install, "_sort", lambda file, sort, folder, target, options: put(target, *SORTED) or " sorted")
+
+    def sort(file: Path, kind: str, folder: Path, target: Path, options: fetch.GetOptions) -> str:
+        put(target, *SORTED)
+        return " sorted"
+
+    monkeypatch.setattr(install, "_sort", sort)
     summary = fetch.get(["imagenet1k"], tmp_path / "data")
     assert summary.exit_code == 0 and "12 images at" in summary.text() and not (tmp_path / "data/imagenet1k").exists()
     options = fetch.GetOptions(source=tmp_path / "data/ILSVRC2012_img_val.tar")
