@@ -26,7 +26,6 @@ from oodbench.storage.store import file_digest
 from oodbench.tracking import Tracker, send
 from tests.conftest import Cli
 from tests.photos import lay
-from tests.servers import serving, unused_port
 from tests.tracking.test_tracking import Store, row
 
 CLIPN = SHIPPED / "clipn.safetensors"
@@ -39,12 +38,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = lay(tmp_path_factory.mktemp("place"), known=30, new=8)
     oodbench.Detector("clipn", classes=str(folder / "names.txt")).fit(folder / "photos").save(folder / "detector")
     return folder
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(tmp_path_factory.mktemp("server"), unused_port()) as running:
-        yield running.uri
 
 
 def images(place: Path) -> list[str]:
