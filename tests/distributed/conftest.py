@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,21 +19,20 @@ VARIABLES = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # of seconds of waiting, 2 otherwise
     "RAY_worker_niceness": "0",
 }
-LOG_LINES = 15
+LOG_LINES = 20
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show the last lines of Ray's logs with a test that fails."""
     report = yield
-    if report.failed:
-        logs = sorted(
-            Path("/tmp/ray/session_latest/logs").glob("*.[eo][ru][rt]"), key=lambda file: file.stat().st_mtime
-        )
-        for file in logs[-6:]:
-            lines = file.read_text(errors="replace").splitlines()
-            errors = [line for line in lines if "[state-dump]" not in line]
-            report.sections.append((f"end of {file}", "\n".join(errors[-LOG_LINES:])))
+    if report.failed and "ray" in sys.modules:
+        from ray._private.worker import _global_node
+
+        logs = Path(_global_node.get_logs_dir_path()).glob("*.err") if _global_node else ()
+        for file in sorted((file for file in logs if file.stat().st_size), key=lambda file: file.stat().st_mtime)[-4:]:
+            last = file.read_text(errors="replace").splitlines()[-LOG_LINES:]
+            report.sections.append((f"end of {file}", "\n".join(last)))
     return report
 
 
