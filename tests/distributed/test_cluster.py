@@ -7,10 +7,9 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,10 @@ from oodbench.pipeline.plan import Plan, make_plan
 from oodbench.pipeline.request import request_from
 from oodbench.results import rows
 from oodbench.storage.store import Store
+from tests.distributed.preloaded import Forked, fork_command
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 
-QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_V2_ENABLED": "1"}
 PLUGIN = '''"""Probe: for this test (Doe et al., ICML 2020, arXiv:2001.00001)."""
 from dataclasses import dataclass
 import os
@@ -52,27 +51,16 @@ class Probe(Method):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """id/{red,green,blue}: 20 images each; few: 9; ood: 5,000 names of 8, three shards."""
+    """id/{red,green,blue}: 20 images each; few: 9; ood: 4,100 names of 8, three shards."""
     root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for folder, n in (("id/red", 20), ("id/green", 20), ("id/blue", 20), ("few", 9), ("ood", 8)):
         (root / folder).mkdir(parents=True)
         for i in range(n):
             Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(root / folder / f"{i:04}.png")
-    for i in range(8, 5000):
+    for i in range(8, 4100):
         os.link(root / f"ood/{i % 8:04}.png", root / f"ood/{i:04}.png")
     return root
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """The address of a cluster of two CPUs, to which this process is connected."""
-    os.environ.update(QUIET)
-    import ray
-
-    context = ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield context.address_info["gcs_address"]
-    ray.shutdown()
 
 
 def plan(images: Path, out: Path, **options: Any) -> Plan:
@@ -136,7 +124,7 @@ def test_ray_gives_the_same_digits_as_one_process(
         f"extract[folder:{images}/id 1/1]",
         *(f"extract[{ood} {i}/3]" for i in (1, 2, 3)),
     }
-    assert {e.images for e in done if e.stage == "extract"} == {60, 2048, 904}
+    assert {e.images for e in done if e.stage == "extract"} == {60, 2048, 4}
     assert {e.name for e in done if e.stage == "score"} == {
         f"score[{name}: mcm, energy]" for name in (f"folder:{images}/id", ood)
     }
@@ -288,28 +276,13 @@ def test_plugins_and_declarations_travel(images: Path, tmp_path: Path, monkeypat
     assert [job.label for job in there.jobs] == [job.label for job in made.jobs]
 
 
-def start(address: str, images: Path, out: Path, *more: str) -> subprocess.Popen[str]:
-    command = [str(Path(sys.executable).with_name("oodbench")), "run", "--id", f"folder:{images}/id", "--methods"]
-    command += [
-        "mcm,energy",
-        "--ood",
-        f"folder:{images}/ood",
-        "--encoder",
-        "glyphs",
-        "--device",
-        "cpu",
-        "--ray",
-        address,
-    ]
-    command += ["--results", str(out), "--store", str(out / "s"), "--tracking-uri", "none", *more]
-    env = {**os.environ, **QUIET}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed)
-
-
-def heed() -> None:
-    """Tests that a shell started in its background ignore SIGINT, and so would their children."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def start(address: str, images: Path, out: Path, *more: str) -> Forked:
+    """A driver in a process of its own."""
+    words = ["run", "--id", f"folder:{images}/id", "--ood", f"folder:{images}/ood", "--methods", "mcm,energy"]
+    words += ["--encoder", "glyphs", "--device", "cpu", "--ray", address, "--tracking-uri", "none"]
+    out.mkdir(exist_ok=True)
+    log = out.with_name(f"{out.name}-{time.monotonic_ns()}")
+    return fork_command(*words, "--results", str(out), "--store", str(out / "s"), *more, output=log)
 
 
 def await_line(path: Path, *words: str) -> None:
@@ -327,7 +300,6 @@ def test_a_driver_that_is_killed_goes_on_from_there(
     driver = start(cluster, images, tmp_path)
     await_line(tmp_path / "events.jsonl", '"done"', "extract[")
     driver.kill()
-    driver.communicate()
     assert entries(tmp_path / "s", "embeddings") and digests(tmp_path) == {}
     events: list[Event] = []
     run(plan(images, tmp_path), told(events))
@@ -340,21 +312,28 @@ def test_a_driver_that_is_killed_goes_on_from_there(
 def test_a_driver_killed_at_twenty_moments_loses_and_doubles_nothing(
     cluster: str, images: Path, tmp_path: Path, undisturbed: Path
 ) -> None:
-    moments, finished = random.Random(1), 0
+    """Each is a number of events after the start, and a moment more: a machine that is busy changes little."""
+    moments, finished, log = random.Random(1), 0, tmp_path / "out/events.jsonl"
+
+    def told_so_far() -> int:
+        return log.read_bytes().count(b"\n") if log.is_file() else 0
+
     for _ in range(20):
-        driver = start(cluster, images, tmp_path)
-        time.sleep(moments.uniform(0.5, 9.0))
+        driver = start(cluster, images, tmp_path / "out")
+        last, pause = told_so_far() + moments.randrange(5), moments.uniform(0, 0.3)
+        while told_so_far() < last and driver.poll() is None:
+            time.sleep(0.01)
+        time.sleep(pause)
         finished += driver.poll() is not None
         driver.kill()
-        driver.communicate()
-        assert set(digests(tmp_path).values()) <= set(digests(undisturbed).values())  # what is there is whole
+        assert set(digests(tmp_path / "out").values()) <= set(digests(undisturbed).values())  # what is there is whole
     assert finished < 20  # else nothing was killed
-    driver = start(cluster, images, tmp_path)
-    _, said = driver.communicate(timeout=300)
-    assert driver.returncode == 0, said
-    assert digests(tmp_path) == digests(undisturbed) and len(list(rows(tmp_path))) == 2
+    driver = start(cluster, images, tmp_path / "out")
+    assert driver.wait(300) == 0, driver.errors.read_text()
+    out = tmp_path / "out"
+    assert digests(out) == digests(undisturbed) and len(list(rows(out))) == 2
     for kind in ("embeddings", "scores"):
-        assert entries(tmp_path / "s", kind) == entries(undisturbed / "s", kind)
+        assert entries(out / "s", kind) == entries(undisturbed / "s", kind)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -364,8 +343,8 @@ def test_a_driver_that_is_asked_to_stop_says_so(
     driver = start(cluster, images, tmp_path)
     await_line(tmp_path / "events.jsonl", '"started"', "extract[")
     driver.send_signal(number)
-    _, said = driver.communicate(timeout=60)
-    assert driver.returncode == code, said
+    returned, said = driver.wait(60), driver.errors.read_text()
+    assert returned == code, said
     *before, last = said.strip().splitlines()
     assert last == "stopped. Finished work is saved; rerun the same command to resume."
     expected = (
@@ -377,8 +356,7 @@ def test_a_driver_that_is_asked_to_stop_says_so(
 
 def test_two_drivers_share_a_store(cluster: str, images: Path, tmp_path: Path, undisturbed: Path) -> None:
     drivers = [start(cluster, images, tmp_path, "--actors", "1") for _ in range(2)]
-    said = [driver.communicate(timeout=300) for driver in drivers]
-    assert [driver.returncode for driver in drivers] == [0, 0], said
+    assert [driver.wait(300) for driver in drivers] == [0, 0], [driver.errors.read_text() for driver in drivers]
     same(tmp_path, undisturbed)
 
 

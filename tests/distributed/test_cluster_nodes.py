@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,31 @@ from oodbench.results import rows
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 
 
-@pytest.fixture
-def cluster() -> Iterator[Any]:
-    """A head without CPUs and two nodes with one CPU each; this process is connected."""
-    os.environ.update({"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"})
+@pytest.fixture(scope="module")
+def cluster(node_options: dict[str, Any]) -> Iterator[Any]:
+    """A head without CPUs and two nodes with one CPU each, of which tests remove one; this process is connected."""
     import ray
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    made.workers = [made.add_node(num_cpus=1) for _ in range(2)]
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **node_options})
+    for _ in range(2):
+        made.add_node(num_cpus=1, **node_options)
     ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
     yield made
     ray.shutdown()
     made.shutdown()
+
+
+@pytest.fixture
+def lose_node(cluster: Any, node_options: dict[str, Any]) -> Iterator[Callable[[], None]]:
+    """Removes a node at once; another takes its place after the test, if not before."""
+
+    def lose() -> None:
+        cluster.remove_node(min(cluster.worker_nodes, key=lambda node: node.node_id), allow_graceful=False)
+
+    yield lose
+    while len(cluster.worker_nodes) < 2:
+        cluster.add_node(num_cpus=1, **node_options)
 
 
 def plan(root: Path, out: Path, ray: str) -> Plan:
@@ -43,13 +55,13 @@ def plan(root: Path, out: Path, ray: str) -> Plan:
     return make_plan(request_from(**asked, encoder="glyphs", ray=ray, out=out, store=out / "s"))
 
 
-def test_a_node_that_goes_away_takes_nothing_with_it(cluster: Any, tmp_path: Path) -> None:
+def test_a_node_that_goes_away_takes_nothing_with_it(lose_node: Callable[[], None], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for folder in ("id/red", "id/green", "ood"):
         (tmp_path / folder).mkdir(parents=True)
         for i in range(9):
             Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(tmp_path / folder / f"{i:04}.png")
-    for i in range(9, 5000):
+    for i in range(9, 4100):
         os.link(tmp_path / f"ood/{i % 9:04}.png", tmp_path / f"ood/{i:04}.png")
     events: list[Event] = []
     gone: list[str] = []
@@ -59,7 +71,7 @@ def test_a_node_that_goes_away_takes_nothing_with_it(cluster: Any, tmp_path: Pat
         busy = [e for e in events if (e.what, e.stage) == ("started", "extract")]
         if len(busy) == 3 and not gone:  # both nodes have been at work
             gone.append(event.name)
-            cluster.remove_node(cluster.workers[1], allow_graceful=False)
+            lose_node()
 
     run(plan(tmp_path, tmp_path / "there", "auto"), Watch(event=tell))
     assert gone and [e.what for e in events].count("lost") >= 1
@@ -74,7 +86,9 @@ def test_a_node_that_goes_away_takes_nothing_with_it(cluster: Any, tmp_path: Pat
     assert there == here and set(here) == {"mcm", "energy"}
 
 
-def test_a_node_lost_in_training_costs_the_steps_since_the_checkpoint(cluster: Any, tmp_path: Path) -> None:
+def test_a_node_lost_in_training_costs_the_steps_since_the_checkpoint(
+    cluster: Any, node_options: dict[str, Any], lose_node: Callable[[], None], tmp_path: Path
+) -> None:
     """CLIPN: the weights are those of an undisturbed training, to the last bit."""
     from safetensors.torch import load_file
 
@@ -112,8 +126,8 @@ def test_a_node_lost_in_training_costs_the_steps_since_the_checkpoint(cluster: A
         while not steps and not waiting.done():
             time.sleep(0.05)
         assert not waiting.done(), waiting.result()
-        cluster.remove_node(cluster.workers[1], allow_graceful=False)
-        cluster.add_node(num_cpus=1)  # takes its place
+        lose_node()
+        cluster.add_node(num_cpus=1, **node_options)  # takes its place
         lost = waiting.result()
     done = [one.done for one in started]
     assert (lost.done, calm.done) == (60, 60) and done[0] == 0 and len(done) >= 2, done

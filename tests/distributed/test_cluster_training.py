@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,11 @@ from oodbench.training.losses import read_losses
 from oodbench.training.plan import TrainRequest
 from oodbench.training.train import TrainWatch, train
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray Train's own are many
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # Ray Train's own are many
+    pytest.mark.usefixtures("cluster"),
+]
 
 TOY = '''"""Toy: a linear "no" (Nobody, Nowhere 2000)."""
 import os, pathlib, signal
@@ -70,30 +73,36 @@ class Toy(TrainedMethod):
 '''
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    """Two CPUs."""
-    os.environ.update({"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"})
-    import ray
-
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture
-def ask(tmp_path: Path) -> Callable[..., TrainRequest]:
-    (tmp_path / "toy.py").write_text(TOY)
-    (tmp_path / "images").mkdir()
-    with (tmp_path / "captions.csv").open("w", newline="") as file:
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """toy.py, and captions.csv of 96 pairs."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "toy.py").write_text(TOY)
+    (folder / "images").mkdir()
+    with (folder / "captions.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["filepath", "caption"])
         for i in range(96):
-            Image.fromarray(render.image("pairs", i)).save(tmp_path / f"images/{i}.png")
+            Image.fromarray(render.image("pairs", i)).save(folder / f"images/{i}.png")
             writer.writerow([f"images/{i}.png", world.caption(i)])
-    captions, plugins = str(tmp_path / "captions.csv"), (tmp_path / "toy.py",)
-    plain = TrainRequest("toy", plugins=plugins, captions=captions, device="cpu", store=tmp_path / "s", chunk=4)
-    return lambda name, **options: dataclasses.replace(plain, out=tmp_path / f"{name}.safetensors", **options)
+    return folder
+
+
+def request(data: Path, out: Path, **options: Any) -> TrainRequest:
+    captions, store = str(data / "captions.csv"), out.parent / "s"
+    plain = TrainRequest("toy", plugins=(data / "toy.py",), captions=captions, device="cpu", store=store, chunk=4)
+    return dataclasses.replace(plain, out=out, **options)
+
+
+@pytest.fixture
+def ask(data: Path, tmp_path: Path) -> Callable[..., TrainRequest]:
+    return lambda name, **options: request(data, tmp_path / f"{name}.safetensors", **options)
+
+
+@pytest.fixture(scope="module")
+def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights of an undisturbed training in this process."""
+    return train(request(data, tmp_path_factory.mktemp("alone") / "alone.safetensors")).out
 
 
 def losses(path: Path | None) -> list[dict[str, Any]]:
@@ -109,8 +118,7 @@ def equal(one: Path, other: Path) -> None:
         torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5)
 
 
-def test_two_workers_give_the_curve_of_one_process(ask: Callable[..., TrainRequest]) -> None:
-    alone = train(ask("alone"))
+def test_two_workers_give_the_curve_of_one_process(ask: Callable[..., TrainRequest], alone: Path) -> None:
     ready: list[Any] = []
     steps: list[int] = []
     watch = TrainWatch(ready=ready.append, step=lambda report: steps.append(report.step))
@@ -118,21 +126,22 @@ def test_two_workers_give_the_curve_of_one_process(ask: Callable[..., TrainReque
     assert (pair.done, pair.steps, pair.made) == (18, 18, 18) and steps == list(range(1, 19))
     assert ready[0].pairs == 96 and ready[0].plan.job.info.name == "toy"
     assert weights.recipe_of(pair.out)["processes"] == 2
-    equal(alone.out, pair.out)
+    equal(alone, pair.out)
     assert not [path for path in pair.out.parent.iterdir() if path.name.endswith(".ray")]
 
 
-def test_a_worker_that_dies_starts_again_from_the_checkpoint(ask: Callable[..., TrainRequest], tmp_path: Path) -> None:
-    alone = train(ask("alone"))
+def test_a_worker_that_dies_starts_again_from_the_checkpoint(
+    ask: Callable[..., TrainRequest], alone: Path, tmp_path: Path
+) -> None:
     ready: list[Any] = []
     asked = ask("pair", checkpoint_every=4, settings=(f"toy.die=@{tmp_path / 'died'}",))
     pair = on_ray(asked, "auto", 2, TrainWatch(ready=ready.append))
     assert (tmp_path / "died").exists() and [one.done for one in ready] == [0, 8]
-    equal(alone.out, pair.out)
+    equal(alone, pair.out)
 
 
 def test_a_restart_throws_away_once_and_only_when_it_can_begin(
-    ask: Callable[..., TrainRequest], tmp_path: Path
+    ask: Callable[..., TrainRequest], alone: Path, tmp_path: Path
 ) -> None:
     kept = train(ask("pair", max_steps=5, checkpoint_every=4))
     wrong = ask("pair", restart=True, batch=15)
@@ -143,7 +152,7 @@ def test_a_restart_throws_away_once_and_only_when_it_can_begin(
     asked = ask("pair", restart=True, checkpoint_every=4, settings=(f"toy.die=@{tmp_path / 'died'}",))
     pair = on_ray(asked, "auto", 2, TrainWatch(ready=ready.append))
     assert (tmp_path / "died").exists() and [one.done for one in ready] == [0, 8]  # a worker's death is no restart
-    equal(train(ask("alone")).out, pair.out)
+    equal(alone, pair.out)
 
 
 def test_a_loss_that_is_no_number_is_not_tried_again(ask: Callable[..., TrainRequest]) -> None:

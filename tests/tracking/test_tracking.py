@@ -29,7 +29,7 @@ from oodbench.tracking import connection as tracker
 from oodbench.tracking import fields as entries
 from oodbench.tracking.connection import quiet_mlflow
 from oodbench.tracking.reader import collect
-from tests.servers import serving, unused_port
+from tests.servers import Server, serving, unused_port
 
 TABLE = "| method | AUROC |\n|---|---|\n| Energy | 91.25 |\n"
 
@@ -137,15 +137,6 @@ def fresh(tmp_path: Path) -> Tracker:
     """The default store of a new results folder."""
     results = tmp_path / "my résults 100%"  # a space, an accent, a per cent sign: sqlite and file URIs must take them
     return Tracker(default_uri(results), results)
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store as MLflow makes it, which takes a second: most tests start from a copy."""
-    folder = tmp_path_factory.mktemp("empty")
-    tracker = Tracker(default_uri(folder), folder)
-    assert Store(tracker.uri).experiment is None
-    return folder / "mlflow.db"
 
 
 @pytest.fixture
@@ -708,12 +699,6 @@ def test_a_url_that_cannot_be_read(uri: str, tmp_path: Path) -> None:
 # A real server
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(tmp_path_factory.mktemp("server"), unused_port()) as running:
-        yield running.uri
-
-
 class Counter:
     """Counts MLflow's HTTP requests; from the given number on they fail."""
 
@@ -784,12 +769,12 @@ def test_a_cable_cut_at_any_request(
 
 
 @pytest.mark.slow
-def test_a_server_that_was_down(tmp_path: Path) -> None:
+def test_a_server_that_was_down(tmp_path: Path, empty_store: Path) -> None:
     port = unused_port()
     tracker = Tracker(f"http://127.0.0.1:{port}", tmp_path / "results")
     lay(tracker.results, row("energy"), row("mcm"))
     check_waits(tracker, "refused")
-    with serving(tmp_path / "server", port) as running:
+    with serving(tmp_path / "server", port, empty_store) as running:
         assert sync(tracker) == SyncReport(2, 0, 0, "")
         assert Store(running.uri).digests == digests(row("energy"), row("mcm"))
         assert sync(tracker) == SyncReport(0, 2, 0, "")
@@ -798,25 +783,26 @@ def test_a_server_that_was_down(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_that_hangs_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_hangs_in_the_middle(
+    running_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It answers the probe and the first request, then stops (SIGSTOP); MLflow alone would retry for minutes."""
+    import requests  # type: ignore[import-untyped,unused-ignore]
+
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
-    with serving(tmp_path / "server", unused_port()) as running:
-        import requests  # type: ignore[import-untyped,unused-ignore]
+    plain = requests.Session.request
 
-        plain = requests.Session.request
+    def request(session: Any, *arguments: Any, **more: Any) -> Any:
+        answer = plain(session, *arguments, **more)
+        os.killpg(running_server.group, signal.SIGSTOP)
+        return answer
 
-        def request(session: Any, *arguments: Any, **more: Any) -> Any:
-            answer = plain(session, *arguments, **more)
-            os.killpg(running.group, signal.SIGSTOP)
-            return answer
-
-        monkeypatch.setattr(requests.Session, "request", request)
-        try:
-            start = time.monotonic()
-            sent = send(Tracker(running.uri, tmp_path / "results"), [row()], attach)
-            assert time.monotonic() - start < 20
-            assert (sent.waiting, "timed out" in sent.reason) == (1, True)
-            assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "2"
-        finally:
-            os.killpg(running.group, signal.SIGCONT)
+    monkeypatch.setattr(requests.Session, "request", request)
+    try:
+        start = time.monotonic()
+        sent = send(Tracker(running_server.uri, tmp_path / "results"), [row(benchmark="hangs")], attach)
+        assert time.monotonic() - start < 20
+        assert (sent.waiting, "timed out" in sent.reason) == (1, True)
+        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "2"
+    finally:
+        os.killpg(running_server.group, signal.SIGCONT)
