@@ -1,46 +1,34 @@
-"""The command as a process of its own, forked from one that has imported its libraries: a start takes no seconds.
+"""Processes that start at once: a server imports torch, open_clip and pandas once, and forks what is asked of it.
 
-Exit code, signals, working folder, environment, standard output and standard error are those of `oodbench ...` in a
-shell. What a start itself does (imports, the entry point, variables that libraries read when they are imported) is
-tested with the installed command instead: the fixture `installed`.
+A forked process has the words, folder, environment, standard output and standard error that were asked for, takes
+signals and ends with its own exit status: commands (`Command`, `command`), the `oodbench` of shell scripts
+(`script_folder`) and the workers of Ray clusters (`RAY_WORKER`) are started so. What a start itself does (imports, the
+entry point, variables that libraries read when they are imported) is tested with the installed command instead.
 
-This file is also the program of the process that forks: it reads requests from a Unix socket. A request is the words,
-the folder and the environment as JSON, with the two streams as file descriptors; the answers are the command's process
-id, and, when it ends, its exit status.
+As a script this file is the server, and the program that asks it and waits.
 """
 
 from __future__ import annotations
 
 import atexit
 import functools
-import importlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import Any, NoReturn
 
-# What the commands import. None of these starts a thread, which a forked process would lack.
-LIBRARIES = (
-    "torch",
-    "torchvision",
-    "open_clip",
-    "pandas",
-    "pyarrow.parquet",
-    "scipy.stats",
-    "sklearn.metrics",
-    "safetensors.torch",
-    "rich.progress",
-    "oodbench.api",
-    "oodbench.cli",
-)
-_REQUEST = 1 << 20  # bytes
+VARIABLE = "OODBENCH_TESTS_PROCESSES"  # holds the path of the server's socket
+RAY_WORKER = __file__  # what Ray runs instead of its own setup_worker.py
+START_SECONDS = 300  # for the imports of the server
 
 
 class Command:
@@ -60,40 +48,34 @@ class Command:
         self.returncode: int | None = None
         self._streams = [tempfile.TemporaryFile() for _ in range(2)]
         out, err = (stream.fileno() for stream in self._streams)
-        request = {"words": self.args, "cwd": str(cwd or Path.cwd()), "env": dict(os.environ if env is None else env)}
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.connect(_server()[0])
-        socket.send_fds(self._socket, [json.dumps(request).encode()], [out, err if terminal is None else terminal])
-        self.pid = int(self._socket.recv(64))
+        environment = dict(os.environ if env is None else env)
+        files = (out, err if terminal is None else terminal)
+        self._server = ask(server(), ["oodbench", *self.args], files, str(cwd or Path.cwd()), environment)
+        self.pid = int.from_bytes(self._server.recv(4))
 
     def __del__(self) -> None:
         for stream in self._streams:
             stream.close()
-        self._socket.close()
+        self._server.close()
 
     def poll(self) -> int | None:
-        """Return the exit code, None while the command runs."""
-        try:
-            return self.wait(0.0)
-        except subprocess.TimeoutExpired:
-            return None
+        """Return the exit code, minus the number of the signal that ended the command; None while it runs."""
+        if self.returncode is None and select.select([self._server], [], [], 0)[0]:
+            self.returncode = int.from_bytes(self._server.recv(4), signed=True)
+        return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Return the exit code; minus the signal's number if a signal ended the command."""
-        if self.returncode is None:
-            self._socket.settimeout(None if timeout is None else max(timeout, 0.001))
-            try:
-                answer = self._socket.recv(64)
-            except TimeoutError as error:
-                raise subprocess.TimeoutExpired(self.args, timeout or 0.0) from error
-            self.returncode = os.waitstatus_to_exitcode(int(answer))
-        return self.returncode
+        """Return the exit code when the command ends. Raise subprocess.TimeoutExpired if it runs for longer."""
+        if self.returncode is None and not select.select([self._server], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0.0, stderr=self._text(1).encode())
+        code = self.poll()
+        assert code is not None
+        return code
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """Wait for the end. Return what the command wrote to standard output and to standard error."""
         self.wait(timeout)
-        out, err = map(_text, self._streams)
-        return out, err
+        return self._text(0), self._text(1)
 
     def send_signal(self, number: int) -> None:
         """Send a signal unless the command has ended."""
@@ -101,8 +83,14 @@ class Command:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """End the command."""
+        """End the command without a warning, and wait until it is gone."""
         self.send_signal(signal.SIGKILL)
+        self.wait(60)
+
+    def _text(self, stream: int) -> str:
+        """Return what was written so far."""
+        size = os.fstat(self._streams[stream].fileno()).st_size
+        return os.pread(self._streams[stream].fileno(), size, 0).decode(errors="replace")
 
 
 def command(*words: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -115,111 +103,148 @@ def command(*words: str | Path, cwd: Path | None = None, **environment: str) -> 
     return subprocess.CompletedProcess(running.args, running.wait(), out, err)
 
 
-def _text(stream: BinaryIO) -> str:
-    """Return what was written to a file that another process wrote."""
-    stream.seek(0)
-    return stream.read().decode()
+@functools.cache
+def script_folder() -> str:
+    """Return a folder for the front of PATH, in which `oodbench` is a program that asks the server and waits."""
+    folder = Path(tempfile.mkdtemp(prefix="oodbench-bin-"))
+    program = folder / "oodbench"
+    python = f"{sys.executable} -S -E"  # without site-packages, so that it starts in milliseconds
+    program.write_text(f'#!/bin/sh\n{VARIABLE}={server()} exec {python} {__file__} --command "$@"\n')
+    program.chmod(0o755)
+    return str(folder)
 
 
 @functools.cache
-def _server() -> tuple[str, subprocess.Popen[bytes]]:
-    """Start the process that forks, once per test process. Return the address of its socket, and the process."""
-    address = str(Path(tempfile.mkdtemp(prefix="oodbench-")) / "socket")
-    server = subprocess.Popen([sys.executable, __file__, address], stdin=subprocess.PIPE)
-    assert server.stdin is not None
-    atexit.register(server.stdin.close)  # the server reads that, and ends
-    until = time.monotonic() + 300
-    while not Path(address).exists():
-        assert server.poll() is None and time.monotonic() < until, "the process that forks does not start"
+def server() -> str:
+    """Start the server of this process, unless it runs. Return the path of its socket."""
+    path = str(Path(tempfile.mkdtemp(prefix="oodbench-")) / "socket")
+    log = Path(path).with_name("log")
+    with log.open("wb") as file:
+        running = subprocess.Popen([sys.executable, __file__, "--serve", path], stdin=subprocess.PIPE, stderr=file)
+    assert running.stdin is not None
+
+    def end() -> None:
+        assert running.stdin is not None
+        running.stdin.close()  # the server reads that, and ends
+        running.wait(60)
+
+    atexit.register(end)
+    until = time.monotonic() + START_SECONDS
+    while not os.path.exists(path):
+        assert running.poll() is None and time.monotonic() < until, log.read_text()
         time.sleep(0.05)
-    return address, server
+    return path
 
 
-def serve(address: str) -> NoReturn:
-    """Import the libraries, then fork a process for each connection until standard input is closed."""
-    import select
+def ask(
+    path: str, words: Sequence[str], files: tuple[int, int], folder: str, environment: Mapping[str, str]
+) -> socket.socket:
+    """Ask for a process with these standard streams. The connection tells its process id, and its exit status."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(path)
+    request = json.dumps({"words": list(words), "folder": folder, "environment": dict(environment)}).encode()
+    socket.send_fds(connection, [len(request).to_bytes(4)], files)
+    connection.sendall(request)
+    return connection
 
-    del sys.path[0]  # the folder of this file
-    for library in LIBRARIES:
-        importlib.import_module(library)
+
+def serve(path: str) -> None:
+    """Fork a process for each request until standard input ends."""
+    # Not ray: it reads the variables that it gives its workers when it is imported. None of these starts a thread,
+    # which a forked process would lack.
+    import pandas  # noqa: F401
+    import sklearn.metrics  # noqa: F401
+
+    import oodbench.api
+    import oodbench.cli.run
+    import oodbench.distributed.training
+    import oodbench.distributed.worker
+    import oodbench.encoder.openclip  # noqa: F401
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for pytest
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes that wait
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(address + ".new")
+    listener.bind(f"{path}.new")
     listener.listen(64)
-    os.rename(address + ".new", address)
+    os.rename(f"{path}.new", path)
+    running: dict[int, tuple[int, socket.socket]] = {}  # pidfd of a process -> its process id, whom to tell
     while True:
-        if sys.stdin in select.select([sys.stdin, listener], [], [])[0]:
-            os._exit(0)
-        connection, _ = listener.accept()
-        if os.fork() == 0:
-            listener.close()
-            _attend(connection)
-        connection.close()
+        waited: list[int | socket.socket] = [0, listener, *running]
+        ready = select.select(waited, [], [])[0]
+        if 0 in ready:
+            return
+        for ended in [one for one in running if one in ready]:
+            pid, asker = running.pop(ended)
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            with asker, suppress(OSError):  # who asked may be gone
+                asker.sendall(code.to_bytes(4, signed=True))
+            os.close(ended)
+        if listener in ready:
+            asker, _ = listener.accept()
+            size, files, _, _ = socket.recv_fds(asker, 4, 2)
+            with asker.makefile("rb") as stream:
+                request = json.loads(stream.read(int.from_bytes(size)))
+            if (pid := os.fork()) == 0:
+                listener.close()
+                become(request, files)
+            for file in files:
+                os.close(file)
+            running[os.pidfd_open(pid)] = pid, asker
+            with suppress(OSError):
+                asker.sendall(pid.to_bytes(4))
 
 
-def _attend(connection: socket.socket) -> NoReturn:
-    """Fork the command, and tell its process id and its exit status."""
-    data, streams, _, _ = socket.recv_fds(connection, _REQUEST, 2)
-    request = json.loads(data)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    pid = os.fork()
-    if pid == 0:
-        connection.close()
-        _be(request["words"], streams, request["cwd"], request["env"])
-    for stream in streams:
-        os.close(stream)
-    connection.sendall(f"{pid}\n".encode())
-    _, status = os.waitpid(pid, 0)
-    try:
-        connection.sendall(str(status).encode())
-    except OSError:  # the test did not wait
-        pass
-    os._exit(0)
-
-
-def _be(words: list[str], streams: list[int], folder: str, environment: Mapping[str, str]) -> NoReturn:
-    """Be the command: set the process up as a shell would, run it, and end."""
-    code = 1
-    try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background process ignores it
-        os.environ.clear()
-        os.environ.update(environment)
-        os.chdir(folder)
-        for number, stream in zip((1, 2), streams, strict=True):
-            os.dup2(stream, number)
-            os.close(stream)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        sys.argv = ["oodbench", *words]
+def become(request: dict[str, Any], files: Sequence[int]) -> NoReturn:
+    """Turn this fork into the process that was asked for."""
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number, file in enumerate(files, 1):
+        os.dup2(file, number)
+        os.close(file)
+    # As the interpreter opens them when it starts.
+    sys.stdout = open(1, "w", buffering=1 if os.isatty(1) else -1, encoding="utf-8", closefd=False)
+    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    os.chdir(request["folder"])
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start tests in the background that ignore it
+    first, *words = request["words"]
+    if first == "oodbench":
         from oodbench.cli import main
 
-        code = _exit_code(main)
-        import threading
+        sys.argv = [first, *words]
+        main()
+        sys.exit()
+    # What Ray's setup_worker.py does, but for exec.
+    import argparse
+    import runpy
 
-        threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
+    from ray._private.runtime_env.context import RuntimeEnvContext
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--serialized-runtime-env-context", default="{}")
+    parser.add_argument("--language")
+    known, sys.argv = parser.parse_known_args(words)
+    os.environ.update(RuntimeEnvContext.deserialize(known.serialized_runtime_env_context).env_vars)
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    sys.exit()
 
 
-def _exit_code(main: object) -> int:
-    """Run the command. Return the exit code, as the interpreter does."""
-    import traceback
-
-    try:
-        main()  # type: ignore[operator]
-    except SystemExit as end:
-        if end.code is None or isinstance(end.code, int):
-            return end.code or 0
-        print(end.code, file=sys.stderr)
-        return 1
-    except BaseException:
-        traceback.print_exc()
-        return 1
-    return 0
+def wait_for(words: Sequence[str]) -> int:
+    """Ask for a process with the streams and the environment of this one. Return its exit code."""
+    environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    with ask(os.environ[VARIABLE], words, (1, 2), os.getcwd(), environment) as answers:
+        pid = int.from_bytes(answers.recv(4))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda caught, frame: os.kill(pid, caught))
+        return int.from_bytes(answers.recv(4), signed=True)
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    if sys.argv[1] == "--serve":
+        del sys.path[0]  # the folder of this file
+        serve(sys.argv[2])
+    elif sys.argv[1] == "--command":
+        code = wait_for(["oodbench", *sys.argv[2:]])
+        sys.exit(code if code >= 0 else 128 - code)
+    else:
+        wait_for(["ray", *sys.argv[1:]])

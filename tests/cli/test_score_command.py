@@ -30,6 +30,7 @@ from oodbench.detector.engine import Scored
 from oodbench.pipeline.request import request_from
 from oodbench.storage.store import Store
 from tests.photos import lay
+from tests.processes import script_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -333,7 +334,7 @@ def test_the_page_on_detectors_can_be_followed(place: Path, tmp_path: Path) -> N
     env = {
         **os.environ,
         "OODBENCH_STORE": str(tmp_path / "store"),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join([script_folder(), str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
     for command in "\n".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL)).splitlines():
         done = subprocess.run(command, shell=True, cwd=here, env=env, capture_output=True, text=True, check=False)

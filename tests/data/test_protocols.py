@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from oodbench.pipeline.plan import Plan, make_plan
 from oodbench.pipeline.request import RunRequest
 from oodbench.pipeline.task import encoder_loader
 from oodbench.storage.store import Store
+from tests.processes import script_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -350,7 +350,7 @@ def test_the_page_on_datasets_can_be_followed(photos: Path, tmp_path: Path) -> N
     shutil.copytree(photos / "photos", tmp_path / "photos")
     shutil.copytree(photos / "others", tmp_path / "others")
     own = {"OODBENCH_CONFIG": str(tmp_path / "config"), "OODBENCH_STORE": str(tmp_path / "store")}
-    env = {**os.environ, **own, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    env = {**os.environ, **own, "PATH": os.pathsep.join([script_folder(), os.environ["PATH"]])}
     said = ""
     for command in "\n".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL)).splitlines():
         if command:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.distributed import preloaded
+from tests import processes
 
 VARIABLES = {
     "RAY_AUTH_MODE": "disabled",
@@ -37,12 +37,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 @pytest.fixture(scope="session")
-def node_options(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+def node_options() -> dict[str, Any]:
     """Options of a node of a Cluster: its workers are forked."""
     os.environ.update(VARIABLES)
-    with preloaded.server(tmp_path_factory.mktemp("preloaded")) as socket:
-        os.environ[preloaded.VARIABLE] = socket
-        yield {"include_dashboard": False, "include_log_monitor": False, "setup_worker_path": preloaded.__file__}
+    os.environ[processes.VARIABLE] = processes.server()
+    return {"include_dashboard": False, "include_log_monitor": False, "setup_worker_path": processes.RAY_WORKER}
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ from oodbench.pipeline.plan import Plan, make_plan
 from oodbench.pipeline.request import request_from
 from oodbench.results import rows
 from oodbench.storage.store import Store
-from tests.distributed.preloaded import Forked, fork_command
+from tests.processes import Command
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 
@@ -276,13 +276,11 @@ def test_plugins_and_declarations_travel(images: Path, tmp_path: Path, monkeypat
     assert [job.label for job in there.jobs] == [job.label for job in made.jobs]
 
 
-def start(address: str, images: Path, out: Path, *more: str) -> Forked:
+def start(address: str, images: Path, out: Path, *more: str) -> Command:
     """A driver in a process of its own."""
     words = ["run", "--id", f"folder:{images}/id", "--ood", f"folder:{images}/ood", "--methods", "mcm,energy"]
     words += ["--encoder", "glyphs", "--device", "cpu", "--ray", address, "--tracking-uri", "none"]
-    out.mkdir(exist_ok=True)
-    log = out.with_name(f"{out.name}-{time.monotonic_ns()}")
-    return fork_command(*words, "--results", str(out), "--store", str(out / "s"), *more, output=log)
+    return Command(*words, "--results", out, "--store", out / "s", *more)
 
 
 def await_line(path: Path, *words: str) -> None:
@@ -329,7 +327,7 @@ def test_a_driver_killed_at_twenty_moments_loses_and_doubles_nothing(
         assert set(digests(tmp_path / "out").values()) <= set(digests(undisturbed).values())  # what is there is whole
     assert finished < 20  # else nothing was killed
     driver = start(cluster, images, tmp_path / "out")
-    assert driver.wait(300) == 0, driver.errors.read_text()
+    assert driver.wait(300) == 0, driver.communicate()[1]
     out = tmp_path / "out"
     assert digests(out) == digests(undisturbed) and len(list(rows(out))) == 2
     for kind in ("embeddings", "scores"):
@@ -343,7 +341,7 @@ def test_a_driver_that_is_asked_to_stop_says_so(
     driver = start(cluster, images, tmp_path)
     await_line(tmp_path / "events.jsonl", '"started"', "extract[")
     driver.send_signal(number)
-    returned, said = driver.wait(60), driver.errors.read_text()
+    returned, said = driver.wait(60), driver.communicate()[1]
     assert returned == code, said
     *before, last = said.strip().splitlines()
     assert last == "stopped. Finished work is saved; rerun the same command to resume."
@@ -356,7 +354,7 @@ def test_a_driver_that_is_asked_to_stop_says_so(
 
 def test_two_drivers_share_a_store(cluster: str, images: Path, tmp_path: Path, undisturbed: Path) -> None:
     drivers = [start(cluster, images, tmp_path, "--actors", "1") for _ in range(2)]
-    assert [driver.wait(300) for driver in drivers] == [0, 0], [driver.errors.read_text() for driver in drivers]
+    assert [driver.wait(300) for driver in drivers] == [0, 0], [driver.communicate()[1] for driver in drivers]
     same(tmp_path, undisturbed)
 
 

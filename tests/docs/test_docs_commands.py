@@ -24,6 +24,7 @@ from oodbench.cli import main
 from oodbench.data import catalog as catalogue
 from oodbench.pipeline.jobs import make_jobs
 from oodbench.pipeline.request import RunRequest
+from tests.processes import script_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [p.relative_to(ROOT).as_posix() for p in [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]]
@@ -149,7 +150,7 @@ def test_pages_can_be_followed(page: str, ledger: Path, tmp_path: Path) -> None:
     shutil.copy(ledger, tmp_path / "results")
     env = {
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join([script_folder(), str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONPATH": str(tmp_path.parent / "site"),  # where `pip install` goes, instead of into this environment
         "PIP_TARGET": str(tmp_path.parent / "site"),
         "PIP_NO_DEPS": "1",
