@@ -142,6 +142,16 @@ def read_record(target: Path) -> dict[str, str]:
     return record if isinstance(record, dict) else {}
 
 
+def undeclared_digests(dataset: Dataset, data_root: Path) -> list[str]:
+    """Return a sentence for each archive that was got below the data root and has no declared digest."""
+    recorded = [(one, read_record(target_of(dataset, one, data_root)).get("sha256")) for one in dataset.archives]
+    return [
+        f"no digest is declared for {archive.file_name}; that of the one that was got is sha256 {sha256}"
+        for archive, sha256 in recorded
+        if sha256
+    ]
+
+
 def _check_page(file: Path, archive: Archive) -> None:
     """Raise UserError if a server sent a web page in place of an archive, as one that needs a login does."""
     with file.open("rb") as content:

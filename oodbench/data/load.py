@@ -11,6 +11,7 @@ from oodbench.data import catalog, decode, prompts, subsets
 from oodbench.data.catalog import Dataset
 from oodbench.data.imagenet import wnids
 from oodbench.data.imageset import ImageSet, ImageSource, missing_error, renamed
+from oodbench.data.install import undeclared_digests
 from oodbench.data.loaders.layout import (
     Remark,
     empty_class_remarks,
@@ -242,7 +243,10 @@ def notes(images: ImageSet, classes: TextList | None = None) -> list[str]:
         remarks += decode.remark_on_first(images)
     if classes and classes.name not in prompts.names("classes"):
         remarks += [*name_remarks(images, classes), *same_prompt_remarks(classes.lines)]
-    return [f"{images.dataset.name}: {remark.message}" for remark in remarks]
+    depth = len(Path(images.dataset.path).parts)
+    data_root = (images.folder, *images.folder.parents)[depth:][:1]  # () for a place that is not below it
+    undeclared = [message for root in data_root for message in undeclared_digests(images.dataset, root)]
+    return [f"{images.dataset.name}: {message}" for message in (*(remark.message for remark in remarks), *undeclared)]
 
 
 def name_remarks(id_set: ImageSet, classes: TextList) -> list[Remark]:

@@ -31,10 +31,12 @@ from oodbench.data.catalog import Archive, Dataset
 from oodbench.data.checks.single import archive_findings
 from oodbench.data.fetch import GetOptions, get
 from oodbench.data.install import DOWNLOADS, record_path
+from oodbench.data.load import LoadOptions, load_images, notes
 from oodbench.errors import UserError
 from oodbench.storage.archives import Bounds
 from oodbench.storage.download import RetryPolicy, drive_id
 from oodbench.storage.files import locked
+from oodbench.storage.store import Store
 from tests.file_server import FileServer, file_server
 
 HASTE = RetryPolicy(timeout=0.3, tries=3, pause=0.01)
@@ -242,6 +244,8 @@ def test_without_a_digest_the_first_one_is_recorded(
     assert f"sha256 {sha256[:12]}" in get(["pets"], tmp_path, QUICK).text()  # said of what is there, too
     (finding,) = archive_findings(one, tmp_path)
     assert (finding.level, finding.kind) == ("note", "archive") and sha256 in finding.message
+    images = load_images(one, LoadOptions(tmp_path, Store(tmp_path / "store")), labelled=False)
+    assert [note for note in notes(images) if "digest" in note] == [f"pets: {finding.message}"]  # said by a run
     shutil.rmtree(tmp_path / "pets/images")
     server.content = packed("1.png", "3.png")
     other = get(["pets"], tmp_path, QUICK)

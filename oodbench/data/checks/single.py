@@ -14,7 +14,7 @@ from oodbench.data.checks.findings import Finding, SetSummary, first_examples
 from oodbench.data.checks.inspection import ImageFacts
 from oodbench.data.decode import constant_remark
 from oodbench.data.imageset import ImageSet
-from oodbench.data.install import read_record, target_of
+from oodbench.data.install import undeclared_digests
 from oodbench.data.loaders.imagelist import read_list
 from oodbench.data.loaders.layout import same_prompt_remarks
 from oodbench.data.places import find_list
@@ -107,11 +107,9 @@ def image_findings(listing: ImageSet, inspected: Sequence[ImageFacts]) -> Iterat
 
 
 def archive_findings(dataset: Dataset, data: Path) -> Iterator[Finding]:
-    """Yield the finding on archives without a declared digest, with the sha256 that was recorded when they were got."""
-    for archive in dataset.archives:
-        if sha256 := read_record(target_of(dataset, archive, data)).get("sha256"):
-            message = f"no digest is declared for {archive.file_name}; that of the one that was got is sha256 {sha256}"
-            yield Finding("note", "archive", (dataset.name,), message)
+    """Yield the findings on archives without a declared digest."""
+    for message in undeclared_digests(dataset, data):
+        yield Finding("note", "archive", (dataset.name,), message)
 
 
 def class_name_findings(listing: ImageSet) -> Iterator[Finding]:
