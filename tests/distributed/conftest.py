@@ -16,7 +16,7 @@ VARIABLES = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # of seconds of waiting, 2 otherwise
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # 2 by default
     "RAY_worker_niceness": "0",
 }
 LOG_LINES = 20
