@@ -27,9 +27,8 @@ log = logging.getLogger(__name__)
 
 ENGINE = 1  # raise when encoding gives other numbers than before
 PART = 8192  # prompts in one stored entry
-BATCH = (
-    256  # prompts encoded between two reports of progress: the batch of LoadedEncoder.text, so that no digit changes
-)
+# Prompts encoded between two reports of progress: the batch of LoadedEncoder.text, so that no digit changes.
+BATCH = 256
 
 Progress = Callable[[int], Advance]
 

@@ -65,10 +65,9 @@ def download(
     """Download a URL to `path`, which exists only when it is complete and has the checksum, and return `path`.
 
     A file of Google Drive is received by gdown. What was received is kept in the same folder as .NAME.part, and the
-    next call resumes there. Raise UserError if the
-    server fails or stalls, if the checksum is wrong (the part is then removed), or if another process downloads the
-    same file and the policy is not to wait for it. `watch` gets a description and the total bytes (0: unknown), and
-    returns a function that is called with the bytes of each block.
+    next call resumes there. Raise UserError if the server fails or stalls, if the checksum is wrong (the part is then
+    removed), or if another process downloads the same file and the policy is not to wait for it. `watch` gets a
+    description and the total bytes (0: unknown), and returns a function that is called with the bytes of each block.
     """
     if not source.url.lower().startswith(("http://", "https://")):
         raise UserError(f"cannot fetch '{redact_url(source.url)}': only http:// and https:// addresses")
