@@ -77,6 +77,9 @@ class CommandGroup(click.Group):
                 except SystemExit as end:
                     code = end.code
                 sys.stdout.flush()  # reports a full disk now and not when Python ends
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message(), err=True)
+            code = 2
         except click.ClickException as error:
             arguments = args[0] if args else more.get("args")
             print_errors(_usage_text(error, list(sys.argv[1:] if arguments is None else arguments)))

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import logging
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +131,7 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, n
     id_set = classes = calibration = None
     ood: list[OodSet] = []
     missing: dict[str, str] = {}  # OOD sets that --skip-missing skips -> reason
+    absent: list[str] = []  # all sets that are not there
     if protocol:
         if not needs_ood:
             protocol = dataclasses.replace(protocol, ood=())
@@ -149,7 +151,11 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, n
         def load(dataset: Dataset, labelled: bool) -> ImageSet | None:
             if faulty and dataset.loader == "glyphs" and not dataset.classes:
                 return None
-            return load_images(dataset, options, labelled=labelled)
+            try:
+                return load_images(dataset, options, labelled=labelled)
+            except Missing:
+                absent.append(dataset.name)
+                raise
 
         id_set = attempt(load, protocol.id, True)
         classes = attempt(class_names_of, id_set) if id_set else None
@@ -162,6 +168,12 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, n
                     missing[dataset.name] = f"skipped: {error}"
                 else:
                     collected.problems += error.problems
+        if len(absent) > 1 and not missing and protocol.benchmark.name in catalogue.benchmarks():
+            everything = shlex.join(
+                ["oodbench", "datasets", "get", protocol.benchmark.name]
+                + (["--data", str(request.data)] if request.data else [])
+            )
+            collected.problems[-1] += f"\n  all {len(absent)} sets that are not there: {everything}"
         protocol = attempt(protocol.without, missing) if missing else protocol
         if id_set:
             attempt(check_folders, id_set, [ood_set.listing for ood_set in ood])

@@ -109,6 +109,14 @@ CASES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
             "dataset 'sun' was not found at",
         ],
     ),
+    "missing benchmark": (
+        ["--id", "imagenet1k", "--data", "else where"],
+        [
+            "dataset 'imagenet1k' was not found at",
+            *(f"dataset '{name}' was not found at" for name in ("inaturalist", "sun", "places")),
+            "all 5 sets that are not there: oodbench datasets get mos --data 'else where'",
+        ],
+    ),
     "fewer images than the catalogue counts": (
         ["--id", "imagenet1k", "--encoder", "ViT-B-16/openai", "--data", "data", "--ood", "textures"],
         [

@@ -489,3 +489,10 @@ def test_folders_of_dead_workers_are_removed(tmp_path: Path, monkeypatch: pytest
     assert not killed.exists() and (own.path / "plugin.py").is_file()
     own.remove()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("group_name", ["", "get", "store"])
+def test_a_group_without_a_command_shows_its_help(group_name: str) -> None:
+    done = call(*group_name.split())
+    assert done.exit_code == 2 and done.stderr.startswith(f"Usage: main {group_name}".rstrip())
+    assert "\nCommands:\n" in done.stderr
