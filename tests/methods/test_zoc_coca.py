@@ -242,6 +242,7 @@ def test_stored_vectors_serve_every_list_of_classes(ours: OpenClip) -> None:
     assert not {"", "<start_of_text>", "<end_of_text>"} & set(states[0].strings)
 
 
+@pytest.mark.slow
 def test_a_caption_longer_than_the_context_is_named(
     ours: OpenClip, shown: Tensor, words: Callable[..., Tensor]
 ) -> None:
