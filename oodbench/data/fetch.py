@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import queue
-import re
 import shlex
 import socket
 import threading
@@ -15,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from oodbench.data import catalog
-from oodbench.data.catalog import Archive, Dataset
+from oodbench.data.catalog import UNKNOWN, Archive, Dataset
 from oodbench.data.hub import has_token, install_from_hub
 from oodbench.data.install import (
     GetOptions,
@@ -28,8 +27,9 @@ from oodbench.data.install import (
     torchvision_can_fetch,
 )
 from oodbench.data.load import LoadOptions, load_images
-from oodbench.data.paths import data_root
-from oodbench.data.places import find_place
+from oodbench.data.loaders.imagelist import read_list
+from oodbench.data.paths import data_option, with_data_option
+from oodbench.data.places import bindings, find_list, find_place
 from oodbench.errors import Missing, ProblemList, UserError, is_url, raise_all, redact
 from oodbench.storage.download import drive_id
 from oodbench.storage.store import Store, default_root
@@ -84,18 +84,14 @@ class Summary:
         if lacking:
             lines.append(f"next: what is said above, then: {command(self.names, self.root)}")
         elif runnable := next((name for name in self.names if name in catalog.benchmarks()), ""):
-            lines.append(f"next: oodbench run --id {runnable} --methods mcm{_data_option(self.root)}")
+            lines.append(f"next: oodbench run --id {runnable} --methods mcm{data_option(self.root)}")
         return "\n".join(lines)
 
 
 def command(names: Sequence[str], root: Path, source: str = "") -> str:
     """Return the command that gets datasets into a data folder."""
     given = f" --from {shlex.quote(source)}" if source else ""
-    return f"oodbench datasets get {shlex.join(names)}{given}{_data_option(root)}"
-
-
-def _data_option(root: Path) -> str:
-    return "" if root == data_root(None) else f" --data {shlex.quote(str(root))}"
+    return f"oodbench datasets get {shlex.join(names)}{given}{data_option(root)}"
 
 
 def get(names: Sequence[str], root: Path, options: GetOptions | None = None) -> Summary:
@@ -143,7 +139,9 @@ def _plan(names: Sequence[str], source: Path | None) -> tuple[dict[str, Dataset]
     def add(one: Dataset) -> None:
         for other in filter(None, (one.within, *one.parts)):
             add(catalog.dataset(other))
-        if source and not (one.archives or one.within or one.parts or source.is_dir()) and one.loader != "glyphs":
+        # Without a count, an archive of more than the set, such as CUB's training images, would be taken for it.
+        checkable = one.count and one.loader in ("classes", "images") and not Path(one.path).is_absolute()
+        if source and source.is_file() and checkable and not (one.archives or one.within or one.parts):
             one = replace(one, archives=(Archive(name=source.name),))
         wanted.setdefault(one.name, one)
 
@@ -175,6 +173,15 @@ def _checked_source(wanted: Sequence[Dataset], source: Path | None) -> Path | No
         raise UserError(f"--from {source} does not exist")
     with_archives = [one for one in wanted if one.archives]
     known = [archive.file_name for one in with_archives for archive in one.archives]
+    if not with_archives:
+        raise UserError(
+            "\n  ".join(
+                (
+                    f"--from {source}: no archive of {', '.join(one.name for one in wanted)} is declared",
+                    *(one.obtain for one in wanted if one.obtain),
+                )
+            )
+        )
     if source.is_file() and source.name in known:
         return source.parent
     if source.is_file() and len(with_archives) != 1:
@@ -257,6 +264,12 @@ class _State:
     def _fetch(self, one: Dataset) -> Iterator[str]:
         """Fetch what is not there of a dataset, and yield what was done. Raise ByHand if it cannot be requested."""
         options = replace(self.options, watch=self._watch)
+        bound = bindings().get(one.name)
+        if bound and find_place(one, self.root).dataset is None:  # what is fetched would not be used
+            raise ByHand(
+                f"it is bound to {bound}, where it is not: bring it back, or bind another place, or, to get it below "
+                f"{self.root}: oodbench datasets locate {one.name} --forget && {command([one.name], self.root)}"
+            )
         if one.loader == "torchvision" and not (one.archives and self._given(one)) and not torchvision_can_fetch(one):
             raise ByHand(instructions(one, self.root))
         if one.loader == "torchvision":
@@ -317,7 +330,12 @@ class _State:
             return replace(outcome, message=instructions(one, self.root))
         if not one.archives:
             return outcome
-        path = shlex.quote(str(target_of(one, one.archives[0], self.root)))
+        wrong = target_of(one, one.archives[0], self.root)
+        if one.list and one.digest != UNKNOWN and (listed := find_list(one, self.root)).is_file():
+            wrong = listed if read_list(listed).digest != one.digest else wrong
+        if not is_there(wrong):
+            return outcome
+        path = shlex.quote(str(wrong))
         anew = f"\nto get it anew: mv {path} {path}.old && {command([one.name], self.root)}"
         return replace(outcome, message=outcome.message + anew)
 
@@ -330,8 +348,7 @@ def _can_request(url: str) -> bool:
 def instructions(one: Dataset, root: Path) -> str:
     """Return what the user has to do to get a dataset that cannot be had by a plain request."""
     steps = one.obtain or (f"see {one.url}" if one.url else "nothing is known about where it is to be had")
-    commands = r"(oodbench datasets get [\w.-]+(?: --from [\w.-]+)?)"
-    lines = [re.sub(commands, lambda match: match[0] + _data_option(root), steps)]
+    lines = [with_data_option(steps, root)]
     drive = [
         archive for archive in one.archives if drive_id(archive.url) and not is_there(target_of(one, archive, root))
     ]
@@ -342,6 +359,6 @@ def instructions(one: Dataset, root: Path) -> str:
             lines.append(f"or open {archive.url}, and then: {command([one.name], root, archive.file_name)}")
     count = f", {one.count:,} images" if one.count else ""
     lines.append(
-        f"it belongs at {one.folder(root)}{count}; then: oodbench datasets check {one.name}{_data_option(root)}"
+        f"it belongs at {one.folder(root)}{count}; then: oodbench datasets check {one.name}{data_option(root)}"
     )
     return redact("\n".join(lines))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from oodbench.data import imagenet
 from oodbench.data.catalog import Dataset
-from oodbench.data.install import DOWNLOADS, GetOptions
+from oodbench.data.install import DOWNLOADS, GetOptions, move_to
 from oodbench.errors import UserError
 from oodbench.storage.files import locked
 
@@ -43,7 +43,7 @@ def install_from_hub(dataset: Dataset, data_root: Path, options: GetOptions) -> 
                 number = f"{len(seen):,} of {imagenet.IMAGES:,}"
                 raise UserError(f"{repository} has {number} validation images; none was moved")
             target.parent.mkdir(parents=True, exist_ok=True)
-            made.rename(target)
+            move_to(made, target)
             shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import inspect
 import json
@@ -75,13 +76,18 @@ def install(dataset: Dataset, archive: Archive, data_root: Path, options: GetOpt
     given = given_file(dataset, archive, options.source)
     try:
         with locked(folder / ".lock", f"another process gets {dataset.name}; wait for it"):
+            if is_there(target):  # another process has got it since it was looked for
+                return "got by another process"
             file, remark = _file(archive, folder, target, given, options)
+            record = "" if archive.has_digest else _facts(archive, file)
             if archive.sort:
                 remark += _sort(file, archive.sort, folder, target, options)
             elif is_archive(archive.file_name) and not is_archive(target.name):
                 _unpack(file, folder, data_root, target, archive.inside, options)
             else:
                 _place(file, target, move=not given)
+            if record:  # of what is there now: what could not be unpacked is not recorded
+                write_text(record_path(target), record)
             shutil.rmtree(folder, ignore_errors=True)
     except Damaged:
         if not given:
@@ -118,14 +124,15 @@ def _file(archive: Archive, folder: Path, target: Path, given: Path | None, opti
         _check_page(file, archive)
     if archive.has_digest:
         return file, ""
+    return file, f" (no digest is declared; its sha256 {'agrees with' if recorded else 'is recorded in'} {record})"
+
+
+def _facts(archive: Archive, file: Path) -> str:
+    """Return the record of a file without a declared digest."""
     with file.open("rb") as content:
         sha256 = hashlib.file_digest(content, "sha256").hexdigest()
     facts = {"url": redact_url(archive.url), "file": file.name, "size": file.stat().st_size, "sha256": sha256}
-    write_text(record, json.dumps({**facts, "declared": False}, indent=2) + "\n")
-    return (
-        file,
-        f" (no digest is declared; sha256 {sha256[:12]}... {'agrees with' if recorded else 'is recorded in'} {record})",
-    )
+    return json.dumps({**facts, "declared": False}, indent=2) + "\n"
 
 
 def record_path(target: Path) -> Path:
@@ -164,11 +171,24 @@ def _check_page(file: Path, archive: Archive) -> None:
         )
 
 
+def move_to(source: Path, target: Path) -> None:
+    """Rename a file or folder at once, also to another file system, where a link below the data root may lead."""
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        partial = target.with_name(f".{target.name}.part")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.move(source, partial)
+        os.replace(partial, target)
+
+
 def _place(file: Path, target: Path, *, move: bool) -> None:
     """Move or copy a file to its place, at once."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if move:
-        os.replace(file, target)
+        move_to(file, target)
         return
     partial = target.with_name(f".{target.name}.part")
     shutil.copyfile(file, partial)
@@ -198,7 +218,7 @@ def _unpack(file: Path, folder: Path, data_root: Path, target: Path, inside: str
         entries = [entry for entry in unpacked.iterdir() if not entry.name.startswith(".") and entry.name != "__MACOSX"]
         source = entries[0] if len(entries) == 1 and entries[0].is_dir() else unpacked
     target.parent.mkdir(parents=True, exist_ok=True)
-    source.rename(target)
+    move_to(source, target)
 
 
 @dataclass(frozen=True)
@@ -241,7 +261,7 @@ def _sort(file: Path, sort: str, folder: Path, target: Path, options: GetOptions
             f"{absent[0].rpartition('/')[2]}); it is another archive, or not complete"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    unpacked.rename(target)
+    move_to(unpacked, target)
     return f" (classes by {sorting.origin})"
 
 
@@ -254,29 +274,31 @@ def install_torchvision(dataset: Dataset, data_root: Path, options: GetOptions) 
     from oodbench.data.loaders.torchvision import open_torchvision
 
     root = dataset.folder(data_root)
-    folder = data_root / DOWNLOADS / dataset.path
-    is_new = not is_there(root)
-    made = folder / "torchvision" if is_new else root
+    # Not DOWNLOADS / dataset.path: that of a set of the user's own is absolute, and would be the user's folder itself.
+    folder = data_root / DOWNLOADS / f"torchvision-{hashlib.sha256(dataset.path.encode()).hexdigest()[:16]}"
     remarks = []
     try:
-        shutil.rmtree(folder / "torchvision", ignore_errors=True)
-        made.mkdir(parents=True, exist_ok=True)
-        for archive in dataset.archives:
-            target = made / Path(archive.to).relative_to(dataset.path)
-            if not target.is_file():
-                given = given_file(dataset, archive, options.source)
-                file, remark = _file(archive, folder, root, given, options)
-                remarks.append(remark)
-                _place(file, target, move=False)
-        open_torchvision(dataset, made, download=True)
-        if is_new:
-            root.parent.mkdir(parents=True, exist_ok=True)
-            if root.is_dir():
-                root.rmdir()
-            os.replace(made, root)
+        with locked(folder / ".lock", f"another process gets what belongs at {root}; wait for it"):
+            is_new = not is_there(root)
+            made = folder / "torchvision" if is_new else root
+            shutil.rmtree(folder / "torchvision", ignore_errors=True)
+            made.mkdir(parents=True, exist_ok=True)
+            for archive in dataset.archives:
+                target = made / Path(archive.to).relative_to(dataset.path)
+                if not target.is_file():
+                    given = given_file(dataset, archive, options.source)
+                    file, remark = _file(archive, folder, root, given, options)
+                    remarks.append(remark)
+                    _place(file, target, move=False)
+            open_torchvision(dataset, made, download=True)
+            if is_new:
+                root.parent.mkdir(parents=True, exist_ok=True)
+                if root.is_dir():
+                    root.rmdir()
+                move_to(made, root)
+            shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise UserError(f"cannot write {root}: {error.strerror or error}") from error
-    shutil.rmtree(folder, ignore_errors=True)
     return f"fetched{''.join(remarks)}"
 
 

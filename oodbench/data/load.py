@@ -20,6 +20,7 @@ from oodbench.data.loaders.layout import (
     same_prompt_remarks,
     sort_classes,
 )
+from oodbench.data.paths import data_option, with_data_option
 from oodbench.data.places import bindings, describe_looked, find_place
 from oodbench.data.prompts import TextList
 from oodbench.errors import Missing, UserError
@@ -62,7 +63,7 @@ def load_images(dataset: Dataset, options: LoadOptions, *, labelled: bool) -> Im
         empty = empty_class_remarks(images.labels, images.named or images.folders)
         images = replace(images, remarks=(*images.remarks, *empty))
     if not options.allow_partial and options.limit is None:
-        _check_count(images)
+        _check_count(images, options.data_root)
     images = images.limit(options.limit)
     return identified(images, options.store, strict=options.strict)
 
@@ -102,8 +103,8 @@ def load_source(dataset: Dataset, data_root: Path, store: Store) -> ImageSource:
     return _load(dataset, LoadOptions(data_root, store), labelled=False).reader
 
 
-def _check_count(images: ImageSet) -> None:
-    """Raise UserError unless there are as many images as the catalogue states."""
+def _check_count(images: ImageSet, root: Path) -> None:
+    """Raise UserError unless there are as many images as the catalogue states; `root` is the data root."""
     dataset = images.dataset
     if dataset.count in (None, images.total):
         return
@@ -114,7 +115,8 @@ def _check_count(images: ImageSet) -> None:
     if dataset.declared and dataset.name in catalog.datasets():
         name = dataset.within or dataset.name
         elsewhere = (
-            f"\n  oodbench datasets get {name} gets it; oodbench datasets locate {name} PATH names another place"
+            f"\n  oodbench datasets get {name}{data_option(root)} gets it; "
+            f"oodbench datasets locate {name} PATH names another place"
         )
     raise UserError(
         f"dataset '{dataset.name}': {images.folder} holds {images.total} images, the catalogue counts "
@@ -135,7 +137,7 @@ def _load(dataset: Dataset, options: LoadOptions, labelled: bool) -> ImageSet:
     place = find_place(dataset, options.data_root)
     if place.dataset is None:
         looked = describe_looked(dataset, place, options.data_root)
-        error = missing_error(dataset, place.looked[0], looked[1:])
+        error = Missing(with_data_option(str(missing_error(dataset, place.looked[0], looked[1:])), options.data_root))
         if bound := bindings().get(dataset.name):
             again = f"oodbench datasets locate {dataset.name} PATH binds another, --forget none"
             error = Missing(f"{error}\n  it is bound to {bound}: {again}")

@@ -6,10 +6,14 @@ Shipped folders are inside the package in a wheel, one level above it in a check
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from pathlib import Path
 
 from oodbench.errors import UserError
 from oodbench.storage.files import expand
+
+_GET = re.compile(r"oodbench datasets get [\w.-]+(?: --from [\w.-]+)?")
 
 
 def declarations() -> Path:
@@ -67,3 +71,13 @@ def data_root(given: Path | None) -> Path:
     """Return the folder of the datasets: `given` (--data), else $OODBENCH_DATA, else ./data."""
     chosen = os.environ.get("OODBENCH_DATA")
     return expand(given or "data") if given or not chosen else expand(chosen, "$OODBENCH_DATA")
+
+
+def data_option(root: Path) -> str:
+    """Return ` --data ROOT` for a command that is printed; "" if the command takes that folder by itself."""
+    return "" if root == data_root(None) else f" --data {shlex.quote(str(root))}"
+
+
+def with_data_option(text: str, root: Path) -> str:
+    """Return a text in which every command that gets datasets names the folder of the datasets, if it has to."""
+    return _GET.sub(lambda found: found[0] + data_option(root), text)

@@ -64,7 +64,8 @@ def find_place(dataset: Dataset, data_root: Path, bound: Path | None = None) -> 
     first = next(iter(found.values()))
     here = Path(next(iter(found)))
     apart = [path for real, path in found.items() if not (here.is_relative_to(real) or Path(real).is_relative_to(here))]
-    own = str(first.relative_to(data_root)) if first.is_relative_to(data_root) else str(first)
+    root = Path(os.path.abspath(data_root)) if first.is_absolute() else data_root
+    own = str(first.relative_to(root)) if first.is_relative_to(root) else str(first)
     return Place(dataclasses.replace(dataset, path=own, layouts=()), looked, tuple(apart))
 
 

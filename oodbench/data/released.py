@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from oodbench.data.paths import data_root, declarations
+from oodbench.data.paths import data_option, declarations
 from oodbench.errors import Missing, UserError, did_you_mean
 from oodbench.storage.download import Download, RetryPolicy, download
 from oodbench.storage.files import atomic_write, expand, write_text
@@ -84,8 +84,7 @@ class Release:
     def command(self, root: Path) -> str:
         """Return the command that gets it; the first release of a method is got by the name of the method."""
         first = release(self.kind, self.method) is self
-        where = [] if root == data_root(None) else ["--data", str(root)]
-        return shlex.join(["oodbench", "get", self.kind, self.method if first else self.name, *where])
+        return f"oodbench get {self.kind} {self.method if first else self.name}{data_option(root)}"
 
 
 @functools.cache
@@ -230,16 +229,25 @@ def _check_content(wanted: Release, root: Path, path: Path, name: str) -> None:
         start = file.read(64)
     if wanted.kind == "weights" and start.lstrip()[:1] in (b"<", b""):
         raise UserError(f"{path} is a web page, not a checkpoint\n  {instructions(wanted, root)}")
-    if facts and (found := file_digest(path)) != facts["sha256"]:
-        raise UserError(f"{path} is not {name} of {wanted.title}: sha256 {found}, not {facts['sha256']}")
+    known = facts["sha256"] if facts else _recorded(wanted.folder(root)).get(name, "")
+    if known and (found := file_digest(path)) != known:
+        record = shlex.quote(str(wanted.folder(root) / RECORD))
+        hint = "" if facts else f" as when it was got; to take this one: rm {record}, and rerun"
+        raise UserError(f"{path} is not {name} of {wanted.title}: sha256 {found}, not {known}{hint}")
+
+
+def _recorded(folder: Path) -> dict[str, str]:
+    """Return the sha256 of each file of a release as it was got."""
+    record = folder / RECORD
+    lines = record.read_text(encoding="utf-8").splitlines() if record.is_file() else []
+    return {name: known for known, _, name in (line.partition("  ") for line in lines)}
 
 
 def _check_digests(wanted: Release, root: Path, path: Path) -> None:
     """Compare the digest of every file with the declared one, else with the recorded one, which is written if new."""
     folder = wanted.folder(root)
     record = folder / RECORD
-    lines = record.read_text(encoding="utf-8").splitlines() if record.is_file() else []
-    expected = {name: known for known, _, name in (line.partition("  ") for line in lines)}
+    expected = _recorded(folder)
     expected |= {name: facts["sha256"] for name, facts in wanted.files.items()}
     found = {name: file_digest(folder / name) for name in (wanted.files or [path.name])}
     for name, actual in found.items():

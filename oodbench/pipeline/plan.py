@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import logging
 import os
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from oodbench.data.decode import DecodeConfig
 from oodbench.data.imageset import ImageSet
 from oodbench.data.load import LoadOptions, class_names_of, load_calibration, load_images, notes
 from oodbench.data.overlap import check_calibration, check_folders
-from oodbench.data.paths import data_root
+from oodbench.data.paths import data_option, data_root
 from oodbench.data.prompts import TextList
 from oodbench.encoder.card import EMBEDDED, EncoderCard, parse_encoder
 from oodbench.encoder.resolve import ResolvedEncoder, resolve
@@ -169,10 +168,7 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, n
                 else:
                     collected.problems += error.problems
         if len(absent) > 1 and not missing and protocol.benchmark.name in catalogue.benchmarks():
-            everything = shlex.join(
-                ["oodbench", "datasets", "get", protocol.benchmark.name]
-                + (["--data", str(request.data)] if request.data else [])
-            )
+            everything = f"oodbench datasets get {protocol.benchmark.name}{data_option(options.data_root)}"
             collected.problems[-1] += f"\n  all {len(absent)} sets that are not there: {everything}"
         protocol = attempt(protocol.without, missing) if missing else protocol
         if id_set:

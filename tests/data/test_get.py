@@ -233,14 +233,17 @@ def test_folders_in_an_archive_and_list_files(server: FileServer, declare: Calla
 def test_without_a_digest_the_first_one_is_recorded(
     server: FileServer, declare: Callable[..., None], tmp_path: Path
 ) -> None:
-    server.content = packed("1.png", "2.png")
+    server.content = packed("1.png", "2.png")[:-60]
     one = pets(archives=(Archive(url=f"{server.url}/pets.tgz"),))
     declare(one)
+    assert get(["pets"], tmp_path, QUICK).exit_code == 1
+    assert not record_path(tmp_path / "pets/images").exists()  # what could not be unpacked is not recorded
+    server.content = packed("1.png", "2.png")
     first = get(["pets"], tmp_path, QUICK)
     record = record_path(tmp_path / "pets/images")
     sha256 = hashlib.sha256(server.content).hexdigest()
     assert json.loads(record.read_text())["sha256"] == sha256
-    assert f"no digest is declared; sha256 {sha256[:12]}" in first.text()
+    assert f"no digest is declared; its sha256 is recorded in {record}" in first.text()
     assert f"sha256 {sha256[:12]}" in get(["pets"], tmp_path, QUICK).text()  # said of what is there, too
     (finding,) = archive_findings(one, tmp_path)
     assert (finding.level, finding.kind) == ("note", "archive") and sha256 in finding.message
@@ -262,7 +265,7 @@ def test_nothing_incomplete_is_left(server: FileServer, declare: Callable[..., N
     declare(one)
     damaged = get(["pets"], tmp_path, QUICK)
     assert damaged.exit_code == 1 and "is damaged" in damaged.text() and not (tmp_path / "pets/images").exists()
-    record_path(tmp_path / "pets/images").unlink()
+    assert not record_path(tmp_path / "pets/images").exists()
     bounded = get(["pets"], tmp_path, replace(QUICK, bounds=Bounds(size=100)))
     assert "unpacks to more than 100 bytes" in bounded.text() or "is damaged" in bounded.text()
     server.content = whole
@@ -328,7 +331,8 @@ def test_from_needs_a_file_of_these_sets(tmp_path: Path) -> None:
 def test_an_archive_that_the_user_has(declare: Callable[..., None], tmp_path: Path) -> None:
     declare(
         pets(count=2, archives=(Archive(url="http://127.0.0.1:9/pets.tgz", md5="0" * 32),)),
-        pets(name="cats", path="cats"),
+        pets(name="cats", path="cats", count=2),
+        pets(name="dogs", path="dogs"),
     )
     mine = tmp_path / "mine.tar"
     mine.write_bytes(packed("pets/images/1.png", "pets/images/2.png", kind="tar"))
@@ -337,6 +341,8 @@ def test_an_archive_that_the_user_has(declare: Callable[..., None], tmp_path: Pa
     assert "not the expected file: md5" in summary.text() and mine.is_file()
     again = get(["cats"], tmp_path / "data", GetOptions(source=mine))  # no archive is declared for it
     assert again.exit_code == 0 and (tmp_path / "data/cats/images/1.png").is_file()
+    with pytest.raises(UserError, match=r"no archive of dogs is declared\n  ask the vet"):  # its count is not known
+        get(["dogs"], tmp_path / "data", GetOptions(source=mine))
 
 
 def test_a_folder_of_archives(declare: Callable[..., None], tmp_path: Path) -> None:
@@ -672,6 +678,12 @@ def test_torchvision_unpacks_what_was_fetched(
     assert summary.exit_code == 0 and "12 images at" in summary.text()
     filled, download = calls[0]
     assert download and filled != tmp_path / "data/shapes" and not filled.exists()  # filled elsewhere, then moved
+    own = tmp_path / "own"  # a set of the user's own has an absolute path
+    (own / "other").mkdir(parents=True)
+    (own / "other/thesis.txt").write_text("mine")
+    declare(replace(one, name="own", path=str(own), archives=()))
+    assert get(["own"], tmp_path / "data", QUICK).exit_code != 0
+    assert (own / "other/thesis.txt").read_text() == "mine"
     assert get(["closed"], tmp_path / "data", QUICK).exit_code == 3
     cars = get(["stanford-cars"], tmp_path / "data", QUICK)  # torchvision's download says only that the address is gone
     assert cars.exit_code == 3 and "cars_test_annos_with_labels.mat" in cars.text()

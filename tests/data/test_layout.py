@@ -26,14 +26,14 @@ from oodbench.data.imageset import ImageSet
 from oodbench.data.load import LoadOptions, load_images
 from oodbench.data.loaders import layout
 from oodbench.errors import UserError
-from oodbench.storage.store import Store
+from oodbench.storage.store import Store, default_root
 
 Tree = Mapping[str, bytes]
 
 
 def listed(dataset: str | Dataset, labelled: bool = True, classes: str = "") -> ImageSet:
     one = catalogue.dataset(dataset, classes) if isinstance(dataset, str) else dataset
-    return load_images(one, LoadOptions(Path(), Store(Path("/nowhere"))), labelled=labelled)
+    return load_images(one, LoadOptions(Path(), Store(default_root())), labelled=labelled)
 
 
 def colour(number: int) -> bytes:
@@ -439,6 +439,19 @@ def test_arrays_that_may_be_something_else(arrays: dict[str, Any], said: str, tm
         listed(f"arrays:{tmp_path / 'x.npz'}", labelled=False)
     np.save(tmp_path / "y.npy", np.zeros((9, 8, 3), np.uint8)[None])
     assert len(listed(f"arrays:{tmp_path / 'y.npy'}", labelled=False)) == 1
+
+
+def test_images_of_a_list_are_not_taken_from_another_folder(tmp_path: Path) -> None:
+    for name in ("cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png"):
+        (tmp_path / "pets" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "pets" / name)
+    lines = "cat/0.png 0\ncat/1.png 0\ndog/0.png 1\ndog/1.png 1\n"
+    (tmp_path / "test.txt").write_text(lines)
+    assert listed(f"list:{tmp_path}/test.txt@{tmp_path}/pets").total == 4
+    (tmp_path / "whole.txt").write_text(lines.replace("cat/", "pets/cat/").replace("dog/", "pets/dog/"))
+    assert listed(f"list:{tmp_path}/whole.txt@{tmp_path}/pets").total == 4  # the folder may be named by both
+    with pytest.raises(UserError, match="none of the 4 images that"):
+        listed(f"list:{tmp_path}/test.txt@{tmp_path}/pets/cat")
 
 
 def test_an_image_that_a_list_names_twice_is_told_or_refused(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from oodbench.data.load import LoadOptions, load_images
 from oodbench.data.loaders.imagelist import read_list
 from oodbench.data.loaders.tar import Member, expand_pattern, list_members, read_member
 from oodbench.errors import Missing, UserError
-from oodbench.storage.store import Store
+from oodbench.storage.store import Store, default_root
 
 LISTS = {
     "test_imagenet": 45_000, "val_imagenet": 5_000, "test_ssb_hard": 49_000, "test_ninco": 5_879,
@@ -41,7 +41,7 @@ LISTS = {
 
 def listed(dataset: str | Dataset, labelled: bool = False, data: Path = Path(), strict: bool = False) -> ImageSet:
     one = catalogue.dataset(dataset) if isinstance(dataset, str) else dataset
-    return load_images(one, LoadOptions(data, Store(Path("/nowhere")), strict=strict), labelled=labelled)
+    return load_images(one, LoadOptions(data, Store(default_root()), strict=strict), labelled=labelled)
 
 
 def pixels(found: ImageSet) -> list[Any]:

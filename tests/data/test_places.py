@@ -167,7 +167,7 @@ def test_a_miscounted_set_is_refused_with_commands(layout: str, tmp_path: Path) 
     options = LoadOptions(tmp_path, Store(tmp_path / ".store"), allow_partial=False)
     with pytest.raises(UserError, match="holds 12 images, the catalogue counts 50000; complete it") as error:
         load_images(catalog.dataset("imagenet1k"), options, labelled=True)
-    assert "oodbench datasets get imagenet1k" in str(error.value)
+    assert f"oodbench datasets get imagenet1k --data {tmp_path} gets it" in str(error.value)
     assert "oodbench datasets locate imagenet1k PATH" in str(error.value) and "--allow-partial" in str(error.value)
 
 
@@ -178,7 +178,7 @@ def test_a_missing_set_says_where_it_was_looked_for(tmp_path: Path) -> None:
     for layout in (catalog.dataset("sun").path, *catalog.dataset("sun").layouts):
         assert str(tmp_path / layout) in said
     assert f"{tmp_path / 'data'} and {tmp_path / 'datasets'}" in said and "SUN.tar.gz" in said
-    assert "oodbench datasets get sun" in said and "oodbench datasets locate sun PATH" in said
+    assert f"oodbench datasets get sun --data {tmp_path} (or" in said and "oodbench datasets locate sun PATH" in said
 
 
 def test_the_first_of_several_places_is_used_and_the_others_are_told(tmp_path: Path) -> None:
@@ -333,6 +333,17 @@ def test_a_set_by_list_is_bound_with_its_list_near_it(bound: str, tmp_path: Path
     assert place.dataset
     found = load_images(place.dataset, LoadOptions(tmp_path / "data", Store(tmp_path / "s")), labelled=False)
     assert found.names == ("ninco/b/2.jpg", "ninco/a/1.jpg") and [found.read(i).height for i in (0, 1)] == [10, 9]
+
+
+def test_a_bound_place_that_is_gone_is_told_before_anything_is_fetched(tmp_path: Path, cli: Cli) -> None:
+    put(tmp_path / "disk/SUN/images", *(f"{i}.jpg" for i in range(3)))
+    bound = cli("datasets", "locate", "sun", tmp_path / "disk", "--allow-partial")
+    assert bound.returncode == 0, bound.stderr
+    (tmp_path / "disk").rename(tmp_path / "away")
+    (tmp_path / "SUN.tar.gz").write_bytes(b"not read")
+    done = cli("datasets", "get", "sun", "--from", tmp_path / "SUN.tar.gz", "--data", tmp_path / "data")
+    assert done.returncode == 3 and f"it is bound to {tmp_path / 'disk'}, where it is not" in done.stdout
+    assert cli("datasets", "locate", "sun", "--forget").returncode == 0
 
 
 def test_a_damaged_file_of_places_is_told(tmp_path: Path, cli: Cli) -> None:

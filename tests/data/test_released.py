@@ -221,6 +221,19 @@ def test_gdown_takes_these_arguments() -> None:
     inspect.signature(gdown.download).bind(id="x", output="x", **options)
 
 
+def test_another_checkpoint_does_not_replace_the_one_that_was_got(drive: SimpleNamespace, tmp_path: Path) -> None:
+    wanted, other = releases("weights")["clipn-1"], tmp_path / "other/CLIPN_ATD_Repeat1_epoch_10.pt"
+    path = fetch_release(wanted, tmp_path)
+    other.parent.mkdir()
+    other.write_bytes(CHECKPOINT[::-1])
+    record = path.with_name("SHA256SUMS")
+    with pytest.raises(UserError, match=f"as when it was got; to take this one: rm {record}, and rerun"):
+        fetch_release(wanted, tmp_path, other)
+    assert path.read_bytes() == CHECKPOINT
+    record.unlink()
+    assert fetch_release(wanted, tmp_path, other).read_bytes() == CHECKPOINT[::-1]
+
+
 # A plain address
 
 

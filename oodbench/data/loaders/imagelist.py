@@ -150,8 +150,11 @@ def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
 
 def _below(folder: Path, names: tuple[str, ...]) -> Callable[[str], str]:
     """Return what turns a path of the list into one below the folder, which may lie below the list's root."""
-    depth = min(name.count("/") for name in names)
-    for k in range(depth + 1):
+    least, greatest = (pick(name.split("/")[:-1] for name in names) for pick in (min, max))
+    # Only folders that all paths share are left out: cat/1.jpg and dog/1.jpg are two images.
+    pairs = enumerate(zip(least, greatest, strict=False))
+    shared = next((k for k, (a, b) in pairs if a != b), min(len(least), len(greatest)))
+    for k in range(shared + 1):
         if any((folder / name.split("/", k)[k]).exists() for name in names[:_TRIED]):
             return lambda name: name.split("/", k)[k]
     return lambda name: name

@@ -40,7 +40,9 @@ def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
         return _of_table(replace(dataset, loader="parquet", split=_split(path)), data, labelled)
     else:
         images = folder.load(replace(dataset, loader="images"), data, labelled=False)
-        if all("/" in name for name in images.names):
+        placed = {name.split("/")[-2] for name in images.names if "/" in name} & set(wnids())
+        known = all(map(image_number, images.names))  # by their file names, in folders of any other name
+        if all("/" in name for name in images.names) and (placed or not known):
             return _all_classes(folder.load(replace(dataset, loader="classes"), data, labelled))
     return _with_truth(images, list(images.names), labelled)
 

@@ -24,6 +24,16 @@ from oodbench.storage.fingerprints import (
 )
 from oodbench.storage.store import digest
 
+# What each reads below a root that people share between several: files of other sets are no difference between copies.
+_OWN = {
+    "CIFAR10": "cifar-10-batches-py",
+    "CIFAR100": "cifar-100-python",
+    "MNIST": "MNIST",
+    "SVHN": "{split}_32x32.mat",
+    "OxfordIIITPet": "oxford-iiit-pet",
+    "Food101": "food-101",
+    "StanfordCars": "stanford_cars",
+}
 _ARCHIVES = (".tar", ".gz", ".tgz", ".xz", ".bz2", ".zip")
 
 
@@ -150,9 +160,11 @@ def _tree_fingerprint(dataset: Dataset, root: Path) -> str:
     for folder, _, names in os.walk(root):
         for path in (Path(folder, name) for name in names):
             files[path.relative_to(root).as_posix()] = file_fingerprint(path)
+    own = _OWN.get(dataset.source, "").format(split=dataset.split)
+    prefix = f"{own}/" if own else ""
     sizes = {
         name: portable_part(text)
         for name, text in files.items()
-        if not is_hidden(name) and not name.lower().endswith(_ARCHIVES)
+        if not is_hidden(name) and not name.lower().endswith(_ARCHIVES) and f"{name}/".startswith(prefix)
     }
     return combine_fingerprints(files, digest([dataset.source, dataset.split, sorted(sizes.items())]))
