@@ -143,7 +143,7 @@ def run(
         if reason:
             note(f"note: {reason}")
     note(f"results: {plans[0].request.out / 'runs'}")
-    for step in _next_steps(rows, results, tracker):
+    for step in _next_steps(rows, plans[0].request.out, tracker):
         note(f"next: {step}")
     failures = [row for row in rows if row.status == "failed"]
     for row in failures:

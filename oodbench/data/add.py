@@ -98,7 +98,9 @@ _GROUPS = ("near", "far", "ood")
 def _write(file: Path, values: Mapping[str, object]) -> Path:
     """Write a declaration, without empty values, below the config folder. A string of JSON is one of TOML."""
     path = config_folder() / file
-    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items() if value]
+    texts = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items() if value}
+    texts = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items() if value}
+    lines = [f"{key} = {text}\n".replace("\x7f", "\\u007f") for key, text in texts.items()]  # TOML forbids DEL
     try:
         write_text(path, "".join(lines))
     except OSError as error:

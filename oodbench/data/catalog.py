@@ -418,14 +418,15 @@ def protocol(
     known = benchmarks()
     if id_reference in known and not ood_references:
         return _with_datasets(known[id_reference], classes)
-    if id_reference in known and id_reference not in datasets():
-        id_reference = known[id_reference].id
+    named = known.get(id_reference)
+    if named and id_reference not in datasets():
+        id_reference = named.id
     problems = ProblemList()
     id_set = problems.attempt(dataset, id_reference, classes)
     found = [problems.attempt(dataset, reference) for reference in ood_references]
     raise_all(problems.problems)
     assert id_set
-    declared = _declared_benchmark(id_set)
+    declared = named or _declared_benchmark(id_set)
     if not found:
         if declared:
             return _with_datasets(declared, classes)

@@ -63,7 +63,8 @@ def clean_names(names: Sequence[str]) -> tuple[str, ...]:
     names with blanks that have none of these. A number or wnid before every name (`001.Albatross`) is left out.
     """
     bare = [_NUMBER.sub("", name) for name in names]
-    if not all(len(short) < len(name) for short, name in zip(bare, names, strict=True)):
+    numbered = all(len(short) < len(name) for short, name in zip(bare, names, strict=True))
+    if not numbered or len(set(map(_as_words, bare))) < len(set(map(_as_words, names))):  # 2_wheeler, 4_wheeler
         bare = list(names)
     return tuple(_as_words(name) or name for name in bare)
 

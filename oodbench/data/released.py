@@ -166,6 +166,9 @@ def _copy(wanted: Release, given: Path, root: Path) -> None:
         raise UserError(f"--from: {', '.join(absent[:3])} {'is' if len(absent) == 1 else 'are'} not there")
     for name, path in paths.items():
         _check_content(wanted, root, path, name)
+    present = None if wanted.files else wanted.path(root)
+    if present and (present.name, file_digest(present)) != (given.name, file_digest(given)):
+        raise UserError(f"--from {given}: {present} is there, and is another file; remove it first")
     for name, path in paths.items():
         with atomic_write(wanted.folder(root) / name) as partial:
             shutil.copyfile(path, partial)

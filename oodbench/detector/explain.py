@@ -14,13 +14,13 @@ from oodbench import results as result
 from oodbench.detector.images import listed
 from oodbench.detector.store import DetectorStore
 from oodbench.errors import UserError, printable
-from oodbench.pipeline import extract
+from oodbench.pipeline import evaluate, extract
 from oodbench.pipeline.batches import FittedMethod
 from oodbench.pipeline.events import Watch
 from oodbench.pipeline.extract import EmbeddedSet
 from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.plan import Plan, make_plan
-from oodbench.pipeline.request import RunRequest
+from oodbench.pipeline.request import RunRequest, command
 from oodbench.pipeline.run import load_methods
 from oodbench.pipeline.score import Scorer
 from oodbench.pipeline.task import encoder_loader, make_task, method_resources, pick_device
@@ -87,7 +87,8 @@ def explain(request: RunRequest, images: Any, top: int = 5, watch: Watch | None 
     notes += [f"skipped: {name}: {reason}" for name, reason in (*plan.skipped_methods, *broken)]
     notes += unreadable
     if absent := ", ".join(one.job.label for one in running if one.job.label not in known):
-        notes.append(f"no stored ID scores below {request.out} for {absent}; to rank the image: oodbench run")
+        again = command(request, allow_partial=False, skip_missing=False)
+        notes.append(f"no stored ID scores below {request.out} for {absent}; to rank the image: {again}")
     store.keep = False
     image_set, explanations = listed(images, store), []
     for number in range(len(image_set)):
@@ -111,6 +112,9 @@ def id_scores(plan: Plan) -> tuple[dict[str, npt.NDArray[np.float64]], list[str]
         job = jobs.get(row.label)
         fits = job is not None and row.status == "ok" and row.id.dataset == plan.id.dataset.name
         fits = fits and job is not None and _same(row, job, plan)
+        same_images = row.id.list_digest == plan.id.digest
+        comparable = row.run.get("lists") == evaluate.lists(plan) and not (row.run.get("limit") or plan.request.limit)
+        fits = fits and (same_images or not comparable)
         fits = fits and row.encoder["identity"] == plan.card.identity and row.classes["digest"] == plan.classes.digest
         if fits and path.with_suffix(".parquet").is_file() and newest.get(row.label, ("", None))[0] <= row.created:
             newest[row.label] = (row.created, path.with_suffix(".parquet"))

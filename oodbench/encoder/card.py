@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def parse_encoder(text: str) -> EncoderSpec:
     if text.startswith((*HUB_PREFIXES, PLUGIN_PREFIX)):
         return EncoderSpec(text, text)
     if text and (prefix := _prefix_of(Path(text).expanduser())):
-        raise UserError(f"encoder '{text}' is written with a prefix:\n  --encoder {prefix}{text}")
+        raise UserError(f"encoder '{text}' is written with a prefix:\n  --encoder {shlex.quote(prefix + text)}")
     if ".json@" in text:
         head, at, path = text.partition(".json@")
         architecture, tag, at = f"{head}.json", "", "@"

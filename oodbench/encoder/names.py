@@ -6,6 +6,7 @@ import re
 
 # OpenAI's names of its models, but for the resolution: clip.available_models()
 _OPENAI = re.compile(r"(?P<resnet>RN(50|101|50x4|50x16|50x64))|(?P<kind>ViT-[BL])/(?P<patch>\d+)(@(?P<pixels>\d+)px)?")
+_OPENAI_FILE = re.compile(r"(?P<name>ViT-[BL]/\d+(@\d+px)?)@(?P<file>.+)")  # a file that was tuned from OpenAI's
 _WITH_SLASH = re.compile(r"(?P<kind>ViT-\w+)/(?P<patch>\d+)(?=[/@])")  # ViT-B/16/TAG, ViT-B/16@FILE
 
 
@@ -15,6 +16,9 @@ def open_clip_name(text: str) -> str:
     if match:
         kind = match["resnet"] or f"{match['kind']}-{match['patch']}"
         return f"{kind}{'-' + match['pixels'] if match['pixels'] else ''}/openai"
+    tuned = _OPENAI_FILE.fullmatch(text)
+    if tuned:
+        return f"{open_clip_name(tuned['name'])}@{tuned['file']}"
     return _WITH_SLASH.sub(r"\g<kind>-\g<patch>", text, count=1) if _WITH_SLASH.match(text) else text
 
 

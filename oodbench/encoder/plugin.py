@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -48,8 +50,9 @@ class PluginSource:
 
     @property
     def digest(self) -> str:
-        """Return the sha256 of the file and of all files that it uses."""
-        return source_files.source_digest(self.path, self.module)
+        """Return the sha256 of all files that are used; of an entry point, with the name in its module."""
+        found = source_files.source_digest(self.path, self.module)
+        return digest([found, self.name]) if self.name else found
 
 
 def find_source(text: str, path: Path | None = None) -> PluginSource:
@@ -81,8 +84,10 @@ def make(text: str, source: PluginSource, device: str) -> Any:
             [point] = entry_points(group=GROUP, name=text.removeprefix(PLUGIN_PREFIX))
             factory = point.load()
         else:
-            version = digest([str(source.path), source.digest])[:8]
-            factory = _factory(registry.import_file(f"oodbench_encoder_{source.path.stem}_{version}", source.path))
+            name = f"oodbench_encoder_{source.path.stem}_{digest([str(source.path), source.digest])[:8]}"
+            if name not in sys.modules:
+                _forget_parts(source.path)
+            factory = _factory(registry.import_file(name, source.path))
         with torch.random.fork_rng(devices=[]):  # random weights: methods must draw the same if no encoder is loaded
             own = factory(device) if inspect.signature(factory).parameters else factory()
     except (Exception, SystemExit) as error:
@@ -93,6 +98,15 @@ def make(text: str, source: PluginSource, device: str) -> Any:
     if missing := [part for part in REQUIRED if not hasattr(own, part)]:
         raise UserError(f"encoder '{text}' ({source.path}) lacks {', '.join(missing)}; see docs/encoders.md")
     return own
+
+
+def _forget_parts(path: Path) -> None:
+    """Let the modules beside a plugin be imported anew: `import helper` would give the version of an earlier import."""
+    parts = {os.path.realpath(file) for file in source_files.files(path) if path.parent in file.parents} - {str(path)}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if name != "__main__" and file and os.path.realpath(file) in parts:
+            del sys.modules[name]
 
 
 def _factory(module: ModuleType) -> Callable[..., Any]:
@@ -122,9 +136,12 @@ def describe(spec: EncoderSpec, path: Path | None = None) -> tuple[EncoderCard, 
     size = tuple(own.size) if isinstance(own.size, list | tuple) else (own.size, own.size)
     if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
         raise UserError(f"encoder '{spec.text}': size is {own.size}, not (height, width) in pixels")
-    scale = float(own.scale)
+    try:
+        scale = float(own.scale)
+    except (TypeError, ValueError, RuntimeError):
+        scale = math.nan
     if not (math.isfinite(scale) and scale > 0):
-        raise UserError(f"encoder '{spec.text}': scale is {scale}, not a positive number; it is exp(logit_scale)")
+        raise UserError(f"encoder '{spec.text}': scale is {own.scale}, not a positive number; it is exp(logit_scale)")
     split = hasattr(own, "project") and hasattr(own, "activations")
     card = EncoderCard(
         name=spec.text,
@@ -154,7 +171,11 @@ def describe(spec: EncoderSpec, path: Path | None = None) -> tuple[EncoderCard, 
 
 def _identity(text: str, own: Any) -> str:
     """Return what an encoder calls itself. Raise UserError if that is no text."""
-    identity = own.identity()
+    try:
+        identity = own.identity()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"encoder '{text}': identity() fails: {reason}; it is a method that returns a text") from error
     if not isinstance(identity, str) or not identity.strip():
         raise UserError(
             f"encoder '{text}': identity() gives {identity!r}, not a text such as the sha256 of its weights"
@@ -227,7 +248,15 @@ class PluginEncoder:
         if not isinstance(pixels, Tensor) or pixels.shape != (3, *self.size):
             shape = list(pixels.shape) if isinstance(pixels, Tensor) else f"a {type(pixels).__name__}"
             raise UserError(f"encoder {self.card.name}: preprocess() gives {shape}, not a tensor {[3, *self.size]}")
-        return pixels if pixels.dtype == torch.uint8 else pixels.float()
+        if pixels.dtype == torch.uint8:
+            return pixels
+        low, high = float(pixels.min()), float(pixels.max())
+        if not pixels.is_floating_point() or low < -0.5 or high > 1.5:  # filters overshoot [0, 1] a little
+            raise UserError(
+                f"encoder {self.card.name}: preprocess() gives {pixels.dtype} from {low:.3g} to {high:.3g}, not "
+                "torch.uint8 or numbers in [0, 1]; subtract the mean in pixels()"
+            )
+        return pixels.float()
 
     def activations(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b w"]:
         """Return the input of project(), or the embeddings if the encoder has none."""

@@ -58,7 +58,9 @@ def config_file(repository: str) -> Path:
 
 def snapshot(repository: str, config: Path) -> Path:
     """Return the folder in the Hub's cache with transformers' files of a repository; download what is missing."""
-    complete = [any((config.parent / name).is_file() for name in names) for names in (WEIGHTS, TOKENIZER_FILES)]
+    processors = ("preprocessor_config.json", "processor_config.json")
+    parts = (WEIGHTS, TOKENIZER_FILES, processors)
+    complete = [any((config.parent / name).is_file() for name in names) for names in parts]
     if all(complete):
         return config.parent
     try:
@@ -107,7 +109,7 @@ def _download(repository: str, name: str | None) -> Path:
 
 def error_text(error: Exception) -> str:
     """Return the type and the first line of an error."""
-    return f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
 
 
 def without_logs(call: Callable[[], T]) -> T:

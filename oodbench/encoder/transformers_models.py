@@ -69,11 +69,10 @@ def read_folder(folder: Path, what: str) -> TransformersModel:
         raise UserError(f"{what}: {folder} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); complete it")
     if vision.num_channels != 3:
         raise UserError(f"{what}: its images have {vision.num_channels} channels, not 3")
-    found = next((path for path in map(folder.joinpath, _PROCESSORS) if path.is_file()), None)
-    if found is None:
-        notes.append(f"the folder holds no {_PROCESSORS[0]}: assuming that of {family} at {side} pixels")
-    processor = read_json(found, what) if found else {}
-    preprocess = _preprocess(what, processor.get("image_processor", processor), family, side)
+    processor = _processor(folder, what)
+    if not processor:
+        notes.append(f"the folder holds no preprocessor_config.json: assuming that of {family} at {side} pixels")
+    preprocess = _preprocess(what, processor, family, side)
     return TransformersModel(weights, config, preprocess, tuple(notes))
 
 
@@ -210,7 +209,16 @@ def _square(what: str, name: str, value: Any) -> int:
 
 # Preprocessing
 
-_PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # the second holds it under image_processor
+
+def _processor(folder: Path, what: str) -> dict[str, Any]:
+    """Return the image processor of a folder, {} if it has none; that inside the whole processor's goes first."""
+    whole, alone = folder / "processor_config.json", folder / "preprocessor_config.json"
+    nested = read_json(whole, what).get("image_processor") if whole.is_file() else None
+    if isinstance(nested, dict):
+        return nested
+    return read_json(alone, what) if alone.is_file() else {}
+
+
 _DEFAULTS: dict[str, dict[str, Any]] = {  # of CLIPImageProcessor and SiglipImageProcessor, but for the size
     "clip": {
         "do_center_crop": True,
@@ -226,7 +234,8 @@ def _preprocess(what: str, given: dict[str, Any], family: str, side: int) -> dic
     kind = str(given.get("image_processor_type") or given.get("feature_extractor_type") or "")
     family = family if not kind else "clip" if "CLIP" in kind.upper() else "siglip"
     default = 224 if given else side  # transformers' own, if the file does not name it
-    values = {"resample": 3, "size": default, "crop_size": default, "do_normalize": True, **_DEFAULTS[family], **given}
+    values = {"resample": 3, "size": default, "crop_size": default, "do_normalize": True, **_DEFAULTS[family]}
+    values |= {key: value for key, value in given.items() if value is not None}
     problems = [
         f"{step} is {values[step]}"
         for step, needed in (("do_resize", True), ("do_rescale", True), ("do_pad", False), ("do_convert_rgb", True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -227,8 +228,9 @@ def cache_inputs(job: Job, classes: str, depends: Mapping[str, Any]) -> dict[str
 
 def _releases(job: Job, spec: EncoderSpec) -> list[Release]:
     """Return the released weights that a method can read with an encoder, which may be in a file of the user."""
-    named = f"{spec.architecture}/{spec.tag}"
-    return [one for one in releases_of(job.info.name, job.parameters) if one.encoder == named and not one.unread]
+    named = f"{spec.architecture}/{spec.tag}".lower().replace("-", "_")  # open_clip reads a tag with dashes, too
+    known = [one for one in releases_of(job.info.name, job.parameters) if not one.unread]
+    return [one for one in known if one.encoder.lower().replace("-", "_") == named]
 
 
 def _missing_reason(job: Job, request: RunRequest, spec: EncoderSpec) -> str:
@@ -245,7 +247,7 @@ def _missing_reason(job: Job, request: RunRequest, spec: EncoderSpec) -> str:
             for other in sorted(others)
         ]
     lines += [
-        f"train them: oodbench train {name} --encoder {spec.text} --captions {captions}",
+        f"train them: oodbench train {name} --encoder {shlex.quote(spec.text)} --captions {captions}",
         f"or name a file: --weights {name}=FILE",
     ]
     return "\n  ".join(lines)

@@ -25,7 +25,9 @@ class EncoderChoice:
     reason: str = ""
 
 
-def choose_encoder(request: RunRequest, jobs: Jobs, files: Mapping[str, Path], benchmark: Benchmark) -> EncoderChoice:
+def choose_encoder(
+    request: RunRequest, jobs: Jobs, files: Mapping[str, Path], benchmark: Benchmark, *, is_run: bool = True
+) -> EncoderChoice:
     """Return the encoder of a run; `files` are the weights that the user named, by method.
 
     It is --encoder; else the one that the user's weights were trained for; else the one of the released weights of the
@@ -54,10 +56,10 @@ def choose_encoder(request: RunRequest, jobs: Jobs, files: Mapping[str, Path], b
         return EncoderChoice(distinct[0], "" if distinct[0] == EMBEDDED else reason)
     if not benchmark.encoder:
         known = ", ".join(known_encoders())
-        example = command(request, encoder="ViT-B-16/openai")
+        example = f"\n  {command(request, encoder='ViT-B-16/openai')}" if is_run else ""
         raise UserError(
             f"benchmark '{benchmark.name}' needs an encoder; name one, e.g. --encoder ViT-B-16/openai\n"
-            f"  those of the papers: {known}\n  {example}"
+            f"  those of the papers: {known}{example}"
         )
     reason = f"encoder {benchmark.encoder}, that of benchmark '{benchmark.name}'; --encoder names another"
     return EncoderChoice(benchmark.encoder, "" if benchmark.encoder == EMBEDDED else reason)
@@ -73,7 +75,7 @@ def benchmark_of_classes(classes: str) -> Benchmark:
 def encoder_without_run(request: RunRequest, benchmark: Benchmark) -> EncoderChoice:
     """Return the encoder that a run of the request on a benchmark takes."""
     files = weights_files(request, registry.methods(request.plugins))
-    return choose_encoder(request, make_jobs(request), files, benchmark)
+    return choose_encoder(request, make_jobs(request), files, benchmark, is_run=False)
 
 
 def released_encoder(job: Job) -> str:

@@ -158,12 +158,12 @@ def _run(plan: Plan, job: Job) -> dict[str, Any]:
         "precision": request.precision,
         "batch_size": request.batch_size,
         "limit": request.limit if cut else None,
-        "lists": _lists(plan),
+        "lists": lists(plan),
         "calibration": _calibration(plan.calibration) if plan.calibration and job.calibrates else None,
     }
 
 
-def _lists(plan: Plan) -> str:
+def lists(plan: Plan) -> str:
     """Return what the digests of the images count."""
     if plan.request.strict:
         return "content"

@@ -123,7 +123,8 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, n
     protocol = attempt(find_protocol, request.id, request.ood, request.classes)
     files = attempt(assignment.weights_files, request, known) if known is not None else None
     benchmark = protocol.benchmark if protocol else Benchmark("", "", "", encoder=EMBEDDED)
-    choice = attempt(choose_encoder, request, jobs or Jobs(()), files or {}, benchmark)
+    choose = functools.partial(choose_encoder, is_run=needs_ood)
+    choice = attempt(choose, request, jobs or Jobs(()), files or {}, benchmark)
     spec = attempt(parse_encoder, choice.text) if choice else None
     located = attempt(assignment.locate, jobs, request, files, spec) if jobs and files is not None and spec else None
     jobs = attempt(assignment.select_jobs, jobs, request, located, spec) if located is not None else None
@@ -153,7 +154,8 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, n
             try:
                 return load_images(dataset, options, labelled=labelled)
             except Missing:
-                absent.append(dataset.name)
+                if dataset.declared:  # `datasets get` knows nothing of a folder that a user named
+                    absent.append(dataset.name)
                 raise
 
         id_set = attempt(load, protocol.id, True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import shlex
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -138,6 +139,13 @@ _FLAGS = {"out": "results", "settings": "set", "sweeps": "sweep", "plugins": "pl
 def command(request: RunRequest, **changes: Any) -> str:
     """Return the `oodbench run` command of a request, with some fields changed, to be pasted into a shell."""
     request, usual = dataclasses.replace(request, **changes), RunRequest()
+    if "methods" in changes and request.methods.strip() != "all":  # --set and --sweep of others would be refused
+        kept = set(re.findall(r"(?:^|,)\s*([\w-]+)", re.sub(r"\[[^\]]*\]", "", request.methods)))
+        settings, sweeps = (
+            tuple(text for text in texts if text.partition(".")[0].strip() in kept)
+            for texts in (request.settings, request.sweeps)
+        )
+        request = dataclasses.replace(request, settings=settings, sweeps=sweeps)
     words = ["oodbench", "run"]
     for field in dataclasses.fields(RunRequest):
         value, flag = getattr(request, field.name), f"--{_FLAGS.get(field.name, field.name).replace('_', '-')}"

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -279,7 +280,24 @@ def test_scores_after_another_calibration_rank_nothing(place: Path, tmp_path: Pa
     (one,) = explanation.explain(request, [place / "new/letters-000.png"])
     ranks = {verdict.method: verdict.percentile for verdict in one.verdicts}
     assert ranks["react"] is None and ranks["mcm"] is not None
-    assert "no stored ID scores" in one.notes[0] and one.notes[0].endswith("for react; to rank the image: oodbench run")
+    assert "no stored ID scores" in one.notes[0] and "for react; to rank the image: oodbench run --meth" in one.notes[0]
+    other = Image.open(place / "new/letters-000.png").convert("RGB")
+    for name in ("id/cat", "id/dog", "there/id/cat", "there/id/dog", "ood", "there/ood"):
+        (tmp_path / name).mkdir(parents=True)
+        other.resize((64, 64) if "there" in name else (32, 32)).save(tmp_path / name / "1.png")
+    asked: dict[str, Any] = {
+        "methods": "mcm",
+        "id": "folder:id",
+        "ood": "folder:ood",
+        "encoder": "glyphs",
+        "out": tmp_path / "rows",
+    }
+    with chdir(tmp_path):
+        oodbench.run("mcm", id="folder:id", ood="folder:ood", encoder="glyphs", results="rows", bootstrap=0)
+        (known,) = explanation.explain(request_from(**asked), [place / "new/letters-000.png"])
+    with chdir(tmp_path / "there"):
+        (unknown,) = explanation.explain(request_from(**asked), [place / "new/letters-000.png"])
+    assert known.verdicts[0].percentile is not None and unknown.verdicts[0].percentile is None  # other images
 
 
 @pytest.mark.slow

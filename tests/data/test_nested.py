@@ -97,6 +97,13 @@ def test_what_may_lie_deeper_is_told_with_what_to_paste() -> None:
     assert list(classes(*superclasses).values()) == ["animals", "animals", "cars"]
     assert "if the classes lie a folder deeper, name them 'folder:/data/x/*'" in remarks(*superclasses)
     assert "deeper" not in remarks("cat/1.png", "cat/v/2.png", "dog/3.png")
+    said = remarks("ill/images/1.png", "ill/masks/1.png", "well/images/2.png", "well/masks/2.png")
+    assert "images in images, masks count alike" in said and "/*" not in said
+
+
+def test_splits_are_no_classes_at_any_depth() -> None:
+    with pytest.raises(UserError, match=r"\(test, train\) are splits or parts of a set, .* lie higher: folder:/data/x"):
+        classes_by_folder(("cat/train/1.png", "dog/test/2.png"), place=ClassPlace("folder:/data/x", 2))
 
 
 @pytest.fixture

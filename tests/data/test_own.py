@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import tomllib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,14 @@ def test_the_folder_of_declarations_follows_xdg(monkeypatch: pytest.MonkeyPatch)
     assert config_folder() == Path("/own")
 
 
+def test_other_ood_sets_keep_the_encoder_and_calibration_of_a_benchmark(place: Path) -> None:
+    sets = Benchmark("", "Land", "folder:land/test", ood=("folder:far",), calibration="folder:land/train")
+    add_benchmark("land-use", replace(sets, encoder="glyphs", title="Of\x7fland"))
+    asked = catalogue.protocol("land-use", ("folder:others",), "").benchmark
+    assert (asked.encoder, asked.calibration) == ("glyphs", f"folder:{place}/land/train")
+    assert [name for name, _ in asked.sets()] == ["folder:others"]
+
+
 @pytest.mark.parametrize(
     ("names", "words"),
     [
@@ -151,6 +160,7 @@ def test_the_folder_of_declarations_follows_xdg(monkeypatch: pytest.MonkeyPatch)
         (["n02085620-Chihuahua", "n02085782-Japanese_spaniel"], ["chihuahua", "japanese spaniel"]),
         (["7-segment display", "T-shirt", "St. Bernard"], ["7-segment display", "t-shirt", "St. Bernard"]),
         (["church/indoor", "2CV", "A320", "35_mm"], ["church indoor", "2CV", "A320", "35 mm"]),
+        (["2_wheeler", "4_wheeler"], ["2 wheeler", "4 wheeler"]),
         (["Übergang", "ÉtéIndien", "_"], ["übergang", "été indien", "_"]),
     ],
 )

@@ -229,7 +229,12 @@ def test_another_checkpoint_does_not_replace_the_one_that_was_got(drive: SimpleN
     record = path.with_name("SHA256SUMS")
     with pytest.raises(UserError, match=f"as when it was got; to take this one: rm {record}, and rerun"):
         fetch_release(wanted, tmp_path, other)
-    assert path.read_bytes() == CHECKPOINT
+    renamed = other.with_name("last.pt")
+    renamed.write_bytes(CHECKPOINT)
+    with pytest.raises(UserError, match=f"{path} is there, and is another file; remove it first"):
+        fetch_release(wanted, tmp_path, renamed)
+    assert path.read_bytes() == CHECKPOINT and fetch_release(wanted, tmp_path) == path
+    path.unlink()
     record.unlink()
     assert fetch_release(wanted, tmp_path, other).read_bytes() == CHECKPOINT[::-1]
 

@@ -23,6 +23,9 @@ def test_openais_names_are_known_weights(name: str) -> None:
 def test_a_slash_before_the_patch_size_is_a_dash() -> None:
     assert open_clip_name("ViT-B/16/laion2b_s34b_b88k") == "ViT-B-16/laion2b_s34b_b88k"
     assert parse_encoder(f"ViT-B/16@{__file__}").architecture == "ViT-B-16"
+    for own in ("ViT-B/32@tuned.pt", "ViT-L/14@336px@tuned.pt"):  # a file that was tuned from OpenAI's
+        assert open_clip_name(own) == f"{open_clip_name(own.rpartition('@')[0])}@tuned.pt"
+    assert open_clip_name("ViT-B/32@tuned.pt") == "ViT-B-32/openai@tuned.pt"
     for name in ("ViT-B-16/openai", "glyphs", "hf-hub:a/ViT-B/16", "ViT-B-16@ViT-B/16/x.pt", "coca_ViT-B-32/x"):
         assert open_clip_name(name) == name
 

@@ -133,6 +133,10 @@ def test_an_entry_point_is_found_by_name(tmp_path: Path, monkeypatch: pytest.Mon
     assert found.card.row()["name"] == "plugin:theirs" and found.path == tmp_path / "their_encoders.py"
     assert load_encoder(found, "cpu", "fp32").text(["a"]).shape == (1, 6)
     assert "is neither a .py file nor an entry point; did you mean 'theirs'?" in refusal("plugin:their", tmp_path)
+    (tmp_path / "their_encoders.py").write_text(f"{SMALL}\n\ndef other():\n    return Small()\n")
+    two = EntryPoints([EntryPoint(name, f"their_encoders:{name}", plugin.GROUP) for name in ("Small", "other")])
+    monkeypatch.setattr(plugin, "entry_points", lambda **selected: two.select(**selected))
+    assert plugin.find_source("plugin:Small").digest != plugin.find_source("plugin:other").digest
 
 
 @pytest.mark.parametrize(
@@ -141,7 +145,11 @@ def test_an_entry_point_is_found_by_name(tmp_path: Path, monkeypatch: pytest.Mon
         (("def identity", "def identify"), "lacks identity; see docs/encoders.md"),
         (("class Small:", "class Small(torch.nn.Nothing):"), "cannot be made: AttributeError"),
         (('return "small-1"', "return 3"), "identity() gives 3, not a text"),
+        (('def identity(self):\n        return "small-1"', 'identity = "v1"'), "identity() fails: TypeError"),
+        (('return "small-1"', 'return open("/none/w").read()'), "identity() fails: FileNotFoundError"),
+        (("float() / 255", "float()"), "not torch.uint8 or numbers in [0, 1]"),
         (("20.0", "-1.0"), "scale is -1.0, not a positive number"),
+        (("20.0", "[1.0, 2.0]"), "scale is [1.0, 2.0], not a positive number"),
         (("(8, 8), [0.5, 0.5, 0.5]", "(8, 8), [0.5, 0.5]"), "std is [0.5, 0.5], not three positive numbers"),
         (("(8, 8), [", "(8, 8, 3), ["), "size is (8, 8, 3), not (height, width)"),
         (("(8, 8), [", "(9, 9), ["), "preprocess() gives [3, 8, 8], not a tensor [3, 9, 9]"),
@@ -276,7 +284,7 @@ def problems(spec: str) -> dict[str, str]:
         ),
         (("@ W", "@ W.detach() * float('nan')"), "gives finite embeddings that differ", "pixels() gives NaN"),
         (("images - 0.5", "images.detach() - 0.5"), "is differentiable", "gives no gradients"),
-        (("float() / 255", "float()"), "preprocesses every mode", "not bytes or numbers in [0, 1]"),
+        (("float() / 255", "float()"), "can be made", "not torch.uint8 or numbers in [0, 1]"),
         (('image.convert("RGB")', "image"), "preprocesses every mode", "preprocess() gives [1, 8, 8]"),
     ],
 )

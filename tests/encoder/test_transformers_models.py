@@ -281,6 +281,9 @@ def test_the_processor_may_lie_in_the_config_of_the_whole_processor(tmp_path: Pa
     given = json.loads((folder / "preprocessor_config.json").read_text())
     first = resolved(folder, tmp_path).card
     (folder / "processor_config.json").write_text(json.dumps({"image_processor": given}))
+    old = {**given, "size": {"shortest_edge": 40}}  # of an earlier save; transformers reads the nested one
+    (folder / "preprocessor_config.json").write_text(json.dumps(old))
+    assert resolved(folder, tmp_path).card.resize_to == (36,)
     (folder / "preprocessor_config.json").unlink()
     assert resolved(folder, tmp_path).card.resize_to == first.resize_to == (36,)
     (folder / "processor_config.json").unlink()

@@ -135,6 +135,8 @@ def test_a_command_repeats_what_was_asked() -> None:
         *("--set mcm.temperature=1 --limit 6 --allow-partial --skip-missing --plugin p.py --plugin q.py".split()),
         "--results", "r s",
     ]  # fmt: skip
+    several = RunRequest(methods="clipn,mcm", settings=("clipn.rule=ctw", "mcm.temperature=2"), sweeps=("clipn.x=1,2",))
+    assert command(several, methods="mcm") == "oodbench run --methods mcm --set mcm.temperature=2"
     from oodbench.cli.run import run
 
     known = {option for parameter in run.params for option in parameter.opts}

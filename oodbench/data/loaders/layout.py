@@ -201,7 +201,16 @@ def classes_by_folder(
         remarks.insert(0, Remark("class-folders", message))
     deep = [i for i, (_, _, rest) in enumerate(parts) if "/" in rest] if keys is tops else []
     if deep:
-        deeper = f"; if the classes lie a folder deeper, name them {place.reference('*')}" if place.name else ""
+        within = {one for inside in inner.values() for one in inside} - {""}
+        parts_of_set = [one for one in sort_classes(within) if _is_split(one)]
+        deeper = ""
+        if parts_of_set:
+            deeper = (
+                f"; images in {first_few(parts_of_set)} count alike, masks and labels, too: if they should not, move"
+            )
+            deeper += " them away, or name the images by list:FILE"
+        elif place.name:
+            deeper = f"; if the classes lie a folder deeper, name them {place.reference('*')}"
         message = (
             f"{len(deep):,} images lie in folders within their class folder: {names[deep[0]]} is of class "
             f"{tops[deep[0]]}{deeper if len(deep) == len(names) else ''}"
@@ -220,6 +229,11 @@ def _classes_at(names: Sequence[str], place: ClassPlace) -> Classes:
         raise Unlabelled(f"the class folders are {place.name}{'/*' * place.depth}, but {loose} lies in none of them")
     keys = [part[place.depth - 1] for part in parts]
     classes = sort_classes(keys)
+    if all(map(_is_split, classes)):
+        raise UserError(
+            f"the folders {place.name}{'/*' * place.depth} ({first_few(classes)}) are splits or parts of a set, not "
+            f"classes; the class folders lie higher: {shlex.quote(place.name + '/*' * (place.depth - 2))}"
+        )
     index = {folder: i for i, folder in enumerate(classes)}
     return Classes(np.array([index[key] for key in keys]), classes)
 
@@ -265,7 +279,7 @@ def _below_letters(paths: Sequence[str]) -> list[str]:
 
 def _remarks_on_splits(inner: Mapping[str, set[str]], place: ClassPlace) -> list[Remark]:
     """Return the remark on classes with the name of a split. Raise UserError if the folders are splits of a set."""
-    splits = [one for one in sort_classes(inner) if _words(one) & _SPLITS and _words(one) <= _SPLITS | _SPLIT_WORDS]
+    splits = [one for one in sort_classes(inner) if _is_split(one)]
     subsets = [one for one in splits if not _words(one) & _PARTS]
     common = set.intersection(*(inner[one] for one in subsets)) - {""} if len(subsets) > 1 else set()
     if not splits or not (len(splits) == len(inner) or common):
@@ -280,6 +294,11 @@ def _remarks_on_splits(inner: Mapping[str, set[str]], place: ClassPlace) -> list
         raise problem(f"{said}; pack an archive of one of them, such as {holding[0]}")
     merged = f"; or all of them as one set: {place.reference('*')}" if common and set(holding) == set(inner) else ""
     raise problem(f"{said}; name one of them: {' or '.join(map(place.reference, holding))}{merged}")
+
+
+def _is_split(name: str) -> bool:
+    """Return whether a folder has the name of a split or part of a set."""
+    return bool(_words(name) & _SPLITS) and _words(name) <= _SPLITS | _SPLIT_WORDS
 
 
 def _words(name: str) -> set[str]:

@@ -14,12 +14,12 @@ _IN_NOTE = 4  # names in a note
 
 
 def chance_limit(classes: int, images: int) -> float:
-    """Return the ID accuracy below which a result is at chance: max(2/K, 1/K + 3 standard errors of guessing).
+    """Return the ID accuracy below which a result is at chance: max(2/K, 1/K + 3 standard errors), at most 1.
 
     2/K counts up to one half only, because no accuracy is twice the chance of two classes.
     """
     chance = 1 / classes
-    return max(_twice_chance(classes), chance + _ERRORS * math.sqrt(chance * (1 - chance) / images))
+    return min(max(_twice_chance(classes), chance + _ERRORS * math.sqrt(chance * (1 - chance) / images)), 1.0)
 
 
 def _twice_chance(classes: int) -> float:
@@ -31,7 +31,7 @@ def at_chance(row: Result) -> bool:
     classes = row.classes.get("count")
     if row.id.accuracy is None or not row.id.n or not isinstance(classes, int) or classes < 2:
         return False
-    return row.id.accuracy < min(chance_limit(classes, row.id.n), 1)
+    return row.id.accuracy < chance_limit(classes, row.id.n)
 
 
 def chance_notes(lines: Sequence[TableLine], sets: Sequence[str]) -> Iterator[str]:
@@ -60,11 +60,14 @@ def chance_notes(lines: Sequence[TableLine], sets: Sequence[str]) -> Iterator[st
         if (not sets or one.dataset in sets) and "auroc" in one.intervals and one.intervals["auroc"][1] < 0.5
     ]
     if reversed_sets:
-        knows = all(row.id.accuracy is not None and not at_chance(row) for _, row, _ in reversed_sets)
+        measured = all(row.id.accuracy is not None and row.classes.get("count") != 1 for _, row, _ in reversed_sets)
+        knows = measured and not any(at_chance(row) for _, row, _ in reversed_sets)
         why = (
             "although the ID accuracy is above chance: these OOD sets look more like the classes than the ID images do"
             if knows
             else _UNKNOWN
+            if measured
+            else "the encoder may not know these classes, which no ID accuracy shows here"
         )
         pairs = _listed([f"{name} on {title}" for name, _, title in reversed_sets])
         yield f"AUROC below 50 % with its whole interval, so that OOD images score above ID images ({pairs}): {why}."
