@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+from pathlib import Path
 
 # OpenAI's names of its models, but for the resolution: clip.available_models()
 _OPENAI = re.compile(r"(?P<resnet>RN(50|101|50x4|50x16|50x64))|(?P<kind>ViT-[BL])/(?P<patch>\d+)(@(?P<pixels>\d+)px)?")
@@ -24,6 +26,10 @@ def open_clip_name(text: str) -> str:
 
 def tags(architecture: str) -> list[str]:
     """Return the tags of open_clip's weights for an architecture; none if there is no such architecture."""
+    found = importlib.util.find_spec("open_clip")  # which does not import it; that takes seconds
+    folders = found.submodule_search_locations if found else None
+    if not any(Path(folder, "model_configs", f"{architecture}.json").is_file() for folder in folders or ()):
+        return []
     import open_clip
 
     return [tag for name, tag in open_clip.list_pretrained() if name == architecture]

@@ -152,7 +152,6 @@ CASES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "no encoder, no OOD": (["--id", "folder:id"], ["has no benchmark of its own; name its OOD sets with --ood"]),
     "no encoder": (["--id", "folder:id", "--ood", "folder:ood"], ["needs an encoder; name one, e.g. --encoder ViT"]),
     "encoder that cannot be read": (["--encoder", "ViT-B16"], ["cannot read encoder 'ViT-B16'; write glyphs, "]),
-    "architecture alone": (["--encoder", "ViT-B-16"], ["'ViT-B-16' names no weights", "--encoder ViT-B-16/openai"]),
     "no such checkpoint": (["--encoder", "ViT-B-16@gone.pt"], ["gone.pt does not exist"]),
     "results that cannot be written": (
         ["--results", "file/below"],
