@@ -29,7 +29,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if report.failed and "ray" in sys.modules:
         from ray._private.worker import _global_node
 
-        logs = Path(_global_node.get_logs_dir_path()).glob("*.err") if _global_node else ()
+        logs = Path(_global_node.get_logs_dir_path()).glob("worker-*.err") if _global_node else ()
         for file in sorted((file for file in logs if file.stat().st_size), key=lambda file: file.stat().st_mtime)[-4:]:
             last = file.read_text(errors="replace").splitlines()[-LOG_LINES:]
             report.sections.append((f"end of {file}", "\n".join(last)))

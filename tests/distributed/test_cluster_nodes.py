@@ -107,6 +107,7 @@ def test_a_node_lost_in_training_costs_the_steps_since_the_checkpoint(
     def asked(name: str) -> TrainRequest:
         return TrainRequest(
             "clipn",
+            encoder="glyphs",
             captions=str(tmp_path / "captions.csv"),
             batch=16,
             epochs=15,
