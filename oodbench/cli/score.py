@@ -75,14 +75,14 @@ def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
     from oodbench.data.load import notes
     from oodbench.detector import saving
     from oodbench.detector.images import listed
-    from oodbench.storage.store import Store, default_root
+    from oodbench.storage.shared import open_store
 
     output, threshold, save = options["output"], options["threshold"], options["save"]
     check_table_file(output)
     _check_thresholds(options)
     if save:
         saving.check(expand(save))
-    store = Store(expand(options["store"] or default_root()))
+    store = open_store(options["store"], options["shared"])
     image_set = listed(images[0] if len(images) == 1 else list(images), store, options["data"])
     for remark in notes(image_set):
         note(f"note: {remark}")

@@ -74,7 +74,7 @@ def listed(images: Any, store: Store, data: Path | None = None) -> ImageSet:
         images = [images]  # [height width] or [height width channels]; several are [n height width channels]
     elif isinstance(images, bytes) or not isinstance(images, Iterable) or _is_pil(images):
         images = [images]
-    return _several(list(images))
+    return load.identified(_several(list(images)), store)
 
 
 def notes(classes: TextList, *images: ImageSet) -> list[str]:
