@@ -18,7 +18,7 @@ from typing import Any
 
 from oodbench.data.paths import data_option, declarations
 from oodbench.errors import Missing, UserError, did_you_mean
-from oodbench.storage.download import Download, RetryPolicy, download
+from oodbench.storage.download import Download, RetryPolicy, download, gdown_progress
 from oodbench.storage.files import atomic_write, expand, write_text
 from oodbench.storage.store import file_digest
 
@@ -186,15 +186,8 @@ def _fetch_from_drive(wanted: Release, root: Path, watch: StartProgress) -> None
     match = re.search(r"/(folders|file/d)/([\w-]+)", wanted.drive)
     assert match, wanted.drive  # a test reads all declarations
     kind, number = match.groups()
-    part, done = wanted.folder(root) / _PART, 0
-    name, advance = "", None
-
-    def progress(received: int, total: int | None) -> None:
-        nonlocal advance, done
-        advance = advance or watch(f"fetch {wanted.name}", total or 0)
-        advance(received - done)
-        done = received
-
+    part, name = wanted.folder(root) / _PART, ""
+    progress = gdown_progress(watch, f"fetch {wanted.name}")
     try:
         if kind == "folders":
             listed = gdown.download_folder(id=number, skip_download=True, quiet=True, use_cookies=False)

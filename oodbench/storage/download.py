@@ -256,6 +256,19 @@ def drive_id(url: str) -> str:
     return in_path[1] if in_path else parse_qs(parts.query).get("id", [""])[0]
 
 
+def gdown_progress(watch: Callable[[str, int], Callable[[int], None]], what: str) -> Callable[[int, int | None], None]:
+    """Return what gdown calls with the bytes received so far and in all; `watch` is that of download()."""
+    done, advance = 0, None
+
+    def progress(now: int, total: int | None) -> None:
+        nonlocal done, advance
+        advance = advance or watch(what, total or 0)
+        advance(now - done)
+        done = now
+
+    return progress
+
+
 def _receive_drive(
     source: Download, part: Path, policy: RetryPolicy, watch: Callable[[str, int], Callable[[int], None]]
 ) -> None:
@@ -269,14 +282,7 @@ def _receive_drive(
         raise UserError(f"cannot fetch {source.url}: files of Google Drive need gdown: pip install gdown") from error
     folder = part.with_name(f"{part.name}.drive")
     folder.mkdir(exist_ok=True)
-    done, advance = 0, None
-
-    def progress(now: int, total: int | None) -> None:
-        nonlocal done, advance
-        advance = advance or watch(f"fetch {part.name[1:-5]}", total or 0)
-        advance(now - done)
-        done = now
-
+    progress = gdown_progress(watch, f"fetch {part.name[1:-5]}")
     try:
         gdown.download(
             id=drive_id(source.url), output=str(folder / "file"), quiet=True, resume=True, use_cookies=False,
