@@ -255,7 +255,8 @@ def test_cifar_tars_run_as_clipn_s_protocol(shared: Path, tmp_path: Path) -> Non
     with pytest.raises(UserError) as error:
         planned(tmp_path, tmp_path, **options)
     assert "'lsun' was not found" in str(error.value) and "'imagenet-resize' was not found" in str(error.value)
-    assert "The set of ODIN's authors" in str(error.value), "says how to get it"
+    for name in ("lsun", "imagenet-resize"):  # says how to get it
+        assert f"oodbench datasets get {name} --data {tmp_path}" in str(error.value)
     plan = planned(tmp_path, tmp_path, **options, skip_missing=True)
     assert [one.listing.dataset.name for one in plan.ood] == ["cifar10"]
     assert plan.benchmark.name == "clipn-cifar-imagenet-resize-without-lsun+imagenet-resize"
