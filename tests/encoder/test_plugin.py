@@ -214,6 +214,7 @@ def test_methods_that_need_a_missing_part_are_refused_by_name(tmp_path: Path, mo
     assert (split.card.activation, split.card.width) == ("project", 192)
 
 
+@pytest.mark.slow
 def test_a_run_reads_it_and_a_second_run_computes_nothing(tmp_path: Path, cli: Any) -> None:
     write(tmp_path, SMALL + PARTS)
     run = ("run", "--encoder", "plugin:small.py", "--limit", "30", "--methods", "mcm,react,odin")
@@ -244,6 +245,7 @@ def test_a_detector_is_saved_without_the_code_and_loaded_with_it_named(tmp_path:
         oodbench.Detector.load(folder, encoder=spec).score_samples(images)
 
 
+@pytest.mark.slow
 def test_a_ray_worker_is_sent_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver's file if the worker sees it, else the one that was sent; another source is refused."""
     from oodbench.distributed import payload
