@@ -119,7 +119,8 @@ def test_a_method_that_mixes_devices_fails_there_alone(images: Path, tmp_path: P
 def test_trainings_stop_and_go_on_there(method: str, options: dict[str, Any], images: Path, tmp_path: Path) -> None:
     def trained(device: str) -> dict[str, torch.Tensor]:
         out = tmp_path / f"{device}.safetensors"
-        common = {"captions": str(images / "captions.csv"), "out": out, "device": device, "store": tmp_path / device}
+        common: dict[str, Any] = {"encoder": "glyphs", "captions": str(images / "captions.csv")}
+        common |= {"out": out, "device": device, "store": tmp_path / device}
         for upto in (2, None):
             train(TrainRequest(method, batch=4, steps=4, chunk=3, max_steps=upto, **common, **options))  # type: ignore[arg-type]
         return load_file(out)
