@@ -122,7 +122,7 @@ def test_trainings_stop_and_go_on_there(method: str, options: dict[str, Any], im
         common: dict[str, Any] = {"encoder": "glyphs", "captions": str(images / "captions.csv")}
         common |= {"out": out, "device": device, "store": tmp_path / device}
         for upto in (2, None):
-            train(TrainRequest(method, batch=4, steps=4, chunk=3, max_steps=upto, **common, **options))  # type: ignore[arg-type]
+            train(TrainRequest(method, batch=4, steps=4, chunk=3, max_steps=upto, **common, **options))
         return load_file(out)
 
     here = trained("cpu")
