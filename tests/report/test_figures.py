@@ -23,6 +23,7 @@ from pyarrow import parquet
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_curve
 
+import oodbench
 from oodbench.cli import main
 from oodbench.data.glyphs import render, world
 from oodbench.errors import UserError
@@ -263,9 +264,11 @@ def test_labels_of_many_methods_cover_neither_each_other_nor_a_point(tmp_path: P
 
 
 @pytest.mark.slow
-def test_mistakes_are_the_worst_images_themselves() -> None:
-    found = from_folder(REFERENCE)
-    row = next(one for one in found.results if one.method == "mcm")
+def test_mistakes_are_the_worst_images_themselves(tmp_path: Path) -> None:
+    # Not the project's own row: processors draw a few pixels of the textures differently.
+    oodbench.run("mcm", results=str(tmp_path), bootstrap=0)
+    found = from_folder(tmp_path)
+    (row,) = found.results
     (picture,) = plots([row], found.paths, kinds=["mistakes"])
     table = parquet.read_table(found.paths[row.digest].with_suffix(".parquet")).to_pandas()
     strips = [axes for axes in picture.figure.axes if axes.images]
