@@ -29,7 +29,7 @@ def _twice_chance(classes: int) -> float:
 def at_chance(row: Result) -> bool:
     """Return whether the ID accuracy of a result is no better than guessing; False for a result without one."""
     classes = row.classes.get("count")
-    if row.id.accuracy is None or not row.id.n or not isinstance(classes, int) or classes < 2:
+    if row.id.accuracy is None or row.id.n < 1 or not isinstance(classes, int) or classes < 2:
         return False
     return row.id.accuracy < chance_limit(classes, row.id.n)
 
