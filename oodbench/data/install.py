@@ -101,7 +101,7 @@ def install(dataset: Dataset, archive: Archive, data_root: Path, options: GetOpt
 def _file(archive: Archive, folder: Path, target: Path, given: Path | None, options: GetOptions) -> tuple[Path, str]:
     """Return the file of an archive, given or downloaded and verified, and a remark on its digest.
 
-    Without a declared digest, the sha256 of the first file is recorded next to the data, and later ones must have it.
+    Without a declared digest, a downloaded file must have the sha256 that is recorded next to the data, if one is.
     """
     record = record_path(target)
     recorded = read_record(target).get("sha256", "") if not archive.has_digest else ""
@@ -276,7 +276,7 @@ def install_torchvision(dataset: Dataset, data_root: Path, options: GetOptions) 
     root = dataset.folder(data_root)
     # Not DOWNLOADS / dataset.path: that of a set of the user's own is absolute, and would be the user's folder itself.
     folder = data_root / DOWNLOADS / f"torchvision-{hashlib.sha256(dataset.path.encode()).hexdigest()[:16]}"
-    remarks = []
+    remarks, record = [], ""
     try:
         with locked(folder / ".lock", f"another process gets what belongs at {root}; wait for it"):
             is_new = not is_there(root)
@@ -289,6 +289,7 @@ def install_torchvision(dataset: Dataset, data_root: Path, options: GetOptions) 
                     given = given_file(dataset, archive, options.source)
                     file, remark = _file(archive, folder, root, given, options)
                     remarks.append(remark)
+                    record = record if archive.has_digest else _facts(archive, file)
                     _place(file, target, move=False)
             open_torchvision(dataset, made, download=True)
             if is_new:
@@ -296,6 +297,8 @@ def install_torchvision(dataset: Dataset, data_root: Path, options: GetOptions) 
                 if root.is_dir():
                     root.rmdir()
                 move_to(made, root)
+            if record:
+                write_text(record_path(root), record)
             shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise UserError(f"cannot write {root}: {error.strerror or error}") from error

@@ -676,6 +676,8 @@ def test_torchvision_unpacks_what_was_fetched(
     (tmp_path / "shapes.bin").write_bytes(b"there")
     summary = get(["s"], tmp_path / "data", GetOptions(source=tmp_path / "shapes.bin"))
     assert summary.exit_code == 0 and "12 images at" in summary.text()
+    record = json.loads(record_path(tmp_path / "data/shapes").read_text())
+    assert record["sha256"] == hashlib.sha256(b"there").hexdigest()
     filled, download = calls[0]
     assert download and filled != tmp_path / "data/shapes" and not filled.exists()  # filled elsewhere, then moved
     own = tmp_path / "own"  # a set of the user's own has an absolute path

@@ -16,6 +16,7 @@ from oodbench.report.html.figures import FigureSource
 from oodbench.report.html.page import render
 from oodbench.report.tables.chance import at_chance, chance_limit
 from oodbench.results import IdRow, Result, SetRow, rows
+from tests.report.test_report import result as report_result
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,27 +26,8 @@ def result(
 ) -> Result:
     ood = SetRow("sun", "SUN", "", 200, 200, 0, "list", upper - 0.1, 0.4, 0.5, 0.6, 0.7, 0.0)
     ood = dataclasses.replace(ood, intervals={"auroc": (upper - 0.2, upper)})
-    return Result(
-        method=title.lower(),
-        label=title.lower(),
-        title=title,
-        parameters={},
-        benchmark="toy",
-        benchmark_title="Toy",
-        encoder={"name": "ViT-B-16/openai", "slug": "x", "weights": "0123456789abcdef" * 4},
-        id=IdRow("cats", "Cats", n, n, 0, "list", accuracy),
-        ood=(ood,),
-        conventions={"at95": "first"},
-        classes={"name": "cats", "count": classes, "digest": "c" * 64},
-        templates={},
-        files={},
-        run={"seed": 0, "precision": "fp32", "limit": None, "device": "cpu"},
-        source="s",
-        versions={},
-        commit=None,
-        scores={},
-        seconds={"score": 1.5},
-    )
+    names = {"name": "cats", "count": classes, "digest": "c" * 64}
+    return report_result(title, ood, id=IdRow("cats", "Cats", n, n, 0, "list", accuracy), classes=names)
 
 
 def notes(*found: Result) -> str:

@@ -393,7 +393,7 @@ def test_golden(form: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_thousand_rows_take_ten_times_as_long_as_two_hundred(tmp_path: Path) -> None:
+def test_the_time_of_a_report_is_in_proportion_to_its_rows(tmp_path: Path) -> None:
     def cpu_seconds(form: str, count: int) -> float:
         rows = (
             row(f"m{i % 100}", ood("sun", (i % 997) / 1000), ood("dtd"), benchmark=f"b{i // 100}", seed=i)
@@ -408,7 +408,7 @@ def test_two_thousand_rows_take_ten_times_as_long_as_two_hundred(tmp_path: Path)
 
     for form in ("latex", "markdown", "csv"):
         few, many = cpu_seconds(form, 200), cpu_seconds(form, 2000)
-        assert many < 40 * few, f"{form}: {few:.2f} s and {many:.2f} s"
+        assert many < 20 * few, f"{form}: {few:.2f} s and {many:.2f} s"
 
 
 @pytest.mark.slow
