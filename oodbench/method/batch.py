@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from enum import Flag, auto
+from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from oodbench.errors import Undeclared
@@ -23,6 +24,9 @@ class Needs(Flag):
     CALIBRATION = auto()  # fit() reads ID training images
     WEIGHTS = auto()  # fit() reads weights from `oodbench train` or from a released checkpoint
     CAPTIONS = auto()  # score() lets the encoder write captions, which only a CoCa can
+    LABELS = auto()  # fit() reads the classes of the calibration images; declare it with CALIBRATION
+    PATCHES = auto()  # patch features in the joint space, computed in the same pass as the embeddings
+    VIEWS = auto()  # embeddings of declared transforms of every image, one more pass each
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,15 @@ class Batch:
     _embeddings: Tensor | None = None
     _activations: Tensor | None = None
     _pixels: Tensor | None = None
+    _labels: Tensor | None = None
+    _patches: Tensor | None = None
+    _views: Tensor | None = None
     _shared: SharedTensors = field(default_factory=SharedTensors, repr=False, compare=False)  # read by any method
 
     def _read(self, value: Tensor | None, name: str, need: Needs) -> Tensor:
         if value is None or need not in self.needs:
+            if need is Needs.LABELS and need in self.needs:
+                raise Undeclared("batch.labels was read, but test images have none: labels are for fit()")
             if need in self.needs:  # calibration batches come from the store
                 raise Undeclared(f"batch.{name} was read, but calibration images come without {name}")
             raise Undeclared(f"batch.{name} was read but not declared: add Needs.{need.name} to the method's `needs`")
@@ -71,6 +80,21 @@ class Batch:
         """[b 3 height width] resized and cropped images in [0, 1], before the model's normalisation. Needs.PIXELS."""
         return self._read(self._pixels, "pixels", Needs.PIXELS)
 
+    @property
+    def labels(self) -> Int64[Tensor, " b"]:
+        """[b] class indices of calibration images, into task.classes; test images have none. Needs.LABELS."""
+        return self._read(self._labels, "labels", Needs.LABELS)
+
+    @property
+    def patches(self) -> Float[Tensor, "b n d"]:
+        """[b n d] features of n image patches in the joint space, of unit length, float32. Needs.PATCHES."""
+        return self._read(self._patches, "patches", Needs.PATCHES)
+
+    @property
+    def views(self) -> Float[Tensor, "b v d"]:
+        """[b v d] embeddings of the v views that the method declares, of unit length. Needs.VIEWS."""
+        return self._read(self._views, "views", Needs.VIEWS)
+
     def intact(self) -> bool:
         """Return whether no method wrote into what it read, which other methods read as well."""
         return self._shared.intact()
@@ -78,23 +102,18 @@ class Batch:
     def copy(self) -> Batch:
         """Return the same images in memory of their own, which may be written into."""
 
-        def clone(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.clone()
-
-        return Batch(
-            self.needs,
-            self.size,
-            clone(self._features),
-            clone(self._embeddings),
-            clone(self._activations),
-            clone(self._pixels),
-        )
+        values = {name: getattr(self, name) for name in _TENSORS}
+        clones: dict[str, Any] = {name: None if value is None else value.clone() for name, value in values.items()}
+        return replace(self, **clones, _shared=SharedTensors())
 
     def for_method(self, needs: Needs) -> Batch:
         """Return the same images for a method with other needs."""
-        return Batch(needs, self.size, self._features, self._embeddings, self._activations, self._pixels, self._shared)
+        return replace(self, needs=needs)
 
     def seen_by(self, needs: Needs) -> Batch:
         """Return for_method(needs); the old name."""
         warnings.warn("Batch.seen_by is now Batch.for_method", DeprecationWarning, stacklevel=2)
         return self.for_method(needs)
+
+
+_TENSORS = tuple(each.name for each in fields(Batch) if each.name not in ("needs", "size", "_shared"))

@@ -19,6 +19,9 @@ NEEDS = (
     "CALIBRATION",
     "WEIGHTS",
     "CAPTIONS",
+    "LABELS",
+    "PATCHES",
+    "VIEWS",
 )  # the flags of method.Needs, which imports torch
 _ONE_CLASS = "it must define one subclass of Method"
 

@@ -182,7 +182,8 @@ class Scorer:
     def _check_retention(self, methods: Sequence[FittedMethod], pixels: bool) -> bool:
         """Let methods fail that keep something of the images; return False if one changed its input meanwhile."""
         half = pixels and self._half_precision
-        tolerance = 0.0 if self.device == "cpu" else batches.HALF_PRECISION_TOLERANCE if half else batches.TOLERANCE
+        on_gpu = batches.HALF_PRECISION_TOLERANCE if half else batches.TOLERANCE
+        tolerance = batches.CPU_TOLERANCE if self.device == "cpu" else on_gpu
         for sample in {id(method.sample): method.sample for method in methods if method.sample}.values():
             group = [method for method in methods if method.sample is sample]
             outputs = score_batches(sample.reversed_copies, group, self.task, self._threads(pixels))

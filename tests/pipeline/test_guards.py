@@ -7,11 +7,12 @@ import itertools
 import random
 import re
 import threading
+import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,7 +21,15 @@ from sklearn.neighbors import BallTree
 from sklearn.preprocessing import StandardScaler
 
 from oodbench.errors import UserError
-from oodbench.pipeline.batches import contents, difference
+from oodbench.pipeline.batches import (
+    CPU_TOLERANCE,
+    FittedMethod,
+    MethodOutput,
+    contents,
+    difference,
+    method_contents,
+    retention_error,
+)
 from oodbench.storage.store import Store
 from tests.pipeline.test_engine import HEAD, images, request, results, scores_of
 
@@ -376,3 +385,18 @@ def test_a_detector_refuses_a_method_that_counts(images: Path, tmp_path: Path) -
     fine = Detector("mcm", classes=["a", "b"], threshold=0.0, store=str(tmp_path / "s")).fit()
     first = fine.score_samples(images / "ood")
     assert all(np.array_equal(first, fine.score_samples(images / "ood")) for _ in range(10))
+
+
+@pytest.mark.parametrize(("change", "found"), [(2.2e-7, False), (1e-3, True)])
+def test_rounding_is_not_taken_for_a_state(change: float, found: bool) -> None:
+    """On a busy CPU a product may be divided among fewer threads, which changes the last digits."""
+    scores = np.random.default_rng(0).normal(-0.68, 0.01, 64)
+    first = MethodOutput([scores[:32], scores[32:]], [np.arange(32, dtype=np.int32)] * 2)
+    other = scores.copy()
+    other[7] *= 1 + change
+    again = MethodOutput([other[32:], other[:32]], first.predictions[::-1])
+    method = FittedMethod(cast(Any, None), cast(Any, types.SimpleNamespace()), first_output=first)
+    method.contents = method_contents(method)
+    assert ("keeps something" in retention_error(method, again, CPU_TOLERANCE)) is found
+    again.predictions[0] = 31 - again.predictions[0]
+    assert "keeps something" in retention_error(method, again, CPU_TOLERANCE)
