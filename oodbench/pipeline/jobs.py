@@ -87,8 +87,7 @@ class Job:
     @property
     def calibrates(self) -> bool:
         """Return whether fit() reads ID training images: not if the user set the value that is computed from them."""
-        by_hand = self.info.calibrated and self.parameters[self.info.calibrated] is not None
-        return "CALIBRATION" in self.info.needs and not by_hand
+        return self.info.calibrates(self.parameters)
 
     @property
     def by_hand(self) -> str:
