@@ -161,8 +161,8 @@ def has_patches_in_the_joint_space(t: Trial) -> str:
         return "patches() gives NaN or infinity"
     with torch.no_grad():
         alone = torch.cat([t.encoder.patches(image[None]) for image in t.images])
-    gap = float((together - alone).abs().max())
-    if gap > TOLERANCE * float(together.abs().max()):
+    gap = float((together.detach() - alone).abs().max())
+    if gap > TOLERANCE * float(alone.abs().max()):
         return f"patches() changes by {gap:.2g} with the rest of the batch; call eval() on the model"
     return "" if together.requires_grad else "patches() gives no gradients; remove torch.no_grad()"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -131,3 +132,46 @@ def test_other_towers_are_refused_by_name(name: str, why: str, tmp_path: Path) -
     ours, _ = encoder({**FAMILIES, "qk-norm": Family({**VIT, "qk_norm": True}, "proj", 32, {})}[name], tmp_path)
     with pytest.raises(UserError, match=rf"tower\.json.* has no patch features: .*{why}.*--encoder ViT-B-16/openai"):
         ours.patches(torch.rand(1, 3, *ours.size))
+
+
+def test_lower_precision_gives_float32_near_the_full_one(tmp_path: Path) -> None:
+    exact, _ = encoder(TOWERS["plain"], tmp_path)
+    low = OpenClip(resolve(parse_encoder(exact.card.name), None, Store(tmp_path)), "cpu", "bf16")
+    images = torch.rand(2, 3, *exact.size)
+    with torch.no_grad():
+        full, found = exact.patches(images), low.patches(images)
+    assert found.dtype == torch.float32
+    assert 0 < (full - found).abs().max() < 0.05 * full.abs().max()
+
+
+QUARTERS = """
+    def patches(self, images):
+        whole = self.pixels(images)
+        return torch.stack([whole, whole.roll(1, -1)], 1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("patches", "said"),
+    [
+        (QUARTERS, ""),
+        (QUARTERS.replace(", 1)\n", ", 0)\n"), r"UserError: .*patches\(\) gives \[2, 3, 6\], not \[3 n 6\]"),
+        (QUARTERS.replace("whole.roll", "whole.detach().roll").replace("[whole,", "[whole.detach(),"), "no gradients"),
+        (QUARTERS.replace("[whole,", "[whole * len(images),"), "changes by .* with the rest of the batch"),
+        (QUARTERS.replace("[whole,", "[whole / 0,"), "gives NaN or infinity"),
+    ],
+)
+def test_an_encoder_of_one_s_own_may_have_patches(patches: str, said: str, tmp_path: Path) -> None:
+    from oodbench.encoder import contract
+    from tests.encoder.test_plugin import SMALL, write
+
+    trial = contract.trial(write(tmp_path, SMALL + patches))
+    assert trial.card.patch_error == ""
+    try:
+        problem = contract.has_patches_in_the_joint_space(trial)
+    except UserError as error:
+        problem = f"UserError: {error}"
+    assert re.search(said, problem) if said else problem == ""
+    if not said:
+        activations, found = trial.encoder.activations_and_patches(trial.images)
+        torch.testing.assert_close(found[:, 0], trial.encoder.project(activations))
