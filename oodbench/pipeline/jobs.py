@@ -14,6 +14,7 @@ from oodbench.data import prompts
 from oodbench.data.prompts import TextList
 from oodbench.errors import UserError, did_you_mean, raise_all
 from oodbench.method import registry
+from oodbench.method.access import Access
 from oodbench.method.introspection import MethodInfo
 from oodbench.method.parameters import Choice, label, parse_choices, parse_names, parse_setting, parse_value, split
 from oodbench.pipeline.request import RunRequest
@@ -88,6 +89,10 @@ class Job:
     def calibrates(self) -> bool:
         """Return whether fit() reads ID training images: not if the user set the value that is computed from them."""
         return self.info.calibrates(self.parameters)
+
+    def access(self, shots: int | None = None) -> Access:
+        """Return the access card of the row; `shots` are the labelled ID images a class that the run draws."""
+        return self.info.card(self.parameters, shots)
 
     @property
     def by_hand(self) -> str:
