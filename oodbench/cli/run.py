@@ -21,6 +21,7 @@ from oodbench.errors import redact
 
 if TYPE_CHECKING:
     from oodbench.pipeline.events import Watch
+    from oodbench.pipeline.jobs import Job
     from oodbench.pipeline.plan import Plan
     from oodbench.results import Result
     from oodbench.tracking import Tracker
@@ -186,7 +187,7 @@ def _watching(plans: Sequence[Plan], events: Path | None) -> Iterator[Watch]:
 
 
 def plan_text(plan: Plan) -> str:
-    """Describe a plan for --dry-run. It looks up what is stored and computes nothing."""
+    """Describe a plan for --dry-run. It looks up what is stored, and computes nothing but how long prompts take."""
     from oodbench.cli.listings import bytes_text
     from oodbench.errors import printable
     from oodbench.pipeline.score import find_scores
@@ -213,15 +214,45 @@ def plan_text(plan: Plan) -> str:
         "",
         "methods",
     ]
+    incomplete = []
     for job in plan.jobs:
         missing_sets = [images.dataset.name for images in plan.listings if not find_scores(plan, job, images)]
+        incomplete += [job] if missing_sets else []
         state = f"to score: {', '.join(missing_sets)}" if missing_sets else "stored"
         values = ", ".join(f"{name}={value}" for name, value in job.parameters.items())
         lines.append(f"  {job.label} ({values}): {state}")
+        if seen := job.access(plan.draw.shots).facts:
+            lines.append(f"    sees {'; '.join(seen)}")
     for name, reason in (*plan.skipped_methods, *plan.incompatible_methods):
         lines += f"  skipped: {name}: {reason}".replace("\n  ", "\n    ").split("\n")
+    lines += _text_lines(plan, incomplete)
     placement = [_placement_text(plan)] if plan.request.ray else []
     return "\n".join([*map(printable, lines), *placement]).rstrip()
+
+
+def _text_lines(plan: Plan, jobs: Sequence[Job]) -> list[str]:
+    """Describe the prompts that methods have to encode, and about how long that takes."""
+    from oodbench.pipeline.text_counts import WORTH_TIMING, seconds_per_prompt, text_counts
+
+    counts = [count for count in text_counts(plan, jobs) if count.total]
+    if not counts:
+        return []
+    lines = ["", "texts"]
+    for count in counts:
+        parts = [f"{count.classes:,} prompts of class names"] if count.classes else []
+        parts += [f"{count.others:,} texts, unless they are stored"] if count.others else []
+        lines.append(f"  {count.label}: {' and '.join(parts)}")
+    total = sum(count.total for count in counts)
+    rate = seconds_per_prompt(plan) if total >= WORTH_TIMING else None
+    estimate = f", about {_duration(total * rate)} here ({1 / rate:,.0f} a second)" if rate else ""
+    return [*lines, f"  {total:,} to encode{estimate}; they are kept for later runs with this encoder"]
+
+
+def _duration(seconds: float) -> str:
+    """Return `40 s`, `12 min` or `3.5 h`."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def _placement_text(plan: Plan) -> str:
