@@ -32,7 +32,7 @@ class RunOutcome:
     """The results of a run in the order of its methods.
 
     results          one per method that ran
-    skipped_methods  (name, reason) of the methods that `--methods all` could not run
+    skipped_methods  (name, reason) of the methods of a group that could not run
     """
 
     results: tuple[Result, ...]
@@ -94,18 +94,19 @@ class RunState:
 
 
 def load_methods(plan: Plan, jobs: Sequence[Job]) -> tuple[list[FittedMethod], list[tuple[str, str]]]:
-    """Import the methods of some jobs; return them, and (label, reason) of those that `--methods all` cannot import.
+    """Import the methods of some jobs; return them, and (label, reason) of those of a group that cannot be imported.
 
     Raises UserError if a method that the user named cannot be imported.
     """
-    running, broken = [], []
+    running, broken, problems = [], [], []
     for job in jobs:
         try:
             running.append(FittedMethod(job, job.build()))
         except UserError as error:
+            if job.named:
+                problems += error.problems
             broken.append((job.label, str(error)))
-    if plan.request.methods.strip() != "all":
-        raise_all([reason for _, reason in broken])
+    raise_all(problems)
     return running, broken
 
 
