@@ -58,12 +58,14 @@ class Sources:
         words        n prompts -> [n d] vectors of unit length; (n words, templates, average) -> averages of the words
         encoder      () -> the model
         calibration  () -> batches of ID training images
+        labelled     () -> the same for methods that read labels; None: `calibration` has labels
     """
 
     text: Callable[..., Tensor]
     words: Callable[..., Tensor]
     encoder: Callable[[], Encoder]
     calibration: Callable[[], Iterable[Batch]]
+    labelled: Callable[[], Iterable[Batch]] | None = None
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,8 @@ class Task:
         """Iterate over the ID training images of the split that the protocol names, for fit().
 
         Returns:
-            Batches with features, embeddings and activations, without pixels.
+            Batches with features, embeddings and activations, without pixels; with labels if the method declares
+            Needs.LABELS, and then with `--shots K` of K images a class.
         Raises:
             Undeclared  if the method does not declare Needs.CALIBRATION
         """
@@ -173,7 +176,8 @@ class Task:
             raise Undeclared(
                 "calibration images were read but not declared: add Needs.CALIBRATION to the method's `needs`"
             )
-        return (batch.for_method(self._needs) for batch in self._sources.calibration())
+        labelled = Needs.LABELS in self._needs and self._sources.labelled
+        return (batch.for_method(self._needs) for batch in (labelled or self._sources.calibration)())
 
     def words(
         self, prompts: Sequence[str], templates: str | None = None, average: str = "normalised"
