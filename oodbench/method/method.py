@@ -65,6 +65,18 @@ class Method(ABC, Generic[State]):
             [b] real scores, higher = more in-distribution.
         """
 
+    def text_encodings(self, classes: int) -> int | None:
+        """Count the texts that fit() encodes if none is stored, besides the class prompts under `templates`.
+
+        The plan of a run prints it. It must be known from the hyper-parameters, without an encoder.
+
+        Arguments:
+            classes  number of class names
+        Returns:
+            Number of prompts; None if it is not known, or if there are only class prompts.
+        """
+        return None
+
     def predict(self, batch: Batch, task: Task, state: State) -> Int64[Tensor, " b"] | None:
         """Predict classes, for ID accuracy: by default the nearest class under the method's own prompts.
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from oodbench.data import prompts
 from oodbench.method import Batch, Captioner, Needs, Pairs, Sources, Task
+from oodbench.method.averages import averages
 
 CLASSES = ("anchor", "bell", "cactus", "drum", "eagle", "fern", "globe", "harp")
 WIDTH, DEPTH, SIDE = 24, 16, 8
@@ -122,13 +123,11 @@ class ToyWorld:
         return self.encoder.images(0.3 * (near + _modality_gap().to(near.device)))
 
     def task(self) -> Task:
-        def text(templates: str) -> Tensor:
-            parts = [[t.replace("{}", c) for c in CLASSES] for t in prompts.templates(templates).lines]
-            units = [torch.nn.functional.normalize(self.encoder.text(part), dim=-1) for part in parts]
-            return torch.nn.functional.normalize(torch.stack(units).mean(0), dim=-1)
+        def text(templates: str, average: str = "normalised") -> Tensor:
+            return words(CLASSES, templates, average)
 
-        def words(prompts: tuple[str, ...]) -> Tensor:
-            return torch.nn.functional.normalize(self.encoder.text(prompts), dim=-1)
+        def words(names: tuple[str, ...], templates: str = "{}", average: str = "normalised") -> Tensor:
+            return averages(self.encoder.text, prompts.templates(templates).lines, names)[average]
 
         def calibration() -> list[Batch]:
             parts = zip(self.train.chunk(2), self.labels.chunk(2), strict=True)

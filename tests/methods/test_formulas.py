@@ -96,6 +96,7 @@ DEEPER: dict[str, list[tuple[dict[str, Any], Callable[[ToyWorld, torch.Tensor], 
 POSTHOC = ("fdbd", "gen", "klm", "knn", "mahalanobis", "nci", "nnguide", "residual", "rmd", "she", "temperature", "vim")
 ELSEWHERE = dict.fromkeys(POSTHOC, Path(__file__).with_name("test_posthoc.py")) | {
     "clipn": Path(__file__).with_name("test_clipn.py"),
+    "csp": Path(__file__).with_name("test_csp.py"),
     "neglabel": Path(__file__).with_name("test_neglabel.py"),
     "zoc": Path(__file__).with_name("test_zoc.py"),
     "zoc_coca": Path(__file__).with_name("test_zoc_coca.py"),
