@@ -101,10 +101,10 @@ class ToyCaptioner(Captioner):
 
 
 class ToyWorld:
-    """ID images of eight classes, OOD images of other things, and the task of these classes."""
+    """ID images of eight classes, OOD images of other things, and the task of these classes; `views` of each image."""
 
-    def __init__(self, seed: int = 0) -> None:
-        self.encoder = ToyEncoder()
+    def __init__(self, seed: int = 0, views: int = 0) -> None:
+        self.encoder, self.views = ToyEncoder(), views
         rng = np.random.default_rng(seed)
         centres = torch.nn.functional.normalize(self.encoder.text(CLASSES), dim=-1)
         labels = torch.arange(96) % len(CLASSES)
@@ -146,7 +146,13 @@ class ToyWorld:
         activations = self.encoder.activations(images)
         embeddings = self.encoder.project(activations)
         features = torch.nn.functional.normalize(embeddings, dim=-1)
-        return Batch(needs, len(images), features, embeddings, activations, images)
+        return Batch(needs, len(images), features, embeddings, activations, images, _views=self._views(images))
+
+    def _views(self, images: Tensor) -> Tensor | None:
+        """Return the embeddings of each image laid over its mirror image, which grows fainter from view to view."""
+        parts = [images + (images.flip(-1) - images) / (4 + number) for number in range(self.views)]
+        units = [torch.nn.functional.normalize(self.encoder.pixels(part), dim=-1) for part in parts]
+        return torch.stack(units, 1) if units else None
 
 
 def _tensor(array: Any) -> Tensor:

@@ -67,7 +67,7 @@ def trial(info: MethodInfo) -> Trial:
         method = registry.load(info)()
     except TypeError as error:
         raise UserError(f"it cannot be constructed without arguments: {error}") from error
-    world = ToyWorld()
+    world = ToyWorld(views=len(method.views))
     torch.manual_seed(0)
     resources = MethodResources(functools.cache(lambda: _trained(method, world)), lambda depends_on, compute: compute())
     task = world.task().for_method(method.needs, resources)
