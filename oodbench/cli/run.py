@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 @shared.ID
 @shared.OOD
 @shared.CALIBRATION
+@shared.CALIBRATION_LIMIT
+@shared.SHOTS
+@shared.SHOT_SEED
 @shared.CLASSES
 @shared.CLEAN_NAMES
 @click.option(

@@ -140,9 +140,9 @@ def _same(row: result.Result, job: Job, plan: Plan) -> bool:
     weights = job.weights.digest if job.weights else None
     templates = job.templates.digest if job.templates else None
     calibration = row.run.get("calibration")
-    theirs = (calibration["dataset"], calibration["n"]) if calibration else None
-    images = plan.calibration if job.calibrates else None
-    ours = (images.dataset.name, len(images)) if images else None
+    theirs = (calibration["dataset"], calibration["n"], calibration.get("list")) if calibration else None
+    images = plan.calibration_of(job)
+    ours = (images.dataset.name, len(images), images.list_digest if job.reads_labels else None) if images else None
     stored = (row.weights.get("digest"), row.templates.get("digest"), row.files, row.source, theirs)
     requested = (weights, templates, job.files, job.info.source, ours)
     run = (row.run["seed"], row.run["precision"])

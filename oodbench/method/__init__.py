@@ -1,4 +1,4 @@
-"""The interface of a method, for its author: Method, TrainedMethod, Needs, Batch, Task, Encoder.
+"""The interface of a method, for its author: Method, TrainedMethod, Needs, Access, Batch, Task, Encoder.
 
 Names in shapes: b images or pairs, d embedding width, w activation width, k class names, n tokens or prompts.
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from oodbench.errors import Undeclared
+    from oodbench.method.access import Access
     from oodbench.method.batch import Batch, Needs
     from oodbench.method.encoder import Captioner, Encoder, TextTower
     from oodbench.method.method import Method, TrainedMethod, check_predictions, check_scores, logsumexp
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from oodbench.method.training import Optimiser, Pairs, Weights
 
 _MODULES = {
+    "access": "Access",
     "batch": "Batch Needs Undeclared",
     "encoder": "Captioner Encoder TextTower",
     "method": "Method TrainedMethod check_predictions check_scores logsumexp",
@@ -57,6 +59,7 @@ if not TYPE_CHECKING:  # mypy then reports a name that does not exist
 
 
 __all__ = [
+    "Access",
     "Batch",
     "Captioner",
     "Encoder",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from oodbench.method import source_files
+from oodbench.method.access import FAMILIES, Access, complete, from_mapping
 from oodbench.method.parameters import conform
 
 NEEDS = (
@@ -24,6 +26,7 @@ NEEDS = (
     "VIEWS",
 )  # the flags of method.Needs, which imports torch
 _ONE_CLASS = "it must define one subclass of Method"
+_GRADIENTS = {"enable_grad", "set_grad_enabled"}  # score() runs without a gradient unless it calls one of these
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class MethodInfo:
     module    import name; "" for a plugin file
     source    sha256 of the method's files (oodbench/method/source_files.py) when they were read
     trained   hyper-parameters that training fixes
+    access    what the method declares, and a gradient by the pixels; card() adds what follows from the needs
+    family    a group of `--methods` besides that of the card, or ""
     problem   why the source cannot be read as a method, or ""
     """
 
@@ -60,11 +65,23 @@ class MethodInfo:
     parameters: tuple[Parameter, ...] = ()
     calibrated: str = ""
     trained: tuple[str, ...] = ()
+    access: Access = field(default_factory=Access)
+    family: str = ""
     problem: str = ""
 
     def defaults(self) -> dict[str, Any]:
         """Return the default of every hyper-parameter."""
         return {p.name: p.default for p in self.parameters}
+
+    def calibrates(self, parameters: Mapping[str, Any]) -> bool:
+        """Return whether fit() reads ID training images: not if the value that is computed from them is given."""
+        by_hand = self.calibrated and parameters.get(self.calibrated) is not None
+        return "CALIBRATION" in self.needs and not by_hand
+
+    def card(self, parameters: Mapping[str, Any] | None = None, shots: int | None = None) -> Access:
+        """Return the access card with some hyper-parameters, by default the defaults."""
+        calibrates = self.calibrates(self.defaults() if parameters is None else parameters)
+        return complete(self.access, self.needs, calibrates=calibrates, shots=shots)
 
 
 @dataclass(frozen=True)
@@ -87,6 +104,8 @@ def describe(name: str, path: Path, origin: str, module: str, subclass: str = ""
         needs = _inherited_needs(lineage)
         calibrated = _calibrated(lineage, parameters)
         trained = _trained(lineage, parameters)
+        access = _access(lineage)
+        family = _family(lineage)
     except (OSError, SyntaxError, UnicodeDecodeError, RecursionError) as error:
         return MethodInfo(name, path, origin, module, problem=f"it cannot be read: {error}")
     except ValueError as error:
@@ -100,6 +119,8 @@ def describe(name: str, path: Path, origin: str, module: str, subclass: str = ""
             title = first.partition(": ")[0] if ": " in first else ""
         if not citation and "(" in first:
             citation = first.rpartition("(")[2].rstrip(".").rstrip(")")
+    if "PIXELS" in needs and _GRADIENTS & source_files.attributes(path, module):
+        access = replace(access, test_gradient=True)
     return MethodInfo(
         name=name,
         path=path,
@@ -115,6 +136,8 @@ def describe(name: str, path: Path, origin: str, module: str, subclass: str = ""
         parameters=parameters,
         calibrated=calibrated,
         trained=trained,
+        access=access,
+        family=family,
     )
 
 
@@ -217,7 +240,7 @@ def _parameters(lineage: list[_Class]) -> tuple[Parameter, ...]:
         for item in one.node.body:
             if isinstance(item, ast.AnnAssign) and "ClassVar" not in ast.unparse(item.annotation):
                 name = _name(item.target)
-                if name != "needs":
+                if name not in ("needs", "access", "family"):
                     found[name] = _parameter(name, ast.unparse(item.annotation), item.value)
     return tuple(found.values())
 
@@ -250,6 +273,29 @@ def _trained(lineage: list[_Class], parameters: tuple[Parameter, ...]) -> tuple[
     if not isinstance(named, tuple) or not set(named) <= {p.name for p in parameters}:
         raise ValueError(f"trained = {ast.unparse(value)} must name hyper-parameters")
     return named
+
+
+def _access(lineage: list[_Class]) -> Access:
+    """Return the value of `access`, of the nearest class that has one; raise ValueError unless it can be read."""
+    value = next((found for one in lineage if (found := _class_variable(one, "access")) is not None), None)
+    if value is None:
+        return Access()
+    if not isinstance(value, ast.Call) or value.args or ast.unparse(value.func).rpartition(".")[2] != "Access":
+        raise ValueError(f"access = {ast.unparse(value)} must be Access(NAME=VALUE, ...)")
+    try:
+        return from_mapping({str(part.arg): ast.literal_eval(part.value) for part in value.keywords})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"access = {ast.unparse(value)}: {error}") from None
+
+
+def _family(lineage: list[_Class]) -> str:
+    """Return the value of `family`; raise ValueError unless it names a group of `--methods`."""
+    value = next((found for one in lineage if (found := _class_variable(one, "family")) is not None), None)
+    if value is None:
+        return ""
+    if not isinstance(value, ast.Constant) or value.value not in ("", *FAMILIES.values()):
+        raise ValueError(f"family = {ast.unparse(value)} must be one of {', '.join(FAMILIES.values())}")
+    return str(value.value)
 
 
 def _class_variable(one: _Class, name: str) -> ast.expr | None:

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor, nn
 
 from oodbench.errors import UserError
+from oodbench.method.access import Access
 from oodbench.method.batch import Batch, Needs
 from oodbench.method.encoder import Encoder
 from oodbench.method.task import Task, scaled_logsumexp
@@ -32,10 +33,14 @@ class Method(ABC, Generic[State]):
 
     Arguments:
         needs       what the method reads
+        access      what the method sees beyond what follows from its needs, such as Access(lm_words=True)
+        family      a group of `--methods` besides that of its card: "post-hoc" for a score of logits alone, as in GEN
         calibrated  name of the hyper-parameter that calibration images determine when it is None; "" if there is none
     """
 
     needs: ClassVar[Needs] = Needs.FEATURES
+    access: ClassVar[Access] = Access()
+    family: ClassVar[str] = ""
     calibrated: ClassVar[str] = ""
 
     def fit(self, task: Task) -> State:

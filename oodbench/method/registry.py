@@ -88,6 +88,8 @@ def _undeclared(info: MethodInfo, found: type[Method[Any]]) -> str:
         return (
             f"its needs are {' | '.join(needs)}, of its source {' | '.join(info.needs)}; write needs = ... in the class"
         )
+    if {**found.access.plain(), "test_gradient": info.access.test_gradient} != info.access.plain():
+        return f"its access is {found.access}, of its source {info.access}; write access = Access(...) in the class"
     return ""
 
 

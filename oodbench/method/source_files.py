@@ -9,6 +9,7 @@ are not followed.
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -65,8 +66,12 @@ def files(path: Path, module: str = "", bases: Iterable[Path] = ()) -> list[Path
 
 def attributes(path: Path, module: str = "") -> set[str]:
     """Return the names of all attributes that a method's files read, such as `text_tower`."""
-    sources = [file for file in files(path, module) if file.suffix == ".py"]
-    return {node.attr for file in sources for node in ast.walk(tree_of(file)) if isinstance(node, ast.Attribute)}
+    found: set[str] = set()
+    for file in files(path, module):
+        if file.suffix == ".py":
+            with contextlib.suppress(SyntaxError, ValueError):  # reported when it is imported
+                found |= {node.attr for node in ast.walk(tree_of(file)) if isinstance(node, ast.Attribute)}
+    return found
 
 
 def module_file(name: str) -> Path | None:

@@ -56,12 +56,14 @@ class Sources:
         words        n prompts -> [n d] vectors of unit length
         encoder      () -> the model
         calibration  () -> batches of ID training images
+        labelled     () -> the same for methods that read labels; None: `calibration` has labels
     """
 
     text: Callable[[str], Tensor]
     words: Callable[[tuple[str, ...]], Tensor]
     encoder: Callable[[], Encoder]
     calibration: Callable[[], Iterable[Batch]]
+    labelled: Callable[[], Iterable[Batch]] | None = None
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,8 @@ class Task:
         """Iterate over the ID training images of the split that the protocol names, for fit().
 
         Returns:
-            Batches with features, embeddings and activations, without pixels.
+            Batches with features, embeddings and activations, without pixels; with labels if the method declares
+            Needs.LABELS, and then with `--shots K` of K images a class.
         Raises:
             Undeclared  if the method does not declare Needs.CALIBRATION
         """
@@ -170,7 +173,8 @@ class Task:
             raise Undeclared(
                 "calibration images were read but not declared: add Needs.CALIBRATION to the method's `needs`"
             )
-        return (batch.for_method(self._needs) for batch in self._sources.calibration())
+        labelled = Needs.LABELS in self._needs and self._sources.labelled
+        return (batch.for_method(self._needs) for batch in (labelled or self._sources.calibration)())
 
     def words(self, prompts: Sequence[str]) -> Float[Tensor, "n d"]:
         """Return the text embeddings of any prompts; they are encoded once per encoder and stored.

@@ -87,8 +87,12 @@ class Job:
     @property
     def calibrates(self) -> bool:
         """Return whether fit() reads ID training images: not if the user set the value that is computed from them."""
-        by_hand = self.info.calibrated and self.parameters[self.info.calibrated] is not None
-        return "CALIBRATION" in self.info.needs and not by_hand
+        return self.info.calibrates(self.parameters)
+
+    @property
+    def reads_labels(self) -> bool:
+        """Return whether fit() reads the classes of ID training images."""
+        return self.calibrates and "LABELS" in self.info.needs
 
     @property
     def by_hand(self) -> str:
@@ -149,6 +153,11 @@ def make_jobs(request: RunRequest, known: Mapping[str, MethodInfo] | None = None
             skipped_methods.append((info.name, info.problem))
         elif info.problem:
             problems.append(f"method '{info.name}' ({info.path}): {info.problem}")
+        elif "LABELS" in info.needs and "CALIBRATION" not in info.needs:
+            problems.append(
+                f"method '{info.name}' ({info.path}) reads labels, which only calibration images have: "
+                "write needs = Needs.CALIBRATION | Needs.LABELS"
+            )
         else:
             try:
                 for values in swept.get(info.name, [{}]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,7 +36,8 @@ CHUNK = 1024  # images scored at once: with 1000 classes 4 MB of cosines, which 
 
 def score_inputs(plan: Plan, job: Job, listing: ImageSet) -> dict[str, Any]:
     """Return everything that the scores of one method on one image set depend on: the key of the stored scores."""
-    inputs = {
+    images = plan.calibration_of(job)
+    inputs: dict[str, Any] = {
         "engine": ENGINE,
         "extraction": plan.work(listing).inputs(0, len(listing)),
         "method": job.info.name,
@@ -46,8 +47,10 @@ def score_inputs(plan: Plan, job: Job, listing: ImageSet) -> dict[str, Any]:
         "templates": job.templates.digest if job.templates else None,
         "classes": plan.classes.digest,
         "seed": plan.request.seed,
-        "calibration": plan.calibration.fingerprint if plan.calibration and job.calibrates else None,
+        "calibration": images.fingerprint if images else None,
     }
+    if images and job.reads_labels:
+        inputs["labels"] = images.list_digest
     return inputs | ({"weights": job.weights.digest} if job.weights else {})
 
 
@@ -309,12 +312,19 @@ def _score_error(embedded: EmbeddedSet, output: MethodOutput) -> str:
     return f"{len(bad)} of {len(scores)} scores on {listing.dataset.name} are {kind}, that of '{name}' first"
 
 
-def feature_batches(embedded: EmbeddedSet, device: str) -> Iterator[Batch]:
-    """Yield embeddings and activations in chunks by list position, so that the digits do not depend on the run."""
-    for shard in embedded.shards:
-        n = shard.array("embeddings").shape[0]
-        for start in range(0, n, CHUNK):
-            yield _batch(shard, slice(start, min(start + CHUNK, n)), device, None)
+def feature_batches(embedded: EmbeddedSet, device: str, *, labelled: bool = False) -> Iterator[Batch]:
+    """Yield embeddings and activations in chunks by list position, so that the digits do not depend on the run.
+
+    `labelled` batches have the labels of the image set, too: those of ID training images, for fit().
+    """
+    import torch
+
+    for shard, first in zip(embedded.shards, embedded.starts, strict=True):
+        labels = torch.from_numpy(embedded.listing.labels[shard.array("positions") + first]).to(device)
+        for start in range(0, len(labels), CHUNK):
+            rows = slice(start, min(start + CHUNK, len(labels)))
+            batch = _batch(shard, rows, device, None)
+            yield replace(batch, _labels=labels[rows]) if labelled else batch
 
 
 def _batch(shard: Entry, rows: slice, device: str, pixels: Any) -> Batch:

@@ -66,12 +66,12 @@ def make_task(plan: Plan, encoder: Callable[[], LoadedEncoder], device: str, wat
     def words(prompts: tuple[str, ...]) -> torch.Tensor:
         return torch.from_numpy(prompt_embeddings(plan, prompts, encoder, watch.prompts)).to(device)
 
-    def calibration() -> Iterable[Batch]:
-        assert plan.calibration  # make_plan() lists them if a method declares Needs.CALIBRATION
-        embedded = extract_images(plan, plan.calibration, encoder, watch)
-        return feature_batches(embedded, device)
+    def calibration(*, labelled: bool = False) -> Iterable[Batch]:
+        images = plan.labelled if labelled else plan.calibration
+        assert images  # make_plan() lists them if a method declares Needs.CALIBRATION
+        return feature_batches(extract_images(plan, images, encoder, watch), device, labelled=labelled)
 
-    sources = Sources(text, words, encoder, calibration)
+    sources = Sources(text, words, encoder, calibration, functools.partial(calibration, labelled=True))
     return Task(plan.classes.lines, plan.card.scale, sources, plan.request.seed)
 
 
@@ -82,8 +82,10 @@ def method_resources(plan: Plan, job: Job, device: str) -> MethodResources:
     from oodbench.method import MethodResources
 
     images = None  # the calibration images that fit() reads, and what their embeddings depend on
-    if plan.calibration and job.calibrates:
-        images = {"list": plan.calibration.digest, **plan.work(plan.calibration).inputs(0, len(plan.calibration))}
+    if listing := plan.calibration_of(job):
+        images = {"list": listing.digest, **plan.work(listing).inputs(0, len(listing))}
+        if job.reads_labels:
+            images["labels"] = listing.list_digest
 
     def keep(depends: Mapping[str, object], make: Callable[[], torch.Tensor]) -> torch.Tensor:
         inputs = {

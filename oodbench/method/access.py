@@ -1,0 +1,133 @@
+"""Access: what a method may see besides class names and the image, and the group that its rows stand in.
+
+This module imports no torch: tables and listings read the cards of methods that they do not import.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from oodbench.errors import did_you_mean
+
+ZERO_SHOT, ID_IMAGES, TRAINED, FEW_SHOT, TEST_TIME = (
+    "zero-shot",
+    "uses ID images",
+    "trained",
+    "few-shot",
+    "test-time adaptation",
+)
+UNKNOWN = "access not known"  # of a result that has no card, of a method that is not installed
+GROUPS = (ZERO_SHOT, ID_IMAGES, TRAINED, FEW_SHOT, TEST_TIME, UNKNOWN)  # as tables show them, least access first
+
+FAMILIES = {
+    ZERO_SHOT: "zero-shot",
+    ID_IMAGES: "post-hoc",
+    TRAINED: "trained",
+    FEW_SHOT: "few-shot",
+    TEST_TIME: "test-time",
+}  # the same groups as `--methods` names them
+
+
+@dataclass(frozen=True)
+class Access:
+    """The access card of a method: what it sees besides the class names and the image that it scores.
+
+    A method declares `access: ClassVar[Access] = Access(lm_words=True)`, with literal values. What follows from `needs`
+    is added and need not be written: CALIBRATION gives id_images, unless the user sets the hyper-parameter that is
+    calibrated; LABELS gives id_labels; WEIGHTS gives other_data; a gradient by the pixels gives test_gradient.
+
+    Arguments:
+        id_images       ID images, with or without labels
+        id_labels       labels of ID images: "all", a number of labelled images a class, or None
+        other_data      training on captions or other data than ID images
+        lm_words        words that a language model wrote or selected
+        generated       generated or retrieved images
+        ood_validation  OOD images from which hyper-parameters or weights were chosen
+        knows_ood_kind  which kind of OOD is tested (near, far, a data set)
+        stream          other test images, in the order of a stream
+        test_gradient   a gradient at test time
+    Raises:
+        ValueError  for a value of another kind
+    """
+
+    id_images: bool = False
+    id_labels: int | Literal["all"] | None = None
+    other_data: bool = False
+    lm_words: bool = False
+    generated: bool = False
+    ood_validation: bool = False
+    knows_ood_kind: bool = False
+    stream: bool = False
+    test_gradient: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name == "id_labels":
+                is_number = isinstance(value, int) and not isinstance(value, bool) and value > 0
+                if not (value is None or value == "all" or is_number):
+                    raise ValueError(f'id_labels is "all", a number above 0 or None, not {value!r}')
+            elif not isinstance(value, bool):
+                raise ValueError(f"{name} is True or False, not {value!r}")
+
+    @property
+    def group(self) -> str:
+        """Return the group of `GROUPS` in which a table shows the method: the first that fits, most access first."""
+        if self.stream:
+            return TEST_TIME
+        if isinstance(self.id_labels, int):
+            return FEW_SHOT
+        if self.other_data or self.generated:
+            return TRAINED
+        return ID_IMAGES if self.id_images or self.id_labels else ZERO_SHOT
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """Return what the card says, in words for people; () if the method sees nothing more."""
+        labels = "ID labels" if self.id_labels == "all" else f"{self.id_labels} labelled ID images a class"
+        said = {
+            "ID images": self.id_images and not isinstance(self.id_labels, int),
+            labels: self.id_labels is not None,
+            "training on captions or other data": self.other_data,
+            "words from a language model": self.lm_words,
+            "generated images": self.generated,
+            "OOD validation images": self.ood_validation,
+            "knows the kind of OOD": self.knows_ood_kind,
+            "test stream": self.stream,
+            "gradient at test time": self.test_gradient,
+        }
+        return tuple(text for text, holds in said.items() if holds)
+
+    def plain(self) -> dict[str, Any]:
+        """Return the card as JSON has it."""
+        return dataclasses.asdict(self)
+
+
+def from_mapping(values: Mapping[str, Any]) -> Access:
+    """Return a card from JSON or TOML; raise ValueError for unknown names and wrong values."""
+    known = [field.name for field in dataclasses.fields(Access)]
+    for name in values:
+        if name not in known:
+            raise ValueError(f"access has no field '{name}'{did_you_mean(name, known)}")
+    return Access(**values)
+
+
+def complete(declared: Access, needs: Collection[str], *, calibrates: bool = True, shots: int | None = None) -> Access:
+    """Return a declared card with what follows from the needs.
+
+    Arguments:
+        declared    what the method declares
+        needs       names of its needs
+        calibrates  whether fit() reads ID images: not if the user set what it would compute from them
+        shots       labelled ID images a class that the run draws; None for all
+    """
+    reads = calibrates and "CALIBRATION" in needs
+    labels = (shots or "all") if reads and "LABELS" in needs else declared.id_labels
+    return dataclasses.replace(
+        declared,
+        id_images=declared.id_images or reads or labels is not None,
+        id_labels=labels,
+        other_data=declared.other_data or "WEIGHTS" in needs,
+    )
