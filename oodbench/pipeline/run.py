@@ -98,7 +98,9 @@ def load_methods(plan: Plan, jobs: Sequence[Job]) -> tuple[list[FittedMethod], l
 
     Raises UserError if a method that the user named cannot be imported.
     """
-    running, broken, problems = [], [], []
+    running: list[FittedMethod] = []
+    broken: list[tuple[str, str]] = []
+    problems: list[str] = []
     for job in jobs:
         try:
             running.append(FittedMethod(job, job.build()))
