@@ -19,6 +19,9 @@ from oodbench.cli.output import check_output, configure_logging, note, say, writ
 @shared.ID
 @shared.OOD
 @shared.CALIBRATION
+@shared.CALIBRATION_LIMIT
+@shared.SHOTS
+@shared.SHOT_SEED
 @shared.CLASSES
 @shared.CLEAN_NAMES
 @shared.ENCODER

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -10,13 +11,13 @@ import click
 
 from oodbench.cli import options as shared
 from oodbench.cli.group import NamesOrCommands
-from oodbench.cli.options import FOLDER
 from oodbench.cli.output import configure_logging, print_contract, say
 from oodbench.errors import UserError
 
 if TYPE_CHECKING:
     from oodbench.data.imageset import ImageSet
     from oodbench.pipeline.events import Watch
+    from oodbench.pipeline.jobs import Job
     from oodbench.pipeline.plan import Plan
 
 
@@ -46,21 +47,54 @@ def show(outer: tuple[Path, ...], name: str, plugins: tuple[Path, ...]) -> None:
 
 
 @methods.command()
-@click.argument("file", type=FOLDER)
+@click.argument("method")
+@shared.SETTINGS
+@shared.DEVICE
+@shared.PLUGINS
 @shared.VERBOSE
-def check(file: Path, verbose: bool) -> None:
-    """Run the contract tests on a method of your own. Exit code 1 if it fails one."""
+@click.pass_obj
+def check(
+    outer: tuple[Path, ...],
+    method: str,
+    settings: tuple[str, ...],
+    device: str,
+    plugins: tuple[Path, ...],
+    verbose: bool,
+) -> None:
+    """Run the contract tests on a method of your own: FILE.py, or a NAME, perhaps with [parameter=value].
+
+    The method runs in a toy world of 1,024 calibration images. Exit code 1 if it fails one test.
+    """
     configure_logging(verbose)
     from oodbench.cli.progress import spinner
-    from oodbench.method import registry
 
-    info = registry.methods([file])[file.stem]
+    job = _checked_job(method, settings, (*outer, *plugins))
     with spinner("importing torch"):
-        from oodbench.pipeline.contract import run_checks
+        from oodbench.pipeline import contract
+        from oodbench.pipeline.task import pick_device
 
-    with spinner(f"checking {info.name}"):
-        checks = run_checks(info)
-    print_contract(info.name, checks)
+        where = pick_device(device)
+    with spinner(f"checking {job.label}"):
+        checks = contract.run_checks(job.info, job.parameters, where)
+        if len(checks) > 1:  # it can be made
+            problem = contract.other_process_problem(job.info, job.parameters, where)
+            checks.append(("scores the same in another process", problem))
+    print_contract(job.label, checks, contract.citation_problem(job.info))
+
+
+def _checked_job(method: str, settings: tuple[str, ...], plugins: tuple[Path, ...]) -> Job:
+    """Return the one method that `oodbench methods check` names; raise UserError for others."""
+    from oodbench.method import registry
+    from oodbench.pipeline.jobs import make_jobs
+    from oodbench.pipeline.request import RunRequest
+
+    known = registry.methods(plugins)
+    if method.partition("[")[0].strip() not in known and (Path(method).suffix or os.sep in method):
+        known, method = registry.methods((*plugins, Path(method))), Path(method).stem
+    jobs = make_jobs(RunRequest(methods=method, settings=settings), known).jobs
+    if len(jobs) != 1:
+        raise UserError(f"check one method at a time, not {method}: oodbench methods check {jobs[0].label}")
+    return jobs[0]
 
 
 @methods.command()

@@ -29,6 +29,18 @@ class Integers(click.ParamType):  # type: ignore[type-arg]  # generic in its stu
             self.fail(f"{value!r} is not an integer, nor several as in 0,1,2", param, ctx)
 
 
+class IntegerOrAll(click.ParamType):  # type: ignore[type-arg]  # generic in its stubs only
+    """An integer; None for `all`."""
+
+    name = "integer or all"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        try:
+            return "all" if value == "all" else int(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not an integer, nor all", param, ctx)
+
+
 def read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
     """Make the options in the TOML file of --config the defaults; those on the command line take precedence."""
     if path is None:
@@ -66,7 +78,13 @@ def read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -
 
 def _check_type(where: str, option: click.Parameter, value: Any) -> None:
     """Raise UserError for a TOML value that click would convert, such as 1.7 for a seed."""
-    kinds = {"integer": int, "boolean": bool, "float": (int, float), "integers": (int, str)}
+    kinds = {
+        "integer": int,
+        "boolean": bool,
+        "float": (int, float),
+        "integers": (int, str),
+        "integer or all": (int, str),
+    }
     kind: Any = kinds.get(option.type.name, str)
     for item in value if option.multiple else [value]:
         if not isinstance(item, kind) or (kind is not bool and isinstance(item, bool)):
@@ -146,6 +164,20 @@ CALIBRATION = click.option(
     default="",
     help="ID training images for methods that calibrate. Default: those of the benchmark, else of the ID set.",
 )
+CALIBRATION_LIMIT = click.option(
+    "--calibration-limit",
+    type=IntegerOrAll(),
+    default=50_000,
+    help="ID training images to calibrate on, at most so many drawn with --seed, or all.",
+    show_default=True,
+)
+SHOTS = click.option(
+    "--shots",
+    type=int,
+    help="ID training images of each class for methods that read labels. Default: those of the benchmark, else "
+    "--calibration-limit images.",
+)
+SHOT_SEED = click.option("--shot-seed", type=int, help="Seed that draws --shots. Default: --seed.")
 ENCODER = click.option(
     "--encoder",
     default="",

@@ -37,10 +37,15 @@ def note(text: str) -> None:
         click.echo(printable(line), file=sys.stderr)
 
 
-def print_contract(name: str, checks: list[tuple[str, str]]) -> None:
-    """Print (check, problem or "") and the outcome; exit with code 1 if there is a problem."""
+def print_contract(name: str, checks: list[tuple[str, str]], warning: str = "") -> None:
+    """Print (check, problem or "") and the outcome; exit with code 1 if there is a problem. A warning changes nothing.
+
+    A warning stands before the outcome.
+    """
     for check, problem in checks:
         say(printable(redact(f"{'FAIL' if problem else 'ok':5}{check}{': ' + problem if problem else ''}")))
+    if warning:
+        say(printable(redact(f"warn {warning}")))
     failed = sum(bool(problem) for _, problem in checks)
     outcome = f"breaks the contract in {failed} of {len(checks)} checks" if failed else "keeps the contract"
     say(f"{name}: {outcome}")

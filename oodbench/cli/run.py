@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 @shared.ID
 @shared.OOD
 @shared.CALIBRATION
+@shared.CALIBRATION_LIMIT
+@shared.SHOTS
+@shared.SHOT_SEED
 @shared.CLASSES
 @shared.CLEAN_NAMES
 @click.option(
@@ -131,6 +134,8 @@ def run(
     if dry_run:
         say("\n\n".join(plan_text(plan) for plan in plans))
         return
+    for problem in api.plugin_problems(plans):
+        note(f"warning: {problem}")
     with sigterm_raises(), _watching(plans, events) as watch:
         outcomes = [api.run(plan, watch) for plan in plans]
     rows = [result for outcome in outcomes for result in outcome.results]

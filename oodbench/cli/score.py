@@ -18,12 +18,13 @@ from oodbench.cli import options as shared
 from oodbench.cli.group import sigterm_raises
 from oodbench.cli.options import FOLDER
 from oodbench.cli.output import check_output, configure_logging, note
-from oodbench.errors import UserError
+from oodbench.errors import UserError, raise_all
 from oodbench.storage.files import atomic_write, expand
 
 if TYPE_CHECKING:
     from oodbench.data.imageset import ImageSet
     from oodbench.detector.engine import Scored
+    from oodbench.pipeline.request import RunRequest
     from oodbench.storage.store import Store
 
 SUFFIXES = (".csv", ".parquet")
@@ -46,6 +47,9 @@ Columns = list[list[Any]]
     help="ID images for a method that calibrates. Default: the training images of --id, else a part of "
     "--threshold-from.",
 )
+@shared.CALIBRATION_LIMIT
+@shared.SHOTS
+@shared.SHOT_SEED
 @click.option("--tpr", default=0.95, help="Fraction of new ID images to accept.", show_default=True)
 @click.option("--threshold", type=float, help="The threshold itself: images that score at least this are ID.")
 @click.option("-o", "--output", type=FOLDER, help="A .csv or .parquet file. Default: CSV on stdout.")
@@ -108,7 +112,8 @@ def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
 def _with_id_set(options: dict[str, Any], store: Store) -> dict[str, Any]:
     """Return the options with class names, benchmark and calibration images of the ID set that --id names."""
     from oodbench.data import catalog
-    from oodbench.data.load import LoadOptions, class_names_of, load_calibration, load_images, notes
+    from oodbench.data.calibration import draw, draw_labelled, load_split
+    from oodbench.data.load import LoadOptions, class_names_of, load_images, notes
     from oodbench.data.overlap import check_calibration
     from oodbench.data.paths import data_root
     from oodbench.method import registry
@@ -124,11 +129,24 @@ def _with_id_set(options: dict[str, Any], store: Store) -> dict[str, Any]:
         note(f"note: {remark}")
     info = registry.methods(options["plugins"]).get((options["method"] or "").partition("[")[0].strip())
     training = protocol.benchmark.calibration or dataset.train
-    if training and not options["calibration"] and info and "CALIBRATION" in info.needs:
-        images = load_calibration(catalog.dataset(training), loading, options["seed"])
-        check_calibration(id_set, images)
+    labelled = info is not None and "LABELS" in info.needs
+    training = (options["calibration"] if labelled else "") or training
+    if training and info and "CALIBRATION" in info.needs and (labelled or not options["calibration"]):
+        split = load_split(catalog.dataset(training), loading)
+        check_calibration(id_set, split)
+        how = _draw_request(options).draw(protocol.benchmark.shots)
+        images = draw_labelled(split, id_set, loading, how) if labelled else draw(split, loading, how)
         options = {**options, "calibration": images}
     return {**options, "classes": list(classes.lines), "benchmark": protocol.benchmark}
+
+
+def _draw_request(options: dict[str, Any]) -> RunRequest:
+    """Return the request of a run with the options on how calibration images are drawn."""
+    from oodbench.pipeline.request import check_draw, request_from
+
+    request = request_from(**{name: options[name] for name in ("seed", "calibration_limit", "shots", "shot_seed")})
+    raise_all(check_draw(request))
+    return request
 
 
 def _fit_detector(options: dict[str, Any], store: Store) -> Any:

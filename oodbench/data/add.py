@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oodbench.data import catalog
+from oodbench.data.calibration import check_classes
 from oodbench.data.catalog import LOADERS, Benchmark, Dataset
 from oodbench.data.imageset import ImageSet
-from oodbench.data.load import LoadOptions, check_classes, class_names_of, load_images, name_remarks
+from oodbench.data.load import LoadOptions, class_names_of, load_images, name_remarks
 from oodbench.data.paths import config_folder
 from oodbench.errors import ProblemList, UserError, did_you_mean, is_url, raise_all
 from oodbench.storage.files import expand, real_path, write_text

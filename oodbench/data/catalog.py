@@ -162,6 +162,7 @@ class Benchmark:
     near, far    OOD sets where the benchmark distinguishes near from far OOD
     ood          OOD sets where it does not
     calibration  dataset for fit(); "": the ID set's own training split
+    shots        images of each class for methods that read labels, without --shots; 0 is all
     encoder      the encoder of a run without --encoder
     """
 
@@ -172,6 +173,7 @@ class Benchmark:
     far: tuple[str, ...] = ()
     ood: tuple[str, ...] = ()
     calibration: str = ""
+    shots: int = 0
     encoder: str = ""
     cite: str = ""
 
@@ -449,6 +451,7 @@ def protocol(
         id=id_set.name,
         ood=tuple(one.name for one in ood),
         calibration=declared.calibration if declared else "",
+        shots=declared.shots if declared else 0,
         encoder=declared.encoder if declared else "",
     )
     return Protocol(made, id_set, tuple((one, "") for one in ood))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import stat
@@ -175,6 +176,18 @@ class ImageSet:
             zip(*sorted(zip(self.names, self.portable, strict=True)), strict=True) if self.names else ((), ())
         )
         return digest(["", names, sizes])
+
+    @property
+    def list_text(self) -> str:
+        """Return names and labels as an image list, `name label` a line; bytes that are not UTF-8 are escaped."""
+        pairs = zip(self.names, self.labels.tolist(), strict=True)
+        text = "".join(f"{name} {label}\n" for name, label in pairs)
+        return text.encode("utf-8", "backslashreplace").decode()
+
+    @cached_property
+    def list_digest(self) -> str:
+        """sha256 of list_text: of labelled calibration images, for keys of the store and result rows."""
+        return hashlib.sha256(self.list_text.encode()).hexdigest()
 
     @property
     def portable(self) -> tuple[str, ...]:

@@ -26,7 +26,6 @@ from oodbench.data.prompts import TextList
 from oodbench.errors import Missing, UserError
 from oodbench.storage.store import Store
 
-CALIBRATION_LIMIT = 50_000  # training images that a method may calibrate on
 _MODULES = {
     **{"classes": "folder", "images": "folder", "list": "imagelist", "tar": "tar", "arrays": "arrays"},
     "imagenet": "imagenet",
@@ -74,28 +73,6 @@ def identified(images: ImageSet, store: Store, *, strict: bool = False) -> Image
     Result rows count the contents only with `strict`, so that a shared store does not change them.
     """
     return images.by_content(store.local(), in_rows=strict) if strict or store.url else images
-
-
-def load_calibration(dataset: Dataset, options: LoadOptions, seed: int) -> ImageSet:
-    """List ID training images to calibrate on: at most CALIBRATION_LIMIT, drawn with the run's seed."""
-    local = replace(options, strict=False, store=options.store.local())  # only what is drawn is read
-    images = load_images(dataset, local, labelled=True).sample(CALIBRATION_LIMIT, seed)
-    return identified(images, options.store, strict=options.strict)
-
-
-def check_classes(id_set: ImageSet, calibration: ImageSet) -> None:
-    """Raise UserError unless calibration images have the classes of the ID set."""
-    ours, theirs = id_set.folders, calibration.folders
-    numbered = any(all(one.isdecimal() for one in folders) for folders in (ours, theirs))
-    if len(ours) == len(theirs) and (ours == theirs or numbered or id_set.named or calibration.named):
-        return
-    lacking, more = (sorted(set(a) - set(b)) for a, b in ((ours, theirs), (theirs, ours)))
-    differences = [f"lacks {first_few(lacking)}"] if lacking else []
-    differences += [f"has {first_few(more)} besides"] if more else []
-    raise UserError(
-        f"calibration images '{calibration.dataset.name}' have other classes than '{id_set.dataset.name}': "
-        f"{len(theirs)} instead of {len(ours)}{''.join(f'; it {one}' for one in differences)}"
-    )
 
 
 def load_source(dataset: Dataset, data_root: Path, store: Store) -> ImageSource:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from oodbench.data.calibration import check_classes
 from oodbench.data.imageset import ContainerSource, ImageSet
-from oodbench.data.load import check_classes
 from oodbench.data.loaders.tar import TarSource
 from oodbench.errors import UserError, raise_all
 

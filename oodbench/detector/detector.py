@@ -13,7 +13,16 @@ import numpy.typing as npt
 
 from oodbench.data.imageset import ImageSet
 from oodbench.detector import saving, threshold
-from oodbench.detector.engine import Engine, Scored, check_params, concatenate, job_of, request_of, text_list
+from oodbench.detector.engine import (
+    Engine,
+    Scored,
+    check_params,
+    concatenate,
+    job_of,
+    request_of,
+    text_list,
+    with_labels,
+)
 from oodbench.detector.images import in_memory, listed, notes
 from oodbench.detector.store import DetectorStore
 from oodbench.errors import InvalidParameter, NotFitted, UserError, did_you_mean
@@ -175,7 +184,8 @@ class Detector(OutlierEstimator):
 
         Arguments:
             images      n ID images; None sets no threshold
-            y           [n] class of each image, of which the held-out part has the same fractions; not read otherwise
+            y           [n] class of each image, of which the held-out part has the same fractions; methods that read
+                        labels take class names or their numbers, and need it; not read otherwise
             validation  other ID images, which set the threshold
         Returns:
             The detector itself.
@@ -196,6 +206,8 @@ class Detector(OutlierEstimator):
         job, encoder = job_of(request, store)
         fitted, held_out = (None if given is None else listed(given, store) for given in (images, validation))
         labels = None if fitted is None else threshold.label_sequence(y, fitted)
+        if fitted is not None and labels is not None and job.reads_labels:
+            fitted = with_labels(fitted, labels, classes)
         sets = [images for images in (fitted, held_out) if images is not None]
         for note in (*encoder.card.notes, *notes(classes, *sets)):
             log.warning("%s", note)

@@ -76,6 +76,20 @@ def job_of(request: RunRequest, store: DetectorStore) -> tuple[Job, ResolvedEnco
     return job, encoder
 
 
+def with_labels(images: ImageSet, labels: Sequence[Any], classes: TextList) -> ImageSet:
+    """Return images with the classes that `labels` give, by name or number; raise UserError for one that is none."""
+    number = {name: i for i, name in enumerate(classes.lines)}
+    wrong = [
+        one for one in labels if one not in number and not (isinstance(one, int) and 0 <= one < len(classes.lines))
+    ]
+    if wrong:
+        raise UserError(f"y holds {wrong[0]!r}, which is no class name, nor a number below {len(classes.lines)}")
+    if (repeated := classes.duplicates()) and any(isinstance(one, str) for one in labels):
+        raise UserError(f"{len(repeated)} class names occur twice; give y as the numbers of the classes")
+    indices = np.array([number.get(one, one) for one in labels], np.int64)
+    return dataclasses.replace(images, labels=indices, folders=classes.lines)
+
+
 def text_list(classes: Any) -> TextList:
     """Return class names, given as the name of a list, a file with one name a line, or the names themselves."""
     if isinstance(classes, str | os.PathLike):
@@ -134,7 +148,10 @@ class Engine:
             raise UserError(
                 f"{job.label} calibrates on ID images: fit it with some (--threshold-from or --calibration){hint}"
             )
-        self.plan = dataclasses.replace(self.plan, calibration=calibration if job.calibrates else None)
+        if job.reads_labels and calibration is not None and (calibration.labels < 0).any():
+            raise UserError(f"{job.label} reads the class of every image: fit(images, y=class names or their numbers)")
+        images = calibration if job.calibrates else None
+        self.plan = dataclasses.replace(self.plan, calibration=images, labelled=images)
         self.facts["calibration"] = _facts(calibration) if calibration and job.calibrates else None
         self.fitted = FittedMethod(job, self.method)
         self.scorer = self._scorer()

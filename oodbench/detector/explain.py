@@ -140,9 +140,9 @@ def _same(row: result.Result, job: Job, plan: Plan) -> bool:
     weights = job.weights.digest if job.weights else None
     templates = job.templates.digest if job.templates else None
     calibration = row.run.get("calibration")
-    theirs = (calibration["dataset"], calibration["n"]) if calibration else None
-    images = plan.calibration if job.calibrates else None
-    ours = (images.dataset.name, len(images)) if images else None
+    theirs = (calibration["dataset"], calibration["n"], calibration.get("list")) if calibration else None
+    images = plan.calibration_of(job)
+    ours = (images.dataset.name, len(images), images.list_digest if job.reads_labels else None) if images else None
     stored = (row.weights.get("digest"), row.templates.get("digest"), row.files, row.source, theirs)
     requested = (weights, templates, job.files, job.info.source, ours)
     run = (row.run["seed"], row.run["precision"])
@@ -160,7 +160,8 @@ def _verdict(
         values = scorer.values(one, part)
     except UserError as error:
         return Verdict(one.job.label, math.nan, "", None, None, {}, str(error))
-    details, accepted, why = _explain(scorer, one, next(scorer.batches(part, Needs.PIXELS in one.method.needs)))
+    batches = scorer.batches(scorer.with_views(one, part), Needs.PIXELS in one.method.needs)
+    details, accepted, why = _explain(scorer, one, next(batches))
     score = float(values.scores[0])
     rank = None if known is None else 100 * float(np.searchsorted(known, score, "right")) / len(known)
     names = scorer.plan.classes.lines

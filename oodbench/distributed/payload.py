@@ -83,9 +83,8 @@ def portable(images: ImageSet, data: Path, store: Store) -> ImageSet:
     )
     source = images.source if _can_be_sent(images) else _reloading_source(images, data, store)
     result = dataclasses.replace(images, source=source, origins=origins)
-    result.__dict__.update(
-        digest=images.digest, fingerprint=images.fingerprint
-    )  # cached properties, expensive to compute again
+    # Cached properties, expensive to compute again.
+    result.__dict__.update(digest=images.digest, fingerprint=images.fingerprint, list_digest=images.list_digest)
     return result
 
 
@@ -192,9 +191,12 @@ def pack(plan: Plan) -> WorkerPayload:
     token = {"token": secrets.token_hex(8)}
     store.write("cluster", token, {}, {"host": socket.gethostname()})
     data = data_root(plan.request.data).absolute()
-    calibration = portable(plan.calibration, data, store) if plan.calibration else None
+    calibration, labelled = (
+        portable(images, data, store) if images else None for images in (plan.calibration, plan.labelled)
+    )
     ood = tuple(dataclasses.replace(ood_set, listing=portable(ood_set.listing, data, store)) for ood_set in plan.ood)
-    sent = dataclasses.replace(plan, store=store, id=portable(plan.id, data, store), ood=ood, calibration=calibration)
+    id_set = portable(plan.id, data, store)
+    sent = dataclasses.replace(plan, store=store, id=id_set, ood=ood, calibration=calibration, labelled=labelled)
     plugins = tuple(bundle_plugin(expand(path)) for path in plan.request.plugins)
     encoder = bundle_plugin(plan.encoder.path) if plan.card.plugin and plan.card.name.endswith(".py") else None
     return WorkerPayload(sent, code_version(), plugins, _bundle_config(), encoder, os.getcwd(), token)

@@ -55,13 +55,13 @@ class RunScheduler:
     def run(self) -> None:
         """Run all tasks. Raise UserError for bad input at once, and at the end for shards that could not be encoded."""
         listings = [listing for number, listing in enumerate(self.plan.listings) if self._unscored(number)]
-        if self.plan.calibration and any(method.job.calibrates for method in self.state.running):
-            listings.append(self.plan.calibration)
+        read = (self.plan.calibration_of(method.job) for method in self.state.running)
+        listings += [images for images in read if images]
         needed = {leaf.listing.fingerprint for listing in listings for leaf in leaf_jobs(self.plan.work(listing))}
         for group in _groups(waves(self.state)):
             labels = tuple(method.job.label for method in group)
-            calibrates = any(method.job.calibrates for method in group)
-            self._when_encoded(self.plan.calibration if calibrates else None, partial(self._fit, labels))
+            calibration = self.plan.calibration_of(group[0].job)  # a method that calibrates is alone
+            self._when_encoded(calibration, partial(self._fit, labels))
         for number, job in enumerate(extraction_jobs(self.plan)):
             if job.listing.fingerprint in needed:
                 self._extract(number, job)
@@ -187,7 +187,7 @@ def _raise_user_error(result: TaskResult) -> None:
 
 def _groups(waves: Sequence[Sequence[FittedMethod]]) -> list[list[FittedMethod]]:
     """Return the methods of each task: those of a wave that only read features share one, the others have their own."""
-    separate = {"PIXELS", "ENCODER"}
+    separate = {"PIXELS", "ENCODER", "VIEWS"}
     groups: list[list[FittedMethod]] = []
     for wave in waves:
         shared = [one for one in wave if not separate & set(one.job.info.needs) and not one.job.calibrates]

@@ -43,7 +43,7 @@ class TaskResult:
 
 def extraction_jobs(plan: Plan) -> list[ExtractionJob]:
     """Return the image lists that are encoded, in an order that is the same in driver and workers."""
-    lists = [*plan.listings, *([plan.calibration] if plan.calibration else [])]
+    lists = [*plan.listings, *plan.calibrations]
     jobs: dict[str, ExtractionJob] = {}
     for listing in lists:
         for job in leaf_jobs(plan.work(listing)):

@@ -133,9 +133,13 @@ def imported_anew(info: MethodInfo) -> Iterator[None]:
 
 def make(info: MethodInfo, parameters: dict[str, Any], label: str = "") -> Method[Any]:
     """Construct a method with hyper-parameters; raise UserError for a value that it refuses."""
+    from oodbench.method.views import keyed_views
+
     cls = load(info)
     try:
-        return cls(**parameters)
+        method = cls(**parameters)
+        keyed_views(method, info.source, 0)  # raises ValueError for views that do not fit
+        return method
     except (ValueError, TypeError) as error:
         raise UserError(f"{label or info.name}: {error}") from error
 

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from oodbench.data import prompts
 from oodbench.method import Batch, Captioner, Needs, Pairs, Sources, Task
+from oodbench.method.averages import averages
 
 CLASSES = ("anchor", "bell", "cactus", "drum", "eagle", "fern", "globe", "harp")
 WIDTH, DEPTH, SIDE = 24, 16, 8
-TOKENS = 4096  # of the vocabulary; the last two are start and end
+TOKENS, CONTEXT = 4096, 77  # of the vocabulary, whose last two are start and end, and of a prompt, as in CLIP
+TRAIN = 1024  # calibration images: more than the neighbours, components or images of a class that methods ask for
 
 
 class ToyEncoder:
@@ -26,12 +28,13 @@ class ToyEncoder:
 
     scale = 100.0
     size = (SIDE, SIDE)
-    std = torch.ones(3, 1, 1)
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
         rng = np.random.default_rng(7)
-        self._to_width = _tensor(rng.normal(size=(3 * SIDE * SIDE, WIDTH)) / SIDE)
-        self._to_depth = _tensor(rng.normal(size=(WIDTH, DEPTH)) / WIDTH**0.5)
+        self.device = device
+        self.std = torch.ones(3, 1, 1, device=device)
+        self._to_width = _tensor(rng.normal(size=(3 * SIDE * SIDE, WIDTH)) / SIDE).to(device)
+        self._to_depth = _tensor(rng.normal(size=(WIDTH, DEPTH)) / WIDTH**0.5).to(device)
 
     def activations(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b w"]:
         return (images - 0.5).flatten(1) @ self._to_width
@@ -48,14 +51,15 @@ class ToyEncoder:
             return embedded
 
     def tokenize(self, prompts: Sequence[str]) -> Int64[Tensor, "k n"]:
-        """Return start, subject, the entire prompt, end; the first tokens are the classes."""
-        return torch.tensor([[TOKENS - 2, _token(self._subject(p)), _token(p), TOKENS - 1] for p in prompts])
+        """Return start, subject, the entire prompt, end and zeros; the first tokens are the classes."""
+        rows = [[TOKENS - 2, _token(self._subject(p)), _token(p), TOKENS - 1] for p in prompts]
+        return nn.functional.pad(torch.tensor(rows, device=self.device).view(-1, 4), (0, CONTEXT - 4))
 
     def detokenize(self, token: int) -> str:
         return CLASSES[token] if token < len(CLASSES) else f"word{token}"
 
     def text_tower(self) -> ToyTower:
-        return ToyTower()
+        return ToyTower().to(self.device)
 
     def captioner(self) -> ToyCaptioner:
         return ToyCaptioner(self)
@@ -96,40 +100,41 @@ class ToyCaptioner(Captioner):
         return self._encoder.pixels(images)[:, None]
 
     def next_token_logits(self, encoded: Float[Tensor, "b 1 d"], tokens: Int64[Tensor, "b n"]) -> Float[Tensor, "b v"]:
-        logits = encoded[:, 0] @ torch.nn.functional.normalize(_tokens(), dim=-1).T
+        logits = encoded[:, 0] @ torch.nn.functional.normalize(_tokens(), dim=-1).T.to(encoded.device)
         return logits.scatter(1, tokens, -torch.inf)
 
 
 class ToyWorld:
-    """ID images of eight classes, OOD images of other things, and the task of these classes."""
+    """ID images of eight classes, calibration images with labels, OOD images of other things, and their task.
 
-    def __init__(self, seed: int = 0) -> None:
-        self.encoder = ToyEncoder()
+    `views` is the number of views of each image.
+    """
+
+    def __init__(self, seed: int = 0, device: str = "cpu", views: int = 0) -> None:
+        self.encoder, self.views = ToyEncoder(device), views
         rng = np.random.default_rng(seed)
         centres = torch.nn.functional.normalize(self.encoder.text(CLASSES), dim=-1)
-        labels = torch.arange(96) % len(CLASSES)
-        noise = _tensor(rng.normal(size=(192, DEPTH)) * 0.15)
-        other = _tensor(rng.normal(size=(96, DEPTH)))
+        noise, other = (_tensor(rng.normal(size=(n, DEPTH))).to(device) for n in (96 + TRAIN, 96))
         other[:, -1] = 0
-        self.id = self.images(centres[labels] + noise[:96])
-        self.train = self.images(centres[labels] + noise[96:])
+        near = centres.repeat(len(noise) // len(CLASSES), 1) + 0.15 * noise
+        self.id, self.train = self.images(near[:96]), self.images(near[96:])
+        self.labels = torch.arange(TRAIN, device=device) % len(CLASSES)  # of `train`
         self.ood = self.images(torch.nn.functional.normalize(other, dim=-1))
 
     def images(self, near: Float[Tensor, "b d"]) -> Float[Tensor, "b 3 height width"]:
         """Return images that embed near texts, offset by one direction as in CLIP (the modality gap)."""
-        return self.encoder.images(0.3 * (near + _modality_gap()))
+        return self.encoder.images(0.3 * (near + _modality_gap().to(near.device)))
 
     def task(self) -> Task:
-        def text(templates: str) -> Tensor:
-            parts = [[t.replace("{}", c) for c in CLASSES] for t in prompts.templates(templates).lines]
-            units = [torch.nn.functional.normalize(self.encoder.text(part), dim=-1) for part in parts]
-            return torch.nn.functional.normalize(torch.stack(units).mean(0), dim=-1)
+        def text(templates: str, average: str = "normalised") -> Tensor:
+            return words(CLASSES, templates, average)
 
-        def words(prompts: tuple[str, ...]) -> Tensor:
-            return torch.nn.functional.normalize(self.encoder.text(prompts), dim=-1)
+        def words(names: tuple[str, ...], templates: str = "{}", average: str = "normalised") -> Tensor:
+            return averages(self.encoder.text, prompts.templates(templates).lines, names)[average]
 
         def calibration() -> list[Batch]:
-            return [dataclasses.replace(self.batch(self.train, ~Needs(0)), _pixels=None)]
+            parts = zip(self.train.chunk(2), self.labels.chunk(2), strict=True)
+            return [dataclasses.replace(self.batch(x, ~Needs(0)), _pixels=None, _labels=y) for x, y in parts]
 
         return Task(CLASSES, self.encoder.scale, Sources(text, words, lambda: self.encoder, calibration))
 
@@ -139,14 +144,21 @@ class ToyWorld:
         names = [*CLASSES, *(f"thing{i}" for i in rng.choice(1000, size=120, replace=False))]
         captions = tuple(f"a photo of a {name}" for name in names)
         text = torch.nn.functional.normalize(self.encoder.text(captions), dim=-1)
-        near = 0.3 * (text + 0.15 * _tensor(rng.normal(size=text.shape)) + _modality_gap())
+        noise = _tensor(rng.normal(size=text.shape)).to(text.device)
+        near = 0.3 * (text + 0.15 * noise + _modality_gap().to(text.device))
         return Pairs(near, captions, torch.arange(len(names)), step, seed=0, size=len(names))
 
     def batch(self, images: Tensor, needs: Needs) -> Batch:
         activations = self.encoder.activations(images)
         embeddings = self.encoder.project(activations)
         features = torch.nn.functional.normalize(embeddings, dim=-1)
-        return Batch(needs, len(images), features, embeddings, activations, images)
+        return Batch(needs, len(images), features, embeddings, activations, images, _views=self._views(images))
+
+    def _views(self, images: Tensor) -> Tensor | None:
+        """Return the embeddings of each image laid over its mirror image, which grows fainter from view to view."""
+        parts = [images + (images.flip(-1) - images) / (4 + number) for number in range(self.views)]
+        units = [torch.nn.functional.normalize(self.encoder.pixels(part), dim=-1) for part in parts]
+        return torch.stack(units, 1) if units else None
 
 
 def _tensor(array: Any) -> Tensor:

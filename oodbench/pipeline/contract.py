@@ -1,14 +1,19 @@
-"""The contract that every method keeps, checked on toy data by `oodbench methods check FILE` and by our own tests."""
+"""The contract that every method keeps, checked on toy data by `oodbench methods check` and by our own tests."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import math
+import os
 import pickle
 import re
-from collections.abc import Callable
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -30,7 +35,8 @@ from oodbench.method import (
 from oodbench.method.registry import MethodInfo
 from oodbench.method.toy import CLASSES, ToyWorld
 from oodbench.metrics import detection as metrics
-from oodbench.pipeline.batches import CPU_TOLERANCE, FittedMethod, difference, differing, method_contents
+from oodbench.pipeline import batches
+from oodbench.pipeline.batches import FittedMethod, difference, differing, method_contents
 from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.score import CHUNK
 
@@ -46,28 +52,37 @@ class Trial:
     """One method, fitted on the toy dataset."""
 
     info: MethodInfo
+    parameters: Mapping[str, Any]
     method: Method[Any]
     world: ToyWorld
     task: Task
     state: Any
 
     def scores(self, images: Tensor) -> Tensor:
-        """Return the scores of images as one batch."""
+        """Return the scores of images as one batch, on the CPU."""
         with torch.no_grad():
-            return self.method.score(self.world.batch(images, self.method.needs), self.task, self.state)
+            scores = self.method.score(self.world.batch(images, self.method.needs), self.task, self.state)
+        return scores.cpu() if isinstance(scores, Tensor) else scores
 
     def scores_one_by_one(self, images: Tensor) -> Tensor:
         """Return the scores of images, each in a batch of its own, in float64."""
         return torch.cat([self.scores(image[None]) for image in images]).double()
 
+    def again(self) -> Trial:
+        """Return the same method, made and fitted anew."""
+        return trial(self.info, self.parameters, self.world.encoder.device)
 
-def trial(info: MethodInfo) -> Trial:
-    """Construct a method without arguments and fit it; raise UserError if either fails."""
-    try:
-        method = registry.load(info)()
-    except TypeError as error:
-        raise UserError(f"it cannot be constructed without arguments: {error}") from error
-    world = ToyWorld()
+    def same(self, first: Tensor, second: Tensor) -> bool:
+        """Return whether scores are equal but for the rounding of a product that is divided among other threads."""
+        tolerance = batches.CPU_TOLERANCE if self.world.encoder.device == "cpu" else batches.TOLERANCE
+        return not differing(first.double().numpy(), second.double().numpy(), tolerance).any()
+
+
+def trial(info: MethodInfo, parameters: Mapping[str, Any] | None = None, device: str = "cpu") -> Trial:
+    """Construct a method with some hyper-parameters and fit it; raise UserError if either fails."""
+    parameters = dict(parameters or {})
+    method = registry.make(info, parameters)
+    world = ToyWorld(device=device, views=len(method.views))
     torch.manual_seed(0)
     resources = MethodResources(functools.cache(lambda: _trained(method, world)), lambda depends_on, compute: compute())
     task = world.task().for_method(method.needs, resources)
@@ -75,7 +90,7 @@ def trial(info: MethodInfo) -> Trial:
         state = method.fit(task)
     if not task.intact():
         raise UserError("fit() changes in place what it was given; clone it first")
-    return Trial(info, method, world, task, state)
+    return Trial(info, parameters, method, world, task, state)
 
 
 def _trained(method: Method[Any], world: ToyWorld) -> Weights:
@@ -98,15 +113,6 @@ def _trained(method: Method[Any], world: ToyWorld) -> Weights:
     return Weights({name: tensor.detach().clone() for name, tensor in module.state_dict().items()}, {})
 
 
-def cites_its_paper(t: Trial) -> str:
-    """The first docstring line reads `Title: what it is (Authors, Venue Year, arXiv:...)`."""
-    if not re.search(r"\d{4}", t.info.citation) or not re.search(
-        r"arXiv:\d{4}\.\d{4,5}|doi:|https?://", t.info.citation
-    ):
-        return f"the first line must end with (Authors, Venue Year, arXiv:id or doi or URL); found '{t.info.citation}'"
-    return "" if t.info.summary else "the class has no docstring"
-
-
 def is_frozen(t: Trial) -> str:
     """It is a frozen dataclass: hyper-parameters cannot change between fit and score."""
     own = vars(type(t.method)).get("__dataclass_params__")  # not inherited
@@ -126,13 +132,13 @@ def is_deterministic(t: Trial) -> str:
     hundreds: a method that counts images is found however low its limit is.
     """
     first = t.scores(t.world.id)
-    if not _same(first, t.scores(t.world.id)):
+    if not t.same(first, t.scores(t.world.id)):
         return "the same images score differently the second time"
     with registry.imported_anew(t.info):
-        again = trial(t.info)
+        again = t.again()
         few = again.scores_one_by_one(t.world.id[:FEW].flip(0)).flip(0)
         again.scores(t.world.ood)
-        if not _same(first, again.scores(t.world.id)):
+        if not t.same(first, again.scores(t.world.id)):
             return "scores differ between runs"
     gap = (few - first[:FEW].double()).abs().max().item()
     return "" if gap < _allowed(first[:FEW]) else f"the first images score differently ({gap:.2g}) after others"
@@ -145,18 +151,22 @@ def keeps_nothing_of_what_it_sees(t: Trial) -> str:
     both = torch.cat([t.world.ood, t.world.id])
     for _ in range(SEEN // CHUNK):
         t.scores(both[torch.arange(CHUNK) % len(both)])
-    if not _same(first, t.scores(t.world.id)):
+    if not t.same(first, t.scores(t.world.id)):
         return f"other scores for the same images after {SEEN:,} others: what is learnt belongs to fit()"
     place = difference(before, method_contents(fitted))
     return "" if place is None else f"score() changes {place}; what is learnt belongs to fit()"
 
 
 def does_not_depend_on_the_batch(t: Trial) -> str:
-    """An image scores the same alone, with others, and in another order."""
-    together = t.scores(t.world.id[:FEW]).double()
-    alone = t.scores_one_by_one(t.world.id[:FEW])
-    reversed_order = t.scores(t.world.id[:FEW].flip(0)).double().flip(0)
-    gap = max((together - alone).abs().max().item(), (together - reversed_order).abs().max().item())
+    """An image scores the same alone, with a few others, in another order, and with a thousand others."""
+    few = t.world.id[:FEW]
+    together = t.scores(few).double()
+    others = (
+        t.scores_one_by_one(few),
+        t.scores(few.flip(0)).double().flip(0),
+        t.scores(torch.cat([few, t.world.train])[:CHUNK]).double()[:FEW],
+    )
+    gap = max((together - other).abs().max().item() for other in others)
     return (
         "" if gap < _allowed(together) else f"an image's score changes by {gap:.2g} with the other images of its batch"
     )
@@ -165,11 +175,6 @@ def does_not_depend_on_the_batch(t: Trial) -> str:
 def _allowed(scores: Tensor) -> float:
     """Return the difference that another batch size may make."""
     return TOLERANCE * max(scores.double().std().item(), 1e-6)
-
-
-def _same(first: Tensor, second: Tensor) -> bool:
-    """Return whether scores are equal but for the rounding of a product that is divided among other threads."""
-    return not differing(first.double().numpy(), second.double().numpy(), CPU_TOLERANCE).any()
 
 
 def leaves_its_input_alone(t: Trial) -> str:
@@ -211,12 +216,11 @@ def has_a_state_that_travels(t: Trial) -> str:
         state = pickle.loads(pickle.dumps(t.state))
     except Exception as error:
         return f"the state cannot be pickled: {error}"
-    same = _same(dataclasses.replace(t, state=state).scores(t.world.id), t.scores(t.world.id))
+    same = t.same(dataclasses.replace(t, state=state).scores(t.world.id), t.scores(t.world.id))
     return "" if same else "the state scores differently after pickling"
 
 
 CHECKS: tuple[Callable[[Trial], str], ...] = (
-    cites_its_paper,
     is_frozen,
     gives_one_finite_score_per_image,
     is_deterministic,
@@ -229,20 +233,85 @@ CHECKS: tuple[Callable[[Trial], str], ...] = (
 )
 
 
-def run_checks(info: MethodInfo) -> list[tuple[str, str]]:
-    """Return (check, problem or "") for every check, in order; a method that cannot be fitted fails the first alone."""
+QUICK = (gives_one_finite_score_per_image, leaves_its_input_alone, predicts_classes)  # `run --plugin` makes them first
+
+
+def run_checks(
+    info: MethodInfo,
+    parameters: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+    checks: Sequence[Callable[[Trial], str]] = CHECKS,
+) -> list[tuple[str, str]]:
+    """Return (check, problem or "") for every check, in order; a method that cannot be fitted fails the first alone.
+
+    `parameters` are hyper-parameters that differ from the defaults.
+    """
     try:
-        fitted = trial(info)
+        fitted = trial(info, parameters, device)
     except Exception as error:
         return [("can be made and fitted", _message(error))]
     found = [("can be made and fitted", "")]
-    for check in CHECKS:
+    for check in checks:
         try:
             problem = check(fitted)
         except Exception as error:
             problem = _message(error)
         found.append((check.__name__.replace("_", " "), problem))
     return found
+
+
+def quick_problems(jobs: Sequence[Job], device: str) -> list[str]:
+    """Return what is wrong with methods before images are encoded for them; trained methods are left out.
+
+    It stops no run: a hyper-parameter may not fit the toy dataset, such as more neighbours than it has images.
+    """
+    found = []
+    for job in jobs:
+        checks = run_checks(job.info, job.parameters, device, QUICK) if "WEIGHTS" not in job.info.needs else []
+        for check, problem in [(check, problem) for check, problem in checks if problem][:1]:
+            found.append(f"{job.label} in a toy world: {check}: {problem}; oodbench methods check shows all")
+    return found
+
+
+def citation_problem(info: MethodInfo) -> str:
+    """Return what a table would lack, or "": the file's first line is `Title: what it is (Authors, Venue Year, URL)`.
+
+    It breaks no contract: a new method has no paper yet.
+    """
+    if not re.search(r"\d{4}", info.citation) or not re.search(r"arXiv:\d{4}\.\d{4,5}|doi:|https?://", info.citation):
+        return (
+            f"its first line does not end with (Authors, Venue Year, arXiv:id or doi or URL); found '{info.citation}'"
+        )
+    return "" if info.summary else "the class has no docstring"
+
+
+def other_process_problem(info: MethodInfo, parameters: Mapping[str, Any] | None = None, device: str = "cpu") -> str:
+    """Return how a second process scores otherwise, or "": with another PYTHONHASHSEED, its sets have another order."""
+    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    try:
+        here = trial(info, parameters, device)
+        first = here.scores(here.world.id)
+        with tempfile.TemporaryDirectory() as folder:
+            given, found = Path(folder, "given"), Path(folder, "found.npy")
+            given.write_bytes(pickle.dumps((info, parameters, device)))
+            code = f"from oodbench.pipeline import contract; contract.write_scores({str(given)!r}, {str(found)!r})"
+            command = [sys.executable, "-c", code]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            if not found.is_file():
+                return f"it fails in another process: {(done.stderr.strip().splitlines() or ['it was ended'])[-1]}"
+            again = torch.from_numpy(np.load(found))
+    except Exception as error:
+        return _message(error)
+    if here.same(first, again):
+        return ""
+    return "another process, with another PYTHONHASHSEED, gives other scores: sort what comes out of a set"
+
+
+def write_scores(given: str, found: str) -> None:
+    """Write the scores of a method on the toy dataset as other_process_problem() asks for them."""
+    fitted = trial(*pickle.loads(Path(given).read_bytes()))
+    np.save(found, fitted.scores(fitted.world.id).double().numpy())
 
 
 def _message(error: Exception) -> str:

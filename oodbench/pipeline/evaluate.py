@@ -160,7 +160,7 @@ def _run(plan: Plan, job: Job) -> dict[str, Any]:
         "batch_size": request.batch_size,
         "limit": request.limit if cut else None,
         "lists": lists(plan),
-        "calibration": _calibration(plan.calibration) if plan.calibration and job.calibrates else None,
+        "calibration": _calibration(plan, job),
     }
 
 
@@ -173,10 +173,21 @@ def lists(plan: Plan) -> str:
     return "name, size"
 
 
-def _calibration(listing: ImageSet) -> dict[str, Any]:
-    """Return the calibration images as a result holds them."""
+def _calibration(plan: Plan, job: Job) -> dict[str, Any] | None:
+    """Return the calibration images of a method as a result holds them; None if it reads none.
+
+    Of a method that reads labels: `labels`, "all" or how many of each class, and the digest of the list with labels.
+    """
+    listing = plan.calibration_of(job)
+    if listing is None:
+        return None
     count = listing.dataset.count or listing.total
-    return {"dataset": listing.dataset.name, "n": len(listing), "of": count, "digest": listing.digest}
+    facts = {"dataset": listing.dataset.name, "n": len(listing), "of": count, "digest": listing.digest}
+    if not job.reads_labels:
+        return facts
+    shots = plan.draw.shots
+    drawn = {"shot_seed": plan.draw.shot_seed} if shots else {}
+    return {**facts, "labels": shots or "all", "list": listing.list_digest, **drawn}
 
 
 def _id_row(listing: ImageSet) -> IdRow:

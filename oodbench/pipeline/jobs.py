@@ -97,6 +97,11 @@ class Job:
         return self.info.card(self.parameters, shots)
 
     @property
+    def reads_labels(self) -> bool:
+        """Return whether fit() reads the classes of ID training images."""
+        return self.calibrates and "LABELS" in self.info.needs
+
+    @property
     def by_hand(self) -> str:
         """Return the option that replaces calibration images, "" if there is none."""
         return f"--set {self.info.name}.{self.info.calibrated}=..." if self.info.calibrated else ""
@@ -152,6 +157,11 @@ def make_jobs(request: RunRequest, known: Mapping[str, MethodInfo] | None = None
             skipped_methods.append((info.name, info.problem))
         elif info.problem:
             problems.append(f"method '{info.name}' ({info.path}): {info.problem}")
+        elif "LABELS" in info.needs and "CALIBRATION" not in info.needs:
+            problems.append(
+                f"method '{info.name}' ({info.path}) reads labels, which only calibration images have: "
+                "write needs = Needs.CALIBRATION | Needs.LABELS"
+            )
         else:
             try:
                 for values in swept.get(info.name, [{}]):

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oodbench.data import catalog as catalogue
+from oodbench.data.calibration import CalibrationImages, Draw, draw, draw_labelled, load_split
 from oodbench.data.catalog import Benchmark, Dataset
 from oodbench.data.decode import DecodeConfig
 from oodbench.data.imageset import ImageSet
-from oodbench.data.load import LoadOptions, class_names_of, load_calibration, load_images, notes
+from oodbench.data.load import LoadOptions, class_names_of, load_images, notes
 from oodbench.data.overlap import check_calibration, check_folders
 from oodbench.data.paths import data_option, data_root
 from oodbench.data.prompts import TextList
@@ -49,11 +50,13 @@ class OodSet:
 class Plan:
     """A request that was checked, with everything that its run needs.
 
+    calibration           ID training images for methods that read no labels of them
     jobs                  the methods that will run
     skipped_methods       (name, reason) of methods that a group or `--skip-missing` leaves out
     skipped               a note for every OOD set that --skip-missing skips
     incompatible_methods  (name, reason) of methods of a group that need another kind of encoder
     encoder_note          which encoder was taken without --encoder, and why; "" if the user named it
+    labelled              ID training images for methods that read their labels, which are indices into `classes`
     """
 
     request: RunRequest
@@ -69,6 +72,7 @@ class Plan:
     skipped: tuple[str, ...] = ()
     incompatible_methods: tuple[tuple[str, str], ...] = ()
     encoder_note: str = ""
+    labelled: ImageSet | None = None
 
     @property
     def card(self) -> EncoderCard:
@@ -78,10 +82,12 @@ class Plan:
     @property
     def notes(self) -> list[str]:
         """Return which encoder was taken, what may be wrong with the image sets, and the sets that are skipped."""
-        others = [*(ood.listing for ood in self.ood), *([self.calibration] if self.calibration else [])]
+        others = [*(ood.listing for ood in self.ood), *self.calibrations[:1]]
         found = [note for images in others for note in notes(images)]
-        if self.request.calibration and not self.calibration:
+        if self.request.calibration and not self.calibrations:
             found.append(f"--calibration {self.request.calibration} is ignored: no method of this run calibrates")
+        if self.request.shots and not self.labelled:
+            found.append(f"--shots {self.request.shots} is ignored: no method of this run reads labels")
         chosen = [self.encoder_note] if self.encoder_note else []
         return [*chosen, *notes(self.id, self.classes), *found, *self.skipped]
 
@@ -94,6 +100,22 @@ class Plan:
         """Return how the embeddings of an image set are computed."""
         reading = DecodeConfig(self.request.workers or min(os.cpu_count() or 1, 16), self.request.on_error)
         return ExtractionJob(listing, self.recipe, reading, self.store)
+
+    def calibration_of(self, job: Job) -> ImageSet | None:
+        """Return the ID training images that a method reads; None if it reads none."""
+        if not job.calibrates:
+            return None
+        return self.labelled if job.reads_labels else self.calibration
+
+    @property
+    def draw(self) -> Draw:
+        """Return how the ID training images were drawn."""
+        return self.request.draw(self.benchmark.shots)
+
+    @property
+    def calibrations(self) -> list[ImageSet]:
+        """Return the sets of ID training images that methods of this plan read."""
+        return [images for images in (self.calibration, self.labelled) if images]
 
     @property
     def listings(self) -> list[ImageSet]:
@@ -128,7 +150,8 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, n
     spec = attempt(parse_encoder, choice.text) if choice else None
     located = attempt(assignment.locate, jobs, request, files, spec) if jobs and files is not None and spec else None
     jobs = attempt(assignment.select_jobs, jobs, request, located, spec) if located is not None else None
-    id_set = classes = calibration = None
+    id_set = classes = None
+    calibration = CalibrationImages()
     ood: list[OodSet] = []
     missing: dict[str, str] = {}  # OOD sets that --skip-missing skips -> reason
     absent: list[str] = []  # all sets that are not there
@@ -176,10 +199,8 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, n
         if id_set:
             attempt(check_folders, id_set, [ood_set.listing for ood_set in ood])
         if id_set and jobs and protocol:
-            calibration, jobs = attempt(_calibration, protocol.benchmark, id_set, request, options, jobs) or (
-                None,
-                jobs,
-            )
+            found = attempt(_calibration, protocol.benchmark, id_set, request, options, jobs)
+            calibration, jobs = found or (calibration, jobs)
     raise_all(collected.problems)  # before the encoder is resolved, because reading a checkpoint takes seconds
     assert jobs and located is not None and protocol and choice and spec and id_set and classes
     resolved = resolve(spec, request.resize, store, strict=request.strict)
@@ -192,7 +213,8 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, n
         classes=classes,
         id=id_set,
         ood=tuple(ood),
-        calibration=calibration,
+        calibration=calibration.unlabelled,
+        labelled=calibration.labelled,
         jobs=jobs.jobs,
         skipped_methods=jobs.skipped_methods,
         store=store,
@@ -233,30 +255,46 @@ def _alternative(job: Job) -> str:
 
 def _calibration(
     benchmark: Benchmark, id_set: ImageSet, request: RunRequest, options: LoadOptions, jobs: Jobs
-) -> tuple[ImageSet | None, Jobs]:
-    """Return the calibration images, None if no method reads them, and the jobs that can run."""
+) -> tuple[CalibrationImages, Jobs]:
+    """Return the calibration images that methods read, and the jobs that can run."""
     calibrating = [job for job in jobs.jobs if job.calibrates]
     if not calibrating:
-        return None, jobs
-    name = request.calibration or benchmark.calibration or id_set.dataset.train
+        return CalibrationImages(), jobs
+    images: dict[bool, ImageSet] = {}  # for the methods that read labels, and for those that do not
+    reasons: dict[bool, str] = {}  # why they cannot calibrate
+    how = request.draw(benchmark.shots)
     try:
-        if not name:
-            raise UserError(
-                f"'{id_set.dataset.name}' has no training split in the catalogue; name its training images with "
-                "--calibration, such as --calibration folder:PATH"
-            )
-        images = load_calibration(catalogue.dataset(name), options, request.seed)
-        check_calibration(id_set, images)
-        return images, jobs
+        split = _training_split(request.calibration or benchmark.calibration, id_set, options)
     except UserError as error:
-        if request.calibration:
-            raise
-        reason = f"calibrates on ID training images: {error}"
-    raise_all([f"{job.label} {reason}{_alternative(job)}" for job in calibrating if job.named])
-    others = tuple(job for job in jobs.jobs if job not in calibrating)
+        reasons = {False: str(error), True: str(error)}
+    for labelled in {job.reads_labels for job in calibrating} - set(reasons):
+        try:
+            images[labelled] = draw_labelled(split, id_set, options, how) if labelled else draw(split, options, how)
+        except UserError as error:
+            reasons[labelled] = str(error)
+    failed = [job for job in calibrating if job.reads_labels in reasons]
+    if failed and (request.calibration or request.shots):
+        raise UserError(*dict.fromkeys(reasons[job.reads_labels] for job in failed))
+    why = {job.label: f"calibrates on ID training images: {reasons[job.reads_labels]}" for job in failed}
+    raise_all([f"{job.label} {why[job.label]}{_alternative(job)}" for job in failed if job.named])
+    others = tuple(job for job in jobs.jobs if job.label not in why)
     if not others:
-        raise UserError(f"no method can run: {'; '.join(job.label for job in calibrating)} {reason}")
-    return None, Jobs(others, (*jobs.skipped_methods, *((job.label, reason) for job in calibrating)))
+        raise UserError(f"no method can run: {'; '.join(' '.join(pair) for pair in why.items())}")
+    skipped = (*jobs.skipped_methods, *why.items())
+    return CalibrationImages(images.get(False), images.get(True)), Jobs(others, skipped)
+
+
+def _training_split(name: str, id_set: ImageSet, options: LoadOptions) -> ImageSet:
+    """Return the ID training images, by default those of the ID set. Raise UserError if they cannot be used."""
+    name = name or id_set.dataset.train
+    if not name:
+        raise UserError(
+            f"'{id_set.dataset.name}' has no training split in the catalogue; name its training images with "
+            "--calibration, such as --calibration folder:PATH"
+        )
+    split = load_split(catalogue.dataset(name), options)
+    check_calibration(id_set, split)
+    return split
 
 
 def check_benchmark(benchmark: Benchmark, needs_ood: bool = True) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from oodbench.data.calibration import CALIBRATION_LIMIT, Draw
 from oodbench.encoder.card import RESIZE_FILTERS
 from oodbench.errors import UserError, did_you_mean, raise_all
 from oodbench.method.parameters import conform, parse_names, written
@@ -36,6 +37,12 @@ class RunRequest:
     ood: tuple[str, ...] = ()
     # ID training images for methods that calibrate, as `id`; "" takes those of the benchmark or of the ID set.
     calibration: str = ""
+    # ID training images that methods calibrate on, at most so many drawn with the seed; None takes all.
+    calibration_limit: int | None = CALIBRATION_LIMIT
+    # ID training images of each class for methods that read labels; None takes those of the benchmark, else as above.
+    shots: int | None = None
+    # The seed that draws the shots; None is `seed`.
+    shot_seed: int | None = None
     # The class names of the ID set: the name of a list or a file with one name a line; "" takes the set's own.
     classes: str = ""
     # Whether class names are taken as words: AnnualCrop as "annual crop".
@@ -95,6 +102,11 @@ class RunRequest:
     # Hyper-parameters with several values, each as "method.parameter=value,value".
     sweeps: tuple[str, ...] = ()
 
+    def draw(self, benchmark_shots: int = 0) -> Draw:
+        """Return how ID training images are drawn; `benchmark_shots` are those of the benchmark, 0 for none."""
+        shot_seed = self.seed if self.shot_seed is None else self.shot_seed
+        return Draw(self.calibration_limit, self.seed, self.shots or benchmark_shots or None, shot_seed)
+
 
 def request_from(**options: Any) -> RunRequest:
     """Return a RunRequest made of keyword options. Raise UserError with every unknown option and wrong type.
@@ -119,6 +131,8 @@ def request_from(**options: Any) -> RunRequest:
 
 def _option(name: str, kind: str, value: Any) -> Any:
     """Return a value in the type of its field. Raise ValueError or TypeError if it cannot be converted."""
+    if name == "calibration_limit" and value == "all":
+        return None
     if name == "ood" and isinstance(value, str):
         value = parse_names(value)
     if name == "methods" and isinstance(value, list | tuple):
@@ -157,7 +171,8 @@ def command(request: RunRequest, **changes: Any) -> str:
         if value is True:
             words.append(flag)
         else:
-            words += [word for one in (value if isinstance(value, tuple) else (value,)) for word in (flag, str(one))]
+            values = value if isinstance(value, tuple) else ("all" if value is None else value,)
+            words += [word for one in values for word in (flag, str(one))]
     return shlex.join(words)
 
 
@@ -178,6 +193,7 @@ def check_options(request: RunRequest) -> None:
         ("--actors", request.actors, 0, MAX_WORKERS),
         ("--bootstrap", request.bootstrap, 0, 10**7),
     )
+    problems += check_draw(request)
     if not 0 < request.gpus_per_actor < math.inf:
         problems.append(f"--gpus-per-actor must be a number above 0, not {request.gpus_per_actor}")
     if not is_writable(expand(request.out)):
@@ -187,6 +203,15 @@ def check_options(request: RunRequest) -> None:
     if not store.is_dir() and not is_writable(store):
         problems.append(_unwritable(store))
     raise_all(problems)
+
+
+def check_draw(request: RunRequest) -> list[str]:
+    """Return what is wrong with the numbers by which calibration images are drawn."""
+    return range_problems(
+        ("--calibration-limit", request.calibration_limit, 1, MAX_INTEGER),
+        ("--shots", request.shots, 1, MAX_INTEGER),
+        ("--shot-seed", request.shot_seed, 0, MAX_INTEGER),
+    )
 
 
 def check_store(store: Path) -> None:

@@ -36,6 +36,8 @@ def write_row(plan: Plan, result: Result, entries: Mapping[str, Entry]) -> Path:
             return path
         result = old if old.access else replace(old, access=result.access)
     if result.status == "ok":
+        if (result.run["calibration"] or {}).get("shot_seed") is not None and plan.labelled:
+            write_text(path.with_suffix(".shots.txt"), plan.labelled.list_text)
         columns = _scores(plan, entries)
         if not (old and old.digest == result.digest and _holds(scores, columns)):
             with atomic_write(scores) as partial:
@@ -78,6 +80,7 @@ def row_path(plan: Plan, result: Result) -> Path:
         and not request.resize
         and not (request.classes or request.clean_names)
         and not request.calibration
+        and "shot_seed" not in (result.run["calibration"] or {})
         and not any(name.partition("=")[0] == result.method for name in request.weights)
         and (request.seed, request.precision, request.batch_size) == (usual.seed, usual.precision, usual.batch_size)
         and (request.at95, request.aupr) == (usual.at95, usual.aupr)

@@ -16,7 +16,7 @@ from oodbench.pipeline.events import Event, Watch
 from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.plan import Plan
 from oodbench.pipeline.score import ENGINE, feature_batches
-from oodbench.pipeline.text_embeddings import class_embeddings, prompt_embeddings
+from oodbench.pipeline.text_embeddings import WordAverage, class_embeddings, prompt_embeddings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -60,18 +60,19 @@ def make_task(plan: Plan, encoder: Callable[[], LoadedEncoder], device: str, wat
 
     from oodbench.method import Sources, Task
 
-    def text(templates: str) -> torch.Tensor:
-        return torch.from_numpy(class_embeddings(plan, templates, encoder, watch.prompts)).to(device)
+    def text(templates: str, average: str = "normalised") -> torch.Tensor:
+        return torch.from_numpy(class_embeddings(plan, templates, encoder, watch.prompts, average)).to(device)
 
-    def words(prompts: tuple[str, ...]) -> torch.Tensor:
-        return torch.from_numpy(prompt_embeddings(plan, prompts, encoder, watch.prompts)).to(device)
+    def words(prompts: tuple[str, ...], templates: str = "", average: str = "normalised") -> torch.Tensor:
+        chosen = WordAverage(templates, average) if templates else None
+        return torch.from_numpy(prompt_embeddings(plan, prompts, encoder, watch.prompts, chosen)).to(device)
 
-    def calibration() -> Iterable[Batch]:
-        assert plan.calibration  # make_plan() lists them if a method declares Needs.CALIBRATION
-        embedded = extract_images(plan, plan.calibration, encoder, watch)
-        return feature_batches(embedded, device)
+    def calibration(*, labelled: bool = False) -> Iterable[Batch]:
+        images = plan.labelled if labelled else plan.calibration
+        assert images  # make_plan() lists them if a method declares Needs.CALIBRATION
+        return feature_batches(extract_images(plan, images, encoder, watch), device, labelled=labelled)
 
-    sources = Sources(text, words, encoder, calibration)
+    sources = Sources(text, words, encoder, calibration, functools.partial(calibration, labelled=True))
     return Task(plan.classes.lines, plan.card.scale, sources, plan.request.seed)
 
 
@@ -82,8 +83,10 @@ def method_resources(plan: Plan, job: Job, device: str) -> MethodResources:
     from oodbench.method import MethodResources
 
     images = None  # the calibration images that fit() reads, and what their embeddings depend on
-    if plan.calibration and job.calibrates:
-        images = {"list": plan.calibration.digest, **plan.work(plan.calibration).inputs(0, len(plan.calibration))}
+    if listing := plan.calibration_of(job):
+        images = {"list": listing.digest, **plan.work(listing).inputs(0, len(listing))}
+        if job.reads_labels:
+            images["labels"] = listing.list_digest
 
     def keep(depends: Mapping[str, object], make: Callable[[], torch.Tensor]) -> torch.Tensor:
         inputs = {

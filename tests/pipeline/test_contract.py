@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from oodbench.cli import main
 from oodbench.method import registry
-from oodbench.pipeline.contract import CHECKS, run_checks
+from oodbench.method.toy import TRAIN, ToyWorld
+from oodbench.pipeline.contract import CHECKS, citation_problem, run_checks
+from tests.conftest import Cli
+from tests.elsewhere import elsewhere
 
 METHODS = registry.methods()
 
@@ -37,12 +41,11 @@ SCORE = "return task.logits(batch.features, self.templates, None).amax(-1)"
 
 # What to change in GOOD so that one check fails.
 BROKEN = {
-    "cites_its_paper": ("(Doe et al., ICML 2020, arXiv:2001.00001)", ""),
     "is_frozen": ("@dataclass(frozen=True)\n", ""),
     "gives_one_finite_score_per_image": (SCORE, SCORE.replace(".amax(-1)", "")),
     "is_deterministic": (SCORE, SCORE + " + torch.rand(batch.size)"),
     "keeps_nothing_of_what_it_sees": (SCORE, f"CALLS.append(batch.size); {SCORE} - 0.1 * (sum(CALLS) > 2000)"),
-    "does_not_depend_on_the_batch": (SCORE, SCORE + " + batch.features.mean()"),
+    "does_not_depend_on_the_batch": (SCORE, SCORE + " + (batch.size > 500) * batch.features[:, 0]"),
     "leaves_its_input_alone": (SCORE, "batch.features.add_(0.1); " + SCORE),
     "predicts_classes": (
         "    def fit",
@@ -58,14 +61,15 @@ def failed(path: Path, source: str) -> set[str]:
     return {name.replace(" ", "_") for name, problem in run_checks(registry.methods([path])[path.stem]) if problem}
 
 
-# NegLabel encodes 70,000 words for every fit; the others are trained, or write captions, in the toy world.
-LONG = {"clipn", "neglabel", "zoc", "zoc_coca"}
+# NegLabel encodes 70,000 and CSP 400,000 texts for every fit; the others are trained, or write captions.
+LONG = {"clipn", "csp", "neglabel", "zoc", "zoc_coca"}
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in METHODS]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_method_keeps_the_contract(name: str) -> None:
     assert not {check: problem for check, problem in run_checks(METHODS[name]) if problem}
+    assert not citation_problem(METHODS[name])
 
 
 def test_no_method_is_overlooked() -> None:
@@ -144,3 +148,77 @@ def test_what_a_method_says_keeps_to_its_line_and_hides_credentials(tmp_path: Pa
     lines = done.output.splitlines()
     assert r"FAIL gives one finite score per image: ValueError: a\n\x1b[31mb http://host/x" in lines
     assert all(line.startswith(("ok ", "FAIL ", "good: ")) for line in lines), done.output
+
+
+KNN = GOOD.replace(
+    "class Good(Method[object]):", "class Good(Method[object]):\n    needs = Needs.FEATURES | Needs.CALIBRATION"
+)
+KNN = KNN.replace('templates: str = "simple"', "k: int = 1")
+KNN = KNN.replace("return None", "return torch.cat([batch.features for batch in task.calibration()])")
+KNN = KNN.replace(SCORE, "return (batch.features @ state.T).topk(self.k).values[:, -1]")
+
+
+@pytest.mark.slow
+def test_a_method_is_checked_by_name_with_hyper_parameters(cli: Cli, tmp_path: Path) -> None:
+    """The hundredth neighbour is in the toy world; no citation is a warning; bad input is told."""
+    path = tmp_path / "good.py"
+    path.write_text(KNN.replace(" (Doe et al., ICML 2020, arXiv:2001.00001)", ""))
+    options: tuple[str | Path, ...]
+    for method, options, label in (
+        (path, ("--set", "good.k=100"), "good[k=100]"),
+        ("good[k=50]", ("--plugin", path), "good[k=50]"),
+        ("mcm", ("--set", "mcm.temperature=0.01"), "mcm[temperature=0.01]"),
+    ):
+        done = cli("methods", "check", method, *options)
+        assert done.returncode == 0 and done.stdout.endswith(f"{label}: keeps the contract\n"), done.stdout
+        assert ("warn its first line does not end with (Authors" in done.stdout) == ("good" in label)
+        assert "ok   scores the same in another process" in done.stdout
+    for method, options, said in (
+        ("mcn", (), "no method 'mcn'; did you mean 'mcm'?"),
+        (tmp_path / "none.py", (), "none.py does not exist"),
+        ("mcm,msp", (), "one method at a time, not mcm,msp: oodbench methods check mcm"),
+        ("mcm", ("--set", "mcm.tau=1"), "mcm has no hyper-parameter 'tau'"),
+        ("mcm", ("--device", "cuda:99"), "--device cuda:99 cannot be used"),
+    ):
+        done = cli("methods", "check", method, *options)
+        assert done.returncode == 2 and said in done.stderr and not done.stdout, done.stderr
+    done = cli("methods", "check", path, "--set", f"good.k={TRAIN + 1}")
+    assert done.returncode == 1 and "FAIL gives one finite score per image: RuntimeError: selected index" in done.stdout
+
+
+def test_the_toy_world_has_images_and_tokens_like_those_of_a_run() -> None:
+    world = ToyWorld()
+    labels = torch.cat([batch._labels for batch in world.task().calibration() if batch._labels is not None])
+    assert len(world.train) == len(labels) == 1024 and set(torch.bincount(labels).tolist()) == {128}
+    tokens = world.encoder.tokenize(["a photo of a bell", "x"])
+    assert tokens.shape == (2, 77) and (tokens[:, 0] == tokens[0, 0]).all(), "start, in CLIP's context"
+    ends = tokens.argmax(-1)
+    assert (tokens[[0, 1], ends] == tokens.max()).all() and not tokens[0, ends[0] + 1 :].any(), "end, then zeros"
+
+
+@pytest.mark.slow
+def test_the_order_of_a_set_is_found_by_another_process(cli: Cli, tmp_path: Path) -> None:
+    unordered = SCORE + " + batch.features[:, ('k12', *set(map('k{}'.format, range(15)))).index('k7', 1) - 1]"
+    (tmp_path / "good.py").write_text(GOOD.replace(SCORE, unordered))
+    done = cli("methods", "check", tmp_path / "good.py")
+    assert "FAIL scores the same in another process: another process, with another PYTHONHASHSEED" in done.stdout
+
+
+def test_a_run_tells_what_is_wrong_with_a_plugin_before_it_encodes(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "good.py").write_text(GOOD.replace(SCORE, "return batch.featurs"))
+    options = ("--ood", "glyphs-digits", "--limit", "8", "--bootstrap", "0", "--tracking-uri", "none")
+    done = cli("run", "--plugin", "good.py", "--methods", "good,mcm", *options, cwd=tmp_path)
+    first, last = (line for line in done.stderr.splitlines() if "no attribute 'featurs'" in line)
+    assert first.startswith("warning: good in a toy world: gives one finite score per image: AttributeError")
+    assert last.startswith("failed: good: AttributeError") and done.returncode == 1 and "MCM" in done.stdout
+
+
+def test_a_method_is_checked_on_the_device_that_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "good.py").write_text(KNN)
+    checks = [one for one in CHECKS if one.__name__ != "has_a_state_that_travels"]  # the stand-in pickles CPU tensors
+    with elsewhere() as device:
+        for info in (METHODS["react"], registry.methods([tmp_path / "good.py"])["good"]):
+            assert not {check: said for check, said in run_checks(info, None, device, checks) if said}
+        (tmp_path / "bad.py").write_text(KNN.replace("topk", "cpu().topk").replace("state.T", "state.cpu().T"))
+        found = run_checks(registry.methods([tmp_path / "bad.py"])["bad"], None, device, checks)
+        assert any(f"is on {device}" in said for _, said in found), found

@@ -47,7 +47,8 @@ def _key(row: Result) -> str:
         weights = {"digest": row.weights.get("digest")}
     settings = {k: v for k, v in row.run.items() if k not in ("seed", "extracted")}
     if settings.get("calibration"):  # drawn from the training images by the seed
-        settings["calibration"] = {k: v for k, v in settings["calibration"].items() if k != "digest"}
+        drawn = ("digest", "list", "shot_seed")
+        settings["calibration"] = {k: v for k, v in settings["calibration"].items() if k not in drawn}
     known = [row.label, row.parameters, row.templates, row.files, row.source, weights, settings]
     return json.dumps(known, sort_keys=True, default=str)
 
