@@ -219,10 +219,10 @@ def plan_text(plan: Plan) -> str:
         "",
         "methods",
     ]
-    incomplete = []
+    counted = []  # methods with scores missing, and whether they were fitted for another set
     for job in plan.jobs:
         missing_sets = [images.dataset.name for images in plan.listings if not find_scores(plan, job, images)]
-        incomplete += [job] if missing_sets else []
+        counted += [(job, len(missing_sets) < len(plan.listings))] if missing_sets else []
         state = f"to score: {', '.join(missing_sets)}" if missing_sets else "stored"
         values = ", ".join(f"{name}={value}" for name, value in job.parameters.items())
         lines.append(f"  {job.label} ({values}): {state}")
@@ -230,27 +230,32 @@ def plan_text(plan: Plan) -> str:
             lines.append(f"    sees {'; '.join(seen)}")
     for name, reason in (*plan.skipped_methods, *plan.incompatible_methods):
         lines += f"  skipped: {name}: {reason}".replace("\n  ", "\n    ").split("\n")
-    lines += _text_lines(plan, incomplete)
+    lines += _text_lines(plan, counted)
     placement = [_placement_text(plan)] if plan.request.ray else []
     return "\n".join([*map(printable, lines), *placement]).rstrip()
 
 
-def _text_lines(plan: Plan, jobs: Sequence[Job]) -> list[str]:
+def _text_lines(plan: Plan, jobs: Sequence[tuple[Job, bool]]) -> list[str]:
     """Describe the prompts that methods have to encode, and about how long that takes."""
     from oodbench.pipeline.text_counts import WORTH_TIMING, seconds_per_prompt, text_counts
 
     counts = [count for count in text_counts(plan, jobs) if count.total]
     if not counts:
         return []
+    total = sum(count.total for count in counts)
+    seconds = seconds_per_prompt(plan) if total >= WORTH_TIMING else None
     lines = ["", "texts"]
     for count in counts:
         parts = [f"{count.classes:,} prompts of class names"] if count.classes else []
-        parts += [f"{count.others:,} texts, unless they are stored"] if count.others else []
-        lines.append(f"  {count.label}: {' and '.join(parts)}")
-    total = sum(count.total for count in counts)
-    rate = seconds_per_prompt(plan) if total >= WORTH_TIMING else None
-    estimate = f", about {_duration(total * rate)} here ({1 / rate:,.0f} a second)" if rate else ""
-    return [*lines, f"  {total:,} to encode{estimate}; they are kept for later runs with this encoder"]
+        parts += [f"{count.others:,} other texts"] if count.others else []
+        lines.append(f"  {count.label}: {' and '.join(parts)}{_estimate(count.total, seconds)}")
+    speed = f", at {1 / seconds:,.0f} a second on this machine" if seconds else ""
+    kept = "those that are stored are not encoded again, and all are kept for later runs with this encoder"
+    return [*lines, f"  {total:,} to encode{_estimate(total, seconds)}{speed}; {kept}"]
+
+
+def _estimate(texts: int, seconds: float | None) -> str:
+    return f", about {_duration(texts * seconds)}" if seconds else ""
 
 
 def _duration(seconds: float) -> str:

@@ -22,7 +22,7 @@ class TextCount:
     """Prompts of one method.
 
     classes  prompts of class names that are not stored
-    others   texts that fit() encodes unless they are stored; None if the method does not say
+    others   texts that fit() encodes besides; None if the method does not say, or was fitted before
     """
 
     label: str
@@ -35,23 +35,24 @@ class TextCount:
         return self.classes + (self.others or 0)
 
 
-def text_counts(plan: Plan, jobs: Iterable[Job]) -> list[TextCount]:
-    """Return the prompts of some jobs; class prompts that several share are counted for the first of them."""
+def text_counts(plan: Plan, jobs: Iterable[tuple[Job, bool]]) -> list[TextCount]:
+    """Return the prompts of some jobs; class prompts that several share are counted for the first of them.
+
+    With each job stands whether it was fitted before, for another set, so that its texts are stored.
+    """
     out, seen = [], set()
-    for job in jobs:
+    for job, fitted in jobs:
         new = job.templates is not None and job.templates.digest not in seen
         classes = missing_class_prompts(plan, job.templates) if new and job.templates else 0
         seen |= {job.templates.digest} if job.templates else set()
-        out.append(TextCount(job.label, classes, _others(job, len(plan.classes.lines))))
+        out.append(TextCount(job.label, classes, None if fitted else _others(job, len(plan.classes.lines))))
     return out
 
 
 def _others(job: Job, classes: int) -> int | None:
     """Return what Method.text_encodings says, None if the method does not say or cannot be imported."""
-    with contextlib.suppress(UserError):  # the run reports it
-        count = getattr(job.build(), "text_encodings", None)
-        found = count(classes) if count else None
-        return None if found is None else int(found)
+    with contextlib.suppress(UserError, ValueError, OSError):  # the run reports it
+        return job.build().text_encodings(classes)
     return None
 
 
