@@ -161,6 +161,7 @@ def _run(plan: Plan, job: Job) -> dict[str, Any]:
         "limit": request.limit if cut else None,
         "lists": lists(plan),
         "calibration": _calibration(plan, job),
+        **({"patches": "fp16"} if request.keep_patches and "PATCHES" in job.info.needs else {}),
     }
 
 
