@@ -95,6 +95,7 @@ DEEPER: dict[str, list[tuple[dict[str, Any], Callable[[ToyWorld, torch.Tensor], 
 }
 ELSEWHERE = {
     "clipn": Path(__file__).with_name("test_clipn.py"),
+    "cover": Path(__file__).with_name("test_cover.py"),
     "neglabel": Path(__file__).with_name("test_neglabel.py"),
     "zoc": Path(__file__).with_name("test_zoc.py"),
     "zoc_coca": Path(__file__).with_name("test_zoc_coca.py"),
