@@ -214,8 +214,9 @@ def plan_text(plan: Plan) -> str:
         in_views = [view_jobs(plan, job, images) for images in plan.listings]
         if in_views[0]:
             count = sum(view.missing() for views in in_views for view in views)
-            images_of = f"{len(in_views[0])} views of {sum(map(len, plan.listings)):,} images"
-            lines.append(f"  {job.label}: {images_of}, {f'{count:,} to encode' if count else 'stored'}")
+            views = f"{len(in_views[0])} view{'s' * (len(in_views[0]) > 1)}"
+            state = f"{count:,} to encode" if count else "stored"
+            lines.append(f"  {job.label}: {views} of {sum(map(len, plan.listings)):,} images, {state}")
             total, size = total + count, size + count * 4 * plan.card.embed_dim
     lines += [
         f"  {total:,} images to encode, about {bytes_text(size)} to store",

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from oodbench.data.corruptions import KINDS
 from oodbench.errors import UserError
 from oodbench.method import Method, Needs, registry
+from oodbench.method.corruptions import KINDS
 from oodbench.method.toy import ToyWorld
 from tests.methods.test_formulas import softmax
 
@@ -51,7 +51,7 @@ def test_the_recommended_views_are_12_and_those_of_the_release_90() -> None:
 @pytest.mark.parametrize(
     ("parameters", "said"),
     [
-        ({"types": ("fogg",)}, "no corruption 'fogg'; did you mean 'fog'"),
+        ({"types": ("fogg",)}, "no corruption 'fogg'; there are brightness, contrast"),
         ({"types": ("fog", "fog")}, "names a view twice: corrupted_at_random"),
         ({"types": ()}, "declares Needs.VIEWS but no views"),
         ({"severities": (0, 1)}, "severities are 1 to 5"),

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from oodbench.data import corruptions
-from oodbench.data.corruptions import CONSTANTS, KINDS, RANDOM, SIDE, corrupted, corrupted_at_random
+from oodbench.method import corruptions
+from oodbench.method.corruptions import CONSTANTS, KINDS, RANDOM, SIDE, corrupted, corrupted_at_random
 
 Array = npt.NDArray[Any]
 
