@@ -201,6 +201,7 @@ def plan_text(plan: Plan) -> str:
     from oodbench.cli.listings import bytes_text
     from oodbench.errors import printable
     from oodbench.pipeline.score import find_scores
+    from oodbench.pipeline.views import view_jobs
 
     card = plan.card
     lines = [
@@ -219,8 +220,17 @@ def plan_text(plan: Plan) -> str:
         state = "stored" if not missing else f"{missing:,} to encode"
         of = f" of {images.dataset.count:,}" if images.dataset.count and images.dataset.count != len(images) else ""
         lines.append(f"  {images.dataset.name}: {len(images):,}{of} images, {state}")
+    size = total * _embedding_bytes(plan)
+    for job in plan.jobs:
+        in_views = [view_jobs(plan, job, images) for images in plan.listings]
+        if in_views[0]:
+            count = sum(view.missing() for views in in_views for view in views)
+            views = f"{len(in_views[0])} view{'s' * (len(in_views[0]) > 1)}"
+            state = f"{count:,} to encode" if count else "stored"
+            lines.append(f"  {job.label}: {views} of {sum(map(len, plan.listings)):,} images, {state}")
+            total, size = total + count, size + count * 4 * plan.card.embed_dim
     lines += [
-        f"  {total:,} images to encode, about {bytes_text(total * _embedding_bytes(plan))} to store",
+        f"  {total:,} images to encode, about {bytes_text(size)} to store",
         "",
         "methods",
     ]

@@ -116,6 +116,7 @@ POSTHOC = ("fdbd", "gen", "klm", "knn", "mahalanobis", "nci", "nnguide", "residu
 ELSEWHERE = dict.fromkeys(POSTHOC, Path(__file__).with_name("test_posthoc.py")) | {
     "clipn": Path(__file__).with_name("test_clipn.py"),
     "csp": Path(__file__).with_name("test_csp.py"),
+    "cover": Path(__file__).with_name("test_cover.py"),
     "neglabel": Path(__file__).with_name("test_neglabel.py"),
     "zoc": Path(__file__).with_name("test_zoc.py"),
     "zoc_coca": Path(__file__).with_name("test_zoc_coca.py"),
