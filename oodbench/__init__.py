@@ -31,15 +31,17 @@ except PackageNotFoundError:  # a checkout that is not installed
 
 
 def run(
-    methods: str | Method[Any] | type[Method[Any]] | Sequence[str | Method[Any] | type[Method[Any]]] = "all",
+    methods: str | Method[Any] | type[Method[Any]] | Sequence[str | Method[Any] | type[Method[Any]]] = "core",
     id: str = "glyphs",
     **options: Unpack[RunOptions],
 ) -> pd.DataFrame:
     """Run a benchmark and return its results as a table with one row per method, OOD set and metric.
 
     Arguments:
-        methods  the methods, comma-separated, such as "mcm,energy[scale=1]", or "all"; or a class of Method, or an
-                 instance with its hyper-parameters, which may be defined in a notebook; or several of these
+        methods  the methods, comma-separated, such as "mcm,energy[scale=1]", and groups of them: "core" (the nine that
+                 most papers compare), "zero-shot", "post-hoc", "trained", "few-shot", "test-time", "all"; or a class of
+                 Method, or an instance with its hyper-parameters, which may be defined in a notebook; or several of
+                 these
         id       the ID set or benchmark: a name of the catalogue, or "folder:PATH"
         options  options of `oodbench run` with underscores: ood, encoder, data, settings, seed, device, limit, results
                  and so on (the fields of oodbench.pipeline.request.RunRequest, whose `out` is `results` here), and

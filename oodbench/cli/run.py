@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--methods", default="all", help="mcm,energy[scale=1],... or all.", show_default=True)
+@shared.METHODS
 @shared.ID
 @shared.OOD
 @shared.CALIBRATION

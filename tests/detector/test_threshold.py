@@ -24,6 +24,7 @@ from oodbench.detector import threshold
 from oodbench.detector.images import listed
 from oodbench.method import registry
 from oodbench.storage.store import Store, default_root, digest
+from tests.methods import small
 
 NAMES = list(world.CLASSES)
 SHIPPED = sorted(set(registry.methods()) - {"zoc_coca"})  # which takes an encoder that writes captions
@@ -101,10 +102,7 @@ def test_new_images_are_kept_though_the_method_has_memorised_its_own(method: str
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [*SHIPPED, *sorted(METHODS)])
 def test_every_method_keeps_its_promise(method: str, learners: list[Path], tmp_path: Path) -> None:
-    settings: dict[str, Any] = {}
-    if method == "neglabel":  # 70,000 words take a minute to encode
-        (tmp_path / "words.txt").write_text("".join(f"the nice thing number {i}\n" for i in range(500)))
-        settings = {"words": str(tmp_path / "words.txt"), "groups": 5}
+    settings = small.settings(tmp_path).get(method, {})
     one = Detector(method, classes=NAMES, settings=settings, plugins=learners).fit(images_of("glyphs-train", 600))
     assert held_out(one) == (150 if method in ("react", *METHODS) else 600)
     kept = int((one.predict(images_of("glyphs", 600)) == 1).sum())

@@ -61,8 +61,8 @@ def failed(path: Path, source: str) -> set[str]:
     return {name.replace(" ", "_") for name, problem in run_checks(registry.methods([path])[path.stem]) if problem}
 
 
-# NegLabel encodes 70,000 words for every fit; the others are trained, or write captions, in the toy world.
-LONG = {"clipn", "neglabel", "zoc", "zoc_coca"}
+# NegLabel encodes 70,000 and CSP 400,000 texts for every fit; the others are trained, or write captions.
+LONG = {"clipn", "csp", "neglabel", "zoc", "zoc_coca"}
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in METHODS]
 
 

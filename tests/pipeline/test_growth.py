@@ -51,7 +51,7 @@ class Encoder:
 encoder = Encoder()
 unit = lambda x: torch.nn.functional.normalize(x, dim=-1)
 info = registry.methods()[name]
-parameters = {"neglabel": {"share": 0.05}, "odin": {"memory": 0.05}}.get(name, {})
+parameters = {"neglabel": {"share": 0.05}, "csp": {"share": 0.05}, "odin": {"memory": 0.05}}.get(name, {})
 method = registry.make(info, registry.parameters(info, parameters))
 def batch(n):
     activations = torch.randn(n, WIDTH)
@@ -59,7 +59,8 @@ def batch(n):
     pixels = torch.rand(n, 3, SIDE, SIDE) if Needs.PIXELS in method.needs else None
     return Batch(~Needs(0), n, unit(embeddings), embeddings, activations, pixels)
 bank = unit(torch.randn(1000, DEPTH))
-sources = Sources(lambda t: bank, lambda w: unit(torch.randn(len(w), DEPTH)), lambda: encoder, lambda: [batch(2000)])
+text, words = lambda *t: bank, lambda w, *t: unit(torch.randn(len(w), DEPTH))
+sources = Sources(text, words, lambda: encoder, lambda: [batch(2000)])
 task = Task([f"c{i}" for i in range(1000)], 100.0, sources)
 if Needs.WEIGHTS in method.needs:
     tensors = method.module(encoder).state_dict()
