@@ -411,12 +411,12 @@ def test_python_api_returns_a_long_table(images: Path, tmp_path: Path) -> None:
     assert len(frame) == 2 * 6
     assert frame["value"].between(0, 1).all()
     with pytest.raises(UserError, match="no option 'encodr'; did you mean 'encoder'"):
-        oodbench.run("mcm", encodr="glyphs")
+        oodbench.run("mcm", encodr="glyphs")  # type: ignore[call-arg]
 
 
 def test_python_options_are_checked(images: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
-        oodbench.run("mcm", limit="5", data=5, batch_size=2.5, strict=1)
+        oodbench.run("mcm", limit="5", data=5, batch_size=2.5, strict=1)  # type: ignore[arg-type]
     for name in ("limit", "data", "batch_size", "strict"):
         assert f"option '{name}' takes" in str(error.value)
     wanted = request_from(ood="a,b", settings={"mcm.temperature": 0.5}, plugins="x.py", methods=["mcm", "msp"])
