@@ -95,8 +95,11 @@ DEEPER: dict[str, list[tuple[dict[str, Any], Callable[[ToyWorld, torch.Tensor], 
 }
 ELSEWHERE = {
     "clipn": Path(__file__).with_name("test_clipn.py"),
+    "cma": Path(__file__).with_name("test_cma.py"),
     "csp": Path(__file__).with_name("test_csp.py"),
+    "eoe": Path(__file__).with_name("test_eoe.py"),
     "neglabel": Path(__file__).with_name("test_neglabel.py"),
+    "negrefine": Path(__file__).with_name("test_negrefine.py"),
     "zoc": Path(__file__).with_name("test_zoc.py"),
     "zoc_coca": Path(__file__).with_name("test_zoc_coca.py"),
 }
