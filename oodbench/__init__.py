@@ -25,11 +25,12 @@ except PackageNotFoundError:  # a checkout that is not installed
     __version__ = "0+unknown"
 
 
-def run(methods: str = "all", id: str = "glyphs", **options: Any) -> pd.DataFrame:
+def run(methods: str = "core", id: str = "glyphs", **options: Any) -> pd.DataFrame:
     """Run a benchmark and return its results as a table with one row per method, OOD set and metric.
 
     Arguments:
-        methods  the methods, comma-separated, such as "mcm,energy[scale=1]", or "all"
+        methods  the methods, comma-separated, such as "mcm,energy[scale=1]", and groups of them: "core" (the nine that
+                 most papers compare), "zero-shot", "post-hoc", "trained", "few-shot", "test-time", "all"
         id       the ID set or benchmark: a name of the catalogue, or "folder:PATH"
         options  options of `oodbench run` with underscores: ood, encoder, data, settings, seed, device, limit, results
                  and so on (the fields of oodbench.pipeline.request.RunRequest, whose `out` is `results` here), and

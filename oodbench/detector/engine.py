@@ -64,7 +64,7 @@ def job_of(request: RunRequest, store: DetectorStore) -> tuple[Job, ResolvedEnco
     check_options(request)
     known = registry.methods(request.plugins)
     jobs = make_jobs(request, known)
-    if len(jobs.jobs) != 1 or request.methods.strip() == "all":
+    if len(jobs.jobs) != 1 or not jobs.jobs[0].named:
         raise UserError(f"a detector is one method, not {request.methods}; name one, such as mcm or clipn[rule=ctw]")
     spec = parse_encoder(request.encoder or EMBEDDED)
     files = assignment.weights_files(request, known)

@@ -160,7 +160,8 @@ def _verdict(
         values = scorer.values(one, part)
     except UserError as error:
         return Verdict(one.job.label, math.nan, "", None, None, {}, str(error))
-    details, accepted, why = _explain(scorer, one, next(scorer.batches(part, Needs.PIXELS in one.method.needs)))
+    batches = scorer.batches(scorer.with_views(one, part), Needs.PIXELS in one.method.needs)
+    details, accepted, why = _explain(scorer, one, next(batches))
     score = float(values.scores[0])
     rank = None if known is None else 100 * float(np.searchsorted(known, score, "right")) / len(known)
     names = scorer.plan.classes.lines

@@ -19,6 +19,7 @@ from oodbench.method.batch import Batch, Needs
 from oodbench.method.encoder import Encoder
 from oodbench.method.task import Task, scaled_logsumexp
 from oodbench.method.training import Optimiser, Pairs
+from oodbench.method.views import View
 
 State = TypeVar("State")
 INTEGERS = 1 << 53  # up to here every integer is a float64
@@ -42,6 +43,11 @@ class Method(ABC, Generic[State]):
     access: ClassVar[Access] = Access()
     family: ClassVar[str] = ""
     calibrated: ClassVar[str] = ""
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The views of an image that batch.views holds, in this order; a method that declares Needs.VIEWS has some."""
+        return ()
 
     def fit(self, task: Task) -> State:
         """Learn what the method knows before it sees a test image.

@@ -105,10 +105,13 @@ class ToyCaptioner(Captioner):
 
 
 class ToyWorld:
-    """ID images of eight classes, calibration images with labels, OOD images of other things, and their task."""
+    """ID images of eight classes, calibration images with labels, OOD images of other things, and their task.
 
-    def __init__(self, seed: int = 0, device: str = "cpu") -> None:
-        self.encoder = ToyEncoder(device)
+    `views` is the number of views of each image.
+    """
+
+    def __init__(self, seed: int = 0, device: str = "cpu", views: int = 0) -> None:
+        self.encoder, self.views = ToyEncoder(device), views
         rng = np.random.default_rng(seed)
         centres = torch.nn.functional.normalize(self.encoder.text(CLASSES), dim=-1)
         noise, other = (_tensor(rng.normal(size=(n, DEPTH))).to(device) for n in (96 + TRAIN, 96))
@@ -149,7 +152,13 @@ class ToyWorld:
         activations = self.encoder.activations(images)
         embeddings = self.encoder.project(activations)
         features = torch.nn.functional.normalize(embeddings, dim=-1)
-        return Batch(needs, len(images), features, embeddings, activations, images)
+        return Batch(needs, len(images), features, embeddings, activations, images, _views=self._views(images))
+
+    def _views(self, images: Tensor) -> Tensor | None:
+        """Return the embeddings of each image laid over its mirror image, which grows fainter from view to view."""
+        parts = [images + (images.flip(-1) - images) / (4 + number) for number in range(self.views)]
+        units = [torch.nn.functional.normalize(self.encoder.pixels(part), dim=-1) for part in parts]
+        return torch.stack(units, 1) if units else None
 
 
 def _tensor(array: Any) -> Tensor:

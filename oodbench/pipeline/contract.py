@@ -82,7 +82,7 @@ def trial(info: MethodInfo, parameters: Mapping[str, Any] | None = None, device:
     """Construct a method with some hyper-parameters and fit it; raise UserError if either fails."""
     parameters = dict(parameters or {})
     method = registry.make(info, parameters)
-    world = ToyWorld(device=device)
+    world = ToyWorld(device=device, views=len(method.views))
     torch.manual_seed(0)
     resources = MethodResources(functools.cache(lambda: _trained(method, world)), lambda depends_on, compute: compute())
     task = world.task().for_method(method.needs, resources)

@@ -28,8 +28,9 @@ MAX_WORKERS = 4096  # threads or processes
 class RunRequest:
     """What the user asked for. Every field is an option of `oodbench run`, and of oodbench.run() in Python."""
 
-    # The methods, comma-separated with hyper-parameters in brackets, such as mcm,energy[scale=1], or "all".
-    methods: str = "all"
+    # The methods, comma-separated, such as mcm,energy[scale=1], and groups of them: core, zero-shot, post-hoc, trained,
+    # few-shot, test-time, all.
+    methods: str = "core"
     # The ID set or benchmark: a name of the catalogue, or folder:PATH and the like.
     id: str = "glyphs"
     # The OOD sets; those of the ID set's protocol if it is empty.
@@ -153,7 +154,7 @@ _FLAGS = {"out": "results", "settings": "set", "sweeps": "sweep", "plugins": "pl
 def command(request: RunRequest, **changes: Any) -> str:
     """Return the `oodbench run` command of a request, with some fields changed, to be pasted into a shell."""
     request, usual = dataclasses.replace(request, **changes), RunRequest()
-    if "methods" in changes and request.methods.strip() != "all":  # --set and --sweep of others would be refused
+    if "methods" in changes:  # --set and --sweep of others would be refused
         kept = set(re.findall(r"(?:^|,)\s*([\w-]+)", re.sub(r"\[[^\]]*\]", "", request.methods)))
         settings, sweeps = (
             tuple(text for text in texts if text.partition(".")[0].strip() in kept)

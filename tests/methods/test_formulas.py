@@ -93,7 +93,8 @@ DEEPER: dict[str, list[tuple[dict[str, Any], Callable[[ToyWorld, torch.Tensor], 
         ({"temperature": 10.0, "epsilon": 0.01, "memory": 2e-6}, lambda world, x: odin(world, x, 10, 0.01)),
     ],
 }
-ELSEWHERE = {
+POSTHOC = ("fdbd", "gen", "klm", "knn", "mahalanobis", "nci", "nnguide", "residual", "rmd", "she", "temperature", "vim")
+ELSEWHERE = dict.fromkeys(POSTHOC, Path(__file__).with_name("test_posthoc.py")) | {
     "clipn": Path(__file__).with_name("test_clipn.py"),
     "cma": Path(__file__).with_name("test_cma.py"),
     "csp": Path(__file__).with_name("test_csp.py"),
