@@ -135,7 +135,7 @@ class Worker:
     def _score(self, number: int, labels: tuple[str, ...]) -> dict[str, str]:
         methods = self._load_methods(labels)
         listing = self._plan.listings[number]
-        self._scorer.score(methods, extract(self._plan.work(listing), self._encoder))
+        self._scorer.score(methods, listing, lambda: extract(self._plan.work(listing), self._encoder))
         return {method.job.label: method.error for method in methods if method.error}
 
     def _load_methods(self, labels: tuple[str, ...]) -> list[FittedMethod]:

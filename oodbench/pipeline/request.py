@@ -66,6 +66,8 @@ class RunRequest:
     precision: str = "fp32"
     # Images per batch of the encoder.
     batch_size: int = 128
+    # Whether patch features are stored (half precision), for methods that read them.
+    keep_patches: bool = False
     # Threads that decode images; 0 is one per core, at most 16.
     workers: int = 0
     # The number of images of each set in a trial run; None takes all.

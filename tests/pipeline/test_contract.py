@@ -20,10 +20,14 @@ METHODS = registry.methods()
 GOOD = '''"""Good: a method (Doe et al., ICML 2020, arXiv:2001.00001)."""
 from __future__ import annotations
 from dataclasses import dataclass
+import numpy as np
 import torch
-from oodbench.method import Batch, Method, Needs, Task
+from oodbench.method import Batch, Method, Needs, Task, View
 
 CALLS = []
+
+def noisy(image):
+    return np.random.default_rng().integers(0, 256, (8, 8, 3), np.uint8)
 
 @dataclass(frozen=True)
 class Good(Method[object]):
@@ -50,6 +54,10 @@ BROKEN = {
     "predicts_classes": (
         "    def fit",
         "    def predict(self, batch, task, state):\n        return batch.features.argmax(0)\n\n    def fit",
+    ),
+    "repeats_its_views": (
+        "    def fit",
+        "    needs = Needs.FEATURES | Needs.VIEWS\n    views = (View(noisy),)\n\n    def fit",
     ),
     "tells_id_from_ood": (SCORE, SCORE.replace("return ", "return -")),
     "has_a_state_that_travels": ("return None", "return lambda x: x"),
