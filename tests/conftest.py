@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import warnings
 from collections.abc import Callable
@@ -128,6 +129,21 @@ def cli() -> Cli:
 def process() -> Cli:
     """The same as a process of its own, for tests of what only a process shows."""
     return command
+
+
+@pytest.fixture(scope="session")
+def new_store() -> Callable[[Path], Path]:
+    """Give a store the listings of the embedded benchmark, all of whose images are rendered for them, in seconds."""
+    from oodbench.pipeline.plan import make_plan
+    from oodbench.pipeline.request import request_from
+
+    make_plan(request_from(methods="react"))
+
+    def give(store: Path) -> Path:
+        shutil.copytree(Path(os.environ["OODBENCH_STORE"]) / "glyphs", store / "glyphs")
+        return store
+
+    return give
 
 
 @pytest.fixture(scope="session")
