@@ -41,13 +41,14 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
-# Packages whose tests run in one process, one after the other: they share an MLflow server, or start Ray clusters,
-# whose time limits are for idle cores.
+# Packages whose tests run in one process each, one after the other: they share an MLflow server, or a Ray cluster.
 TOGETHER = ("tests/distributed/", "tests/tracking/")
 # With several processes these start first, so that all end at about the same time.
 LONGEST = (
     *TOGETHER,
     "tests/training/",
+    "tests/pipeline/test_elsewhere.py",
+    "tests/pipeline/test_faults.py",
     "tests/detector/test_detector.py",
     "tests/test_packaging.py",
     "tests/docs/test_docs_commands.py",
@@ -58,7 +59,7 @@ LONGEST = (
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give whole files to the processes of pytest-xdist, and the packages of TOGETHER to one of them."""
+    """Give whole files to the processes of pytest-xdist, and each package of TOGETHER to one of them."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduler(LoadFileScheduling):  # type: ignore[misc]
