@@ -165,12 +165,12 @@ def test_views_are_encoded_by_shard_and_equal(cluster: str, images: Path, tmp_pa
 
 
 def test_the_embedded_benchmark_is_equal_on_ray(cluster: str, tmp_path: Path) -> None:
-    """Calibration, derived sets, pixels, gradients and trained weights."""
+    """Calibration with and without labels, patches, derived sets, pixels, gradients and trained weights."""
     asked: dict[str, Any] = {
         "id": "glyphs",
         "ood": [],
         "limit": 40,
-        "methods": "react,odin,clipn,mcm",
+        "methods": "react,odin,clipn,mcm,gl_mcm,knn[k=5],mahalanobis,nnguide",
         "batch_size": 16,
     }
     run(plan(tmp_path, tmp_path / "here", ray="no", **asked))
