@@ -1,4 +1,4 @@
-"""The nouns and adjectives that NegLabel mines: from the shipped list, the authors' word files, or WordNet itself.
+"""The nouns and adjectives that NegLabel and CSP mine: of the shipped list, the authors' files, or WordNet itself.
 
 WordNet keeps its synsets in lexicographer files (noun.plant, adj.all, ...). The authors took the first word of every
 synset of 27 of them: three of adjectives, 24 of nouns; noun.animal and noun.food are missing, verbs and adverbs too.
@@ -7,8 +7,8 @@ synset of 27 of them: three of adjectives, 24 of nouns; noun.animal and noun.foo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 OWN_LIST = "release-wn30"  # name of the shipped list; in a label it says that the released words were not used
@@ -26,53 +26,77 @@ _NOUNS = (
 )
 _LEFT_OUT = ("noun.animal", "noun.food")
 _NUMBERS = {**_ADJECTIVES, **{number: f"noun.{name}" for number, name in enumerate(_NOUNS.split(), start=3)}}
+REFINED = ("neg_labels_noun.txt", "neg_labels_adj.txt")  # of NegRefine
 FILES = tuple(sorted(set(_NUMBERS.values()) - set(_LEFT_OUT)))
 
 
 @dataclass(frozen=True)
 class Words:
-    """Distinct words by part of speech, in the order in which they are read."""
+    """Distinct words by part of speech, in the order in which they are read.
+
+    files     word -> its lexicographer file, such as noun.plant; the first one of a word that is in several
+    selected  whether they are used as they are, not mined
+    """
 
     nouns: tuple[str, ...]
     adjectives: tuple[str, ...]
+    files: dict[str, str] = field(default_factory=dict, repr=False)
+    selected: bool = False
 
 
-def read_words(path: str) -> Words:
-    """Read the words of a folder, or the shipped list "release-wn30"; raise ValueError if the folder has no word files.
+def read_words(path: str, exclude: Collection[str] = ()) -> Words:
+    """Read the words of a folder, or the shipped list "release-wn30", without those of some lexicographer files.
+
+    Raises ValueError if the folder has no word files.
 
     A folder holds either the 27 released files (adj.all.txt, ..., noun.time.txt) or WordNet's own data.noun and
     data.adj, as /usr/share/wordnet or NLTK's corpora/wordnet do.
     """
     if path == OWN_LIST:
-        return distinct(read_list(Path(__file__).with_name(SHIPPED)))
+        return distinct(read_list(Path(__file__).with_name(SHIPPED)), exclude)
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise ValueError(
             f"words: {path} is no folder; name one with the released files (adj.all.txt, ...), or {OWN_LIST}"
         )
     if (folder / "data.noun").is_file() and (folder / "data.adj").is_file():
-        return distinct(from_database(folder))
+        return distinct(from_database(folder), exclude)
     missing = [name for name in FILES if not (folder / f"{name}.txt").is_file()]
     if missing:
         raise ValueError(
             f"words: {path} lacks {', '.join(missing[:3])}{', ...' if missing[3:] else ''} (.txt): {len(missing)} of "
             f"{len(FILES)} released word files; nor does it hold WordNet's data.noun and data.adj"
         )
-    return distinct({name: read_lines(folder / f"{name}.txt") for name in FILES})
+    return distinct({name: read_lines(folder / f"{name}.txt") for name in FILES}, exclude)
 
 
-def distinct(files: dict[str, list[str]]) -> Words:
+def read_selected(path: str) -> Words | None:
+    """Read words that are used as they are; return None if the path names words to be mined, as read_words() reads.
+
+    They are NegRefine's two files in a folder, or the nouns of a file, one a line.
+    """
+    place = Path(path).expanduser()
+    if path != OWN_LIST and place.is_file():
+        return Words(tuple(read_lines(place)), (), selected=True)
+    nouns, adjectives = (place / name for name in REFINED)
+    if path == OWN_LIST or not (nouns.is_file() and adjectives.is_file()):
+        return None
+    return Words(tuple(read_lines(nouns)), tuple(read_lines(adjectives)), selected=True)
+
+
+def distinct(files: dict[str, list[str]], exclude: Collection[str] = ()) -> Words:
     """Return every word once. Files are read in alphabetical order, so a word that is both is an adjective.
 
     The released code reads files in the order of the file system, which depends on the machine.
     """
-    seen: dict[str, bool] = {}
-    for name in sorted(files):
+    seen: dict[str, str] = {}
+    for name in sorted(set(files) - set(exclude)):
         for word in files[name]:
-            seen.setdefault(word, name.startswith("adj."))
+            seen.setdefault(word, name)
     return Words(
-        nouns=tuple(word for word, adjective in seen.items() if not adjective),
-        adjectives=tuple(word for word, adjective in seen.items() if adjective),
+        nouns=tuple(word for word, name in seen.items() if not name.startswith("adj.")),
+        adjectives=tuple(word for word, name in seen.items() if name.startswith("adj.")),
+        files=seen,
     )
 
 
@@ -95,14 +119,14 @@ def from_database(folder: Path) -> dict[str, list[str]]:
     return {name: list(words) for name, words in found.items()}
 
 
-def read_lines(path: Path) -> list[str]:
+def read_lines(path: Path, option: str = "words") -> list[str]:
     """Read the stripped, non-empty lines of a text file; raise ValueError if there are none or it is not text."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"words: cannot read {path}: {error}") from error
+        raise ValueError(f"{option}: cannot read {path}: {error}") from error
     if not any(lines):
-        raise ValueError(f"words: {path} is empty")
+        raise ValueError(f"{option}: {path} is empty")
     return [line for line in lines if line]
 
 

@@ -8,40 +8,24 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from oodbench.method import Batch, Method, Task, logsumexp
 
+from ._negatives import (
+    Corpus,
+    Negatives,
+    explanation,
+    farthest_of_both,
+    log_odds,
+    similarities,
+    whole_groups,
+    without_excess,
+)
 from ._wordnet import OWN_LIST, Words, read_lines, read_words
 
-CHUNK = 1 << 22  # similarities in memory while words are mined: 32 MB
 CLEAN_NEGATIVES = 10_000  # M of the paper
-TIE = 5e-6  # words within this similarity of the last chosen word are chosen in alphabetical order
-
-
-@dataclass(frozen=True)
-class Negatives:
-    """The negative labels: words farthest from the ID classes, in the order in which they are grouped.
-
-    vectors      [m d] text embeddings of unit length
-    words        m words without their prompt
-    similarity   [m] quantile over the ID classes of each word's cosines; small = far
-    """
-
-    vectors: Tensor
-    words: tuple[str, ...]
-    similarity: Tensor
-
-
-@dataclass(frozen=True)
-class _Corpus:
-    """Words in the order of their source, their unit vectors [n d] and similarities [n], and which words are used."""
-
-    words: tuple[str, ...]
-    vectors: Tensor
-    similarity: Tensor
-    used: Bool[Tensor, " n"]
 
 
 @dataclass(frozen=True)
@@ -99,41 +83,37 @@ class NegLabel(Method[Negatives]):
     num_negatives: int | None = None
     permutation: int = 0
 
+    def text_encodings(self, classes: int) -> int:
+        if self._is_selection:
+            return len(read_lines(Path(self.words).expanduser()))
+        words = read_words(self.words)
+        return len(words.nouns) + len(words.adjectives)
+
     def fit(self, task: Task) -> Negatives:
         self._check()
-        if self.words != OWN_LIST and Path(self.words).expanduser().is_file():
-            corpus = self._selected(task)
-        else:
-            corpus = self._mined(task, read_words(self.words))
-        order = torch.randperm(len(corpus.words), generator=torch.Generator().manual_seed(self.permutation))
-        order = order[corpus.used[order]]
-        words = tuple(corpus.words[i] for i in order.tolist())
-        return Negatives(corpus.vectors[order.to(corpus.vectors.device)], words, corpus.similarity[order])
+        corpus = self._selected(task) if self._is_selection else self._mined(task, read_words(self.words))
+        return corpus.grouped(self.permutation)
 
     def score(self, batch: Batch, task: Task, state: Negatives) -> Float[Tensor, " b"]:
-        features = batch.features
-        scale = task.scale if self.scale is None else self.scale
-        classes = logsumexp(task.logits(features, self.templates, scale))
-        groups = state.vectors.tensor_split(self.groups)
-        odds = torch.stack([classes - logsumexp(scale * (features @ group.T)) for group in groups])
-        return _log_mean(odds) - _log_mean(-odds)
+        scale = self._scale(task)
+        odds = log_odds(batch.features, self._classes(batch, task), state.vectors, self.groups, scale)
+        id_side, negative_side = odds.unbind()
+        return id_side - negative_side
 
     def explain(self, batch: Batch, task: Task, state: Negatives) -> dict[str, list[tuple[str, float]]]:
         """Return the nearest negative words with their cosines, and the softmax mass of both sides."""
-        cosines = (batch.features @ state.vectors.T)[0]
-        scale = task.scale if self.scale is None else self.scale
-        classes = logsumexp(task.logits(batch.features, self.templates, scale))
-        mass = float((classes - logsumexp(scale * cosines[None])).sigmoid())
-        grouped = float(self.score(batch, task, state).sigmoid())
-        nearest = cosines.argsort(descending=True).tolist()
-        return {
-            "nearest negative words, cosines": [(state.words[k], float(cosines[k])) for k in nearest],
-            "softmax mass": [
-                ("ID names", mass),
-                ("negative words", 1 - mass),
-                (f"ID names, mean over {self.groups} groups (S)", grouped),
-            ],
-        }
+        return explanation(batch.features, self._classes(batch, task), state, self.groups, self._scale(task))
+
+    def _classes(self, batch: Batch, task: Task) -> Float64[Tensor, " b"]:
+        """Return the logsumexp of the scaled cosines with the ID classes."""
+        return logsumexp(task.logits(batch.features, self.templates, self._scale(task)))
+
+    def _scale(self, task: Task) -> float:
+        return task.scale if self.scale is None else self.scale
+
+    @property
+    def _is_selection(self) -> bool:
+        return self.words != OWN_LIST and Path(self.words).expanduser().is_file()
 
     def _check(self) -> None:
         if not 0 <= self.quantile <= 1 or not 0 < self.share <= 1:
@@ -146,7 +126,7 @@ class NegLabel(Method[Negatives]):
         if any(template.count("{}") != 1 for template in (self.nouns, self.adjectives)):
             raise ValueError(f"nouns='{self.nouns}' and adjectives='{self.adjectives}' must each contain {{}} once")
 
-    def _mined(self, task: Task, words: Words) -> _Corpus:
+    def _mined(self, task: Task, words: Words) -> Corpus:
         """Return all words, of which the farthest nouns and the farthest adjectives are used."""
         nouns, adjectives = words.nouns, words.adjectives
         if self.preset == "clean":
@@ -157,16 +137,10 @@ class NegLabel(Method[Negatives]):
         filled = [self.nouns.replace("{}", word) for word in nouns]
         vectors = task.words(filled + [self.adjectives.replace("{}", word) for word in adjectives])
         similarity = self._similarity(vectors, task)
-        first, second = self._counts(len(nouns), len(adjectives))
-        excess = (first + second) - self._whole_groups(first + second)
-        second, first = max(0, second - excess), first - max(0, excess - second)
-        used = torch.cat(
-            [
-                _farthest(similarity[: len(nouns)], nouns, first),
-                _farthest(similarity[len(nouns) :], adjectives, second),
-            ]
-        )
-        return _Corpus((*nouns, *adjectives), vectors, similarity, used)
+        counts = self._counts(len(nouns), len(adjectives))
+        counts = without_excess(*counts, excess=sum(counts) - self._whole_groups(sum(counts)))
+        used = farthest_of_both(similarity, nouns, adjectives, counts)
+        return Corpus((*nouns, *adjectives), vectors, similarity, used)
 
     def _counts(self, nouns: int, adjectives: int) -> tuple[int, int]:
         """Return how many nouns and how many adjectives are chosen."""
@@ -180,12 +154,10 @@ class NegLabel(Method[Negatives]):
 
     def _whole_groups(self, words: int) -> int:
         """Return how many of the chosen words are used."""
-        m = words - words % self.groups if self.preset == "release" else words
-        if m < self.groups:
-            raise ValueError(f"{words} negative words cannot fill groups={self.groups}; lower groups")
-        return m
+        filled = whole_groups(words, self.groups)
+        return filled if self.preset == "release" else words
 
-    def _selected(self, task: Task) -> _Corpus:
+    def _selected(self, task: Task) -> Corpus:
         """Return the prompts of a file, in their order."""
         if self.preset == "clean" or self.num_negatives is not None:
             raise ValueError(f"words={self.words} is already selected: name a folder for preset=clean or num_negatives")
@@ -193,30 +165,12 @@ class NegLabel(Method[Negatives]):
         prompts = prompts[: self._whole_groups(len(prompts))]
         vectors = task.words(prompts)
         words = tuple(_without(prompt, (self.nouns, self.adjectives)) for prompt in prompts)
-        return _Corpus(words, vectors, self._similarity(vectors, task), torch.ones(len(words), dtype=torch.bool))
+        return Corpus(words, vectors, self._similarity(vectors, task), torch.ones(len(words), dtype=torch.bool))
 
     def _similarity(self, vectors: Float[Tensor, "n d"], task: Task) -> Float64[Tensor, " n"]:
-        """Return the quantile of each word's cosines, on the CPU; float32 would round by more than encoders differ."""
-        text = task.text(self.templates).double()
-        rows = max(1, CHUNK // len(text))
-        parts = (vectors[i : i + rows].double() @ text.T for i in range(0, len(vectors), rows))
-        return torch.cat([part.quantile(self.quantile, dim=-1).cpu() for part in parts])
-
-
-def _farthest(similarity: Float64[Tensor, " n"], words: Sequence[str], count: int) -> Bool[Tensor, " n"]:
-    """Return which `count` words have the smallest similarities; within TIE of the last, in alphabetical order."""
-    if count == 0:
-        return torch.zeros(len(words), dtype=torch.bool)
-    last = similarity.kthvalue(count).values
-    chosen = similarity < last - TIE
-    tied = (~chosen & (similarity <= last + TIE)).nonzero()[:, 0].tolist()
-    chosen[sorted(tied, key=lambda i: words[i])[: count - int(chosen.sum())]] = True
-    return chosen
-
-
-def _log_mean(odds: Float[Tensor, "g b"]) -> Float[Tensor, " b"]:
-    """Return the log of the mean over groups of sigmoid(odds), up to a constant."""
-    return torch.nn.functional.logsigmoid(odds).logsumexp(0)
+        """Return the quantile of each word's cosines with the classes."""
+        classes = task.text(self.templates)
+        return similarities(vectors, classes, lambda cosines: cosines.quantile(self.quantile, dim=-1))
 
 
 def _without(prompt: str, templates: Sequence[str]) -> str:

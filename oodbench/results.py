@@ -32,8 +32,9 @@ Interval = tuple[float, float]
 
 SCHEMA = 1
 METRICS = ("auroc", "fpr95", "fpr95_ood", "aupr_in", "aupr_out")
-# Not part of the digest, because two runs that computed the same numbers differ in them.
-_VOLATILE = ("created", "seconds", "digest")
+# Not part of the digest, because two runs that computed the same numbers differ in them; the access follows from the
+# method, and older results lack it.
+_VOLATILE = ("created", "seconds", "digest", "access")
 _LARGEST = 2.0**1000  # of an integer in a result, so that it can be converted to a float
 # Missing in older results, and not part of the digest if empty.
 _LATER = ("weights", "mean_intervals", "uncertainty", "warnings")
@@ -118,12 +119,13 @@ class Result:
     )  # group ("" is all sets) -> metric -> (low, high)
     uncertainty: dict[str, Any] = field(default_factory=dict)  # level, replicates, seed, method per metric
     warnings: tuple[str, ...] = ()  # why numbers of this result may mislead; printed below its tables
+    access: dict[str, Any] = field(default_factory=dict)  # what the method saw (oodbench/method/access.py)
     created: str = ""  # ISO 8601, UTC
     schema: int = SCHEMA
 
     @functools.cached_property
     def digest(self) -> str:
-        """Return the sha256 of everything but times; two runs that computed the same numbers have the same."""
+        """Return the sha256 of all but times and access; two runs that computed the same numbers have the same."""
         return _digest(dataclasses.asdict(self))
 
     def mean(self, metric: str, group: str | None = None) -> float:

@@ -15,7 +15,7 @@ from oodbench.cli.output import check_output, configure_logging, note, say, writ
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=FOLDER)
-@click.option("--methods", default="all", help="mcm,energy[scale=1],... or all.", show_default=True)
+@shared.METHODS
 @shared.ID
 @shared.OOD
 @shared.CALIBRATION

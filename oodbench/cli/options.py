@@ -136,6 +136,12 @@ def renamed(command: str, arguments: Sequence[str]) -> str:
     return redact(f"{reasons}; write\n  {shlex.join(['oodbench', *current])}") if changes else ""
 
 
+METHODS = click.option(
+    "--methods",
+    default="core",
+    help="mcm,energy[scale=1],... and groups: core, zero-shot, post-hoc, trained, few-shot, test-time, all.",
+    show_default=True,
+)
 CONFIG = click.option(
     "--config", type=FOLDER, is_eager=True, expose_value=False, callback=read_config, help="TOML file of options."
 )

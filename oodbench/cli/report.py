@@ -13,7 +13,7 @@ from oodbench.cli import options as shared
 from oodbench.cli.options import FOLDER
 from oodbench.cli.output import note, print_tables
 from oodbench.errors import UserError, printable
-from oodbench.report.options import SHOWN, TableOptions
+from oodbench.report.options import SECTIONS, SHOWN, TableOptions
 
 if TYPE_CHECKING:
     from oodbench.report.output import OutputOptions
@@ -30,13 +30,21 @@ if TYPE_CHECKING:
 )
 @click.option("-o", "--output", type=FOLDER, help="Write to this file; figures, to this folder. Default: stdout.")
 @click.option("--standalone", is_flag=True, help="LaTeX: a document that compiles by itself.")
-@click.option("--methods", default="", help="Methods or labels to show, in this order: mcm,energy[scale=1].")
+@click.option(
+    "--methods", default="", help="Methods or labels to show, in this order within a group: mcm,energy[scale=1]."
+)
 @click.option("--ood", "sets", default="", help="OOD sets to show, in this order: sun,textures.")
 @click.option("--metrics", default=",".join(SHOWN), show_default=True, help="Also fpr95_ood, aupr_in, aupr_out.")
 @click.option("--decimals", type=int, help="Default: 2 in percent, 4 as fractions.")
 @click.option("--percent/--fraction", default=True, help="Default: percent.")
 @click.option("--transpose", is_flag=True, help="One row per OOD set and one column per method.")
-@click.option("--group", default="", help="`trained`: training-free and trained methods in separate blocks.")
+@click.option(
+    "--group",
+    default="access",
+    show_default=True,
+    help="access: groups of methods that see the same data; trained: training-free and trained; none: one block. "
+    "Best and second are marked among methods that see the same data.",
+)
 @click.option("--intervals", default="", help="half: ± half the width; range: [low, high].")
 @click.option("--seeds", is_flag=True, help="Mean ± standard deviation of results that differ in the seed only.")
 @click.option(
@@ -119,15 +127,15 @@ def _parse(options: dict[str, Any]) -> tuple[TableOptions, OutputOptions]:
     from oodbench.method.parameters import parse_names, split
     from oodbench.report.output import OutputOptions
 
-    for name, word in (("group", "trained"), ("compare", "published")):
-        if options[name] not in ("", word):
-            raise UserError(f"--{name} '{options[name]}' does not exist; known: {word}")
+    if options["compare"] not in ("", "published"):
+        raise UserError(f"--compare '{options['compare']}' does not exist; known: published")
+    if options["group"] not in SECTIONS:
+        raise UserError(f"--group '{options['group']}' does not exist; known: {', '.join(SECTIONS)}")
     table_options = TableOptions(
         methods=tuple(filter(None, (method.strip() for method in split(options["methods"], ",")))),
         sets=tuple(parse_names(options["sets"])),
         metrics=tuple(dict.fromkeys(name.strip() for name in options["metrics"].split(",") if name.strip())),
-        trained=bool(options["group"]),
-        **{name: options[name] for name in ("decimals", "percent", "transpose", "intervals", "seeds", "cite")},
+        **{name: options[name] for name in ("decimals", "percent", "group", "transpose", "intervals", "seeds", "cite")},
     )
     same = {name: options[name] for name in ("standalone", "bib", "quotes", "tests", "output")}
     same["figures"] = options["with_figures"]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from oodbench.method.method import Method, TrainedMethod, check_predictions, check_scores, logsumexp
     from oodbench.method.task import MethodResources, Sources, Task
     from oodbench.method.training import Optimiser, Pairs, Weights
+    from oodbench.method.views import View
 
 _MODULES = {
     "access": "Access",
@@ -27,6 +28,7 @@ _MODULES = {
     "method": "Method TrainedMethod check_predictions check_scores logsumexp",
     "task": "MethodResources Sources Task",
     "training": "Optimiser Pairs Weights",
+    "views": "View",
 }
 _OLD_NAMES = {"Own": "MethodResources"}
 
@@ -73,6 +75,7 @@ __all__ = [
     "TextTower",
     "TrainedMethod",
     "Undeclared",
+    "View",
     "Weights",
     "check_predictions",
     "check_scores",

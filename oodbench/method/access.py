@@ -101,13 +101,17 @@ class Access:
         return tuple(text for text, holds in said.items() if holds)
 
     def plain(self) -> dict[str, Any]:
-        """Return the card as JSON has it."""
-        return dataclasses.asdict(self)
+        """Return the card as a row has it: every field, and the group."""
+        return {**dataclasses.asdict(self), "group": self.group}
 
 
 def from_mapping(values: Mapping[str, Any]) -> Access:
-    """Return a card from JSON or TOML; raise ValueError for unknown names and wrong values."""
+    """Return a card from JSON or TOML; raise ValueError for unknown names and wrong values.
+
+    The group, which follows from the other fields, is not read.
+    """
     known = [field.name for field in dataclasses.fields(Access)]
+    values = {name: value for name, value in values.items() if name != "group"}
     for name in values:
         if name not in known:
             raise ValueError(f"access has no field '{name}'{did_you_mean(name, known)}")

@@ -19,6 +19,7 @@ from oodbench.method.batch import Batch, Needs
 from oodbench.method.encoder import Encoder
 from oodbench.method.task import Task, scaled_logsumexp
 from oodbench.method.training import Optimiser, Pairs
+from oodbench.method.views import View
 
 State = TypeVar("State")
 INTEGERS = 1 << 53  # up to here every integer is a float64
@@ -43,6 +44,11 @@ class Method(ABC, Generic[State]):
     family: ClassVar[str] = ""
     calibrated: ClassVar[str] = ""
 
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The views of an image that batch.views holds, in this order; a method that declares Needs.VIEWS has some."""
+        return ()
+
     def fit(self, task: Task) -> State:
         """Learn what the method knows before it sees a test image.
 
@@ -64,6 +70,18 @@ class Method(ABC, Generic[State]):
         Returns:
             [b] real scores, higher = more in-distribution.
         """
+
+    def text_encodings(self, classes: int) -> int | None:
+        """Count the texts that fit() encodes if none is stored, besides the class prompts under `templates`.
+
+        The plan of a run prints it. It must be known from the hyper-parameters, without an encoder.
+
+        Arguments:
+            classes  number of class names
+        Returns:
+            Number of prompts; None if it is not known, or if there are only class prompts.
+        """
+        return None
 
     def predict(self, batch: Batch, task: Task, state: State) -> Int64[Tensor, " b"] | None:
         """Predict classes, for ID accuracy: by default the nearest class under the method's own prompts.

@@ -20,10 +20,11 @@ _SYNTAX = "write name[parameter=value,...]"
 
 @dataclass(frozen=True)
 class Choice:
-    """A requested method: its name and the hyper-parameters in brackets."""
+    """A requested method: its name and the hyper-parameters in brackets; `named` is False in a group's place."""
 
     name: str
     overrides: dict[str, Any]
+    named: bool = True
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def parse_choices(text: str) -> list[Choice]:
             problems += error.problems
     raise_all(problems)
     if not choices:
-        raise UserError("no method was named; write e.g. --methods mcm,energy, or --methods all")
+        raise UserError("no method was named; write e.g. --methods mcm,energy, or --methods core")
     return choices
 
 

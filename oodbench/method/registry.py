@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from oodbench.errors import UserError, did_you_mean, raise_all
 from oodbench.method import source_files
+from oodbench.method.access import FAMILIES
 from oodbench.method.introspection import MethodInfo, describe
 from oodbench.method.parameters import conform
 from oodbench.storage.files import expand, real_path
@@ -30,17 +31,27 @@ if TYPE_CHECKING:
 __all__ = ["GROUP", "MethodInfo", "load", "make", "method_info", "methods", "parameters"]
 
 GROUP = "oodbench.methods"
+# The methods of `--methods core`, the default; zoc_coca is ZOC for an encoder that writes captions.
+CORE = ("clipn", "energy", "maxlogit", "mcm", "msp", "neglabel", "odin", "react", "zoc", "zoc_coca")
+NAMED_GROUPS = ("core", *FAMILIES.values(), "all")  # words of `--methods`
 
 
 def methods(plugins: Sequence[Path] = ()) -> dict[str, MethodInfo]:
-    """Return all methods, sorted by name; raise UserError naming both files if a name is defined twice."""
+    """Return all methods, sorted by name; raise UserError naming both files if a plugin has the name of another method.
+
+    A method whose name an installed package takes as well has a problem, which is reported when it is chosen.
+    """
     found: dict[str, MethodInfo] = {}
     problems = [problem for path in plugins if (problem := _plugin_problem(expand(path)))]
     raise_all(problems)
     for info in (*_built_in(), *_from_entry_points(), *map(_from_file, plugins)):
         other = found.setdefault(info.name, info)
         if other is not info and other.path.resolve() != info.path.resolve():
-            problems.append(f"method '{info.name}' is defined twice: in {other.path} and in {info.path}; rename one")
+            twice = f"is defined twice: in {other.path} and in {info.path}"
+            if info.origin == "plugin":
+                problems.append(f"method '{info.name}' {twice}; rename one")
+            else:
+                found[info.name] = dataclasses.replace(other, problem=f"it {twice} ({info.origin}); uninstall that")
     raise_all(problems)
     return dict(sorted(found.items()))
 
@@ -50,6 +61,27 @@ def method_info(name: str, known: Mapping[str, MethodInfo]) -> MethodInfo:
     if name not in known:
         raise UserError(f"no method '{name}'{did_you_mean(name, known)}")
     return known[name]
+
+
+def group(name: str, known: Mapping[str, MethodInfo]) -> list[str]:
+    """Return the methods of a group of `--methods`; raise UserError if it is empty.
+
+    A method is in the group of its access card and in that of its `family`; a file of --plugin also in `core`.
+    """
+    members = [one for one, info in known.items() if name in groups_of(info)]
+    if not members:
+        raise UserError(
+            f"--methods {name}: no method of this group is installed; add one with --plugin FILE, or choose among "
+            f"{', '.join(NAMED_GROUPS)} and the names that `oodbench methods` lists"
+        )
+    return members
+
+
+def groups_of(info: MethodInfo) -> tuple[str, ...]:
+    """Return the groups of `--methods` that a method is in."""
+    core = ("core",) if info.name in CORE or info.origin == "plugin" else ()
+    own = () if info.problem else (FAMILIES[info.card().group], info.family)
+    return (*core, *dict.fromkeys(filter(None, own)), "all")
 
 
 def load(info: MethodInfo) -> type[Method[Any]]:
@@ -108,9 +140,13 @@ def imported_anew(info: MethodInfo) -> Iterator[None]:
 
 def make(info: MethodInfo, parameters: dict[str, Any], label: str = "") -> Method[Any]:
     """Construct a method with hyper-parameters; raise UserError for a value that it refuses."""
+    from oodbench.method.views import keyed_views
+
     cls = load(info)
     try:
-        return cls(**parameters)
+        method = cls(**parameters)
+        keyed_views(method, info.source, 0)  # raises ValueError for views that do not fit
+        return method
     except (ValueError, TypeError) as error:
         raise UserError(f"{label or info.name}: {error}") from error
 
@@ -157,9 +193,10 @@ def _plugin_problem(path: Path) -> str:
     """Return why a path cannot be a plugin, or ""."""
     if not path.is_file():
         return f"plugin file {path} does not exist" if not path.exists() else f"plugin {path} is no file"
-    if path.suffix != ".py" or path.stem == "all" or not re.fullmatch(r"[A-Za-z0-9_-]+", path.stem):
+    if path.suffix != ".py" or path.stem in NAMED_GROUPS or not re.fullmatch(r"[A-Za-z0-9_-]+", path.stem):
         return (
-            f"plugin file {path} names no method: its name must be letters, digits, - and _, then .py, and not all.py"
+            f"plugin file {path} names no method: its name must be letters, digits, - and _, then .py, and not that of "
+            f"a group ({', '.join(NAMED_GROUPS)})"
         )
     return ""
 

@@ -12,7 +12,9 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from oodbench.data import prompts as prompt_sets
 from oodbench.errors import Undeclared
+from oodbench.method.averages import RecentTexts, check_average
 from oodbench.method.batch import Batch, Needs
 from oodbench.method.checksum import SharedTensors
 from oodbench.method.encoder import Encoder
@@ -52,15 +54,15 @@ class Sources:
     """Functions that a task reads from; the harness provides them.
 
     Arguments:
-        text         templates -> [k d] class vectors of unit length
-        words        n prompts -> [n d] vectors of unit length
+        text         templates -> [k d] class vectors of unit length; (templates, "raw") -> the same of raw features
+        words        n prompts -> [n d] vectors of unit length; (n words, templates, average) -> averages of the words
         encoder      () -> the model
         calibration  () -> batches of ID training images
         labelled     () -> the same for methods that read labels; None: `calibration` has labels
     """
 
-    text: Callable[[str], Tensor]
-    words: Callable[[tuple[str, ...]], Tensor]
+    text: Callable[..., Tensor]
+    words: Callable[..., Tensor]
     encoder: Callable[[], Encoder]
     calibration: Callable[[], Iterable[Batch]]
     labelled: Callable[[], Iterable[Batch]] | None = None
@@ -96,7 +98,8 @@ class Task:
         self._sources = sources
         self._needs = ~Needs(0)
         self._resources: MethodResources | None = None
-        self._class_vectors: dict[str, Tensor] = {}  # by templates
+        self._class_vectors: dict[tuple[str, str], Tensor] = {}  # by templates and average
+        self._recent = RecentTexts(lambda texts: self.encoder.text(texts))
         self._last_cosines: dict[str, tuple[Tensor, Tensor]] = {}  # templates -> features of the last batch, cosines
         self._reductions: dict[tuple[str, ...], Tensor] = {}  # (templates, name, ...) -> a reduction of these cosines
         self._shared, self._shared_cosines = SharedTensors(copies=True), SharedTensors()
@@ -176,27 +179,60 @@ class Task:
         labelled = Needs.LABELS in self._needs and self._sources.labelled
         return (batch.for_method(self._needs) for batch in (labelled or self._sources.calibration)())
 
-    def words(self, prompts: Sequence[str]) -> Float[Tensor, "n d"]:
+    def words(
+        self, prompts: Sequence[str], templates: str | None = None, average: str = "normalised"
+    ) -> Float[Tensor, "n d"]:
         """Return the text embeddings of any prompts; they are encoded once per encoder and stored.
 
+        Words are encoded in parts, whose averages are stored one after the other, so that a killed run can resume.
+
         Arguments:
-            prompts  n prompts
+            prompts    n prompts, or n words with `templates`
+            templates  None, or the templates into which the words are put, as for text(); the hyper-parameter that
+                       names them is `templates` or ends in `_templates`
+            average    how the embeddings of a word are averaged over the templates, as for text()
         Returns:
             [n d] vectors of unit length.
         """
+        check_average(average)
         with self._lock:
-            return self._sources.words(tuple(prompts))
+            if templates is None:
+                return self._sources.words(tuple(prompts))
+            return self._sources.words(tuple(prompts), templates, average)
 
-    def text(self, templates: str) -> Float[Tensor, "k d"]:
-        """Return the class vectors: prompts normalised, averaged over the templates, normalised again.
+    def text(self, templates: str, average: str = "normalised") -> Float[Tensor, "k d"]:
+        """Return the class vectors: averages over the templates, of unit length.
 
         Arguments:
             templates  name of a prompt set, a file with one template a line, or one template with `{}` in it
+            average    "normalised": prompts are normalised, averaged and normalised again; "raw": the embeddings are
+                       averaged as the text tower gives them, and then normalised
         Returns:
             [k d] vectors of unit length. Do not write into them.
         """
+        check_average(average)
         with self._lock:
-            return self._shared.track(self._vectors(templates))
+            return self._shared.track(self._vectors(templates, average))
+
+    def encode(self, texts: Sequence[str], templates: str, average: str = "normalised") -> Float[Tensor, "n d"]:
+        """Return the text embeddings of texts that depend on the image, for score(). Declare Needs.ENCODER.
+
+        The vectors of the last 131,072 texts are kept in memory for all methods and image sets; nothing is stored.
+
+        Arguments:
+            texts      n texts; equal ones are encoded once
+            templates  the templates into which they are put, as for text()
+            average    as for text()
+        Returns:
+            [n d] vectors of unit length.
+        Raises:
+            Undeclared  if the method does not declare Needs.ENCODER
+        """
+        check_average(average)
+        if Needs.ENCODER not in self._needs:
+            raise Undeclared("texts were encoded but not declared: add Needs.ENCODER to the method's `needs`")
+        with self._lock:
+            return self._recent.vectors(texts, prompt_sets.templates(templates).lines, average)
 
     def logits(self, features: Float[Tensor, "b d"], templates: str, scale: float | None) -> Float[Tensor, "b k"]:
         """Return `scale` times the cosine of every image with every class.
@@ -255,12 +291,13 @@ class Task:
             self._reductions[key] = reduce(cosines)
         return self._reductions[key].clone()
 
-    def _vectors(self, templates: str) -> Tensor:
+    def _vectors(self, templates: str, average: str = "normalised") -> Tensor:
         """Return class vectors untracked: what only this module reads needs no checksum after every batch."""
         with self._lock:
-            if templates not in self._class_vectors:
-                self._class_vectors[templates] = self._sources.text(templates)
-            return self._class_vectors[templates]
+            key = (templates, average)
+            if key not in self._class_vectors:
+                self._class_vectors[key] = self._sources.text(*(key if average != "normalised" else key[:1]))
+            return self._class_vectors[key]
 
     def _cosines(self, features: Tensor, templates: str) -> Tensor:
         """Return the cosines of a batch, computed at the first call for it."""

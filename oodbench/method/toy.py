@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from oodbench.data import prompts
 from oodbench.method import Batch, Captioner, Needs, Pairs, Sources, Task
+from oodbench.method.averages import averages
 
 CLASSES = ("anchor", "bell", "cactus", "drum", "eagle", "fern", "globe", "harp")
 WIDTH, DEPTH, SIDE = 24, 16, 8
@@ -110,10 +111,13 @@ class ToyCaptioner(Captioner):
 
 
 class ToyWorld:
-    """ID images of eight classes, calibration images with labels, OOD images of other things, and their task."""
+    """ID images of eight classes, calibration images with labels, OOD images of other things, and their task.
 
-    def __init__(self, seed: int = 0, device: str = "cpu") -> None:
-        self.encoder = ToyEncoder(device)
+    `views` is the number of views of each image.
+    """
+
+    def __init__(self, seed: int = 0, device: str = "cpu", views: int = 0) -> None:
+        self.encoder, self.views = ToyEncoder(device), views
         rng = np.random.default_rng(seed)
         centres = torch.nn.functional.normalize(self.encoder.text(CLASSES), dim=-1)
         noise, other = (_tensor(rng.normal(size=(n, DEPTH))).to(device) for n in (96 + TRAIN, 96))
@@ -128,13 +132,11 @@ class ToyWorld:
         return self.encoder.images(0.3 * (near + _modality_gap().to(near.device)))
 
     def task(self) -> Task:
-        def text(templates: str) -> Tensor:
-            parts = [[t.replace("{}", c) for c in CLASSES] for t in prompts.templates(templates).lines]
-            units = [torch.nn.functional.normalize(self.encoder.text(part), dim=-1) for part in parts]
-            return torch.nn.functional.normalize(torch.stack(units).mean(0), dim=-1)
+        def text(templates: str, average: str = "normalised") -> Tensor:
+            return words(CLASSES, templates, average)
 
-        def words(prompts: tuple[str, ...]) -> Tensor:
-            return torch.nn.functional.normalize(self.encoder.text(prompts), dim=-1)
+        def words(names: tuple[str, ...], templates: str = "{}", average: str = "normalised") -> Tensor:
+            return averages(self.encoder.text, prompts.templates(templates).lines, names)[average]
 
         def calibration() -> list[Batch]:
             parts = zip(self.train.chunk(2), self.labels.chunk(2), strict=True)
@@ -159,7 +161,14 @@ class ToyWorld:
         embeddings = self.encoder.project(activations)
         features = torch.nn.functional.normalize(embeddings, dim=-1)
         patches = torch.nn.functional.normalize(self.encoder.patches(images), dim=-1)
-        return Batch(needs, len(images), features, embeddings, activations, images, _patches=patches)
+        views = self._views(images)
+        return Batch(needs, len(images), features, embeddings, activations, images, _patches=patches, _views=views)
+
+    def _views(self, images: Tensor) -> Tensor | None:
+        """Return the embeddings of each image laid over its mirror image, which grows fainter from view to view."""
+        parts = [images + (images.flip(-1) - images) / (4 + number) for number in range(self.views)]
+        units = [torch.nn.functional.normalize(self.encoder.pixels(part), dim=-1) for part in parts]
+        return torch.stack(units, 1) if units else None
 
 
 def _tensor(array: Any) -> Tensor:

@@ -150,14 +150,14 @@ def locate(jobs: Jobs, request: RunRequest, files: Mapping[str, Path], spec: Enc
 def select_jobs(jobs: Jobs, request: RunRequest, located: Mapping[str, Path], spec: EncoderSpec) -> Jobs:
     """Return the jobs that have weights or need none.
 
-    A named method without weights raises UserError; with `--skip-missing`, and among `all`, it is skipped.
+    A named method without weights raises UserError; with `--skip-missing`, and in a group, it is skipped.
     """
     missing = [job for job in jobs.jobs if "WEIGHTS" in job.info.needs and job.label not in located]
     reasons = [(job.label, _missing_reason(job, request, spec)) for job in missing]
     others = tuple(job for job in jobs.jobs if job not in missing)
-    if not others or not (request.skip_missing or request.methods.strip() == "all"):
-        without = f"\n  or leave it out: {command(request, skip_missing=True)}" if others else ""
-        raise_all([f"{label} {reason}{without}" for label, reason in reasons])
+    needed = {job.label for job in missing if not others or (job.named and not request.skip_missing)}
+    without = f"\n  or leave it out: {command(request, skip_missing=True)}" if others else ""
+    raise_all([f"{label} {reason}{without}" for label, reason in reasons if label in needed])
     return Jobs(others, (*jobs.skipped_methods, *reasons))
 
 

@@ -41,16 +41,16 @@ def choose_encoder(
     needed = {job.label: encoder for job in trained if (encoder := _trained_for(files.get(job.info.name)))}
     why = "which {} was trained for"
     if not needed and benchmark.encoder != EMBEDDED:
-        named = trained if request.methods.strip() != "all" else [job for job in trained if job.info.name in files]
+        named = [job for job in trained if job.named or job.info.name in files]
         needed = {job.label: encoder for job in named if (encoder := released_encoder(job))}
         why = "which the released weights of {} belong to"
     distinct = list(dict.fromkeys(needed.values()))
     if len(distinct) > 1:
         raise UserError(_conflict(request, jobs.jobs, needed))
     if distinct:
-        others = [job.label for job in jobs.jobs if job.label not in needed]
+        others = [job.label for job in jobs.jobs if job.named and job.label not in needed]
         reason = f"encoder {distinct[0]}, {why.format(', '.join(needed))}"
-        if others and request.methods.strip() != "all" and benchmark.encoder not in ("", distinct[0]):
+        if others and benchmark.encoder not in ("", distinct[0]):
             alone = command(request, methods=",".join(others), encoder=benchmark.encoder, weights=())
             reason += f"; the others alone with the benchmark's: {alone}"
         return EncoderChoice(distinct[0], "" if distinct[0] == EMBEDDED else reason)

@@ -144,6 +144,7 @@ def _head(plan: Plan, job: Job) -> Result:
         versions=versions(),
         commit=commit(),
         scores={},
+        access=job.access(plan.draw.shots).plain(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from oodbench.encoder.card import EncoderCard
     from oodbench.encoder.openclip import LoadedEncoder
+    from oodbench.method.views import KeyedView
 
 Floats = npt.NDArray[np.float32]
 
@@ -97,6 +98,8 @@ def _concatenated(parts: list[Floats], width: int) -> Floats:
     return np.concatenate(parts) if parts else np.zeros((0, width), np.float32)
 
 
+EncodeShard = Callable[["ExtractionJob", tuple[int, int], "LoadedEncoder", Callable[[int], None]], Entry]
+
 ENGINE = 2  # raise when extraction gives other numbers than before
 SHARD = 2048  # images, rounded up to whole batches
 
@@ -112,12 +115,16 @@ class EmbeddingConfig:
 
 @dataclass(frozen=True)
 class ExtractionJob:
-    """An image set whose embeddings are to be computed: which images, how, and the store of the embeddings."""
+    """An image set whose embeddings are to be computed: which images, how, and the store of the embeddings.
+
+    view  the transform of the images that is embedded (pipeline/views.py); None for the images themselves
+    """
 
     listing: ImageSet
     recipe: EmbeddingConfig
     reading: DecodeConfig
     store: Store
+    view: KeyedView | None = None
 
     def __post_init__(self) -> None:
         """Keep what depends on sizes and times of files on this machine: a shared store has entries by content only."""
@@ -129,6 +136,8 @@ class ExtractionJob:
         inputs = {"engine": ENGINE, **asdict(self.recipe), "items": self.listing.part_fingerprint(start, stop)}
         if self.listing.origins:  # the digits depend on the batches of the sets that the rows are copied from
             inputs["of"] = [origin.source.fingerprint for origin in self.listing.origins]
+        if self.view:
+            inputs["view"] = self.view.key
         return inputs
 
     def shards(self) -> list[tuple[int, int]]:
@@ -153,11 +162,15 @@ class ExtractionJob:
 
 @dataclass(frozen=True)
 class EmbeddedSet:
-    """The embeddings of an image set on disk: its shards in order, and the position of the first image of each."""
+    """The embeddings of an image set on disk: its shards in order, and the position of the first image of each.
+
+    views  [views][shards] the embeddings of the same rows in each view, once a method that reads views is scored
+    """
 
     listing: ImageSet
     shards: tuple[Entry, ...]
     starts: tuple[int, ...]
+    views: tuple[tuple[Entry, ...], ...] = ()
 
     @property
     def positions(self) -> npt.NDArray[np.int64]:
@@ -181,12 +194,15 @@ class EmbeddedSet:
 
 
 def extract(
-    work: ExtractionJob, encoder: Callable[[], LoadedEncoder], done: Callable[[int], None] = lambda n: None
+    work: ExtractionJob,
+    encoder: Callable[[], LoadedEncoder],
+    done: Callable[[int], None] = lambda n: None,
+    encode: EncodeShard | None = None,
 ) -> EmbeddedSet:
     """Return the embeddings of an image set; compute and store the shards that are missing.
 
-    `done` is called with the number of images of each shard or batch. Raises UserError with the name of an image that
-    cannot be read if `on_error` is "stop".
+    `done` is called with the number of images of each shard or batch; `encode` computes a shard, by default of the
+    images themselves. Raises UserError with the name of an image that cannot be read if `on_error` is "stop".
     """
     listing = work.listing
     entries = []
@@ -194,10 +210,10 @@ def extract(
     for start, stop in work.shards():
         entry = work.store.find("embeddings", work.inputs(start, stop))
         if entry is None and listing.origins:
-            origins = origins or [extract(origin, encoder, done) for origin in work.origins()]
+            origins = origins or [extract(origin, encoder, done, encode) for origin in work.origins()]
             entry = _copy_rows(work, (start, stop), origins)
         elif entry is None:
-            entry = _encode(work, (start, stop), encoder(), done)
+            entry = (encode or _encode)(work, (start, stop), encoder(), done)
         elif listing.origins:
             pass  # `done` has counted the images of the origins
         else:

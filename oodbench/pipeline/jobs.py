@@ -14,6 +14,7 @@ from oodbench.data import prompts
 from oodbench.data.prompts import TextList
 from oodbench.errors import UserError, did_you_mean, raise_all
 from oodbench.method import registry
+from oodbench.method.access import Access
 from oodbench.method.introspection import MethodInfo
 from oodbench.method.parameters import Choice, label, parse_choices, parse_names, parse_setting, parse_value, split
 from oodbench.pipeline.request import RunRequest
@@ -68,6 +69,7 @@ class Job:
 
     templates  the prompts, None for a method without prompts
     given      the hyper-parameters that the user set
+    named      whether the user named the method; one that stands in a group is skipped where it cannot run
     """
 
     info: MethodInfo
@@ -75,6 +77,7 @@ class Job:
     templates: TextList | None
     weights: WeightsFile | None = None
     given: tuple[str, ...] = ()
+    named: bool = True
 
     @cached_property
     def files(self) -> dict[str, str]:
@@ -88,6 +91,10 @@ class Job:
     def calibrates(self) -> bool:
         """Return whether fit() reads ID training images: not if the user set the value that is computed from them."""
         return self.info.calibrates(self.parameters)
+
+    def access(self, shots: int | None = None) -> Access:
+        """Return the access card of the row; `shots` are the labelled ID images a class that the run draws."""
+        return self.info.card(self.parameters, shots)
 
     @property
     def reads_labels(self) -> bool:
@@ -124,7 +131,7 @@ def file_digests(parameters: Mapping[str, Any]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Jobs:
-    """The jobs of a request, and (name, reason) of the methods that `--methods all` cannot run."""
+    """The jobs of a request, and (name, reason) of the methods of its groups that cannot run."""
 
     jobs: tuple[Job, ...]
     skipped_methods: tuple[tuple[str, str], ...] = ()
@@ -136,20 +143,17 @@ def make_jobs(request: RunRequest, known: Mapping[str, MethodInfo] | None = None
     `known` are the methods by name, which are looked up if they are not given.
     """
     known = registry.methods(request.plugins) if known is None else known
-    everything = request.methods.strip() == "all"
-    choices = [Choice(name, {}) for name in known] if everything else parse_choices(request.methods)
     problems: list[str] = []
+    choices = _without_groups(parse_choices(request.methods), known, problems)
     skipped_methods: list[tuple[str, str]] = []
     settings = _settings(request, known, choices, problems)
     swept = sweep_variants(request.sweeps, known, {choice.name for choice in choices}, problems)
     jobs: dict[str, Job] = {}
     for choice in choices:
         info = known.get(choice.name)
-        if info is None and choice.name == "all":
-            problems.append(f"'all' stands alone: --methods all, not {request.methods}")
-        elif info is None:
-            problems.append(f"no method '{choice.name}'{did_you_mean(choice.name, known)}")
-        elif info.problem and everything:
+        if info is None:
+            problems.append(f"no method '{choice.name}'{did_you_mean(choice.name, {*known, *registry.NAMED_GROUPS})}")
+        elif info.problem and not choice.named:
             skipped_methods.append((info.name, info.problem))
         elif info.problem:
             problems.append(f"method '{info.name}' ({info.path}): {info.problem}")
@@ -162,14 +166,31 @@ def make_jobs(request: RunRequest, known: Mapping[str, MethodInfo] | None = None
             try:
                 for values in swept.get(info.name, [{}]):
                     overrides = {**settings.get(info.name, {}), **choice.overrides, **values}
-                    job = _job(info, overrides, request.templates)
-                    jobs.setdefault(job.label, job)  # the same variant twice is one row
+                    job = dataclasses.replace(_job(info, overrides, request.templates), named=choice.named)
+                    twice = jobs.get(job.label)  # the same variant twice is one row
+                    jobs[job.label] = dataclasses.replace(job, named=job.named or bool(twice and twice.named))
             except UserError as error:
                 problems += error.problems
     if not jobs and not problems:
         problems.append("no method can run: " + "; ".join(f"{name}: {reason}" for name, reason in skipped_methods))
     raise_all(problems)
     return Jobs(tuple(jobs.values()), tuple(skipped_methods))
+
+
+def _without_groups(choices: Sequence[Choice], known: Mapping[str, MethodInfo], problems: list[str]) -> list[Choice]:
+    """Return the choices with the methods of each group in its place. What is wrong is appended to `problems`."""
+    out: list[Choice] = []
+    for choice in choices:
+        if choice.name not in registry.NAMED_GROUPS:
+            out.append(choice)
+        elif choice.overrides:
+            problems.append(f"'{choice.name}' is a group, which has no hyper-parameters; use --set METHOD.NAME=VALUE")
+        else:
+            try:
+                out += [Choice(name, {}, named=False) for name in registry.group(choice.name, known)]
+            except UserError as error:
+                problems += error.problems
+    return out
 
 
 def _settings(

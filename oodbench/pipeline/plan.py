@@ -52,9 +52,9 @@ class Plan:
 
     calibration           ID training images for methods that read no labels of them
     jobs                  the methods that will run
-    skipped_methods       (name, reason) of methods that `--methods all` or `--skip-missing` leaves out
+    skipped_methods       (name, reason) of methods that a group or `--skip-missing` leaves out
     skipped               a note for every OOD set that --skip-missing skips
-    incompatible_methods  (name, reason) of methods of `--methods all` that need another kind of encoder
+    incompatible_methods  (name, reason) of methods of a group that need another kind of encoder
     encoder_note          which encoder was taken without --encoder, and why; "" if the user named it
     labelled              ID training images for methods that read their labels, which are indices into `classes`
     """
@@ -204,7 +204,7 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, n
     raise_all(collected.problems)  # before the encoder is resolved, because reading a checkpoint takes seconds
     assert jobs and located is not None and protocol and choice and spec and id_set and classes
     resolved = resolve(spec, request.resize, store, strict=request.strict)
-    jobs, incompatible_methods = _compatible_jobs(jobs, resolved.card, request)
+    jobs, incompatible_methods = _compatible_jobs(jobs, resolved.card)
     jobs = assignment.attach_weights(jobs, located, resolved, store, strict=request.strict)
     return Plan(
         request=dataclasses.replace(request, encoder=choice.text),
@@ -224,15 +224,14 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, n
     )
 
 
-def _compatible_jobs(jobs: Jobs, card: EncoderCard, request: RunRequest) -> tuple[Jobs, tuple[tuple[str, str], ...]]:
+def _compatible_jobs(jobs: Jobs, card: EncoderCard) -> tuple[Jobs, tuple[tuple[str, str], ...]]:
     """Return the jobs that the encoder can serve, and (name, reason) of the others. Raise UserError if they were named.
 
-    `--methods all` does not mean methods for another kind of encoder, so only --dry-run and -v list them.
+    A group does not mean methods for another kind of encoder, so only --dry-run and -v list them.
     """
     reasons = [(job, misfit(job, card)) for job in jobs.jobs]
+    raise_all([f"{job.label}: {reason}" for job, reason in reasons if reason and job.named])
     incompatible_methods = tuple((job.label, reason) for job, reason in reasons if reason)
-    if request.methods.strip() != "all":
-        raise_all([f"{label}: {reason}" for label, reason in incompatible_methods])
     for label, reason in incompatible_methods:
         log.info("skipped: %s: %s", label, reason)
     return Jobs(tuple(job for job, reason in reasons if not reason), jobs.skipped_methods), incompatible_methods
@@ -279,8 +278,7 @@ def _calibration(
     if failed and (request.calibration or request.shots):
         raise UserError(*dict.fromkeys(reasons[job.reads_labels] for job in failed))
     why = {job.label: f"calibrates on ID training images: {reasons[job.reads_labels]}" for job in failed}
-    if request.methods.strip() != "all":
-        raise_all([f"{job.label} {why[job.label]}{_alternative(job)}" for job in failed])
+    raise_all([f"{job.label} {why[job.label]}{_alternative(job)}" for job in failed if job.named])
     others = tuple(job for job in jobs.jobs if job.label not in why)
     if not others:
         raise UserError(f"no method can run: {'; '.join(' '.join(pair) for pair in why.items())}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,12 @@ def write_row(plan: Plan, result: Result, entries: Mapping[str, Entry]) -> Path:
     if old and old.digest == result.digest:
         if old.status == "failed":
             return path
-        result = old
+        result = old if old.access else replace(old, access=result.access)
     if result.status == "ok":
         if (result.run["calibration"] or {}).get("shot_seed") is not None and plan.labelled:
             write_text(path.with_suffix(".shots.txt"), plan.labelled.list_text)
         columns = _scores(plan, entries)
-        if not (old is result and _holds(scores, columns)):
+        if not (old and old.digest == result.digest and _holds(scores, columns)):
             with atomic_write(scores) as partial:
                 _write(columns, partial)
     if old is not result:

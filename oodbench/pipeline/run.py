@@ -32,7 +32,7 @@ class RunOutcome:
     """The results of a run in the order of its methods.
 
     results          one per method that ran
-    skipped_methods  (name, reason) of the methods that `--methods all` could not run
+    skipped_methods  (name, reason) of the methods of a group that could not run
     """
 
     results: tuple[Result, ...]
@@ -94,18 +94,21 @@ class RunState:
 
 
 def load_methods(plan: Plan, jobs: Sequence[Job]) -> tuple[list[FittedMethod], list[tuple[str, str]]]:
-    """Import the methods of some jobs; return them, and (label, reason) of those that `--methods all` cannot import.
+    """Import the methods of some jobs; return them, and (label, reason) of those of a group that cannot be imported.
 
     Raises UserError if a method that the user named cannot be imported.
     """
-    running, broken = [], []
+    running: list[FittedMethod] = []
+    broken: list[tuple[str, str]] = []
+    problems: list[str] = []
     for job in jobs:
         try:
             running.append(FittedMethod(job, job.build()))
         except UserError as error:
+            if job.named:
+                problems += error.problems
             broken.append((job.label, str(error)))
-    if plan.request.methods.strip() != "all":
-        raise_all([reason for _, reason in broken])
+    raise_all(problems)
     return running, broken
 
 
@@ -115,8 +118,9 @@ def waves(state: RunState) -> list[list[FittedMethod]]:
     A wave is one pass over the stored features of all image sets, and its rows are written before the next one begins.
     First come methods without a fit(), and those that scored another set of the plan before, so that what fit() needs
     is stored; then those whose fit() may encode thousands of prompts or images, or that have more than MANY_PROMPTS
-    prompts of classes to encode; then those that read pixels, for which all images are decoded again. Those that read
-    patches come before all others while embeddings are missing, which one pass computes with the patches, else last.
+    prompts of classes to encode; then those that read pixels, for which all images are decoded again; then those that
+    read views, for which all images are encoded again. Those that read patches come before all others while embeddings
+    are missing, which one pass computes with the patches, else last.
     """
     from oodbench.method import Method, Needs
 
@@ -126,6 +130,8 @@ def waves(state: RunState) -> list[list[FittedMethod]]:
         job = method.job
         if Needs.PATCHES in method.method.needs:
             return -1 if missing else 4
+        if Needs.VIEWS in method.method.needs:
+            return 3
         if Needs.PIXELS in method.method.needs:
             return 2
         fits = type(method.method).fit is not Method.fit and not state.scores[job.label]

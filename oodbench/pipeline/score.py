@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from oodbench.data.imageset import ImageSet
 from oodbench.errors import InputMutated, UserError
+from oodbench.method.views import ENGINE as VIEWS_ENGINE
 from oodbench.pipeline import batches
 from oodbench.pipeline.batches import FittedMethod, MethodOutput, Sample, score_batches
 from oodbench.pipeline.events import Event, Watch
@@ -56,6 +57,8 @@ def score_inputs(plan: Plan, job: Job, listing: ImageSet) -> dict[str, Any]:
         inputs["labels"] = images.list_digest
     if "PATCHES" in job.info.needs:
         inputs["patches"] = [PATCH_ENGINE, "fp16" if plan.request.keep_patches else "fp32"]
+    if "VIEWS" in job.info.needs:
+        inputs["views"] = VIEWS_ENGINE
     return inputs | ({"weights": job.weights.digest} if job.weights else {})
 
 
@@ -97,9 +100,13 @@ class Scorer:
         if not fitted:
             return
         embedded = embeddings()
-        # In two groups, whose batches differ: the digits of a method must not depend on which others run with it.
-        for pixels in (False, True):
-            group = [method for method in fitted if (Needs.PIXELS in method.method.needs) == pixels]
+        # In groups whose batches differ: the digits of a method must not depend on which others run with it.
+        groups: dict[tuple[bool, str], list[FittedMethod]] = {}
+        for method in fitted:
+            needs = method.method.needs
+            views = method.job.label if Needs.VIEWS in needs else ""
+            groups.setdefault((Needs.PIXELS in needs, views), []).append(method)
+        for (pixels, _), group in sorted(groups.items(), key=lambda item: item[0]):
             for method, output in self._outputs(group, embedded, pixels):
                 self._store(method, embedded, output)
 
@@ -129,6 +136,18 @@ class Scorer:
             method.error = ""  # other images may be scored without an error
         raise UserError(f"{method.job.label}: {reason}")
 
+    def with_views(self, method: FittedMethod, embedded: EmbeddedSet) -> EmbeddedSet:
+        """Return a set with its embeddings in the views that a method reads, computed and stored if they are missing.
+
+        Raises UserError if one of the method's transforms fails.
+        """
+        from oodbench.encoder.openclip import load_encoder
+        from oodbench.pipeline.views import view_jobs, with_views
+
+        jobs = view_jobs(self.plan, method.job, self.plan.work(embedded.listing))
+        load = functools.partial(load_encoder, self.plan.encoder, self.device, self.plan.request.precision)
+        return with_views(embedded, jobs, load, self.watch) if jobs else embedded
+
     def _patch_pass(
         self, methods: Sequence[FittedMethod], listing: ImageSet, embeddings: Callable[[], EmbeddedSet]
     ) -> PatchPass:
@@ -145,9 +164,11 @@ class Scorer:
         """Return the first images of a set as a method reads them."""
         from oodbench.method import Needs
 
-        images: EmbeddedSet | PatchPass = embedded
+        images: EmbeddedSet | PatchPass
         if Needs.PATCHES in method.method.needs:
             images = self._patch_pass([method], embedded.listing, lambda: embedded)
+        else:
+            images = self.with_views(method, embedded)
         return next(self.batches(images, Needs.PIXELS in method.method.needs))
 
     def batches(self, embedded: EmbeddedSet | PatchPass, pixels: bool) -> Iterator[Batch]:
@@ -160,13 +181,14 @@ class Scorer:
             return
         transform = self._transform()
         starts = (*embedded.starts, len(embedded.listing))
-        for shard, start, stop in zip(embedded.shards, starts, starts[1:], strict=False):
+        for number, (shard, start, stop) in enumerate(zip(embedded.shards, starts, starts[1:], strict=False)):
             row = 0
             for batch in decoded_batches(self.plan.work(embedded.listing), (start, stop), transform):
                 if batch.images is not None:
                     rows = slice(row, row + len(batch.positions))
                     row += len(batch.positions)
-                    yield _batch(shard, rows, self.device, fractions(batch.images.to(self.device)))
+                    decoded = fractions(batch.images.to(self.device))
+                    yield _batch(shard, rows, self.device, decoded, _views(embedded, number))
 
     def _outputs(
         self, methods: Sequence[FittedMethod], embedded: EmbeddedSet | PatchPass, pixels: bool, check_every: int = 0
@@ -177,6 +199,12 @@ class Scorer:
         keeping something of the images after this set, or after at least `check_every` images.
         """
         threads = self._threads(pixels)
+        try:
+            if methods and not isinstance(embedded, PatchPass):
+                embedded = self.with_views(methods[0], embedded)
+        except Exception as error:
+            for method in methods:
+                _fail(method, error)
         while methods := [method for method in methods if self._fit(method)]:
             if not self._score_samples([method for method in methods if not method.images_scored], embedded, pixels):
                 continue
@@ -264,12 +292,13 @@ class Scorer:
 
     def _sample(self, embedded: EmbeddedSet, pixels: bool) -> Sample:
         """Return a set's first and last images as two small batches."""
-        shards = [shard for shard in embedded.shards if shard.array("embeddings").shape[0]]
+        shards = [i for i, shard in enumerate(embedded.shards) if shard.array("embeddings").shape[0]]
         images, scored = len(embedded.listing), len(embedded.positions)
         samples: list[Batch] = []
         rows: list[npt.NDArray[np.int64]] = []
-        for shard, last in ((shards[0], False), (shards[-1], True)):
-            size, decoded_pixels = shard.array("embeddings").shape[0], None
+        for number, last in ((shards[0], False), (shards[-1], True)):
+            shard, decoded_pixels = embedded.shards[number], None
+            size = shard.array("embeddings").shape[0]
             count = min(batches.SAMPLE_IMAGES, max(1, size // 2))
             if pixels:
                 count = min(batches.SAMPLE_PIXEL_IMAGES, count, self.plan.request.batch_size)
@@ -279,7 +308,8 @@ class Scorer:
                     continue
                 count, decoded_pixels = len(decoded.positions), fractions(decoded.images.to(self.device))
             start = size - count if last else 0
-            samples.append(_batch(shard, slice(start, start + count), self.device, decoded_pixels))
+            part = slice(start, start + count)
+            samples.append(_batch(shard, part, self.device, decoded_pixels, _views(embedded, number)))
             rows.append(np.arange(count) + (scored - count if last else 0))
         return Sample(tuple(samples), tuple(rows))
 
@@ -364,27 +394,35 @@ def feature_batches(embedded: EmbeddedSet, device: str, *, labelled: bool = Fals
     """
     import torch
 
-    for shard, first in zip(embedded.shards, embedded.starts, strict=True):
+    chunk = -(-CHUNK // (1 + len(embedded.views)))  # as many embeddings are held as without views
+    for number, (shard, first) in enumerate(zip(embedded.shards, embedded.starts, strict=True)):
         labels = torch.from_numpy(embedded.listing.labels[shard.array("positions") + first]).to(device)
-        for start in range(0, len(labels), CHUNK):
-            rows = slice(start, min(start + CHUNK, len(labels)))
-            batch = _batch(shard, rows, device, None)
+        for start in range(0, len(labels), chunk):
+            rows = slice(start, min(start + chunk, len(labels)))
+            batch = _batch(shard, rows, device, None, _views(embedded, number))
             yield replace(batch, _labels=labels[rows]) if labelled else batch
 
 
-def _batch(shard: Entry, rows: slice, device: str, pixels: Any) -> Batch:
+def _views(embedded: EmbeddedSet, number: int) -> list[Entry]:
+    """Return the shard of that number in each view."""
+    return [shards[number] for shards in embedded.views]
+
+
+def _batch(shard: Entry, rows: slice, device: str, pixels: Any, in_views: Sequence[Entry] = ()) -> Batch:
     """Return some rows of a shard as a Batch, with every field that a method may read."""
     import torch
 
     from oodbench.method import Batch, Needs
 
-    def rows_of(name: str) -> torch.Tensor:
+    def rows_of(name: str, shard: Entry = shard) -> torch.Tensor:
         return torch.from_numpy(np.array(shard.array(name)[rows])).to(device)
 
     embeddings = rows_of("embeddings")
     activations = rows_of("activations") if "activations" in shard.names else embeddings
     features = torch.nn.functional.normalize(embeddings, dim=-1)
-    return Batch(~Needs(0), len(embeddings), features, embeddings, activations, pixels)
+    views = [torch.nn.functional.normalize(rows_of("embeddings", view), dim=-1) for view in in_views]
+    stacked = torch.stack(views, 1) if views else None
+    return Batch(~Needs(0), len(embeddings), features, embeddings, activations, pixels, _views=stacked)
 
 
 def _fail(method: FittedMethod, error: Exception) -> bool:

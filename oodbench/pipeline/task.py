@@ -16,7 +16,7 @@ from oodbench.pipeline.events import Event, Watch
 from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.plan import Plan
 from oodbench.pipeline.score import ENGINE, feature_batches
-from oodbench.pipeline.text_embeddings import class_embeddings, prompt_embeddings
+from oodbench.pipeline.text_embeddings import WordAverage, class_embeddings, prompt_embeddings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -60,11 +60,12 @@ def make_task(plan: Plan, encoder: Callable[[], LoadedEncoder], device: str, wat
 
     from oodbench.method import Sources, Task
 
-    def text(templates: str) -> torch.Tensor:
-        return torch.from_numpy(class_embeddings(plan, templates, encoder, watch.prompts)).to(device)
+    def text(templates: str, average: str = "normalised") -> torch.Tensor:
+        return torch.from_numpy(class_embeddings(plan, templates, encoder, watch.prompts, average)).to(device)
 
-    def words(prompts: tuple[str, ...]) -> torch.Tensor:
-        return torch.from_numpy(prompt_embeddings(plan, prompts, encoder, watch.prompts)).to(device)
+    def words(prompts: tuple[str, ...], templates: str = "", average: str = "normalised") -> torch.Tensor:
+        chosen = WordAverage(templates, average) if templates else None
+        return torch.from_numpy(prompt_embeddings(plan, prompts, encoder, watch.prompts, chosen)).to(device)
 
     def calibration(*, labelled: bool = False) -> Iterable[Batch]:
         images = plan.labelled if labelled else plan.calibration

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -39,36 +40,37 @@ def no_progress(count: int) -> Advance:
 
 
 def class_embeddings(
-    plan: Plan, templates: str, encoder: Callable[[], LoadedEncoder], progress: Progress = no_progress
+    plan: Plan,
+    templates: str,
+    encoder: Callable[[], LoadedEncoder],
+    progress: Progress = no_progress,
+    average: str = "normalised",
 ) -> npt.NDArray[np.float32]:
-    """Return unit class vectors [k d] under a prompt set; encode and store them if they are missing."""
-    lines = prompts.templates(templates)
-    if not _planned(plan, templates) <= {lines.digest}:  # the key of the scores would hold the digest of other prompts
-        raise UserError(f"the templates '{templates}' changed after the run was planned; run again")
-    inputs = _class_inputs(plan, lines)
-    entry = plan.store.find("text", inputs)
-    if entry is None:
-        import torch
+    """Return unit class vectors [k d] under a prompt set; encode and store them if they are missing.
 
-        total, truncated = None, []
-        done = progress(len(lines.lines) * len(plan.classes.lines))
-        with torch.no_grad():
-            for template in lines.lines:
-                prompts_of = [template.replace("{}", name) for name in plan.classes.lines]
-                unit = _unit_vectors(encoder(), prompts_of, done)
-                truncated += _truncated(plan, encoder(), prompts_of)
-                total = unit if total is None else total + unit
-            assert total is not None
-            if truncated:
-                count = f"{len(truncated)} of {len(lines.lines) * len(plan.classes.lines):,} prompts are"
-                log.warning('%s cut to the context of %s, "%s" first', count, plan.card.name, truncated[0])
-            vectors = torch.nn.functional.normalize(total, dim=-1).cpu().numpy()
-            bad = np.flatnonzero(~np.isfinite(vectors).all(1))
+    Both averages are stored, so that methods which average differently encode the prompts once.
+    """
+    from oodbench.method.averages import AVERAGES
+
+    lines = _planned_templates(plan, templates)
+    stored = {name: plan.store.find("text", _class_inputs(plan, lines, name)) for name in AVERAGES}
+    entry = stored[average]
+    if entry is None:
+        names = plan.classes.lines
+        prompts_of = [[template.replace("{}", name) for name in names] for template in lines.lines]
+        if truncated := [prompt for part in prompts_of for prompt in _truncated(plan, encoder(), part)]:
+            count = f"{len(truncated)} of {len(lines.lines) * len(names):,} prompts are"
+            log.warning('%s cut to the context of %s, "%s" first', count, plan.card.name, truncated[0])
+        vectors = _averages(encoder(), lines.lines, names, progress(len(lines.lines) * len(names)))
+        for name in AVERAGES:
+            bad = np.flatnonzero(~np.isfinite(vectors[name]).all(1))
             if len(bad):
-                raise encoder().not_finite(f"{len(bad)} class names, '{plan.classes.lines[bad[0]]}' first")
-        entry = plan.store.write(
-            "text", inputs, {"text": vectors}, {"templates": lines.name, "classes": plan.classes.name}
-        )
+                raise encoder().not_finite(f"{len(bad)} class names, '{names[bad[0]]}' first")
+        for name in (name for name in AVERAGES if stored[name] is None):
+            inputs, facts = _class_inputs(plan, lines, name), {"templates": lines.name, "classes": plan.classes.name}
+            stored[name] = plan.store.write("text", inputs, {"text": vectors[name]}, facts)
+        entry = stored[average]
+        assert entry is not None
     return np.array(entry.array("text"))
 
 
@@ -78,26 +80,48 @@ def missing_class_prompts(plan: Plan, lines: TextList) -> int:
     return 0 if stored else len(lines.lines) * len(plan.classes.lines)
 
 
-def _class_inputs(plan: Plan, lines: TextList) -> dict[str, object]:
+def _class_inputs(plan: Plan, lines: TextList, average: str = "normalised") -> dict[str, object]:
     """Return the key of stored class vectors."""
-    return {
+    inputs: dict[str, object] = {
         "engine": ENGINE,
         "encoder": plan.card.identity,
         "precision": plan.request.precision,
         "templates": lines.digest,
         "classes": plan.classes.digest,
     }
+    return inputs if average == "normalised" else {**inputs, "average": average}
 
 
-def _unit_vectors(encoder: LoadedEncoder, texts: Sequence[str], done: Advance) -> torch.Tensor:
-    """Encode prompts, and return their vectors [n d] of unit length."""
+def _features(encoder: LoadedEncoder, texts: Sequence[str], done: Advance) -> torch.Tensor:
+    """Encode prompts, and return their features [n d], not normalised."""
     import torch
 
     parts = []
     for start in range(0, len(texts), BATCH):
         parts.append(encoder.text(texts[start : start + BATCH]))
         done(len(parts[-1]))
-    return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
+    return torch.cat(parts)
+
+
+def _averages(
+    encoder: LoadedEncoder, templates: Sequence[str], texts: Sequence[str], done: Advance
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Return both averages [n d] of n texts over the templates, by the name of the average."""
+    import torch
+
+    from oodbench.method.averages import averages
+
+    with torch.no_grad():
+        found = averages(lambda filled: _features(encoder, filled, done), templates, texts)
+    return {name: vectors.cpu().numpy() for name, vectors in found.items()}
+
+
+def _planned_templates(plan: Plan, templates: str) -> TextList:
+    """Return the templates of a prompt set. Raise UserError if they are not those of the plan."""
+    lines = prompts.templates(templates)
+    if not _planned(plan, templates) <= {lines.digest}:  # the key of the scores would hold the digest of other prompts
+        raise UserError(f"the templates '{templates}' changed after the run was planned; run again")
+    return lines
 
 
 def _planned(plan: Plan, templates: str) -> set[str]:
@@ -110,56 +134,99 @@ def _planned(plan: Plan, templates: str) -> set[str]:
 
 
 def prompt_embeddings(
-    plan: Plan, words: tuple[str, ...], encoder: Callable[[], LoadedEncoder], progress: Progress = no_progress
+    plan: Plan,
+    words: tuple[str, ...],
+    encoder: Callable[[], LoadedEncoder],
+    progress: Progress = no_progress,
+    average: WordAverage | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Return unit vectors [n d] of any number of prompts, stored in parts, so that a killed run can resume."""
+    """Return unit vectors [n d] of any number of prompts or words, stored in parts, so that a killed run can resume."""
     empty = np.zeros((0, plan.card.embed_dim), np.float32)
-    stored = PromptEmbeddings(plan.card.identity, plan.request.precision, plan.store)
+    if average:
+        _planned_templates(plan, average.templates)
+    stored = PromptEmbeddings(plan.card.identity, plan.request.precision, plan.store, average)
     entries = stored.entries(words, encoder, progress)
     return np.concatenate([empty, *(entry.array("words") for entry in entries)])
 
 
 @dataclass(frozen=True)
+class WordAverage:
+    """How the vector of a word is computed: the prompt set into which it is put, and the average over its templates."""
+
+    templates: str
+    average: str
+
+    @functools.cached_property
+    def lines(self) -> tuple[str, ...]:
+        """Return the templates."""
+        return prompts.templates(self.templates).lines
+
+
+@dataclass(frozen=True)
 class PromptEmbeddings:
-    """The stored vectors of prompts of one encoder; `encoder` is the identity of its card."""
+    """The stored vectors of prompts of one encoder, or with `average` of words.
+
+    `encoder` is the identity of its card.
+    """
 
     encoder: str
     precision: str
     store: Store
+    average: WordAverage | None = None
 
     def missing(self, words: Sequence[str]) -> int:
         """Return how many prompts have to be encoded. Stored entries are not verified."""
-        parts = [words[start : start + PART] for start in range(0, len(words), PART)]
-        return sum(len(part) for part in parts if not self.store.has("words", self._inputs(part)))
+        parts = [part for part in self._parts(words) if not self.store.has("words", self._inputs(part))]
+        return sum(map(len, parts)) * self._prompts_per_word
+
+    @property
+    def _prompts_per_word(self) -> int:
+        return len(self.average.lines) if self.average else 1
+
+    def _parts(self, words: Sequence[str]) -> Iterator[Sequence[str]]:
+        """Yield the words of one entry after the other, so many that they have about PART prompts."""
+        size = max(1, PART // self._prompts_per_word)
+        return (words[start : start + size] for start in range(0, len(words), size))
 
     def _inputs(self, part: Sequence[str]) -> dict[str, object]:
-        return {
+        inputs: dict[str, object] = {
             "engine": ENGINE,
             "encoder": self.encoder,
             "precision": self.precision,
             "prompts": digest(part),
         }
+        if self.average:
+            inputs |= {"templates": digest(list(self.average.lines)), "average": self.average.average}
+        return inputs
 
     def entries(
         self, words: Sequence[str], encoder: Callable[[], LoadedEncoder], progress: Progress = no_progress
     ) -> Iterator[Entry]:
         """Yield one entry for every PART prompts, with their unit vectors in its array `words`; encode missing ones."""
-        import torch
-
         missing = self.missing(words)
         done = progress(missing) if missing else no_progress(0)
-        for start in range(0, len(words), PART):
-            part = words[start : start + PART]
+        for part in self._parts(words):
             inputs = self._inputs(part)
             entry = self.store.find("words", inputs)
             if entry is None:
-                with torch.no_grad():
-                    unit = _unit_vectors(encoder(), part, done).cpu().numpy()
-                bad = np.flatnonzero(~np.isfinite(unit).all(1))
+                vectors = self._encoded(encoder(), part, done)
+                bad = np.flatnonzero(~np.isfinite(vectors).all(1))
                 if len(bad):
                     raise encoder().not_finite(f"{len(bad)} prompts, '{part[bad[0]]}' first")
-                entry = self.store.write("words", inputs, {"words": unit}, {"first": part[0], "count": len(part)})
+                entry = self.store.write("words", inputs, {"words": vectors}, {"first": part[0], "count": len(part)})
             yield entry
+
+    def _encoded(self, encoder: LoadedEncoder, part: Sequence[str], done: Advance) -> npt.NDArray[np.float32]:
+        """Encode prompts or words, and return their vectors [n d] of unit length."""
+        import torch
+
+        if self.average is None:
+            with torch.no_grad():
+                return torch.nn.functional.normalize(_features(encoder, part, done), dim=-1).cpu().numpy()
+        # Equally long words side by side: a batch takes as long as its longest prompt, and CSP has 400,000.
+        order = sorted(range(len(part)), key=lambda i: len(part[i]))
+        vectors = _averages(encoder, self.average.lines, [part[i] for i in order], done)[self.average.average]
+        return vectors[np.argsort(order)]
 
 
 def _truncated(plan: Plan, encoder: LoadedEncoder, prompts_of: Sequence[str]) -> list[str]:

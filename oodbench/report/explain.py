@@ -8,9 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from oodbench.errors import UserError, did_you_mean, printable
+from oodbench.report.tables.access import part
 from oodbench.results import METRICS, Result, SetRow, flatten
 
 _PARTS = (
+    "access",
     "parameters",
     "weights",
     "files",
@@ -68,10 +70,10 @@ def _explained(path: Path | None, row: Result, one: SetRow) -> str:
         "Seconds",
         *_aligned(row.seconds),
     ]
-    for part in _PARTS:
-        known = getattr(row, part)
+    for name in _PARTS:
+        known = part(row, name)
         if known:
-            lines += ["", part.capitalize(), *_aligned(flatten(known))]
+            lines += ["", name.capitalize(), *_aligned(flatten(known))]
     rest = {s.dataset: s.list_digest for s in row.ood}
     lines += ["", "Image lists", *_aligned({row.id.dataset: row.id.list_digest, **rest}), ""]
     return "\n".join(map(printable, lines))

@@ -10,6 +10,7 @@ from oodbench.results import METRICS
 
 CHOICES = (*METRICS, "accuracy", "seconds")
 INTERVALS = ("half", "range")
+SECTIONS = ("access", "trained", "none")
 SHOWN = ("auroc", "fpr95", "accuracy", "seconds")
 
 
@@ -23,7 +24,8 @@ class TableOptions:
     decimals   None: two in percent, four as fractions
     intervals  "half": the value ± half the width; "range": [low, high]; "": none
     seeds      results that differ only in the seed become one line, average ± standard deviation
-    trained    methods in two sections, training-free and trained
+    group      "access": methods in groups by what they see; "trained": training-free and trained; "none": one block.
+               Best and second are marked among methods of the same access only
     transpose  a line for each column, and a column for each method
     cite       names are followed by the keys of their BibTeX entries (LaTeX)
     """
@@ -35,7 +37,7 @@ class TableOptions:
     percent: bool = True
     intervals: str = ""
     seeds: bool = False
-    trained: bool = False
+    group: str = "access"
     transpose: bool = False
     cite: bool = False
 
@@ -57,6 +59,8 @@ def check(options: TableOptions, labels: Sequence[str], sets: Sequence[str]) -> 
     problems += [f"no results with OOD set '{s}'{did_you_mean(s, sets)}" for s in options.sets if s not in sets]
     if not options.metrics:
         problems.append(f"--metrics names none; known: {', '.join(CHOICES)}")
+    if options.group not in SECTIONS:
+        problems.append(f"no group '{options.group}'{did_you_mean(options.group, SECTIONS)}")
     if options.intervals not in ("", *INTERVALS):
         problems.append(f"no intervals '{options.intervals}'{did_you_mean(options.intervals, INTERVALS)}")
     if options.decimals is not None and not 0 <= options.decimals <= 10:

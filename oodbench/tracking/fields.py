@@ -90,11 +90,10 @@ def run_params(row: Result) -> Strings:
 
 
 def params(row: Result) -> Strings:
-    """Return the hyper-parameters, and what else a result depends on with a prefix (`run.seed`)."""
+    """Return the hyper-parameters (`mcm.temperature`), and what else a result depends on (`run.seed`)."""
     trained = {name: row.weights[name] for name in ("name", "digest") if name in row.weights}
-    return _params(
-        {**_common_params(row), **flatten({"templates": row.templates, "weights": trained}), **row.parameters}
-    )
+    own = {row.method: row.parameters}
+    return _params({**_common_params(row), **flatten({"templates": row.templates, "weights": trained, **own})})
 
 
 def _common_params(row: Result) -> dict[str, Any]:
@@ -146,7 +145,10 @@ def row_tags(row: Result) -> Strings:
     """Return all tags of a result except its digest, which is set when the whole result was sent."""
     about = {"method": row.method, "label": row.label, "status": row.status, "error": row.error}
     partial = "yes" if row.id.partial or any(one.partial for one in row.ood) else ""
-    return _tags({**_common_tags(row), **about, "partial": partial, "oodbench.source": row.source})
+    return _tags({**_common_tags(row), **about, "partial": partial, "oodbench.source": row.source}) | {
+        f"access.{name}": "none" if value is None else value if isinstance(value, str) else str(value).lower()
+        for name, value in row.access.items()
+    }
 
 
 def _common_tags(row: Result) -> dict[str, Any]:

@@ -201,12 +201,10 @@ def output_folder(request: TrainRequest) -> Path:
 
 def find_job(request: TrainRequest) -> Job:
     """Return the method to train with its hyper-parameters. Raise UserError if it is not one trained method."""
-    if request.method.strip() == "all":
-        raise UserError("name one method to train, as in: oodbench train clipn")
     asked = RunRequest(methods=request.method, settings=request.settings, plugins=request.plugins)
     jobs = make_jobs(asked).jobs
-    if len(jobs) != 1:
-        raise UserError(f"name one method to train, not {request.method}")
+    if len(jobs) != 1 or not jobs[0].named:
+        raise UserError(f"name one method to train, as in: oodbench train clipn, not {request.method}")
     if "WEIGHTS" not in jobs[0].info.needs:
         known = registry.methods(request.plugins).values()
         trained = ", ".join(info.name for info in known if "WEIGHTS" in info.needs) or "none"

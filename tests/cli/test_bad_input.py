@@ -230,7 +230,7 @@ def planned(place: Path, **options: object) -> RunRequest:
 
 
 def test_all_runs_what_can_run(place: Path) -> None:
-    everything = make_jobs(planned(place, plugins=(place / "broken.py",)))
+    everything = make_jobs(planned(place, methods="all", plugins=(place / "broken.py",)))
     assert [name for name, _ in everything.skipped_methods] == ["broken"]
     assert {job.info.name for job in everything.jobs} == set(registry.methods())
     named = make_jobs(planned(place, plugins=(place / "broken.py",), methods="mcm"))
@@ -250,8 +250,8 @@ def test_variants_are_rows_and_duplicates_are_not(place: Path) -> None:
         "energy[temperature=2]",
         "energy",
     ]
-    with pytest.raises(UserError, match="'all' stands alone"):
-        make_jobs(planned(place, methods="all,energy[scale=1]"))
+    with pytest.raises(UserError, match="'all' is a group, which has no hyper-parameters; use --set"):
+        make_jobs(planned(place, methods="all[scale=1]"))
     with pytest.raises(UserError, match="--set msp.scale=1: msp is not among --methods energy"):
         make_jobs(planned(place, methods="energy", settings=("msp.scale=1",)))
 

@@ -30,6 +30,7 @@ from oodbench.detector.state import pack, unpack
 from oodbench.errors import Unpackable
 from oodbench.method import registry
 from oodbench.storage.store import Store, default_root, digest
+from tests.methods import small
 
 N = 150  # images of a set: more than one batch
 NAMES = list(world.CLASSES)
@@ -44,10 +45,8 @@ def images_of(name: str, n: int | None = N) -> ImageSet:
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """NegLabel with 500 words, not 70,000, which take a minute to encode."""
-    words = tmp_path_factory.mktemp("words") / "words.txt"
-    words.write_text("".join(f"the nice thing number {i}\n" for i in range(500)))
-    return {"neglabel": {"words": str(words), "groups": 5}}
+    """Few words for the methods that encode 70,000 and more."""
+    return small.settings(tmp_path_factory.mktemp("words"))
 
 
 @pytest.fixture(scope="module")

@@ -112,9 +112,15 @@ DEEPER: dict[str, list[tuple[dict[str, Any], Callable[[ToyWorld, torch.Tensor], 
         ({"temperature": 10.0, "epsilon": 0.01, "memory": 2e-6}, lambda world, x: odin(world, x, 10, 0.01)),
     ],
 }
-ELSEWHERE = {
+POSTHOC = ("fdbd", "gen", "klm", "knn", "mahalanobis", "nci", "nnguide", "residual", "rmd", "she", "temperature", "vim")
+ELSEWHERE = dict.fromkeys(POSTHOC, Path(__file__).with_name("test_posthoc.py")) | {
     "clipn": Path(__file__).with_name("test_clipn.py"),
+    "cma": Path(__file__).with_name("test_cma.py"),
+    "csp": Path(__file__).with_name("test_csp.py"),
+    "cover": Path(__file__).with_name("test_cover.py"),
+    "eoe": Path(__file__).with_name("test_eoe.py"),
     "neglabel": Path(__file__).with_name("test_neglabel.py"),
+    "negrefine": Path(__file__).with_name("test_negrefine.py"),
     "zoc": Path(__file__).with_name("test_zoc.py"),
     "zoc_coca": Path(__file__).with_name("test_zoc_coca.py"),
 }

@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from oodbench import report
+from oodbench.method import Access
 from oodbench.results import IdRow, Result, SetRow
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +49,7 @@ def result(title: str = "MCM", *sets: SetRow, accuracy: float | None = 0.6673, *
         versions={},
         commit=None,
         scores={},
+        access=Access().plain(),
         seconds={"extract": 60.0, "score": 1.5},
     )
     return dataclasses.replace(row, **changes)
@@ -114,9 +116,9 @@ def test_markdown_cells() -> None:
 def test_caption_says_what_a_reader_must_know() -> None:
     text = report.markdown(only(result("MCM", ood(skipped=3))))
     assert text.splitlines()[0] == (
-        "**Toy, encoder ViT-B-16/openai.** AUROC, FPR95 and ID accuracy in %. FPR95: fraction of OOD images accepted"
-        " when at least 95 % of ID images are accepted (ID positive). ID: Cats (n = 1,000, 2 classes). OOD: SUN (n ="
-        " 200, 3 skipped). Encoder weights: 0123456789ab. Seconds: scoring only."
+        "**Toy, encoder ViT-B-16/openai.** AUROC, FPR95 and ID accuracy in %. FPR95 (i): fraction of OOD images "
+        "accepted when at least 95 % of ID images are accepted (ID positive). ID: Cats (n = 1,000, 2 classes). "
+        "OOD: SUN (n = 200, 3 skipped). Encoder weights: 0123456789ab. Seconds: scoring only."
     )
     nearest = report.markdown(only(result(conventions={"at95": "nearest"})))
     assert "accepted when 95 % of ID images are accepted (ID positive; at95 rule: nearest)." in nearest

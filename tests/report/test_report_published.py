@@ -96,7 +96,8 @@ def test_means_are_those_of_their_cells() -> None:
             found = values(one, metric)
             if set(found) == {*SETS, "mean"}:
                 average = sum(found[name] for name in SETS) / 4
-                if abs(average - found["mean"]) > 0.0151:
+                one_decimal = all(round(value, 1) == value for value in found.values())
+                if abs(average - found["mean"]) > (0.101 if one_decimal else 0.0151):
                     wrong.append((one.key, metric, round(average, 3), found["mean"]))
     assert not [w for w in wrong if w[0] not in known], wrong
 
@@ -105,7 +106,7 @@ def test_every_cell_has_source_and_confidence_and_a_place() -> None:
     assert len(quotes()) > 100
     benchmarks = catalogue.benchmarks()
     for one in quotes().values():
-        assert one.method == one.key.partition(":")[0] and one.training
+        assert one.method == one.key.partition(":")[0]
         for name, cell in one.cells.items():
             assert cell, f"{one.key}: {name} is empty"
             for number in cell.values():
@@ -117,9 +118,6 @@ def test_every_cell_has_source_and_confidence_and_a_place() -> None:
             known, _, sets = one.benchmark.partition("-vs-")
             assert catalogue.protocol(known, sets.split("+")).benchmark.name == one.benchmark
             assert names <= set(sets.split("+"))
-    assert {k for k, one in quotes().items() if one.adapts} == {
-        *("adaneg:paper", "adaneg:paper-openood", "ants:paper", "coevo:paper", "ttl:paper")
-    }
 
 
 def test_every_number_stands_in_the_notes() -> None:
@@ -130,11 +128,12 @@ def test_every_number_stands_in_the_notes() -> None:
     for one in quotes().values():
         for name, cell in one.cells.items():
             for metric, number in cell.items():
-                assert round(100 * number.value, 2) in there, (one.key, name, metric, number.value)
+                own = "MarcLafon/gallop" in number.source and name != "mean"  # the notes hold its means
+                assert own or round(100 * number.value, 2) in there, (one.key, name, metric, number.value)
 
 
 def test_unconfirmed_numbers_are_left_out() -> None:
-    assert not [k for k in quotes() if k.startswith(("fort", "lapt", "oodd", "tanl", "interneg"))]
+    assert not [k for k in quotes() if k.startswith(("fort", "lapt", "interneg"))]
     assert values(quote("mcm:neglabel"), "auroc") == {"inaturalist": 94.59, "mean": 90.82}
     assert "sun" not in values(quote("msp:mcm-finetuned"), "auroc")
     assert not [one for one in quotes().values() if one.method == "zoc" and one.benchmark != "mos"]
@@ -171,7 +170,11 @@ def test_quotes_are_marked_and_take_no_marks() -> None:
         "NegLabel (quoted: paper)",
         "TTL (quoted: paper; test-time adaptation)",
     ]
-    assert {line.section for line in table.lines} == {"", "Quoted, not run here"}
+    assert [line.section for line in table.lines] == [
+        *["Zero-shot"] * 2,
+        "Zero-shot. Quoted, not run here",
+        "Test-time adaptation. Quoted, not run here",
+    ]
     assert [cell.plain for cells in table.lines[2].cells for cell in cells][:4] == ["99.49", "1.91", "95.49", "20.53"]
     assert not [c.mark for line in table.lines[2:] for cells in line.cells for c in cells if c.mark]
     assert table.lines[0].cells[0][0].mark == "best"
@@ -195,7 +198,8 @@ def test_published_means_are_those_of_their_cells() -> None:
         whole = {"inaturalist", "sun", "places", "textures"} <= set(one.cells)
         for metric, mean in (one.cells.get("mean", {}) if whole else {}).items():
             values = [cell[metric].value for name, cell in one.cells.items() if metric in cell and name != "mean"]
-            if len(values) == 4 and abs(sum(values) / 4 - mean.value) > 1.2e-4 and "mean" not in one.remark:
+            allowed = 1.01e-3 if "one decimal" in one.confidence else 1.2e-4
+            if len(values) == 4 and abs(sum(values) / 4 - mean.value) > allowed and "mean" not in one.remark:
                 wrong.append((one.key, metric, round(sum(values) / 4, 6), mean.value))
     assert not wrong
 
@@ -283,3 +287,54 @@ def test_the_command(tmp_path: Path) -> None:
     assert "did you mean 'clipn:paper'" in call("--quote", "clipn:papr").stderr
     assert "choose one" in call("--compare", "published", "--quote", "clipn:paper").stderr
     assert "known: published" in call("--compare", "papers").stderr
+
+
+def test_an_fpr95_of_the_other_kind_is_typed_and_not_compared() -> None:
+    """AdaNeg prints OOD-positive FPR95s: beside ID-positive ones each has a letter, and in a column of its own none."""
+    (table,) = with_quotes(report.tables([row(), row("msp")]), [quote("adaneg:paper")], TableOptions())
+    quoted = table.lines[-1]
+    assert [cell.plain for cell in quoted.cells[4]] == ["96.66", "18.92 o"]
+    assert [cells[1].plain for cells in quoted.cells[:4]] == ["0.59 o", "9.50 o", "34.34 o", "31.27 o"]
+    assert all(cells[1].other and not cells[1].mark for cells in quoted.cells[:5])
+    for text in (report.markdown(table), report.latex(table)):
+        assert "o: published FPR95 with OOD positive" in text and "FPR95 (i): fraction of OOD images" in text
+    both = TableOptions(metrics=("fpr95", "fpr95_ood"))
+    (table,) = with_quotes(report.tables([row()], both), [quote("adaneg:paper")], both)
+    assert [cell.plain for cell in table.lines[-1].cells[4]] == ["-", "18.92"]
+    only = TableOptions(metrics=("fpr95_ood",))
+    (table,) = with_quotes(report.tables([row()], only), [quote("mcm:paper")], only)
+    assert table.lines[-1].cells[4][0].plain == "42.74 i" and "i: published FPR95 with ID positive" in table.caption[-1]
+    measured = row("neglabel", parameters={"words": "release-wn30"})
+    for compared in compare_with_published(report.tables([measured]), TableOptions()):
+        at = [line.facts.get("quote") for line in compared.lines].index("neglabel:openood-vlm")
+        assert [line.cells[4][1].plain for line in compared.lines[at : at + 2]] == ["24.97 o", "-"]
+
+
+def test_every_published_row_has_a_card_and_the_corrections_are_in() -> None:
+    cards = {key: one.card for key, one in quotes().items()}
+    assert {key for key, card in cards.items() if card.stream} == {
+        *("adaneg:paper", "adaneg:paper-openood", "tanl:paper", "tanl:paper-openood", "oodd:log-neglabel", "oodd:mcm"),
+        *("ants:paper", "coevo:paper", "ttl:paper"),
+    }
+    assert all(card.group == "few-shot" for key, card in cards.items() if "gallop" in key and key != "gl-mcm:gallop")
+    assert cards["eoe:paper"].lm_words and cards["mahalanobis:neglabel"].id_labels == "all"
+    assert cards["dualcnst:paper"].group == cards["clipn:paper"].group == "trained" == cards["mofe:paper"].group
+    for key, names in (("adaneg:paper", 5), ("tanl:paper", 5), ("adaneg:paper-openood", 2), ("tanl:paper-openood", 2)):
+        assert len(values(quote(key), "fpr95_ood")) == names and not values(quote(key), "fpr95")
+    assert values(quote("ants:paper"), "fpr95_ood") == {"mean": 11.20} and not values(quote("coevo:paper"), "fpr95")
+    assert values(quote("oodd:log-neglabel"), "fpr95")["mean"] == 18.79
+    assert values(quote("csp:paper"), "auroc")["inaturalist"] == 99.60
+    assert "lambda 0.5" in quote("gl-mcm:paper").about and "lambda 1.0" in quote("gl-mcm:gallop").about
+    assert "MCM's code" in quote("mahalanobis:neglabel").about
+
+
+@pytest.mark.parametrize(
+    ("card", "said"),
+    [("", "is not complete"), ("access = {shots = 1}\n", "no field 'shots'"), ("access = {stream = 1}\n", "True or")],
+)
+def test_a_published_row_without_a_right_card_is_refused(card: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    head = "key = 'a:b'\nmethod = 'a'\ntitle = 'A'\nbenchmark = 'mos'\nsource = 's'\nconfidence = 'c'\n"
+    path.write_text(f"[[rows]]\n{head}{card}[rows.cells]\nsun = {{ auroc = 5 }}\n")
+    with pytest.raises(UserError, match=said):
+        read(path)

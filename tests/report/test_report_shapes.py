@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from oodbench import report
 from oodbench.cli import main
 from oodbench.errors import UserError
+from oodbench.method import Access
 from oodbench.report.formats.bibtex import _parsed, bibtex, works
 from oodbench.report.options import TableOptions, check
 from oodbench.results import IdRow, Result, SetRow
@@ -57,6 +58,7 @@ def row(
         versions={},
         commit=None,
         scores={},
+        access=Access().plain(),
         seconds={"score": 1.5},
     )
     return dataclasses.replace(plain, **changes)
@@ -119,7 +121,7 @@ def test_captions_name_what_is_shown() -> None:
     (table,) = report.tables(ROWS, TableOptions(metrics=("fpr95_ood", "aupr_in"), percent=False))
     said = " ".join(table.caption)
     assert said.startswith(
-        "FPR95 and AUPR-in as fractions. FPR95-OOD: fraction of ID images rejected when at least 95 %"
+        "FPR95 and AUPR-in as fractions. FPR95-OOD (o): fraction of ID images rejected when at least 95 %"
     )
     assert "AUPR-in has ID as its positive class" in said and "Seconds" not in said and "ID positive" not in said
 
@@ -168,9 +170,10 @@ def test_seeds_become_one_line() -> None:
 
 
 def test_trained_methods_stand_apart() -> None:
-    trained = row("mine", weights={"name": "w", "digest": "d", "recipe": {}})
-    failed = dataclasses.replace(row("clipn"), ood=(), status="failed", error="no weights")
-    (table,) = report.tables([trained, row("mcm"), failed], TableOptions(trained=True))
+    trained = row("mine", weights={"name": "w", "digest": "d", "recipe": {}}, access={})
+    failed = row("clipn", access={}, status="failed", error="no weights")
+    failed = dataclasses.replace(failed, ood=())
+    (table,) = report.tables([trained, row("mcm"), failed], TableOptions(group="trained"))
     assert [(line.section, line.name) for line in table.lines] == [
         ("Training-free", "MCM"),
         ("Trained", "MINE"),
@@ -351,7 +354,7 @@ def test_bib_holds_methods_and_datasets_once(tmp_path: Path) -> None:
         (["--format", "parquet"], "name it with --output FILE"),
         (["--standalone"], "--standalone goes with --format latex"),
         (["--cite", "--format", "csv"], "--cite goes with --format latex"),
-        (["--group", "venue"], "--group 'venue' does not exist; known: trained"),
+        (["--group", "venue"], "--group 'venue' does not exist; known: access, trained, none"),
         (["--quote", "clipn:papr"], "no published result 'clipn:papr'; did you mean 'clipn:paper'?"),
         (["--experiment", "mos"], "give its address with --mlflow URI"),
         (["--output", "/proc/none/x.md"], "cannot write --output"),
@@ -376,8 +379,9 @@ def golden_tables() -> list[report.Table]:
         row("mcm", ood("sun", 0.9457, 0.3759, "near"), ood("dtd", 0.8611, 0.5777, "far"), prompts="mcm"),
         row("zoc", ood("sun", 0.8120, 0.8151, "near"), ood("dtd", 0.7646, 0.989, "far"), title=HOSTILE),
         dataclasses.replace(row("clipn"), ood=(), status="failed", error="no weights_here"),
+        row("odin", ood("sun", 0.9, 0.4, "near"), ood("dtd", 0.8, 0.5, "far")),
     ]
-    return report.tables(rows, TableOptions(trained=True))
+    return report.tables([dataclasses.replace(one, access={}) for one in rows])
 
 
 @pytest.mark.parametrize("form", ["tex", "md"])

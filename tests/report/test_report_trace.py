@@ -17,6 +17,7 @@ from pyarrow import parquet
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from oodbench.cli import main
+from oodbench.method import Access
 from oodbench.metrics import detection as metrics
 from oodbench.report.verify import VerifiedResult, verify
 from oodbench.results import IdRow, Result, SetRow, from_json
@@ -63,6 +64,7 @@ def lay(results: Path, method: str = "mcm", shift: float = 1.5, seed: int = 0, n
         source="5a" * 32,
         versions={"torch": "2.5"},
         commit="c0ffee",
+        access=Access().plain(),
         scores={name: f"key of {name}" for name in scores},
         seconds={"extract": 3.0, "score": 0.5},
         created="2026-01-02T03:04:05+00:00",

@@ -170,7 +170,7 @@ def test_one_parent_one_child_per_method(fresh: Tracker, capfd: pytest.CaptureFi
     children = {run.info.run_name: run for run in store.children}
     assert set(children) == {"energy[scale=1] · Vi/T B, seed 3", "mcm[scale=1] · Vi/T B, seed 3"}
     assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parent.info.run_id}
-    assert children["mcm[scale=1] · Vi/T B, seed 3"].data.params["temperature"] == "0.01"
+    assert children["mcm[scale=1] · Vi/T B, seed 3"].data.params["mcm.temperature"] == "0.01"
     child = children["energy[scale=1] · Vi/T B, seed 3"]
     assert child.info.status == "FINISHED"
     assert child.info.end_time == 1735787045000  # date -u -d 2025-01-02T03:04:05 +%s
@@ -180,13 +180,13 @@ def test_one_parent_one_child_per_method(fresh: Tracker, capfd: pytest.CaptureFi
 
 
 def test_parameters_metrics_and_tags(local: Tracker) -> None:
-    energy = row()
+    energy = row(access={"id_images": True, "id_labels": None, "stream": False, "group": "uses ID images"})
     send(local, [energy], attach)
     (child,) = Store(local.uri).children
     assert child.data.params == {
-        "scale": "None",
-        "templates": "simple",
-        "negatives.count": "7",
+        "energy.scale": "None",
+        "energy.templates": "simple",
+        "energy.negatives.count": "7",
         "run.seed": "3",
         "run.device": "cpu",
         "run.precision": "fp32",
@@ -229,6 +229,10 @@ def test_parameters_metrics_and_tags(local: Tracker) -> None:
         "benchmark": "glyphs",
         "encoder": "Vi/T B",
         "commit": "abc123",
+        "access.group": "uses ID images",
+        "access.id_images": "true",
+        "access.id_labels": "none",
+        "access.stream": "false",
     }
 
 
@@ -336,9 +340,9 @@ def test_odd_names_and_big_rows(local: Tracker) -> None:
     assert send(local, [odd], attach) == SyncReport(1, 0, 0, "")
     (child,) = Store(local.uri).children
     params, metrics = child.data.params, child.data.metrics
-    assert {name: params[name] for name in many} == {name: str(value) for name, value in many.items()}
-    assert params["words"].startswith("wwww") and params["words"].endswith("(cut; in full in row.json)")
-    assert params["nothing"] == "" and len(child.data.tags["error"]) <= 8000
+    assert {name: params[f"energy.{name}"] for name in many} == {name: str(value) for name, value in many.items()}
+    assert params["energy.words"].startswith("wwww") and params["energy.words"].endswith("(cut; in full in row.json)")
+    assert params["energy.nothing"] == "" and len(child.data.tags["error"]) <= 8000
     values = [value for name, value in metrics.items() if name.startswith("auroc/")]
     assert sorted(v for v in values if not math.isnan(v)) == sorted([*(n / 8 for n in range(8)), 3.5 / 8])
     assert metrics["auroc/near"] == 3.5 / 8 and metrics["auroc/near-2"] == 4 / 8 and metrics["auroc/mean-2"] == 3 / 8
@@ -746,7 +750,7 @@ def test_a_server_gets_every_row_once(
     assert Path(parent).read_text() == TABLE
     assert not (tmp_path / "here" / "mlartifacts").exists()
     odd_run = next(run for run in store.children if run.info.run_name.startswith("odd"))
-    assert math.isnan(odd_run.data.metrics["auroc/a-b"]) and odd_run.data.params["nothing"] == ""
+    assert math.isnan(odd_run.data.metrics["auroc/a-b"]) and odd_run.data.params["odd.nothing"] == ""
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from oodbench.errors import printable
+from oodbench.method.access import UNKNOWN
 from oodbench.report.options import SHOWN, TableOptions
 from oodbench.report.tables.table import Table, TableLine
 from oodbench.results import METRICS, Result, flatten
@@ -83,7 +84,7 @@ def _rank(name: str) -> int:
 def _record(number: int, line: TableLine, options: TableOptions) -> dict[str, object]:
     row = line.result
     if row is None:
-        return {"table": number, "name": line.name, **line.facts}
+        return {"table": number, "name": line.name, **_access(line), **line.facts}
     facts: dict[str, object] = {
         "table": number,
         "benchmark": row.benchmark,
@@ -94,6 +95,7 @@ def _record(number: int, line: TableLine, options: TableOptions) -> dict[str, ob
         "name": line.name,
         "parameters": json.dumps(row.parameters, sort_keys=True, ensure_ascii=False),
         "prompts": row.templates.get("name", ""),
+        **_access(line),
         "status": row.status,
         "error": row.error,
         "at95": row.conventions.get("at95"),
@@ -110,6 +112,12 @@ def _record(number: int, line: TableLine, options: TableOptions) -> dict[str, ob
         "row.digest": row.digest,
     }
     return {name: "" if isinstance(v, float) and math.isnan(v) else v for name, v in facts.items()}
+
+
+def _access(line: TableLine) -> dict[str, object]:
+    """Return the group of a line, and what its method sees."""
+    card = line.access.plain() if line.access else {"group": UNKNOWN}
+    return {f"access.{name}": value for name, value in card.items()}
 
 
 def _metrics(row: Result, options: TableOptions) -> dict[str, object]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
 from oodbench.errors import printable
-from oodbench.report.tables.table import EXCEEDS, NOT_SIGNIFICANT, Cell, Column, Table, TableLine, panels
+from oodbench.report.tables.table import EXCEEDS, Cell, Column, Table, TableLine, panels
 
 _GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi o pi rho varsigma sigma tau upsilon phi"
@@ -209,7 +209,7 @@ def latex(table: Table) -> str:
         out += [r"\par\medskip"] if i else []
         # The box centres a table that is wider than the text instead of pushing it over the right edge.
         out += [r"\makebox[\textwidth][c]{%", *_panel(table, cut, first), "}"]
-    for note in table.notes:
+    for note in (*table.notes, *table.footnotes):
         out.append(rf"\par\smallskip\parbox{{\textwidth}}{{\raggedright {escape(note)}}}")
     text = "\n".join([*out, r"\end{table*}"]) + "\n"
     lacking = remark(text)
@@ -220,8 +220,8 @@ def _remarks(table: Table) -> list[str]:
     """Return what the marks mean, and the references of the data if they are cited."""
     cited = ", ".join(f"{escape(title)}{_cite(keys)}" for title, keys in table.cites)
     return [
-        *(["Best in \\textbf{bold}, second \\underline{underlined}."] if table.marked else []),
-        *([rf"$^{{\dagger}}$~{NOT_SIGNIFICANT}"] if table.any_not_significant else []),
+        *([rf"Best in \textbf{{bold}}, second \underline{{underlined}}{table.within}."] if table.marked else []),
+        *([rf"$^{{\dagger}}$~{table.not_significant}"] if table.any_not_significant else []),
         *([rf"$^{{!}}$~{EXCEEDS}"] if table.any_exceeds else []),
         *([f"Data: {cited}."] if cited else []),
     ]
@@ -255,7 +255,7 @@ def _panel(table: Table, cut: Sequence[int], first: str) -> list[str]:
     if table.grouped:
         kind = " OOD" if table.first else ""  # the columns of a transposed table are methods
         runs = [(name, sum(len(b.columns) for b in run)) for name, run in groupby(column_groups, key=lambda b: b.group)]
-        out += _heading((f"{escape(name.capitalize())}{kind}" if name else "", span) for name, span in runs)
+        out += _heading((f"{escape(name[:1].upper() + name[1:])}{kind}" if name else "", span) for name, span in runs)
     if table.first and any(b.title for b in column_groups):
         out += _heading((escape(b.title), len(b.columns)) for b in column_groups)
     if any(b.partial for b in column_groups):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from itertools import groupby
 
-from oodbench.report.tables.table import EXCEEDS, NOT_SIGNIFICANT, Cell, Column, Table
+from oodbench.report.tables.table import EXCEEDS, Cell, Column, Table
 
 _ARROWS = {1: " ↑", -1: " ↓", 0: ""}
 _MARKS = {"best": "**{}**", "second": "<u>{}</u>", "exceeds": "**{}**!", "": "{}"}
@@ -13,8 +13,8 @@ _MARKS = {"best": "**{}**", "second": "<u>{}</u>", "exceeds": "**{}**!", "": "{}
 
 def markdown(table: Table) -> str:
     """Return the caption in a line of its own, the table, and one line for each note."""
-    remarks = ["Best in **bold**, second <u>underlined</u>."] if table.marked else []
-    remarks += [f"† {NOT_SIGNIFICANT}"] if table.any_not_significant else []
+    remarks = [f"Best in **bold**, second <u>underlined</u>{table.within}."] if table.marked else []
+    remarks += [f"† {table.not_significant}"] if table.any_not_significant else []
     remarks += [f"**!** {EXCEEDS}"] if table.any_exceeds else []
     heads = [table.first, *(_head(b.title, b.partial, column) for b in table.column_groups for column in b.columns)]
     rows = []
@@ -28,7 +28,7 @@ def markdown(table: Table) -> str:
         _row(["---", *["---:"] * (len(heads) - 1)]),
         *map(_row, rows),
     ]
-    for note in table.notes:
+    for note in (*table.notes, *table.footnotes):
         out += ["", _escape(note)]
     return "\n".join(out) + "\n"
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from oodbench.report.tables.table import EXCEEDS, NOT_SIGNIFICANT, Cell, Column, Table, panels
+from oodbench.report.tables.table import EXCEEDS, Cell, Column, Table, panels
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -37,9 +37,11 @@ class TerminalTable:
         yield Text("")
         for note in table.notes:
             yield Text(note, style="red")
+        for note in table.footnotes:
+            yield Text(note, style="dim")
         marks = [
-            *(["Best in bold, second underlined."] if table.marked else []),
-            *([f"† {NOT_SIGNIFICANT}"] if table.any_not_significant else []),
+            *([f"Best in bold, second underlined{table.within}."] if table.marked else []),
+            *([f"† {table.not_significant}"] if table.any_not_significant else []),
             *([f"! {EXCEEDS}"] if table.any_exceeds else []),
         ]
         yield Text(" ".join((*table.caption, *marks)), style="dim")

@@ -14,7 +14,7 @@ from oodbench.errors import printable
 from oodbench.report.html.figures import FigureGallery, FigureSource, gallery
 from oodbench.report.html.record import Records
 from oodbench.report.options import TableOptions
-from oodbench.report.tables.table import EXCEEDS, NOT_SIGNIFICANT, Cell, ColumnGroup, Table, TableLine
+from oodbench.report.tables.table import EXCEEDS, Cell, ColumnGroup, Table, TableLine
 from oodbench.results import slug
 
 if TYPE_CHECKING:
@@ -88,10 +88,12 @@ class PageTable:
     caption: tuple[str, ...]
     remarks: tuple[str, ...]
     notes: tuple[str, ...]
+    footnotes: tuple[str, ...]
     first: str
     groups: tuple[tuple[str, int], ...]
     heads: tuple[PageColumnGroup, ...]
     marked: bool
+    within: str
     sections: tuple[PageSection, ...]
 
     @property
@@ -104,7 +106,7 @@ def view(number: int, table: Table, records: Records) -> PageTable:
     """Return a table for the template, and add the provenance of its lines to the records."""
     model = next((line.result for line in table.lines if line.result), None)
     sets = {s.dataset for line in table.lines if line.result for s in line.result.ood}
-    remarks = [f"† {NOT_SIGNIFICANT}"] if table.any_not_significant else []
+    remarks = [f"† {table.not_significant}"] if table.any_not_significant else []
     remarks += [f"! {EXCEEDS}"] if table.any_exceeds else []
     sections = [
         PageSection(title, tuple(_entry(line, records) for line in lines))
@@ -118,6 +120,7 @@ def view(number: int, table: Table, records: Records) -> PageTable:
         caption=table.caption,
         remarks=tuple(remarks),
         notes=table.notes,
+        footnotes=table.footnotes,
         first=table.first,
         groups=_groups(table.column_groups) if table.grouped else (),
         heads=tuple(
@@ -126,6 +129,7 @@ def view(number: int, table: Table, records: Records) -> PageTable:
             for group in members
         ),
         marked=table.marked,
+        within=table.within,
         sections=tuple(sections),
     )
 

@@ -82,11 +82,18 @@
     return [element("p", `The average over ${row.rows.length} results, each of which links to its own provenance:`), list];
   }
   function quoted(row, head) {
-    const cell = head && ((row.cells || {})[head.dataset.block] || {})[head.dataset.metric];
+    const cells = (head && (row.cells || {})[head.dataset.block]) || {}, metric = head && head.dataset.metric;
+    const other = { fpr95: "fpr95_ood", fpr95_ood: "fpr95" }[metric];
+    const shown = cells[metric] ? metric : other;
     const out = [element("p", "Quoted, not run here.")];
-    if (cell) out.push(element("h3", "The cell"), facts(Object.entries(cell)));
+    if (cells[shown]) out.push(element("h3", "The cell"), facts([["metric", METRICS[shown]], ...Object.entries(cells[shown])]));
     out.push(element("h3", "The published result"), element("p", row.about));
-    return [...out, facts(Object.entries({ quote: row.quote, ...row.stated, ...row.settings }))];
+    out.push(facts(Object.entries({ quote: row.quote, ...row.stated, ...row.settings })));
+    return [...out, element("h3", "What the method sees"), facts(seen(row.access))];
+  }
+  function seen(access) {
+    const cards = (access || {}).group !== undefined;  // of a card only what the method sees
+    return Object.entries(access || {}).filter(([, value]) => !cards || !["false", "null"].includes(value));
   }
   function part(row, name) {
     const found = (row.parts || {})[name];
@@ -125,10 +132,11 @@
       if (document.body.dataset.verify) out.push(element("pre", document.body.dataset.verify));
     }
     out.push(element("h3", "What it depends on"));
-    for (const name of ["parameters", "templates", "weights", "encoder", "classes"]) {
-      const pairs = Object.entries(part(row, name));
-      const called = { templates: "prompts", weights: "trained weights", classes: "class names" }[name] || name;
-      if (pairs.length) out.push(fold(called, pairs, ["parameters", "templates"].includes(name)));
+    for (const name of ["access", "parameters", "templates", "weights", "encoder", "classes"]) {
+      const pairs = seen(part(row, name));
+      const called = { access: "what the method sees", templates: "prompts", weights: "trained weights",
+        classes: "class names" }[name] || name;
+      if (pairs.length) out.push(fold(called, pairs, ["access", "parameters", "templates"].includes(name)));
     }
     out.push(fold(`ID side: ${id.title}`, [["accuracy", percent(id.accuracy)],
       ...about(id.dataset, "dataset")]));

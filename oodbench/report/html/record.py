@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from oodbench.errors import printable
+from oodbench.report.tables.access import part
 from oodbench.report.tables.published import Quote, quotes
 from oodbench.report.tables.table import TableLine
 from oodbench.results import METRICS, IdRow, Result, SetRow, flatten, slug
 
-PARTS = tuple("parameters templates weights files classes encoder conventions uncertainty run versions".split())
+PARTS = tuple("access parameters templates weights files classes encoder conventions uncertainty run versions".split())
 Facts = dict[str, str]
 
 
@@ -93,7 +94,7 @@ class Records:
         return address
 
     def _facts(self, row: Result) -> dict[str, Any]:
-        known: dict[str, Any] = {name: _texts(flatten(getattr(row, name))) for name in PARTS if getattr(row, name)}
+        known: dict[str, Any] = {name: _texts(flatten(found)) for name in PARTS if (found := part(row, name))}
         images = {row.id.dataset: _images(row.id), **{s.dataset: _images(s) for s in row.ood}}
         parts = {**known, "images": images}
         return {
@@ -151,12 +152,13 @@ def _quoted(one: Quote) -> dict[str, Any]:
         name: {m: {"value": repr(v.value), "source": v.source, "confidence": v.confidence} for m, v in found.items()}
         for name, found in one.cells.items()
     }
-    stated = {n: getattr(one, n) for n in ("architecture", "weights", "prompts", "words", "resize", "at95", "training")}
+    stated = {n: getattr(one, n) for n in ("architecture", "weights", "prompts", "words", "resize", "at95")}
     return {
         "title": one.name,
         "quote": one.key,
         "about": one.about,
         "stated": {name: value for name, value in stated.items() if value},
+        "access": _texts(one.card.plain()),
         "settings": _texts(one.settings),
         "cells": cells,
     }

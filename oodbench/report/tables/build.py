@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from oodbench.errors import UserError, printable
 from oodbench.report.formats.bibtex import keys_of_benchmark, keys_of_dataset, keys_of_method
 from oodbench.report.options import TableOptions
+from oodbench.report.tables.access import access_footnotes, arranged, blocks, card
 from oodbench.report.tables.chance import chance_notes
 from oodbench.report.tables.columns import COLUMNS, cells, column_groups, mark_best
 from oodbench.report.tables.grouping import PromptGroup, TableGroup, by_prompts, group
-from oodbench.report.tables.rows import average_over_seeds, by_seed, by_training, names
+from oodbench.report.tables.rows import average_over_seeds, by_seed, names
 from oodbench.report.tables.table import ColumnGroup, Table, TableLine
 from oodbench.results import IdRow, Result, SetRow
 
@@ -59,10 +60,13 @@ def _conventions(rules: Mapping[str, str], metrics: Sequence[str]) -> list[str]:
     kept, said = ("at least 95 %", "") if rule == "first" else ("95 %", f"; at95 rule: {rule}")
     out = []
     if "fpr95" in metrics:
-        out.append(f"FPR95: fraction of OOD images accepted when {kept} of ID images are accepted (ID positive{said}).")
+        out.append(
+            f"FPR95 (i): fraction of OOD images accepted when {kept} of ID images are accepted (ID positive{said})."
+        )
     if "fpr95_ood" in metrics:
         out.append(
-            f"FPR95-OOD: fraction of ID images rejected when {kept} of OOD images are rejected (OOD positive{said})."
+            f"FPR95-OOD (o): fraction of ID images rejected when {kept} of OOD images are rejected "
+            f"(OOD positive{said})."
         )
     if {"aupr_in", "aupr_out"} & set(metrics):
         area = str(rules.get("aupr", "average_precision")).replace("_", " ")
@@ -145,18 +149,34 @@ def _table(comparable: TableGroup, prompts: PromptGroup, options: TableOptions, 
     notes += chance_notes(lines, options.sets)
     if prompts.missing:
         notes.append(f"Not run with these prompts: {', '.join(prompts.missing)}.")
-    lines = list(mark_best(lines, groups))
-    if test and not options.seeds:
-        lines = _tested(lines, groups, options, test)
+    ordered = arranged(lines, options.group)
+    ranked = (_ranked(block, groups, options, test) if may else block for block, may in blocks(ordered))
+    lines = [line for block in ranked for line in block]
     benchmark = f"{model.benchmark_title or model.benchmark}, encoder {model.encoder.get('name', 'unknown')}"
     return Table(
         title=", ".join(filter(None, (benchmark, prompts.title))),
-        caption=caption(model, comparable.differences, options),
+        caption=(*caption(model, comparable.differences, options), *_unranked(lines)),
         column_groups=tuple(groups),
-        lines=tuple(by_training(lines) if options.trained else lines),
+        lines=tuple(lines),
         notes=tuple(notes),
+        footnotes=access_footnotes(lines),
+        within=" within each group" if len({line.section for line in lines}) > 1 else "",
         cites=_cites(model, options) if options.cite else (),
     )
+
+
+def _unranked(lines: Sequence[TableLine]) -> list[str]:
+    """Return a sentence on blocks in which no best is marked, as their methods see different data."""
+    mixed = any(len(block) > 1 and not may for block, may in blocks(lines))
+    return ["Best and second are not marked among methods that see different data."] if mixed else []
+
+
+def _ranked(
+    lines: Sequence[TableLine], groups: Sequence[ColumnGroup], options: TableOptions, test: Test | None
+) -> Sequence[TableLine]:
+    """Mark the best and second of each column, and what does not differ from the best."""
+    marked = mark_best(lines, groups)
+    return _tested(marked, groups, options, test) if test and not options.seeds else marked
 
 
 def _ordered(results: Sequence[Result], methods: Sequence[str]) -> list[Result]:
@@ -177,13 +197,20 @@ def _lines(
                 f"{name}, {len(rows)} seeds" if len(rows) > 1 else name,
                 tuple(average_over_seeds(rows, group, options) for group in groups),
                 rows[0],
+                access=card(rows[0]),
                 cites=_method_keys(rows[0], options),
                 others=tuple(rows[1:]),
             )
             for name, rows in zip(printed, repeated, strict=True)
         ]
     return [
-        TableLine(name, tuple(cells(row, group, options) for group in groups), row, cites=_method_keys(row, options))
+        TableLine(
+            name,
+            tuple(cells(row, group, options) for group in groups),
+            row,
+            access=card(row),
+            cites=_method_keys(row, options),
+        )
         for name, row in zip(names(results, omitted), results, strict=True)
     ]
 

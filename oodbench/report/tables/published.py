@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from oodbench.data.paths import published
 from oodbench.errors import UserError, did_you_mean
+from oodbench.method.access import Access, from_mapping
 from oodbench.report.options import TableOptions
+from oodbench.report.tables.access import access_footnotes, arranged
 from oodbench.report.tables.columns import cell
 from oodbench.report.tables.table import DASH, Cell, Column, ColumnGroup, Number, Table, TableLine
 from oodbench.results import METRICS, Result
@@ -34,8 +36,7 @@ class Quote:
     key        what --quote names it by, `method:source`
     settings   hyper-parameters that a measured result must have to be compared with it
     cite       BibTeX keys of the source, in report/formats/references.bib
-    training   "none", "trained" or a word such as `16-shot`
-    adapts     whether the method learns from the test stream
+    access     what the method sees, as the fields of Access; none of them: class names and the image alone
     tolerance  metric -> largest difference of a faithful run, in points; `why` says who states this
     cells      OOD set, `mean` or `near mean` -> metric -> number
     """
@@ -47,8 +48,8 @@ class Quote:
     source: str
     confidence: str
     cells: dict[str, dict[str, PublishedValue]]
+    access: dict[str, Any]
     cite: tuple[str, ...] = ()
-    training: str = ""
     architecture: str = ""
     weights: str = ""
     prompts: str = ""
@@ -56,20 +57,24 @@ class Quote:
     resize: str = ""
     at95: str = ""
     remark: str = ""
-    adapts: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
     tolerance: dict[str, Any] = field(default_factory=dict)
+
+    @functools.cached_property
+    def card(self) -> Access:
+        """The access card."""
+        return from_mapping(self.access)
 
     @property
     def name(self) -> str:
         """`CLIPN (quoted: paper)`; test-time adaptation is part of the name."""
-        kind = "; test-time adaptation" if self.adapts else ""
+        kind = "; test-time adaptation" if self.card.stream else ""
         return f"{self.title} (quoted: {self.key.partition(':')[2]}{kind})"
 
     @property
     def about(self) -> str:
         """Source, confidence and remark, in one sentence."""
-        adapts = "; it adapts to the test stream: not comparable with methods that do not" if self.adapts else ""
+        adapts = "; it adapts to the test stream: not comparable with methods that do not" if self.card.stream else ""
         remark = f"; {self.remark}" if self.remark else ""
         return f"{self.name}: {self.source} (confidence {self.confidence}){remark}{adapts}."
 
@@ -112,8 +117,10 @@ def read(path: Path) -> list[Quote]:
             raise UserError(f"{where}: no field '{unknown[0]}'{did_you_mean(unknown[0], fields)}")
         try:
             cells = {name: _cells(where, cell, merged) for name, cell in merged["cells"].items()}
-            out.append(Quote(**{**merged, "cells": cells, "cite": tuple(merged.get("cite", ()))}))
-        except (KeyError, TypeError) as error:
+            one = Quote(**{**merged, "cells": cells, "cite": tuple(merged.get("cite", ()))})
+            _ = one.card  # raises ValueError for unknown fields
+            out.append(one)
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{where} is not complete: {error}") from error
     return out
 
@@ -130,7 +137,6 @@ def _cells(where: str, cell: dict[str, Any], row: dict[str, Any]) -> dict[str, P
     return out
 
 
-QUOTED = "Quoted, not run here"
 _FACTS = ("architecture", "weights", "prompts", "resize", "words", "at95")
 _WORDS = ("neglabel",)  # methods with a word list
 _LABELS = {"resize": "resize filter", "words": "word list", "at95": "rule of the 95 %"}
@@ -149,9 +155,19 @@ def with_quotes(tables: Sequence[Table], quotes: Sequence[Quote], options: Table
             have = ", ".join(dict.fromkeys(filter(None, map(_benchmark, out)))) or "none"
             raise UserError(f"--quote {quote.key} is of benchmark {quote.benchmark}; the tables here are of: {have}")
         for i in same or fitting:
-            lines = (*out[i].lines, _line(quote, out[i].column_groups, options))
+            lines = arranged((*out[i].lines, _line(quote, out[i].column_groups, options)), options.group)
             out[i] = replace(out[i], lines=lines, notes=(*out[i].notes, quote.about))
-    return [replace(t, notes=(*t.notes, *differences(t.lines, quotes))) if _has_quote(t) else t for t in out]
+    return [
+        replace(
+            t,
+            caption=(*t.caption, *_kinds_caption(t.lines, options)),
+            notes=(*t.notes, *differences(t.lines, quotes)),
+            footnotes=access_footnotes(t.lines),
+        )
+        if _has_quote(t)
+        else t
+        for t in out
+    ]
 
 
 def quoted_cells(
@@ -161,9 +177,35 @@ def quoted_cells(
     out = []
     for group in column_groups:
         known = {} if options.sets and group.name.endswith("mean") else quote.cells.get(group.name, {})
-        values = (known.get(column.name) for column in group.columns)
-        out.append(tuple(cell(Number(v.value), options) if v else Cell(None, DASH) for v in values))
+        shown = {column.name for column in group.columns}
+        out.append(tuple(_quoted_cell(column.name, known, shown, options) for column in group.columns))
     return tuple(out)
+
+
+_KINDS = {"fpr95": "i", "fpr95_ood": "o"}  # ID positive, OOD positive
+_OTHER = {"fpr95": "fpr95_ood", "fpr95_ood": "fpr95"}
+
+
+def _quoted_cell(metric: str, known: Mapping[str, PublishedValue], shown: Set[str], options: TableOptions) -> Cell:
+    """Return a published number; an FPR95 of the other kind, marked so, if only that one was published."""
+    if metric in known:
+        return cell(Number(known[metric].value), options)
+    other = _OTHER.get(metric, "")
+    if other in known and other not in shown:
+        return replace(cell(Number(known[other].value), options, extra=_KINDS[other]), other=True)
+    return Cell(None, DASH)
+
+
+def _kinds_caption(lines: Iterable[TableLine], options: TableOptions) -> tuple[str, ...]:
+    """Return a sentence on published FPR95s that are of another kind than their column, if there are any."""
+    cells = (cell for line in lines for cells in line.cells for cell in cells)
+    if not any(cell.other for cell in cells):
+        return ()
+    if "fpr95" in options.metrics:
+        return (
+            "o: published FPR95 with OOD positive (ID images rejected), not comparable with those without a letter.",
+        )
+    return ("i: published FPR95 with ID positive (OOD images accepted), not comparable with those without a letter.",)
 
 
 def differences(lines: Sequence[TableLine], quotes: Sequence[Quote]) -> list[str]:
@@ -215,13 +257,14 @@ def _line(one: Quote, column_groups: Sequence[ColumnGroup], options: TableOption
         "confidence": one.confidence,
         "benchmark": one.benchmark,
         "method": one.method,
-        "status": "quoted; test-time adaptation" if one.adapts else "quoted",
+        "status": "quoted; test-time adaptation" if one.card.stream else "quoted",
     }
     for name, metrics in one.cells.items():
         prefix = ".".join(reversed(name.split())) if name.endswith("mean") else f"ood.{name}"
         facts |= {f"{prefix}.{metric}": number.value for metric, number in metrics.items()}
     cites = one.cite if options.cite else ()
-    return TableLine(one.name, quoted_cells(one, column_groups, options), None, QUOTED, cites=cites, facts=facts)
+    found = quoted_cells(one, column_groups, options)
+    return TableLine(one.name, found, None, access=one.card, cites=cites, facts=facts)
 
 
 def _has_quote(table: Table) -> bool:
@@ -278,9 +321,10 @@ def _compared(table: Table, line: TableLine, options: TableOptions) -> Table:
     return replace(
         table,
         title=f"{table.title}: {line.name}, measured and published",
-        caption=(*table.caption, CAPTION),
+        caption=(*table.caption, *_kinds_caption(lines, options), CAPTION),
         lines=lines,
         notes=(*map(_about, found), *differences(lines, found)),
+        footnotes=access_footnotes(lines),
     )
 
 
@@ -295,7 +339,9 @@ def _compared_lines(
     for one in found:
         theirs = quoted_cells(one, table.column_groups, options)
         cites = one.cite if options.cite else ()
-        yield TableLine(one.name, theirs, None, cites=cites, facts={"quote": one.key, "source": one.source})
+        yield TableLine(
+            one.name, theirs, None, access=one.card, cites=cites, facts={"quote": one.key, "source": one.source}
+        )
         cells = tuple(
             tuple(_difference(a, b, c, one, options) for a, b, c in zip(mine, published, group.columns, strict=True))
             for mine, published, group in zip(own, theirs, table.column_groups, strict=True)
@@ -304,7 +350,7 @@ def _compared_lines(
 
 
 def _difference(own: Cell, theirs: Cell, column: Column, one: Quote, options: TableOptions) -> Cell:
-    if own.value is None or theirs.value is None:
+    if own.value is None or theirs.value is None or theirs.other:
         return Cell(None, DASH)
     value = own.value - theirs.value
     allowed = one.tolerance.get(column.name)

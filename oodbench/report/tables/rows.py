@@ -1,4 +1,4 @@
-"""Lines of a table: names of results, averages over seeds, and sections of training-free and trained methods."""
+"""Lines of a table: names of results, and averages over seeds."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from oodbench.report.options import TableOptions
 from oodbench.report.tables.columns import cell, cells, formatted
-from oodbench.report.tables.table import DASH, Cell, ColumnGroup, Number, TableLine
+from oodbench.report.tables.table import DASH, Cell, ColumnGroup, Number
 from oodbench.results import Result
 
 
@@ -102,20 +101,3 @@ def _remarks(rows: Sequence[Result]) -> list[str]:
         remark if counts[remark] == 1 else ", ".join(filter(None, (remark, f"result {row.digest[:8]}")))
         for remark, row in zip(remarks, rows, strict=True)
     ]
-
-
-FREE, TRAINED = "Training-free", "Trained"
-
-
-def by_training(lines: Sequence[TableLine]) -> list[TableLine]:
-    """Sort lines into two sections, training-free and trained; without weights, the method's declaration decides."""
-    from oodbench.method import registry
-
-    known = registry.methods()
-    trained = {name for name, info in known.items() if "WEIGHTS" in info.needs}
-    divided = [
-        replace(line, section=TRAINED if line.result.weights or line.result.method in trained else FREE)
-        for line in lines
-        if line.result
-    ]
-    return [line for section in (FREE, TRAINED) for line in divided if line.section == section]

@@ -7,13 +7,10 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from oodbench.errors import printable
+from oodbench.method.access import Access
 from oodbench.results import Interval, Result
 
 DASH = "-"
-NOT_SIGNIFICANT = (
-    "not significantly different from the best of its column (paired tests on the same images: DeLong for AUROC, "
-    "bootstrap for the others; corrected for all pairs, level 0.05)."
-)
 EXCEEDS = "difference exceeds the tolerance."
 
 
@@ -68,7 +65,9 @@ class Cell:
 
     text   the number as printed
     mark   "best", "second", "exceeds" (a tolerance) or ""
-    extra  its interval or standard deviation as printed, or ""
+    extra  its interval or standard deviation as printed, "i" or "o" for a number of another kind than its column, or ""
+    other  whether the number is of another kind than its column: a published FPR95 with OOD positive among FPR95s with
+           ID positive; it is not compared
     """
 
     value: float | None
@@ -76,6 +75,7 @@ class Cell:
     mark: str = ""
     extra: str = ""
     not_significantly_different: bool = False  # from the best of its column
+    other: bool = False
 
     @property
     def plain(self) -> str:
@@ -90,6 +90,7 @@ class TableLine:
 
     result   the result shown (of several seeds the first); None for a published number
     section  the heading above the line, or ""
+    access   what the method sees, None if that is not known
     cites    BibTeX keys
     facts    what CSV has of a published number
     others   the results of the other seeds
@@ -99,6 +100,7 @@ class TableLine:
     cells: tuple[tuple[Cell, ...], ...]
     result: Result | None
     section: str = ""
+    access: Access | None = None
     cites: tuple[str, ...] = ()
     facts: dict[str, object] = field(default_factory=dict)
     others: tuple[Result, ...] = ()
@@ -123,17 +125,29 @@ class Table:
     notes: tuple[str, ...]  # below the table: errors of failed results, sources of published ones, differences
     cites: tuple[tuple[str, tuple[str, ...]], ...] = ()  # title of the benchmark or a dataset, its BibTeX keys
     first: str = "Method"  # heading of the first column
+    footnotes: tuple[str, ...] = ()  # below the notes: what the methods see
+    within: str = ""  # where best and second are chosen: " within each group", or "" in a table of one block
 
     def __post_init__(self) -> None:
         _make_printable(self, "title", "first")
         object.__setattr__(self, "caption", tuple(map(printable, self.caption)))
         object.__setattr__(self, "notes", tuple(map(printable, self.notes)))
+        object.__setattr__(self, "footnotes", tuple(map(printable, self.footnotes)))
         object.__setattr__(self, "cites", tuple((printable(title), keys) for title, keys in self.cites))
 
     @property
     def marked(self) -> bool:
         """Whether any cell is marked as best or second."""
         return any(cell.mark in ("best", "second") for cell in self.cells)
+
+    @property
+    def not_significant(self) -> str:
+        """What a dagger means."""
+        where = "group and column" if self.within else "column"
+        return (
+            f"not significantly different from the best of its {where} (paired tests on the same images: DeLong for "
+            "AUROC, bootstrap for the others; corrected for all pairs, level 0.05)."
+        )
 
     @property
     def any_not_significant(self) -> bool:

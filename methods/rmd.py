@@ -1,0 +1,39 @@
+"""RMD: relative Mahalanobis distance (Ren et al., ICML UDL workshop 2021, arXiv:2106.09022)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from oodbench.method import Batch, Method, Needs, Task
+
+from ._gaussian import Gaussians, background_gaussian, class_gaussians
+from ._id_features import vectors
+
+
+@dataclass(frozen=True)
+class RMD(Method[tuple[Gaussians, Gaussians]]):
+    """Negative Mahalanobis distance from the nearest class, less that from one Gaussian of all calibration images.
+
+    The score is max over c of -(d_c - d_0): d_c as in Mahalanobis, with labels; d_0 is the squared distance from the
+    mean of all calibration images under their full covariance. Both covariances are divided by the number of images, in
+    float64. A class without images is an error, and of a singular covariance the pseudo-inverse is used, and said.
+    pytorch-ood divides neither, which ranks the same, and adds 1e-6 to their diagonals.
+
+    normalise  whether z has unit length; otherwise as the encoder gives it, as OpenOOD takes a classifier's features
+    """
+
+    needs: ClassVar[Needs] = Needs.FEATURES | Needs.CALIBRATION | Needs.LABELS
+    normalise: bool = True
+
+    def fit(self, task: Task) -> tuple[Gaussians, Gaussians]:
+        """Return the Gaussians of the classes, and that of all images."""
+        return class_gaussians(task, self.normalise), background_gaussian(task, self.normalise)
+
+    def score(self, batch: Batch, task: Task, state: tuple[Gaussians, Gaussians]) -> Float[Tensor, " b"]:
+        classes, background = state
+        z = vectors(batch, self.normalise)
+        return background.nearest(z) - classes.nearest(z)

@@ -1,0 +1,109 @@
+"""What methods see, in tables: the card of each line, groups of lines that may be ranked together, and the note."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
+
+from oodbench.errors import printable
+from oodbench.method import registry
+from oodbench.method.access import GROUPS, TRAINED, UNKNOWN, Access, from_mapping
+from oodbench.method.introspection import MethodInfo
+from oodbench.report.tables.table import TableLine
+from oodbench.results import Result
+
+log = logging.getLogger(__name__)
+
+QUOTED = "Quoted, not run here"
+_FREE, _TRAINED = "Training-free", "Trained"
+
+
+def card(row: Result) -> Access | None:
+    """Return the card of a result; of an older one, that of the method if it is installed, else None."""
+    if row.access:
+        try:
+            return from_mapping(row.access)
+        except ValueError as error:
+            log.warning("the access of %s cannot be read: %s", printable(row.label), printable(str(error)))
+            return None
+    return _declared(row) or (Access(other_data=True) if row.weights else None)
+
+
+def access_problem(row: Result) -> str:
+    """Return how the card of a result differs from that of its method in the same version, or ""."""
+    declared, info = _declared(row), _installed().get(row.method)
+    if not row.access or declared is None or info is None or info.source != row.source or card(row) == declared:
+        return ""
+    return f"its access is {card(row)}, that of {row.method} is {declared}"
+
+
+def _declared(row: Result) -> Access | None:
+    """Return the card that the installed method has with the settings of a result, None if it is not installed."""
+    info = _installed().get(row.method)
+    if info is None or info.problem:
+        return None
+    labels = (row.run.get("calibration") or {}).get("labels")
+    return info.card({**info.defaults(), **row.parameters}, labels if isinstance(labels, int) else None)
+
+
+def part(row: Result, name: str) -> Mapping[str, Any]:
+    """Return a part of a result, such as `parameters`; an older one has no access card, but its method may."""
+    if name == "access":
+        known = card(row)
+        return known.plain() if known else {}
+    found: Mapping[str, Any] = getattr(row, name)
+    return found
+
+
+@functools.cache
+def _installed() -> dict[str, MethodInfo]:
+    return registry.methods()
+
+
+def group_of(line: TableLine) -> str:
+    """Return the group of a line, one of GROUPS."""
+    return line.access.group if line.access else UNKNOWN
+
+
+def arranged(lines: Iterable[TableLine], how: str) -> tuple[TableLine, ...]:
+    """Sort lines into sections, by their group or whether they are trained; published lines follow the measured ones.
+
+    A single group of measured lines needs no heading.
+    """
+    sections = [(_section(line, how), line) for line in lines]
+    alone = len({section for section, _ in sections}) == 1
+    ordered = sorted(sections, key=lambda pair: pair[0])
+    return tuple(replace(line, section="" if alone and line.result else title) for (_, _, title), line in ordered)
+
+
+def _section(line: TableLine, how: str) -> tuple[int, bool, str]:
+    """Return the place of a line's section, and its heading."""
+    quoted = line.result is None
+    if how == "access":
+        group = group_of(line)
+        title = group[0].upper() + group[1:]
+        return GROUPS.index(group), quoted, f"{title}. {QUOTED}" if quoted else title
+    if how == "trained" and not quoted:
+        trained = group_of(line) == TRAINED
+        return int(trained), quoted, _TRAINED if trained else _FREE
+    return len(GROUPS), quoted, QUOTED if quoted else ""
+
+
+def blocks(lines: Sequence[TableLine]) -> list[tuple[list[TableLine], bool]]:
+    """Return the lines of each section, and whether they may be ranked: all measured lines have the same group."""
+    members = [list(found) for _, found in groupby(lines, key=lambda line: line.section)]
+    return [(found, len({group_of(line) for line in found if line.result}) <= 1) for found in members]
+
+
+def access_footnotes(lines: Iterable[TableLine]) -> tuple[str, ...]:
+    """Return one note on what the methods of a table see, () if no method sees more than names and the image."""
+    names: dict[str, list[str]] = {}
+    for line in lines:
+        for fact in line.access.facts if line.access else ():
+            names.setdefault(fact, []).append(line.name)
+    said = "; ".join(f"{fact}: {', '.join(dict.fromkeys(found))}" for fact, found in names.items())
+    return (f"Access besides class names and the image: {said}.",) if said else ()

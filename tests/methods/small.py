@@ -1,0 +1,19 @@
+"""Hyper-parameters with which methods that encode thousands of words run in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def settings(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return hyper-parameters by method, of words that are written into a folder."""
+    prompts, nouns = folder / "prompts.txt", folder / "nouns.txt"
+    prompts.write_text("".join(f"the nice thing number {i}\n" for i in range(500)))
+    nouns.write_text("".join(f"thing number {i}\n" for i in range(60)))
+    return {
+        "neglabel": {"words": str(prompts), "groups": 5},
+        "csp": {"words": str(nouns), "groups": 5},
+        "negrefine": {"words": str(nouns), "groups": 5, "top_classes": 2, "top_negatives": 2},
+        "eoe": {"words": str(nouns)},  # which has no default
+    }
