@@ -18,7 +18,7 @@ from oodbench.cli.run import plan_text
 from oodbench.data.imageset import ImageSet, SubsetOf
 from oodbench.errors import UserError
 from oodbench.method import View, registry
-from oodbench.method.views import KeyedView
+from oodbench.method.views import KeyedView, keyed_views
 from oodbench.pipeline.events import Watch
 from oodbench.pipeline.extract import EmbeddedSet, extract
 from oodbench.pipeline.plan import make_plan
@@ -203,3 +203,19 @@ def test_views_that_do_not_fit_are_refused(views: str, said: str, tmp_path: Path
     with pytest.raises(UserError) as raised:
         registry.make(registry.methods([tmp_path / "probe.py"])["probe"], {})
     assert said in str(raised.value)
+
+
+def test_a_hyper_parameter_may_be_called_views(tmp_path: Path) -> None:
+    (tmp_path / "probe.py").write_text(HEAD + "    views: int = 3\n" + PLAIN)
+    made: Any = registry.make(registry.methods([tmp_path / "probe.py"])["probe"], {"views": 4})
+    assert made.views == 4
+
+
+def test_functions_of_one_name_in_two_modules_are_two_views(tmp_path: Path) -> None:
+    for part in ("one", "two"):
+        (tmp_path / f"{part}.py").write_text("def changed(image):\n    return image\n")
+    imports = "from oodbench.method import View\nfrom . import one, two\n"
+    body = PROBE.replace("View(mirrored), View(noisy, amount=20)", "View(one.changed), View(two.changed)")
+    (tmp_path / "probe.py").write_text(HEAD.replace("@dataclass", imports + "@dataclass", 1) + body)
+    info = registry.methods([tmp_path / "probe.py"])["probe"]
+    assert len({view.digest for view in keyed_views(registry.make(info, {}), info.source, 0)}) == 2
