@@ -76,9 +76,8 @@ class CoVer(Method[None]):
 
     def explain(self, batch: Batch, task: Task, state: None) -> dict[str, list[tuple[str, float]]]:
         probabilities = self._log_probabilities(batch, task)[0].exp().tolist()
-        return {
-            "probability by view": list(zip(["the image itself", *map(str, self.views)], probabilities, strict=True))
-        }
+        names = [f"{view.parameters['kind']} {view.parameters['severity']}" for view in self.views]
+        return {"probability by view": list(zip(["the image itself", *names], probabilities, strict=True))}
 
     def _log_probabilities(self, batch: Batch, task: Task) -> Float64[Tensor, "b v"]:
         """Return the logarithm of MCM's probability of the image itself and of every view."""

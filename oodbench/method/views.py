@@ -62,16 +62,13 @@ class View:
 
     def key(self, source: str, seed: int) -> dict[str, Any]:
         """Return what the transformed images depend on; `source` is the digest of the method's files."""
-        shared = self.function.__module__.partition(".")[0] == "oodbench"
+        package, _, module = self.function.__module__.partition(".")
+        shared = package == "oodbench"  # methods that use the same transform of oodbench share its embeddings
         return {
             "engine": ENGINE,
-            "function": f"{self.function.__module__}.{self.function.__qualname__}"
-            if shared
-            else self.function.__name__,
+            "function": self.function.__name__ if shared else f"{module}:{self.function.__qualname__}",
             "parameters": self.parameters,
-            "source": None
-            if shared
-            else source,  # methods that use the same transform of oodbench share its embeddings
+            "source": None if shared else source,
             "seed": seed if self.draws else None,
         }
 
@@ -115,14 +112,14 @@ def keyed_views(method: Method[Any], source: str, seed: int) -> tuple[KeyedView,
     from oodbench.method.batch import Needs
 
     views = method.views
+    if Needs.VIEWS not in method.needs:
+        if isinstance(views, tuple) and any(isinstance(view, View) for view in views):
+            raise ValueError("it names views but not Needs.VIEWS; add it to its `needs`")
+        return ()  # a hyper-parameter may have this name
     if not isinstance(views, tuple) or not all(isinstance(view, View) for view in views):
         raise ValueError(f"views must be a tuple of View, not {views!r}")
-    if (Needs.VIEWS in method.needs) != bool(views):
-        raise ValueError(
-            "it names views but not Needs.VIEWS; add it to its `needs`"
-            if views
-            else "it declares Needs.VIEWS but no views; write views = (View(function),) in the class"
-        )
+    if not views:
+        raise ValueError("it declares Needs.VIEWS but no views; write views = (View(function),) in the class")
     keyed = tuple(KeyedView(view, view.key(source, seed)) for view in views)
     if twice := [str(one.view) for number, one in enumerate(keyed) if one.digest in [o.digest for o in keyed[:number]]]:
         raise ValueError(f"it names a view twice: {', '.join(twice)}")

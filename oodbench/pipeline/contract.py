@@ -83,7 +83,7 @@ def trial(info: MethodInfo, parameters: Mapping[str, Any] | None = None, device:
     """Construct a method with some hyper-parameters and fit it; raise UserError if either fails."""
     parameters = dict(parameters or {})
     method = registry.make(info, parameters)
-    world = ToyWorld(device=device, views=len(method.views))
+    world = ToyWorld(device=device, views=len(keyed_views(method, info.source, 0)))
     torch.manual_seed(0)
     resources = MethodResources(functools.cache(lambda: _trained(method, world)), lambda depends_on, compute: compute())
     task = world.task().for_method(method.needs, resources)
@@ -181,7 +181,7 @@ def _allowed(scores: Tensor) -> float:
 def leaves_its_input_alone(t: Trial) -> str:
     """score() and predict() do not write into their input, by torch or otherwise."""
     batch = t.world.batch(t.world.id.clone(), ~Needs(0))
-    views = [batch.views] if t.method.views else []
+    views = [batch.views] if t.world.views else []
     before = [x.clone() for x in (batch.features, batch.embeddings, batch.activations, batch.pixels, *views)]
     with torch.no_grad():
         t.method.score(batch.for_method(t.method.needs), t.task, t.state)

@@ -55,35 +55,39 @@ def with_views(
     Raises UserError if a transform fails, or if other images can be read than before.
     """
     name, missing, done = embedded.listing.dataset.name, sum(job.missing() for job in jobs), lambda n: None
-    task, began = f"extract[{name}: {len(jobs)} views]", time.perf_counter()
+    task, began, made = f"extract[{name}: {len(jobs)} views]", time.perf_counter(), {}
     if missing:
         watch.event(Event("started", "extract", task))
         done = watch.extracting(f"{name}, {len(jobs)} views", sum(job.images() for job in jobs))
-        _encode_missing(jobs, encoder, done)
-    sets = [extract(job, encoder, encode=_encode_one) for job in jobs]
+        made = _encode_missing(jobs, encoder, done)
+
+    def encode(job: ExtractionJob, bounds: tuple[int, int], *_: object) -> Entry:
+        found = made.get(job.store.key("embeddings", job.inputs(*bounds)))
+        return found or _encode([job], bounds, encoder(), lambda n: None)[0]
+
+    sets = [extract(job, encoder, encode=encode) for job in jobs]
     if missing:
         watch.event(Event("done", "extract", task, missing, round(time.perf_counter() - began, 3)))
     positions = embedded.positions
-    for job, found in zip(jobs, sets, strict=True):
-        if not np.array_equal(found.positions, positions):
-            raise UserError(
-                f"dataset '{name}': other images can be read for the view {job.view} than before; run again"
-            )
+    if not all(np.array_equal(found.positions, positions) for found in sets):
+        raise UserError(f"dataset '{name}': other images can be read for its views than before; run again")
     return replace(embedded, views=tuple(found.shards for found in sets))
 
 
 def _encode_missing(
     jobs: Sequence[ExtractionJob], encoder: Callable[[], LoadedEncoder], done: Callable[[int], None]
-) -> None:
-    """Encode the shards that are missing, of the sets that a derived set copies from; several views at once."""
-    if not any(job.missing() for job in jobs):
-        return
-    for parts in zip(*(job.origins() for job in jobs), strict=True):
-        _encode_missing(parts, encoder, done)
-    if jobs[0].listing.origins:
-        return
-    for bounds in jobs[0].shards():
-        encode_shard(jobs, bounds, encoder, done)
+) -> dict[str, Entry]:
+    """Encode the shards that are missing, of the sets that a derived set copies from; return them by key.
+
+    The store of a detector may keep no embeddings, so that what was encoded is not found there.
+    """
+    made: dict[str, Entry] = {}
+    if any(job.missing() for job in jobs):
+        for parts in zip(*(job.origins() for job in jobs), strict=True):
+            made |= _encode_missing(parts, encoder, done)
+        for bounds in [] if jobs[0].listing.origins else jobs[0].shards():
+            made |= {entry.key: entry for entry in encode_shard(jobs, bounds, encoder, done)}
+    return made
 
 
 def missing_views(jobs: Sequence[ExtractionJob], bounds: tuple[int, int]) -> list[ExtractionJob]:
@@ -96,18 +100,12 @@ def encode_shard(
     bounds: tuple[int, int],
     encoder: Callable[[], LoadedEncoder],
     done: Callable[[int], None] = lambda n: None,
-) -> None:
-    """Encode and store a shard of a set that is not derived, in the views in which it is missing, several at once."""
+) -> list[Entry]:
+    """Encode a shard of a set that is not derived in the views in which it is missing; store and return these."""
     missing = missing_views(jobs, bounds)
     done((bounds[1] - bounds[0]) * (len(jobs) - len(missing)))
-    for start in range(0, len(missing), DECODED_VIEWS):
-        _encode(missing[start : start + DECODED_VIEWS], bounds, encoder(), done)
-
-
-def _encode_one(
-    work: ExtractionJob, bounds: tuple[int, int], encoder: LoadedEncoder, done: Callable[[int], None]
-) -> Entry:
-    return _encode([work], bounds, encoder, done)[0]
+    groups = [missing[start : start + DECODED_VIEWS] for start in range(0, len(missing), DECODED_VIEWS)]
+    return [entry for group in groups for entry in _encode(group, bounds, encoder(), done)]
 
 
 def _encode(
@@ -123,7 +121,7 @@ def _encode(
             parts = [None] * len(views) if batch.images is None else batch.images.chunk(len(views), 2)
             for number, images in enumerate(parts):
                 view_of_row.extend([number] * len(batch.positions))
-                yield replace(batch, images=images)
+                yield replace(batch, images=None if images is None else images.clone())  # as dense as other batches
 
     with contextlib.closing(decoded_batches(jobs[0], bounds, stacked(views, encoder.transform))) as batches:
         found = encode_batches(by_view(batches), encoder, done)

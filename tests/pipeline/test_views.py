@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,19 @@ import pyarrow.parquet
 import pytest
 from PIL import Image, ImageOps
 
+import oodbench
 from oodbench.api import run
 from oodbench.cli.run import plan_text
+from oodbench.data.imageset import ImageSet, SubsetOf
 from oodbench.errors import UserError
 from oodbench.method import View, registry
-from oodbench.method.views import KeyedView
+from oodbench.method.views import KeyedView, keyed_views
+from oodbench.pipeline.events import Watch
+from oodbench.pipeline.extract import EmbeddedSet, extract
 from oodbench.pipeline.plan import make_plan
 from oodbench.pipeline.request import RunRequest
-from oodbench.pipeline.views import view_jobs
+from oodbench.pipeline.task import encoder_loader
+from oodbench.pipeline.views import view_jobs, with_views
 from oodbench.results import Result, rows
 from tests.pipeline.test_engine import HEAD, images, request
 from tests.pipeline.test_waves import Seen, towered
@@ -102,8 +108,11 @@ def test_views_are_stored_per_shard_and_transform(images: Path, tmp_path: Path, 
         one(wanted(images, tmp_path, **{"limit": 4, **options}))
         return sum(towered)
 
+    asked = wanted(images, tmp_path, limit=4)
+    assert "  probe: 2 views of 8 images, 16 to encode\n  24 images to encode" in plan_text(make_plan(asked))
     assert encoded() == 8 + 2 * 8
-    plan = make_plan(wanted(images, tmp_path, limit=4))
+    plan = make_plan(asked)
+    assert "  probe: 2 views of 8 images, stored\n  0 images to encode" in plan_text(plan)
     mirrored, noisy = view_jobs(plan, plan.jobs[0], plan.work(plan.id))
     assert mirrored.missing() == noisy.missing() == 0
     plan.store.remove("embeddings", noisy.inputs(0, 4))
@@ -115,12 +124,37 @@ def test_views_are_stored_per_shard_and_transform(images: Path, tmp_path: Path, 
     assert encoded(methods='cover[types=("contrast",),severities=(1,2),temperature=0.5]') == 0
 
 
-def test_a_plan_states_what_views_cost(images: Path, tmp_path: Path) -> None:
-    asked = wanted(images, tmp_path, limit=4, methods="probe,mcm")
-    plan = make_plan(asked)
-    assert "  probe: 2 views of 8 images, 16 to encode\n  24 images to encode" in plan_text(plan)
-    run(plan)
-    assert "  probe: 2 views of 8 images, stored\n  0 images to encode" in plan_text(make_plan(asked))
+def test_views_of_a_subset_are_rows_of_the_whole_set(images: Path, tmp_path: Path, towered: list[int]) -> None:
+    plan = make_plan(wanted(images, tmp_path))
+    load = encoder_loader(plan, "cpu")
+
+    def embedded(listing: ImageSet) -> EmbeddedSet:
+        work = plan.work(listing)
+        return with_views(extract(work, load), view_jobs(plan, plan.jobs[0], work), load, Watch())
+
+    rows = np.array([5, 30, 31, 59])
+    subset = embedded(replace(plan.id.select(rows.tolist()), origins=(SubsetOf(plan.id, np.arange(4), rows),)))
+    whole = embedded(plan.id)
+    for (few,), (everything,) in zip(subset.views, whole.views, strict=True):
+        assert np.array_equal(few.array("embeddings"), everything.array("embeddings")[rows])
+    assert len(subset.views) == 2 and sum(towered) == 3 * 60
+    with pytest.raises(UserError, match="other images can be read for its views than before"):
+        with_views(
+            replace(whole, shards=subset.shards), view_jobs(plan, plan.jobs[0], plan.work(plan.id)), load, Watch()
+        )
+
+
+def test_a_detector_encodes_a_view_once(images: Path, tmp_path: Path, towered: list[int]) -> None:
+    """It stores no embeddings of the images that it scores, and its scores are those of a run."""
+    asked = wanted(images, tmp_path)
+    one(asked)
+    detector = oodbench.Detector(
+        "probe", classes=["blue", "green thing", "red"], plugins=asked.plugins, store=tmp_path / "t", batch_size=16
+    ).fit()
+    towered.clear()
+    found = detector.score_samples(str(images / "ood"))
+    assert sum(towered) == 3 * 30
+    assert np.array_equal(found, scores(tmp_path, "probe", "ood"))
 
 
 def test_a_transform_that_fails_is_the_method_s_mistake(images: Path, tmp_path: Path) -> None:
@@ -169,3 +203,19 @@ def test_views_that_do_not_fit_are_refused(views: str, said: str, tmp_path: Path
     with pytest.raises(UserError) as raised:
         registry.make(registry.methods([tmp_path / "probe.py"])["probe"], {})
     assert said in str(raised.value)
+
+
+def test_a_hyper_parameter_may_be_called_views(tmp_path: Path) -> None:
+    (tmp_path / "probe.py").write_text(HEAD + "    views: int = 3\n" + PLAIN)
+    made: Any = registry.make(registry.methods([tmp_path / "probe.py"])["probe"], {"views": 4})
+    assert made.views == 4
+
+
+def test_functions_of_one_name_in_two_modules_are_two_views(tmp_path: Path) -> None:
+    for part in ("one", "two"):
+        (tmp_path / f"{part}.py").write_text("def changed(image):\n    return image\n")
+    imports = "from oodbench.method import View\nfrom . import one, two\n"
+    body = PROBE.replace("View(mirrored), View(noisy, amount=20)", "View(one.changed), View(two.changed)")
+    (tmp_path / "probe.py").write_text(HEAD.replace("@dataclass", imports + "@dataclass", 1) + body)
+    info = registry.methods([tmp_path / "probe.py"])["probe"]
+    assert len({view.digest for view in keyed_views(registry.make(info, {}), info.source, 0)}) == 2
