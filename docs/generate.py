@@ -15,6 +15,7 @@ from reference import cli, python
 from oodbench import report
 from oodbench.data import catalog as catalogue
 from oodbench.method import registry
+from oodbench.method.access import GROUPS
 from oodbench.report.tables.published import PublishedValue, quote
 from oodbench.results import rows
 
@@ -30,8 +31,12 @@ def glyphs() -> str:
 def methods() -> str:
     """One line per built-in method."""
     built_in = [info for info in registry.methods().values() if info.origin == "built-in"]
-    lines = ["| method | score | paper |", "|---|---|---|"]
-    lines += [f"| `{info.name}` | {info.summary} | {info.citation} |" for info in built_in]
+    built_in.sort(key=lambda info: GROUPS.index(info.card().group))
+    lines = ["| method | score | group | sees besides | paper |", "|---|---|---|---|---|"]
+    lines += [
+        f"| `{info.name}` | {info.summary} | {info.card().group} | {'; '.join(info.card().facts)} | {info.citation} |"
+        for info in built_in
+    ]
     return "\n".join(lines)
 
 
@@ -75,6 +80,8 @@ def _title(name: str) -> str:
 
 def _pair(cell: dict[str, PublishedValue]) -> str:
     found = [f"{100 * cell[metric].value:.2f}" if metric in cell else "-" for metric in ("auroc", "fpr95")]
+    if "fpr95_ood" in cell and "fpr95" not in cell:
+        found[1] = f"{100 * cell['fpr95_ood'].value:.2f} o"  # OOD positive
     return "" if found == ["-", "-"] else "/".join(found)
 
 

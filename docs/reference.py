@@ -17,7 +17,7 @@ USERS = {
     "oodbench": "run Detector UserError",
     "oodbench.metrics": "Scores Settings Intervals intervals auroc_interval auroc_variance Difference Differences "
     "Marks compare indistinguishable holm",
-    "oodbench.method": "Method logsumexp Needs Batch Task Encoder TextTower Captioner TrainedMethod Weights Pairs "
+    "oodbench.method": "Method logsumexp Needs Batch Task Encoder TextTower Captioner TrainedMethod Weights Pairs View "
     "Optimiser templates",
 }
 ABOUT = {

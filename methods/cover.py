@@ -10,9 +10,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from oodbench.data.corruptions import KINDS, RANDOM, SEVERITIES, SIDE, corrupted, corrupted_at_random
-from oodbench.errors import did_you_mean
 from oodbench.method import Batch, Method, Needs, Task, View
+from oodbench.method.corruptions import KINDS, RANDOM, SEVERITIES, SIDE, corrupted, corrupted_at_random
 
 RECOMMENDED = ("brightness", "fog", "saturate", "motion_blur", "defocus_blur", "gaussian_blur")
 PRESETS = {"recommended": (RECOMMENDED, (1, 2)), "release": (KINDS, SEVERITIES)}  # types and severities
@@ -57,7 +56,7 @@ class CoVer(Method[None]):
             raise ValueError(f"resize must be at least {SIDE}, the size of the crop, not {self.resize}")
         for name in self.types or ():
             if name not in KINDS:
-                raise ValueError(f"no corruption '{name}'{did_you_mean(name, KINDS)}")
+                raise ValueError(f"no corruption '{name}'; there are {', '.join(KINDS)}")
         if not set(self.severities or ()) <= set(SEVERITIES):
             raise ValueError(f"severities are 1 to 5, not {self.severities}")
 

@@ -13,9 +13,14 @@ from typing import TYPE_CHECKING, Any
 from oodbench.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Unpack
+
     import pandas as pd
 
     from oodbench.detector.detector import Detector
+    from oodbench.method import Method
+    from oodbench.pipeline.run_options import RunOptions
 
 __all__ = ["Detector", "UserError", "run"]
 
@@ -25,12 +30,18 @@ except PackageNotFoundError:  # a checkout that is not installed
     __version__ = "0+unknown"
 
 
-def run(methods: str = "core", id: str = "glyphs", **options: Any) -> pd.DataFrame:
+def run(
+    methods: str | Method[Any] | type[Method[Any]] | Sequence[str | Method[Any] | type[Method[Any]]] = "core",
+    id: str = "glyphs",
+    **options: Unpack[RunOptions],
+) -> pd.DataFrame:
     """Run a benchmark and return its results as a table with one row per method, OOD set and metric.
 
     Arguments:
         methods  the methods, comma-separated, such as "mcm,energy[scale=1]", and groups of them: "core" (the nine that
-                 most papers compare), "zero-shot", "post-hoc", "trained", "few-shot", "test-time", "all"
+                 most papers compare), "zero-shot", "post-hoc", "trained", "few-shot", "test-time", "all"; or a class of
+                 Method, or an instance with its hyper-parameters, which may be defined in a notebook; or several of
+                 these
         id       the ID set or benchmark: a name of the catalogue, or "folder:PATH"
         options  options of `oodbench run` with underscores: ood, encoder, data, settings, seed, device, limit, results
                  and so on (the fields of oodbench.pipeline.request.RunRequest, whose `out` is `results` here), and
@@ -48,14 +59,15 @@ def run(methods: str = "core", id: str = "glyphs", **options: Any) -> pd.DataFra
     from oodbench.pipeline.request import request_from
     from oodbench.results import frame
 
-    if "out" in options:
-        if "results" in options:
+    given: dict[str, Any] = {**options}
+    if "out" in given:
+        if "results" in given:
             raise UserError("out and results are one option; give results=")
         warnings.warn("oodbench.run(out=...) is deprecated; write results=...", DeprecationWarning, stacklevel=2)
-    if "results" in options:
-        options["out"] = options.pop("results")
-    tracking_uri = options.pop("tracking_uri", "")
-    outcome = run_and_record(request_from(methods=methods, id=id, **options), tracking_uri=tracking_uri)
+    if "results" in given:
+        given["out"] = given.pop("results")
+    tracking_uri = given.pop("tracking_uri", "")
+    outcome = run_and_record(request_from(methods=methods, id=id, **given), tracking_uri=tracking_uri)
     return frame(outcome.results)
 
 
@@ -66,3 +78,8 @@ def __getattr__(name: str) -> Any:
 
         return Detector
     raise AttributeError(f"module 'oodbench' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    """Return the public names, Detector among them before it is imported."""
+    return sorted({*globals(), *__all__})

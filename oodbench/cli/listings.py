@@ -6,12 +6,15 @@ import os
 import re
 from collections.abc import Iterable
 from decimal import Decimal
+from itertools import groupby
 from pathlib import Path
 
 from oodbench.data import catalog as catalogue
 from oodbench.data.catalog import Dataset, Protocol
 from oodbench.data.places import bindings, find_list, find_place
 from oodbench.errors import UserError, is_url, printable, redact
+from oodbench.method import registry
+from oodbench.method.access import GROUPS, UNKNOWN
 from oodbench.method.introspection import MethodInfo
 from oodbench.method.parameters import written
 from oodbench.storage.store import Store
@@ -20,13 +23,27 @@ _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def methods(known: Iterable[MethodInfo]) -> str:
-    """List methods, one line each: name, title, needs, hyper-parameters, paper, status."""
-    rows = []
-    for info in known:
-        parameters = " ".join(f"{p.name}={written(p.default)}" for p in info.parameters)
-        status = info.problem or ("ready" if info.origin == "built-in" else f"ready ({info.origin})")
-        rows.append((info.name, info.title, " ".join(n.lower() for n in info.needs), parameters, info.citation, status))
-    return _table(("method", "title", "needs", "hyper-parameters", "paper", "status"), rows)
+    """List methods by what they see: name, groups of --methods, title, access, needs, hyper-parameters, paper."""
+    head = ("method", "groups", "title", "sees besides names", "needs", "hyper-parameters", "paper", "status")
+    found = sorted(known, key=lambda info: GROUPS.index(_group(info)))  # a stable sort
+    first, *lines = _table(head, map(_listed, found)).split("\n")
+    out = [first]
+    for group, members in groupby(zip(found, lines, strict=True), key=lambda pair: _group(pair[0])):
+        out += ["", f"{group[0].upper()}{group[1:]}", *(line for _, line in members)]
+    return "\n".join([*out, "", f"`oodbench run` runs core: {', '.join(registry.CORE)}."])
+
+
+def _group(info: MethodInfo) -> str:
+    return UNKNOWN if info.problem else info.card().group
+
+
+def _listed(info: MethodInfo) -> tuple[str, ...]:
+    """Return the cells of a method in the list."""
+    parameters = " ".join(f"{p.name}={written(p.default)}" for p in info.parameters)
+    status = info.problem or ("ready" if info.origin == "built-in" else f"ready ({info.origin})")
+    groups = " ".join(group for group in registry.groups_of(info) if group != "all")
+    seen, needs = "; ".join(info.card().facts) or "-", " ".join(n.lower() for n in info.needs)
+    return info.name, groups, info.title, seen, needs, parameters, info.citation, status
 
 
 def method(info: MethodInfo) -> str:
@@ -40,6 +57,8 @@ def method(info: MethodInfo) -> str:
         *(["", info.details] if info.details else []),
         "",
         f"needs     {', '.join(n.lower() for n in info.needs)}",
+        f"access    {'; '.join(info.card().facts) or 'class names and the image alone'}",
+        f"groups    {', '.join(registry.groups_of(info))}",
         f"origin    {info.origin}, {info.path.name}",
         f"source    {info.source}",
         "",

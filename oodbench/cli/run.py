@@ -21,6 +21,7 @@ from oodbench.errors import redact
 
 if TYPE_CHECKING:
     from oodbench.pipeline.events import Watch
+    from oodbench.pipeline.jobs import Job
     from oodbench.pipeline.plan import Plan
     from oodbench.results import Result
     from oodbench.tracking import Tracker
@@ -57,6 +58,11 @@ if TYPE_CHECKING:
 @shared.DEVICE
 @shared.PRECISION
 @shared.BATCH_SIZE
+@click.option(
+    "--keep-patches",
+    is_flag=True,
+    help="Store patch features in half precision, 200 KB an image for ViT-B-16, for methods that read them.",
+)
 @shared.WORKERS
 @click.option("--limit", type=int, help="Use a subset of N images of each set, for a quick try.")
 @click.option(
@@ -191,10 +197,11 @@ def _watching(plans: Sequence[Plan], events: Path | None) -> Iterator[Watch]:
 
 
 def plan_text(plan: Plan) -> str:
-    """Describe a plan for --dry-run. It looks up what is stored and computes nothing."""
+    """Describe a plan for --dry-run. It looks up what is stored, and computes nothing but how long prompts take."""
     from oodbench.cli.listings import bytes_text
     from oodbench.errors import printable
     from oodbench.pipeline.score import find_scores
+    from oodbench.pipeline.views import view_jobs
 
     card = plan.card
     lines = [
@@ -213,20 +220,64 @@ def plan_text(plan: Plan) -> str:
         state = "stored" if not missing else f"{missing:,} to encode"
         of = f" of {images.dataset.count:,}" if images.dataset.count and images.dataset.count != len(images) else ""
         lines.append(f"  {images.dataset.name}: {len(images):,}{of} images, {state}")
+    size = total * _embedding_bytes(plan)
+    for job in plan.jobs:
+        in_views = [view_jobs(plan, job, plan.work(images)) for images in plan.listings]
+        if in_views[0]:
+            count = sum(view.missing() for views in in_views for view in views)
+            views = f"{len(in_views[0])} view{'s' * (len(in_views[0]) > 1)}"
+            state = f"{count:,} to encode" if count else "stored"
+            lines.append(f"  {job.label}: {views} of {sum(map(len, plan.listings)):,} images, {state}")
+            total, size = total + count, size + count * 4 * plan.card.embed_dim
     lines += [
-        f"  {total:,} images to encode, about {bytes_text(total * _embedding_bytes(plan))} to store",
+        f"  {total:,} images to encode, about {bytes_text(size)} to store",
         "",
         "methods",
     ]
+    counted = []  # methods with scores missing, and whether they were fitted for another set
     for job in plan.jobs:
         missing_sets = [images.dataset.name for images in plan.listings if not find_scores(plan, job, images)]
+        counted += [(job, len(missing_sets) < len(plan.listings))] if missing_sets else []
         state = f"to score: {', '.join(missing_sets)}" if missing_sets else "stored"
         values = ", ".join(f"{name}={value}" for name, value in job.parameters.items())
         lines.append(f"  {job.label} ({values}): {state}")
+        if seen := job.access(plan.draw.shots).facts:
+            lines.append(f"    sees {'; '.join(seen)}")
     for name, reason in (*plan.skipped_methods, *plan.incompatible_methods):
         lines += f"  skipped: {name}: {reason}".replace("\n  ", "\n    ").split("\n")
+    lines += _text_lines(plan, counted)
     placement = [_placement_text(plan)] if plan.request.ray else []
     return "\n".join([*map(printable, lines), *placement]).rstrip()
+
+
+def _text_lines(plan: Plan, jobs: Sequence[tuple[Job, bool]]) -> list[str]:
+    """Describe the prompts that methods have to encode, and about how long that takes."""
+    from oodbench.pipeline.text_counts import WORTH_TIMING, seconds_per_prompt, text_counts
+
+    counts = [count for count in text_counts(plan, jobs) if count.total]
+    if not counts:
+        return []
+    total = sum(count.total for count in counts)
+    seconds = seconds_per_prompt(plan) if total >= WORTH_TIMING else None
+    lines = ["", "texts"]
+    for count in counts:
+        parts = [f"{count.classes:,} prompts of class names"] if count.classes else []
+        parts += [f"{count.others:,} other texts"] if count.others else []
+        lines.append(f"  {count.label}: {' and '.join(parts)}{_estimate(count.total, seconds)}")
+    speed = f", at {1 / seconds:,.0f} a second on this machine" if seconds else ""
+    kept = "those that are stored are not encoded again, and all are kept for later runs with this encoder"
+    return [*lines, f"  {total:,} to encode{_estimate(total, seconds)}{speed}; {kept}"]
+
+
+def _estimate(texts: int, seconds: float | None) -> str:
+    return f", about {_duration(texts * seconds)}" if seconds else ""
+
+
+def _duration(seconds: float) -> str:
+    """Return `40 s`, `12 min` or `3.5 h`."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def _placement_text(plan: Plan) -> str:

@@ -6,7 +6,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,9 @@ from oodbench.pipeline.request import RunRequest
 from oodbench.storage.files import expand
 from oodbench.storage.shared import open_store
 from oodbench.storage.store import Store, default_root
+
+if TYPE_CHECKING:
+    from oodbench.method import Method
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +113,8 @@ class Detector(OutlierEstimator):
     `oodbench run` on the same list of images, for a method that calibrates if it is fitted on the same images.
 
     Arguments:
-        method      as in `--methods`: a name, with hyper-parameters in brackets or in `settings`
+        method      as in `--methods`: a name, with hyper-parameters in brackets or in `settings`; or a class of Method,
+                    or an instance with its hyper-parameters, which may be defined in a notebook
         classes     class names, or the name of a list or file of class names
         encoder     as in `--encoder`
         settings    hyper-parameters of the method, by name
@@ -128,12 +132,12 @@ class Detector(OutlierEstimator):
         store       folder of the store; None is the default one
         shared      URL of a shared store behind it, as in `--shared`
         keep        whether embeddings of files are stored, so that they are encoded once
-        plugins     files of methods, as in `--plugin`
+        plugins     files of methods, as in `--plugin`, or classes
     """
 
     def __init__(  # noqa: PLR0913
         self,
-        method: str = "mcm",
+        method: str | Method[Any] | type[Method[Any]] = "mcm",
         *,
         classes: str | Path | Sequence[str] | None = None,
         encoder: str = "glyphs",
@@ -152,7 +156,7 @@ class Detector(OutlierEstimator):
         store: str | Path | None = None,
         shared: str = "",
         keep: bool = True,
-        plugins: Sequence[str | Path] = (),
+        plugins: Sequence[str | Path | type[Method[Any]]] = (),
     ) -> None:
         self.method = method
         self.classes = classes

@@ -32,7 +32,7 @@ from oodbench.pipeline.events import Watch
 from oodbench.pipeline.extract import EmbeddedSet
 from oodbench.pipeline.jobs import Job, make_jobs
 from oodbench.pipeline.plan import Plan, misfit
-from oodbench.pipeline.request import RunRequest, check_options, request_from
+from oodbench.pipeline.request import GivenMethods, RunRequest, check_options, request_from, several
 from oodbench.pipeline.score import Scorer
 from oodbench.pipeline.task import encoder_loader, make_task, method_resources, pick_device
 
@@ -256,6 +256,9 @@ def check_params(params: Mapping[str, Any]) -> dict[str, Any]:
     ]
     if problems:
         raise InvalidParameter(*problems)
+    if not isinstance(plain["method"], str):
+        given = GivenMethods.of(plain["method"])
+        plain |= {"method": given.text, "plugins": [*several(plain["plugins"]), *given.plugins]}
     return plain
 
 
@@ -301,12 +304,20 @@ def _is_settings(value: object) -> bool:
     return value is None or (isinstance(value, Mapping) and all(isinstance(key, str) for key in value))
 
 
-def _are_paths(value: object) -> bool:
-    return _is_path(value) or (isinstance(value, list | tuple) and all(map(_is_path, value)))
+def _is_method(value: object) -> bool:
+    if isinstance(value, str):
+        return bool(value.strip())
+    from oodbench.method import Method
+
+    return issubclass(value if isinstance(value, type) else type(value), Method)
+
+
+def _are_plugins(value: object) -> bool:
+    return all(_is_path(one) or (isinstance(one, type) and _is_method(one)) for one in several(value))
 
 
 _TAKES: dict[str, tuple[Callable[[object], bool], str]] = {
-    "method": (lambda value: isinstance(value, str) and bool(value.strip()), "the name of a method"),
+    "method": (_is_method, "the name of a method, or a class or instance of Method"),
     "encoder": (_is_text, "text, such as 'ViT-B-16/openai'"),
     "settings": (_is_settings, "a dictionary of hyper-parameters, or None"),
     "weights": (_is_path, "a path"),
@@ -323,5 +334,5 @@ _TAKES: dict[str, tuple[Callable[[object], bool], str]] = {
     "store": (lambda value: value is None or _is_path(value), "a path, or None"),
     "shared": (_is_text, "a URL"),
     "keep": (lambda value: isinstance(value, bool), "True or False"),
-    "plugins": (_are_paths, "paths of files"),
+    "plugins": (_are_plugins, "paths of files, or classes of methods"),
 }

@@ -152,7 +152,6 @@ def _same(row: result.Result, job: Job, plan: Plan) -> bool:
 def _verdict(
     scorer: Scorer, one: FittedMethod, part: EmbeddedSet, known: npt.NDArray[np.float64] | None, top: int
 ) -> Verdict:
-    from oodbench.method import Needs
 
     if one.error:
         return Verdict(one.job.label, math.nan, "", None, None, {}, one.error)
@@ -160,8 +159,7 @@ def _verdict(
         values = scorer.values(one, part)
     except UserError as error:
         return Verdict(one.job.label, math.nan, "", None, None, {}, str(error))
-    batches = scorer.batches(scorer.with_views(one, part), Needs.PIXELS in one.method.needs)
-    details, accepted, why = _explain(scorer, one, next(batches))
+    details, accepted, why = _explain(scorer, one, scorer.first_batch(one, part))
     score = float(values.scores[0])
     rank = None if known is None else 100 * float(np.searchsorted(known, score, "right")) / len(known)
     names = scorer.plan.classes.lines

@@ -246,7 +246,7 @@ def load_engine(saved: SavedDetector, request: RunRequest, store: DetectorStore)
     if recipe["method"] not in known:
         raise UserError(
             f"the detector in {saved.folder} is of the method '{recipe['method']}', which is not known here; install "
-            "its package, or name its file: --plugin FILE, plugins=[FILE]"
+            "its package, or name its file: --plugin FILE, plugins=[FILE], or give its class: plugins=[CLASS]"
         )
     info = known[recipe["method"]]
     if info.problem:

@@ -75,6 +75,10 @@ class Worker:
         """Encode one shard of one list, unless it is in the store."""
         return self._run(lambda: self._extract(job, (start, stop)))
 
+    def views(self, label: str, job: int, start: int, stop: int) -> TaskResult:
+        """Encode one shard of one list in the views of a method, unless they are in the store."""
+        return self._run(lambda: self._encode_views(label, job, (start, stop)))
+
     def fit(self, labels: tuple[str, ...]) -> TaskResult:
         """Fit methods once, so that what they share is in the store before several workers score with them."""
         return self._run(lambda: self._fit(labels))
@@ -127,6 +131,11 @@ class Worker:
     def _extract(self, job: int, bounds: tuple[int, int]) -> None:
         extract_shard(self._extraction_jobs[job], bounds, self._encoder)
 
+    def _encode_views(self, label: str, job: int, bounds: tuple[int, int]) -> None:
+        from oodbench.pipeline.views import encode_shard, view_jobs
+
+        encode_shard(view_jobs(self._plan, self._jobs[label], self._extraction_jobs[job]), bounds, self._encoder)
+
     def _fit(self, labels: tuple[str, ...]) -> dict[str, str]:
         methods = self._load_methods(labels)
         self._scorer.fit(methods)
@@ -135,7 +144,7 @@ class Worker:
     def _score(self, number: int, labels: tuple[str, ...]) -> dict[str, str]:
         methods = self._load_methods(labels)
         listing = self._plan.listings[number]
-        self._scorer.score(methods, extract(self._plan.work(listing), self._encoder))
+        self._scorer.score(methods, listing, lambda: extract(self._plan.work(listing), self._encoder))
         return {method.job.label: method.error for method in methods if method.error}
 
     def _load_methods(self, labels: tuple[str, ...]) -> list[FittedMethod]:

@@ -13,6 +13,9 @@ that map) and the embeddings (its output):
 | timm, the trunk's classifier projects    | `trunk.get_classifier()` | head      | replaced by nn.Identity          |
 | (EVA, MobileCLIP, PE-Core)               |                          |           |                                  |
 | timm without a linear map (SigLIP)       | none                     | embedding | activations are the embeddings   |
+
+Patch features are computed from what the last block of a VisionTransformer, or the attention pool of a ModifiedResNet,
+is given in the same forward pass: see ImageTower.activations_and_patches.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +122,15 @@ def tokenizer_name(config: dict[str, Any]) -> str:
     return str(config["text_cfg"].get("hf_tokenizer_name") or "clip")
 
 
+_RECORDED: ContextVar[list[Tensor] | None] = ContextVar("recorded", default=None)  # of the forward pass of this thread
+
+
+def _record_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Keep what the module is given, if patches are computed in this pass."""
+    if (recorded := _RECORDED.get()) is not None:
+        recorded.append(inputs[0])
+
+
 class ImageTower(nn.Module):
     """An image tower of open_clip that is split: activations(x) is [b 3 h w] -> [b w], project(x) [b w] -> [b d].
 
@@ -128,6 +141,9 @@ class ImageTower(nn.Module):
         super().__init__()
         self.kind, self.last = _split(visual)
         self.visual = visual
+        if self.kind in ("proj", "c_proj"):
+            source = visual.attnpool if self.kind == "c_proj" else visual.transformer.resblocks[-1]
+            source.register_forward_pre_hook(_record_input)
 
     @property
     def width(self) -> int | None:
@@ -144,6 +160,31 @@ class ImageTower(nn.Module):
         pooled = output[0] if isinstance(output, tuple) else output  # towers with output_tokens also return tokens
         assert isinstance(pooled, Tensor)
         return pooled
+
+    def activations_and_patches(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the activations, and the patch features [b n w] before the last linear map, in one forward pass.
+
+        They are CLIP's features of single patches, as MaskCLIP and GL-MCM compute them: the last block's values are
+        not mixed by attention. With x the input of the last block, without the class token:
+
+            y = x + ls_1(out_proj(value_proj(ln_1(x)))),    patches = ln_post(y + ls_2(mlp(ln_2(y))))
+
+        A ResNet's are the values of the attention pool at each cell of the last feature map, without positions.
+        """
+        recorded: list[Tensor] = []
+        token = _RECORDED.set(recorded)
+        try:
+            activations = self.activations(images)
+        finally:
+            _RECORDED.reset(token)
+        (x,) = recorded
+        if self.kind == "c_proj":
+            return activations, self.visual.attnpool.v_proj(x.flatten(2).transpose(1, 2))
+        block, x = self.visual.transformer.resblocks[-1], x[:, 1:]
+        attention, width = block.attn, x.shape[-1]
+        weight, bias = attention.in_proj_weight[2 * width :], attention.in_proj_bias[2 * width :]  # of the values
+        x = x + block.ls_1(attention.out_proj(nn.functional.linear(block.ln_1(x), weight, bias)))
+        return activations, self.visual.ln_post(x + block.ls_2(block.mlp(block.ln_2(x))))
 
     def project(self, activations: Tensor) -> Tensor:
         """Apply the last linear map."""

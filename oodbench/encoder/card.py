@@ -17,10 +17,12 @@ from oodbench.storage.fingerprints import file_identity
 from oodbench.storage.store import digest, file_digest
 
 EMBEDDED = "glyphs"
+CLIP = "ViT-B-16/openai"
 COCA = "coca_ViT-B-32/laion2b_s13b_b90k"
 LOCAL_PREFIX = "local-dir:"
 PLUGIN_PREFIX = "plugin:"
 HUB_PREFIXES = ("hf-hub:", LOCAL_PREFIX)
+_CUSTOM_BLOCKS = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
 RESIZE_FILTERS = ("bicubic", "bilinear")
 THIS_FOLDER = "."  # as the name of a tokenizer: that of the folder with the weights
 # A folder that transformers can read a tokenizer from holds at least one of these files.
@@ -162,6 +164,22 @@ class EncoderCard:
         """Return why the encoder cannot write captions; "" for a CoCa, which can, or a plugin with a captioner."""
         coca = "multimodal_cfg" in self.config or (self.plugin and not self.lacks("captioner"))
         return "" if coca else f"{self.name} writes no captions; take a CoCa, such as --encoder {COCA}"
+
+    @property
+    def patch_error(self) -> str:
+        """Return why the encoder has no patch features; "" for CLIP's own towers, or a plugin with patches()."""
+        if self.plugin:
+            return f"{self.name} has no patches()" if self.lacks("patches") else ""
+        vision = self.config["vision_cfg"]
+        if "timm_model_name" in vision:
+            why = f"its image tower is timm's {vision['timm_model_name']}"
+        elif vision.get("attentional_pool"):
+            why = "it pools its patches by attention before it projects them, as a CoCa does"
+        elif vision.get("block_type") == "custom" or any(vision.get(name) for name in _CUSTOM_BLOCKS):
+            why = "the blocks of its image tower are not CLIP's"
+        else:
+            return ""
+        return f"{self.name} has no patch features: {why}; take a CLIP with a ViT or ResNet, such as --encoder {CLIP}"
 
     @property
     def local(self) -> bool:

@@ -150,6 +150,23 @@ def splits_where_it_says(t: Trial) -> str:
     )
 
 
+def has_patches_in_the_joint_space(t: Trial) -> str:
+    """If it has patches(), they are [b n d] and finite, the same in any batch, and have gradients."""
+    if t.card.lacks("patches"):
+        return ""
+    images = t.images.clone().requires_grad_(True)
+    with torch.enable_grad():
+        together = t.encoder.patches(images)
+    if not bool(torch.isfinite(together).all()):
+        return "patches() gives NaN or infinity"
+    with torch.no_grad():
+        alone = torch.cat([t.encoder.patches(image[None]) for image in t.images])
+    gap = float((together - alone).abs().max())
+    if gap > TOLERANCE * float(together.abs().max()):
+        return f"patches() changes by {gap:.2g} with the rest of the batch; call eval() on the model"
+    return "" if together.requires_grad else "patches() gives no gradients; remove torch.no_grad()"
+
+
 def has_a_text_tower_that_is_its_own(t: Trial) -> str:
     """If it has text_tower(), that gives text() of tokenize(), and is trainable."""
     if t.card.lacks("text_tower"):
@@ -176,6 +193,7 @@ CHECKS: tuple[Callable[[Trial], str], ...] = (
     is_the_same_in_another_process,
     is_differentiable,
     splits_where_it_says,
+    has_patches_in_the_joint_space,
     has_a_text_tower_that_is_its_own,
 )
 

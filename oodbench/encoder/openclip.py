@@ -109,6 +109,24 @@ class OpenClip:
         with self._autocast():
             return self._tower.activations(self._normalised(images)).float()
 
+    def activations_and_patches(
+        self, images: Float[Tensor, "b 3 height width"]
+    ) -> tuple[Float[Tensor, "b w"], Float[Tensor, "b n d"]]:
+        """Return activations() and patches() of images in [0, 1], of one forward pass."""
+        if self.card.patch_error:
+            raise UserError(self.card.patch_error)
+        with self._autocast():
+            activations, patches = self._tower.activations_and_patches(self._normalised(images))
+        with torch.autocast(self.device.type, enabled=False):
+            return activations.float(), self._tower.project(patches.float())
+
+    def patches(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b n d"]:
+        """Return the features of image patches in the joint space, not normalised; differentiable.
+
+        Raises UserError if the image tower has none.
+        """
+        return self.activations_and_patches(images)[1]
+
     def project(self, activations: Float[Tensor, "b w"]) -> Float[Tensor, "b d"]:
         """Apply the last linear map, always in float32."""
         with torch.autocast(self.device.type, enabled=False):

@@ -36,7 +36,7 @@ from oodbench.storage.store import digest
 
 GROUP = "oodbench.encoders"
 REQUIRED = ("pixels", "text", "tokenize", "preprocess", "identity", "scale", "size", "std")
-OPTIONAL = ("activations", "project", "detokenize", "text_tower", "captioner")
+OPTIONAL = ("activations", "project", "patches", "detokenize", "text_tower", "captioner")
 _TEXTS = 256  # prompts that are encoded at once
 
 
@@ -273,6 +273,22 @@ class PluginEncoder:
     def pixels(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b d"]:
         """Return embeddings of images."""
         return self.project(self.activations(images))
+
+    def patches(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b n d"]:
+        """Return patch features of images. Raise UserError if the encoder has none, or of a wrong shape."""
+        compute = self._part("patches")
+        with self._autocast():
+            patches = self._floats(compute(images.to(self._place)))
+        if patches.ndim != 3 or (len(patches), patches.shape[2]) != (len(images), self.card.embed_dim):
+            wanted = f"[{len(images)} n {self.card.embed_dim}]"
+            raise UserError(f"encoder {self.card.name}: patches() gives {list(patches.shape)}, not {wanted}")
+        return patches
+
+    def activations_and_patches(
+        self, images: Float[Tensor, "b 3 height width"]
+    ) -> tuple[Float[Tensor, "b w"], Float[Tensor, "b n d"]]:
+        """Return activations() and patches() of images, which an encoder of one's own computes one after the other."""
+        return self.activations(images), self.patches(images)
 
     def text(self, prompts: Sequence[str]) -> Float[Tensor, "k d"]:
         """Return embeddings of prompts, computed 256 at a time."""

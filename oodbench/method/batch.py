@@ -106,6 +106,12 @@ class Batch:
         clones: dict[str, Any] = {name: None if value is None else value.clone() for name, value in values.items()}
         return replace(self, **clones, _shared=SharedTensors())
 
+    def part(self, rows: slice) -> Batch:
+        """Return some of the images."""
+        values = {name: getattr(self, name) for name in _TENSORS}
+        parts: dict[str, Any] = {name: None if value is None else value[rows] for name, value in values.items()}
+        return replace(self, **parts, size=len(range(self.size)[rows]), _shared=SharedTensors())
+
     def for_method(self, needs: Needs) -> Batch:
         """Return the same images for a method with other needs."""
         return replace(self, needs=needs)

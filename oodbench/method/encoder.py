@@ -120,6 +120,23 @@ class Encoder(Protocol):
         """
         ...
 
+    def patches(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b n d"]:
+        """Compute features of image patches in the joint space: what the image tower pools, without the pooling.
+
+        Of a VisionTransformer: with x the input of the last block without its class token, the values of its attention
+        without mixing, y = x + out_proj(value_proj(ln_1(x))), then ln_post(y + mlp(ln_2(y))) and the last linear map
+        (with LayerScale where the block has it). Of a ModifiedResNet: c_proj(v_proj(.)) of the attention pool at every
+        cell, without positions. Needs.PATCHES reads them without another pass.
+
+        Arguments:
+            images  [b 3 height width] pixels in [0, 1]
+        Returns:
+            [b n d] features of n patches, row by row, not normalised.
+        Raises:
+            UserError  for another image tower: a CoCa's, or timm's
+        """
+        ...
+
     def text(self, prompts: Sequence[str]) -> Float[Tensor, "k d"]:
         """Embed k prompts with the text tower.
 

@@ -37,14 +37,21 @@ NAMED_GROUPS = ("core", *FAMILIES.values(), "all")  # words of `--methods`
 
 
 def methods(plugins: Sequence[Path] = ()) -> dict[str, MethodInfo]:
-    """Return all methods, sorted by name; raise UserError naming both files if a name is defined twice."""
+    """Return all methods, sorted by name; raise UserError naming both files if a plugin has the name of another method.
+
+    A method whose name an installed package takes as well has a problem, which is reported when it is chosen.
+    """
     found: dict[str, MethodInfo] = {}
     problems = [problem for path in plugins if (problem := _plugin_problem(expand(path)))]
     raise_all(problems)
     for info in (*_built_in(), *_from_entry_points(), *map(_from_file, plugins)):
         other = found.setdefault(info.name, info)
         if other is not info and other.path.resolve() != info.path.resolve():
-            problems.append(f"method '{info.name}' is defined twice: in {other.path} and in {info.path}; rename one")
+            twice = f"is defined twice: in {other.path} and in {info.path}"
+            if info.origin == "plugin":
+                problems.append(f"method '{info.name}' {twice}; rename one")
+            else:
+                found[info.name] = dataclasses.replace(other, problem=f"it {twice} ({info.origin}); uninstall that")
     raise_all(problems)
     return dict(sorted(found.items()))
 

@@ -45,6 +45,12 @@ class ToyEncoder:
     def pixels(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b d"]:
         return self.project(self.activations(images))
 
+    def patches(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b 4 d"]:
+        """Return the embeddings of the four quarters; their mean is the embedding."""
+        quarters = torch.eye(4, device=images.device).view(4, 1, 2, 2).repeat_interleave(SIDE // 2, -1)
+        masks = quarters.repeat_interleave(SIDE // 2, -2)
+        return 4 * ((images - 0.5)[:, None] * masks).flatten(2) @ self._to_width @ self._to_depth
+
     def text(self, prompts: Sequence[str]) -> Float[Tensor, "k d"]:
         with torch.no_grad():
             embedded: Tensor = self.text_tower()(self.tokenize(prompts))
@@ -134,7 +140,9 @@ class ToyWorld:
 
         def calibration() -> list[Batch]:
             parts = zip(self.train.chunk(2), self.labels.chunk(2), strict=True)
-            return [dataclasses.replace(self.batch(x, ~Needs(0)), _pixels=None, _labels=y) for x, y in parts]
+            return [
+                dataclasses.replace(self.batch(x, ~Needs(0)), _pixels=None, _patches=None, _labels=y) for x, y in parts
+            ]
 
         return Task(CLASSES, self.encoder.scale, Sources(text, words, lambda: self.encoder, calibration))
 
@@ -152,7 +160,9 @@ class ToyWorld:
         activations = self.encoder.activations(images)
         embeddings = self.encoder.project(activations)
         features = torch.nn.functional.normalize(embeddings, dim=-1)
-        return Batch(needs, len(images), features, embeddings, activations, images, _views=self._views(images))
+        patches = torch.nn.functional.normalize(self.encoder.patches(images), dim=-1)
+        views = self._views(images)
+        return Batch(needs, len(images), features, embeddings, activations, images, _patches=patches, _views=views)
 
     def _views(self, images: Tensor) -> Tensor | None:
         """Return the embeddings of each image laid over its mirror image, which grows fainter from view to view."""

@@ -34,6 +34,7 @@ from oodbench.method import (
 )
 from oodbench.method.registry import MethodInfo
 from oodbench.method.toy import CLASSES, ToyWorld
+from oodbench.method.views import content_of, keyed_views
 from oodbench.metrics import detection as metrics
 from oodbench.pipeline import batches
 from oodbench.pipeline.batches import FittedMethod, difference, differing, method_contents
@@ -180,13 +181,14 @@ def _allowed(scores: Tensor) -> float:
 def leaves_its_input_alone(t: Trial) -> str:
     """score() and predict() do not write into their input, by torch or otherwise."""
     batch = t.world.batch(t.world.id.clone(), ~Needs(0))
-    before = [x.clone() for x in (batch.features, batch.embeddings, batch.activations, batch.pixels)]
+    views = [batch.views] if t.method.views else []
+    before = [x.clone() for x in (batch.features, batch.embeddings, batch.activations, batch.pixels, *views)]
     with torch.no_grad():
         t.method.score(batch.for_method(t.method.needs), t.task, t.state)
         t.method.predict(batch.for_method(t.method.needs | Needs.FEATURES), t.task, t.state)
     if not t.task.intact():
         return "score() changed in place what task.text() or task.logits() gave it"
-    after = (batch.features, batch.embeddings, batch.activations, batch.pixels)
+    after = (batch.features, batch.embeddings, batch.activations, batch.pixels, *views)
     same = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     return "" if same else "score() changed its input in place"
 
@@ -198,6 +200,18 @@ def predicts_classes(t: Trial) -> str:
         predictions = t.method.predict(batch, t.task, t.state)
     if predictions is not None:
         check_predictions(predictions, batch.size, len(CLASSES))
+    return ""
+
+
+def repeats_its_views(t: Trial) -> str:
+    """A view gives the same pixels whenever it is given the same image."""
+    from PIL import Image
+
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8))
+    for view in keyed_views(t.method, t.info.source, 0):
+        first, second = (view.apply(image, content_of(image)).convert("RGB").tobytes() for _ in range(2))
+        if first != second:
+            return f"the view {view.view} gives other pixels for the same image; draw from its parameter `rng` alone"
     return ""
 
 
@@ -228,6 +242,7 @@ CHECKS: tuple[Callable[[Trial], str], ...] = (
     does_not_depend_on_the_batch,
     leaves_its_input_alone,
     predicts_classes,
+    repeats_its_views,
     tells_id_from_ood,
     has_a_state_that_travels,
 )

@@ -144,7 +144,7 @@ def _head(plan: Plan, job: Job) -> Result:
         versions=versions(),
         commit=commit(),
         scores={},
-        access=job.access(getattr(request, "shots", None) or None).plain(),
+        access=job.access(plan.draw.shots).plain(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
 
@@ -161,6 +161,7 @@ def _run(plan: Plan, job: Job) -> dict[str, Any]:
         "limit": request.limit if cut else None,
         "lists": lists(plan),
         "calibration": _calibration(plan, job),
+        **({"patches": "fp16"} if request.keep_patches and "PATCHES" in job.info.needs else {}),
     }
 
 

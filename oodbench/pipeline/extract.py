@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from oodbench.encoder.card import EncoderCard
     from oodbench.encoder.openclip import LoadedEncoder
     from oodbench.method.views import KeyedView
 
@@ -66,11 +67,15 @@ def encode_batches(batches: Iterable[Decoded], encoder: LoadedEncoder, done: Cal
             skipped += batch.skipped
             done(len(batch.positions) + len(batch.skipped))
         rows += [_to_numpy(batch) for batch in pending]
-    card = encoder.card
+    return EncodedImages(arrays_of(rows, encoder.card), positions, skipped)
+
+
+def arrays_of(rows: Sequence[tuple[Floats, Floats]], card: EncoderCard) -> dict[str, Floats]:
+    """Return what is stored of batches of embeddings and activations."""
     arrays = {"embeddings": _concatenated([row[0] for row in rows], card.embed_dim)}
     if card.activation != "embedding":  # else they are the embeddings, and are not stored twice
         arrays["activations"] = _concatenated([row[1] for row in rows], card.width)
-    return EncodedImages(arrays, positions, skipped)
+    return arrays
 
 
 def _to_device(images: Tensor, device: torch.device) -> Tensor:
@@ -271,7 +276,7 @@ def decoded_batches(
 
 
 def _encode(work: ExtractionJob, bounds: tuple[int, int], encoder: LoadedEncoder, done: Callable[[int], None]) -> Entry:
-    """Encode one shard, store it and return it. Raise UserError if an embedding is not finite."""
+    """Encode one shard, store it and return it."""
     began = time.perf_counter()
     with contextlib.closing(decoded_batches(work, bounds, encoder.transform)) as parts:
         found = encode_batches(parts, encoder, done)

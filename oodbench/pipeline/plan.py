@@ -241,6 +241,8 @@ def misfit(job: Job, card: EncoderCard) -> str:
     """Return why the encoder cannot serve a method, or ""."""
     if "CAPTIONS" in job.info.needs and card.caption_error:
         return card.caption_error
+    if "PATCHES" in job.info.needs and card.patch_error:
+        return card.patch_error
     wanted = {"activations", "project"} if "ACTIVATIONS" in job.info.needs else set()
     if card.plugin and "text_tower" in source_files.attributes(job.info.path, job.info.module):
         wanted.add("text_tower")

@@ -14,7 +14,8 @@ from typing import Any
 from oodbench.data.calibration import CALIBRATION_LIMIT, Draw
 from oodbench.encoder.card import RESIZE_FILTERS
 from oodbench.errors import UserError, did_you_mean, raise_all
-from oodbench.method.parameters import conform, parse_names, written
+from oodbench.method.class_file import class_file
+from oodbench.method.parameters import Choice, conform, label, parse_choices, parse_names, written
 from oodbench.metrics import detection as metrics
 from oodbench.storage.files import expand, real_path
 from oodbench.storage.store import default_root
@@ -65,6 +66,8 @@ class RunRequest:
     precision: str = "fp32"
     # Images per batch of the encoder.
     batch_size: int = 128
+    # Whether patch features are stored (half precision), for methods that read them.
+    keep_patches: bool = False
     # Threads that decode images; 0 is one per core, at most 16.
     workers: int = 0
     # The number of images of each set in a trial run; None takes all.
@@ -112,11 +115,14 @@ def request_from(**options: Any) -> RunRequest:
     """Return a RunRequest made of keyword options. Raise UserError with every unknown option and wrong type.
 
     A path may be a string, a list of one element that element, `ood` a comma-separated string, and `settings` a
-    dictionary such as {"mcm.temperature": 0.01}.
+    dictionary such as {"mcm.temperature": 0.01}. Methods may be classes of Method and instances, and plugins classes.
     """
     fields = {f.name: str(f.type) for f in dataclasses.fields(RunRequest)}
     values: dict[str, Any] = {}
     problems = []
+    if not isinstance(methods := options.get("methods", ""), str):
+        given = GivenMethods.of(methods)
+        options |= {"methods": given.text, "plugins": (*several(options.get("plugins")), *given.plugins)}
     for name, value in options.items():
         if name not in fields:
             problems.append(f"no option '{name}'{did_you_mean(name, fields)}")
@@ -129,22 +135,63 @@ def request_from(**options: Any) -> RunRequest:
     return RunRequest(**values)
 
 
+@dataclass(frozen=True)
+class GivenMethods:
+    """Methods that were given in Python as they stand in a request: `text` as in --methods, and plugin files."""
+
+    text: str
+    plugins: tuple[Path, ...]
+
+    @classmethod
+    def of(cls, methods: Any) -> GivenMethods:
+        """Return these for a name, an instance or a class of Method, or several; raise UserError for anything else."""
+        several = methods if isinstance(methods, list | tuple) else [methods]
+        found = [cls(one, ()) if isinstance(one, str) else cls._of_object(one) for one in several]
+        return cls(",".join(one.text for one in found), tuple(dict.fromkeys(p for one in found for p in one.plugins)))
+
+    @classmethod
+    def _of_object(cls, given: Any) -> GivenMethods:
+        """Return the name of an instance or class, its hyper-parameters in brackets, and its file unless it has one."""
+        from oodbench.method import Method, registry
+
+        kind = given if isinstance(given, type) else type(given)
+        if not issubclass(kind, Method):
+            raise UserError(f"methods takes names, and classes and instances of oodbench.method.Method, not {given!r}")
+        known = [
+            info
+            for info in registry.methods().values()
+            if (info.module, info.subclass) == (kind.__module__, kind.__qualname__)
+        ]
+        plugins = () if known else (class_file(kind),)
+        info = known[0] if known else registry.methods(plugins)[kind.__name__]
+        if given is kind or info.problem:  # which make_jobs() reports
+            return cls(info.name, plugins)
+        values = {p.name: getattr(given, p.name) for p in info.parameters}
+        values = {name: v.item() if getattr(v, "shape", None) == () else v for name, v in values.items()}  # of NumPy
+        text = label(info.name, values, info.defaults())
+        if parse_choices(text) != [Choice(info.name, {k: v for k, v in values.items() if v != info.defaults()[k]})]:
+            raise UserError(f"a hyper-parameter is a number, text, None or a tuple of these, unlike in {given}")
+        return cls(text, plugins)
+
+
+def several(value: Any) -> tuple[Any, ...]:
+    """Return one path or class, or several, as a tuple."""
+    return tuple(value or ()) if isinstance(value, list | tuple | None) else (value,)
+
+
 def _option(name: str, kind: str, value: Any) -> Any:
     """Return a value in the type of its field. Raise ValueError or TypeError if it cannot be converted."""
     if name == "calibration_limit" and value == "all":
         return None
     if name == "ood" and isinstance(value, str):
         value = parse_names(value)
-    if name == "methods" and isinstance(value, list | tuple):
-        value = ",".join(value)
     if name == "settings" and isinstance(value, dict):
         value = [f"{key}={written(setting)}" for key, setting in value.items()]
     if kind.startswith("tuple"):
         element_kind = kind.removeprefix("tuple[").partition(",")[0]
-        elements = [value] if isinstance(value, str | Path) else value or ()
-        return tuple(_option("", element_kind, element) for element in elements)
+        return tuple(_option("", element_kind, element) for element in several(value))
     if kind.startswith("Path") and value is not None:
-        return Path(value)
+        return class_file(value) if isinstance(value, type) else Path(value)
     return None if value is None and kind.endswith("| None") else conform(value, kind)
 
 

@@ -70,6 +70,7 @@ def row_path(plan: Plan, result: Result) -> Path:
         "batch_size": request.batch_size,
         "lists": [listing.digest for listing in plan.listings],
         "calibration": result.run["calibration"],
+        **({"patches": result.run["patches"]} if "patches" in result.run else {}),
         "conventions": result.conventions,
         "source": result.source,
     }
@@ -78,6 +79,7 @@ def row_path(plan: Plan, result: Result) -> Path:
         result.label == result.method
         and not plan.card.local
         and not request.resize
+        and "patches" not in result.run
         and not (request.classes or request.clean_names)
         and not request.calibration
         and "shot_seed" not in (result.run["calibration"] or {})

@@ -119,12 +119,17 @@ def waves(state: RunState) -> list[list[FittedMethod]]:
     First come methods without a fit(), and those that scored another set of the plan before, so that what fit() needs
     is stored; then those whose fit() may encode thousands of prompts or images, or that have more than MANY_PROMPTS
     prompts of classes to encode; then those that read pixels, for which all images are decoded again; then those that
-    read views, for which all images are encoded again.
+    read views, for which all images are encoded again. Those that read patches come before all others while embeddings
+    are missing, which one pass computes with the patches, else last.
     """
     from oodbench.method import Method, Needs
 
+    missing = any(state.plan.work(listing).missing() for listing in state.plan.listings)
+
     def cost(method: FittedMethod) -> int:
         job = method.job
+        if Needs.PATCHES in method.method.needs:
+            return -1 if missing else 4
         if Needs.VIEWS in method.method.needs:
             return 3
         if Needs.PIXELS in method.method.needs:
@@ -142,6 +147,8 @@ def run(state: RunState) -> None:
 
     Raises UserError if an image cannot be read, the device is not there, or the store cannot be written.
     """
+    from oodbench.method import Needs
+
     plan, watch = state.plan, state.watch
     device = pick_device(plan.request.device)
     encoder = encoder_loader(plan, device)
@@ -154,12 +161,13 @@ def run(state: RunState) -> None:
         waiting = [method for method in wave if name not in state.scores[method.job.label] and not method.error]
         if not waiting:
             continue
-        embedded = embeddings(number)
+        if not any(Needs.PATCHES in method.method.needs for method in waiting):
+            embeddings(number)  # else they are computed with the patches
         scorer.fit(waiting)
         task = f"score[{name}: {', '.join(method.job.label for method in waiting)}]"
         watch.event(Event("started", "score", task))
         began = time.perf_counter()
-        scorer.score(waiting, embedded)
+        scorer.score(waiting, listing, functools.partial(embeddings, number))
         watch.event(Event("done", "score", task, len(listing), round(time.perf_counter() - began, 3)))
         for method in waiting:
             if method.error:

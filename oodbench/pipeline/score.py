@@ -20,6 +20,8 @@ from oodbench.pipeline.batches import FittedMethod, MethodOutput, Sample, score_
 from oodbench.pipeline.events import Event, Watch
 from oodbench.pipeline.extract import EmbeddedSet, decoded_batches, fractions
 from oodbench.pipeline.jobs import Job
+from oodbench.pipeline.patches import ENGINE as PATCH_ENGINE
+from oodbench.pipeline.patches import PatchPass
 from oodbench.pipeline.plan import Plan
 from oodbench.results import stamp
 from oodbench.storage.store import Entry
@@ -53,6 +55,8 @@ def score_inputs(plan: Plan, job: Job, listing: ImageSet) -> dict[str, Any]:
     }
     if images and job.reads_labels:
         inputs["labels"] = images.list_digest
+    if "PATCHES" in job.info.needs:
+        inputs["patches"] = [PATCH_ENGINE, "fp16" if plan.request.keep_patches else "fp32"]
     if "VIEWS" in job.info.needs:
         inputs["views"] = VIEWS_ENGINE
     return inputs | ({"weights": job.weights.digest} if job.weights else {})
@@ -79,11 +83,23 @@ class Scorer:
         self.device = device
         self.watch = watch or Watch()
 
-    def score(self, methods: Sequence[FittedMethod], embedded: EmbeddedSet) -> None:
-        """Score one image set with several methods and store the scores; a method that fails keeps its error."""
+    def score(self, methods: Sequence[FittedMethod], listing: ImageSet, embeddings: Callable[[], EmbeddedSet]) -> None:
+        """Score one image set with several methods and store the scores; a method that fails keeps its error.
+
+        `embeddings` returns those of the set, and computes what is missing. Methods that read patches come first:
+        their pass computes it with the patches.
+        """
         from oodbench.method import Needs
 
         fitted = [method for method in methods if self._fit(method)]
+        with_patches = [method for method in fitted if Needs.PATCHES in method.method.needs]
+        images = self._patch_pass(with_patches, listing, embeddings)
+        for method, output in self._outputs(with_patches, images, True):
+            self._store(method, embeddings(), output)
+        fitted = [method for method in fitted if method not in with_patches]
+        if not fitted:
+            return
+        embedded = embeddings()
         # In groups whose batches differ: the digits of a method must not depend on which others run with it.
         groups: dict[tuple[bool, str], list[FittedMethod]] = {}
         for method in fitted:
@@ -107,8 +123,12 @@ class Scorer:
         """
         from oodbench.method import Needs
 
-        pixels = Needs.PIXELS in method.method.needs
-        for _, output in self._outputs([method], embedded, pixels, batches.CHECK_EVERY):
+        needs = method.method.needs
+        images: EmbeddedSet | PatchPass = embedded
+        if Needs.PATCHES in needs:
+            images = self._patch_pass([method], embedded.listing, lambda: embedded)
+        decoded = bool(needs & (Needs.PIXELS | Needs.PATCHES))
+        for _, output in self._outputs([method], images, decoded, batches.CHECK_EVERY):
             predictions = np.concatenate(output.predictions) if output.predictions else None
             return Values(np.concatenate(output.scores), predictions)
         reason = method.error
@@ -124,12 +144,38 @@ class Scorer:
         from oodbench.encoder.openclip import load_encoder
         from oodbench.pipeline.views import view_jobs, with_views
 
-        jobs = view_jobs(self.plan, method.job, embedded.listing)
+        jobs = view_jobs(self.plan, method.job, self.plan.work(embedded.listing))
         load = functools.partial(load_encoder, self.plan.encoder, self.device, self.plan.request.precision)
         return with_views(embedded, jobs, load, self.watch) if jobs else embedded
 
-    def batches(self, embedded: EmbeddedSet, pixels: bool) -> Iterator[Batch]:
+    def _patch_pass(
+        self, methods: Sequence[FittedMethod], listing: ImageSet, embeddings: Callable[[], EmbeddedSet]
+    ) -> PatchPass:
+        """Return the pass over an image set for methods that read patches."""
+        from oodbench.encoder.openclip import load_encoder
+        from oodbench.method import Needs
+
+        request = self.plan.request
+        load = functools.partial(load_encoder, self.plan.encoder, self.device, request.precision)
+        pixels = any(Needs.PIXELS in method.method.needs for method in methods)
+        return PatchPass(self.plan.work(listing), embeddings, load, pixels, request.keep_patches, self.watch)
+
+    def first_batch(self, method: FittedMethod, embedded: EmbeddedSet) -> Batch:
+        """Return the first images of a set as a method reads them."""
+        from oodbench.method import Needs
+
+        images: EmbeddedSet | PatchPass
+        if Needs.PATCHES in method.method.needs:
+            images = self._patch_pass([method], embedded.listing, lambda: embedded)
+        else:
+            images = self.with_views(method, embedded)
+        return next(self.batches(images, Needs.PIXELS in method.method.needs))
+
+    def batches(self, embedded: EmbeddedSet | PatchPass, pixels: bool) -> Iterator[Batch]:
         """Yield a set's images in batches; with pixels they are decoded again, in the batches of the extraction."""
+        if isinstance(embedded, PatchPass):
+            yield from embedded.batches()
+            return
         if not pixels:
             yield from feature_batches(embedded, self.device)
             return
@@ -145,7 +191,7 @@ class Scorer:
                     yield _batch(shard, rows, self.device, decoded, _views(embedded, number))
 
     def _outputs(
-        self, methods: Sequence[FittedMethod], embedded: EmbeddedSet, pixels: bool, check_every: int = 0
+        self, methods: Sequence[FittedMethod], embedded: EmbeddedSet | PatchPass, pixels: bool, check_every: int = 0
     ) -> list[tuple[FittedMethod, MethodOutput]]:
         """Return the outputs of methods that read the same batches, without those that fail: they keep their error.
 
@@ -154,7 +200,8 @@ class Scorer:
         """
         threads = self._threads(pixels)
         try:
-            embedded = self.with_views(methods[0], embedded) if methods else embedded
+            if methods and not isinstance(embedded, PatchPass):
+                embedded = self.with_views(methods[0], embedded)
         except Exception as error:
             for method in methods:
                 _fail(method, error)
@@ -162,17 +209,17 @@ class Scorer:
             if not self._score_samples([method for method in methods if not method.images_scored], embedded, pixels):
                 continue
             labels = [method.job.label for method in methods]
-            done = self.watch.scoring(embedded.listing.dataset.name, labels, len(embedded.positions))
+            done = self.watch.scoring(embedded.listing.dataset.name, labels, len(embedded.listing))
             outputs = score_batches(lambda: self.batches(embedded, pixels), methods, self.task, threads, done)
             if self._record_errors(methods, outputs) and self._check(methods, outputs, embedded, pixels, check_every):
                 return [pair for pair in zip(methods, outputs, strict=True) if not pair[0].error]
         return []
 
-    def _score_samples(self, methods: Sequence[FittedMethod], embedded: EmbeddedSet, pixels: bool) -> bool:
+    def _score_samples(self, methods: Sequence[FittedMethod], embedded: EmbeddedSet | PatchPass, pixels: bool) -> bool:
         """Score a sample of a set with methods that have scored nothing yet; return False if one changed its input."""
         if not methods:
             return True
-        sample = self._sample(embedded, pixels)
+        sample = embedded.sample() if isinstance(embedded, PatchPass) else self._sample(embedded, pixels)
         outputs = score_batches(sample.copies, methods, self.task, self._threads(pixels))
         if not self._record_errors(methods, outputs):
             return False
@@ -184,7 +231,7 @@ class Scorer:
         self,
         methods: Sequence[FittedMethod],
         outputs: Sequence[MethodOutput],
-        embedded: EmbeddedSet,
+        embedded: EmbeddedSet | PatchPass,
         pixels: bool,
         check_every: int,
     ) -> bool:
@@ -330,7 +377,7 @@ class Values:
     predictions: npt.NDArray[np.int32] | None
 
 
-def _score_error(embedded: EmbeddedSet, output: MethodOutput) -> str:
+def _score_error(embedded: EmbeddedSet | PatchPass, output: MethodOutput) -> str:
     """Return why scores cannot be used, or "": a method fails if one of them is NaN or infinite."""
     scores, listing = np.concatenate(output.scores), embedded.listing
     bad = np.flatnonzero(~np.isfinite(scores))

@@ -406,6 +406,19 @@ def test_entry_points_are_methods(installed: Path) -> None:
     assert "its module theirs_missing does not exist" in listings.methods(known.values())
 
 
+def test_a_package_that_takes_the_name_of_a_method_fails_when_it_is_chosen(installed: Path) -> None:
+    with (installed / "theirs-1.0.dist-info/entry_points.txt").open("a") as file:
+        file.write("mcm = theirs_mod:Mine\n")
+    assert [job.label for job in make_jobs(RunRequest(methods="msp,first")).jobs] == ["msp", "first"]
+    with pytest.raises(UserError, match=r"method 'mcm' .*: it is defined twice: in .*mcm\.py and in .*theirs_mod\.py "):
+        make_jobs(RunRequest(methods="mcm,msp"))
+    everything = make_jobs(RunRequest(methods="all"))
+    assert (
+        "mcm" not in {job.label for job in everything.jobs}
+        and "(entry point of theirs)" in dict(everything.skipped_methods)["mcm"]
+    )
+
+
 def test_parameters_are_checked(tmp_path: Path) -> None:
     energy = registry.methods()["energy"]
     assert registry.parameters(energy, {"scale": 1}) == {"templates": "simple", "scale": 1.0, "temperature": 1.0}

@@ -76,6 +76,19 @@ def odin(world: ToyWorld, images: torch.Tensor, temperature: float, epsilon: flo
     return best_logs
 
 
+def gl_mcm(world: ToyWorld, images: torch.Tensor, temperature: float, whole: float, local: float) -> Cosines:
+    """Weighted sum of the largest softmax probability of the image, and of the largest one of its patches."""
+    towers = {"whole": world.encoder.pixels(images)[:, None], "local": world.encoder.patches(images)}
+    best = {}
+    for name, embeddings in towers.items():
+        rows = embeddings.double().numpy()
+        units = rows / np.linalg.norm(rows, axis=2, keepdims=True)
+        shares = softmax((units @ text(world).T).reshape(-1, len(text(world))) / temperature)
+        best[name] = shares.reshape(len(images), -1).max(1)
+    scores: Cosines = whole * best["whole"] + local * best["local"]
+    return scores
+
+
 def text(world: ToyWorld) -> Cosines:
     vectors: Cosines = world.task().text("simple").double().numpy()
     return vectors
@@ -88,6 +101,12 @@ DEEPER: dict[str, list[tuple[dict[str, Any], Callable[[ToyWorld, torch.Tensor], 
         ({"percentile": 60.0}, lambda world, x: react(world, x, 60, None)),
         ({"threshold": 0.02}, lambda world, x: react(world, x, 0, 0.02)),
     ],
+    "gl_mcm": [
+        ({}, lambda world, x: gl_mcm(world, x, 1, 1, 0.5)),
+        ({"preset": "release"}, lambda world, x: gl_mcm(world, x, 1, 1, 1)),
+        ({"preset": "l-mcm"}, lambda world, x: gl_mcm(world, x, 1, 0, 1)),
+        ({"lam": 0.25, "temperature": 0.01}, lambda world, x: gl_mcm(world, x, 0.01, 1, 0.25)),
+    ],
     "odin": [
         ({}, lambda world, x: odin(world, x, 1000, 0.0014)),
         ({"temperature": 10.0, "epsilon": 0.01, "memory": 2e-6}, lambda world, x: odin(world, x, 10, 0.01)),
@@ -96,8 +115,12 @@ DEEPER: dict[str, list[tuple[dict[str, Any], Callable[[ToyWorld, torch.Tensor], 
 POSTHOC = ("fdbd", "gen", "klm", "knn", "mahalanobis", "nci", "nnguide", "residual", "rmd", "she", "temperature", "vim")
 ELSEWHERE = dict.fromkeys(POSTHOC, Path(__file__).with_name("test_posthoc.py")) | {
     "clipn": Path(__file__).with_name("test_clipn.py"),
+    "cma": Path(__file__).with_name("test_cma.py"),
     "csp": Path(__file__).with_name("test_csp.py"),
+    "cover": Path(__file__).with_name("test_cover.py"),
+    "eoe": Path(__file__).with_name("test_eoe.py"),
     "neglabel": Path(__file__).with_name("test_neglabel.py"),
+    "negrefine": Path(__file__).with_name("test_negrefine.py"),
     "zoc": Path(__file__).with_name("test_zoc.py"),
     "zoc_coca": Path(__file__).with_name("test_zoc_coca.py"),
 }

@@ -350,6 +350,20 @@ def test_an_equal_run_changes_no_file(images: Path, tmp_path: Path) -> None:
     assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
+def test_a_row_has_the_access_card_and_an_older_one_gets_it(images: Path, tmp_path: Path) -> None:
+    wanted = request(images, tmp_path, methods="mcm,react[threshold=1]")
+    results(wanted)
+    first, _ = paths = sorted((tmp_path / "runs").rglob("*.json"))
+    for path in paths:
+        card = json.loads(path.read_text())["access"]
+        assert (card["group"], card["id_images"], card["id_labels"]) == ("zero-shot", False, None)
+    old = {name: value for name, value in json.loads(first.read_text()).items() if name != "access"}
+    first.write_text(json.dumps(old | {"created": "2024-01-01T00:00:00+00:00"}))
+    results(wanted)
+    new = json.loads(first.read_text())
+    assert new["access"] == card and (new["created"], new["digest"]) == ("2024-01-01T00:00:00+00:00", old["digest"])
+
+
 def test_options_that_change_nothing_make_no_new_row(images: Path, tmp_path: Path) -> None:
     digests = {
         results(request(images, tmp_path, methods="mcm", **options))[0].digest
@@ -411,12 +425,12 @@ def test_python_api_returns_a_long_table(images: Path, tmp_path: Path) -> None:
     assert len(frame) == 2 * 6
     assert frame["value"].between(0, 1).all()
     with pytest.raises(UserError, match="no option 'encodr'; did you mean 'encoder'"):
-        oodbench.run("mcm", encodr="glyphs")
+        oodbench.run("mcm", encodr="glyphs")  # type: ignore[call-arg]
 
 
 def test_python_options_are_checked(images: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
-        oodbench.run("mcm", limit="5", data=5, batch_size=2.5, strict=1)
+        oodbench.run("mcm", limit="5", data=5, batch_size=2.5, strict=1)  # type: ignore[arg-type]
     for name in ("limit", "data", "batch_size", "strict"):
         assert f"option '{name}' takes" in str(error.value)
     wanted = request_from(ood="a,b", settings={"mcm.temperature": 0.5}, plugins="x.py", methods=["mcm", "msp"])

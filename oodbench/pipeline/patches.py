@@ -1,0 +1,206 @@
+"""One pass over an image set for the methods that read patches, which also stores the embeddings that are missing.
+
+Patches are not stored (200 KB an image in half precision for ViT-B-16) unless --keep-patches is given: methods are
+scored while the images are encoded. Every image goes through the image tower once, for embeddings, activations and
+patches together; if the embeddings are stored already, it goes through it again for the patches. The embeddings of a
+derived set are computed before, with those of the sets that it is taken from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from oodbench.data.decode import Decoded
+from oodbench.data.imageset import ImageSet
+from oodbench.pipeline.batches import SAMPLE_PIXEL_IMAGES, Sample
+from oodbench.pipeline.events import Event, Watch
+from oodbench.pipeline.extract import (
+    EmbeddedSet,
+    EncodedImages,
+    ExtractionJob,
+    arrays_of,
+    decoded_batches,
+    fractions,
+    write_shard,
+)
+from oodbench.storage.store import Entry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from oodbench.encoder.openclip import LoadedEncoder
+    from oodbench.method import Batch
+
+ENGINE = 1  # raise when patches have other numbers than before
+Bounds = tuple[int, int]
+
+
+@dataclass
+class PatchPass:
+    """The batches of an image set with patches; the set's embeddings are stored when they all have been read.
+
+    images    the set, and how it is encoded
+    embedded  returns its stored embeddings, and computes those that are missing
+    encoder   returns the loaded encoder
+    pixels    whether the batches have pixels, too
+    keep      whether patches are stored in half precision, and read if they are stored
+    """
+
+    images: ExtractionJob
+    embedded: Callable[[], EmbeddedSet]
+    encoder: Callable[[], LoadedEncoder]
+    pixels: bool
+    keep: bool
+    watch: Watch = field(default_factory=Watch)
+    _begun: Iterator[Batch] | None = None
+
+    @property
+    def listing(self) -> ImageSet:
+        """Return the image set."""
+        return self.images.listing
+
+    @property
+    def positions(self) -> npt.NDArray[np.int64]:
+        """Return [n] the position in the set of every row, after the pass."""
+        return self.embedded().positions
+
+    def sample(self) -> Sample:
+        """Return the first images as two small batches; the pass has then begun, and batches() goes on with it."""
+        batches = self._encode()
+        first = next(batches, None)
+        if first is None:  # not one image can be read, which embedded() says
+            self.embedded()
+            raise AssertionError("an image set without images has embeddings")
+        self._begun = chain([first], batches)
+        count = min(SAMPLE_PIXEL_IMAGES, max(1, first.size // 2))
+        rows = [np.arange(start, start + count) for start in (0, count) if start < first.size]
+        return Sample(tuple(first.part(slice(own[0], own[-1] + 1)).copy() for own in rows), tuple(rows))
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the batches of the set; each call but the one after sample() is a pass of its own."""
+        begun, self._begun = self._begun, None
+        return begun or self._encode()
+
+    def _encode(self) -> Iterator[Batch]:
+        missing = self.images.missing()
+        if missing and self.listing.origins:
+            self.embedded()
+            missing = 0
+        name, began = self.listing.dataset.name, time.perf_counter()
+        if missing:
+            self.watch.event(Event("started", "extract", f"extract[{name}]"))
+        done = (self.watch if missing else Watch()).extracting(name, len(self.listing))
+        for bounds in self.images.shards():
+            entry = self.images.store.find("embeddings", self.images.inputs(*bounds))
+            kept = self._kept(bounds) if entry and self.keep and not self.pixels else []
+            if entry and kept:
+                yield from _stored_batches(entry, kept, self.encoder().device)
+            else:
+                yield from self._shard(bounds, entry, done)
+        if missing:
+            self.watch.event(
+                Event("done", "extract", f"extract[{name}]", missing, round(time.perf_counter() - began, 3))
+            )
+
+    def _shard(self, bounds: Bounds, entry: Entry | None, done: Callable[[int], None]) -> Iterator[Batch]:
+        """Yield the batches of a shard, encoded now; store its embeddings if they are not stored."""
+        encoder, size = self.encoder(), self.images.recipe.batch_size
+        rows: list[tuple[Any, Any]] = []
+        positions: list[int] = []
+        skipped: list[tuple[str, str]] = []
+        seconds, began = 0.0, time.perf_counter()
+        with contextlib.closing(decoded_batches(self.images, bounds, encoder.transform)) as parts:
+            for number, part in enumerate(parts):
+                if part.images is not None:
+                    own = slice(len(positions), len(positions) + len(part.positions))
+                    stored = _rows(entry, own, encoder.device) if entry else None
+                    batch = self._batch(part, stored, encoder)
+                    if self.keep:
+                        start = bounds[0] + number * size
+                        self._store(batch, (start, min(start + size, bounds[1])))
+                    if entry is None:
+                        rows.append((batch._embeddings.cpu().numpy(), batch._activations.cpu().numpy()))  # type: ignore[union-attr]
+                    seconds += time.perf_counter() - began
+                    yield batch
+                    began = time.perf_counter()
+                positions += part.positions
+                skipped += part.skipped
+                done(len(part.positions) + len(part.skipped))
+        if entry is None:
+            found = EncodedImages(arrays_of(rows, encoder.card), positions, skipped)
+            write_shard(self.images, bounds, found, encoder, seconds + time.perf_counter() - began)
+
+    def _batch(self, part: Decoded, stored: tuple[Tensor, Tensor] | None, encoder: LoadedEncoder) -> Batch:
+        """Encode a batch; its embeddings are those that are stored, if they are."""
+        import torch
+
+        assert part.images is not None
+        images = fractions(part.images.to(encoder.device))
+        with torch.no_grad(), encoder.casting_once():
+            activations, patches = encoder.activations_and_patches(images)
+            embeddings, activations = stored or (encoder.project(activations), activations)
+        patches = torch.nn.functional.normalize(patches, dim=-1)
+        if self.keep:
+            patches = from_half(patches.half())
+        return _batch(embeddings, activations, images if self.pixels else None, patches)
+
+    def _store(self, batch: Batch, bounds: Bounds) -> None:
+        assert batch._patches is not None
+        key, arrays = self._key(bounds), {"patches": batch._patches.half().cpu().numpy()}
+        self.images.store.write("patches", key, arrays, {"dataset": self.listing.dataset.name})
+
+    def _kept(self, bounds: Bounds) -> list[Entry]:
+        """Return the stored patches of a shard by batch, [] unless all of them are stored."""
+        size = self.images.recipe.batch_size
+        starts = range(bounds[0], bounds[1], size)
+        found = [self.images.store.find("patches", self._key((a, min(a + size, bounds[1])))) for a in starts]
+        kept = [entry for entry in found if entry]
+        return kept if len(kept) == len(found) else []
+
+    def _key(self, bounds: Bounds) -> dict[str, Any]:
+        return {**self.images.inputs(*bounds), "patches": ENGINE}
+
+
+def from_half(patches: Tensor) -> Tensor:
+    """Return patches that were rounded to half precision as unit vectors in single precision."""
+    import torch
+
+    return torch.nn.functional.normalize(patches.float(), dim=-1)
+
+
+def _stored_batches(entry: Entry, kept: list[Entry], device: Any) -> Iterator[Batch]:
+    """Yield the batches of a shard whose embeddings and patches are stored."""
+    import torch
+
+    start = 0
+    for one in kept:
+        patches = from_half(torch.from_numpy(np.array(one.array("patches"))).to(device))
+        embeddings, activations = _rows(entry, slice(start, start + len(patches)), device)
+        start += len(patches)
+        yield _batch(embeddings, activations, None, patches)
+
+
+def _rows(entry: Entry, rows: slice, device: Any) -> tuple[Tensor, Tensor]:
+    """Return stored embeddings and activations."""
+    import torch
+
+    names = ("embeddings", "activations" if "activations" in entry.names else "embeddings")
+    embeddings, activations = (torch.from_numpy(np.array(entry.array(name)[rows])).to(device) for name in names)
+    return embeddings, activations
+
+
+def _batch(embeddings: Tensor, activations: Tensor, pixels: Tensor | None, patches: Tensor) -> Batch:
+    import torch
+
+    from oodbench.method import Batch, Needs
+
+    features = torch.nn.functional.normalize(embeddings, dim=-1)
+    return Batch(~Needs(0), len(features), features, embeddings, activations, pixels, _patches=patches)
