@@ -10,28 +10,30 @@ from torch import Tensor
 
 from oodbench.method import Task
 
-from ._id_features import class_means, covariance, mean, whitening
+from ._id_features import class_means, covariance, mean, norm, whitening
 
 
 @dataclass(frozen=True)
 class Gaussians:
-    """k Gaussians with one covariance S, after whitening: (z - m)^T S^-1 (z - m) = |(z - origin) W - centre|^2.
+    """k Gaussians with one covariance S, after whitening: (z - m)^T S^-1 (z - m) = |z W + shift - centre|^2.
 
-    origin    [d] a point near the means, subtracted first so that no digits are lost
-    whitening [d r] W, with W W^T = S^-1 or its pseudo-inverse
-    centres   [k r] means after whitening
+    whitening  [d r] W, with W W^T = S^-1 or its pseudo-inverse
+    shift      [r] that moves the mean of all centres to 0, so that squares do not lose the digits of differences
+    centres    [k r] means c after whitening and shift
+    offsets    [k] -|c|^2
     """
 
-    origin: Tensor
     whitening: Tensor
+    shift: Tensor
     centres: Tensor
+    offsets: Tensor
 
     def nearest(self, z: Float64[Tensor, "b d"]) -> Float64[Tensor, " b"]:
         """Return the squared distance from the nearest Gaussian."""
-        whitened = (z - self.origin) @ self.whitening
+        whitened = torch.addmm(self.shift, z, self.whitening)
         # |x - c|^2 = |x|^2 - (2 x c - |c|^2), and the largest of the brackets is the nearest
-        brackets = torch.addmm(-self.centres.square().sum(-1), whitened, self.centres.T, alpha=2)
-        return whitened.square().sum(-1) - brackets.amax(-1)
+        brackets = torch.addmm(self.offsets, whitened, self.centres.T, alpha=2)
+        return norm(whitened).square() - brackets.amax(-1)
 
 
 def class_gaussians(task: Task, normalise: bool) -> Gaussians:
@@ -52,4 +54,5 @@ def background_gaussian(task: Task, normalise: bool) -> Gaussians:
 
 def _whitened(means: Tensor, covariance: Tensor) -> Gaussians:
     origin, transform = means.mean(0), whitening(covariance)
-    return Gaussians(origin, transform, (means - origin) @ transform)
+    centres = (means - origin) @ transform
+    return Gaussians(transform, -origin @ transform, centres, -centres.square().sum(-1))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -42,5 +41,5 @@ class GEN(Method[None]):
         if self.top < logits.shape[1]:
             logits = logits.topk(self.top, sorted=False).values
         log_p = logits.double() - task.logsumexp(batch.features, self.templates, self.scale)[:, None]
-        rest = -torch.expm1(log_p)  # 1 - p, which rounding must not make negative
-        return -(log_p.exp() * rest.clamp_(min=0)).pow_(self.gamma).sum(-1)
+        log_rest = log_p.expm1().neg_().clamp_(min=0).log_()  # log(1 - p), -inf at p = 1
+        return -(log_rest.add_(log_p).mul_(self.gamma)).exp_().sum(-1)
