@@ -46,7 +46,8 @@ class NegRefine(CSP):
     characters that are no letters and orders the words by a Python set, which changes from process to process; it
     scores S without, and S_MM with, the words beyond a multiple of `groups`.
 
-    Hyper-parameters besides those of csp:
+    templates, noun_templates, adjective_templates, average, exclude, superclasses, draw, near, drop_names, scale,
+    quantile, share, groups and permutation are those of csp. Besides:
 
     words           as in csp; the folder with the authors' two files is used as it is
     weight          factor of S_MM
