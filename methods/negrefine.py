@@ -79,7 +79,9 @@ class NegRefine(CSP):
         mined = farthest_of_both(pool.similarity, pool.nouns, pool.phrases, pool.counts)
         rows = (everything if pool.selected else mined).nonzero()[:, 0]
         chosen = tuple(pool.words[i] for i in rows.tolist())
-        return Refined(**vars(self._grouped(pool)), chosen=chosen, chosen_vectors=pool.vectors[rows])
+        return Refined(
+            **vars(self._grouped(pool)), chosen=chosen, chosen_vectors=pool.vectors[rows.to(pool.vectors.device)]
+        )
 
     def score(self, batch: Batch, task: Task, state: Negatives) -> Float[Tensor, " b"]:
         assert isinstance(state, Refined)
