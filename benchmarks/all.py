@@ -16,7 +16,18 @@ from measure import FOLDER, Row, table
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
-NAMES = ("metrics", "streaming", "scoring", "posthoc", "zoc", "growth", "commands", "clipn_training", "patches", "encoding")
+NAMES = (
+    "metrics",
+    "streaming",
+    "scoring",
+    "posthoc",
+    "zoc",
+    "growth",
+    "commands",
+    "clipn_training",
+    "patches",
+    "encoding",
+)
 
 
 def main() -> None:

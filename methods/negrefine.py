@@ -46,7 +46,8 @@ class NegRefine(CSP):
     characters that are no letters and orders the words by a Python set, which changes from process to process; it
     scores S without, and S_MM with, the words beyond a multiple of `groups`.
 
-    Hyper-parameters besides those of csp:
+    templates, noun_templates, adjective_templates, average, exclude, superclasses, draw, near, drop_names, scale,
+    quantile, share, groups and permutation are those of csp. Besides:
 
     words           as in csp; the folder with the authors' two files is used as it is
     weight          factor of S_MM
@@ -78,7 +79,9 @@ class NegRefine(CSP):
         mined = farthest_of_both(pool.similarity, pool.nouns, pool.phrases, pool.counts)
         rows = (everything if pool.selected else mined).nonzero()[:, 0]
         chosen = tuple(pool.words[i] for i in rows.tolist())
-        return Refined(**vars(self._grouped(pool)), chosen=chosen, chosen_vectors=pool.vectors[rows])
+        return Refined(
+            **vars(self._grouped(pool)), chosen=chosen, chosen_vectors=pool.vectors[rows.to(pool.vectors.device)]
+        )
 
     def score(self, batch: Batch, task: Task, state: Negatives) -> Float[Tensor, " b"]:
         assert isinstance(state, Refined)

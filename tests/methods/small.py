@@ -10,10 +10,10 @@ def settings(folder: Path) -> dict[str, dict[str, Any]]:
     """Return hyper-parameters by method, of words that are written into a folder."""
     prompts, nouns = folder / "prompts.txt", folder / "nouns.txt"
     prompts.write_text("".join(f"the nice thing number {i}\n" for i in range(500)))
-    nouns.write_text("".join(f"thing number {i}\n" for i in range(60)))
+    nouns.write_text("".join(f"thing number {i}\n" for i in range(30)))
     return {
         "neglabel": {"words": str(prompts), "groups": 5},
         "csp": {"words": str(nouns), "groups": 5},
-        "negrefine": {"words": str(nouns), "groups": 5, "top_classes": 2, "top_negatives": 2},
+        "negrefine": {"words": str(nouns), "groups": 5, "top_classes": 2, "top_negatives": 2, "pair_templates": "{}"},
         "eoe": {"words": str(nouns)},  # which has no default
     }

@@ -19,6 +19,7 @@ import json, resource, sys
 import torch
 from oodbench.method import registry
 from oodbench.method import Batch, MethodResources, Needs, Sources, Task, Weights
+from oodbench.method.averages import RecentTexts
 from oodbench.pipeline.score import CHUNK
 torch.manual_seed(0)
 name = sys.argv[1]
@@ -51,17 +52,27 @@ class Encoder:
 encoder = Encoder()
 unit = lambda x: torch.nn.functional.normalize(x, dim=-1)
 info = registry.methods()[name]
-parameters = {"neglabel": {"share": 0.05}, "csp": {"share": 0.05}, "odin": {"memory": 0.05}}.get(name, {})
+parameters = {
+    "neglabel": {"share": 0.05},
+    "csp": {"share": 0.01, "groups": 10},
+    "negrefine": {"share": 0.01, "groups": 10, "top_classes": 2, "top_negatives": 2},
+    "eoe": {"words": sys.argv[3]},
+    "odin": {"memory": 0.05},
+}.get(name, {})
 method = registry.make(info, registry.parameters(info, parameters))
 def batch(n):
     activations = torch.randn(n, WIDTH)
     embeddings = encoder.project(activations)
     pixels = torch.rand(n, 3, SIDE, SIDE) if Needs.PIXELS in method.needs else None
-    return Batch(~Needs(0), n, unit(embeddings), embeddings, activations, pixels)
+    labels = torch.arange(n) % 1000
+    patches = unit(torch.randn(n, 49, DEPTH)) if Needs.PATCHES in method.needs else None
+    views = unit(torch.randn(n, len(method.views), DEPTH)) if Needs.VIEWS in method.needs else None
+    return Batch(~Needs(0), n, unit(embeddings), embeddings, activations, pixels, labels, patches, views)
 bank = unit(torch.randn(1000, DEPTH))
 text, words = lambda *t: bank, lambda w, *t: unit(torch.randn(len(w), DEPTH))
 sources = Sources(text, words, lambda: encoder, lambda: [batch(2000)])
 task = Task([f"c{i}" for i in range(1000)], 100.0, sources)
+task._recent = RecentTexts(encoder.text, limit=2000)  # it is full after a thousand images
 if Needs.WEIGHTS in method.needs:
     tensors = method.module(encoder).state_dict()
     tensors.update({name: torch.ones_like(t) for name, t in tensors.items() if name == "seen"})  # all may be said
@@ -80,8 +91,9 @@ print(json.dumps(peaks))
 @pytest.mark.parametrize("name", [name for name, info in registry.methods().items() if not info.problem])
 def test_memory_is_flat_from_a_thousand_to_forty_thousand_images(name: str, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(CODE)
-    images = {"zoc": "20000", "odin": "20000", "zoc_coca": "20000"}.get(name, "40000")
-    running = Command(name, images, program=tmp_path / "program.py")
+    (tmp_path / "names.txt").write_text("a galaxy\na waterfall\n")
+    images = {"zoc": "20000", "odin": "20000", "zoc_coca": "20000", "negrefine": "5000"}.get(name, "40000")
+    running = Command(name, images, str(tmp_path / "names.txt"), program=tmp_path / "program.py")
     said, errors = running.communicate(timeout=500)
     assert running.returncode == 0, errors
     few, many = json.loads(said)
