@@ -14,7 +14,7 @@ check: lint
 	python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test:
-	python -m pytest -n 2 --dist loadfile --durations=20
+	python -m pytest -n 3 --dist loadfile --durations=20
 
 # Rewrite the generated parts of README.md and docs/.
 docs:

@@ -72,7 +72,7 @@ def check_classes(task: Task, counts: Tensor) -> None:
         raise UserError(
             f"{len(empty) or 'all'} of {len(task.classes)} classes have no calibration image"
             + (f", '{empty[0]}' first" if empty else "")
-            + "; give images of every class: --calibration REF, or a larger --limit"
+            + "; take more images (--calibration-limit all, no --limit)"
         )
 
 

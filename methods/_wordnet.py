@@ -119,14 +119,14 @@ def from_database(folder: Path) -> dict[str, list[str]]:
     return {name: list(words) for name, words in found.items()}
 
 
-def read_lines(path: Path) -> list[str]:
+def read_lines(path: Path, option: str = "words") -> list[str]:
     """Read the stripped, non-empty lines of a text file; raise ValueError if there are none or it is not text."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"words: cannot read {path}: {error}") from error
+        raise ValueError(f"{option}: cannot read {path}: {error}") from error
     if not any(lines):
-        raise ValueError(f"words: {path} is empty")
+        raise ValueError(f"{option}: {path} is empty")
     return [line for line in lines if line]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -26,6 +27,7 @@ class GEN(Method[None]):
     scale      factor on the cosines; None is the encoder's own logit scale (100 for most CLIPs)
     """
 
+    family: ClassVar[str] = "post-hoc"
     gamma: float = 0.1
     top: int = 100
     templates: str = "simple"

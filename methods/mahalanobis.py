@@ -20,8 +20,8 @@ class Mahalanobis(Method[Gaussians]):
 
     m_c is the mean of the calibration images with label c, S their covariance within the classes (divided by the number
     of images), both in float64. A class without images is an error; of a singular S the pseudo-inverse is used, as in
-    OpenOOD (scikit-learn), and said. pytorch-ood adds 1e-6 to the diagonal, divides by one image less, and halves the
-    distance. The paper's ensemble of layers and its step on the pixels are left out, as in OpenOOD's MDS.
+    OpenOOD (scikit-learn), and said. pytorch-ood does not divide S, adds 1e-6 to its diagonal, and halves the distance.
+    The paper's ensemble of layers and its step on the pixels are left out, as in OpenOOD's MDS.
 
     The Mahalanobis rows of CLIP papers are of other code: MCM's, which CoVer, OODD and CMA copy, takes numbers of
     batches for numbers of images, and the covariance of all images for that within classes.

@@ -21,7 +21,7 @@ class RMD(Method[tuple[Gaussians, Gaussians]]):
     The score is max over c of -(d_c - d_0): d_c as in Mahalanobis, with labels; d_0 is the squared distance from the
     mean of all calibration images under their full covariance. Both covariances are divided by the number of images, in
     float64. A class without images is an error, and of a singular covariance the pseudo-inverse is used, and said.
-    pytorch-ood does not divide the full covariance, so that d_0 hardly counts there.
+    pytorch-ood divides neither, which ranks the same, and adds 1e-6 to their diagonals.
 
     normalise  whether z has unit length; otherwise as the encoder gives it, as OpenOOD takes a classifier's features
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import warnings
 from collections.abc import Callable
@@ -40,13 +41,14 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
-# Packages whose tests run in one process, one after the other: they share an MLflow server, or start Ray clusters,
-# whose time limits are for idle cores.
+# Packages whose tests run in one process each, one after the other: they share an MLflow server, or a Ray cluster.
 TOGETHER = ("tests/distributed/", "tests/tracking/")
 # With several processes these start first, so that all end at about the same time.
 LONGEST = (
     *TOGETHER,
     "tests/training/",
+    "tests/pipeline/test_elsewhere.py",
+    "tests/pipeline/test_faults.py",
     "tests/detector/test_detector.py",
     "tests/test_packaging.py",
     "tests/docs/test_docs_commands.py",
@@ -57,7 +59,7 @@ LONGEST = (
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give whole files to the processes of pytest-xdist, and the packages of TOGETHER to one of them."""
+    """Give whole files to the processes of pytest-xdist, and each package of TOGETHER to one of them."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduler(LoadFileScheduling):  # type: ignore[misc]
@@ -128,6 +130,21 @@ def cli() -> Cli:
 def process() -> Cli:
     """The same as a process of its own, for tests of what only a process shows."""
     return command
+
+
+@pytest.fixture(scope="session")
+def new_store() -> Callable[[Path], Path]:
+    """Give a store the listings of the embedded benchmark, all of whose images are rendered for them, in seconds."""
+    from oodbench.pipeline.plan import make_plan
+    from oodbench.pipeline.request import request_from
+
+    make_plan(request_from(methods="react"))
+
+    def give(store: Path) -> Path:
+        shutil.copytree(Path(os.environ["OODBENCH_STORE"]) / "glyphs", store / "glyphs")
+        return store
+
+    return give
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,10 @@
 """Processes that start at once: a server imports torch, open_clip and pandas once, and forks what is asked of it.
 
 A forked process has the words, folder, environment, standard output and standard error that were asked for, takes
-signals and ends with its own exit status: commands (`Command`, `command`), the `oodbench` of shell scripts
-(`script_folder`) and the workers of Ray clusters (`RAY_WORKER`) are started so. What a start itself does (imports, the
-entry point, variables that libraries read when they are imported) is tested with the installed command instead.
+signals and ends with its own exit status: commands (`Command`, `command`), other Python programs, the `oodbench` of
+shell scripts (`script_folder`) and the workers of Ray clusters (`RAY_WORKER`) are started so. What a start itself does
+(imports, the entry point, variables that libraries read when they are imported) is tested with the installed command
+instead.
 
 As a script this file is the server, and the program that asks it and waits.
 """
@@ -32,7 +33,7 @@ START_SECONDS = 300  # for the imports of the server
 
 
 class Command:
-    """A running `oodbench`, with the methods of subprocess.Popen.
+    """A running `oodbench`, or another Python program, with the methods of subprocess.Popen.
 
     Its streams are files, which `communicate` reads; standard error may be a terminal's file descriptor instead.
     """
@@ -43,6 +44,7 @@ class Command:
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
         terminal: int | None = None,
+        program: str | Path = "oodbench",
     ) -> None:
         self.args = list(map(str, words))
         self.returncode: int | None = None
@@ -50,7 +52,7 @@ class Command:
         out, err = (stream.fileno() for stream in self._streams)
         environment = dict(os.environ if env is None else env)
         files = (out, err if terminal is None else terminal)
-        self._server = ask(server(), ["oodbench", *self.args], files, str(cwd or Path.cwd()), environment)
+        self._server = ask(server(), [str(program), *self.args], files, str(cwd or Path.cwd()), environment)
         self.pid = int.from_bytes(self._server.recv(4))
 
     def __del__(self) -> None:
@@ -207,24 +209,24 @@ def become(request: dict[str, Any], files: Sequence[int]) -> NoReturn:
     sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     os.chdir(request["folder"])
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start tests in the background that ignore it
-    first, *words = request["words"]
-    if first == "oodbench":
+    sys.argv = request["words"]
+    if sys.argv[0] == "oodbench":
         from oodbench.cli import main
 
-        sys.argv = [first, *words]
         main()
         sys.exit()
-    # What Ray's setup_worker.py does, but for exec.
-    import argparse
     import runpy
 
-    from ray._private.runtime_env.context import RuntimeEnvContext
+    if sys.argv[0] == "ray":  # what Ray's setup_worker.py does, but for exec
+        import argparse
 
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--serialized-runtime-env-context", default="{}")
-    parser.add_argument("--language")
-    known, sys.argv = parser.parse_known_args(words)
-    os.environ.update(RuntimeEnvContext.deserialize(known.serialized_runtime_env_context).env_vars)
+        from ray._private.runtime_env.context import RuntimeEnvContext
+
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--serialized-runtime-env-context", default="{}")
+        parser.add_argument("--language")
+        known, sys.argv = parser.parse_known_args()
+        os.environ.update(RuntimeEnvContext.deserialize(known.serialized_runtime_env_context).env_vars)
     runpy.run_path(sys.argv[0], run_name="__main__")
     sys.exit()
 

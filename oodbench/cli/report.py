@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 )
 @click.option("-o", "--output", type=FOLDER, help="Write to this file; figures, to this folder. Default: stdout.")
 @click.option("--standalone", is_flag=True, help="LaTeX: a document that compiles by itself.")
-@click.option("--methods", default="", help="Methods or labels to show, in this order: mcm,energy[scale=1].")
+@click.option(
+    "--methods", default="", help="Methods or labels to show, in this order within a group: mcm,energy[scale=1]."
+)
 @click.option("--ood", "sets", default="", help="OOD sets to show, in this order: sun,textures.")
 @click.option("--metrics", default=",".join(SHOWN), show_default=True, help="Also fpr95_ood, aupr_in, aupr_out.")
 @click.option("--decimals", type=int, help="Default: 2 in percent, 4 as fractions.")

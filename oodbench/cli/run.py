@@ -222,7 +222,7 @@ def plan_text(plan: Plan) -> str:
         lines.append(f"  {images.dataset.name}: {len(images):,}{of} images, {state}")
     size = total * _embedding_bytes(plan)
     for job in plan.jobs:
-        in_views = [view_jobs(plan, job, images) for images in plan.listings]
+        in_views = [view_jobs(plan, job, plan.work(images)) for images in plan.listings]
         if in_views[0]:
             count = sum(view.missing() for views in in_views for view in views)
             views = f"{len(in_views[0])} view{'s' * (len(in_views[0]) > 1)}"

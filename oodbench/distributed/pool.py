@@ -29,7 +29,7 @@ class PoolTask:
     """A call of a worker's method.
 
     name        as in `ray list tasks`
-    stage       the method: extract, fit or score
+    stage       the method: extract, fit, views or score
     on_result   called with the result; may add tasks to the pool
     images      that the task processes
     tries       that failed so far

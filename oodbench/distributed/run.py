@@ -17,6 +17,7 @@ from oodbench.pipeline.batches import FittedMethod
 from oodbench.pipeline.extract import ExtractionJob
 from oodbench.pipeline.run import RunState, waves
 from oodbench.pipeline.score import find_scores, forget_scores
+from oodbench.pipeline.views import missing_views, view_jobs
 
 
 @dataclass
@@ -131,7 +132,37 @@ class RunScheduler:
             self._missing_sets[label] = sum(label in some for some in unscored.values())
         for number, some in unscored.items():
             if some:
-                self._when_encoded(self.plan.listings[number], partial(self._score, number, some))
+                self._when_encoded(self.plan.listings[number], partial(self._encode_views, number, some))
+
+    def _encode_views(self, number: int, labels: tuple[str, ...]) -> None:
+        """Encode what is missing of the views that a method reads, shard by shard, and then score the set."""
+        label = labels[0]  # a method that reads views has its own tasks
+        method, numbers = self.methods[label], {}
+        tasks: list[tuple[ExtractionJob, tuple[int, int]]] = []
+        if "VIEWS" in method.job.info.needs:
+            numbers = {job.listing.fingerprint: position for position, job in enumerate(extraction_jobs(self.plan))}
+            for leaf in leaf_jobs(self.plan.work(self.plan.listings[number])):
+                views = view_jobs(self.plan, method.job, leaf)
+                tasks += [(leaf, bounds) for bounds in leaf.shards() if missing_views(views, bounds)]
+        errors: list[str] = []
+
+        def then() -> None:
+            if errors:
+                self._on_scored(number, label, errors[0])
+            else:
+                self._score(number, labels)
+
+        countdown = Countdown(len(tasks) + 1, then)
+
+        def on_result(result: TaskResult) -> None:
+            errors.extend([result.error] if result.error else [])
+            countdown.done()
+
+        for leaf, (start, stop) in tasks:
+            name = f"views[{leaf.listing.dataset.name} {start}-{stop}: {label}]"
+            arguments = (label, numbers[leaf.listing.fingerprint], start, stop)
+            self.pool.add(PoolTask(name, "views", arguments, on_result, stop - start))
+        countdown.done()
 
     def _score(self, number: int, labels: tuple[str, ...]) -> None:
         listing = self.plan.listings[number]

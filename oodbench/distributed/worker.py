@@ -75,6 +75,10 @@ class Worker:
         """Encode one shard of one list, unless it is in the store."""
         return self._run(lambda: self._extract(job, (start, stop)))
 
+    def views(self, label: str, job: int, start: int, stop: int) -> TaskResult:
+        """Encode one shard of one list in the views of a method, unless they are in the store."""
+        return self._run(lambda: self._encode_views(label, job, (start, stop)))
+
     def fit(self, labels: tuple[str, ...]) -> TaskResult:
         """Fit methods once, so that what they share is in the store before several workers score with them."""
         return self._run(lambda: self._fit(labels))
@@ -126,6 +130,11 @@ class Worker:
 
     def _extract(self, job: int, bounds: tuple[int, int]) -> None:
         extract_shard(self._extraction_jobs[job], bounds, self._encoder)
+
+    def _encode_views(self, label: str, job: int, bounds: tuple[int, int]) -> None:
+        from oodbench.pipeline.views import encode_shard, view_jobs
+
+        encode_shard(view_jobs(self._plan, self._jobs[label], self._extraction_jobs[job]), bounds, self._encoder)
 
     def _fit(self, labels: tuple[str, ...]) -> dict[str, str]:
         methods = self._load_methods(labels)

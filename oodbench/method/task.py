@@ -189,7 +189,7 @@ class Task:
         Arguments:
             prompts    n prompts, or n words with `templates`
             templates  None, or the templates into which the words are put, as for text(); the hyper-parameter that
-                       names them must end in `_templates`
+                       names them is `templates` or ends in `_templates`
             average    how the embeddings of a word are averaged over the templates, as for text()
         Returns:
             [n d] vectors of unit length.

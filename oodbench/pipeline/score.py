@@ -144,7 +144,7 @@ class Scorer:
         from oodbench.encoder.openclip import load_encoder
         from oodbench.pipeline.views import view_jobs, with_views
 
-        jobs = view_jobs(self.plan, method.job, embedded.listing)
+        jobs = view_jobs(self.plan, method.job, self.plan.work(embedded.listing))
         load = functools.partial(load_encoder, self.plan.encoder, self.device, self.plan.request.precision)
         return with_views(embedded, jobs, load, self.watch) if jobs else embedded
 

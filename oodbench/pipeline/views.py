@@ -34,19 +34,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from oodbench.data.decode import Decoded
-    from oodbench.data.imageset import ImageSet
     from oodbench.encoder.openclip import LoadedEncoder
     from oodbench.storage.store import Entry
 
 DECODED_VIEWS = 16  # of one image at once: a batch of 128 images of 224 x 224 pixels takes 300 MB
 
 
-def view_jobs(plan: Plan, job: Job, listing: ImageSet) -> list[ExtractionJob]:
+def view_jobs(plan: Plan, job: Job, work: ExtractionJob) -> list[ExtractionJob]:
     """Return how the embeddings of a set are computed in each view that a method declares; this imports the method."""
     if "VIEWS" not in job.info.needs:
         return []
-    views = keyed_views(job.build(), job.info.source, plan.request.seed)
-    return [replace(plan.work(listing), view=view) for view in views]
+    return [replace(work, view=view) for view in keyed_views(job.build(), job.info.source, plan.request.seed)]
 
 
 def with_views(
@@ -85,10 +83,25 @@ def _encode_missing(
     if jobs[0].listing.origins:
         return
     for bounds in jobs[0].shards():
-        missing = [job for job in jobs if not job.store.has("embeddings", job.inputs(*bounds))]
-        done((bounds[1] - bounds[0]) * (len(jobs) - len(missing)))
-        for start in range(0, len(missing), DECODED_VIEWS):
-            _encode(missing[start : start + DECODED_VIEWS], bounds, encoder(), done)
+        encode_shard(jobs, bounds, encoder, done)
+
+
+def missing_views(jobs: Sequence[ExtractionJob], bounds: tuple[int, int]) -> list[ExtractionJob]:
+    """Return the views of a set in which a shard is not stored."""
+    return [job for job in jobs if not job.store.has("embeddings", job.inputs(*bounds))]
+
+
+def encode_shard(
+    jobs: Sequence[ExtractionJob],
+    bounds: tuple[int, int],
+    encoder: Callable[[], LoadedEncoder],
+    done: Callable[[int], None] = lambda n: None,
+) -> None:
+    """Encode and store a shard of a set that is not derived, in the views in which it is missing, several at once."""
+    missing = missing_views(jobs, bounds)
+    done((bounds[1] - bounds[0]) * (len(jobs) - len(missing)))
+    for start in range(0, len(missing), DECODED_VIEWS):
+        _encode(missing[start : start + DECODED_VIEWS], bounds, encoder(), done)
 
 
 def _encode_one(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from oodbench.data.paths import reference
 from oodbench.errors import UserError
 from oodbench.metrics import detection as metrics
+from oodbench.report.tables.access import access_problem
 from oodbench.results import METRICS, Interval, Result, read, row_files, rows
 
 COLUMNS = ("dataset", "name", "label", "score", "prediction")
@@ -172,6 +173,7 @@ def _verified(path: Path) -> VerifiedResult:
         *_differing("mean", row, again, ("mean_intervals",)),
     ]
     cells = 2 + len(row.ood) * (len(METRICS) + 2)
+    problems += [problem] if (problem := access_problem(row)) else []
     if not problems and again.digest != row.digest:
         problems = [f"its digest is {again.digest[:12]} when computed again, {row.digest[:12]} as stored"]
     return VerifiedResult(path, row.label, cells, tuple(problems))

@@ -36,7 +36,7 @@ CHECKPOINT = b"PK\x03\x04" + bytes(range(256)) * 40
 def test_declarations_are_complete_and_name_what_exists() -> None:
     known = registry.methods()
     everything = [one for kind in KINDS for one in releases(kind).values()]
-    assert len(everything) == 7
+    assert len(everything) == 11
     for one in everything:
         assert one.title and one.page.startswith("https://") and one.source and one.licence
         assert bool(one.drive) != bool(one.files) and bool(one.files) == bool(one.address)

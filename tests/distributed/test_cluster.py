@@ -133,13 +133,44 @@ def test_ray_gives_the_same_digits_as_one_process(
     assert {event.stage for event in events} == {"row"}, "a warm run asks nothing of the cluster"
 
 
+VIEWS = """        return (batch.views @ batch.features[:, :, None]).mean((1, 2))
+
+    views = (View(noisy, amount=30), View(noisy, amount=60))
+"""
+NOISY = """import numpy as np
+from oodbench.method import View
+
+def noisy(image, rng, amount):
+    noise = rng.integers(-amount, amount, (image.height, image.width, 3))
+    return np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8)
+
+@dataclass"""
+
+
+def test_views_are_encoded_by_shard_and_equal(cluster: str, images: Path, tmp_path: Path) -> None:
+    plugin = probe(tmp_path, VIEWS.strip(), "FEATURES | Needs.VIEWS")
+    plugin.write_text(plugin.read_text().replace("@dataclass", NOISY, 1))
+    events: list[Event] = []
+    asked: dict[str, Any] = {"plugins": [plugin], "methods": "probe,mcm", "ood": [f"folder:{images}/few"]}
+    outcome = run(plan(images, tmp_path / "ray", **asked), told(events))
+    assert [row.status for row in outcome.results] == ["ok", "ok"]
+    run(plan(images, tmp_path / "here", ray="no", **asked))
+    same(tmp_path / "ray", tmp_path / "here")
+    done = [event for event in events if (event.what, event.stage) == ("done", "views")]
+    assert sorted(event.name.rpartition("/")[2] for event in done) == ["few 0-9: probe]", "id 0-60: probe]"]
+    plugin.write_text(plugin.read_text().replace("return np.clip", "return 1 / 0 + np.clip"))
+    failed, right = run(plan(images, tmp_path / "ray", **asked)).results
+    assert (failed.status, right.status) == ("failed", "ok")
+    assert failed.error == "the view noisy(amount=30) failed: ZeroDivisionError: division by zero"
+
+
 def test_the_embedded_benchmark_is_equal_on_ray(cluster: str, tmp_path: Path) -> None:
-    """Calibration, derived sets, pixels, gradients and trained weights."""
+    """Calibration with and without labels, patches, derived sets, pixels, gradients and trained weights."""
     asked: dict[str, Any] = {
         "id": "glyphs",
         "ood": [],
         "limit": 40,
-        "methods": "react,odin,clipn,mcm",
+        "methods": "react,odin,clipn,mcm,gl_mcm,knn[k=5],mahalanobis,nnguide",
         "batch_size": 16,
     }
     run(plan(tmp_path, tmp_path / "here", ray="no", **asked))

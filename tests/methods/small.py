@@ -14,4 +14,6 @@ def settings(folder: Path) -> dict[str, dict[str, Any]]:
     return {
         "neglabel": {"words": str(prompts), "groups": 5},
         "csp": {"words": str(nouns), "groups": 5},
+        "negrefine": {"words": str(nouns), "groups": 5, "top_classes": 2, "top_negatives": 2},
+        "eoe": {"words": str(nouns)},  # which has no default
     }

@@ -115,9 +115,12 @@ DEEPER: dict[str, list[tuple[dict[str, Any], Callable[[ToyWorld, torch.Tensor], 
 POSTHOC = ("fdbd", "gen", "klm", "knn", "mahalanobis", "nci", "nnguide", "residual", "rmd", "she", "temperature", "vim")
 ELSEWHERE = dict.fromkeys(POSTHOC, Path(__file__).with_name("test_posthoc.py")) | {
     "clipn": Path(__file__).with_name("test_clipn.py"),
+    "cma": Path(__file__).with_name("test_cma.py"),
     "csp": Path(__file__).with_name("test_csp.py"),
     "cover": Path(__file__).with_name("test_cover.py"),
+    "eoe": Path(__file__).with_name("test_eoe.py"),
     "neglabel": Path(__file__).with_name("test_neglabel.py"),
+    "negrefine": Path(__file__).with_name("test_negrefine.py"),
     "zoc": Path(__file__).with_name("test_zoc.py"),
     "zoc_coca": Path(__file__).with_name("test_zoc_coca.py"),
 }

@@ -22,6 +22,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from oodbench.errors import UserError
 from oodbench.method import Batch, Method, Needs, Sources, Task, registry
+from tests.elsewhere import elsewhere
 from tests.methods.test_formulas import POSTHOC
 
 Array = npt.NDArray[np.float64]
@@ -85,7 +86,7 @@ def scores(name: str, world: World, task: Task | None = None, **parameters: Any)
     task = (task or world.task()).for_method(method.needs)
     state = method.fit(task)
     parts = [world.batch(part).for_method(method.needs) for part in world.test.tensor_split(2)]
-    found: Array = torch.cat([method.score(part, task, state).double() for part in parts]).numpy()
+    found: Array = torch.cat([method.score(part, task, state).double() for part in parts]).cpu().numpy()
     return found
 
 
@@ -244,8 +245,21 @@ def test_the_score_is_the_paper_s(
 def test_the_images_are_read_batch_by_batch(world: World) -> None:
     """The scores do not depend on how calibration images are divided, and no batch is kept but where it must be."""
     for name in POSTHOC:
-        few, many = (scores(name, world, world.task(batches)) for batches in (1, 90))
+        few, many = (scores(name, world, world.task(batches)) for batches in (1, 10))
         np.testing.assert_allclose(few, many, rtol=1e-6, atol=1e-7 * np.ptp(few), err_msg=name)
+
+
+@pytest.mark.slow  # the first use of the device takes seconds to import
+def test_nothing_is_left_on_the_cpu() -> None:
+    """On a device that refuses CPU tensors, as a GPU does."""
+    world = World.random(images=120, classes=4, width=12)
+    with elsewhere() as device:
+        there = dataclasses.replace(
+            world, **{name: getattr(world, name).to(device) for name in ("w", "x", "y", "test")}
+        )
+        for name in POSTHOC:
+            found = scores(name, there, there.task(batches=2))
+            np.testing.assert_allclose(found, scores(name, world), rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 def test_every_posthoc_method_is_tested_here() -> None:
@@ -298,7 +312,7 @@ def without_class(world: World, number: int, *, left_out: bool) -> World:
 
 @pytest.mark.parametrize("name", ["mahalanobis", "rmd", "she"])
 def test_a_class_without_images_is_an_error(name: str, world: World) -> None:
-    with pytest.raises(UserError, match=r"1 of 9 classes have no calibration image, 'c3' first; give .*--calibration"):
+    with pytest.raises(UserError, match=r"1 of 9 classes have no calibration image, 'c3' first; take more images"):
         scores(name, without_class(world, 3, left_out=True))
 
 

@@ -350,6 +350,20 @@ def test_an_equal_run_changes_no_file(images: Path, tmp_path: Path) -> None:
     assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
+def test_a_row_has_the_access_card_and_an_older_one_gets_it(images: Path, tmp_path: Path) -> None:
+    wanted = request(images, tmp_path, methods="mcm,react[threshold=1]")
+    results(wanted)
+    first, _ = paths = sorted((tmp_path / "runs").rglob("*.json"))
+    for path in paths:
+        card = json.loads(path.read_text())["access"]
+        assert (card["group"], card["id_images"], card["id_labels"]) == ("zero-shot", False, None)
+    old = {name: value for name, value in json.loads(first.read_text()).items() if name != "access"}
+    first.write_text(json.dumps(old | {"created": "2024-01-01T00:00:00+00:00"}))
+    results(wanted)
+    new = json.loads(first.read_text())
+    assert new["access"] == card and (new["created"], new["digest"]) == ("2024-01-01T00:00:00+00:00", old["digest"])
+
+
 def test_options_that_change_nothing_make_no_new_row(images: Path, tmp_path: Path) -> None:
     digests = {
         results(request(images, tmp_path, methods="mcm", **options))[0].digest

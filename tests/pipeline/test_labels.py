@@ -150,6 +150,7 @@ def test_shots_are_drawn_by_seed_and_listed_beside_the_result(place: Path, tmp_p
         assert listed.with_name(listed.name.replace(".shots.txt", ".json")).is_file()
     facts = rows[2, 1].run["calibration"]
     assert (facts["labels"], facts["shot_seed"], facts["n"]) == (2, 1, 6)
+    assert [rows[2, 1].access[name] for name in ("group", "id_labels", "id_images")] == ["few-shot", 2, True]
     assert len({row.run["calibration"]["list"] for row in rows.values()}) == 3
     assert len({frozenset(row.scores.items()) for row in rows.values()}) == 3  # their keys in the store
     assert shots_by_hand(names, 2, 1) < shots_by_hand(names, 4, 1)

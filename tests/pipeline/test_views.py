@@ -104,7 +104,7 @@ def test_views_are_stored_per_shard_and_transform(images: Path, tmp_path: Path, 
 
     assert encoded() == 8 + 2 * 8
     plan = make_plan(wanted(images, tmp_path, limit=4))
-    mirrored, noisy = view_jobs(plan, plan.jobs[0], plan.id)
+    mirrored, noisy = view_jobs(plan, plan.jobs[0], plan.work(plan.id))
     assert mirrored.missing() == noisy.missing() == 0
     plan.store.remove("embeddings", noisy.inputs(0, 4))
     (tmp_path / "again").mkdir()

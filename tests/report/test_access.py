@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from oodbench import report
-from oodbench.method import Access
+from oodbench.method import Access, registry
 from oodbench.report.options import TableOptions
-from oodbench.report.tables.access import card
+from oodbench.report.tables.access import access_problem, card
 from oodbench.report.tables.published import quote, with_quotes
 from oodbench.results import Result, from_json, read
 from tests.report.test_report_published import row
@@ -117,6 +117,9 @@ def test_an_older_row_takes_the_card_of_its_method() -> None:
     assert card(row("react", parameters={"threshold": 1.0})) == Access()
     assert card(row("clipn")) == card(row("gone", weights={"digest": "d"})) == Access(other_data=True)
     assert card(row("gone")) is None
+    drawn = {"seed": 0, "calibration": {"labels": 4, "dataset": "x"}}
+    assert card(row("mahalanobis", run=drawn)) == Access(id_images=True, id_labels=4)
+    assert card(row("mahalanobis")) == Access(id_images=True, id_labels="all")
     old = json.loads(row("mcm").to_json())
     del old["access"]
     assert from_json(json.dumps(old)).access == {}
@@ -124,6 +127,15 @@ def test_an_older_row_takes_the_card_of_its_method() -> None:
 
 def test_the_card_is_no_part_of_the_digest() -> None:
     assert row("mcm").digest == row("mcm", access=Access(stream=True).plain()).digest
+
+
+def test_a_card_that_was_changed_by_hand_is_found() -> None:
+    react = registry.methods()["react"]
+    changed = row("react", source=react.source, access=Access().plain())
+    assert access_problem(changed).startswith("its access is Access(id_images=False")
+    assert not access_problem(row("react", source=react.source, access=Access(id_images=True).plain()))
+    assert not access_problem(row("react", source="another version", access=Access().plain()))
+    assert not access_problem(row("react", source=react.source)) and not access_problem(row("gone"))
 
 
 def test_a_card_that_cannot_be_read_is_not_trusted(caplog: pytest.LogCaptureFixture) -> None:
@@ -137,9 +149,13 @@ def test_csv_has_the_group_and_every_field() -> None:
     (table,) = with_quotes([table], [quote("tanl:paper")], TableOptions())
     lines = {line["name"]: line for line in csv.DictReader(io.StringIO(report.csv([table])))}
     few, gone, tanl = lines["FEW"], lines["GONE"], lines["TANL (quoted: paper; test-time adaptation)"]
-    assert (few["group"], few["access.id_labels"], few["access.stream"]) == ("few-shot", "16", "False")
-    assert (gone["group"], gone["access.id_labels"]) == ("access not known", "")
-    assert (tanl["group"], tanl["access.stream"], tanl["mean.fpr95_ood"]) == ("test-time adaptation", "True", "0.0981")
+    assert (few["access.group"], few["access.id_labels"], few["access.stream"]) == ("few-shot", "16", "False")
+    assert (gone["access.group"], gone["access.id_labels"]) == ("access not known", "")
+    assert (tanl["access.group"], tanl["access.stream"], tanl["mean.fpr95_ood"]) == (
+        "test-time adaptation",
+        "True",
+        "0.0981",
+    )
     assert {f"access.{name}" for name in dataclasses.asdict(Access())} <= set(few)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,18 +45,26 @@ def load(dataset: Dataset, store: Store) -> ImageSet:
     from oodbench.data.glyphs import render, world
 
     split = dataset.path
-    n = world.length(split)
-    inputs: dict[str, Any] = {"split": split, "n": n, **render.recipe()}
+    inputs: dict[str, Any] = {"split": split, "n": world.length(split), **render.recipe()}
     entry = store.find("glyphs", inputs)
     facts = entry.facts if entry else {}
     if not facts:
-        facts = {
-            "names": [world.name(split, i) for i in range(n)],
-            "prints": [hashlib.sha256(render.image(split, i).tobytes()).hexdigest() for i in range(n)],
-            "labels": [world.label(split, i) for i in range(n)],
-        }
+        facts = _listing(split)
         store.try_write("glyphs", inputs, facts)
     labels = np.array(facts["labels"])
     folders = tuple(world.CLASSES) if labels.max() >= 0 else ()
     names, fingerprints = tuple(facts["names"]), tuple(facts["prints"])
     return ImageSet(dataset, Path(), names, fingerprints, labels, folders, source=RenderedGlyphs(), content=True)
+
+
+@functools.cache
+def _listing(split: str) -> dict[str, Any]:
+    """Return names, digests of the pixels and labels of a split: all of its images are rendered, once per process."""
+    from oodbench.data.glyphs import render, world
+
+    images = range(world.length(split))
+    return {
+        "names": [world.name(split, i) for i in images],
+        "prints": [hashlib.sha256(render.image(split, i).tobytes()).hexdigest() for i in images],
+        "labels": [world.label(split, i) for i in images],
+    }

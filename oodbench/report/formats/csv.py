@@ -117,7 +117,7 @@ def _record(number: int, line: TableLine, options: TableOptions) -> dict[str, ob
 def _access(line: TableLine) -> dict[str, object]:
     """Return the group of a line, and what its method sees."""
     card = line.access.plain() if line.access else {"group": UNKNOWN}
-    return {"group": card.pop("group"), **{f"access.{name}": value for name, value in card.items()}}
+    return {f"access.{name}": value for name, value in card.items()}
 
 
 def _metrics(row: Result, options: TableOptions) -> dict[str, object]:

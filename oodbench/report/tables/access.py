@@ -30,10 +30,24 @@ def card(row: Result) -> Access | None:
         except ValueError as error:
             log.warning("the access of %s cannot be read: %s", printable(row.label), printable(str(error)))
             return None
+    return _declared(row) or (Access(other_data=True) if row.weights else None)
+
+
+def access_problem(row: Result) -> str:
+    """Return how the card of a result differs from that of its method in the same version, or ""."""
+    declared, info = _declared(row), _installed().get(row.method)
+    if not row.access or declared is None or info is None or info.source != row.source or card(row) == declared:
+        return ""
+    return f"its access is {card(row)}, that of {row.method} is {declared}"
+
+
+def _declared(row: Result) -> Access | None:
+    """Return the card that the installed method has with the settings of a result, None if it is not installed."""
     info = _installed().get(row.method)
-    if info and not info.problem:
-        return info.card({**info.defaults(), **row.parameters})
-    return Access(other_data=True) if row.weights else None
+    if info is None or info.problem:
+        return None
+    labels = (row.run.get("calibration") or {}).get("labels")
+    return info.card({**info.defaults(), **row.parameters}, labels if isinstance(labels, int) else None)
 
 
 def part(row: Result, name: str) -> Mapping[str, Any]:
