@@ -89,8 +89,8 @@ class _Sources:
         if own not in _bound(text):
             what = "" if name == self.owner else f"refers to {name}, a {type(value).__name__}: "
             raise UserError(
-                f"class {self.owner}: {what}its source cannot be found; write it in a script or a cell of a notebook, "
-                f"make a value a hyper-parameter, {_WAY_OUT}"
+                f"class {self.owner}: {what}its source cannot be found; write it whole in a script or a cell of a "
+                f"notebook, make a value a hyper-parameter, {_WAY_OUT}"
             )
         required = _global_names(f"from __future__ import annotations\n{text}")
         namespace = _namespace(value)
@@ -163,12 +163,16 @@ def _class_source(cls: type) -> str:
     `inspect` looks for the file of its module, which a notebook has not: the class is found through its functions, or,
     if it has none, as the only one in all cells with its members.
     """
-    for function in map(inspect.unwrap, filter(inspect.isfunction, vars(cls).values())):
-        file, line = function.__code__.co_filename, function.__code__.co_firstlineno
-        linecache.checkcache(file)
+    linecache.checkcache()
+    functions = [inspect.unwrap(each) for each in vars(cls).values() if inspect.isfunction(each)]
+    codes = [each.__code__ for each in functions if each.__module__ == cls.__module__]
+    written = [code for code in codes if linecache.getlines(code.co_filename)]
+    if written:  # those of dataclass() are not
+        file = written[0].co_filename
         for text, lines in _classes(cls.__name__, linecache.getlines(file)):
-            if line in lines:
+            if all(code.co_filename == file and code.co_firstlineno in lines for code in written):
                 return text
+        return ""  # a function was put into the class afterwards
     if hasattr(sys.modules.get(cls.__module__), "__file__"):
         return textwrap.dedent(inspect.getsource(cls))
     cells = [entry[2] for entry in linecache.cache.values() if len(entry) == 4 and entry[1] is None]
@@ -233,11 +237,12 @@ def _submodules(text: str, namespace: Mapping[str, Any]) -> Iterator[str]:
 def _namespace(value: Any) -> Mapping[str, Any]:
     """Return what the names in the source of a function or class stand for: those of its module and its closures."""
     functions = [value, *vars(value).values()] if isinstance(value, type) else [value]
-    found = dict(vars(sys.modules.get(value.__module__, types.ModuleType(""))))
+    module = sys.modules.get(value.__module__, types.ModuleType(""))
+    found = dict(getattr(inspect.unwrap(value), "__globals__", vars(module)))
     for function in functions:
         inner = inspect.unwrap(getattr(function, "__func__", getattr(function, "fget", None) or function))
         if inspect.isfunction(inner):
-            found |= inner.__globals__ if inner.__module__ != value.__module__ and not isinstance(value, type) else {}
             cells = zip(inner.__code__.co_freevars, inner.__closure__ or (), strict=True)
-            found |= {name: cell.cell_contents for name, cell in cells if name != "__class__"}
+            filled = [(each, cell) for each, cell in cells if each != "__class__" and cell != types.CellType()]
+            found |= {each: cell.cell_contents for each, cell in filled}
     return found

@@ -41,6 +41,7 @@ class RunOptions(TypedDict, total=False):
     bootstrap: int
     weights: Texts
     plugins: str | Path | type | Sequence[str | Path | type]
+    keep_patches: bool
     store: str | Path | None
     shared: str
     ray: str

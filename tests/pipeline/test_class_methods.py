@@ -189,6 +189,7 @@ REFUSED = {
     "a tensor": (CLASS.replace("make(1)", "make(torch.zeros(2))"), "refers to offset, a Tensor: its source cannot be"),
     "an own module": ("import own_module\n" + CLASS.replace("offset *", "own_module.x *"), "your module own_module"),
     "a function without source": ("exec('def scaled(v): return v')\n" + CLASS, "refers to scaled, a function: its"),
+    "a function of later": (CLASS + "KNN.score = lambda *given: 0", "class KNN: its source cannot be found"),
     "two of one name": ("from own_module import other\n" + CLASS.replace("offset *", "other() *"), "two things by the"),
 }
 

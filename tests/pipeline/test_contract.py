@@ -127,6 +127,14 @@ HIDDEN = {
         "f = batch.features.numpy(); f += 0.5; " + SCORE,
         "leaves_its_input_alone",
     ),
+    "a write into patches past torch": (
+        "batch.patches.numpy()[:, 0] = 0; " + SCORE,
+        "leaves_its_input_alone",
+    ),
+    "a scaler that copies nothing": (
+        "from sklearn.preprocessing import scale; scale(batch.features.numpy(), copy=False); " + SCORE,
+        "leaves_its_input_alone",
+    ),
     "a write into class vectors": (
         "f = task.text('simple').numpy(); f *= 2; " + SCORE,
         "leaves_its_input_alone",
@@ -137,7 +145,9 @@ HIDDEN = {
 @pytest.mark.parametrize("what", HIDDEN)
 def test_what_is_hidden_is_found(what: str, tmp_path: Path) -> None:
     body, check = HIDDEN[what]
-    assert check in failed(tmp_path / "bad.py", GOOD.replace("CALLS = []", "MEAN = None").replace(SCORE, body))
+    needs = "    needs = Needs.FEATURES | Needs.PATCHES\n\n    templates"
+    source = GOOD.replace("CALLS = []", "MEAN = None").replace(SCORE, body).replace("    templates", needs)
+    assert check in failed(tmp_path / "bad.py", source)
 
 
 def test_reading_what_was_not_declared_is_named(tmp_path: Path) -> None:
