@@ -87,7 +87,7 @@ def scores(out: Path) -> dict[tuple[str, str], tuple[np.ndarray, str]]:
 def test_every_method_scores_there(tmp_path: Path) -> None:
     lists = [[f"{kind} {i}" for i in range(90)] for kind in ("noun", "adjective")]  # WordNet's own take a minute
     words = test_neglabel.folder(tmp_path / "words", *lists)
-    options = {"id": "glyphs", "limit": 30, "settings": [f"neglabel.words={words}", "neglabel.groups=4"]}
+    options = {"id": "glyphs", "limit": 12, "settings": [f"neglabel.words={words}", "neglabel.groups=4"]}
     here = results(tmp_path / "here", "cpu", **options)
     with elsewhere() as device:
         there = results(tmp_path / "there", device, **options)
