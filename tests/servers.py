@@ -8,12 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,3 +68,48 @@ def serving(folder: Path, port: int, database: Path | None = None) -> Iterator[S
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(15)
+
+
+@contextmanager
+def forwarding(port: int, server: str) -> Iterator[list[int]]:
+    """A port that leads to a server, and the sizes of what clients have sent, about one for each request.
+
+    Afterwards it refuses, and its connections are cut, as by a kill of the server.
+    """
+    host, _, number = server.removeprefix("http://").rpartition(":")
+    ends: list[socket.socket] = []
+    threads: list[threading.Thread] = []
+    sizes: list[int] = []
+
+    def start(target: Callable[..., None], *arguments: Any) -> None:
+        threads.append(threading.Thread(target=target, args=arguments))
+        threads[-1].start()
+
+    def pump(source: socket.socket, sink: socket.socket, sizes: list[int]) -> None:
+        with suppress(OSError):
+            while part := source.recv(1 << 16):
+                sizes.append(len(part))
+                sink.sendall(part)
+            sink.shutdown(socket.SHUT_WR)
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                near = listener.accept()[0]
+                far = socket.create_connection((host, int(number)))
+                ends.extend((near, far))
+                start(pump, near, far, sizes)
+                start(pump, far, near, [])
+
+    listener = socket.create_server(("127.0.0.1", port))
+    start(accept)
+    try:
+        yield sizes
+    finally:
+        for end in (listener, *ends):
+            with suppress(OSError):  # the other side may have ended it
+                end.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join()
+        for end in (listener, *ends):
+            end.close()

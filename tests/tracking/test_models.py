@@ -137,6 +137,7 @@ def test_weights_without_class_names_say_so(place: Path) -> None:
     assert list(found.index) == list(range(5, 21)) and found["score"].notna().all()
 
 
+@pytest.mark.slow
 def test_what_a_model_is_told_to_be(place: Path) -> None:
     detector = model_of(place / "detector")
     assert set(detector.outputs) == {"score", "class", "decision"} and detector.classes is None

@@ -29,7 +29,7 @@ from oodbench.tracking import connection as tracker
 from oodbench.tracking import fields as entries
 from oodbench.tracking.connection import quiet_mlflow
 from oodbench.tracking.reader import collect
-from tests.servers import Server, serving, unused_port
+from tests.servers import Server, forwarding, unused_port
 
 TABLE = "| method | AUROC |\n|---|---|\n| Energy | 91.25 |\n"
 
@@ -773,16 +773,17 @@ def test_a_cable_cut_at_any_request(
 
 
 @pytest.mark.slow
-def test_a_server_that_was_down(tmp_path: Path, empty_store: Path) -> None:
+def test_a_server_that_was_down(server: str, tmp_path: Path) -> None:
     port = unused_port()
     tracker = Tracker(f"http://127.0.0.1:{port}", tmp_path / "results")
-    lay(tracker.results, row("energy"), row("mcm"))
+    one, other, new = (row(method, benchmark="down") for method in ("energy", "mcm", "new"))
+    lay(tracker.results, one, other)
     check_waits(tracker, "refused")
-    with serving(tmp_path / "server", port, empty_store) as running:
+    with forwarding(port, server):
         assert sync(tracker) == SyncReport(2, 0, 0, "")
-        assert Store(running.uri).digests == digests(row("energy"), row("mcm"))
+        assert Store(server, "down").digests == digests(one, other)
         assert sync(tracker) == SyncReport(0, 2, 0, "")
-    check = send(tracker, [row("energy"), row("new")], attach)
+    check = send(tracker, [one, new], attach)
     assert (check.arrived, check.known, check.waiting) == (0, 1, 1)
 
 
