@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from oodbench.method import Batch, Method, Needs, Task, View
+from oodbench.method import Access, Batch, Method, Needs, Task, View
 from oodbench.method.corruptions import KINDS, RANDOM, SEVERITIES, SIDE, corrupted, corrupted_at_random
 
 RECOMMENDED = ("brightness", "fog", "saturate", "motion_blur", "defocus_blur", "gaussian_blur")
@@ -42,6 +42,7 @@ class CoVer(Method[None]):
     """
 
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.VIEWS
+    access: ClassVar[Access] = Access(ood_validation=True)
     preset: Literal["recommended", "release"] = "recommended"
     types: tuple[str, ...] | None = None
     severities: tuple[int, ...] | None = None

@@ -138,7 +138,7 @@ def _cells(where: str, cell: dict[str, Any], row: dict[str, Any]) -> dict[str, P
 
 
 _FACTS = ("architecture", "weights", "prompts", "resize", "words", "at95")
-_WORDS = ("neglabel",)  # methods with a word list
+_WORDS = ("csp", "eoe", "neglabel", "negrefine")  # methods with a word list
 _LABELS = {"resize": "resize filter", "words": "word list", "at95": "rule of the 95 %"}
 
 
