@@ -153,15 +153,10 @@ def make_jobs(request: RunRequest, known: Mapping[str, MethodInfo] | None = None
         info = known.get(choice.name)
         if info is None:
             problems.append(f"no method '{choice.name}'{did_you_mean(choice.name, {*known, *registry.NAMED_GROUPS})}")
-        elif info.problem and not choice.named:
-            skipped_methods.append((info.name, info.problem))
-        elif info.problem:
-            problems.append(f"method '{info.name}' ({info.path}): {info.problem}")
-        elif "LABELS" in info.needs and "CALIBRATION" not in info.needs:
-            problems.append(
-                f"method '{info.name}' ({info.path}) reads labels, which only calibration images have: "
-                "write needs = Needs.CALIBRATION | Needs.LABELS"
-            )
+        elif (problem := info.problem or _needs_problem(info)) and not choice.named:
+            skipped_methods.append((info.name, problem))
+        elif problem:
+            problems.append(f"method '{info.name}' ({info.path}): {problem}")
         else:
             try:
                 for values in swept.get(info.name, [{}]):
@@ -210,6 +205,17 @@ def _settings(
             problems.append(f"--set {text}: {setting.method} is not among --methods {request.methods}")
         settings.setdefault(setting.method, {})[setting.parameter] = setting.value
     return settings
+
+
+def _needs_problem(info: MethodInfo) -> str:
+    """Return why no batch has all that a method says it reads, or ""."""
+    if "LABELS" in info.needs and "CALIBRATION" not in info.needs:
+        return (
+            "it reads labels, which only calibration images have: write needs = Needs.CALIBRATION | Needs.LABELS | ..."
+        )
+    if {"PATCHES", "VIEWS"} <= set(info.needs):
+        return "it reads patches and views, which no batch has together: make it two methods"
+    return ""
 
 
 def _job(info: MethodInfo, overrides: Mapping[str, Any], templates: str) -> Job:

@@ -96,7 +96,7 @@ class Scorer:
         images = self._patch_pass(with_patches, listing, embeddings)
         for method, output in self._outputs(with_patches, images, True):
             self._store(method, embeddings(), output)
-        fitted = [method for method in fitted if method not in with_patches]
+        fitted = [method for method in fitted if Needs.PATCHES not in method.method.needs]
         if not fitted:
             return
         embedded = embeddings()

@@ -242,9 +242,17 @@ def test_what_cannot_be_drawn_is_said_before_anything_is_encoded(
         make_plan(request(place, **options))
 
 
-def test_a_method_that_reads_labels_of_no_images_is_refused(place: Path, tmp_path: Path) -> None:
-    (tmp_path / "centroids.py").write_text(CENTROIDS.replace(" | Needs.CALIBRATION", ""))
-    with pytest.raises(UserError, match=r"which only calibration images have: write needs = Needs\.CALIBRATION"):
+@pytest.mark.parametrize(
+    ("needs", "said"),
+    [
+        ("LABELS", "it reads labels, which only calibration images have: write needs = Needs.CALIBRATION"),
+        ("PATCHES | Needs.VIEWS", "it reads patches and views, which no batch has together"),
+    ],
+)
+def test_needs_that_no_batch_meets_are_refused_by_name(needs: str, said: str, place: Path, tmp_path: Path) -> None:
+    both = "Needs.CALIBRATION | Needs.LABELS"
+    (tmp_path / "centroids.py").write_text(CENTROIDS.replace(both, f"Needs.{needs}"))
+    with pytest.raises(UserError, match=rf"method 'centroids' \(.*centroids\.py\): {said}"):
         make_plan(request(place, plugins=[tmp_path / "centroids.py"]))
 
 

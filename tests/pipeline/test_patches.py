@@ -153,6 +153,20 @@ def test_a_broken_image_and_a_resumed_shard(images: Path, tmp_path: Path, passes
     np.testing.assert_allclose(here, np.delete(whole, 5), rtol=1e-6)
 
 
+@pytest.mark.slow
+def test_patches_on_another_device(images: Path, tmp_path: Path) -> None:
+    from tests.elsewhere import elsewhere
+
+    results(request(images, tmp_path / "a", methods="gl_mcm", device="cpu"))
+    for name, options in (("b", {}), ("c", {"keep_patches": True}), ("d", {"keep_patches": True})):
+        where = {"store": tmp_path / "c/store"} if name == "d" else {}
+        with elsewhere() as device:
+            assert results(request(images, tmp_path / name, methods="gl_mcm", device=device, **options, **where))
+        here, there = scores(tmp_path / "a/runs", "gl_mcm"), scores(tmp_path / name / "runs", "gl_mcm")
+        for images_of, values in there.items():
+            assert np.abs(values - here[images_of]).max() < 1e-3
+
+
 FAULTS = {
     "batch.patches.numpy()[:] += 1; return batch.features[:, 0]": "it changes in place what it was given",
     "return batch.patches.mean((0, 1)).sum() + batch.features[:, 0]": "depends on the other images of the batch",
