@@ -57,7 +57,8 @@ def batch(n):
     activations = torch.randn(n, WIDTH)
     embeddings = encoder.project(activations)
     pixels = torch.rand(n, 3, SIDE, SIDE) if Needs.PIXELS in method.needs else None
-    return Batch(~Needs(0), n, unit(embeddings), embeddings, activations, pixels)
+    views = unit(torch.randn(n, len(method.views), DEPTH)) if Needs.VIEWS in method.needs else None
+    return Batch(~Needs(0), n, unit(embeddings), embeddings, activations, pixels, _views=views)
 bank = unit(torch.randn(1000, DEPTH))
 sources = Sources(lambda t: bank, lambda w: unit(torch.randn(len(w), DEPTH)), lambda: encoder, lambda: [batch(2000)])
 task = Task([f"c{i}" for i in range(1000)], 100.0, sources)
@@ -67,10 +68,10 @@ if Needs.WEIGHTS in method.needs:
     task = task.for_method(~Needs(0), MethodResources(lambda: Weights(tensors, {}), lambda depends, make: make()))
 with torch.no_grad():
     state = method.fit(task)
-    peaks = []
+    peaks, chunk = [], -(-CHUNK // (1 + len(method.views)))
     for n in (1_000, int(sys.argv[2])):
-        for start in range(0, n, CHUNK):
-            method.score(batch(min(CHUNK, n - start)), task, state)
+        for start in range(0, n, chunk):
+            method.score(batch(min(chunk, n - start)), task, state)
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 print(json.dumps(peaks))
 """
@@ -78,7 +79,7 @@ print(json.dumps(peaks))
 
 @pytest.mark.parametrize("name", [name for name, info in registry.methods().items() if not info.problem])
 def test_memory_is_flat_from_a_thousand_to_a_hundred_thousand_images(name: str) -> None:
-    images = {"zoc": "20000", "odin": "20000", "zoc_coca": "20000"}.get(name, "100000")
+    images = {"zoc": "20000", "odin": "20000", "zoc_coca": "20000", "cover": "20000"}.get(name, "100000")
     call = [sys.executable, "-c", CODE, name, images]
     done = subprocess.run(call, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
