@@ -79,10 +79,10 @@ if Needs.WEIGHTS in method.needs:
     task = task.for_method(~Needs(0), MethodResources(lambda: Weights(tensors, {}), lambda depends, make: make()))
 with torch.no_grad():
     state = method.fit(task)
-    peaks = []
+    peaks, chunk = [], -(-CHUNK // (1 + len(method.views)))
     for n in (1_000, int(sys.argv[2])):
-        for start in range(0, n, CHUNK):
-            method.score(batch(min(CHUNK, n - start)), task, state)
+        for start in range(0, n, chunk):
+            method.score(batch(min(chunk, n - start)), task, state)
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 print(json.dumps(peaks))
 """
@@ -92,7 +92,8 @@ print(json.dumps(peaks))
 def test_memory_is_flat_from_a_thousand_to_forty_thousand_images(name: str, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(CODE)
     (tmp_path / "names.txt").write_text("a galaxy\na waterfall\n")
-    images = {"zoc": "20000", "odin": "20000", "zoc_coca": "20000", "negrefine": "5000"}.get(name, "40000")
+    fewer = {"zoc": "20000", "odin": "20000", "zoc_coca": "20000", "cover": "10000", "gl_mcm": "5000", "negrefine": "5000"}
+    images = fewer.get(name, "40000")
     running = Command(name, images, str(tmp_path / "names.txt"), program=tmp_path / "program.py")
     said, errors = running.communicate(timeout=500)
     assert running.returncode == 0, errors
