@@ -100,7 +100,7 @@ def whitening(covariance: Float64[Tensor, "d d"]) -> Float64[Tensor, "d r"]:
     if not rank:
         raise UserError(
             "the covariance of the calibration images within their classes is 0: no class has two different images; "
-            "give at least two a class"
+            "give at least two a class, such as --shots 2"
         )
     if rank < width:
         log.warning(
