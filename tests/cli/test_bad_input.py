@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,29 @@ from oodbench.method import registry
 from oodbench.pipeline.jobs import make_jobs
 from oodbench.pipeline.plan import make_plan
 from oodbench.pipeline.request import RunRequest
+from tests.first_run import first_run
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
-CALLED = """
-import sys
+# For each line of arguments a fork of an interpreter that has loaded nothing heavy, and its exit code.
+FORKS = """
+import json, os, sys
+import oodbench.cli.run, oodbench.pipeline.plan, oodbench.storage.store
 from oodbench.cli import main
-try:
-    main()
-finally:
-    heavy = {"torch", "open_clip", "mlflow", "pandas", "oodbench_methods"} & set(sys.modules)
-    print(f"loaded: {sorted(heavy)}")
+from oodbench.data import catalog
+from oodbench.method import registry
+
+registry.methods(), catalog.benchmarks()  # every command reads these files: once for all forks
+for line in sys.stdin:
+    if (child := os.fork()) == 0:
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(os.path.join(sys.argv[1], name), os.O_CREAT | os.O_TRUNC | os.O_WRONLY), number)
+        sys.argv[1:] = json.loads(line)
+        try:
+            main()
+        finally:
+            heavy = {"torch", "open_clip", "mlflow", "pandas", "oodbench_methods"} & set(sys.modules)
+            print(f"loaded: {sorted(heavy)}")
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 CALIBRATED = '''"""Calm: a method (Doe et al., ICML 2020, arXiv:2001.00001)."""
 from dataclasses import dataclass
@@ -67,10 +81,29 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def refuse(place: Path, arguments: Sequence[str | Path], said: Sequence[str]) -> None:
+@pytest.fixture(scope="module")
+def call(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
+    """The command in `place`, and which heavy modules it has loaded."""
+    streams = tmp_path_factory.mktemp("streams")
+    words = [sys.executable, "-c", FORKS, str(streams)]
+    with subprocess.Popen(words, cwd=place, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as forks:
+        assert forks.stdin and forks.stdout
+
+        def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+            assert forks.stdin and forks.stdout
+            forks.stdin.write(json.dumps([*map(str, arguments)]) + "\n")
+            forks.stdin.flush()
+            code = int(forks.stdout.readline())
+            out, err = ((streams / name).read_text() for name in ("stdout", "stderr"))
+            return subprocess.CompletedProcess(arguments, code, out, err)
+
+        yield run
+        forks.stdin.close()
+
+
+def refuse(call: Cli, place: Path, arguments: Sequence[str | Path], said: Sequence[str]) -> None:
     """The command fails with these problems, one line each, and loads nothing heavy on the way."""
-    command = [sys.executable, "-c", CALLED, *map(str, arguments)]
-    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=60, check=False)
+    done = call(*arguments)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == "loaded: []\n"
@@ -186,20 +219,19 @@ CASES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_bad_input_is_one_line_before_anything_is_loaded(case: str, place: Path) -> None:
+def test_bad_input_is_one_line_before_anything_is_loaded(case: str, call: Cli, place: Path) -> None:
     arguments, said = CASES[case]
-    refuse(place, ["run", *arguments], said)
+    refuse(call, place, ["run", *arguments], said)
 
 
-def test_all_problems_are_reported_at_once(place: Path) -> None:
+def test_all_problems_are_reported_at_once(call: Cli, place: Path) -> None:
     arguments = ["run", "--methods", "mcmm,energy[scale=x]", "--id", "folder:gone", "--ood", "sunn,folder:empty"]
     arguments += ["--precision", "fp8", "--results", "file/x", "--encoder", "ViT@gone.pt", "--set", "mcm.temperature"]
     said = ["--precision fp8", "results folder", "'mcmm'", "energy.scale", "--set mcm.temperature", "'sunn'", "gone.pt"]
-    refuse(place, arguments, said)
+    refuse(call, place, arguments, said)
     arguments[arguments.index("sunn,folder:empty")] = "folder:empty"
-    refuse(place, arguments, [*said[:5], "gone.pt", "'folder:gone' was not found", "'folder:empty': "])
+    refuse(call, place, arguments, [*said[:5], "gone.pt", "'folder:gone' was not found", "'folder:empty': "])
 
 
 @pytest.mark.parametrize(
@@ -212,8 +244,8 @@ def test_all_problems_are_reported_at_once(place: Path) -> None:
         (["store", "gc", "--max-size", "much"], "cannot read the size 'much'"),
     ],
 )
-def test_other_commands_refuse_as_briefly(arguments: list[str], said: str, place: Path) -> None:
-    refuse(place, arguments, [said])
+def test_other_commands_refuse_as_briefly(arguments: list[str], said: str, call: Cli, place: Path) -> None:
+    refuse(call, place, arguments, [said])
 
 
 @pytest.mark.slow
@@ -334,5 +366,5 @@ def test_a_plugin_that_does_not_import_is_refused_when_chosen(place: Path, cli: 
     assert "does not import: ModuleNotFoundError: No module named 'no_such_module'" in done.stderr
     done = cli(*run, "--methods", "mcm", cwd=place)
     assert done.returncode == 0, done.stderr
-    done = cli(*run, cwd=place)
+    done = cli(*run, cwd=place, OODBENCH_STORE=str(first_run() / "store"))  # with the words of NegLabel
     assert done.returncode == 0 and "skipped: sad: " in done.stderr
