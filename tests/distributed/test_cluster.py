@@ -393,7 +393,7 @@ def test_tasks_cost_little(cluster: str, images: Path, tmp_path: Path) -> None:
     """A thousand tasks that do nothing: under 10 ms of the driver's CPU each, and the driver does not grow."""
     from oodbench.distributed.pool import Pool, PoolTask
 
-    made = plan(images, tmp_path)
+    made = plan(images, tmp_path, ood=[f"folder:{images}/few"])
     run(made)
     sent = payload.pack(made)
     pool = Pool(Placement(2, 0.0, 1.0, 2, "cpu", 1), sent)
