@@ -92,7 +92,14 @@ print(json.dumps(peaks))
 def test_memory_is_flat_from_a_thousand_to_forty_thousand_images(name: str, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(CODE)
     (tmp_path / "names.txt").write_text("a galaxy\na waterfall\n")
-    fewer = {"zoc": "20000", "odin": "20000", "zoc_coca": "20000", "cover": "10000", "gl_mcm": "5000", "negrefine": "5000"}
+    fewer = {
+        "zoc": "20000",
+        "odin": "20000",
+        "zoc_coca": "20000",
+        "cover": "10000",
+        "gl_mcm": "5000",
+        "negrefine": "5000",
+    }
     images = fewer.get(name, "40000")
     running = Command(name, images, str(tmp_path / "names.txt"), program=tmp_path / "program.py")
     said, errors = running.communicate(timeout=500)
