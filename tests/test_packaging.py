@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.first_run import first_run
+
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ("results/published", "results/reference")
@@ -161,7 +163,7 @@ def test_the_wheel_lists_and_runs(installed: Installed) -> None:
     assert "imagenet1k" in installed.run("datasets") and "textures" in installed.run("datasets", "mos")
     if not (ROOT / "oodbench/data/glyphs/encoder.safetensors").is_file():
         pytest.skip("the embedded encoder has not been made")
-    out = installed.run("run", "--limit", "40", "--tracking-uri", "none")
+    out = installed.run("run", "--limit", "40", "--tracking-uri", "none", "--store", first_run() / "store")
     assert "MCM" in out and "Letters" in out and "partial 40/1500" in re.sub(r"\s+", " ", out)
     assert (installed.elsewhere / "results/runs").is_dir()
 

@@ -18,6 +18,7 @@ import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from oodbench.method import registry
+from tests.first_run import first_run
 
 pytestmark = pytest.mark.slow
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -25,13 +26,9 @@ METHODS = {name: info for name, info in registry.methods().items() if "CAPTIONS"
 
 
 @pytest.fixture(scope="module")
-def home(process: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home() -> Path:
     """A folder in which `oodbench run` was called once, with a store of its own and nothing else."""
-    folder = tmp_path_factory.mktemp("newcomer")
-    done = process("run", cwd=folder, OODBENCH_STORE=str(folder / "store"))
-    assert done.returncode == 0, done.stderr
-    (folder / "stdout").write_text(done.stdout)
-    return folder
+    return first_run()
 
 
 def rows_of(folder: Path) -> dict[str, dict[str, object]]:
@@ -206,13 +203,13 @@ def test_imagenet_with_a_vit_b_32_of_real_size(cli: Cli, shared: Path, tmp_path:
         "places: 1,000 of 10,000 images",
     ):
         assert line in plan.stdout
-    done = cli(*arguments, *where, "--allow-partial", "--limit", "64")  # all 2,400 would take minutes
+    done = cli(*arguments, *where, "--allow-partial", "--limit", "16")  # all 2,400 would take minutes
     assert done.returncode == 0, done.stderr
-    assert "64/5640" in done.stdout
+    assert "16/5640" in done.stdout
     found = {path.stem.split("-")[0]: json.loads(path.read_text()) for path in (tmp_path / "r").rglob("*.json")}
     assert set(found) == {"energy", "maxlogit", "mcm", "msp"}
     row = found["mcm"]
-    assert (row["id"]["n"], [s["n"] for s in row["ood"]]) == (64, [64, 64])
+    assert (row["id"]["n"], [s["n"] for s in row["ood"]]) == (16, [16, 16])
     assert row["classes"]["duplicates"] == ["missile", "sunglasses"]
     assert row["encoder"]["config"]["quick_gelu"] is True
     assert row["encoder"]["width"] == 768

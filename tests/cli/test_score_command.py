@@ -30,6 +30,7 @@ from oodbench.detector import explain as explanation
 from oodbench.detector.engine import Scored
 from oodbench.pipeline.request import request_from
 from oodbench.storage.store import Store
+from tests.first_run import after_first_run
 from tests.photos import lay
 from tests.processes import script_folder
 
@@ -351,7 +352,7 @@ def test_the_page_on_detectors_can_be_followed(place: Path, tmp_path: Path) -> N
     here = shutil.copytree(place, tmp_path / "here")
     env = {
         **os.environ,
-        "OODBENCH_STORE": str(tmp_path / "store"),
+        **after_first_run(here),
         "PATH": os.pathsep.join([script_folder(), str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
     for command in "\n".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL)).splitlines():

@@ -27,6 +27,7 @@ from oodbench.pipeline.plan import Plan, make_plan
 from oodbench.pipeline.request import RunRequest
 from oodbench.pipeline.task import encoder_loader
 from oodbench.storage.store import Store
+from tests.first_run import after_first_run
 from tests.processes import script_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -350,7 +351,7 @@ def test_the_page_on_datasets_can_be_followed(photos: Path, tmp_path: Path) -> N
     page = (ROOT / "docs/adding-a-dataset.md").read_text()
     shutil.copytree(photos / "photos", tmp_path / "photos")
     shutil.copytree(photos / "others", tmp_path / "others")
-    own = {"OODBENCH_CONFIG": str(tmp_path / "config"), "OODBENCH_STORE": str(tmp_path / "store")}
+    own = {"OODBENCH_CONFIG": str(tmp_path / "config"), **after_first_run(tmp_path)}
     env = {**os.environ, **own, "PATH": os.pathsep.join([script_folder(), os.environ["PATH"]])}
     said = ""
     for command in "\n".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL)).splitlines():

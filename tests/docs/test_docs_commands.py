@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from oodbench.cli import main
 from oodbench.data import catalog as catalogue
 from oodbench.pipeline.jobs import make_jobs
 from oodbench.pipeline.request import RunRequest
+from tests.first_run import after_first_run
 from tests.processes import script_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,22 +134,13 @@ def same(shown: str, printed: str) -> bool:
     return len(wanted) == len(found) and all(map(alike, wanted, found))
 
 
-@pytest.fixture(scope="module")
-def ledger(cli: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow file that exists, which a first run takes five seconds to make."""
-    folder = tmp_path_factory.mktemp("ledger")
-    assert cli("run", "--methods", "mcm", cwd=folder).returncode == 0
-    return folder / "results/mlflow.db"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if runs_here(page)])
-def test_pages_can_be_followed(page: str, ledger: Path, tmp_path: Path) -> None:
-    """From an empty folder: files are saved, commands and Python run, and what the page shows is printed."""
-    (tmp_path / "results").mkdir()
-    shutil.copy(ledger, tmp_path / "results")
+def test_pages_can_be_followed(page: str, tmp_path: Path) -> None:
+    """In an empty folder, after a first run: files are saved, commands and Python run, and what is shown is printed."""
     env = {
         **os.environ,
+        **after_first_run(tmp_path),
         "PATH": os.pathsep.join([script_folder(), str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONPATH": str(tmp_path.parent / "site"),  # where `pip install` goes, instead of into this environment
         "PIP_TARGET": str(tmp_path.parent / "site"),

@@ -79,20 +79,24 @@ def test_pages_stand_on_their_own(site: Path, address: str, browser: Browser) ->
     """No request leaves for another host, the console stays clean, nothing is missing, all fits a phone."""
     asked: list[str] = []
     wrong: list[str] = []
-    page = browser.new_page(viewport={"width": 400, "height": 800})
-    page.on("request", lambda one: asked.append(one.url))
-    page.on("console", lambda one: wrong.append(one.text) if one.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("response", lambda one: wrong.append(f"{one.status} {one.url}") if one.status >= 400 else None)
     names = sorted(path.relative_to(site).as_posix() for path in site.rglob("*.html"))
     assert len(names) > 20
+    opened = []
     for name in names:
-        page.goto(f"{address}/{name}", wait_until="networkidle")
-        assert not wrong, f"{name}: {wrong}"
+        page = browser.new_page(viewport={"width": 400, "height": 800})
+        page.on("request", lambda one: asked.append(one.url))
+        page.on("console", lambda one: wrong.append(one.text) if one.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("response", lambda one: wrong.append(f"{one.status} {one.url}") if one.status >= 400 else None)
+        page.goto(f"{address}/{name}")
+        opened.append(page)
+    for name, page in zip(names, opened, strict=True):  # "networkidle" is half a second without a request
+        page.wait_for_load_state("networkidle")
+        assert not wrong, f"{page.url}: {wrong}"
         wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         assert wide <= 0, f"{name} is {wide} pixels too wide for a phone"
+        page.close()
     assert {url for url in asked if not url.startswith((address, "data:", "blob:"))} == set()
-    page.close()
 
 
 def test_the_search_finds(address: str, browser: Browser) -> None:

@@ -202,7 +202,9 @@ def test_methods_that_need_a_missing_part_are_refused_by_name(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     spec = write(tmp_path)
     weights = ROOT / "methods"  # any file: what lacks is told before weights are read
-    asked = request_from(methods="react,zoc_coca,clipn,mcm", encoder=spec, weights=(f"clipn={weights}/clipn.py",))
+    asked = request_from(
+        methods="react,zoc_coca,clipn,mcm", ood="glyphs-letters", encoder=spec, weights=(f"clipn={weights}/clipn.py",)
+    )
     with pytest.raises(UserError) as caught:
         make_plan(asked)
     assert [line.replace(str(tmp_path), "T") for line in caught.value.problems] == [

@@ -173,7 +173,12 @@ def test_wrong_types_with_a_right_digest_are_refused_or_printed(wrong: Any, tmp_
         except (TypeError, ValueError, AttributeError, KeyError):
             continue
         path.write_text(json.dumps(changed))
-        for flags in (["--no-tests"], ["--format", "csv"], ["--format", "latex", "--cite", "--no-tests"]):
+        forms = [["--no-tests"], ["--format", "csv"], ["--format", "latex", "--cite", "--no-tests"]]
+        try:
+            from_json(path.read_text(), "here")
+        except UserError:
+            forms = forms[:1]  # a refused row is left out before it is known what is written
+        for flags in forms:
             done = call("--results", tmp_path, *flags)
             assert done.exit_code == 0 and "ZOC" in done.stdout, (place, flags, done.output, done.exception)
 
