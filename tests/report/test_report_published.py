@@ -316,7 +316,7 @@ def test_every_published_row_has_a_card_and_the_corrections_are_in() -> None:
         *("adaneg:paper", "adaneg:paper-openood", "tanl:paper", "tanl:paper-openood", "oodd:log-neglabel", "oodd:mcm"),
         *("ants:paper", "coevo:paper", "ttl:paper"),
     }
-    assert all(card.group == "few-shot" for key, card in cards.items() if "gallop" in key and key != "gl-mcm:gallop")
+    assert all(card.group == "few-shot" for key, card in cards.items() if "gallop" in key and key != "gl_mcm:gallop")
     assert cards["eoe:paper"].lm_words and cards["mahalanobis:neglabel"].id_labels == "all"
     assert cards["dualcnst:paper"].group == cards["clipn:paper"].group == "trained" == cards["mofe:paper"].group
     for key, names in (("adaneg:paper", 5), ("tanl:paper", 5), ("adaneg:paper-openood", 2), ("tanl:paper-openood", 2)):
@@ -324,7 +324,7 @@ def test_every_published_row_has_a_card_and_the_corrections_are_in() -> None:
     assert values(quote("ants:paper"), "fpr95_ood") == {"mean": 11.20} and not values(quote("coevo:paper"), "fpr95")
     assert values(quote("oodd:log-neglabel"), "fpr95")["mean"] == 18.79
     assert values(quote("csp:paper"), "auroc")["inaturalist"] == 99.60
-    assert "lambda 0.5" in quote("gl-mcm:paper").about and "lambda 1.0" in quote("gl-mcm:gallop").about
+    assert "lambda 0.5" in quote("gl_mcm:paper").about and "lambda 1.0" in quote("gl_mcm:gallop").about
     assert "MCM's code" in quote("mahalanobis:neglabel").about
 
 
