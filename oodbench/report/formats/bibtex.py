@@ -1,8 +1,9 @@
 """BibTeX entries of the methods, datasets, benchmarks and published numbers in tables.
 
 Built-in names are looked up in `references.bib`, whose entries have full author lists. Any other citation, such as that
-of a user's own method, becomes an entry of what it says. A citation reads `Wang et al., ICCV 2023, arXiv:2308.12213`;
-several are separated by `; `, and each may say why it is cited (`subset by Huang & Li (MOS), CVPR 2021, ...`).
+of a user's own method, becomes an entry of what it says. A citation reads `Wang et al., ICCV 2023, arXiv:2308.12213`
+or ends in `doi:...` or an address. Several are separated by `; `, and each may say why it is cited: `subset by Huang &
+Li (MOS), CVPR 2021, ...`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from oodbench.report.tables.table import Table
 REFERENCES = Path(__file__).with_name("references.bib")
 OWN = "oodbench"  # cites nothing: made by this project
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
+_LINK = re.compile(r"\b(?:(?P<doi>doi:)|(?=https?://))(?P<address>\S+)")
 _YEAR = re.compile(r"\b(?:19|20)\d\d\b")
 _PREFIX = re.compile(r"^(?:[\w\s()./-]*? )?by (?=[A-Z])")
 _ENTRY = re.compile(r"^@(\w+)\{([^,\s]+),\n((?:  \w+ = \{.*\},\n)+)\}$", re.MULTILINE)
@@ -156,7 +158,8 @@ def _parsed(text: str, title: str) -> BibEntry:
     text = _PREFIX.sub("", text)
     found = _ARXIV.search(text)
     arxiv = found[1] if found else ""
-    parts = [p.strip() for p in _ARXIV.sub("", text).split(",") if p.strip()]
+    link = _LINK.search(text)
+    parts = [p.strip() for p in _LINK.sub("", _ARXIV.sub("", text)).split(",") if p.strip()]
     authors = re.sub(r" \([^)]*\)$", "", parts[0]) if parts else ""
     rest = ", ".join(parts[1:])
     years = _YEAR.findall(rest)
@@ -173,6 +176,7 @@ def _parsed(text: str, title: str) -> BibEntry:
         "year": year,
         "eprint": arxiv,
         "archivePrefix": "arXiv" if arxiv else "",
+        "doi" if link and link["doi"] else "url": escape(link["address"]) if link else "",
     }
     kind = "inproceedings" if venue else "misc"
     return BibEntry(kind, f"{first}{year}-{ending}", {name: value for name, value in fields.items() if value})
