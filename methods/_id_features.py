@@ -12,8 +12,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from oodbench.errors import UserError
-from oodbench.method import Batch, Task
+from oodbench.method import Batch, Task, UserError
 
 log = logging.getLogger(__name__)
 
@@ -128,9 +127,13 @@ def residual_space(task: Task, normalise: bool, dim: int | None) -> Float64[Tens
         raise UserError(f"dim={dim} of {width} dimensions leaves no residual; set dim to {width - 1} or less")
     if values[width - dim - 1] <= _rounding(values):
         rank = int((values > _rounding(values)).sum())
+        if rank < 2:
+            raise UserError(
+                "the calibration images all have the same embedding up to its length; give images that differ"
+            )
         raise UserError(
             f"the calibration images span {rank} of {width} dimensions, so that dim={dim} leaves no residual; set dim "
-            f"to {max(1, rank - 1)} or less, or give more images"
+            f"to {rank - 1} or less, or give more images"
         )
     space: Tensor = directions[:, : width - dim]
     return space

@@ -8,10 +8,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from oodbench.errors import UserError
-from oodbench.method import Task
+from oodbench.method import Task, UserError
 
-PRODUCTS = 1 << 24  # in memory at once, for each thread that scores: 64 MB
+PRODUCTS = 1 << 24  # of a chunk in memory, for each thread that scores: 64 MB, and with what is sorted 128
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ def nearest(
 ) -> Nearest:
     """Return the k largest of queries @ bank^T + offsets; a bank of half precision is widened chunk by chunk."""
     products, rows = queries.new_empty(len(queries), 0), queries.new_empty(len(queries), 0).long()
-    chunk = max(1, PRODUCTS // max(1, len(queries)))
+    chunk = max(1, PRODUCTS // max(1, *queries.shape))  # rows whose products, and whose widened copy, fit
     for start in range(0, len(bank), chunk):
         part = bank[start : start + chunk].to(queries.dtype)
         all_products = queries @ part.T
@@ -44,8 +43,10 @@ def nearest(
 def count_images(task: Task, k: int, method: str) -> int:
     """Return how many calibration images there are; fewer than k is a UserError."""
     images = sum(batch.size for batch in task.calibration())
+    if not images:
+        raise UserError("there are no calibration images; name some: --calibration REF")
     if images < k:
         raise UserError(
-            f"k={k} neighbours of {images} calibration images; --set {method}.k={max(images, 1)}, or give more images"
+            f"k={k} neighbours of {images} calibration images; --set {method}.k={images}, or give more images"
         )
     return images

@@ -36,7 +36,7 @@ class CMA(Method[Agents]):
     templates    prompts of the class names
     temperature  tau of the paper
     agents       the agents, separated by |, or a file with one a line
-    ratio        k = M / K of the paper; M is rounded up
+    ratio        k = M / K of the paper; M is rounded up (the release sets M itself, by --num-agents)
     """
 
     templates: str = "simple"
@@ -69,6 +69,8 @@ class CMA(Method[Agents]):
     def _agents(self) -> list[str]:
         path = Path(self.agents).expanduser()
         if "|" not in self.agents and ("/" in self.agents or path.is_file()):
+            if not path.is_file():
+                raise ValueError(f"agents: no file {path}; a single prompt with a / is written with | at its end")
             return read_lines(path, "agents")
         return [prompt.strip() for prompt in self.agents.split("|") if prompt.strip()]
 

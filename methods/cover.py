@@ -34,7 +34,7 @@ class CoVer(Method[None]):
     only images named .jpg or .JPEG go through JPEG; here all do.
 
     preset       "recommended" (6 types, severities 1 and 2) or "release" (18 types, severities 1 to 5)
-    types        names of corruptions, such as ("fog", "brightness"); None takes those of the preset
+    types        names of corruptions; --set 'cover.types=("fog","brightness")'; None takes those of the preset
     severities   some of 1 to 5; None takes those of the preset
     resize       pixels of the shorter side before the crop of 224 x 224: 224, or 256 as in ImageNet-C
     templates    prompts of the class names; "a photo of a {}", without a period
@@ -55,6 +55,8 @@ class CoVer(Method[None]):
             raise ValueError(f"temperature must be above 0, not {self.temperature}")
         if self.resize < SIDE:
             raise ValueError(f"resize must be at least {SIDE}, the size of the crop, not {self.resize}")
+        if () in (self.types, self.severities):
+            raise ValueError("types and severities name at least one each, or None for those of the preset")
         for name in self.types or ():
             if name not in KINDS:
                 raise ValueError(f"no corruption '{name}'; there are {', '.join(KINDS)}")

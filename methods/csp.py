@@ -124,6 +124,8 @@ class CSP(Method[Negatives]):
             raise ValueError(f"groups={self.groups} must be at least 1")
         if unknown := [name for name in self.exclude if name not in FILES]:
             raise ValueError(f"exclude: no lexicographer file {', '.join(unknown)}; there are {', '.join(FILES)}")
+        if set(FILES) <= set(self.exclude):
+            raise ValueError("exclude names all lexicographer files, which leaves no word")
         if self.words != OWN_LIST:
             if "/" not in self.words:  # folders enter the score's key when they are written as paths
                 raise ValueError(f"words={self.words} must be written as a path: ./{self.words}")
@@ -169,10 +171,13 @@ class CSP(Method[Negatives]):
         parts = ((words.nouns, self.noun_templates), (phrases, self.adjective_templates))
         vectors = torch.cat([task.words(texts, name, self.average) for texts, name in parts if texts])
         similarity = similarities(vectors, task.text(self.templates, self.average), self._similarity)
+        candidates = [len(words.nouns), len(phrases)]
         if self.drop_names:
             names = set(task.classes)
-            similarity[[i for i, word in enumerate(words.nouns) if word in names]] = 1.0
-        first, second = (len(texts) if words.selected else int(self.share * len(texts)) for texts, _ in parts)
+            dropped = [i for i, word in enumerate(words.nouns) if word in names]
+            similarity[dropped] = 1.0
+            candidates[0] -= len(dropped)  # the release does not count them in the share either
+        first, second = candidates if words.selected else (int(self.share * n) for n in candidates)
         return Pool(words.nouns, phrases, vectors, similarity, (first, second), words.selected)
 
     def _phrases(self, words: Words) -> tuple[str, ...]:

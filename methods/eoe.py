@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from oodbench.method import Access, Batch, Method, Task, logsumexp, templates
+from oodbench.method import Access, Batch, Method, Task, UserError, logsumexp, templates
 
 from ._wordnet import read_lines
 
@@ -42,8 +42,8 @@ class EOE(Method[Outliers]):
     Release: the names are read in lower case, once each, without those that are class names in any case. (The files
     repeat names: of 539 in the first list for far OOD, 215 differ.) For near OOD, names that share a word, in the same
     case, with a class name are left out (overlap=False); for ImageNet-20, those whose text has a cosine above 0.85 with
-    the text of a class, too (near=0.85). Lists for near and fine-grained OOD are written for that kind of OOD: a row
-    with one knows what is tested, which its card does not say. The other scores are the code's `score_ablation`, whose
+    the text of a class, too (near=0.85). A list is written for far, near or fine-grained OOD: a row knows which of them
+    is tested, as its card says. The other scores are the code's `score_ablation`, whose
     default in its command line is `max`; its script and the paper have `eoe`. With `max` an image that is nearest to an
     outlier name has the score 1/K.
 
@@ -58,7 +58,7 @@ class EOE(Method[Outliers]):
     near         cosine with the text of a class above which an outlier name is left out; 1 leaves out none
     """
 
-    access: ClassVar[Access] = Access(lm_words=True)
+    access: ClassVar[Access] = Access(lm_words=True, knows_ood_kind=True)
     words: str = ""
     preset: Literal["eoe", "max", "msp", "energy", "max-logit"] = "eoe"
     templates: str = "simple"
@@ -86,7 +86,7 @@ class EOE(Method[Outliers]):
             kept = (largest <= self.near).nonzero()[:, 0]
             names, vectors = [names[i] for i in kept.tolist()], vectors[kept]
         if not names:
-            raise ValueError(f"words={self.words}: no outlier name is left; raise near={self.near}")
+            raise UserError(f"words={self.words}: no outlier name is left; raise near={self.near}")
         return Outliers(tuple(names), vectors)
 
     def score(self, batch: Batch, task: Task, state: Outliers) -> Float[Tensor, " b"]:
@@ -119,7 +119,7 @@ class EOE(Method[Outliers]):
         own, words = {name.lower() for name in classes}, {word for name in classes for word in name.split()}
         left = [name for name in names if name not in own and (self.overlap or not words & set(name.split()))]
         if not left:
-            raise ValueError(f"words={self.words}: all {len(names)} names are class names or share a word with one")
+            raise UserError(f"words={self.words}: all {len(names)} names are class names or share a word with one")
         return left
 
 

@@ -18,7 +18,7 @@ class GEN(Method[None]):
     It reads no images but the test image. The probabilities are the softmax of the scaled cosines over all classes, and
     are not normalised again over the largest; p and 1 - p are computed in float64, so that a confident softmax keeps
     its digits. The scale decides the result. With fewer than M classes all are summed. pytorch-ood averages instead of
-    summing, which ranks the same.
+    summing, which ranks the same, clamps p to 1e-7, which does not, and sums all classes unless told.
 
     gamma      exponent
     top        M of the paper, which has 100 for ImageNet
@@ -33,7 +33,7 @@ class GEN(Method[None]):
     scale: float | None = None
 
     def __post_init__(self) -> None:
-        if self.gamma <= 0 or self.top < 1:
+        if not self.gamma > 0 or self.top < 1:
             raise ValueError(f"gamma={self.gamma} must be above 0, and top={self.top} at least 1")
 
     def score(self, batch: Batch, task: Task, state: None) -> Float[Tensor, " b"]:

@@ -32,7 +32,7 @@ class KNN(Method[Bank]):
     by rounding (1e-7) may change places. OpenOOD's faiss index gives squared distances, which rank the same, and adds
     1e-10 to every coordinate after normalising.
 
-    Memory: the bank (n x d x 4 bytes; 1.28 million x 512 is 2.6 GB, half of it with fp16), and 64 MB for each thread
+    Memory: the bank (n x d x 4 bytes; 1.28 million x 512 is 2.6 GB, half of it with fp16), and 128 MB for each thread
     that scores.
 
     k          50 is the default of OpenOOD, which sweeps 50 to 1000; the paper has 1000 for all of ImageNet, 10 for 1 %

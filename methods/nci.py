@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -35,6 +36,10 @@ class NCI(Method[Tensor]):
     normalise: bool = True
     templates: str = "simple"
     scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.alpha):
+            raise ValueError(f"alpha must be a number, not {self.alpha}")
 
     def fit(self, task: Task) -> Tensor:
         """Return the mean embedding, [d]."""

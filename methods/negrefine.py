@@ -53,7 +53,7 @@ class NegRefine(CSP):
     weight          factor of S_MM
     top_classes     number of nearest classes in pairs
     top_negatives   number of nearest negative words in pairs
-    pair_templates  prompts of pairs
+    pair_templates  prompts of pairs; for ImageNet-Sketch as ID csp-sketch, as the other templates
     """
 
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.ENCODER

@@ -11,8 +11,7 @@ from typing import ClassVar, Literal
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from oodbench.errors import UserError
-from oodbench.method import Batch, Method, Needs, Task
+from oodbench.method import Batch, Method, Needs, Task, UserError
 
 log = logging.getLogger(__name__)
 

@@ -32,7 +32,7 @@ class ViM(Method[Virtual]):
     The residual of an embedding z is what the principal space of the calibration images leaves of it: the first `dim`
     eigenvectors of their covariance, which is not centred, in float64. alpha makes virtual logits as large as the
     largest logits on the calibration images; no labels are read. W is the scaled class vectors and has no bias, so that
-    the paper's origin u = -W^+ b is 0. pytorch-ood clips logits at 100; here nothing is clipped.
+    the paper's origin u = -W^+ b is 0. Nothing is clipped.
 
     dim        dimensions of the principal space, below the embedding's; None is 256, the default of OpenOOD, or half of
                an embedding below 512 as in the authors' code (the paper's 512 and 1000 are of widths 768 and 2048)

@@ -229,6 +229,11 @@ def plan_text(plan: Plan) -> str:
             state = f"{count:,} to encode" if count else "stored"
             lines.append(f"  {job.label}: {views} of {sum(map(len, plan.listings)):,} images, {state}")
             total, size = total + count, size + count * 4 * plan.card.embed_dim
+    patched = [job for job in plan.jobs if "PATCHES" in job.info.needs]
+    again = [images for images in plan.listings if any(not find_scores(plan, job, images) for job in patched)]
+    if count := sum(len(images) for images in again if not plan.work(images).missing()):
+        names = ", ".join(job.label for job in patched)
+        lines.append(f"  {names}: patches of {count:,} images whose embeddings are stored, one more pass unless kept")
     lines += [
         f"  {total:,} images to encode, about {bytes_text(size)} to store",
         "",
@@ -266,7 +271,7 @@ def _text_lines(plan: Plan, jobs: Sequence[tuple[Job, bool]]) -> list[str]:
         lines.append(f"  {count.label}: {' and '.join(parts)}{_estimate(count.total, seconds)}")
     speed = f", at {1 / seconds:,.0f} a second on this machine" if seconds else ""
     kept = "those that are stored are not encoded again, and all are kept for later runs with this encoder"
-    return [*lines, f"  {total:,} to encode{_estimate(total, seconds)}{speed}; {kept}"]
+    return [*lines, f"  at most {total:,} to encode{_estimate(total, seconds)}{speed}; {kept}"]
 
 
 def _estimate(texts: int, seconds: float | None) -> str:

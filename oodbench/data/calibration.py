@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from oodbench.data import prompts
 from oodbench.data.catalog import Dataset
 from oodbench.data.load import LoadOptions, identified, load_images
 from oodbench.data.loaders.layout import first_few, tokenizer_text
@@ -76,7 +77,7 @@ def draw_labelled(split: ImageSet, id_set: ImageSet, options: LoadOptions, how: 
         raise UserError(
             f"{len(empty):,} of {len(counts):,} classes have no image among the {len(drawn):,} calibration images of "
             f"'{split.dataset.name}': {first_few(empty)}; take more images (--calibration-limit all, no --limit), or "
-            "--shots 1"
+            "--shots 2"
         )
     return drawn
 
@@ -118,8 +119,8 @@ def class_indices(id_set: ImageSet, calibration: ImageSet) -> npt.NDArray[np.int
     Classes are the same if their names or their folders are (`Apple pie` is `apple_pie`), in any order, or by their
     number if one of the sets has only numbers. Raises UserError with the classes that differ.
     """
-    for ours in (id_set.named, id_set.folders):
-        for theirs in (calibration.named, calibration.folders):
+    for ours in (_names(id_set), id_set.folders):
+        for theirs in (_names(calibration), calibration.folders):
             if not ours or not theirs or _numbers(ours) or _numbers(theirs):
                 continue
             if ours == theirs:  # also where names occur twice
@@ -133,6 +134,11 @@ def class_indices(id_set: ImageSet, calibration: ImageSet) -> npt.NDArray[np.int
     raise _other_classes(id_set, calibration)
 
 
+def _names(images: ImageSet) -> Sequence[str]:
+    """Return the class names of a set: its own, or those of its class list."""
+    return images.named or (prompts.class_names(images.dataset.classes).lines if images.dataset.classes else ())
+
+
 def _numbers(names: Sequence[str]) -> bool:
     return all(name.isdecimal() for name in names)
 
@@ -140,7 +146,12 @@ def _numbers(names: Sequence[str]) -> bool:
 def _by_number(one: ImageSet, other: ImageSet) -> bool:
     """Return whether the classes of one set are only numbers, or numbers in the order of the other's WordNet ids."""
     wordnet = all(re.fullmatch(r"n\d{8}", folder) for folder in other.folders)
-    return _numbers(one.folders) and (wordnet or not one.named or _numbers(one.named))
+    if _numbers(one.folders) and _numbers(other.folders):
+        first, second = ([int(folder) for folder in images.folders] for images in (one, other))
+        counted = all(numbers == list(range(numbers[0], numbers[0] + len(numbers))) for numbers in (first, second))
+        if first != second and not (counted and first[0] < 2 and second[0] < 2):  # 0 to k-1 and 1 to k are the same
+            return False
+    return _numbers(one.folders) and (wordnet or not _names(one) or _numbers(_names(one)))
 
 
 def _key(name: str) -> str:

@@ -149,7 +149,10 @@ class Engine:
                 f"{job.label} calibrates on ID images: fit it with some (--threshold-from or --calibration){hint}"
             )
         if job.reads_labels and calibration is not None and (calibration.labels < 0).any():
-            raise UserError(f"{job.label} reads the class of every image: fit(images, y=class names or their numbers)")
+            raise UserError(
+                f"{job.label} reads the class of every image: fit(images, y=class names or their numbers); "
+                "on the command line: --id SET --calibration folder:DIR"
+            )
         images = calibration if job.calibrates else None
         self.plan = dataclasses.replace(self.plan, calibration=images, labelled=images)
         self.facts["calibration"] = _facts(calibration) if calibration and job.calibrates else None
@@ -313,7 +316,9 @@ def _is_method(value: object) -> bool:
 
 
 def _are_plugins(value: object) -> bool:
-    return all(_is_path(one) or (isinstance(one, type) and _is_method(one)) for one in several(value))
+    return value is not None and all(
+        _is_path(one) or (isinstance(one, type) and _is_method(one)) for one in several(value)
+    )
 
 
 _TAKES: dict[str, tuple[Callable[[object], bool], str]] = {

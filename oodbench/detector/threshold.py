@@ -15,6 +15,7 @@ import hashlib
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -114,8 +115,10 @@ def split(images: ImageSet, tpr: float, seed: int, labels: Sequence[Any] | None 
     if labels is not None:
         ranks = {label: rank for rank, label in enumerate(dict.fromkeys(labels))}
         order.sort(key=lambda number: ranks[labels[distinct[number][0]]])
-    n = min(max(math.ceil(len(distinct) * HELD_OUT), min_images(tpr) or 0), len(distinct) // 2)
-    steps = (np.arange(n) + generator.random()) * len(distinct) / n
+        counts = Counter(labels[positions[0]] for positions in distinct)
+        order = [number for number in order if counts[labels[distinct[number][0]]] > 1] or order  # a class keeps one
+    n = min(max(math.ceil(len(distinct) * HELD_OUT), min_images(tpr) or 0), max(len(order) // 2, 1))
+    steps = (np.arange(n) + generator.random()) * len(order) / n
     held_out = {order[int(step)] for step in steps}
     fitted = [i for number, positions in enumerate(distinct) if number not in held_out for i in positions]
     log.info("of %d images %d are fitted on, and %d are held out to set the threshold", len(images), len(fitted), n)

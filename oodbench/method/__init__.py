@@ -12,7 +12,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from oodbench.errors import Undeclared
+    from oodbench.errors import Undeclared, UserError
     from oodbench.method.access import Access
     from oodbench.method.batch import Batch, Needs
     from oodbench.method.encoder import Captioner, Encoder, TextTower
@@ -25,7 +25,7 @@ _MODULES = {
     "access": "Access",
     "batch": "Batch Needs Undeclared",
     "encoder": "Captioner Encoder TextTower",
-    "method": "Method TrainedMethod check_predictions check_scores logsumexp",
+    "method": "Method TrainedMethod UserError check_predictions check_scores logsumexp",
     "task": "MethodResources Sources Task",
     "training": "Optimiser Pairs Weights",
     "views": "View",
@@ -75,6 +75,7 @@ __all__ = [
     "TextTower",
     "TrainedMethod",
     "Undeclared",
+    "UserError",
     "View",
     "Weights",
     "check_predictions",

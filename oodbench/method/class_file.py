@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from oodbench.errors import UserError
+from oodbench.storage.store import content_digest
 
 _WAY_OUT = "or save the method as a file and give plugins=['FILE.py']"
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, tuple, list, dict, set, frozenset)
@@ -40,10 +41,20 @@ def class_file(cls: type) -> Path:
     head = [repr(cited)] if _CITED.fullmatch(cited) else []
     parts = [*head, "from __future__ import annotations", *found.imports, *found.definitions]
     text = "\n\n".join(parts) + "\n"
+    # Scores depend on the files that it reads, which lie in the current folder and not beside this one.
+    text += "".join(f"# {name!r}: {content_digest(Path(name))}\n" for name in _files_named(text))
     path = Path(_folder().name, hashlib.sha256(text.encode()).hexdigest()[:16], f"{cls.__name__}.py")
     path.parent.mkdir(exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def _files_named(text: str) -> list[str]:
+    """Return the strings of a source text that name files in the current folder."""
+    literals = {n.value for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    return sorted(
+        name for name in literals if len(name) < 256 and name.strip("./ ") and "\0" not in name and Path(name).is_file()
+    )
 
 
 @functools.cache

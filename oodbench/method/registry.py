@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from oodbench.errors import UserError, did_you_mean, raise_all
 from oodbench.method import source_files
-from oodbench.method.access import FAMILIES
+from oodbench.method.access import FAMILIES, FEW_SHOT
 from oodbench.method.introspection import MethodInfo, describe
 from oodbench.method.parameters import conform
 from oodbench.storage.files import expand, real_path
@@ -70,9 +70,12 @@ def group(name: str, known: Mapping[str, MethodInfo]) -> list[str]:
     """
     members = [one for one, info in known.items() if name in groups_of(info)]
     if not members:
+        labelled = ", ".join(one for one, info in known.items() if "LABELS" in info.needs)
+        few = name == FAMILIES[FEW_SHOT] and labelled
+        shots = f"name a method that reads labels ({labelled}) with --shots K, " if few else ""
         raise UserError(
-            f"--methods {name}: no method of this group is installed; add one with --plugin FILE, or choose among "
-            f"{', '.join(NAMED_GROUPS)} and the names that `oodbench methods` lists"
+            f"--methods {name}: no method of this group is installed; {shots}add one with --plugin FILE, or choose "
+            f"among {', '.join(NAMED_GROUPS)} and the names that `oodbench methods` lists"
         )
     return members
 

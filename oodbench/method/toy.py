@@ -141,7 +141,8 @@ class ToyWorld:
         def calibration() -> list[Batch]:
             parts = zip(self.train.chunk(2), self.labels.chunk(2), strict=True)
             return [
-                dataclasses.replace(self.batch(x, ~Needs(0)), _pixels=None, _patches=None, _labels=y) for x, y in parts
+                dataclasses.replace(self.batch(x, ~Needs(0)), _pixels=None, _patches=None, _views=None, _labels=y)
+                for x, y in parts
             ]
 
         return Task(CLASSES, self.encoder.scale, Sources(text, words, lambda: self.encoder, calibration))

@@ -184,11 +184,22 @@ def _calibration(plan: Plan, job: Job) -> dict[str, Any] | None:
         return None
     count = listing.dataset.count or listing.total
     facts = {"dataset": listing.dataset.name, "n": len(listing), "of": count, "digest": listing.digest}
+    if skipped := _skipped(plan, listing):
+        facts["skipped"] = skipped
     if not job.reads_labels:
         return facts
     shots = plan.draw.shots
     drawn = {"shot_seed": plan.draw.shot_seed} if shots else {}
     return {**facts, "labels": shots or "all", "list": listing.list_digest, **drawn}
+
+
+def _skipped(plan: Plan, listing: ImageSet) -> int:
+    """Return how many images of a set could not be read when it was encoded."""
+    if plan.request.on_error != "skip":
+        return 0
+    work = plan.work(listing)
+    entries = [work.store.find("embeddings", work.inputs(*bounds)) for bounds in work.shards()]
+    return sum(len(entry.facts["skipped"]) for entry in entries if entry)
 
 
 def _id_row(listing: ImageSet) -> IdRow:

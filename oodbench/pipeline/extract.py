@@ -283,6 +283,15 @@ def _encode(work: ExtractionJob, bounds: tuple[int, int], encoder: LoadedEncoder
     return write_shard(work, bounds, found, encoder, time.perf_counter() - began)
 
 
+def check_readable(images: ImageSet, stored: npt.NDArray[np.int64], read: Sequence[int]) -> None:
+    """Raise UserError unless the images that were read are those of the stored rows, by position in the set."""
+    if not np.array_equal(stored, read):
+        raise UserError(
+            f"dataset '{images.dataset.name}': other images can be read now than when its embeddings were stored; name "
+            "another --store, or remove the images that cannot be read"
+        )
+
+
 def write_shard(
     work: ExtractionJob, bounds: tuple[int, int], found: EncodedImages, encoder: LoadedEncoder, seconds: float
 ) -> Entry:

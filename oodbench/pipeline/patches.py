@@ -27,6 +27,7 @@ from oodbench.pipeline.extract import (
     EncodedImages,
     ExtractionJob,
     arrays_of,
+    check_readable,
     decoded_batches,
     fractions,
     write_shard,
@@ -90,16 +91,14 @@ class PatchPass:
         return begun or self._encode()
 
     def _encode(self) -> Iterator[Batch]:
-        missing = self.images.missing()
-        if missing and self.listing.origins:
-            self.embedded()
-            missing = 0
+        copied = self.embedded().shards if self.listing.origins else ()
+        missing = 0 if copied else self.images.missing()
         name, began = self.listing.dataset.name, time.perf_counter()
         if missing:
             self.watch.event(Event("started", "extract", f"extract[{name}]"))
         done = (self.watch if missing else Watch()).extracting(name, len(self.listing))
-        for bounds in self.images.shards():
-            entry = self.images.store.find("embeddings", self.images.inputs(*bounds))
+        for number, bounds in enumerate(self.images.shards()):
+            entry = copied[number] if copied else self.images.store.find("embeddings", self.images.inputs(*bounds))
             kept = self._kept(bounds) if entry and self.keep and not self.pixels else []
             if entry and kept:
                 yield from _stored_batches(entry, kept, self.encoder().device)
@@ -121,6 +120,8 @@ class PatchPass:
             for number, part in enumerate(parts):
                 if part.images is not None:
                     own = slice(len(positions), len(positions) + len(part.positions))
+                    if entry:
+                        check_readable(self.listing, entry.array("positions")[own] + bounds[0], part.positions)
                     stored = _rows(entry, own, encoder.device) if entry else None
                     batch = self._batch(part, stored, encoder)
                     if self.keep:
@@ -134,7 +135,9 @@ class PatchPass:
                 positions += part.positions
                 skipped += part.skipped
                 done(len(part.positions) + len(part.skipped))
-        if entry is None:
+        if entry:
+            check_readable(self.listing, entry.array("positions") + bounds[0], positions)
+        else:
             found = EncodedImages(arrays_of(rows, encoder.card), positions, skipped)
             write_shard(self.images, bounds, found, encoder, seconds + time.perf_counter() - began)
 
@@ -145,8 +148,11 @@ class PatchPass:
         assert part.images is not None
         images = fractions(part.images.to(encoder.device))
         with torch.no_grad(), encoder.casting_once():
-            activations, patches = encoder.activations_and_patches(images)
-            embeddings, activations = stored or (encoder.project(activations), activations)
+            if stored:
+                (embeddings, activations), patches = stored, encoder.patches(images)
+            else:
+                activations, patches = encoder.activations_and_patches(images)
+                embeddings = encoder.project(activations)
         patches = torch.nn.functional.normalize(patches, dim=-1)
         if self.keep:
             patches = from_half(patches.half())

@@ -88,6 +88,8 @@ class Plan:
             found.append(f"--calibration {self.request.calibration} is ignored: no method of this run calibrates")
         if self.request.shots and not self.labelled:
             found.append(f"--shots {self.request.shots} is ignored: no method of this run reads labels")
+        if self.request.shot_seed is not None and not (self.draw.shots and self.labelled):
+            found.append(f"--shot-seed {self.request.shot_seed} is ignored: no shots are drawn")
         chosen = [self.encoder_note] if self.encoder_note else []
         return [*chosen, *notes(self.id, self.classes), *found, *self.skipped]
 
@@ -275,7 +277,7 @@ def _calibration(
         except UserError as error:
             reasons[labelled] = str(error)
     failed = [job for job in calibrating if job.reads_labels in reasons]
-    if failed and (request.calibration or request.shots):
+    if failed and (request.shots or (request.calibration and len(failed) == len(calibrating))):
         raise UserError(*dict.fromkeys(reasons[job.reads_labels] for job in failed))
     why = {job.label: f"calibrates on ID training images: {reasons[job.reads_labels]}" for job in failed}
     raise_all([f"{job.label} {why[job.label]}{_alternative(job)}" for job in failed if job.named])

@@ -18,7 +18,7 @@ from oodbench.method.views import ENGINE as VIEWS_ENGINE
 from oodbench.pipeline import batches
 from oodbench.pipeline.batches import FittedMethod, MethodOutput, Sample, score_batches
 from oodbench.pipeline.events import Event, Watch
-from oodbench.pipeline.extract import EmbeddedSet, decoded_batches, fractions
+from oodbench.pipeline.extract import EmbeddedSet, check_readable, decoded_batches, fractions
 from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.patches import ENGINE as PATCH_ENGINE
 from oodbench.pipeline.patches import PatchPass
@@ -55,6 +55,8 @@ def score_inputs(plan: Plan, job: Job, listing: ImageSet) -> dict[str, Any]:
     }
     if images and job.reads_labels:
         inputs["labels"] = images.list_digest
+    if images and plan.request.on_error == "skip":
+        inputs["calibration_on_error"] = "skip"
     if "PATCHES" in job.info.needs:
         inputs["patches"] = [PATCH_ENGINE, "fp16" if plan.request.keep_patches else "fp32"]
     if "VIEWS" in job.info.needs:
@@ -182,13 +184,15 @@ class Scorer:
         transform = self._transform()
         starts = (*embedded.starts, len(embedded.listing))
         for number, (shard, start, stop) in enumerate(zip(embedded.shards, starts, starts[1:], strict=False)):
-            row = 0
+            stored, read = shard.array("positions") + start, 0
             for batch in decoded_batches(self.plan.work(embedded.listing), (start, stop), transform):
                 if batch.images is not None:
-                    rows = slice(row, row + len(batch.positions))
-                    row += len(batch.positions)
+                    rows = slice(read, read + len(batch.positions))
+                    read += len(batch.positions)
+                    check_readable(embedded.listing, stored[rows], batch.positions)
                     decoded = fractions(batch.images.to(self.device))
                     yield _batch(shard, rows, self.device, decoded, _views(embedded, number))
+            check_readable(embedded.listing, stored[read:], [])
 
     def _outputs(
         self, methods: Sequence[FittedMethod], embedded: EmbeddedSet | PatchPass, pixels: bool, check_every: int = 0
@@ -209,7 +213,8 @@ class Scorer:
             if not self._score_samples([method for method in methods if not method.images_scored], embedded, pixels):
                 continue
             labels = [method.job.label for method in methods]
-            done = self.watch.scoring(embedded.listing.dataset.name, labels, len(embedded.listing))
+            count = len(embedded.listing if isinstance(embedded, PatchPass) else embedded.positions)
+            done = self.watch.scoring(embedded.listing.dataset.name, labels, count)
             outputs = score_batches(lambda: self.batches(embedded, pixels), methods, self.task, threads, done)
             if self._record_errors(methods, outputs) and self._check(methods, outputs, embedded, pixels, check_every):
                 return [pair for pair in zip(methods, outputs, strict=True) if not pair[0].error]
@@ -248,7 +253,7 @@ class Scorer:
         if not self._check_retention(due, pixels):
             return False
         for method, output in zip(methods, outputs, strict=True):
-            if not method.error and not method.images_scored and not (pixels and self._half_precision):
+            if not method.error and not method.images_scored and not self._rounds(method, pixels):
                 self._reject(method, batches.batch_error(method, output))
             method.images_scored += count
         for method in due:
@@ -257,9 +262,7 @@ class Scorer:
 
     def _check_retention(self, methods: Sequence[FittedMethod], pixels: bool) -> bool:
         """Let methods fail that keep something of the images; return False if one changed its input meanwhile."""
-        half = pixels and self._half_precision
-        on_gpu = batches.HALF_PRECISION_TOLERANCE if half else batches.TOLERANCE
-        tolerance = batches.CPU_TOLERANCE if self.device == "cpu" else on_gpu
+        usual = batches.CPU_TOLERANCE if self.device == "cpu" else batches.TOLERANCE
         for sample in {id(method.sample): method.sample for method in methods if method.sample}.values():
             group = [method for method in methods if method.sample is sample]
             outputs = score_batches(sample.reversed_copies, group, self.task, self._threads(pixels))
@@ -267,13 +270,13 @@ class Scorer:
                 return False
             for method, output in zip(group, outputs, strict=True):
                 if not method.error:
+                    tolerance = batches.HALF_PRECISION_TOLERANCE if self._rounds(method, pixels) else usual
                     self._reject(method, batches.retention_error(method, output, tolerance))
         return True
 
-    @property
-    def _half_precision(self) -> bool:
-        """Whether the model computes in half precision, where the batch size changes more than the last digits."""
-        return self.plan.request.precision != "fp32"
+    def _rounds(self, method: FittedMethod, pixels: bool) -> bool:
+        """Whether scores need the model in half precision, where another batch changes more than the last digits."""
+        return self.plan.request.precision != "fp32" and (pixels or "ENCODER" in method.job.info.needs)
 
     def _reject(self, method: FittedMethod, reason: str) -> None:
         """If there is a reason, let a method fail that does not score each image on its own, and remove its scores."""

@@ -87,6 +87,8 @@ def method_resources(plan: Plan, job: Job, device: str) -> MethodResources:
         images = {"list": listing.digest, **plan.work(listing).inputs(0, len(listing))}
         if job.reads_labels:
             images["labels"] = listing.list_digest
+        if plan.request.on_error == "skip":
+            images["on_error"] = "skip"
 
     def keep(depends: Mapping[str, object], make: Callable[[], torch.Tensor]) -> torch.Tensor:
         inputs = {

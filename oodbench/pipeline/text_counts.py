@@ -51,8 +51,9 @@ def text_counts(plan: Plan, jobs: Iterable[tuple[Job, bool]]) -> list[TextCount]
 
 def _others(job: Job, classes: int) -> int | None:
     """Return what Method.text_encodings says, None if the method does not say or cannot be imported."""
-    with contextlib.suppress(UserError, ValueError, OSError):  # the run reports it
-        return job.build().text_encodings(classes)
+    with contextlib.suppress(Exception):  # of a plugin: the run reports it
+        found = job.build().text_encodings(classes)
+        return found if isinstance(found, int) and found >= 0 else None
     return None
 
 

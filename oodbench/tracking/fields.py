@@ -18,6 +18,7 @@ _ENCODER = ("name", "weights", "size", "interpolation", "scale", "embed_dim")  #
 _CHARTED = ("auroc", "fpr95")
 _SHORT = 40  # characters of method names that a run's name shows in full
 _MAX_NAME = 250  # characters that every database of MLflow allows for the name of an experiment or a run
+_PARTS = ("run", "encoder", "classes", "sets", "versions", "templates", "weights")  # names that parameters begin with
 Strings = dict[str, str]
 
 
@@ -92,7 +93,7 @@ def run_params(row: Result) -> Strings:
 def params(row: Result) -> Strings:
     """Return the hyper-parameters (`mcm.temperature`), and what else a result depends on (`run.seed`)."""
     trained = {name: row.weights[name] for name in ("name", "digest") if name in row.weights}
-    own = {row.method: row.parameters}
+    own = {f"method-{row.method}" if row.method in _PARTS else row.method: row.parameters}
     return _params({**_common_params(row), **flatten({"templates": row.templates, "weights": trained, **own})})
 
 

@@ -171,6 +171,7 @@ def test_the_embedded_benchmark_is_equal_on_ray(cluster: str, tmp_path: Path) ->
         "ood": [],
         "limit": 40,
         "methods": "react,odin,clipn,mcm,gl_mcm,knn[k=5],mahalanobis,nnguide",
+        "shots": 2,
         "batch_size": 16,
     }
     run(plan(tmp_path, tmp_path / "here", ray="no", **asked))

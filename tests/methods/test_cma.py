@@ -74,7 +74,7 @@ def test_agents_are_read_from_the_option_or_from_a_file(world: ToyWorld, tmp_pat
     [
         ({"ratio": 0.0}, "must be above 0"),
         ({"agents": " | "}, "names no prompt"),
-        ({"agents": "./absent.txt"}, "agents: cannot read absent.txt"),
+        ({"agents": "./absent.txt"}, "agents: no file absent.txt"),
     ],
 )
 def test_wrong_parameters_are_named(parameters: dict[str, Any], message: str) -> None:

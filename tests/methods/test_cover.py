@@ -50,7 +50,7 @@ def test_the_recommended_views_are_12_and_those_of_the_release_90() -> None:
     [
         ({"types": ("fogg",)}, "no corruption 'fogg'; there are brightness, contrast"),
         ({"types": ("fog", "fog")}, "names a view twice: corrupted_at_random"),
-        ({"types": ()}, "declares Needs.VIEWS but no views"),
+        ({"types": ()}, "types and severities name at least one each"),
         ({"severities": (0, 1)}, "severities are 1 to 5"),
         ({"resize": 32}, "resize must be at least 224"),
         ({"temperature": 0.0}, "temperature must be above 0"),

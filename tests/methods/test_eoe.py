@@ -99,7 +99,7 @@ def test_names_near_to_a_class_are_left_out_as_asked(world: ToyWorld, file: Path
     kept = [name for name, value in zip(USED, largest, strict=True) if value <= limit]
     assert 0 < len(kept) < len(USED)
     assert list(made(words=str(file), near=limit).fit(world.task()).names) == kept
-    with pytest.raises(ValueError, match=r"no outlier name is left; raise near=-1\.0"):
+    with pytest.raises(UserError, match=r"no outlier name is left; raise near=-1\.0"):
         made(words=str(file), near=-1.0).fit(world.task())
 
 
@@ -127,7 +127,7 @@ def test_without_a_list_the_command_that_gets_one_is_told() -> None:
 
 def test_a_list_of_class_names_alone_is_refused(world: ToyWorld, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("Anchor\nBELL\n")
-    with pytest.raises(ValueError, match="all 2 names are class names"):
+    with pytest.raises(UserError, match="all 2 names are class names"):
         made(words=f"{tmp_path}/names.txt").fit(world.task())
 
 

@@ -93,7 +93,7 @@ def test_every_method_scores_there(tmp_path: Path) -> None:
     words = test_neglabel.folder(tmp_path / "words", *lists)
     chosen = small.settings(tmp_path) | {"neglabel": {"words": words, "groups": 4}}
     settings = [f"{method}.{name}={value}" for method, values in chosen.items() for name, value in values.items()]
-    options = {"id": "glyphs", "limit": 12, "settings": settings}
+    options = {"id": "glyphs", "limit": 12, "shots": 2, "settings": settings}
     here = results(tmp_path / "here", "cpu", **options)
     with elsewhere() as device:
         there = results(tmp_path / "there", device, **options)

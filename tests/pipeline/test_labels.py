@@ -223,7 +223,7 @@ def test_shots_do_not_depend_on_the_order_of_the_list_and_count_an_image_once() 
         ({"shots": 0}, "--shots must be at least 1, not 0"),
         ({"shot_seed": -1}, "--shot-seed must be at least 0, not -1"),
         ({"calibration_limit": 0}, "--calibration-limit must be at least 1, not 0"),
-        ({"calibration_limit": 2}, "1 of 3 classes have no image among the 2 calibration images .*--shots 1"),
+        ({"calibration_limit": 2}, "1 of 3 classes have no image among the 2 calibration images .*--shots 2"),
         ({"calibration": "PLACE/other"}, "have other classes than .*: 2 instead of 3; it lacks blue"),
         ({"calibration": "PLACE/more"}, "have other classes than .*: 4 instead of 3; it has zebra besides"),
     ],

@@ -320,4 +320,4 @@ def _cell(cell: Cell, longest: str) -> str:
 
 def _extra(text: str, length: int) -> str:
     room = rf"\phantom{{{'0' * (length - len(text))}}}" if length > len(text) else ""
-    return text.replace("± ", rf"$\pm${room}").replace(", ", r",\,")
+    return text.replace("± ", rf"$\pm${room}").replace(", ", r",\,") + ("" if "± " in text else room)

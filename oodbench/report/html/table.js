@@ -26,7 +26,9 @@
     th.setAttribute("aria-sort", way);
     const value = (row) => {
       const cell = row.children[place];
-      return place ? ("v" in cell.dataset ? Number(cell.dataset.v) : null) : cell.textContent;
+      if (!place) return cell.textContent;
+      // An FPR95 of the other kind has no place among these.
+      return "v" in cell.dataset && !("other" in cell.dataset) ? Number(cell.dataset.v) : null;
     };
     const order = (a, b) => {
       if (a.value === null || b.value === null) return (a.value === null) - (b.value === null);

@@ -11,13 +11,14 @@ from typing import Any
 
 from oodbench.errors import printable
 from oodbench.method import registry
-from oodbench.method.access import GROUPS, TRAINED, UNKNOWN, Access, from_mapping
+from oodbench.method.access import GROUPS, UNKNOWN, Access, from_mapping
 from oodbench.method.introspection import MethodInfo
 from oodbench.report.tables.table import TableLine
 from oodbench.results import Result
 
 log = logging.getLogger(__name__)
 
+UNRANKED = "Best and second are not marked among methods that see different data."
 QUOTED = "Quoted, not run here"
 _FREE, _TRAINED = "Training-free", "Trained"
 
@@ -88,7 +89,8 @@ def _section(line: TableLine, how: str) -> tuple[int, bool, str]:
         title = group[0].upper() + group[1:]
         return GROUPS.index(group), quoted, f"{title}. {QUOTED}" if quoted else title
     if how == "trained" and not quoted:
-        trained = group_of(line) == TRAINED
+        seen = line.access
+        trained = bool(line.result and line.result.weights) or bool(seen and (seen.other_data or seen.generated))
         return int(trained), quoted, _TRAINED if trained else _FREE
     return len(GROUPS), quoted, QUOTED if quoted else ""
 
@@ -96,7 +98,11 @@ def _section(line: TableLine, how: str) -> tuple[int, bool, str]:
 def blocks(lines: Sequence[TableLine]) -> list[tuple[list[TableLine], bool]]:
     """Return the lines of each section, and whether they may be ranked: all measured lines have the same group."""
     members = [list(found) for _, found in groupby(lines, key=lambda line: line.section)]
-    return [(found, len({group_of(line) for line in found if line.result}) <= 1) for found in members]
+
+    def sees(line: TableLine) -> tuple[str, str]:  # what methods without a card see may differ
+        return group_of(line), line.result.method if line.result and not line.access else ""
+
+    return [(found, len({sees(line) for line in found if line.result}) <= 1) for found in members]
 
 
 def access_footnotes(lines: Iterable[TableLine]) -> tuple[str, ...]:

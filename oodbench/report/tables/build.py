@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from oodbench.errors import UserError, printable
 from oodbench.report.formats.bibtex import keys_of_benchmark, keys_of_dataset, keys_of_method
 from oodbench.report.options import TableOptions
-from oodbench.report.tables.access import access_footnotes, arranged, blocks, card
+from oodbench.report.tables.access import UNRANKED, access_footnotes, arranged, blocks, card
 from oodbench.report.tables.chance import chance_notes
 from oodbench.report.tables.columns import COLUMNS, cells, column_groups, mark_best
 from oodbench.report.tables.grouping import PromptGroup, TableGroup, by_prompts, group
@@ -168,7 +168,7 @@ def _table(comparable: TableGroup, prompts: PromptGroup, options: TableOptions, 
 def _unranked(lines: Sequence[TableLine]) -> list[str]:
     """Return a sentence on blocks in which no best is marked, as their methods see different data."""
     mixed = any(len(block) > 1 and not may for block, may in blocks(lines))
-    return ["Best and second are not marked among methods that see different data."] if mixed else []
+    return [UNRANKED] if mixed else []
 
 
 def _ranked(

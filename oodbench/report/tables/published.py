@@ -14,7 +14,7 @@ from oodbench.data.paths import published
 from oodbench.errors import UserError, did_you_mean
 from oodbench.method.access import Access, from_mapping
 from oodbench.report.options import TableOptions
-from oodbench.report.tables.access import access_footnotes, arranged
+from oodbench.report.tables.access import UNRANKED, access_footnotes, arranged, card
 from oodbench.report.tables.columns import cell
 from oodbench.report.tables.table import DASH, Cell, Column, ColumnGroup, Number, Table, TableLine
 from oodbench.results import METRICS, Result
@@ -306,6 +306,7 @@ def published_of(row: Result) -> list[Quote]:
         for one in quotes().values()
         if (one.method, one.benchmark) == (row.method, row.benchmark)
         and one.architecture == row.encoder.get("architecture")
+        and one.card == card(row)
         and all(row.parameters.get(k) == v for k, v in one.settings.items())
     ]
     return [one for one in found if one.weights == comparable_facts(row)["weights"]] or found
@@ -321,7 +322,7 @@ def _compared(table: Table, line: TableLine, options: TableOptions) -> Table:
     return replace(
         table,
         title=f"{table.title}: {line.name}, measured and published",
-        caption=(*table.caption, *_kinds_caption(lines, options), CAPTION),
+        caption=(*(text for text in table.caption if text != UNRANKED), *_kinds_caption(lines, options), CAPTION),
         lines=lines,
         notes=(*map(_about, found), *differences(lines, found)),
         footnotes=access_footnotes(lines),

@@ -87,6 +87,7 @@ def _remarks(rows: Sequence[Result]) -> list[str]:
     """Return what differs between results of one name, and their digests where nothing else distinguishes them."""
     known = [
         {k: str(row.run.get(k)) for k in _VARIATIONS}
+        | {f"calibration_{k}": str((row.run.get("calibration") or {}).get(k)) for k in ("n", "labels", "shot_seed")}
         | {"weights": row.weights.get("digest", "none")[:8], "source": row.source[:8]}
         | {"commit": (row.commit or "none")[:8]}
         for row in rows
