@@ -23,14 +23,16 @@ _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def methods(known: Iterable[MethodInfo]) -> str:
-    """List methods by what they see: name, groups of --methods, title, access, needs, hyper-parameters, paper."""
-    head = ("method", "groups", "title", "sees besides names", "needs", "hyper-parameters", "paper", "status")
+    """List methods by what they see: name, groups of --methods, title, access, needs, paper, status."""
+    head = ("method", "groups", "title", "sees besides names", "needs", "paper", "status")
     found = sorted(known, key=lambda info: GROUPS.index(_group(info)))  # a stable sort
     first, *lines = _table(head, map(_listed, found)).split("\n")
     out = [first]
     for group, members in groupby(zip(found, lines, strict=True), key=lambda pair: _group(pair[0])):
         out += ["", f"{group[0].upper()}{group[1:]}", *(line for _, line in members)]
-    return "\n".join([*out, "", f"`oodbench run` runs core: {', '.join(registry.CORE)}."])
+    core = f"`oodbench run` runs core: {', '.join(registry.CORE)}."
+    one = "`oodbench methods NAME` shows what a method computes, and its hyper-parameters."
+    return "\n".join([*out, "", core, one])
 
 
 def _group(info: MethodInfo) -> str:
@@ -39,11 +41,10 @@ def _group(info: MethodInfo) -> str:
 
 def _listed(info: MethodInfo) -> tuple[str, ...]:
     """Return the cells of a method in the list."""
-    parameters = " ".join(f"{p.name}={written(p.default)}" for p in info.parameters)
     status = info.problem or ("ready" if info.origin == "built-in" else f"ready ({info.origin})")
     groups = " ".join(group for group in registry.groups_of(info) if group != "all")
     seen, needs = "; ".join(info.card().facts) or "-", " ".join(n.lower() for n in info.needs)
-    return info.name, groups, info.title, seen, needs, parameters, info.citation, status
+    return info.name, groups, info.title, seen, needs, info.citation, status
 
 
 def method(info: MethodInfo) -> str:

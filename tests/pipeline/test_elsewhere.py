@@ -92,6 +92,7 @@ def test_every_method_scores_there(tmp_path: Path) -> None:
     lists = [[f"{kind} {i}" for i in range(90)] for kind in ("noun", "adjective")]  # WordNet's own take a minute
     words = test_neglabel.folder(tmp_path / "words", *lists)
     chosen = small.settings(tmp_path) | {"neglabel": {"words": words, "groups": 4}}
+    chosen |= {"knn": {"k": 5}, "nnguide": {"k": 5}, "vim": {"dim": 4}, "residual": {"dim": 4}}  # 12 images calibrate
     settings = [f"{method}.{name}={value}" for method, values in chosen.items() for name, value in values.items()]
     options = {"id": "glyphs", "limit": 12, "shots": 2, "settings": settings}
     here = results(tmp_path / "here", "cpu", **options)
