@@ -79,7 +79,8 @@ if Needs.WEIGHTS in method.needs:
     task = task.for_method(~Needs(0), MethodResources(lambda: Weights(tensors, {}), lambda depends, make: make()))
 with torch.no_grad():
     state = method.fit(task)
-    peaks, chunk = [], -(-CHUNK // (1 + len(method.views)))
+    # As many as the engine scores at once; patches come in the batches of the extraction.
+    peaks, chunk = [], 128 if Needs.PATCHES in method.needs else -(-CHUNK // (1 + len(method.views)))
     for n in (1_000, int(sys.argv[2])):
         for start in range(0, n, chunk):
             method.score(batch(min(chunk, n - start)), task, state)
