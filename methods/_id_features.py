@@ -6,7 +6,7 @@ All go through the images batch by batch, so that memory does not grow with thei
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float, Float64
@@ -30,15 +30,23 @@ def norm(z: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
     return lengths
 
 
-def mean(task: Task, normalise: bool) -> Float64[Tensor, " d"]:
-    """Return the mean of the calibration images' embeddings."""
-    images, total = 0, None
+def calibration(task: Task) -> Iterator[Batch]:
+    """Yield the batches of calibration images; raise UserError if there are none."""
+    images = 0
     for batch in task.calibration():
         images += batch.size
-        part = vectors(batch, normalise).sum(0)
-        total = part if total is None else total + part
-    if total is None:
+        yield batch
+    if not images:
         raise UserError("there are no calibration images; name some: --calibration REF")
+
+
+def mean(task: Task, normalise: bool) -> Float64[Tensor, " d"]:
+    """Return the mean of the calibration images' embeddings."""
+    images, total = 0, torch.empty(0)
+    for batch in calibration(task):
+        part = vectors(batch, normalise).sum(0)
+        total = total + part if images else part
+        images += batch.size
     return total / images
 
 
@@ -54,7 +62,7 @@ def class_sums(
 ) -> tuple[Float64[Tensor, "k d"], Float64[Tensor, " k"]]:
     """Return sums by class of rows(batch) -> (float64 vectors [n d], their classes [n]), and how many there are."""
     totals, counts = torch.empty(0), torch.empty(0)
-    for batch in task.calibration():
+    for batch in calibration(task):
         values, classes = rows(batch)
         if not totals.numel():
             totals = values.new_zeros(len(task.classes), values.shape[1])
@@ -66,12 +74,11 @@ def class_sums(
 
 def check_classes(task: Task, counts: Tensor) -> None:
     """Raise UserError if a class has no calibration image."""
-    empty = [name for name, count in zip(task.classes, counts.tolist(), strict=False) if not count]
-    if empty or not counts.numel():
+    empty = [name for name, count in zip(task.classes, counts.tolist(), strict=True) if not count]
+    if empty:
         raise UserError(
-            f"{len(empty) or 'all'} of {len(task.classes)} classes have no calibration image"
-            + (f", '{empty[0]}' first" if empty else "")
-            + "; take more images (--calibration-limit all, no --limit)"
+            f"{len(empty)} of {len(task.classes)} classes have no calibration image, '{empty[0]}' first; take more "
+            "images (--calibration-limit all, no --limit)"
         )
 
 
@@ -80,14 +87,12 @@ def covariance(task: Task, normalise: bool, centre: Callable[[Batch], Tensor] | 
 
     centre(batch) -> [d], or [b d] by image. It is subtracted before the product, which keeps all digits.
     """
-    images, total = 0, None
-    for batch in task.calibration():
+    images, total = 0, torch.empty(0)
+    for batch in calibration(task):
         z = vectors(batch, normalise)
         z = z if centre is None else z - centre(batch)
+        total = total.addmm_(z.T, z) if images else z.T @ z
         images += batch.size
-        total = z.T @ z if total is None else total.addmm_(z.T, z)
-    if total is None:
-        raise UserError("there are no calibration images; name some: --calibration REF")
     return total / images
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from oodbench.method import Task, UserError
 
+from ._id_features import calibration
+
 PRODUCTS = 1 << 24  # of a chunk in memory, for each thread that scores: 64 MB, and with what is sorted 128
 
 
@@ -42,9 +44,7 @@ def nearest(
 
 def count_images(task: Task, k: int, method: str) -> int:
     """Return how many calibration images there are; fewer than k is a UserError."""
-    images = sum(batch.size for batch in task.calibration())
-    if not images:
-        raise UserError("there are no calibration images; name some: --calibration REF")
+    images = sum(batch.size for batch in calibration(task))
     if images < k:
         raise UserError(
             f"k={k} neighbours of {images} calibration images; --set {method}.k={images}, or give more images"

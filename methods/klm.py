@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from oodbench.method import Batch, Method, Needs, Task, UserError
+from oodbench.method import Batch, Method, Needs, Task
 
 from ._id_features import class_sums
 
@@ -38,8 +38,6 @@ class KLMatching(Method[Tensor]):
         sums, counts = class_sums(
             task, lambda batch: (self._log_p(batch, task).exp(), task.best(batch.features, self.templates))
         )
-        if not counts.numel():
-            raise UserError("there are no calibration images; name some: --calibration REF")
         return (sums[counts > 0] / counts[counts > 0, None]).clamp(min=LEAST).log()
 
     def score(self, batch: Batch, task: Task, state: Tensor) -> Float[Tensor, " b"]:

@@ -11,7 +11,9 @@ from typing import ClassVar, Literal
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from oodbench.method import Batch, Method, Needs, Task, UserError
+from oodbench.method import Batch, Method, Needs, Task
+
+from ._id_features import calibration
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +54,8 @@ class TemperatureScaling(Method[float]):
     def fit(self, task: Task) -> float:
         """Return T."""
         known = [
-            Logits(task.logits(batch.features, self.templates, self.scale), batch.labels)
-            for batch in task.calibration()
+            Logits(task.logits(batch.features, self.templates, self.scale), batch.labels) for batch in calibration(task)
         ]
-        if not known:
-            raise UserError("there are no calibration images; name some: --calibration REF")
         return _released(known) if self.preset == "release" else _minimum(known)
 
     def score(self, batch: Batch, task: Task, state: float) -> Float[Tensor, " b"]:

@@ -160,6 +160,11 @@ def batch_error(method: FittedMethod, output: MethodOutput) -> str:
     )
 
 
+def rounding_tolerance(device: str) -> float:
+    """Return what rounding may change in scores of equal batches, as a fraction of their standard deviation."""
+    return CPU_TOLERANCE if device == "cpu" else TOLERANCE
+
+
 def differing(first: Scores, second: Scores, tolerance: float) -> npt.NDArray[np.bool_]:
     """Return [n] whether two scores of an image differ by more than the tolerance; NaN equals NaN."""
     both = np.concatenate([first, second])

@@ -36,8 +36,7 @@ from oodbench.method.registry import MethodInfo
 from oodbench.method.toy import CLASSES, ToyWorld
 from oodbench.method.views import content_of, keyed_views
 from oodbench.metrics import detection as metrics
-from oodbench.pipeline import batches
-from oodbench.pipeline.batches import FittedMethod, difference, differing, method_contents
+from oodbench.pipeline.batches import FittedMethod, difference, differing, method_contents, rounding_tolerance
 from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.score import CHUNK
 
@@ -75,7 +74,7 @@ class Trial:
 
     def same(self, first: Tensor, second: Tensor) -> bool:
         """Return whether scores are equal but for the rounding of a product that is divided among other threads."""
-        tolerance = batches.CPU_TOLERANCE if self.world.encoder.device == "cpu" else batches.TOLERANCE
+        tolerance = rounding_tolerance(self.world.encoder.device)
         return not differing(first.double().numpy(), second.double().numpy(), tolerance).any()
 
 

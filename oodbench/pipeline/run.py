@@ -124,7 +124,8 @@ def waves(state: RunState) -> list[list[FittedMethod]]:
     """
     from oodbench.method import Method, Needs
 
-    missing = any(state.plan.work(listing).missing() for listing in state.plan.listings)
+    patches = any(Needs.PATCHES in method.method.needs for method in state.running)
+    missing = patches and any(state.plan.work(listing).missing() for listing in state.plan.listings)
 
     def cost(method: FittedMethod) -> int:
         job = method.job

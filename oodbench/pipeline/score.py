@@ -125,11 +125,8 @@ class Scorer:
         """
         from oodbench.method import Needs
 
-        needs = method.method.needs
-        images: EmbeddedSet | PatchPass = embedded
-        if Needs.PATCHES in needs:
-            images = self._patch_pass([method], embedded.listing, lambda: embedded)
-        decoded = bool(needs & (Needs.PIXELS | Needs.PATCHES))
+        decoded = bool(method.method.needs & (Needs.PIXELS | Needs.PATCHES))
+        images = self._images_of(method, embedded)
         for _, output in self._outputs([method], images, decoded, batches.CHECK_EVERY):
             predictions = np.concatenate(output.predictions) if output.predictions else None
             return Values(np.concatenate(output.scores), predictions)
@@ -162,15 +159,21 @@ class Scorer:
         pixels = any(Needs.PIXELS in method.method.needs for method in methods)
         return PatchPass(self.plan.work(listing), embeddings, load, pixels, request.keep_patches, self.watch)
 
+    def _images_of(self, method: FittedMethod, embedded: EmbeddedSet) -> EmbeddedSet | PatchPass:
+        """Return what gives a method the batches of a set whose embeddings are known."""
+        from oodbench.method import Needs
+
+        if Needs.PATCHES not in method.method.needs:
+            return embedded
+        return self._patch_pass([method], embedded.listing, lambda: embedded)
+
     def first_batch(self, method: FittedMethod, embedded: EmbeddedSet) -> Batch:
         """Return the first images of a set as a method reads them."""
         from oodbench.method import Needs
 
-        images: EmbeddedSet | PatchPass
-        if Needs.PATCHES in method.method.needs:
-            images = self._patch_pass([method], embedded.listing, lambda: embedded)
-        else:
-            images = self.with_views(method, embedded)
+        images = self._images_of(method, embedded)
+        if not isinstance(images, PatchPass):
+            images = self.with_views(method, images)
         return next(self.batches(images, Needs.PIXELS in method.method.needs))
 
     def batches(self, embedded: EmbeddedSet | PatchPass, pixels: bool) -> Iterator[Batch]:
@@ -262,7 +265,7 @@ class Scorer:
 
     def _check_retention(self, methods: Sequence[FittedMethod], pixels: bool) -> bool:
         """Let methods fail that keep something of the images; return False if one changed its input meanwhile."""
-        usual = batches.CPU_TOLERANCE if self.device == "cpu" else batches.TOLERANCE
+        usual = batches.rounding_tolerance(self.device)
         for sample in {id(method.sample): method.sample for method in methods if method.sample}.values():
             group = [method for method in methods if method.sample is sample]
             outputs = score_batches(sample.reversed_copies, group, self.task, self._threads(pixels))

@@ -76,6 +76,7 @@ def expected(images: Path, sets: str, formula: Any) -> np.ndarray:
     return np.array(values)
 
 
+@pytest.mark.slow
 def test_one_pass_serves_embeddings_activations_and_patches(images: Path, tmp_path: Path, passes: Counter[str]) -> None:
     """90 images go through the tower once; alone the other methods have the same scores, to the last digit."""
     (tmp_path / "probe.py").write_text(HEAD + MEAN)
