@@ -101,6 +101,7 @@ def test_one_pass_serves_embeddings_activations_and_patches(images: Path, tmp_pa
     assert passes["images"] == 0
 
 
+@pytest.mark.slow
 def test_stored_embeddings_take_a_pass_for_the_patches_with_the_same_digits(
     images: Path, tmp_path: Path, passes: Counter[str]
 ) -> None:
@@ -114,6 +115,7 @@ def test_stored_embeddings_take_a_pass_for_the_patches_with_the_same_digits(
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 def test_kept_patches_are_read_again_in_half_precision(images: Path, tmp_path: Path, passes: Counter[str]) -> None:
     first = results(request(images, tmp_path, methods="gl_mcm", keep_patches=True))["gl_mcm"]
     exact = results(request(images, tmp_path / "b", methods="gl_mcm"))["gl_mcm"]
@@ -132,6 +134,7 @@ def test_kept_patches_are_read_again_in_half_precision(images: Path, tmp_path: P
     np.testing.assert_allclose(found[f"folder:{images}/ood"], want, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_broken_image_and_a_resumed_shard(images: Path, tmp_path: Path, passes: Counter[str]) -> None:
     """Batches with a skipped image keep their rows together, in the first pass and where all is stored."""
     broken = tmp_path / "ood"
