@@ -37,7 +37,7 @@ METRICS = ("auroc", "fpr95", "fpr95_ood", "aupr_in", "aupr_out")
 _VOLATILE = ("created", "seconds", "digest", "access")
 _LARGEST = 2.0**1000  # of an integer in a result, so that it can be converted to a float
 # Missing in older results, and not part of the digest if empty.
-_LATER = ("weights", "mean_intervals", "uncertainty", "warnings")
+_LATER = ("weights", "mean_intervals", "uncertainty", "warnings", "stream")
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ class SetRow:
     aupr_out: float
     tied: float  # fraction of all ID and OOD scores that are equal to another score
     intervals: dict[str, Interval] = field(default_factory=dict)  # metric -> (low, high); older results have none
+    # Of a stream: images of the ID set in it (n_id), ID accuracy, and metrics of the parts of the stream by position.
+    stream: dict[str, Any] = field(default_factory=dict)
 
     @property
     def partial(self) -> str:
@@ -119,6 +121,8 @@ class Result:
     )  # group ("" is all sets) -> metric -> (low, high)
     uncertainty: dict[str, Any] = field(default_factory=dict)  # level, replicates, seed, method per metric
     warnings: tuple[str, ...] = ()  # why numbers of this result may mislead; printed below its tables
+    # Of a method that learns from the test stream: order, seed, batch, ratio, reset, sees_itself; base names a method.
+    stream: dict[str, Any] = field(default_factory=dict)
     access: dict[str, Any] = field(default_factory=dict)  # what the method saw (oodbench/method/access.py)
     created: str = ""  # ISO 8601, UTC
     schema: int = SCHEMA
@@ -146,7 +150,8 @@ class Result:
 def _digest(plain: Mapping[str, Any]) -> str:
     """Return the digest of a result in its JSON form."""
     fields = {k: v for k, v in plain.items() if k not in _VOLATILE and (k not in _LATER or v)}
-    fields["ood"] = [{k: v for k, v in ood.items() if k != "intervals" or v} for ood in plain["ood"]]
+    later = ("intervals", "stream")
+    fields["ood"] = [{k: v for k, v in ood.items() if k not in later or v} for ood in plain["ood"]]
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 

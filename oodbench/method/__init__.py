@@ -1,4 +1,4 @@
-"""The interface of a method, for its author: Method, TrainedMethod, Needs, Access, Batch, Task, Encoder.
+"""The interface of a method, for its author: Method and its kinds, Needs, Access, Batch, Task, Encoder.
 
 Names in shapes: b images or pairs, d embedding width, w activation width, k class names, n tokens or prompts.
 
@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from oodbench.method.access import Access
     from oodbench.method.batch import Batch, Needs
     from oodbench.method.encoder import Captioner, Encoder, TextTower
-    from oodbench.method.method import Method, TrainedMethod, check_predictions, check_scores, logsumexp
+    from oodbench.method.method import (
+        FewShotMethod,
+        Method,
+        TrainedMethod,
+        check_predictions,
+        check_scores,
+        logsumexp,
+    )
+    from oodbench.method.stream import StreamMethod
     from oodbench.method.task import MethodResources, Sources, Task
     from oodbench.method.training import Optimiser, Pairs, Weights
     from oodbench.method.views import View
@@ -25,7 +33,8 @@ _MODULES = {
     "access": "Access",
     "batch": "Batch Needs Undeclared",
     "encoder": "Captioner Encoder TextTower",
-    "method": "Method TrainedMethod UserError check_predictions check_scores logsumexp",
+    "method": "FewShotMethod Method TrainedMethod UserError check_predictions check_scores logsumexp",
+    "stream": "StreamMethod",
     "task": "MethodResources Sources Task",
     "training": "Optimiser Pairs Weights",
     "views": "View",
@@ -65,12 +74,14 @@ __all__ = [
     "Batch",
     "Captioner",
     "Encoder",
+    "FewShotMethod",
     "Method",
     "MethodResources",
     "Needs",
     "Optimiser",
     "Pairs",
     "Sources",
+    "StreamMethod",
     "Task",
     "TextTower",
     "TrainedMethod",

@@ -37,11 +37,13 @@ class Access:
 
     A method declares `access: ClassVar[Access] = Access(lm_words=True)`, with literal values. What follows from `needs`
     is added and need not be written: CALIBRATION gives id_images, unless the user sets the hyper-parameter that is
-    calibrated; LABELS gives id_labels; WEIGHTS gives other_data; a gradient by the pixels gives test_gradient.
+    calibrated; LABELS and SHOTS give id_labels; WEIGHTS without SHOTS gives other_data; STREAM gives stream; a gradient
+    by the pixels gives test_gradient.
 
     Arguments:
         id_images       ID images, with or without labels
-        id_labels       labels of ID images: "all", a number of labelled images a class, or None
+        id_labels       labels of ID images: "all", a number of labelled images a class, "few" if that number is not
+                        known yet, or None
         other_data      training on captions or other data than ID images
         lm_words        words that a language model wrote or selected
         generated       generated or retrieved images
@@ -54,7 +56,7 @@ class Access:
     """
 
     id_images: bool = False
-    id_labels: int | Literal["all"] | None = None
+    id_labels: int | Literal["all", "few"] | None = None
     other_data: bool = False
     lm_words: bool = False
     generated: bool = False
@@ -67,8 +69,8 @@ class Access:
         for name, value in vars(self).items():
             if name == "id_labels":
                 is_number = isinstance(value, int) and not isinstance(value, bool) and value > 0
-                if not (value is None or value == "all" or is_number):
-                    raise ValueError(f'id_labels is "all", a number above 0 or None, not {value!r}')
+                if not (value is None or value in ("all", "few") or is_number):
+                    raise ValueError(f'id_labels is "all", "few", a number above 0 or None, not {value!r}')
             elif not isinstance(value, bool):
                 raise ValueError(f"{name} is True or False, not {value!r}")
 
@@ -77,7 +79,7 @@ class Access:
         """Return the group of `GROUPS` in which a table shows the method: the first that fits, most access first."""
         if self.stream:
             return TEST_TIME
-        if isinstance(self.id_labels, int):
+        if self.id_labels == "few" or isinstance(self.id_labels, int):
             return FEW_SHOT
         if self.other_data or self.generated:
             return TRAINED
@@ -86,9 +88,10 @@ class Access:
     @property
     def facts(self) -> tuple[str, ...]:
         """Return what the card says, in words for people; () if the method sees nothing more."""
-        labels = "ID labels" if self.id_labels == "all" else f"{self.id_labels} labelled ID images a class"
+        number = "a few" if self.id_labels == "few" else self.id_labels
+        labels = "ID labels" if self.id_labels == "all" else f"{number} labelled ID images a class"
         said = {
-            "ID images": self.id_images and not isinstance(self.id_labels, int),
+            "ID images": self.id_images and self.id_labels in (None, "all"),
             labels: self.id_labels is not None,
             "training on captions or other data": self.other_data,
             "words from a language model": self.lm_words,
@@ -129,9 +132,12 @@ def complete(declared: Access, needs: Collection[str], *, calibrates: bool = Tru
     """
     reads = calibrates and "CALIBRATION" in needs
     labels = (shots or "all") if reads and "LABELS" in needs else declared.id_labels
+    if "SHOTS" in needs:
+        labels = shots or "few"
     return dataclasses.replace(
         declared,
         id_images=declared.id_images or reads or labels is not None,
         id_labels=labels,
-        other_data=declared.other_data or "WEIGHTS" in needs,
+        other_data=declared.other_data or ("WEIGHTS" in needs and "SHOTS" not in needs),
+        stream=declared.stream or "STREAM" in needs,
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import Flag, auto
 from typing import Any
 
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from oodbench.errors import Undeclared
@@ -27,6 +27,8 @@ class Needs(Flag):
     LABELS = auto()  # fit() reads the classes of the calibration images; declare it with CALIBRATION
     PATCHES = auto()  # patch features in the joint space, computed in the same pass as the embeddings
     VIEWS = auto()  # embeddings of declared transforms of every image, one more pass each
+    STREAM = auto()  # the test images in the order of a stream, from which it learns: a StreamMethod
+    SHOTS = auto()  # its weights are trained on a few labelled ID images: a FewShotMethod; declare it with WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Batch:
     _labels: Tensor | None = None
     _patches: Tensor | None = None
     _views: Tensor | None = None
+    _base: Tensor | None = None
     _shared: SharedTensors = field(default_factory=SharedTensors, repr=False, compare=False)  # read by any method
 
     def _read(self, value: Tensor | None, name: str, need: Needs) -> Tensor:
@@ -94,6 +97,13 @@ class Batch:
     def views(self) -> Float[Tensor, "b v d"]:
         """[b v d] embeddings of the v views that the method declares, of unit length. Needs.VIEWS."""
         return self._read(self._views, "views", Needs.VIEWS)
+
+    @property
+    def base(self) -> Float64[Tensor, " b"]:
+        """[b] scores of the method that the hyper-parameter `base` of a StreamMethod names, higher = ID."""
+        if self._base is None:
+            raise Undeclared('batch.base was read, but no method is named: add the hyper-parameter base: str = "mcm"')
+        return self._read(self._base, "base", Needs.STREAM)
 
     def intact(self) -> bool:
         """Return whether no method wrote into what it read, which other methods read as well."""

@@ -24,8 +24,11 @@ NEEDS = (
     "LABELS",
     "PATCHES",
     "VIEWS",
+    "STREAM",
+    "SHOTS",
 )  # the flags of method.Needs, which imports torch
 _ONE_CLASS = "it must define one subclass of Method"
+_KINDS = ("Method", "TrainedMethod", "StreamMethod", "FewShotMethod")
 _GRADIENTS = {"enable_grad", "set_grad_enabled"}  # score() runs without a gradient unless it calls one of these
 
 
@@ -180,12 +183,12 @@ def _lineage(one: _Class, main: Path, module: str, below: tuple[ast.ClassDef, ..
 
 
 def _is_method(base: ast.expr, tree: ast.Module) -> bool:
-    """Return whether a base is Method or TrainedMethod, perhaps imported under another name."""
+    """Return whether a base is Method or a kind of it, perhaps imported under another name."""
     name = ast.unparse(base).partition("[")[0]
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.module == "oodbench.method":
             name = next((alias.name for alias in node.names if alias.asname == name), name)
-    return name.rpartition(".")[2] in ("Method", "TrainedMethod")
+    return name.rpartition(".")[2] in _KINDS
 
 
 def _base(base: ast.expr, one: _Class, main: Path, module: str) -> _Class | None:

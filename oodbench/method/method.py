@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
@@ -204,6 +204,30 @@ class TrainedMethod(Method[State]):
             ValueError  if the method has no released layout (the default)
         """
         raise ValueError("the method has no released layout")
+
+
+@dataclass(frozen=True)
+class FewShotMethod(TrainedMethod[State]):
+    """A method with a part that is trained on a few labelled ID images, for one encoder and one list of classes.
+
+    `oodbench train METHOD --id SET --shots K --seed S` trains it with the loop of TrainedMethod: inputs() reads
+    pairs.labels instead of captions, and pairs.patches if `needs` names PATCHES. fit() finds the weights in
+    task.weights; a run refuses weights that were trained for other classes.
+    """
+
+    needs: ClassVar[Needs] = Needs.FEATURES | Needs.WEIGHTS | Needs.SHOTS
+
+    @abstractmethod
+    def module(self, encoder: Encoder, classes: Sequence[str]) -> nn.Module:  # type: ignore[override]
+        """Make the trainable part as it is before the first step.
+
+        Arguments:
+            encoder  the frozen CLIP
+            classes  the k class names, in label order
+        Returns:
+            A module whose state_dict() is what is saved: what is learnt, without the frozen CLIP. Draw random numbers
+            from torch's global generator.
+        """
 
 
 def logsumexp(logits: Float[Tensor, "b k"]) -> Float64[Tensor, " b"]:

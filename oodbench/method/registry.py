@@ -113,7 +113,7 @@ def load(info: MethodInfo) -> type[Method[Any]]:
 
 def _undeclared(info: MethodInfo, found: type[Method[Any]]) -> str:
     """Return what a class has that its source does not show, or "": keys of stored scores follow from the source."""
-    from oodbench.method import Needs
+    from oodbench.method import FewShotMethod, Needs, StreamMethod
 
     hidden = [field.name for field in dataclasses.fields(found) if field.init and field.name not in info.defaults()]
     if hidden:
@@ -123,6 +123,9 @@ def _undeclared(info: MethodInfo, found: type[Method[Any]]) -> str:
         return (
             f"its needs are {' | '.join(needs)}, of its source {' | '.join(info.needs)}; write needs = ... in the class"
         )
+    for kind, need in ((StreamMethod, "STREAM"), (FewShotMethod, "SHOTS")):
+        if issubclass(found, kind) != (need in info.needs):
+            return f"only a subclass of {kind.__name__} needs {need}, and each names Needs.{need} in its `needs`"
     if {**found.access.plain(), "test_gradient": info.access.test_gradient} != info.access.plain():
         return f"its access is {found.access}, of its source {info.access}; write access = Access(...) in the class"
     return ""

@@ -7,12 +7,13 @@ import functools
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from oodbench.errors import Undeclared
 from oodbench.method.encoder import Encoder
 
 Settings = TypeVar("Settings")
@@ -36,9 +37,13 @@ def _with_old_keyword(cls: type[Settings]) -> type[Settings]:
 @_with_old_keyword
 @dataclass(frozen=True)
 class Optimiser:
-    """Settings of AdamW with linear warm-up and cosine decay to 0: a method's released recipe.
+    """Settings of AdamW or SGD with a warm-up and cosine decay to 0: a method's released recipe.
 
     Arguments:
+        kind          "adamw" or "sgd", with `momentum`; SGD reads neither betas nor eps
+        momentum      of SGD
+        warmup_lr     learning rate of all `warmup` steps; None rises linearly to `lr`
+        warmup_epochs epochs of warm-up, instead of `warmup` steps
         lr            peak learning rate
         betas         decay rates of AdamW's first and second moment
         eps           AdamW's epsilon
@@ -65,6 +70,10 @@ class Optimiser:
     cosine: bool = True
     no_decay: tuple[str, ...] = ("bn", "ln", "bias", "logit_scale")
     epsilon_hat: bool = False
+    kind: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = 0.0
+    warmup_lr: float | None = None
+    warmup_epochs: int = 0
 
     @property
     def bare(self) -> tuple[str, ...]:
@@ -73,17 +82,27 @@ class Optimiser:
         return self.no_decay
 
     def as_recorded(self) -> dict[str, Any]:
-        """Return the settings under the names that weight files and checkpoints record, where `no_decay` is `bare`."""
-        return {"bare" if name == "no_decay" else name: value for name, value in dataclasses.asdict(self).items()}
+        """Return the settings under the names that weight files and checkpoints record, where `no_decay` is `bare`.
+
+        The last four are left out if they are the defaults, as in files of before they existed.
+        """
+        usual = Optimiser()
+        later = ("kind", "momentum", "warmup_lr", "warmup_epochs")
+        settings = dataclasses.asdict(self).items()
+        return {
+            "bare" if name == "no_decay" else name: value
+            for name, value in settings
+            if name not in later or value != getattr(usual, name)
+        }
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Some image-caption pairs of one training step.
+    """Some image-caption pairs of one training step, or some labelled images of the training of a FewShotMethod.
 
     Arguments:
         embeddings  [b d] image embeddings as the encoder gave them, not normalised
-        captions    b captions
+        captions    b captions; empty for labelled images
         positions   [b] positions in the step's global batch; draws depend on them, never on chunks or processes
         step        step of the optimiser, from 0
         seed        seed of the training
@@ -97,6 +116,22 @@ class Pairs:
     seed: int
     size: int
     _text: Float[Tensor, "b d"] | None = None
+    _labels: Int64[Tensor, " b"] | None = None
+    _patches: Float[Tensor, "b n d"] | None = None
+
+    @property
+    def labels(self) -> Int64[Tensor, " b"]:
+        """[b] class indices of labelled images."""
+        if self._labels is None:
+            raise Undeclared("pairs.labels was read, but image-caption pairs have none: subclass FewShotMethod")
+        return self._labels
+
+    @property
+    def patches(self) -> Float[Tensor, "b n d"]:
+        """[b n d] features of n image patches in the joint space, of unit length, float32. Needs.PATCHES."""
+        if self._patches is None:
+            raise Undeclared("pairs.patches was read but not declared: add Needs.PATCHES to a FewShotMethod's `needs`")
+        return self._patches
 
     @property
     def features(self) -> Float[Tensor, "b d"]:

@@ -1,0 +1,62 @@
+"""StreamMethod: the class of a method that learns from the test images while it scores them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, NoReturn
+
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from oodbench.method.batch import Batch, Needs
+from oodbench.method.method import Method, State
+from oodbench.method.task import Task
+
+
+@dataclass(frozen=True)
+class StreamMethod(Method[State]):
+    """A method that learns from the test images: test-time adaptation. Its rows stand in a table of their own.
+
+    For every pair of the ID set and an OOD set, and for every stream seed, the images of both sets come mixed in the
+    order of the stream protocol (docs/streams.md), unlabelled and in batches. begin() starts anew for each stream, and
+    all that is learnt is in the state that step() returns: nothing is kept elsewhere. A hyper-parameter
+    `base: str = "mcm"` names another method, whose score of each image is in batch.base; users write
+    `oodd[base=neglabel[groups=10]]`.
+
+    Arguments:
+        needs        FEATURES, ACTIVATIONS and CALIBRATION are possible beside STREAM
+        sees_itself  whether step() may learn from an image before it scores that image
+    """
+
+    needs: ClassVar[Needs] = Needs.FEATURES | Needs.STREAM
+    sees_itself: ClassVar[bool] = False
+
+    @abstractmethod
+    def begin(self, task: Task) -> State:
+        """Return the state before the first image of a stream.
+
+        Arguments:
+            task  class names, text, encoder and calibration images; task.cached() stores what many streams share
+        Returns:
+            The state that the first step() is given. It is the same whenever begin() is called.
+        """
+
+    @abstractmethod
+    def step(
+        self, batch: Batch, task: Task, state: State
+    ) -> tuple[Float[Tensor, " b"], State] | tuple[Float[Tensor, " b"], State, Int64[Tensor, " b"]]:
+        """Score the next images of a stream and learn from them.
+
+        Arguments:
+            batch  the next b images, ID and OOD mixed
+            task   as in begin()
+            state  what begin() or the step before returned; it may be changed in place
+        Returns:
+            [b] real scores, higher = more in-distribution; the state for the next step; and [b] class indices, if
+            predictions are not those of predict(), which reads text alone.
+        """
+
+    def score(self, batch: Batch, task: Task, state: State) -> NoReturn:
+        """Raise TypeError: images of a stream are scored by begin() and step(), in their order."""
+        raise TypeError(f"{type(self).__name__} learns from a stream of images: call begin() and step(), not score()")
