@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from oodbench.cli import options as shared
+from oodbench.cli.help import Command, examples
 from oodbench.cli.options import FOLDER
 from oodbench.cli.output import note, print_tables
 from oodbench.errors import UserError, printable
@@ -20,7 +21,16 @@ if TYPE_CHECKING:
     from oodbench.report.tables.grouping import LoadedResults
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "oodbench report",
+        "oodbench report --format latex --output table.tex",
+        "oodbench report --format html --output page.html",
+        "oodbench report --compare published",
+        "oodbench report --explain clipn textures",
+    ),
+)
 @shared.RESULTS
 @click.option(
     "--format",
@@ -82,7 +92,10 @@ def report(
     data: Path | None,
     **options: Any,
 ) -> None:
-    """Print the tables of a results folder. docs/reading-the-table.md explains them."""
+    """Print the tables of a results folder.
+
+    docs/reading-the-table.md explains them.
+    """
     from oodbench.report import output as formats
 
     figures = options["form"] == "figures"
