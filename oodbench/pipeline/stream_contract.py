@@ -47,7 +47,7 @@ def keeps_nothing_outside_its_state(t: Trial) -> str:
     attributes, begun, first = contents(vars(t.method)), contents(t.begin(), "state"), t.scores(images)
     t.stream(torch.cat([t.world.ood, t.world.id]).repeat(OTHERS // len(images), 1, 1, 1))
     if (place := difference(attributes, contents(vars(t.method)))) is not None:
-        return f"step() changes self{place}; what is learnt belongs to the state that step() returns"
+        return f"step() changes self{place}; what is learnt from a stream belongs to the state that step() returns"
     if (place := difference(begun, contents(t.begin(), "state"))) is not None:
         return f"begin() returns another {place} after a stream; it must begin each stream alike"
     if t.same(first, t.scores(images)):

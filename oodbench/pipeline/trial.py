@@ -35,6 +35,7 @@ from oodbench.pipeline.batches import differing, rounding_tolerance
 TOY_STEPS, TOY_RATE = 100, 3e-2
 LEAST_AUROC = 0.7  # on the toy dataset, where a working method reaches 0.9 and more
 STEP = 32  # images of a stream that a method scores at once
+ANEW = object()  # in place of a state, which may be None
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,13 @@ class Trial:
         """Return the scores of images, each in a batch of its own, in float64."""
         return torch.cat([self.scores(image[None]) for image in images]).double()
 
-    def stream(self, images: Tensor, steps: int | list[int] = STEP, state: Any = None) -> StreamOutput:
+    def stream(self, images: Tensor, steps: int | list[int] = STEP, state: Any = ANEW) -> StreamOutput:
         """Give images to a StreamMethod and return what it gave.
 
-        `steps` are the images of each step. The stream goes on from `state`, or begins anew if that is None. What
+        `steps` are the images of each step. The stream goes on from `state`, or from begin(). What
         step() draws from torch's own generator is never the same, as it would be if this were seeded.
         """
-        method, state = cast(StreamMethod[Any], self.method), self.begin() if state is None else state
+        method, state = cast(StreamMethod[Any], self.method), self.begin() if state is ANEW else state
         torch.seed()
         scores, predictions, returned, batches = [torch.empty(0)], [torch.empty(0, dtype=torch.int64)], [], []
         for part in torch.split(images, steps):

@@ -339,3 +339,34 @@ def test_a_broken_stream_fails_the_check_it_breaks(check: str, tmp_path: Path) -
     assert old in STREAM
     found = failed(tmp_path / "bad.py", STREAM.replace(old, new))
     assert check in found, found
+
+
+# Where a stream may hide what it has seen: what begin() returns, how step() counts the images, and what is said of it.
+TWICE = "the same stream scores differently the second time"
+HIDDEN_STREAMS = {
+    "a dict in the module": ("0", "SEEN['n'] += batch.size; n = SEEN['n']", TWICE),
+    "a closure in the module": ("0", "n = count(batch.size)", TWICE),
+    "the class": ("0", "type(self).n = n = getattr(type(self), 'n', 0) + batch.size", TWICE),
+    "an attribute": (
+        "0",
+        "object.__setattr__(self, 'n', getattr(self, 'n', 0) + batch.size); n = self.n",
+        "step() changes self['n']; what is learnt from a stream belongs to the state that step() returns",
+    ),
+    "a dict that begin() empties": (
+        "SEEN.update(n=0)",
+        "SEEN['n'] += batch.size; n = SEEN['n']",
+        "the state scores differently after pickling",
+    ),
+    "what begin() returns each time": ("SEEN", "state['n'] += batch.size; n = state['n']", "another state['n'] after"),
+}
+
+
+@pytest.mark.parametrize("where", HIDDEN_STREAMS)
+def test_what_a_stream_keeps_outside_its_state_is_found(where: str, tmp_path: Path) -> None:
+    begin, count, said = HIDDEN_STREAMS[where]
+    source = STREAM[: STREAM.index("    def begin")] + (
+        f"    def begin(self, task):\n        return {begin}\n\n    def step(self, batch, task, state):\n"
+        f"        {count}\n        return batch.base - 1e-4 * n, state\n"
+    )
+    told = problems(tmp_path / "good.py", source)
+    assert any(said in one for one in told), told
