@@ -96,7 +96,7 @@ def facts(row: Result) -> dict[str, str]:
     for name, images in {f"ID {row.id.dataset}": row.id, **sets}.items():
         out |= _set_facts(name, images, scored=row.status == "ok")
         if row.stream:  # streams of another ratio have fewer images of the same lists, and are in the same table
-            out.pop(f"{name} n", None)
+            out = {fact: value for fact, value in out.items() if fact not in (f"{name} n", f"{name} expected")}
     return out
 
 
