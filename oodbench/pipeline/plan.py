@@ -93,6 +93,12 @@ class Plan:
         if self.request.shot_seed is not None and not (self.draw.shots and self.labelled):
             found.append(f"--shot-seed {self.request.shot_seed} is ignored: no shots are drawn")
         found += self._stream_notes()
+        for job in self.jobs:
+            trained_on = job.weights.images.get("set", self.id.dataset.name) if job.weights else self.id.dataset.name
+            if trained_on != self.id.dataset.name:
+                found.append(
+                    f"{job.label}: its weights were trained on images of '{trained_on}', of the same class names"
+                )
         chosen = [self.encoder_note] if self.encoder_note else []
         return [*chosen, *notes(self.id, self.classes), *found, *self.skipped]
 
@@ -236,7 +242,7 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, n
     assert jobs and located is not None and protocol and choice and spec and id_set and classes
     resolved = resolve(spec, request.resize, store, strict=request.strict)
     jobs, incompatible_methods = _compatible_jobs(jobs, resolved.card)
-    jobs = assignment.attach_weights(jobs, located, resolved, store, strict=request.strict)
+    jobs = assignment.attach_weights(jobs, located, resolved, classes, request, store)
     return Plan(
         request=dataclasses.replace(request, encoder=choice.text),
         benchmark=protocol.benchmark,
@@ -311,7 +317,7 @@ def _calibration(
     reasons: dict[bool, str] = {}  # why they cannot calibrate
     how = request.draw(benchmark.shots)
     try:
-        split = _training_split(request.calibration or benchmark.calibration, id_set, options)
+        split = training_split(request.calibration or benchmark.calibration, id_set, options)
     except UserError as error:
         reasons = {False: str(error), True: str(error)}
     for labelled in {job.reads_labels for job in calibrating} - set(reasons):
@@ -333,7 +339,7 @@ def _calibration(
     return CalibrationImages(images.get(False), images.get(True)), Jobs(others, skipped)
 
 
-def _training_split(name: str, id_set: ImageSet, options: LoadOptions) -> ImageSet:
+def training_split(name: str, id_set: ImageSet, options: LoadOptions) -> ImageSet:
     """Return the ID training images, by default those of the ID set. Raise UserError if they cannot be used."""
     name = name or id_set.dataset.train
     if not name:

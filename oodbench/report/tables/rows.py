@@ -73,12 +73,27 @@ def _key(row: Result) -> str:
         drawn = ("digest", "list", "shot_seed")
         settings["calibration"] = {k: v for k, v in settings["calibration"].items() if k not in drawn}
     stream = {k: v for k, v in row.stream.items() if k != "seed"}
-    known = [row.label, row.parameters, row.templates, row.files, row.source, weights, settings, stream]
+    known = [seedless_label(row), row.parameters, row.templates, row.files, row.source, weights, settings, stream]
     return json.dumps(known, sort_keys=True, default=str)
 
 
+_SEEDED = (
+    "seed",
+    "list",
+    "loss",
+    "created",
+    "commit",
+)  # of a recipe: what another seed changes, and when it was trained
+
+
 def _seedless(recipe: dict[str, Any]) -> dict[str, Any]:
-    return {k: _seedless(v) if isinstance(v, dict) else v for k, v in recipe.items() if k != "seed"}
+    return {k: _seedless(v) if isinstance(v, dict) else v for k, v in recipe.items() if k not in _SEEDED}
+
+
+def seedless_label(row: Result) -> str:
+    """Return a label without the seed that its weights were trained with: `coop[K=4,seed=2]` is `coop[K=4]`."""
+    recipe = row.weights.get("recipe") or {}
+    return row.label.replace(f",seed={recipe.get('seed')}]", "]") if recipe.get("id") else row.label
 
 
 _VARIATIONS = ("seed", "device", "batch_size")  # parts of `Result.run` that may differ within a table
@@ -90,7 +105,7 @@ def line_names(lines: Sequence[Sequence[Result]], omitted: str = "") -> list[str
     Names of streams are `OODD, base MCM; shuffled`, with what else the protocols of the lines differ in. `omitted` is a
     hyper-parameter that the table's title states.
     """
-    first = [rows[0] for rows in lines]
+    first = [replace(rows[0], label=seedless_label(rows[0])) if len(rows) > 1 else rows[0] for rows in lines]
     if not first or not first[0].stream:
         found = _distinguished([_name(row, (omitted,)) for row in first], first)
         return [f"{x}, {len(rows)} seeds" if len(rows) > 1 else x for x, rows in zip(found, lines, strict=True)]
