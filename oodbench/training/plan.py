@@ -49,8 +49,10 @@ class TrainRequest:
     out               the file of weights; None: weights/<method>-<encoder>.safetensors
     epochs, steps     length of the training; give one of them
     batch             pairs in one step, over all processes
-    lr                peak learning rate of AdamW, as betas, eps and weight_decay are of AdamW
-    warmup            steps of linear warm-up
+    lr                peak learning rate
+    betas, eps        of AdamW
+    weight_decay      of AdamW or SGD
+    warmup            steps of warm-up, instead of the method's steps or epochs
     chunk             pairs that pass through the trained module at once; the loss is that of the whole batch
     precision         fp32, or bf16 or fp16 for mixed precision
     augment           train on random crops, which are encoded at every step
@@ -173,12 +175,13 @@ def make_plan(request: TrainRequest) -> TrainPlan:
     spec = attempt(parse_encoder, request.encoder)
     attempt(_check_captions, request)
     method = attempt(_build_method, job) if job else None
+    optimiser = attempt(optimiser_settings, request, method) if method else None
     attempt(_check_output, request)
     raise_all(collected.problems)
-    assert job and method and spec
+    assert job and method and optimiser and spec
     encoder = resolve(spec, request.resize, store)
     out = request.out or Path("weights") / f"{job.info.name}-{encoder.card.slug}.safetensors"
-    return TrainPlan(request, job, method, optimiser_settings(request, method), encoder, expand(out).absolute(), store)
+    return TrainPlan(request, job, method, optimiser, encoder, expand(out).absolute(), store)
 
 
 def encoder_name(request: TrainRequest, job: Job | None) -> str:
@@ -188,10 +191,22 @@ def encoder_name(request: TrainRequest, job: Job | None) -> str:
 
 
 def optimiser_settings(request: TrainRequest, method: TrainedMethod[Any]) -> Optimiser:
-    """Return the method's optimiser settings with those of the request in place of the defaults."""
+    """Return the method's optimiser settings with those of the request in place of the defaults.
+
+    Raise UserError for options of another optimiser.
+    """
+    recipe = method.optimisation()
+    others = [f"--{name}" for name in ("betas", "eps") if getattr(request, name) is not None]
+    if recipe.kind == "sgd" and others:
+        raise UserError(
+            f"{' and '.join(others)}: of AdamW, but {request.method} is trained with SGD, which has --lr, "
+            "--weight-decay and --warmup; leave out what is AdamW's"
+        )
     names = ("epochs", "batch", "lr", "betas", "eps", "weight_decay", "warmup")
     given = {name: getattr(request, name) for name in names if getattr(request, name) is not None}
-    return dataclasses.replace(method.optimisation(), **given)
+    if "warmup" in given:
+        given["warmup_epochs"] = 0
+    return dataclasses.replace(recipe, **given)
 
 
 def output_folder(request: TrainRequest) -> Path:
