@@ -31,10 +31,10 @@ class ClassNames:
     It is no nn.Module, so that neither the frozen text tower nor its weights are part of what holds it.
 
     ending  what follows each name
-    option  the hyper-parameter that says how many vectors there are, for messages
+    fewer   how the user gets `{}` context vectors, for messages
     """
 
-    def __init__(self, encoder: Encoder, classes: Sequence[str], vectors: int, ending: str, option: str) -> None:
+    def __init__(self, encoder: Encoder, classes: Sequence[str], vectors: int, ending: str, fewer: str) -> None:
         self.tower = encoder.text_tower().eval().requires_grad_(False)
         if "context" not in inspect.signature(self.tower.forward).parameters:
             raise UserError(
@@ -47,7 +47,7 @@ class ClassNames:
         room = length - 1 - int(tokens[longest].argmax())
         if vectors > room:
             found = f"the text tower reads {length} tokens: the class name '{classes[longest]}' leaves room for "
-            advice = f"--set {option}={room}" if room else "give it a shorter name"
+            advice = fewer.format(room) if room else "give it a shorter name"
             raise UserError(f"{found}{room} context vectors, not {vectors}; {advice}")
         empty = torch.zeros_like(tokens[:, :1]).expand(-1, vectors)  # replaced by the context
         self.tokens: Int64[Tensor, "k n"] = torch.cat([tokens[:, :1], empty, tokens[:, 1 : length - vectors]], 1)
@@ -124,9 +124,10 @@ class LearntPrompt(FewShotMethod[Tensor]):
 
     def module(self, encoder: Encoder, classes: Sequence[str]) -> Prompt:  # type: ignore[override]
         words = tokens_of(encoder, self.context_init) if self.context_init else None
-        vectors, option = (self.context, "context") if words is None else (len(words), "context_init")
-        names = ClassNames(encoder, classes, vectors, ".", f"{type(self).__module__.rpartition('.')[2]}.{option}")
-        begun = names.table.new_empty(vectors, names.table.shape[1]) if words is None else names.table[words]
+        method = type(self).__module__.rpartition(".")[2]
+        fewer = f"--set {method}.context={{}}" if words is None else f"{method}.context_init may have {{}} tokens"
+        names = ClassNames(encoder, classes, self.context if words is None else len(words), ".", fewer)
+        begun = names.table.new_empty(self.context, names.table.shape[1]) if words is None else names.table[words]
         if self.class_specific:
             begun = begun.repeat(len(classes), 1, 1)
         return Prompt(names, nn.init.normal_(begun, std=STD) if words is None else begun)
@@ -203,10 +204,14 @@ def gl_mcm(
     classes: Float[Tensor, "k d"],
     local: Float[Tensor, "k d"],
     temperature: float,
+    weight: float = 1.0,
 ) -> Float64[Tensor, " b"]:
-    """Return GL-MCM: the largest probability of the image under `classes` plus that of its patches under `local`."""
+    """Return `weight` times MCM of the image by `classes`, plus the largest MCM of its patches by `local`.
+
+    It is GL-MCM, or L-MCM if the weight is 0.
+    """
     best = [
         log_probability((part @ local.T / temperature).flatten(0, 1)).view(part.shape[:2]).amax(-1)
         for part in torch.split(patches, PATCHES, 1)
     ]
-    return log_probability(images @ classes.T / temperature).exp() + torch.stack(best).amax(0).exp()
+    return weight * log_probability(images @ classes.T / temperature).exp() + torch.stack(best).amax(0).exp()
