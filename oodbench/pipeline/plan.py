@@ -268,7 +268,7 @@ def _calibration(
     reasons: dict[bool, str] = {}  # why they cannot calibrate
     how = request.draw(benchmark.shots)
     try:
-        split = _training_split(request.calibration or benchmark.calibration, id_set, options)
+        split = training_split(request.calibration or benchmark.calibration, id_set, options)
     except UserError as error:
         reasons = {False: str(error), True: str(error)}
     for labelled in {job.reads_labels for job in calibrating} - set(reasons):
@@ -288,7 +288,7 @@ def _calibration(
     return CalibrationImages(images.get(False), images.get(True)), Jobs(others, skipped)
 
 
-def _training_split(name: str, id_set: ImageSet, options: LoadOptions) -> ImageSet:
+def training_split(name: str, id_set: ImageSet, options: LoadOptions) -> ImageSet:
     """Return the ID training images, by default those of the ID set. Raise UserError if they cannot be used."""
     name = name or id_set.dataset.train
     if not name:
