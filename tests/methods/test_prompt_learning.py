@@ -175,7 +175,7 @@ def embeddings_of(clip: OpenClip, words: str) -> Tensor:
 
 def test_the_context_begins_as_drawn_or_as_words(clip: OpenClip) -> None:
     torch.manual_seed(0)
-    drawn = make("coop", context=7, class_specific=True).module(clip, CLASSES).get_parameter("ctx")
+    drawn = make("coop", context=7, class_specific=True).module(clip, CLASSES).get_parameter("ctx").detach()
     assert drawn.shape == (len(CLASSES), 7, 16)
     assert float(drawn.mean()) == pytest.approx(0, abs=4 * 0.02 / drawn.numel() ** 0.5)
     assert float(drawn.std()) == pytest.approx(0.02, rel=0.15)
