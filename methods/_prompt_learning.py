@@ -108,6 +108,7 @@ class LearntPrompt(FewShotMethod[Tensor]):
         epochs=50,
         warmup_lr=1e-5,
         warmup_epochs=1,
+        per_epoch=True,
         no_decay=(),
     )
     trained: ClassVar[tuple[str, ...]] = ("context", "context_init", "class_specific")

@@ -25,7 +25,7 @@ class CoOp(LearntPrompt):
 
     Released training (trainers/coop.py, configs/trainers/CoOp/vit_b16.yaml, Dassl's defaults): SGD 2e-3, momentum 0.9,
     weight decay 5e-4, batches of 32, 200 epochs for 16 shots; one epoch at 1e-5, then a cosine that falls once an
-    epoch, here at every step. It computes in half precision. Its prompt "X X ... NAME." is tokenized whole; here room
+    epoch. It computes in half precision. Its prompt "X X ... NAME." is tokenized whole; here room
     for the vectors is made after the start token, which gives the same tokens. The name stands at the end, as in all
     released tables; the variants "middle" and "front" (trainers/coop.py, lines 136 to 177) are not here.
 

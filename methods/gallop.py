@@ -65,8 +65,8 @@ class GalLoP(FewShotMethod[LearntPrompts]):
     lines 372 to 386). The class is that of the averaged global and top-k local cosines, added (lines 425 to 444).
 
     Released training (gallop/train.py, lines 231 to 239, scripts/run_imagenet.sh): SGD 2e-3, momentum 0.9, weight decay
-    1e-2, batches of 128, 50 epochs, a cosine without warm-up that falls once an epoch, here at every step; mixed
-    precision. Test images are resized to 224 as CLIP's are (line 263), not to the 256 of an unused function.
+    1e-2, batches of 128, 50 epochs, a cosine without warm-up that falls once an epoch, mixed precision. Test images are
+    resized to 224 as CLIP's are (line 263), not to the 256 of an unused function.
 
     The map W acts on a ResNet's patches in the joint space, as here. On those of a ViT the code applies it before
     CLIP's last linear map (gallop.py, lines 247 to 257), to 768 numbers instead of 512: not here, where patches are
@@ -84,7 +84,7 @@ class GalLoP(FewShotMethod[LearntPrompts]):
 
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.WEIGHTS | Needs.SHOTS | Needs.PATCHES
     optimiser: ClassVar[Optimiser] = Optimiser(
-        kind="sgd", lr=2e-3, momentum=0.9, weight_decay=1e-2, batch=128, epochs=50, no_decay=()
+        kind="sgd", lr=2e-3, momentum=0.9, weight_decay=1e-2, batch=128, epochs=50, per_epoch=True, no_decay=()
     )
     trained: ClassVar[tuple[str, ...]] = ("context_init", "global_prompts", "local_prompts", "dropout", "top")
     context_init: str = "A photo of a"

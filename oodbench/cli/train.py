@@ -64,7 +64,7 @@ SKIPPED_SHOWN = 5  # pairs or shards that are named one by one
 @click.option("--lr", type=float, help="Highest learning rate.")
 @click.option("--betas", help="Of AdamW: 0.9,0.98.")
 @click.option("--eps", type=float, help="Of AdamW.")
-@click.option("--weight-decay", type=float, help="Of AdamW.")
+@click.option("--weight-decay", type=float, help="Of AdamW or SGD.")
 @click.option("--warmup", type=int, help="Steps until the highest learning rate.")
 @click.option(
     "--seed", type=shared.Integers(), default="0", help="Of all draws; several, as in 1,2,3, for few-shot methods."
