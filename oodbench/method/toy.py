@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from oodbench.data import prompts
 from oodbench.method import Batch, Captioner, Needs, Pairs, Sources, Task
 from oodbench.method.averages import averages
+from oodbench.method.encoder import with_context
 
 CLASSES = ("anchor", "bell", "cactus", "drum", "eagle", "fern", "globe", "harp")
 WIDTH, DEPTH, SIDE = 24, 16, 8
@@ -81,16 +82,25 @@ class ToyEncoder:
 
 
 class ToyTower(nn.Module):
-    """A text tower, the subject's vector plus a tenth of the prompt's, with the names of CLIP's parameters."""
+    """A text tower with the names of CLIP's parameters: the subject's vector plus a tenth of the prompt's.
+
+    They are the tokens before the end token. A tenth of the mean of the context vectors is added, too.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.token_embedding = nn.Embedding(TOKENS, DEPTH, _weight=_tokens().clone())
         self.text_projection = nn.Parameter(torch.eye(DEPTH))
 
-    def forward(self, tokens: Int64[Tensor, "k n"], offset: Tensor | None = None) -> Float[Tensor, "k d"]:
-        x = self.token_embedding(tokens) + (0 if offset is None else offset)
-        projected: Tensor = (x[:, 1] + 0.1 * x[:, 2]) @ self.text_projection
+    def forward(
+        self, tokens: Int64[Tensor, "k n"], offset: Tensor | None = None, context: Tensor | None = None
+    ) -> Float[Tensor, "k d"]:
+        x = with_context(self.token_embedding(tokens), context) + (0 if offset is None else offset)
+        rows, ends = torch.arange(len(x), device=x.device), tokens.argmax(-1)
+        pooled = x[rows, ends - 2] + 0.1 * x[rows, ends - 1]
+        if context is not None:
+            pooled = pooled + 0.1 * x[:, 1 : context.shape[-2] + 1].mean(1)
+        projected: Tensor = pooled @ self.text_projection
         return projected
 
 

@@ -209,12 +209,12 @@ def make_plan(request: TrainRequest) -> TrainPlan:
     attempt(_check_kind, request, job) if job else None
     attempt(_check_captions, request)
     method = attempt(_build_method, job) if job else None
+    optimiser = attempt(optimiser_settings, request, method) if method else None
     attempt(_check_output, request, few_shot)
     # Without problems only: images are counted, and glyphs, which are drawn to be listed, take seconds.
     shots = attempt(find_shots, request, store) if few_shot and not collected.problems else None
-    optimiser = attempt(optimiser_settings, request, method) if method else None
     raise_all(collected.problems)
-    assert job and method and encoder and spec and optimiser
+    assert job and method and optimiser and encoder and spec
     request = dataclasses.replace(request, encoder=encoder)
     resolved = resolve(spec, request.resize, store)
     if reason := misfit(job, resolved.card):
