@@ -51,6 +51,7 @@ class MethodInfo:
     trained   hyper-parameters that training fixes
     access    what the method declares, and a gradient by the pixels; card() adds what follows from the needs
     family    a group of `--methods` besides that of the card, or ""
+    sees_itself  of a method that learns from the test images: whether it learns from one before it scores it
     problem   why the source cannot be read as a method, or ""
     """
 
@@ -70,6 +71,7 @@ class MethodInfo:
     trained: tuple[str, ...] = ()
     access: Access = field(default_factory=Access)
     family: str = ""
+    sees_itself: bool = False
     problem: str = ""
 
     def defaults(self) -> dict[str, Any]:
@@ -109,6 +111,7 @@ def describe(name: str, path: Path, origin: str, module: str, subclass: str = ""
         trained = _trained(lineage, parameters)
         access = _access(lineage)
         family = _family(lineage)
+        sees_itself = _sees_itself(lineage)
     except (OSError, SyntaxError, UnicodeDecodeError, RecursionError) as error:
         return MethodInfo(name, path, origin, module, problem=f"it cannot be read: {error}")
     except ValueError as error:
@@ -141,6 +144,7 @@ def describe(name: str, path: Path, origin: str, module: str, subclass: str = ""
         trained=trained,
         access=access,
         family=family,
+        sees_itself=sees_itself,
     )
 
 
@@ -299,6 +303,16 @@ def _family(lineage: list[_Class]) -> str:
     if not isinstance(value, ast.Constant) or value.value not in ("", *FAMILIES.values()):
         raise ValueError(f"family = {ast.unparse(value)} must be one of {', '.join(FAMILIES.values())}")
     return str(value.value)
+
+
+def _sees_itself(lineage: list[_Class]) -> bool:
+    """Return the value of `sees_itself`; raise ValueError unless it is True or False."""
+    value = next((found for one in lineage if (found := _class_variable(one, "sees_itself")) is not None), None)
+    if value is None:
+        return False
+    if not isinstance(value, ast.Constant) or not isinstance(value.value, bool):
+        raise ValueError(f"sees_itself = {ast.unparse(value)} must be True or False")
+    return value.value
 
 
 def _class_variable(one: _Class, name: str) -> ast.expr | None:

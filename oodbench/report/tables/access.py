@@ -11,8 +11,9 @@ from typing import Any
 
 from oodbench.errors import printable
 from oodbench.method import registry
-from oodbench.method.access import GROUPS, TEST_TIME, UNKNOWN, Access, from_mapping
+from oodbench.method.access import GROUPS, TEST_TIME, UNKNOWN, Access, both, from_mapping
 from oodbench.method.introspection import MethodInfo
+from oodbench.method.parameters import parse_choices
 from oodbench.report.tables.table import TableLine
 from oodbench.results import Result
 
@@ -48,7 +49,13 @@ def _declared(row: Result) -> Access | None:
     if info is None or info.problem:
         return None
     labels = (row.run.get("calibration") or {}).get("labels")
-    return info.card({**info.defaults(), **row.parameters}, labels if isinstance(labels, int) else None)
+    shots = labels if isinstance(labels, int) else None
+    own = info.card({**info.defaults(), **row.parameters}, shots)
+    if not (base := row.stream.get("base")):
+        return own
+    (choice,) = parse_choices(base)
+    of_base = _installed().get(choice.name)
+    return both(own, of_base.card({**of_base.defaults(), **choice.overrides}, shots)) if of_base else None
 
 
 def part(row: Result, name: str) -> Mapping[str, Any]:
