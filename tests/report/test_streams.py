@@ -148,7 +148,9 @@ def test_intervals_are_those_of_the_first_seed_beside_the_deviation() -> None:
         options = TableOptions(intervals=shown, metrics=("auroc",))
         (table,) = report.tables([first, *SEEDS[1:]], options)
         assert texts(table) == [["98.00 ± 1.00 [96.00, 99.00]", "90.00 ± 1.00 [96.00, 99.00]", "94.00 ± 1.00"]]
-        assert "In brackets: the interval over images of the first stream seed." in table.caption
+        assert (
+            "In brackets: the interval over images of the first stream seed, where the result has one." in table.caption
+        )
         (one,) = report.tables([first], options)
         assert texts(one)[0][0] == "98.00 [96.00, 99.00]"
         assert r"98.00{\scriptsize\,$\pm$1.00 [96.00,\,99.00]}" in report.latex(table).replace(r"\phantom{}", "")

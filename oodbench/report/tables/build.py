@@ -87,7 +87,8 @@ def _conventions(rules: Mapping[str, str], metrics: Sequence[str], fpr95_ood: st
 
 def _uncertainty(model: Result, options: TableOptions) -> str:
     if model.stream:
-        return "In brackets: the interval over images of the first stream seed." if options.intervals else ""
+        first = "In brackets: the interval over images of the first stream seed, where the result has one."
+        return first if options.intervals else ""
     if options.seeds:
         return "±: standard deviation over seeds, where there are several."
     if not options.intervals:
@@ -279,7 +280,8 @@ def _tested(
 
 
 def _method_keys(row: Result, options: TableOptions) -> tuple[str, ...]:
-    return keys_of_method(row.method) if options.cite else ()
+    base = str(row.stream.get("base", "")).partition("[")[0]
+    return (*keys_of_method(row.method), *keys_of_method(base)) if options.cite else ()
 
 
 def _cites(model: Result, options: TableOptions) -> tuple[tuple[str, tuple[str, ...]], ...]:
