@@ -15,6 +15,7 @@ import click
 
 from oodbench.cli import options as shared
 from oodbench.cli.group import RESUME, sigterm_raises
+from oodbench.cli.help import Command, EncoderNames, Names, OneOf, examples, method_names
 from oodbench.cli.options import FOLDER
 from oodbench.cli.output import configure_logging, note, print_errors, say
 
@@ -25,10 +26,20 @@ if TYPE_CHECKING:
 SKIPPED_SHOWN = 5  # pairs or shards that are named one by one
 
 
-@click.command()
-@click.argument("method")
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "oodbench train clipn",
+        "oodbench train clipn --encoder ViT-B-16/openai --captions 'cc3m-{00000..00331}.tar' --augment",
+        "oodbench train zoc --encoder ViT-B-32/openai --captions captions.csv --max-steps 100",
+    ),
+)
+@click.argument("method", type=Names(lambda: method_names(groups=False), several=False))
 @click.option(
-    "--encoder", default="", help="As for run. Default: that of the method's released weights; glyphs for glyphs."
+    "--encoder",
+    type=EncoderNames(several=False),
+    default="",
+    help="As for run. Default: that of the method's released weights; glyphs for glyphs.",
 )
 @shared.RESIZE
 @click.option(
@@ -64,15 +75,23 @@ SKIPPED_SHOWN = 5  # pairs or shards that are named one by one
 @click.option("--lr", type=float, help="Highest learning rate.")
 @click.option("--betas", help="Of AdamW: 0.9,0.98.")
 @click.option("--eps", type=float, help="Of AdamW.")
-@click.option("--weight-decay", type=float, help="Of AdamW.")
+@click.option("--weight-decay", type=float, help="Of AdamW or SGD.")
 @click.option("--warmup", type=int, help="Steps until the highest learning rate.")
 @click.option(
     "--seed", type=shared.Integers(), default="0", help="Of all draws; several, as in 1,2,3, for few-shot methods."
 )
 @shared.DEVICE
-@click.option("--precision", default="fp32", help="fp32, bf16 or fp16 (mixed precision).", show_default=True)
+@click.option(
+    "--precision", type=OneOf("fp32", "bf16", "fp16"), default="fp32", help="Mixed if not fp32.", show_default=True
+)
 @click.option("--augment", is_flag=True, help="Encode random crops at every step, as CLIPN's release does.")
-@click.option("--on-error", default="stop", help="On an unreadable pair: stop or skip.", show_default=True)
+@click.option(
+    "--on-error",
+    type=OneOf("stop", "skip"),
+    default="stop",
+    help="What an unreadable pair does.",
+    show_default=True,
+)
 @click.option("--checkpoint-every", default=500, help="Steps between checkpoints.", show_default=True)
 @click.option("--max-steps", type=int, help="Stop after this many steps of the schedule. Rerun to resume.")
 @shared.WORKERS

@@ -22,7 +22,7 @@ from oodbench.method import TrainedMethod
 from oodbench.method.method import make_module
 from oodbench.training.batches import PairBatches, autocast
 from oodbench.training.processes import ProcessGroup
-from oodbench.training.schedule import Schedule, parameter_groups
+from oodbench.training.schedule import Schedule, build_optimiser
 
 Inputs = dict[str, Tensor]
 
@@ -58,9 +58,7 @@ class Trainer:
         self.module = make_module(method, batches.encoder, batches.data.classes).to(device).train()
         self.schedule: Schedule = schedule
         self.parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-        settings = schedule.optimiser
-        nonempty = [group for group in parameter_groups(self.module, settings) if group["params"]]
-        self.optimiser = torch.optim.AdamW(nonempty, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+        self.optimiser = build_optimiser(self.module, schedule.optimiser)
         self.scaler = torch.amp.GradScaler(device.type, enabled=compute == "fp16")
         self.processes = processes
         self._method, self._batches, self._compute = method, batches, compute
@@ -120,7 +118,7 @@ class Trainer:
         return tensor.requires_grad_() if tensor.is_floating_point() else tensor
 
     def _update(self, number: int, lr: float) -> None:
-        """Sum the gradients over the processes and let AdamW apply them."""
+        """Sum the gradients over the processes and let the optimiser apply them."""
         for parameter in self.parameters:
             if parameter.grad is None:  # all processes must reduce the same tensors
                 parameter.grad = torch.zeros_like(parameter)
@@ -130,9 +128,9 @@ class Trainer:
             norms = torch.stack([gradient.norm() for gradient in gradients])
             if not bool(norms.isfinite().all()):
                 raise Diverged(f"the gradient of step {number + 1} is not finite")
-        eps = self._eps()
+        changed = {"lr": lr} if self.schedule.optimiser.kind == "sgd" else {"lr": lr, "eps": self._eps()}
         for group in self.optimiser.param_groups:
-            group["lr"], group["eps"] = lr, eps
+            group.update(changed)
         self.scaler.step(self.optimiser)
         self.scaler.update()
 

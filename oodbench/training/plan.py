@@ -65,8 +65,10 @@ class TrainRequest:
                       ends in -K<shots>-S<seed>, and `out` may be the folder of that file
     epochs, steps     length of the training; give one of them
     batch             pairs in one step, over all processes
-    lr                peak learning rate of AdamW, as betas, eps and weight_decay are of AdamW
-    warmup            steps of linear warm-up
+    lr                peak learning rate
+    betas, eps        of AdamW
+    weight_decay      of AdamW or SGD
+    warmup            steps of warm-up, instead of the method's steps or epochs
     chunk             pairs that pass through the trained module at once; the loss is that of the whole batch
     precision         fp32, or bf16 or fp16 for mixed precision
     augment           train on random crops, which are encoded at every step
@@ -207,16 +209,16 @@ def make_plan(request: TrainRequest) -> TrainPlan:
     attempt(_check_kind, request, job) if job else None
     attempt(_check_captions, request) if not few_shot else None
     method = attempt(_build_method, job) if job else None
+    optimiser = attempt(optimiser_settings, request, method) if method else None
     attempt(_check_output, request, few_shot)
     # Without problems only: images are counted, and glyphs, which are drawn to be listed, take seconds.
     shots = attempt(find_shots, request, store) if few_shot and not collected.problems else None
     raise_all(collected.problems)
-    assert job and method and encoder and spec
+    assert job and method and optimiser and encoder and spec
     request = dataclasses.replace(request, encoder=encoder)
     resolved = resolve(spec, request.resize, store)
     if reason := misfit(job, resolved.card):
         raise UserError(f"{job.label}: {reason}")
-    optimiser = optimiser_settings(request, method)
     if shots:
         optimiser = dataclasses.replace(optimiser, batch=min(optimiser.batch, len(shots.images)))
     out = weights_path(request, f"{job.info.name}-{resolved.card.slug}", few_shot)
@@ -273,10 +275,22 @@ def encoder_name(request: TrainRequest, job: Job | None) -> str:
 
 
 def optimiser_settings(request: TrainRequest, method: TrainedMethod[Any]) -> Optimiser:
-    """Return the method's optimiser settings with those of the request in place of the defaults."""
+    """Return the method's optimiser settings with those of the request in place of the defaults.
+
+    Raise UserError for options of another optimiser.
+    """
+    recipe = method.optimisation()
+    others = [f"--{name}" for name in ("betas", "eps") if getattr(request, name) is not None]
+    if recipe.kind == "sgd" and others:
+        raise UserError(
+            f"{' and '.join(others)}: of AdamW, but {request.method} is trained with SGD, which has --lr, "
+            "--weight-decay and --warmup; leave out what is AdamW's"
+        )
     names = ("epochs", "batch", "lr", "betas", "eps", "weight_decay", "warmup")
     given = {name: getattr(request, name) for name in names if getattr(request, name) is not None}
-    return dataclasses.replace(method.optimisation(), **given)
+    if "warmup" in given:
+        given["warmup_epochs"] = 0
+    return dataclasses.replace(recipe, **given)
 
 
 def weights_path(request: TrainRequest, name: str, few_shot: bool) -> Path:

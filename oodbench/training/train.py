@@ -237,9 +237,15 @@ def build_schedule(plan: TrainPlan, data: TrainingData) -> Schedule:
             f"use a smaller one, as in --batch-size {max(1, len(data) // 2)}"
         )
     steps = plan.request.steps or plan.optimiser.epochs * (len(data) // batch)
-    if plan.optimiser.warmup >= steps:
-        raise UserError(f"--warmup {plan.optimiser.warmup} must be less than the {steps} steps of the training")
-    return Schedule(optimiser, len(data), steps, plan.request.seed)
+    schedule = Schedule(optimiser, len(data), steps, plan.request.seed)
+    if schedule.warmup >= steps:
+        asked = f"--warmup {schedule.warmup}"
+        if epochs := optimiser.warmup_epochs:
+            asked = f"the warm-up of {plan.job.label}, {epochs} epoch{'s'[: epochs > 1]} or {schedule.warmup} steps,"
+        raise UserError(
+            f"{asked} must be less than the {steps} steps of the training; give a smaller one, as in --warmup 0"
+        )
+    return schedule
 
 
 def check_batch(batch: int, processes: ProcessGroup) -> None:
