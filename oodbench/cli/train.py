@@ -118,6 +118,8 @@ def train(
         outcomes.append(_train_one(request, tracking_uri, ray, num_workers))
         if outcomes[-1].is_main:
             _print_outcome(outcomes[-1], request)
+            if len(requests) > 1:
+                note(f"{len(outcomes)} of {len(requests)} trainings: {outcomes[-1].out.name}")
         if outcomes[-1].signal:
             sys.exit(128 + outcomes[-1].signal)
     if outcomes[0].is_main:

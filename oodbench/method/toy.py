@@ -167,6 +167,13 @@ class ToyWorld:
         near = 0.3 * (text + 0.15 * noise + _modality_gap().to(text.device))
         return Pairs(near, captions, torch.arange(len(names)), step, seed=0, size=len(names))
 
+    def labelled_pairs(self, step: int) -> Pairs:
+        """Return 64 of the labelled images, as a FewShotMethod is trained on them."""
+        rows = torch.from_numpy(np.random.default_rng(step).permutation(TRAIN)[:64])
+        seen = self.batch(self.train[rows], ~Needs(0))
+        numbers = torch.arange(len(rows), device=self.labels.device)
+        return Pairs(seen.embeddings, (), numbers, step, 0, len(rows), _labels=self.labels[rows], _patches=seen.patches)
+
     def batch(self, images: Tensor, needs: Needs) -> Batch:
         activations = self.encoder.activations(images)
         embeddings = self.encoder.project(activations)

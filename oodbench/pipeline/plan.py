@@ -90,6 +90,12 @@ class Plan:
             found.append(f"--shots {self.request.shots} is ignored: no method of this run reads labels")
         if self.request.shot_seed is not None and not (self.draw.shots and self.labelled):
             found.append(f"--shot-seed {self.request.shot_seed} is ignored: no shots are drawn")
+        for job in self.jobs:
+            trained_on = job.weights.images.get("set", self.id.dataset.name) if job.weights else self.id.dataset.name
+            if trained_on != self.id.dataset.name:
+                found.append(
+                    f"{job.label}: its weights were trained on images of '{trained_on}', of the same class names"
+                )
         chosen = [self.encoder_note] if self.encoder_note else []
         return [*chosen, *notes(self.id, self.classes), *found, *self.skipped]
 
@@ -207,7 +213,7 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, n
     assert jobs and located is not None and protocol and choice and spec and id_set and classes
     resolved = resolve(spec, request.resize, store, strict=request.strict)
     jobs, incompatible_methods = _compatible_jobs(jobs, resolved.card)
-    jobs = assignment.attach_weights(jobs, located, resolved, store, strict=request.strict)
+    jobs = assignment.attach_weights(jobs, located, resolved, classes, request, store)
     return Plan(
         request=dataclasses.replace(request, encoder=choice.text),
         benchmark=protocol.benchmark,

@@ -15,7 +15,7 @@ from oodbench.report.tables.access import UNRANKED, access_footnotes, arranged, 
 from oodbench.report.tables.chance import chance_notes
 from oodbench.report.tables.columns import COLUMNS, cells, column_groups, mark_best
 from oodbench.report.tables.grouping import PromptGroup, TableGroup, by_prompts, group
-from oodbench.report.tables.rows import average_over_seeds, by_seed, names
+from oodbench.report.tables.rows import average_over_seeds, by_seed, names, seedless_label
 from oodbench.report.tables.table import ColumnGroup, Table, TableLine
 from oodbench.results import IdRow, Result, SetRow
 
@@ -191,7 +191,8 @@ def _lines(
 ) -> list[TableLine]:
     if options.seeds:
         repeated = by_seed(results)
-        printed = names([rows[0] for rows in repeated], omitted)
+        firsts = [replace(rows[0], label=seedless_label(rows[0])) if len(rows) > 1 else rows[0] for rows in repeated]
+        printed = names(firsts, omitted)
         return [
             TableLine(
                 f"{name}, {len(rows)} seeds" if len(rows) > 1 else name,

@@ -49,12 +49,27 @@ def _key(row: Result) -> str:
     if settings.get("calibration"):  # drawn from the training images by the seed
         drawn = ("digest", "list", "shot_seed")
         settings["calibration"] = {k: v for k, v in settings["calibration"].items() if k not in drawn}
-    known = [row.label, row.parameters, row.templates, row.files, row.source, weights, settings]
+    known = [seedless_label(row), row.parameters, row.templates, row.files, row.source, weights, settings]
     return json.dumps(known, sort_keys=True, default=str)
 
 
+_SEEDED = (
+    "seed",
+    "list",
+    "loss",
+    "created",
+    "commit",
+)  # of a recipe: what another seed changes, and when it was trained
+
+
 def _seedless(recipe: dict[str, Any]) -> dict[str, Any]:
-    return {k: _seedless(v) if isinstance(v, dict) else v for k, v in recipe.items() if k != "seed"}
+    return {k: _seedless(v) if isinstance(v, dict) else v for k, v in recipe.items() if k not in _SEEDED}
+
+
+def seedless_label(row: Result) -> str:
+    """Return a label without the seed that its weights were trained with: `coop[K=4,seed=2]` is `coop[K=4]`."""
+    recipe = row.weights.get("recipe") or {}
+    return row.label.replace(f",seed={recipe.get('seed')}]", "]") if recipe.get("id") else row.label
 
 
 _VARIATIONS = ("seed", "device", "batch_size")  # parts of `Result.run` that may differ within a table
