@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from oodbench.method import registry
 from oodbench.pipeline.assign_weights import weights_files
 from oodbench.pipeline.jobs import Job, Jobs, make_jobs
 from oodbench.pipeline.request import RunRequest, command
-from oodbench.pipeline.weights import recipe_of
+from oodbench.pipeline.weights import files_of, recipe_of
 
 
 @dataclass(frozen=True)
@@ -38,17 +39,20 @@ def choose_encoder(
     if request.encoder:
         return EncoderChoice(request.encoder)
     trained = [job for job in jobs.jobs if "WEIGHTS" in job.info.needs]
-    needed = {job.label: encoder for job in trained if (encoder := _trained_for(files.get(job.info.name)))}
+    needed = {
+        job.label: encoder for job in trained if (encoder := _trained_for(files.get(job.info.name), job.info.name))
+    }
     why = "which {} was trained for"
     if not needed and benchmark.encoder != EMBEDDED:
         named = [job for job in trained if job.named or job.info.name in files]
         needed = {job.label: encoder for job in named if (encoder := released_encoder(job))}
         why = "which the released weights of {} belong to"
+    needed = {row.label: needed[label] for row in jobs.rows for label in (row.base, row.label) if label in needed}
     distinct = list(dict.fromkeys(needed.values()))
     if len(distinct) > 1:
-        raise UserError(_conflict(request, jobs.jobs, needed))
+        raise UserError(_conflict(request, jobs.rows, needed))
     if distinct:
-        others = [job.label for job in jobs.jobs if job.named and job.label not in needed]
+        others = [job.label for job in jobs.rows if job.named and job.label not in needed]
         reason = f"encoder {distinct[0]}, {why.format(', '.join(needed))}"
         if others and benchmark.encoder not in ("", distinct[0]):
             alone = command(request, methods=",".join(others), encoder=benchmark.encoder, weights=())
@@ -90,8 +94,11 @@ def known_encoders() -> list[str]:
     return sorted(dict.fromkeys(name for name in named if name not in ("", EMBEDDED)))
 
 
-def _trained_for(file: Path | None) -> str:
-    """Return the encoder in the recipe of a weights file, "" if there is no recipe."""
+def _trained_for(file: Path | None, method: str) -> str:
+    """Return the encoder in the recipe of a weights file, or of all in a folder; "" if there is none, or several."""
+    if file is not None and file.is_dir():
+        encoders = {_trained_for(path, method) for path in files_of(file, method)}
+        return encoders.pop() if len(encoders) == 1 else ""
     if file is None or not (recipe := recipe_of(file)):
         return ""
     encoder = recipe.get("encoder")
@@ -111,7 +118,7 @@ def _conflict(request: RunRequest, jobs: Iterable[Job], needed: Mapping[str, str
     lines = ["the methods' weights need different encoders; run them one by one:"]
     for encoder in dict.fromkeys(needed.values()):
         with_it = [label for label, one in needed.items() if one == encoder]
-        names = {label.partition("[")[0] for label in with_it}
+        names = {name for label in with_it for name in re.findall(r"[\w-]+", label)}  # of bases, too
         weights = tuple(text for text in request.weights if text.partition("=")[0] in names)
         lines.append("  " + command(request, methods=",".join(with_it + free), encoder=encoder, weights=weights))
     return "\n".join(lines)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from oodbench.errors import Diverged
 from oodbench.method import TrainedMethod
+from oodbench.method.method import make_module
 from oodbench.training.batches import PairBatches, autocast
 from oodbench.training.processes import ProcessGroup
 from oodbench.training.schedule import Schedule, build_optimiser
@@ -55,7 +56,7 @@ class Trainer:
         schedule = batches.schedule
         torch.manual_seed(schedule.seed)
         device = batches.encoder.device
-        self.module = method.module(batches.encoder).to(device).train()
+        self.module = make_module(method, batches.encoder, batches.data.classes).to(device).train()
         self.schedule: Schedule = schedule
         self.parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         self.optimiser = build_optimiser(self.module, schedule.optimiser)

@@ -11,8 +11,9 @@ from typing import Any
 
 from oodbench.errors import printable
 from oodbench.method import registry
-from oodbench.method.access import GROUPS, UNKNOWN, Access, from_mapping
+from oodbench.method.access import GROUPS, TEST_TIME, UNKNOWN, Access, both, from_mapping
 from oodbench.method.introspection import MethodInfo
+from oodbench.method.parameters import parse_choices
 from oodbench.report.tables.table import TableLine
 from oodbench.results import Result
 
@@ -48,7 +49,13 @@ def _declared(row: Result) -> Access | None:
     if info is None or info.problem:
         return None
     labels = (row.run.get("calibration") or {}).get("labels")
-    return info.card({**info.defaults(), **row.parameters}, labels if isinstance(labels, int) else None)
+    shots = labels if isinstance(labels, int) else None
+    own = info.card({**info.defaults(), **row.parameters}, shots)
+    if not (base := row.stream.get("base")):
+        return own
+    (choice,) = parse_choices(base)
+    of_base = _installed().get(choice.name)
+    return both(own, of_base.card({**of_base.defaults(), **choice.overrides}, shots)) if of_base else None
 
 
 def part(row: Result, name: str) -> Mapping[str, Any]:
@@ -65,8 +72,16 @@ def _installed() -> dict[str, MethodInfo]:
     return registry.methods()
 
 
+def title_of(method: str) -> str:
+    """Return the title of a method, or its name if it is not installed."""
+    info = _installed().get(method)
+    return info.title if info and info.title else method
+
+
 def group_of(line: TableLine) -> str:
     """Return the group of a line, one of GROUPS."""
+    if line.result and line.result.stream:
+        return TEST_TIME
     return line.access.group if line.access else UNKNOWN
 
 
@@ -110,6 +125,7 @@ def access_footnotes(lines: Iterable[TableLine]) -> tuple[str, ...]:
     names: dict[str, list[str]] = {}
     for line in lines:
         for fact in line.access.facts if line.access else ():
-            names.setdefault(fact, []).append(line.name)
+            stream = line.result is not None and bool(line.result.stream)  # a method has several rows
+            names.setdefault(fact, []).append(line.result.title if line.result and stream else line.name)
     said = "; ".join(f"{fact}: {', '.join(dict.fromkeys(found))}" for fact, found in names.items())
     return (f"Access besides class names and the image: {said}.",) if said else ()
