@@ -122,7 +122,8 @@ def train(
     """Train the weights of a method.
 
     METHOD is trained on captions (clipn, zoc), or on a few labelled ID images (coop, locoop, sct, gallop). Rerun the
-    same command to resume. Several GPUs or machines: --ray, or torchrun --nproc-per-node 4 --no-python oodbench train ...
+    same command to resume. Several GPUs or machines: --ray, or torchrun --nproc-per-node 4 --no-python oodbench train
+    ...
     """
     configure_logging(verbose)
     if not verbose and not sys.stderr.isatty():  # a line every few steps takes the place of the bar
