@@ -28,7 +28,12 @@ NEEDS = (
     "SHOTS",
 )  # the flags of method.Needs, which imports torch
 _ONE_CLASS = "it must define one subclass of Method"
-_KINDS = ("Method", "TrainedMethod", "StreamMethod", "FewShotMethod")
+_KINDS = {  # the classes that methods inherit from -> their `needs`
+    "Method": ("FEATURES",),
+    "TrainedMethod": ("FEATURES",),
+    "StreamMethod": ("FEATURES", "STREAM"),
+    "FewShotMethod": ("FEATURES", "WEIGHTS", "SHOTS"),
+}
 _GRADIENTS = {"enable_grad", "set_grad_enabled"}  # score() runs without a gradient unless it calls one of these
 
 
@@ -179,20 +184,21 @@ def _lineage(one: _Class, main: Path, module: str, below: tuple[ast.ClassDef, ..
     is_method = False
     for base in one.node.bases:
         own = any(isinstance(node, ast.ClassDef) and node.name == ast.unparse(base) for node in one.tree.body)
-        above = _base(base, one, main, module) if own or not _is_method(base, one.tree) else None
+        above = _base(base, one, main, module) if own or not _kind(base, one.tree) else None
         inherited = _lineage(above, main, module, (*below, one.node)) if above else []
         found += inherited
-        is_method = is_method or (not inherited and _is_method(base, one.tree))
+        is_method = is_method or (not inherited and _kind(base, one.tree) != "")
     return [one, *found] if is_method or found else []
 
 
-def _is_method(base: ast.expr, tree: ast.Module) -> bool:
-    """Return whether a base is Method or a kind of it, perhaps imported under another name."""
+def _kind(base: ast.expr, tree: ast.Module) -> str:
+    """Return which of `_KINDS` a base is, perhaps imported under another name; "" if it is none."""
     name = ast.unparse(base).partition("[")[0]
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.module == "oodbench.method":
             name = next((alias.name for alias in node.names if alias.asname == name), name)
-    return name.rpartition(".")[2] in _KINDS
+    kind = name.rpartition(".")[2]
+    return kind if kind in _KINDS else ""
 
 
 def _base(base: ast.expr, one: _Class, main: Path, module: str) -> _Class | None:
@@ -254,7 +260,8 @@ def _parameters(lineage: list[_Class]) -> tuple[Parameter, ...]:
 
 def _inherited_needs(lineage: list[_Class]) -> tuple[str, ...]:
     """Return the flags of `needs`, which may add to those of a base class."""
-    needs: tuple[str, ...] = ("FEATURES",)
+    kinds = [kind for one in lineage for base in one.node.bases if (kind := _kind(base, one.tree))]
+    needs = _KINDS[kinds[0]]
     for one in reversed(lineage):
         if (value := _class_variable(one, "needs")) is not None:
             needs = _needs(value, needs)

@@ -261,9 +261,10 @@ def check_scores(scores: object, images: int, function: str = "score()") -> npt.
     return wide
 
 
-def check_predictions(predictions: Tensor, images: int, classes: int) -> None:
-    """Raise ValueError unless there is one class index per image."""
-    if predictions.shape != (images,) or predictions.is_floating_point():
-        raise ValueError(f"predict() must return one class index per image, [{images}], not {list(predictions.shape)}")
+def check_predictions(predictions: object, images: int, classes: int, function: str = "predict()") -> None:
+    """Raise ValueError unless there is one class index per image; `function` is what returned them, for the message."""
+    if not isinstance(predictions, Tensor) or predictions.shape != (images,) or predictions.is_floating_point():
+        found = list(predictions.shape) if isinstance(predictions, Tensor) else type(predictions).__name__
+        raise ValueError(f"{function} must return one class index per image, [{images}], not {found}")
     if len(predictions) and not 0 <= int(predictions.min()) <= int(predictions.max()) < classes:
-        raise ValueError(f"predict() must return class indices below {classes}, not {int(predictions.max())}")
+        raise ValueError(f"{function} must return class indices below {classes}, not {int(predictions.max())}")

@@ -192,12 +192,14 @@ def attach_weights(
         except UserError as error:
             problems.append(f"{job.label}: {error}")
     complete = [dataclasses.replace(job, base=labels.get(job.base, job.base)) for job in complete]
-    rows = {job.label for job in complete if not job.only_base}
-    complete = [job for job in complete if not (job.only_base and job.label in rows)]
-    repeated = [label for label, count in Counter(job.label for job in complete).items() if count > 1]
+    rows = [job for job in complete if not job.only_base]
+    repeated = [label for label, count in Counter(job.label for job in rows).items() if count > 1]
     problems += [f"{label} is asked for twice: its weights fix what the variants differ in" for label in repeated]
     raise_all(problems)
-    return Jobs(tuple(complete), jobs.skipped_methods)
+    by_label = {job.label: job for job in rows}
+    for job in complete:
+        by_label.setdefault(job.label, job)  # a base that its weights made equal to a row is that row
+    return Jobs(tuple(by_label.values()), jobs.skipped_methods)
 
 
 def load_weights(job: Job, encoder: ResolvedEncoder, store: Store, device: str) -> Weights:

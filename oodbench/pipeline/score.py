@@ -284,7 +284,7 @@ class Scorer:
     def _reject(self, method: FittedMethod, reason: str) -> None:
         """If there is a reason, let a method fail that does not score each image on its own, and remove its scores."""
         if reason:
-            fail(method, UserError(reason))
+            fail(method, UserError(f"{reason}; {batches.STREAM_ADVICE}"))
             method.stateful = True
             forget_scores(self.plan, method.job)
 
