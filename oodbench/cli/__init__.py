@@ -10,6 +10,7 @@ from oodbench.cli.encoders import encoders
 from oodbench.cli.explain import explain
 from oodbench.cli.get import get
 from oodbench.cli.group import CommandGroup
+from oodbench.cli.import_ import import_
 from oodbench.cli.methods import methods
 from oodbench.cli.report import report
 from oodbench.cli.run import run
@@ -38,6 +39,7 @@ COMMANDS = (
     run,
     train,
     report,
+    import_,
     score,
     explain,
     methods,

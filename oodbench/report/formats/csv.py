@@ -96,7 +96,7 @@ def _record(number: int, line: TableLine, options: TableOptions) -> dict[str, ob
         "parameters": json.dumps(row.parameters, sort_keys=True, ensure_ascii=False),
         "prompts": row.templates.get("name", ""),
         **_access(line),
-        "status": row.status,
+        "status": "imported" if row.imported else row.status,
         "error": row.error,
         "at95": row.conventions.get("at95"),
         **{name: row.run.get(name) for name in _RUN},

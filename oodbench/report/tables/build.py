@@ -140,7 +140,7 @@ def tables(results: Iterable[Result], options: TableOptions | None = None, test:
 
 def _table(comparable: TableGroup, prompts: PromptGroup, options: TableOptions, test: Test | None) -> Table:
     results = _ordered(prompts.results, options.methods)
-    model = next((row for row in results if row.status == "ok"), results[0])
+    model = min(results, key=lambda row: (row.status != "ok", bool(row.imported)))  # the first that has all facts
     groups = column_groups(model, options)
     lines = _lines(results, groups, options, "templates" if prompts.prompts else "")
     notes = [_note(line) for line in lines if line.result and line.result.status != "ok"]
