@@ -6,12 +6,14 @@ import click
 
 from oodbench.cli.benchmarks import benchmarks
 from oodbench.cli.datasets import datasets
+from oodbench.cli.diff import diff
 from oodbench.cli.encoders import encoders
 from oodbench.cli.explain import explain
 from oodbench.cli.get import get
 from oodbench.cli.group import CommandGroup
 from oodbench.cli.import_ import import_
 from oodbench.cli.methods import methods
+from oodbench.cli.metrics import metrics
 from oodbench.cli.report import report
 from oodbench.cli.run import run
 from oodbench.cli.score import score
@@ -40,6 +42,8 @@ COMMANDS = (
     train,
     report,
     import_,
+    metrics,
+    diff,
     score,
     explain,
     methods,

@@ -7,6 +7,7 @@ predicted class index and its image set. Pickled files are refused, because load
 from __future__ import annotations
 
 import csv
+import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -25,8 +26,8 @@ ROWS = 1 << 20  # scores of a part
 SUFFIXES = (".npy", ".npz", ".csv", ".tsv", ".txt", ".parquet")
 _PICKLED = (".pkl", ".pickle", ".p", ".joblib", ".pt", ".pth", ".ckpt")
 _LOAD = {
-    "torch": "import numpy, torch; numpy.save({to!r}, torch.load({path!r}, weights_only=True).double().numpy())",
-    "pickle": "import numpy, pickle; numpy.save({to!r}, numpy.asarray(pickle.load(open({path!r}, 'rb')), float))",
+    "torch": "import numpy, torch; numpy.save({to}, torch.load({path}, weights_only=True).double().numpy())",
+    "pickle": 'import numpy, pickle; numpy.save({to}, numpy.asarray(pickle.load(open({path}, "rb")), float))',
 }
 # What a column is -> the names that it may have in a file, in any case; `conf`, `pred` and `gt` are OpenOOD's.
 COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -64,7 +65,8 @@ class ScorePart:
     def take(self, chosen: NDArray[Any]) -> ScorePart:
         """Return some of the images, by a mask or by positions."""
         columns: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return ScorePart(**{name: None if column is None else column[chosen] for name, column in columns.items()})
+        taken: dict[str, Any] = {k: None if column is None else column[chosen] for k, column in columns.items()}
+        return ScorePart(**taken)
 
     def by_dataset(self) -> dict[str, ScorePart]:
         """Return the scores of each image set, in order of appearance; under "" if the file names no set."""
@@ -109,7 +111,7 @@ def check_file(path: Path) -> None:
     suffix = path.suffix.lower()
     if suffix in _PICKLED:
         code = _LOAD["torch" if suffix in (".pt", ".pth", ".ckpt") else "pickle"]
-        made = code.format(path=str(path), to=str(path.with_suffix(".npy")))
+        made = code.format(path=json.dumps(str(path)), to=json.dumps(str(path.with_suffix(".npy"))))
         raise UserError(
             f"{path}: pickled files are not read, because loading one runs code that it holds; if you wrote it "
             f"yourself, save its scores as an array\n  python -c {shlex.quote(made)}"

@@ -33,7 +33,7 @@ def caption(model: Result, differences: Sequence[str], options: TableOptions) ->
     weights = str(model.encoder.get("weights") or "")
     sentences = [
         _units(options),
-        *_conventions(model.conventions, options.metrics),
+        *conventions(model.conventions, options.metrics),
         f"ID: {_size(model.id, model.classes.get('count'))}.",
         *_ood(model, options.sets),
         f"Encoder weights: {weights[:12]}." if weights else "",
@@ -55,7 +55,8 @@ def _units(options: TableOptions) -> str:
     return f"{listed} in %." if options.percent else f"{listed} as fractions."
 
 
-def _conventions(rules: Mapping[str, str], metrics: Sequence[str]) -> list[str]:
+def conventions(rules: Mapping[str, str], metrics: Sequence[str]) -> list[str]:
+    """Return sentences on what the metrics are, by the rules of a result."""
     rule = rules.get("at95", "first")
     kept, said = ("at least 95 %", "") if rule == "first" else ("95 %", f"; at95 rule: {rule}")
     out = []
