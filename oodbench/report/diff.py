@@ -142,7 +142,7 @@ def _by_kind(found: Sequence[Located]) -> dict[tuple[str, ...], list[Located]]:
 
 
 def _paired(a: Sequence[Located], b: Sequence[Located]) -> Iterator[tuple[Located | None, Located | None]]:
-    """Pair results of one kind; of several, those that differ in the fewest facts. None stands for none that is left."""
+    """Pair results of one kind; of several, those that differ in the fewest facts. None: there is none left."""
     left, right = list(a), list(b)
     while left and right:
         choices = (
