@@ -45,7 +45,7 @@ def caption(model: Result, differences: Sequence[str], options: TableOptions) ->
     weights = str(model.encoder.get("weights") or "")
     sentences = [
         _units(options),
-        *_conventions(model.conventions, options.metrics, TYPED["fpr95_ood"] if model.stream else "FPR95-OOD (o)"),
+        *conventions(model.conventions, options.metrics, TYPED["fpr95_ood"] if model.stream else "FPR95-OOD (o)"),
         f"ID: {_size(model.id, model.classes.get('count'))}.",
         *_ood(model, options.sets),
         f"Encoder weights: {weights[:12]}." if weights else "",
@@ -67,7 +67,8 @@ def _units(options: TableOptions) -> str:
     return f"{listed} in %." if options.percent else f"{listed} as fractions."
 
 
-def _conventions(rules: Mapping[str, str], metrics: Sequence[str], fpr95_ood: str) -> list[str]:
+def conventions(rules: Mapping[str, str], metrics: Sequence[str], fpr95_ood: str = "FPR95-OOD (o)") -> list[str]:
+    """Return sentences on what the metrics are, by the rules of a result."""
     rule = rules.get("at95", "first")
     kept, said = ("at least 95 %", "") if rule == "first" else ("95 %", f"; at95 rule: {rule}")
     out = []
@@ -168,7 +169,7 @@ def _table(
     comparable: TableGroup, prompts: PromptGroup, options: TableOptions, test: Test | None, part: str = ""
 ) -> Table:
     results = _ordered(prompts.results, options.methods)
-    model = next((row for row in results if row.status == "ok"), results[0])
+    model = min(results, key=lambda row: (row.status != "ok", bool(row.imported)))  # the first that has all facts
     groups = column_groups(model, options)
     lines = _lines(results, groups, options, "templates" if prompts.prompts else "", part)
     ordered = arranged(lines, options.group)
