@@ -21,6 +21,7 @@ NAMES = (
     "streaming",
     "scoring",
     "posthoc",
+    "negrefine",
     "zoc",
     "growth",
     "commands",

@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KINDS = ("overview", "roc", "ranks")  # not histograms, which take seconds each, nor images, which may be private
+KINDS = (
+    "overview",
+    "stream",
+    "roc",
+    "ranks",
+)  # not histograms, which take seconds each, nor images, which may be private
 _UNDERLINED = re.compile(r"<u>(.*?)</u>")  # in names these signs are escaped
 
 

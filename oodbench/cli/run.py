@@ -15,6 +15,7 @@ import click
 
 from oodbench.cli import options as shared
 from oodbench.cli.group import sigterm_raises
+from oodbench.cli.help import Command, EncoderNames, OneOf, examples
 from oodbench.cli.options import FOLDER, Integers
 from oodbench.cli.output import configure_logging, note, print_tables, say
 from oodbench.errors import redact
@@ -27,7 +28,16 @@ if TYPE_CHECKING:
     from oodbench.tracking import Tracker
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "oodbench run",
+        "oodbench run --methods mcm,energy --id imagenet1k --dry-run",
+        "oodbench run --methods core,knn --id imagenet1k --shots 16 --encoder ViT-B-16/openai",
+        "oodbench run --id folder:my-animals --ood folder:other-photos --encoder ViT-B-32/openai",
+        "oodbench run --sweep neglabel.num_negatives=1000,5000,10000",
+    ),
+)
 @shared.METHODS
 @shared.ID
 @shared.OOD
@@ -39,6 +49,7 @@ if TYPE_CHECKING:
 @shared.CLEAN_NAMES
 @click.option(
     "--encoder",
+    type=EncoderNames(),
     default="",
     help="glyphs, ARCH/TAG, ARCH/TAG@FILE, ARCH@FILE, CONFIG.json@FILE or hf-hub:OWNER/MODEL; several separated by "
     "commas. Default: that of the methods' weights, else the benchmark's.",
@@ -74,10 +85,18 @@ if TYPE_CHECKING:
 @click.option("--strict", is_flag=True, help="Identify images and weights by their content, not by name and size.")
 @shared.ON_ERROR
 @click.option(
-    "--at95", default="first", help="FPR95 rule: first, nearest (MCM) or interpolate (CLIPN).", show_default=True
+    "--at95",
+    type=OneOf("first", "nearest", "interpolate"),
+    default="first",
+    help="Rule of FPR95: nearest is MCM's, interpolate CLIPN's.",
+    show_default=True,
 )
 @click.option(
-    "--aupr", default="average_precision", help="average_precision or trapezoid (OpenOOD).", show_default=True
+    "--aupr",
+    type=OneOf("average_precision", "trapezoid"),
+    default="average_precision",
+    help="Rule of AUPR: trapezoid is OpenOOD's.",
+    show_default=True,
 )
 @click.option(
     "--bootstrap",
@@ -137,7 +156,10 @@ def run(
     verbose: bool,
     **options: Any,
 ) -> None:
-    """Encode the images once, score them with every method, and print the table."""
+    """Score image sets with methods, and print the table.
+
+    Every image is encoded once. Rerun the same command to resume.
+    """
     configure_logging(verbose)
     from oodbench import api
     from oodbench.cli.progress import spinner

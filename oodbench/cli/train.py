@@ -15,6 +15,7 @@ import click
 
 from oodbench.cli import options as shared
 from oodbench.cli.group import RESUME, sigterm_raises
+from oodbench.cli.help import Command, EncoderNames, Names, OneOf, examples, method_names
 from oodbench.cli.options import FOLDER
 from oodbench.cli.output import configure_logging, note, print_errors, say
 
@@ -25,38 +26,72 @@ if TYPE_CHECKING:
 SKIPPED_SHOWN = 5  # pairs or shards that are named one by one
 
 
-@click.command()
-@click.argument("method")
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "oodbench train clipn",
+        "oodbench train clipn --encoder ViT-B-16/openai --captions 'cc3m-{00000..00331}.tar' --augment",
+        "oodbench train zoc --encoder ViT-B-32/openai --captions captions.csv --max-steps 100",
+    ),
+)
+@click.argument("method", type=Names(lambda: method_names(groups=False), several=False))
 @click.option(
-    "--encoder", default="", help="As for run. Default: that of the method's released weights; glyphs for glyphs."
+    "--encoder",
+    type=EncoderNames(several=False),
+    default="",
+    help="As for run. Default: that of the method's released weights; glyphs for glyphs.",
 )
 @shared.RESIZE
 @click.option(
     "--captions",
-    default="glyphs",
-    help="glyphs, a CSV file (filepath,caption), or tar shards: cc3m-{00000..00331}.tar, also as URL.",
-    show_default=True,
+    help="glyphs, a CSV file (filepath,caption), or tar shards: cc3m-{00000..00331}.tar, also as URL. Default: glyphs.",
 )
-@click.option("--data", type=FOLDER, help="Folder that paths in the CSV are relative to. Default: that of the CSV.")
 @click.option(
-    "-o", "--output", type=FOLDER, help="File of weights to write. Default: weights/METHOD-ENCODER.safetensors."
+    "--id", "id_", default="", help="Few-shot methods learn from training images of this ID set. Default: glyphs."
+)
+@click.option("--shots", type=shared.Integers(), default=(), help="So many images of each class, as 16 or 1,2,4,8,16.")
+@click.option("--calibration", default="", help="Other training images than those of the ID set, as --id.")
+@shared.CLASSES
+@shared.CLEAN_NAMES
+@click.option("--allow-partial", is_flag=True, help="Draw from sets with fewer images than the catalogue counts.")
+@click.option(
+    "--crops", type=int, help="Store so many random crops of each labelled image; every epoch reads the next."
+)
+@click.option(
+    "--data", type=FOLDER, help="Folder of the datasets; for a CSV, that of its paths. Default: that of the CSV."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=FOLDER,
+    help="File of weights, or for few-shot methods its folder. Default: weights/METHOD-ENCODER[-K16-S0].safetensors.",
 )
 @shared.SETTINGS
 @shared.CONFIG
-@click.option("--epochs", type=int, help="Passes over the captions. Default here and below: the method's own.")
+@click.option("--epochs", type=int, help="Passes over the data. Default here and below: the method's own.")
 @click.option("--steps", type=int, help="Length of the schedule in steps, instead of --epochs.")
 @click.option("--batch-size", type=int, help="Pairs in one step, over all processes; the loss compares all of them.")
 @click.option("--chunk", default=256, help="Pairs computed at once; fewer need less memory.", show_default=True)
 @click.option("--lr", type=float, help="Highest learning rate.")
 @click.option("--betas", help="Of AdamW: 0.9,0.98.")
 @click.option("--eps", type=float, help="Of AdamW.")
-@click.option("--weight-decay", type=float, help="Of AdamW.")
+@click.option("--weight-decay", type=float, help="Of AdamW or SGD.")
 @click.option("--warmup", type=int, help="Steps until the highest learning rate.")
-@click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--seed", type=shared.Integers(), default="0", help="Of all draws; several, as in 1,2,3, for few-shot methods."
+)
 @shared.DEVICE
-@click.option("--precision", default="fp32", help="fp32, bf16 or fp16 (mixed precision).", show_default=True)
+@click.option(
+    "--precision", type=OneOf("fp32", "bf16", "fp16"), default="fp32", help="Mixed if not fp32.", show_default=True
+)
 @click.option("--augment", is_flag=True, help="Encode random crops at every step, as CLIPN's release does.")
-@click.option("--on-error", default="stop", help="On an unreadable pair: stop or skip.", show_default=True)
+@click.option(
+    "--on-error",
+    type=OneOf("stop", "skip"),
+    default="stop",
+    help="What an unreadable pair does.",
+    show_default=True,
+)
 @click.option("--checkpoint-every", default=500, help="Steps between checkpoints.", show_default=True)
 @click.option("--max-steps", type=int, help="Stop after this many steps of the schedule. Rerun to resume.")
 @shared.WORKERS
@@ -79,39 +114,59 @@ def train(
     betas: str | None,
     ray: str,
     num_workers: int,
+    shots: tuple[int, ...],
+    seed: tuple[int, ...],
+    id_: str,
     **options: Any,
 ) -> None:
-    """Train the weights of METHOD on captions: clipn, zoc. Rerun the same command to resume a training.
+    """Train the weights of a method.
 
-    Several GPUs or machines: --ray, or torchrun --nproc-per-node 4 --no-python oodbench train ...
+    METHOD is trained on captions (clipn, zoc), or on a few labelled ID images (coop, locoop, sct, gallop). Rerun the
+    same command to resume. Several GPUs or machines: --ray, or torchrun --nproc-per-node 4 --no-python oodbench train
+    ...
     """
     configure_logging(verbose)
     if not verbose and not sys.stderr.isatty():  # a line every few steps takes the place of the bar
         logging.getLogger("oodbench.training").setLevel(logging.INFO)
+    from oodbench.training.plan import TrainRequest, expand_requests, make_plan
+
+    plain = TrainRequest(out=output, batch=batch_size, betas=_numbers(betas), id=id_, **options)
+    requests = expand_requests(plain, shots, seed)
+    if len(requests) > 1:
+        make_plan(max(requests, key=lambda one: one.shots or 0))  # what is wrong is said before the first training
+    outcomes = []
+    for request in requests:
+        outcomes.append(_train_one(request, tracking_uri, ray, num_workers))
+        if outcomes[-1].is_main:
+            _print_outcome(outcomes[-1], request)
+            if len(requests) > 1:
+                note(f"{len(outcomes)} of {len(requests)} trainings: {outcomes[-1].out.name}")
+        if outcomes[-1].signal:
+            sys.exit(128 + outcomes[-1].signal)
+    if outcomes[0].is_main:
+        files = [outcome.out for outcome in outcomes]
+        say(_run_command(requests[0], files[0] if len(files) == 1 else files[0].parent))
+
+
+def _train_one(request: TrainRequest, tracking_uri: str | None, ray: str, num_workers: int) -> TrainOutcome:
+    """Carry out one training, here or on Ray; end the command if its loss is not finite."""
     from oodbench.errors import Diverged
-    from oodbench.training.plan import TrainRequest
 
-    request = TrainRequest(out=output, batch=batch_size, betas=_numbers(betas), **options)
     try:
-        if ray:
-            from oodbench.distributed.training import train as train_on_ray
+        if not ray:
+            return train_and_track(request, tracking_uri)
+        from oodbench.distributed.training import train as train_on_ray
 
-            with sigterm_raises():
-                outcome = train_and_track(
-                    request,
-                    tracking_uri,
-                    lambda request, watch: train_on_ray(request, ray, num_workers, watch),
-                )
-        else:
-            outcome = train_and_track(request, tracking_uri)
+        with sigterm_raises():
+            return train_and_track(
+                request,
+                tracking_uri,
+                lambda request, watch: train_on_ray(request, ray, num_workers, watch),
+            )
     except Diverged as error:
         advice = "a lower --lr" + (", or --precision fp32" if request.compute != "fp32" else "")
         print_errors(f"{error}; the last good checkpoint stays; try {advice}")
         sys.exit(1)
-    if outcome.is_main:
-        _print_outcome(outcome, request)
-    if outcome.signal:
-        sys.exit(128 + outcome.signal)
 
 
 def train_and_track(
@@ -163,15 +218,24 @@ def _numbers(text: str | None) -> tuple[float, ...] | None:
 def _print_ready(ready: Ready, request: TrainRequest) -> None:
     """Print what is trained, on what, and from which step."""
     from oodbench.encoder.card import EMBEDDED
+    from oodbench.training.plan import optimiser_settings
 
     plan = ready.plan
     images = "random crops, encoded at every step (--augment)" if request.augment else "centre crops, encoded once"
+    images = f"{request.crops} random crops of each, encoded once (--crops)" if request.crops else images
     for remark in plan.encoder.card.notes:
         note(f"note: {remark}")
     chosen = plan.request.encoder not in (request.encoder, EMBEDDED)
     why = ", the encoder of its released weights (--encoder names another)" if chosen else ""
     note(f"{plan.job.label} for {plan.encoder.card.name}{why}; images: {images}")
-    note(f"{ready.pairs:,} pairs of {ready.images:,} images; {ready.steps:,} steps of {plan.optimiser.batch:,}")
+    if plan.shots:
+        classes = f"{len(plan.shots.classes.lines):,} classes of {plan.shots.id}"
+        data = f"{ready.images:,} labelled images, {plan.shots.number} of each of {classes} (seed {request.seed})"
+    else:
+        data = f"{ready.pairs:,} pairs of {ready.images:,} images"
+    note(f"{data}; {ready.steps:,} steps of {ready.batch:,}")
+    if ready.batch < (asked := optimiser_settings(request, plan.method).batch):
+        note(f"note: a batch is all {ready.batch:,} images, as there are fewer than {asked:,}")
     for reason in ready.skipped[:SKIPPED_SHOWN]:
         note(f"skipped: {reason}")
     if ready.skipped:
@@ -181,9 +245,7 @@ def _print_ready(ready: Ready, request: TrainRequest) -> None:
 
 
 def _print_outcome(outcome: TrainOutcome, request: TrainRequest) -> None:
-    """Print how a training ended, and the command that uses its weights."""
-    from oodbench.training.plan import encoder_name, find_job
-
+    """Print how a training ended."""
     if outcome.signal:
         note(f"stopped after step {outcome.done:,} of {outcome.steps:,}. {RESUME}")
         return
@@ -193,12 +255,22 @@ def _print_outcome(outcome: TrainOutcome, request: TrainRequest) -> None:
         note(f"already finished: all {outcome.steps:,} steps are made (--restart trains again)")
     for name, value in outcome.terms.items():
         note(f"{name} {value:.4f}")
-    path = Path(outcome.out)
+
+
+def _run_command(request: TrainRequest, path: Path) -> str:
+    """Return the command that runs a method with its weights, a file or a folder."""
+    from oodbench.training.plan import encoder_name, find_job
+
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     name = request.method.strip().partition("[")[0]
     command = ["oodbench", "run", "--methods", request.method.strip(), "--weights", f"{name}={shown}"]
+    command += [
+        word for flag in ("id", "classes") if (value := getattr(request, flag)) for word in (f"--{flag}", value)
+    ]
+    command += ["--clean-names"] if request.clean_names else []
+    command += ["--data", str(request.data)] if request.data and request.captions is None else []
     command += ["--encoder", encoder_name(request, find_job(request))]
     command += [word for setting in request.settings for word in ("--set", setting)]
     command += [word for plugin in request.plugins for word in ("--plugin", str(plugin))]
     command += ["--resize", request.resize] if request.resize else []
-    say(shlex.join(command))
+    return shlex.join(command)

@@ -207,7 +207,7 @@ class Detector(OutlierEstimator):
             raise InvalidParameter("validation images set the threshold; leave them out, or give tpr and no threshold")
         store = self._store()
         classes = text_list(self.classes)
-        job, encoder = job_of(request, store)
+        job, encoder = job_of(request, classes, store)
         fitted, held_out = (None if given is None else listed(given, store) for given in (images, validation))
         labels = None if fitted is None else threshold.label_sequence(y, fitted)
         if fitted is not None and labels is not None and job.reads_labels:

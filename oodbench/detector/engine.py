@@ -30,7 +30,7 @@ from oodbench.pipeline import extract
 from oodbench.pipeline.batches import FittedMethod
 from oodbench.pipeline.events import Watch
 from oodbench.pipeline.extract import EmbeddedSet
-from oodbench.pipeline.jobs import Job, make_jobs
+from oodbench.pipeline.jobs import Job, make_jobs, stream_problems
 from oodbench.pipeline.plan import Plan, misfit
 from oodbench.pipeline.request import GivenMethods, RunRequest, check_options, request_from, several
 from oodbench.pipeline.score import Scorer
@@ -59,11 +59,12 @@ class Scored:
     skipped: tuple[str, ...] = ()
 
 
-def job_of(request: RunRequest, store: DetectorStore) -> tuple[Job, ResolvedEncoder]:
+def job_of(request: RunRequest, classes: TextList, store: DetectorStore) -> tuple[Job, ResolvedEncoder]:
     """Return the only method of a request with its weights, and the encoder; raise UserError as a run does."""
     check_options(request)
     known = registry.methods(request.plugins)
     jobs = make_jobs(request, known)
+    raise_all(stream_problems(jobs, request))
     if len(jobs.jobs) != 1 or not jobs.jobs[0].named:
         raise UserError(f"a detector is one method, not {request.methods}; name one, such as mcm or clipn[rule=ctw]")
     spec = parse_encoder(request.encoder or EMBEDDED)
@@ -72,8 +73,11 @@ def job_of(request: RunRequest, store: DetectorStore) -> tuple[Job, ResolvedEnco
     jobs = assignment.select_jobs(jobs, request, located, spec)
     encoder = resolve(spec, request.resize, store)
     raise_all([f"{job.label}: {reason}" for job in jobs.jobs if (reason := misfit(job, encoder.card))])
-    (job,) = assignment.attach_weights(jobs, located, encoder, store).jobs
-    return job, encoder
+    asked = dataclasses.replace(request, id="SET")  # in a command to paste: a detector has class names, and no ID set
+    found = assignment.attach_weights(jobs, located, encoder, classes, asked, store).jobs
+    if len(found) > 1:
+        raise UserError(f"a detector has one file of weights, not {len(found)}; name one, as {found[0].weights.path}")  # type: ignore[union-attr]
+    return found[0], encoder
 
 
 def with_labels(images: ImageSet, labels: Sequence[Any], classes: TextList) -> ImageSet:

@@ -1,4 +1,4 @@
-"""A trainable copy of a CLIP text tower that takes an offset on its token embeddings, as CLIPN's "no" tower does."""
+"""A copy of a CLIP text tower that takes an offset on its token embeddings, as CLIPN's does, and learnt context."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from oodbench.errors import UserError
-from oodbench.method.encoder import Captioner
+from oodbench.method.encoder import Captioner, with_context
 
 
 class TrainableTextTower(nn.Module):
@@ -34,12 +34,19 @@ class TrainableTextTower(nn.Module):
         self.requires_grad_(True)
 
     def forward(
-        self, tokens: Int64[Tensor, "k n"], offset: Float[Tensor, "*k n width"] | None = None
+        self,
+        tokens: Int64[Tensor, "k n"],
+        offset: Float[Tensor, "*k n width"] | None = None,
+        context: Float[Tensor, "*k m width"] | None = None,
     ) -> Float[Tensor, "k d"]:
-        """Embed tokens, not normalised. `offset` [n width] or [k n width] is added to token and position embeddings."""
+        """Embed tokens, not normalised, as a TextTower does.
+
+        `offset` [n width] or [k n width] is added to token and position embeddings; `context` [m width] or [k m width]
+        stands in place of the embeddings of the tokens after the start token.
+        """
         ends = tokens.argmax(-1)  # the end token has the largest id
         length = int(ends.max()) + 1
-        x = self.token_embedding(tokens[:, :length]) + self.positional_embedding[:length]
+        x = with_context(self.token_embedding(tokens[:, :length]), context) + self.positional_embedding[:length]
         if offset is not None:
             x = x + offset[..., :length, :]
         x = self.transformer(x, attn_mask=self.attn_mask[:length, :length])

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
@@ -14,17 +15,44 @@ class TextTower(Protocol):
     """A trainable copy of a text tower: an nn.Module with CLIP's own parameter names."""
 
     def __call__(
-        self, tokens: Int64[Tensor, "k n"], offset: Float[Tensor, "*k n width"] | None = None
+        self,
+        tokens: Int64[Tensor, "k n"],
+        offset: Float[Tensor, "*k n width"] | None = None,
+        context: Float[Tensor, "*k m width"] | None = None,
     ) -> Float[Tensor, "k d"]:
         """Embed tokens.
 
         Arguments:
-            tokens  [k n] token ids, padded
-            offset  [n width] or [k n width], added to the token and position embeddings; None adds nothing
+            tokens   [k n] token ids, padded
+            offset   [n width] or [k n width], added to the token and position embeddings; None adds nothing
+            context  [m width] or [k m width], which stand in place of the embeddings of tokens 1 to m, those after the
+                     start token; positions are added to them as to tokens. None leaves the tokens'
         Returns:
             [k d] embeddings, not normalised.
         """
         ...
+
+
+def with_context(
+    embedded: Float[Tensor, "k n width"], context: Float[Tensor, "*k m width"] | None
+) -> Float[Tensor, "k n width"]:
+    """Return token embeddings with context in place of those of tokens 1 to m: what a text tower does with its context.
+
+    Arguments:
+        embedded  [k n width] token embeddings, without positions
+        context   [m width] for all prompts, or [k m width]; None changes nothing
+    Returns:
+        [k n width]
+    Raises:
+        ValueError  if the prompts have no m tokens after the start token
+    """
+    if context is None:
+        return embedded
+    k, n, width = embedded.shape
+    after = context.shape[-2] + 1
+    if after >= n:
+        raise ValueError(f"{after - 1} context vectors do not fit into prompts of {n} tokens")
+    return torch.cat([embedded[:, :1], context.to(embedded).expand(k, -1, width), embedded[:, after:]], 1)
 
 
 @runtime_checkable
@@ -163,7 +191,7 @@ class Encoder(Protocol):
         Returns:
             A module that is called as a TextTower.
         Raises:
-            UserError  if the text tower cannot take offsets
+            UserError  if the text tower cannot take offsets and context
         """
         ...
 

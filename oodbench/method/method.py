@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -228,6 +228,11 @@ class FewShotMethod(TrainedMethod[State]):
             A module whose state_dict() is what is saved: what is learnt, without the frozen CLIP. Draw random numbers
             from torch's global generator.
         """
+
+
+def make_module(method: TrainedMethod[Any], encoder: Encoder, classes: Sequence[str]) -> nn.Module:
+    """Make the trainable part of a method; one that is trained on labelled images is given the class names."""
+    return method.module(encoder, classes) if isinstance(method, FewShotMethod) else method.module(encoder)
 
 
 def logsumexp(logits: Float[Tensor, "b k"]) -> Float64[Tensor, " b"]:

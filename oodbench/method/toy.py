@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from oodbench.data import prompts
 from oodbench.method import Batch, Captioner, Needs, Pairs, Sources, Task
 from oodbench.method.averages import averages
+from oodbench.method.encoder import with_context
 
 CLASSES = ("anchor", "bell", "cactus", "drum", "eagle", "fern", "globe", "harp")
 WIDTH, DEPTH, SIDE = 24, 16, 8
@@ -82,16 +83,25 @@ class ToyEncoder:
 
 
 class ToyTower(nn.Module):
-    """A text tower, the subject's vector plus a tenth of the prompt's, with the names of CLIP's parameters."""
+    """A text tower with the names of CLIP's parameters: the subject's vector plus a tenth of the prompt's.
+
+    They are the tokens before the end token. A tenth of the mean of the context vectors is added, too.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.token_embedding = nn.Embedding(TOKENS, DEPTH, _weight=_tokens().clone())
         self.text_projection = nn.Parameter(torch.eye(DEPTH))
 
-    def forward(self, tokens: Int64[Tensor, "k n"], offset: Tensor | None = None) -> Float[Tensor, "k d"]:
-        x = self.token_embedding(tokens) + (0 if offset is None else offset)
-        projected: Tensor = (x[:, 1] + 0.1 * x[:, 2]) @ self.text_projection
+    def forward(
+        self, tokens: Int64[Tensor, "k n"], offset: Tensor | None = None, context: Tensor | None = None
+    ) -> Float[Tensor, "k d"]:
+        x = with_context(self.token_embedding(tokens), context) + (0 if offset is None else offset)
+        rows, ends = torch.arange(len(x), device=x.device), tokens.argmax(-1)
+        pooled = x[rows, ends - 2] + 0.1 * x[rows, ends - 1]
+        if context is not None:
+            pooled = pooled + 0.1 * x[:, 1 : context.shape[-2] + 1].mean(1)
+        projected: Tensor = pooled @ self.text_projection
         return projected
 
 
@@ -163,6 +173,13 @@ class ToyWorld:
         noise = _tensor(rng.normal(size=text.shape)).to(text.device)
         near = 0.3 * (text + 0.15 * noise + _modality_gap().to(text.device))
         return Pairs(near, captions, torch.arange(len(names)), step, seed=0, size=len(names))
+
+    def labelled_pairs(self, step: int) -> Pairs:
+        """Return 64 of the labelled images, as a FewShotMethod is trained on them."""
+        rows = torch.from_numpy(np.random.default_rng(step).permutation(TRAIN)[:64])
+        seen = self.batch(self.train[rows], ~Needs(0))
+        numbers = torch.arange(len(rows), device=self.labels.device)
+        return Pairs(seen.embeddings, (), numbers, step, 0, len(rows), _labels=self.labels[rows], _patches=seen.patches)
 
     def batch(self, images: Tensor, needs: Needs) -> Batch:
         activations = self.encoder.activations(images)

@@ -40,15 +40,11 @@ class Optimiser:
     """Settings of AdamW or SGD with a warm-up and cosine decay to 0: a method's released recipe.
 
     Arguments:
-        kind          "adamw" or "sgd", with `momentum`; SGD reads neither betas nor eps
-        momentum      of SGD
-        warmup_lr     learning rate of all `warmup` steps; None rises linearly to `lr`
-        warmup_epochs epochs of warm-up, instead of `warmup` steps
         lr            peak learning rate
         betas         decay rates of AdamW's first and second moment
         eps           AdamW's epsilon
-        weight_decay  AdamW's weight decay
-        warmup        steps of linear warm-up
+        weight_decay  AdamW's weight decay, or that of torch.optim.SGD, which adds it to the gradient
+        warmup        steps of warm-up
         epochs        passes over the training pairs
         batch         pairs per step, over all processes
         cosine        whether the learning rate decays to 0 along a cosine; if not it stays at `lr` after the warm-up
@@ -58,6 +54,14 @@ class Optimiser:
                       before the correction, as transformers' AdamW did (True; Kingma and Ba call it epsilon hat). At
                       step t the second is the first with eps / sqrt(1 - betas[1] ** t): 32 times eps at step 1 of
                       betas[1] = 0.999
+        kind          "adamw" or "sgd", which reads neither betas nor eps
+        momentum      of SGD
+        warmup_lr     learning rate throughout the warm-up; None rises linearly to `lr`
+        warmup_epochs epochs of warm-up, instead of `warmup` steps
+        per_epoch     whether the cosine changes once an epoch, as in Dassl (CoOp, LoCoOp): the e-th epoch after the
+                      warm-up, from 0, has lr * (1 + cos(pi * e / E)) / 2, where E are the epochs of the whole training
+    Raises:
+        ValueError  for another kind, a momentum without SGD, or a warm-up in steps and epochs
     """
 
     lr: float = 3e-4
@@ -74,6 +78,15 @@ class Optimiser:
     momentum: float = 0.0
     warmup_lr: float | None = None
     warmup_epochs: int = 0
+    per_epoch: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("adamw", "sgd"):
+            raise ValueError(f'kind is "adamw" or "sgd", not {self.kind!r}')
+        if self.kind == "adamw" and self.momentum:
+            raise ValueError(f'momentum={self.momentum} is of SGD: write kind="sgd"; AdamW has betas')
+        if self.warmup and self.warmup_epochs:
+            raise ValueError(f"warmup={self.warmup} steps and warmup_epochs={self.warmup_epochs}: give one of them")
 
     @property
     def bare(self) -> tuple[str, ...]:
@@ -84,10 +97,10 @@ class Optimiser:
     def as_recorded(self) -> dict[str, Any]:
         """Return the settings under the names that weight files and checkpoints record, where `no_decay` is `bare`.
 
-        The last four are left out if they are the defaults, as in files of before they existed.
+        Later fields are left out if they are the defaults, as in files of before they existed.
         """
         usual = Optimiser()
-        later = ("kind", "momentum", "warmup_lr", "warmup_epochs")
+        later = ("kind", "momentum", "warmup_lr", "warmup_epochs", "per_epoch")
         settings = dataclasses.asdict(self).items()
         return {
             "bare" if name == "no_decay" else name: value

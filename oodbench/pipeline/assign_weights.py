@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oodbench.data.paths import data_root
-from oodbench.data.prompts import templates
+from oodbench.data.prompts import TextList, templates
 from oodbench.data.released import Release, releases, releases_of
 from oodbench.encoder.card import EMBEDDED, EncoderCard, EncoderSpec
 from oodbench.encoder.resolve import ResolvedEncoder
@@ -19,12 +20,14 @@ from oodbench.method import registry
 from oodbench.method.introspection import MethodInfo
 from oodbench.pipeline.jobs import Job, Jobs, file_digests
 from oodbench.pipeline.request import RunRequest, command
-from oodbench.pipeline.weights import SHIPPED, WeightsFile, examine, in_float32, read
+from oodbench.pipeline.weights import SHIPPED, WeightsFile, examine, files_of, in_float32, read
 from oodbench.storage.files import atomic_write, expand
 from oodbench.storage.store import Store, default_root, digest
 
 if TYPE_CHECKING:
     from oodbench.method import TrainedMethod, Weights
+
+log = logging.getLogger(__name__)
 
 
 def translated_weights(job: Job, file: WeightsFile, encoder: ResolvedEncoder, store: Store) -> Mapping[str, Any]:
@@ -63,6 +66,7 @@ def write_release(file: WeightsFile, path: Path, encoder: str, plugins: Sequence
     from oodbench.encoder.openclip import load_encoder
     from oodbench.encoder.resolve import load_state_dict, resolve
     from oodbench.method import TrainedMethod, Weights
+    from oodbench.method.method import make_module
 
     if not file.recipe:
         raise UserError(f"{file.path} was not written by oodbench train")
@@ -79,7 +83,8 @@ def write_release(file: WeightsFile, path: Path, encoder: str, plugins: Sequence
             name.endswith(".rows") for name in tensors
         ):  # only the rows that training changed; the others are the encoder's
             model = load_encoder(resolved, "cpu", "fp32")
-            tensors = dict(Weights(tensors, file.recipe).load(method.module(model)).state_dict())
+            module = make_module(method, model, file.recipe.get("class_names", ()))
+            tensors = dict(Weights(tensors, file.recipe).load(module).state_dict())
         state = method.release(tensors, load_state_dict(resolved))
     except ValueError as error:
         raise UserError(f"weights {file.path}: {error}") from error
@@ -92,6 +97,8 @@ def write_release(file: WeightsFile, path: Path, encoder: str, plugins: Sequence
 
 def weights_files(request: RunRequest, known: Mapping[str, MethodInfo]) -> dict[str, Path]:
     """Return the file of every `--weights METHOD=FILE` by method; FILE may name a release, such as clipn-2.
+
+    For a method that is trained on labelled images it may be a folder, which stands for all its files of the method.
 
     Raises UserError for bad ones and missing files.
     """
@@ -115,6 +122,11 @@ def weights_files(request: RunRequest, known: Mapping[str, MethodInfo]) -> dict[
             problems.append(
                 f"--weights {text}: it was not got yet; get it with\n  {known_release.command(data_root(request.data))}"
             )
+        elif path.is_dir() and "SHOTS" in known[name].needs:
+            found[name] = path
+            if not files_of(path, name):
+                trained = train_command(name, request, output=path)
+                problems.append(f"--weights {text}: {path} holds no weights of {name}; train some: {trained}")
         elif not path.is_file():
             problems.append(f"--weights {text}: {path} is {'no file' if path.exists() else 'not there'}")
         else:
@@ -165,14 +177,14 @@ def attach_weights(
     jobs: Jobs,
     located: Mapping[str, Path],
     encoder: ResolvedEncoder,
+    classes: TextList,
+    request: RunRequest,
     store: Store,
-    *,
-    strict: bool = False,
 ) -> Jobs:
-    """Return the jobs with their weights, checked against the encoder and the hyper-parameters.
+    """Return the jobs with their weights, checked against the encoder, the hyper-parameters and the class names.
 
-    `located` are the files by label. `strict` computes the digests of the files anew. Raises UserError with the
-    problems of all jobs.
+    `located` are the files by label; of a folder, every file that fits makes a job. With `--strict` the digests of the
+    files are computed anew. Raises UserError with the problems of all jobs.
     """
     complete: list[Job] = []
     problems: list[str] = []
@@ -183,21 +195,72 @@ def attach_weights(
             complete.append(job)
             continue
         try:
-            file = examine(path, store, strict)
-            trained = _with_trained_parameters(job, file, encoder.card)
+            if path.is_dir():
+                if streams := [one.label for one in jobs.jobs if one.base == job.label]:
+                    raise UserError(f"it is the base of {', '.join(streams)}; name one file of {path}")
+                complete += _jobs_of_folder(job, path, encoder.card, classes, request, store)
+                continue
+            file = examine(path, store, request.strict)
+            trained = _with_weights(job, file, encoder.card, classes, request)
             if not file.recipe:
                 translated_weights(trained, file, encoder, store)
-            complete.append(dataclasses.replace(trained, weights=file))
+            complete.append(trained)
             labels[job.label] = trained.label
         except UserError as error:
             problems.append(f"{job.label}: {error}")
     complete = [dataclasses.replace(job, base=labels.get(job.base, job.base)) for job in complete]
-    rows = {job.label for job in complete if not job.only_base}
-    complete = [job for job in complete if not (job.only_base and job.label in rows)]
-    repeated = [label for label, count in Counter(job.label for job in complete).items() if count > 1]
-    problems += [f"{label} is asked for twice: its weights fix what the variants differ in" for label in repeated]
+    rows = [job for job in complete if not job.only_base]
+    for label in [label for label, count in Counter(job.label for job in rows).items() if count > 1]:
+        files = [str(job.weights.path) for job in rows if job.label == label and job.variant and job.weights]
+        if len(set(files)) > 1:
+            problems.append(f"{label} is the name of {' and '.join(files)}; move one of them to another folder")
+        else:
+            problems.append(f"{label} is asked for twice: its weights fix what the variants differ in")
     raise_all(problems)
-    return Jobs(tuple(complete), jobs.skipped_methods)
+    by_label = {job.label: job for job in rows}
+    for job in complete:
+        by_label.setdefault(job.label, job)  # a base that its weights made equal to a row is that row
+    return Jobs(tuple(by_label.values()), jobs.skipped_methods)
+
+
+def _jobs_of_folder(
+    job: Job, folder: Path, card: EncoderCard, classes: TextList, request: RunRequest, store: Store
+) -> list[Job]:
+    """Return a job for each file of a folder that fits, by shots and seed. Raise UserError if none does."""
+    fitting, reasons = [], []
+    for path in files_of(folder, job.info.name):
+        file = examine(path, store, request.strict)
+        try:
+            fitting.append(_with_weights(job, file, card, classes, request))
+        except UserError as error:
+            reasons.append(str(error))
+    for reason in reasons:
+        log.info("left out: %s", reason)
+    if not fitting:
+        others = f"\n  nor do {len(reasons) - 1} others" if len(reasons) > 1 else ""
+        raise UserError(f"no weights in {folder} fit: {reasons[0]}{others}")
+    named = [dataclasses.replace(one, variant=one.weights.variant) for one in fitting if one.weights]
+    return sorted(named, key=lambda one: (one.weights.images["shots"], one.weights.recipe["seed"]))  # type: ignore[union-attr]
+
+
+def _with_weights(job: Job, file: WeightsFile, card: EncoderCard, classes: TextList, request: RunRequest) -> Job:
+    """Return the job with a file of weights. Raise UserError if they do not fit."""
+    trained = _with_trained_parameters(job, file, card)
+    if problem := file.class_misfit(classes):
+        shots, seed = file.images["shots"], file.recipe["seed"]
+        again = train_command(job.info.name, request, encoder=card.name, shots=shots, seed=seed)
+        raise UserError(f"{problem}\n  train some for these: {again}")
+    return dataclasses.replace(trained, weights=file)
+
+
+def train_command(name: str, request: RunRequest, **options: object) -> str:
+    """Return the `oodbench train` command of a method for labelled images of a run's ID set."""
+    asked = {"id": request.id, "shots": 16, "classes": request.classes, "calibration": request.calibration}
+    asked |= {"encoder": request.encoder, "data": request.data, **options}
+    words = [word for flag, value in asked.items() if value not in ("", None) for word in (f"--{flag}", str(value))]
+    words += ["--clean-names"] * request.clean_names + ["--allow-partial"] * request.allow_partial
+    words += [word for plugin in request.plugins for word in ("--plugin", str(plugin))]
+    return shlex.join(["oodbench", "train", name, *words])
 
 
 def load_weights(job: Job, encoder: ResolvedEncoder, store: Store, device: str) -> Weights:
@@ -251,10 +314,12 @@ def _missing_reason(job: Job, request: RunRequest, spec: EncoderSpec) -> str:
             f"the released ones are for {other}: {command(request, methods=job.label, encoder=other)}"
             for other in sorted(others)
         ]
-    lines += [
-        f"train them: oodbench train {name} --encoder {shlex.quote(spec.text)} --captions {captions}",
-        f"or name a file: --weights {name}=FILE",
-    ]
+    if "SHOTS" in job.info.needs:
+        trained, place = train_command(name, request, encoder=spec.text), "file or folder"
+    else:
+        trained = f"oodbench train {name} --encoder {shlex.quote(spec.text)} --captions {captions}"
+        place = "file"
+    lines += [f"train them: {trained}", f"or name a {place}: --weights {name}=FILE"]
     return "\n  ".join(lines)
 
 

@@ -15,7 +15,7 @@ from oodbench.method import registry
 from oodbench.pipeline.assign_weights import weights_files
 from oodbench.pipeline.jobs import Job, Jobs, make_jobs
 from oodbench.pipeline.request import RunRequest, command
-from oodbench.pipeline.weights import recipe_of
+from oodbench.pipeline.weights import files_of, recipe_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,9 @@ def choose_encoder(
     if request.encoder:
         return EncoderChoice(request.encoder)
     trained = [job for job in jobs.jobs if "WEIGHTS" in job.info.needs]
-    needed = {job.label: encoder for job in trained if (encoder := _trained_for(files.get(job.info.name)))}
+    needed = {
+        job.label: encoder for job in trained if (encoder := _trained_for(files.get(job.info.name), job.info.name))
+    }
     why = "which {} was trained for"
     if not needed and benchmark.encoder != EMBEDDED:
         named = [job for job in trained if job.named or job.info.name in files]
@@ -92,8 +94,11 @@ def known_encoders() -> list[str]:
     return sorted(dict.fromkeys(name for name in named if name not in ("", EMBEDDED)))
 
 
-def _trained_for(file: Path | None) -> str:
-    """Return the encoder in the recipe of a weights file, "" if there is no recipe."""
+def _trained_for(file: Path | None, method: str) -> str:
+    """Return the encoder in the recipe of a weights file, or of all in a folder; "" if there is none, or several."""
+    if file is not None and file.is_dir():
+        encoders = {_trained_for(path, method) for path in files_of(file, method)}
+        return encoders.pop() if len(encoders) == 1 else ""
     if file is None or not (recipe := recipe_of(file)):
         return ""
     encoder = recipe.get("encoder")

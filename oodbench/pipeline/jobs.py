@@ -26,7 +26,7 @@ from oodbench.method.parameters import (
     split,
     written,
 )
-from oodbench.pipeline.request import RunRequest
+from oodbench.pipeline.request import RunRequest, command
 from oodbench.storage.files import expand
 from oodbench.storage.store import content_digest
 
@@ -82,6 +82,7 @@ class Job:
     named      whether the user named the method; one that stands in a group is skipped where it cannot run
     base       label of the job whose scores a stream reads, or ""
     only_base  whether the method is scored for a stream alone, and has no row
+    variant    what the label says of weights that stand in a folder with others, as `K=4,seed=2`
     """
 
     info: MethodInfo
@@ -92,6 +93,7 @@ class Job:
     named: bool = True
     base: str = ""
     only_base: bool = False
+    variant: str = ""
 
     @cached_property
     def files(self) -> dict[str, str]:
@@ -108,6 +110,8 @@ class Job:
 
     def access(self, shots: int | None = None) -> Access:
         """Return the access card of the row; `shots` are the labelled ID images a class that the run draws."""
+        if "SHOTS" in self.info.needs:  # those that the weights were trained on
+            shots = self.weights.images.get("shots") if self.weights else None
         return self.info.card(self.parameters, shots)
 
     @property
@@ -132,7 +136,10 @@ class Job:
     @property
     def label(self) -> str:
         """Return the name of the variant, such as `energy[scale=1]`."""
-        return label(self.info.name, self.parameters, self.info.defaults())
+        plain = label(self.info.name, self.parameters, self.info.defaults())
+        if not self.variant:
+            return plain
+        return f"{plain[:-1]},{self.variant}]" if plain.endswith("]") else f"{plain}[{self.variant}]"
 
 
 def file_digests(parameters: Mapping[str, Any]) -> dict[str, str]:
@@ -198,6 +205,7 @@ def make_jobs(request: RunRequest, known: Mapping[str, MethodInfo] | None = None
             problems.append(f"method '{info.name}' ({info.path}): {problem}")
         else:
             try:
+                _check_not_of_weights(info, choice.overrides, request)
                 for values in swept.get(info.name, [{}]):
                     overrides = {**settings.get(info.name, {}), **choice.overrides, **values}
                     job = dataclasses.replace(_job(info, overrides, request.templates), named=choice.named)
@@ -247,6 +255,16 @@ def _base(job: Job, known: Mapping[str, MethodInfo], templates: str) -> Job | No
     return dataclasses.replace(_job(info, choice.overrides, templates), only_base=True)
 
 
+def stream_problems(jobs: Jobs, request: RunRequest) -> list[str]:
+    """Return why named methods cannot score images one by one: they learn from the test images."""
+    return [
+        f"{job.label} learns from a test stream, in which a score depends on the images before it; use\n  "
+        f"{command(request, methods=job.label)}"
+        for job in jobs.rows
+        if job.is_stream and job.named
+    ]
+
+
 def _without_groups(choices: Sequence[Choice], known: Mapping[str, MethodInfo], problems: list[str]) -> list[Choice]:
     """Return the choices with the methods of each group in its place. What is wrong is appended to `problems`."""
     out: list[Choice] = []
@@ -284,6 +302,22 @@ def _settings(
             problems.append(f"--set {text}: {setting.method} is not among --methods {request.methods}{hint}")
         settings.setdefault(setting.method, {})[setting.parameter] = setting.value
     return settings
+
+
+def _check_not_of_weights(info: MethodInfo, overrides: Mapping[str, Any], request: RunRequest) -> None:
+    """Raise UserError if a user writes the label of a row of --weights METHOD=FOLDER, as in `coop[K=4,seed=2]`."""
+    given = [name for name in ("K", "seed") if name in overrides and name not in info.defaults()]
+    if given and "SHOTS" in info.needs:
+        others = {name: value for name, value in overrides.items() if name not in given}
+        plain = label(info.name, others, info.defaults())
+        weights = request.weights or (
+            f"{info.name}=weights/{info.name}-ENCODER-K{overrides.get('K', 16)}-S"
+            f"{overrides.get('seed', 0)}.safetensors",
+        )
+        raise UserError(
+            f"{' and '.join(given)} of {info.name} are those of its weights, and no hyper-parameter; name the file of "
+            f"these weights, or a folder for all: {command(request, methods=plain, weights=weights)}"
+        )
 
 
 def _needs_problem(info: MethodInfo) -> str:

@@ -27,7 +27,7 @@ from oodbench.method.introspection import MethodInfo
 from oodbench.pipeline import assign_weights as assignment
 from oodbench.pipeline.encoder_choice import choose_encoder
 from oodbench.pipeline.extract import EmbeddingConfig, ExtractionJob
-from oodbench.pipeline.jobs import Job, Jobs, make_jobs
+from oodbench.pipeline.jobs import Job, Jobs, make_jobs, stream_problems
 from oodbench.pipeline.request import RunRequest, check_options
 from oodbench.pipeline.stream_order import StreamProtocol, canonical_ratio, kept_sizes
 from oodbench.storage.files import expand
@@ -93,6 +93,12 @@ class Plan:
         if self.request.shot_seed is not None and not (self.draw.shots and self.labelled):
             found.append(f"--shot-seed {self.request.shot_seed} is ignored: no shots are drawn")
         found += self._stream_notes()
+        for job in self.jobs:
+            trained_on = job.weights.images.get("set", self.id.dataset.name) if job.weights else self.id.dataset.name
+            if trained_on != self.id.dataset.name:
+                found.append(
+                    f"{job.label}: its weights were trained on images of '{trained_on}', of the same class names"
+                )
         chosen = [self.encoder_note] if self.encoder_note else []
         return [*chosen, *notes(self.id, self.classes), *found, *self.skipped]
 
@@ -170,6 +176,8 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, n
     attempt(check_options, request)
     known = attempt(methods, request.plugins)
     jobs = attempt(make_jobs, request, known) if known is not None else None
+    if jobs and not needs_ood:
+        jobs = attempt(_without_streams, jobs, request)
     find_protocol = functools.partial(catalogue.protocol, needs_ood=needs_ood)
     protocol = attempt(find_protocol, request.id, request.ood, request.classes)
     files = attempt(assignment.weights_files, request, known) if known is not None else None
@@ -236,7 +244,7 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, n
     assert jobs and located is not None and protocol and choice and spec and id_set and classes
     resolved = resolve(spec, request.resize, store, strict=request.strict)
     jobs, incompatible_methods = _compatible_jobs(jobs, resolved.card)
-    jobs = assignment.attach_weights(jobs, located, resolved, store, strict=request.strict)
+    jobs = assignment.attach_weights(jobs, located, resolved, classes, request, store)
     return Plan(
         request=dataclasses.replace(request, encoder=choice.text),
         benchmark=protocol.benchmark,
@@ -295,6 +303,15 @@ def _ratio_problems(request: RunRequest, id_set: ImageSet, ood: Sequence[ImageSe
     ]
 
 
+def _without_streams(jobs: Jobs, request: RunRequest) -> Jobs:
+    """Return the jobs that score images one by one, without the streams of groups; one that was named is refused."""
+    raise_all(stream_problems(jobs, request))
+    reasons = {job.label: "learns from a test stream; use oodbench run" for job in jobs.rows if job.is_stream}
+    if len(reasons) == len(jobs.rows):
+        raise UserError(f"no method can run: {'; '.join(' '.join(pair) for pair in reasons.items())}")
+    return Jobs(jobs.without(reasons), (*jobs.skipped_methods, *reasons.items()))
+
+
 def _alternative(job: Job) -> str:
     """Return how the user can run a method without calibration images, or ""."""
     return f"\n  or do without: {job.by_hand}" if job.by_hand else ""
@@ -311,7 +328,7 @@ def _calibration(
     reasons: dict[bool, str] = {}  # why they cannot calibrate
     how = request.draw(benchmark.shots)
     try:
-        split = _training_split(request.calibration or benchmark.calibration, id_set, options)
+        split = training_split(request.calibration or benchmark.calibration, id_set, options)
     except UserError as error:
         reasons = {False: str(error), True: str(error)}
     for labelled in {job.reads_labels for job in calibrating} - set(reasons):
@@ -333,7 +350,7 @@ def _calibration(
     return CalibrationImages(images.get(False), images.get(True)), Jobs(others, skipped)
 
 
-def _training_split(name: str, id_set: ImageSet, options: LoadOptions) -> ImageSet:
+def training_split(name: str, id_set: ImageSet, options: LoadOptions) -> ImageSet:
     """Return the ID training images, by default those of the ID set. Raise UserError if they cannot be used."""
     name = name or id_set.dataset.train
     if not name:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -221,9 +221,14 @@ def command(request: RunRequest, **changes: Any) -> str:
             for texts in (request.settings, request.sweeps)
         )
         request = dataclasses.replace(request, settings=settings, sweeps=sweeps)
-    words = ["oodbench", "run"]
-    for field in dataclasses.fields(RunRequest):
-        value, flag = getattr(request, field.name), f"--{_FLAGS.get(field.name, field.name).replace('_', '-')}"
+    return shlex.join(["oodbench", "run", *option_words(request, usual, _FLAGS)])
+
+
+def option_words(request: Any, usual: Any, flags: Mapping[str, str]) -> list[str]:
+    """Return the options in which a request differs from the usual one; `flags` are those with another name."""
+    words: list[str] = []
+    for field in dataclasses.fields(request):
+        value, flag = getattr(request, field.name), f"--{flags.get(field.name, field.name).replace('_', '-')}"
         if value == getattr(usual, field.name):
             continue
         if field.name in _LISTS:  # quoted as in CSV where a name holds a comma
@@ -234,7 +239,7 @@ def command(request: RunRequest, **changes: Any) -> str:
         else:
             values = value if isinstance(value, tuple) else ("all" if value is None else value,)
             words += [word for one in values for word in (flag, str(one))]
-    return shlex.join(words)
+    return words
 
 
 def check_options(request: RunRequest) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from oodbench.errors import UserError
 from oodbench.method import (
     Batch,
+    FewShotMethod,
     Method,
     MethodResources,
     Needs,
@@ -26,6 +27,7 @@ from oodbench.method import (
     check_scores,
     registry,
 )
+from oodbench.method.method import make_module
 from oodbench.method.registry import MethodInfo
 from oodbench.method.toy import CLASSES, ToyWorld
 from oodbench.method.views import keyed_views
@@ -156,14 +158,16 @@ def auroc_problem(id: Tensor, ood: Tensor) -> str:
 
 
 def _trained(method: Method[Any], world: ToyWorld) -> Weights:
-    """Train a method for some steps on the toy dataset's pairs and return its weights."""
+    """Train a method for some steps on the toy dataset's pairs or labelled images and return its weights."""
     if not isinstance(method, TrainedMethod):
         raise UserError("it reads weights but is no TrainedMethod, so nothing can train it")
-    module, first = method.module(world.encoder).train(), math.nan
+    few_shot = isinstance(method, FewShotMethod)
+    module, first = make_module(method, world.encoder, CLASSES).train(), math.nan
     optimiser = torch.optim.AdamW(module.parameters(), lr=TOY_RATE)
     for step in range(TOY_STEPS):
         with torch.no_grad():
-            inputs = method.inputs(world.pairs(step), world.encoder)
+            pairs = world.labelled_pairs(step) if few_shot else world.pairs(step)
+            inputs = method.inputs(pairs, world.encoder)
         with torch.enable_grad():
             loss = torch.stack(list(method.loss(method.embed(module, inputs)).values())).sum()
             optimiser.zero_grad()

@@ -1,7 +1,8 @@
 """Weights files: what training writes and methods read.
 
 `oodbench train` writes safetensors whose header holds the recipe as JSON: method, hyper-parameters, encoder, captions,
-steps and versions. Any other file is taken for a checkpoint that the authors of a method released.
+steps and versions; for a few-shot method the labelled images and the class names instead of captions. Any other file is
+taken for a checkpoint that the authors of a method released.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from oodbench.data.loaders.layout import first_few
+from oodbench.data.prompts import TextList
 from oodbench.encoder.card import EncoderCard
 from oodbench.errors import UserError
 from oodbench.storage.files import atomic_write
@@ -37,8 +40,20 @@ class WeightsFile:
 
     def card(self) -> dict[str, Any]:
         """Return what a result holds of the file: its name, digest and recipe."""
-        recipe = {key: value for key, value in self.recipe.items() if key not in ("encoder", "training")}
+        left_out = ("encoder", "training", "class_names")
+        recipe = {key: value for key, value in self.recipe.items() if key not in left_out}
         return {"name": self.path.name, "digest": self.digest, "recipe": recipe}
+
+    @property
+    def images(self) -> dict[str, Any]:
+        """Return which labelled images the weights were trained on: set, shots, classes, ...; {} for other weights."""
+        found: dict[str, Any] = self.recipe.get("id", {})
+        return found
+
+    @property
+    def variant(self) -> str:
+        """Return what a label says of weights that were trained on labelled images, as `K=4,seed=2`."""
+        return f"K={self.images['shots']},seed={self.recipe['seed']}"
 
     def check(self) -> None:
         """Raise UserError if the file changed since it was examined."""
@@ -55,6 +70,26 @@ class WeightsFile:
             )
         same = trained_for.get("text_files", "") == card.text_files
         return "" if same else f"{self.path} was trained with another tokenizer than that of {card.name}"
+
+    def class_misfit(self, classes: TextList) -> str:
+        """Return why weights that were trained on labelled images do not belong to these class names, or ""."""
+        if not self.images or self.images["classes"]["digest"] == classes.digest:
+            return ""
+        ours, trained_for = classes.lines, self.recipe["class_names"]
+        lacking = [name for name in ours if name not in set(trained_for)]
+        more = [name for name in trained_for if name not in set(ours)]
+        differences = [f"it lacks {first_few(lacking)}"] if lacking else []
+        differences += [f"it has {first_few(more)} besides"] if more else []
+        how = "; ".join(differences) or "they are in another order"
+        return (
+            f"{self.path} was trained for the {len(trained_for):,} class names of '{self.images['set']}', not for "
+            f"these {len(ours):,}: {how}"
+        )
+
+
+def files_of(folder: Path, method: str) -> list[Path]:
+    """Return the files in a folder that hold weights of a method. Raise UserError if one cannot be read."""
+    return [path for path in sorted(folder.glob("*.safetensors")) if recipe_of(path).get("method") == method]
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], recipe: Mapping[str, Any]) -> None:
@@ -121,6 +156,13 @@ def _check(path: Path, recipe: Mapping[str, Any]) -> None:
     inner = {"name": str, "weights": str, "config": dict} if isinstance(encoder, dict) else {}
     missing = [name for name, kind in kinds.items() if not isinstance(recipe.get(name), kind)]
     missing += [f"encoder.{name}" for name, kind in inner.items() if not isinstance((encoder or {}).get(name), kind)]
+    if "id" in recipe:  # which a few-shot method's has
+        found = recipe["id"] if isinstance(recipe["id"], dict) else {}
+        parts: dict[str, type] = {"set": str, "shots": int, "classes": dict}
+        missing += [f"id.{name}" for name, kind in parts.items() if not isinstance(found.get(name), kind)]
+        beside: dict[str, type] = {"seed": int, "class_names": list}
+        missing += [name for name, kind in beside.items() if not isinstance(recipe.get(name), kind)]
+        missing += [] if isinstance((found.get("classes") or {}).get("digest"), str) else ["id.classes.digest"]
     if missing:
         raise UserError(f"weights {path}: the recipe in its header lacks {', '.join(missing)}; train or fetch it again")
 

@@ -14,6 +14,7 @@ from oodbench.results import METRICS, Result, SetRow, flatten
 _PARTS = (
     "access",
     "parameters",
+    "stream",
     "weights",
     "files",
     "templates",
@@ -44,8 +45,9 @@ def explanation(results: Iterable[tuple[Path | None, Result]], method: str, data
 
 def _explained(path: Path | None, row: Result, one: SetRow) -> str:
     scores = path.with_suffix(".parquet") if path else None
+    stream = f", {row.stream.get('order')}, stream seed {row.stream.get('seed')}" if row.stream else ""
     lines = [
-        f"{row.title} ({row.label}) on {one.title}, {row.benchmark_title or row.benchmark}",
+        f"{row.title} ({row.label}) on {one.title}, {row.benchmark_title or row.benchmark}{stream}",
         *_aligned(
             {
                 "result": path or "only in MLflow",
@@ -62,7 +64,8 @@ def _explained(path: Path | None, row: Result, one: SetRow) -> str:
         "",
         f"The cell: {one.dataset}",
         *_aligned({name: _number(getattr(one, name)) for name in METRICS}),
-        *_aligned({k: v for k, v in dataclasses.asdict(one).items() if k not in METRICS}),
+        *_aligned({k: v for k, v in dataclasses.asdict(one).items() if k not in (*METRICS, "stream")}),
+        *_aligned(flatten({"stream": one.stream})),
         "",
         f"The ID side: {row.id.dataset}",
         *_aligned(dataclasses.asdict(row.id)),

@@ -128,6 +128,8 @@ class CurveSender:
                 return
         request = json.loads((self.folder / "request.json").read_text(encoding="utf-8"))
         tags = {"mlflow.source.name": "oodbench", "method": request["method"], "encoder": request["encoder"]["name"]}
+        if "id" in request:  # of a few-shot method
+            tags |= {"id_set": request["id"]["set"], "shots": str(request["id"]["shots"]), "seed": str(request["seed"])}
         name = shortened(f"train {tags['method']} · {tags['encoder']}")
         run = client.create_run(experiment, tags=truncated(tags, MAX_TAG_VAL_LENGTH), run_name=name).info.run_id
         values = {key: str(value) for key, value in flatten(request).items()}

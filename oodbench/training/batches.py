@@ -1,4 +1,4 @@
-"""The image-caption pairs of a step as the method reads them, chunk by chunk.
+"""The image-caption pairs, or labelled images, of a step as the method reads them, chunk by chunk.
 
 What is cropped follows from seed, epoch and the pair's number alone: neither resuming nor the number of processes
 changes it.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,10 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from oodbench.data import decode
+from oodbench.errors import UserError
 from oodbench.method import Pairs
+from oodbench.pipeline.extract import fractions
+from oodbench.pipeline.patches import from_half
 from oodbench.training.data import TrainingData
 
 if TYPE_CHECKING:
@@ -31,8 +34,19 @@ if TYPE_CHECKING:
     from oodbench.training.processes import ProcessGroup
     from oodbench.training.schedule import Schedule
 
-SCALE = (0.9, 1.0)  # fraction of the area that a crop keeps, as in CLIP's own training
 RATIO = (3 / 4, 4 / 3)  # width : height of a crop
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crops: the smallest and the largest fraction of the area that one keeps, and how often it is mirrored."""
+
+    scale: tuple[float, float]
+    flip: float = 0.0
+
+
+CAPTION_CROPS = Augmentation((0.9, 1.0))  # as in CLIP's own training; a mirror image may contradict its caption
+LABELLED_CROPS = Augmentation((0.08, 1.0), flip=0.5)  # as the releases of CoOp and LoCoOp
 
 
 @dataclass(frozen=True)
@@ -45,10 +59,12 @@ class CropBox:
     height: int
 
 
-def random_crop_box(width: int, height: int, rng: np.random.Generator) -> CropBox:
+def random_crop_box(
+    width: int, height: int, rng: np.random.Generator, scale: tuple[float, float] = CAPTION_CROPS.scale
+) -> CropBox:
     """Draw a rectangle of random area and shape within an image, as torchvision's RandomResizedCrop does."""
     for _ in range(10):
-        area = width * height * rng.uniform(*SCALE)
+        area = width * height * rng.uniform(*scale)
         ratio = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
@@ -58,25 +74,32 @@ def random_crop_box(width: int, height: int, rng: np.random.Generator) -> CropBo
     return CropBox((width - w) // 2, (height - h) // 2, w, h)
 
 
-def random_crop(image: Image, size: tuple[int, int], rng: np.random.Generator) -> Tensor:
+def random_crop(
+    image: Image, size: tuple[int, int], rng: np.random.Generator, augmentation: Augmentation = CAPTION_CROPS
+) -> Tensor:
     """Return a random crop resized to `size` (height, width): pixels [3 height width] in 0..255."""
     from PIL import Image as Images
     from torchvision.transforms.functional import pil_to_tensor
 
-    box = random_crop_box(*image.size, rng)
+    box = random_crop_box(*image.size, rng, augmentation.scale)
     corners = (box.left, box.top, box.left + box.width, box.top + box.height)
     if image.mode not in ("RGB", "L"):
         image = image.convert("RGB")  # bicubic resampling needs colours, not a palette
     resized = image.crop(corners).resize((size[1], size[0]), Images.Resampling.BICUBIC)
     pixels: Tensor = pil_to_tensor(resized.convert("RGB"))
-    return pixels
+    return pixels.flip(-1) if augmentation.flip and rng.random() < augmentation.flip else pixels
 
 
 class Crops:
-    """Random crops of a corpus's images, decoded ahead of time by a pool of threads."""
+    """Crops of a corpus's images, decoded ahead of time by a pool of threads.
 
-    def __init__(self, data: TrainingData, size: tuple[int, int], seed: int, workers: int) -> None:
-        self._data, self._size, self._seed = data, size, seed
+    `crop` makes the pixels of an image, and draws from a generator that follows from seed, epoch and pair.
+    """
+
+    def __init__(
+        self, data: TrainingData, crop: Callable[[Image, np.random.Generator], Tensor], seed: int, workers: int
+    ) -> None:
+        self._data, self._crop, self._seed = data, crop, seed
         self._ends = np.cumsum([len(part.listing) for part in data.parts]).tolist()
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="crop")
         self._pending: dict[tuple[int, int], Future[Tensor]] = {}
@@ -102,7 +125,9 @@ class Crops:
         listing = self._data.parts[part].listing
         index = position - (self._ends[part - 1] if part else 0)
         try:
-            return random_crop(listing.read(index), self._size, np.random.default_rng((self._seed, epoch, pair)))
+            return self._crop(listing.read(index), np.random.default_rng((self._seed, epoch, pair)))
+        except UserError:  # the file changed after it was listed
+            raise
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
             raise decode.unreadable_error(listing, listing.names[index], reason) from error
@@ -110,13 +135,17 @@ class Crops:
 
 @dataclass(frozen=True)
 class PairBatches:
-    """Yields the pairs of a step: stored embeddings, or random crops through the encoder if `crops` is given."""
+    """Yields the pairs of a step: stored embeddings, or random crops through the encoder if `crops` is given.
+
+    `patches` says whether the method reads the patch features of labelled images.
+    """
 
     data: TrainingData
     schedule: Schedule
     encoder: LoadedEncoder
     chunk: int
     crops: Crops | None = None
+    patches: bool = False
 
     def chunks(self, step: int, processes: ProcessGroup) -> Iterator[Pairs]:
         """Yield this process's pairs of a step, `chunk` at a time."""
@@ -142,25 +171,42 @@ class PairBatches:
     def _pairs(self, step: int, span: range) -> Pairs:
         pairs = self._pair_numbers(step, span)
         data, device = self.data, self.encoder.device
+        embeddings, patches = self._images(step, pairs)
         text = None
         if data.texts is not None and data.text is not None:
             text = torch.from_numpy(data.texts.take(data.text[pairs])).to(device)
         return Pairs(
-            embeddings=self._embeddings(step, pairs),
-            captions=tuple(data.captions[pair] for pair in pairs.tolist()),
+            embeddings=embeddings,
+            captions=tuple(data.captions[pair] for pair in pairs.tolist()) if data.captions else (),
             positions=torch.arange(span.start, span.stop, device=device),
             step=step,
             seed=self.schedule.seed,
             size=self.schedule.optimiser.batch,
             _text=text,
+            _labels=None if data.labels is None else torch.from_numpy(data.labels[pairs]).to(device),
+            _patches=patches,
         )
 
-    def _embeddings(self, step: int, pairs: npt.NDArray[np.int64]) -> Tensor:
-        if self.crops is None:
-            return torch.from_numpy(self.data.images.take(self.data.image[pairs])).to(self.encoder.device)
-        images = self.crops.take(pairs, self.schedule.epoch(step))
-        with torch.no_grad():
-            return self.encoder.pixels(images.to(self.encoder.device).float() / 255)
+    def _images(self, step: int, pairs: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
+        """Return the embeddings of pairs, and their patches if the method reads them."""
+        epoch = self.schedule.epoch(step)
+        if self.crops is not None:
+            return embed(self.encoder, self.crops.take(pairs, epoch), self.patches)
+        rows, device = self.data.rows(pairs, epoch), self.encoder.device
+        embeddings = torch.from_numpy(self.data.images.take(rows)).to(device)
+        if self.data.patches is None:
+            return embeddings, None
+        return embeddings, from_half(torch.from_numpy(self.data.patches.take(rows)).to(device))
+
+
+def embed(encoder: LoadedEncoder, pixels: Tensor, patches: bool) -> tuple[Tensor, Tensor | None]:
+    """Return the embeddings of images and, with `patches`, their patches as unit vectors, of one forward pass."""
+    with torch.no_grad():
+        images = fractions(pixels.to(encoder.device))
+        if not patches:
+            return encoder.pixels(images), None
+        activations, found = encoder.activations_and_patches(images)
+        return encoder.project(activations), nn.functional.normalize(found, dim=-1)
 
 
 def reads_text(method: TrainedMethod[Any], encoder: LoadedEncoder, captions: list[str]) -> bool:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from oodbench.data import decode
 from oodbench.data.decode import DecodeConfig
+from oodbench.data.imageset import ImageSet
 from oodbench.errors import UserError
 from oodbench.pipeline.extract import EmbeddingConfig, ExtractionJob, extract
 from oodbench.pipeline.text_embeddings import PromptEmbeddings
@@ -21,7 +22,8 @@ from oodbench.storage.store import Entry, Store, digest
 from oodbench.training.captions_csv import read_csv
 from oodbench.training.captions_tar import read_shards
 from oodbench.training.corpus import CorpusPart, glyphs_part, summarize_problems
-from oodbench.training.plan import GLYPHS, TrainRequest
+from oodbench.training.plan import TrainRequest
+from oodbench.training.shots import GLYPHS
 
 if TYPE_CHECKING:
     from oodbench.encoder.openclip import LoadedEncoder
@@ -49,7 +51,7 @@ class StoredArray:
         return self.starts[-1]
 
     def take(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Return the given rows [k d] in the given order."""
+        """Return the given rows [k ...] in the given order, in float32."""
         file_of_row = np.searchsorted(self.starts, rows, side="right") - 1
         result: npt.NDArray[np.float32] | None = None
         for number in np.unique(file_of_row):
@@ -61,7 +63,7 @@ class StoredArray:
                 ) from error
             selected = np.flatnonzero(file_of_row == number)
             if result is None:
-                result = np.empty((len(rows), array.shape[1]), np.float32)
+                result = np.empty((len(rows), *array.shape[1:]), np.float32)
             result[selected] = array[rows[selected] - self.starts[number]]
         assert result is not None  # callers ask for at least one row
         return result
@@ -71,7 +73,7 @@ class StoredArray:
 class TrainingData:
     """A corpus that is ready to train on.
 
-    captions      of every pair
+    captions      of every pair; empty for labelled images
     images        stored image embeddings; empty with --augment
     image         of every pair: its row of `images`, or its position in `parts` with --augment [n]
     texts         stored unit vectors of the distinct captions, if the method reads them
@@ -80,6 +82,10 @@ class TrainingData:
     image_count   distinct images
     digest        of the images and captions that are used
     skipped       one line per pair or image that cannot be used
+    classes       class names of labelled images
+    labels        of every labelled image: its class [n]
+    patches       stored patches in half precision, row by row as `images`, if the method reads them
+    crops         stored crops of every image: the rows of `images` hold the first crop of all images, then the second
     """
 
     captions: list[str] = field(default_factory=list)
@@ -91,9 +97,17 @@ class TrainingData:
     image_count: int = 0
     digest: str = ""
     skipped: list[str] = field(default_factory=list)
+    classes: tuple[str, ...] = ()
+    labels: npt.NDArray[np.int64] | None = None
+    patches: StoredArray | None = None
+    crops: int = 1
 
     def __len__(self) -> int:
-        return len(self.captions)
+        return len(self.image)
+
+    def rows(self, pairs: npt.NDArray[np.int64], epoch: int) -> npt.NDArray[np.int64]:
+        """Return the rows of `images` and `patches` that pairs have in an epoch: one stored crop after the other."""
+        return self.image[pairs] + epoch % self.crops * (len(self.images) // self.crops)
 
 
 def corpus_parts(request: TrainRequest, store: Store) -> Iterator[CorpusPart]:
@@ -106,11 +120,12 @@ def corpus_parts(request: TrainRequest, store: Store) -> Iterator[CorpusPart]:
 
 
 def _read_parts(request: TrainRequest, store: Store) -> Iterable[CorpusPart]:
-    if request.captions == GLYPHS:
+    name = request.captions or GLYPHS
+    if name == GLYPHS:
         return [glyphs_part(store)]
-    if request.captions.lower().endswith((".csv", ".tsv")):
-        return [read_csv(Path(request.captions).expanduser(), request.data)]
-    return read_shards(request.captions, store)
+    if name.lower().endswith((".csv", ".tsv")):
+        return [read_csv(Path(name).expanduser(), request.data)]
+    return read_shards(name, store)
 
 
 def prepare_data(
@@ -204,25 +219,27 @@ def _readable_positions(
     positions = sum(len(earlier.listing) for earlier in data.parts) + np.arange(len(part.listing))
     data.parts.append(part)
     if job.reading.on_error == "skip":
-        unreadable = _unreadable_images(job, progress)
+        unreadable = unreadable_images(job.listing, job.reading.workers, job.store, progress)
         data.skipped += [f"{part.listing.names[position]}: {reason}" for position, reason in unreadable]
         positions[[position for position, _ in unreadable]] = -1
     return positions
 
 
-def _unreadable_images(job: ExtractionJob, progress: StartProgress) -> Sequence[tuple[int, str]]:
+def unreadable_images(
+    listing: ImageSet, workers: int, store: Store, progress: StartProgress
+) -> Sequence[tuple[int, str]]:
     """Return position and reason for every image of a list that cannot be decoded, from the store if it is known."""
     import torch
 
-    key = {"engine": 1, "items": job.listing.fingerprint}
-    entry = job.store.find("readable", key)
+    key = {"engine": 1, "items": listing.fingerprint}
+    entry = store.find("readable", key)
     if entry is None:
-        done = progress(f"check {job.listing.dataset.name}", len(job.listing))
+        done = progress(f"check {listing.dataset.name}", len(listing))
         unreadable: list[tuple[int, str]] = []
-        bounds = (0, len(job.listing))
-        for batch in decode.batches(job.listing, job.reading, BATCH, bounds, lambda image: torch.zeros(3, 1, 1)):
+        bounds, reading = (0, len(listing)), DecodeConfig(workers, "skip")
+        for batch in decode.batches(listing, reading, BATCH, bounds, lambda image: torch.zeros(3, 1, 1)):
             reasons = dict(batch.skipped)
-            unreadable += [(job.listing.names.index(name), reason) for name, reason in reasons.items()]
+            unreadable += [(listing.names.index(name), reason) for name, reason in reasons.items()]
             done(len(batch.positions) + len(batch.skipped))
-        entry = job.store.write("readable", key, {}, {"broken": unreadable})
+        entry = store.write("readable", key, {}, {"broken": unreadable})
     return [(int(position), str(reason)) for position, reason in entry.facts["broken"]]

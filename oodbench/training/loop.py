@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +20,10 @@ from torch import Tensor
 
 from oodbench.errors import Diverged
 from oodbench.method import TrainedMethod
+from oodbench.method.method import make_module
 from oodbench.training.batches import PairBatches, autocast
 from oodbench.training.processes import ProcessGroup
-from oodbench.training.schedule import Schedule, parameter_groups
+from oodbench.training.schedule import Schedule, build_optimiser
 
 Inputs = dict[str, Tensor]
 
@@ -54,12 +56,10 @@ class Trainer:
         schedule = batches.schedule
         torch.manual_seed(schedule.seed)
         device = batches.encoder.device
-        self.module = method.module(batches.encoder).to(device).train()
+        self.module = make_module(method, batches.encoder, batches.data.classes).to(device).train()
         self.schedule: Schedule = schedule
         self.parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-        settings = schedule.optimiser
-        nonempty = [group for group in parameter_groups(self.module, settings) if group["params"]]
-        self.optimiser = torch.optim.AdamW(nonempty, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+        self.optimiser = build_optimiser(self.module, schedule.optimiser)
         self.scaler = torch.amp.GradScaler(device.type, enabled=compute == "fp16")
         self.processes = processes
         self._method, self._batches, self._compute = method, batches, compute
@@ -68,10 +68,10 @@ class Trainer:
     def step(self, number: int) -> StepReport:
         """Carry out step `number`, from 0. Raise Diverged, with the module unchanged, if the loss is not finite."""
         began = time.perf_counter()
-        chunks = self._inputs(number)
-        terms = self._backward(number, chunks)
         lr = self.schedule.lr(number)
-        self._update(number, lr)
+        with _deterministic(self._device):
+            terms = self._backward(number, self._inputs(number))
+            self._update(number, lr)
         speed = self.schedule.optimiser.batch / (time.perf_counter() - began)
         return StepReport(number + 1, terms, lr, speed)
 
@@ -119,7 +119,7 @@ class Trainer:
         return tensor.requires_grad_() if tensor.is_floating_point() else tensor
 
     def _update(self, number: int, lr: float) -> None:
-        """Sum the gradients over the processes and let AdamW apply them."""
+        """Sum the gradients over the processes and let the optimiser apply them."""
         for parameter in self.parameters:
             if parameter.grad is None:  # all processes must reduce the same tensors
                 parameter.grad = torch.zeros_like(parameter)
@@ -129,9 +129,9 @@ class Trainer:
             norms = torch.stack([gradient.norm() for gradient in gradients])
             if not bool(norms.isfinite().all()):
                 raise Diverged(f"the gradient of step {number + 1} is not finite")
-        eps = self._eps()
+        changed = {"lr": lr} if self.schedule.optimiser.kind == "sgd" else {"lr": lr, "eps": self._eps()}
         for group in self.optimiser.param_groups:
-            group["lr"], group["eps"] = lr, eps
+            group.update(changed)
         self.scaler.step(self.optimiser)
         self.scaler.update()
 
@@ -143,6 +143,28 @@ class Trainer:
         # The optimiser's own count, as the scaler skips steps.
         done = max((int(state["step"]) for state in self.optimiser.state.values()), default=0)
         return settings.eps / math.sqrt(1 - settings.betas[1] ** (done + 1))
+
+
+@contextmanager
+def _deterministic(device: torch.device) -> Iterator[None]:
+    """On a CPU, let torch's operations have the same result every time, whatever the threads do.
+
+    The gradient of `rows[index]` is otherwise summed in the order in which threads come, and slowly: they wait for each
+    other. torch warns of an operation that has no such form. On a GPU many have none, and this does nothing.
+    """
+    if device.type != "cpu":
+        yield
+        return
+    settings: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = settings.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    settings.fill_uninitialized_memory = False  # with NaN, a debugging aid that writes every new tensor once more
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        settings.fill_uninitialized_memory = filled
 
 
 def _backpropagate(embedded: Mapping[str, Tensor], leaves: Mapping[str, Tensor], rows: slice) -> None:

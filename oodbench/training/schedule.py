@@ -1,4 +1,4 @@
-"""The pairs and the learning rate of a step, computed from the step number alone."""
+"""The pairs and the learning rate of a step, computed from the step number alone, and torch's optimiser."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from oodbench.method import Optimiser
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 class Schedule:
     """The steps of a training. An incomplete last batch of an epoch is dropped; the order differs between epochs.
 
-    optimiser   batch size, learning rate and the other settings of AdamW
+    optimiser   batch size, learning rate and the other settings of the recipe
     pairs       pairs in the corpus
     steps       steps of the whole training
     """
@@ -45,15 +46,26 @@ class Schedule:
         size = self.optimiser.batch
         return _epoch_order(self.seed, epoch, self.pairs)[number * size : (number + 1) * size]
 
+    @property
+    def warmup(self) -> int:
+        """Return the number of steps of the warm-up."""
+        return self.optimiser.warmup or self.optimiser.warmup_epochs * self.per_epoch
+
     def lr(self, step: int) -> float:
-        """Return the learning rate: linear warm-up, then a cosine that would reach 0 at the step after the last."""
-        peak, warmup = self.optimiser.lr, self.optimiser.warmup
+        """Return the learning rate: the warm-up, then a cosine that would reach 0 at the step after the last.
+
+        A cosine that changes once an epoch spans the epochs of the whole training, counted from the end of the warm-up.
+        """
+        settings, warmup = self.optimiser, self.warmup
         if step < warmup:
-            return peak * (step + 1) / warmup
-        if not self.optimiser.cosine:
-            return peak
-        done = (step - warmup) / max(self.steps - warmup, 1)
-        return peak * 0.5 * (1 + math.cos(math.pi * done))
+            return settings.lr * (step + 1) / warmup if settings.warmup_lr is None else settings.warmup_lr
+        if not settings.cosine:
+            return settings.lr
+        if settings.per_epoch:
+            done = (self.epoch(step) - self.epoch(warmup)) / (self.epoch(self.steps - 1) + 1)
+        else:
+            done = (step - warmup) / max(self.steps - warmup, 1)
+        return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
 @lru_cache(maxsize=2)  # this epoch and the next one, whose images are prefetched
@@ -62,10 +74,20 @@ def _epoch_order(seed: int, epoch: int, pairs: int) -> npt.NDArray[np.int64]:
 
 
 def parameter_groups(module: nn.Module, optimiser: Optimiser) -> list[dict[str, Any]]:
-    """Return the parameter groups of AdamW: with weight decay, and without it."""
+    """Return the parameter groups of the optimiser: with weight decay, and without it."""
     named = [(name, tensor) for name, tensor in module.named_parameters() if tensor.requires_grad]
     no_decay = {name for name, tensor in named if tensor.ndim < 2 or any(part in name for part in optimiser.no_decay)}
     return [
         {"params": [tensor for name, tensor in named if name not in no_decay], "weight_decay": optimiser.weight_decay},
         {"params": [tensor for name, tensor in named if name in no_decay], "weight_decay": 0.0},
     ]
+
+
+def build_optimiser(module: nn.Module, settings: Optimiser) -> torch.optim.Optimizer:
+    """Return AdamW or SGD for the parameters of a module that are trained."""
+    import torch
+
+    groups = [group for group in parameter_groups(module, settings) if group["params"]]
+    if settings.kind == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)

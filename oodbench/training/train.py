@@ -24,11 +24,13 @@ import torch
 from oodbench.encoder.openclip import load_encoder
 from oodbench.errors import UserError
 from oodbench.method import Pairs
+from oodbench.method.method import make_module
 from oodbench.pipeline import weights
 from oodbench.pipeline.extract import EmbeddingConfig
 from oodbench.pipeline.text_embeddings import PromptEmbeddings
 from oodbench.results import commit, versions
-from oodbench.training.batches import Crops, PairBatches, reads_text
+from oodbench.storage.files import write_text
+from oodbench.training.batches import Crops, PairBatches, random_crop, reads_text
 from oodbench.training.checkpoints import Checkpoints
 from oodbench.training.data import (
     BATCH,
@@ -39,11 +41,13 @@ from oodbench.training.data import (
     prepare_data,
     truncation_note,
 )
+from oodbench.training.labelled import crop_of, labelled_data
 from oodbench.training.loop import StepReport, Trainer
 from oodbench.training.losses import LossLog
 from oodbench.training.plan import TrainPlan, TrainRequest, make_plan
 from oodbench.training.processes import ProcessGroup, process_group
 from oodbench.training.schedule import Schedule
+from oodbench.training.shots import GLYPHS
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +56,9 @@ log = logging.getLogger(__name__)
 class Ready:
     """What is known before the first step.
 
-    pairs, images   pairs of the corpus that are used, and their distinct images
+    pairs, images   pairs of the corpus that are used, and their distinct images; labelled images are both
     skipped         one line per pair or image that cannot be used
-    done            steps that an earlier call made, of `steps`
+    done            steps that an earlier call made, of `steps`; each of `batch` pairs
     folder          of the checkpoints
     """
 
@@ -64,6 +68,7 @@ class Ready:
     skipped: tuple[str, ...]
     done: int
     steps: int
+    batch: int
     folder: Path
 
 
@@ -112,15 +117,20 @@ def _train(plan: TrainPlan, processes: ProcessGroup, watch: TrainWatch) -> Train
     request, checkpoints = plan.request, Checkpoints(plan.out)
     if not request.restart:
         checkpoints.check(plan.identity())
-    if plan.optimiser.batch % processes.size:
-        raise UserError(f"a batch of {plan.optimiser.batch} cannot be divided evenly among {processes.size} processes")
+    check_batch(plan.optimiser.batch, processes)
     load = functools.cache(lambda: load_encoder(plan.encoder, processes.device, request.compute))
     if request.restart or not checkpoints.latest_step():
         check_hyper_parameters(plan, load)
-    config = EmbeddingConfig(plan.encoder.card.identity, request.compute, BATCH)
-    data = prepare_data(request, config, plan.store, load, processes, watch.extracting)
+    if plan.shots:
+        data = labelled_data(plan, load, processes, watch.extracting, decoding_threads(plan, processes))
+        read: dict[str, Any] = {"skipped": len(data.skipped)}
+    else:
+        config = EmbeddingConfig(plan.encoder.card.identity, request.compute, BATCH)
+        data = prepare_data(request, config, plan.store, load, processes, watch.extracting)
+        read = {"captions": describe_captions(plan, data)}
     schedule = build_schedule(plan, data)
-    identity = {**plan.identity(), "captions": describe_captions(plan, data), "steps": schedule.steps}
+    check_batch(schedule.optimiser.batch, processes)
+    identity = {**plan.identity(), **read, "steps": schedule.steps}
     if request.restart:  # only now, as every problem of the request has been reported by now
         if processes.is_main:
             checkpoints.clear()
@@ -131,17 +141,18 @@ def _train(plan: TrainPlan, processes: ProcessGroup, watch: TrainWatch) -> Train
     processes.barrier()  # every process has read the folder before the main one writes to it
     if processes.is_main:
         checkpoints.write_identity(identity)
-    skipped = tuple(data.skipped)
-    watch.ready(Ready(plan, len(data), data.image_count, skipped, done, schedule.steps, checkpoints.folder))
+    steps, batch = schedule.steps, schedule.optimiser.batch
+    watch.ready(Ready(plan, len(data), data.image_count, tuple(data.skipped), done, steps, batch, checkpoints.folder))
     if done >= last and is_finished(plan.out, identity, done):
         return TrainOutcome(plan.out, done, schedule.steps, 0, is_main=processes.is_main)
-    if processes.is_main and (note := truncation_note(data.captions, load())):
-        log.warning("%s", note)
-    if reads_text(plan.method, load(), data.captions):
-        embed_texts(plan, data, processes, load, watch.extracting)
+    if data.captions:
+        if processes.is_main and (note := truncation_note(data.captions, load())):
+            log.warning("%s", note)
+        if reads_text(plan.method, load(), data.captions):
+            embed_texts(plan, data, processes, load, watch.extracting)
     crops = build_crops(plan, data, processes)
     try:
-        batches = PairBatches(data, schedule, load(), request.chunk, crops)
+        batches = PairBatches(data, schedule, load(), request.chunk, crops, plan.reads_patches)
         trainer = Trainer(plan.method, batches, processes, request.compute)
         return _run_steps(plan, trainer, checkpoints, (done, last), watch, identity)
     finally:
@@ -185,6 +196,8 @@ def _run_steps(
     if processes.is_main:
         assert saved == number
         recipe = weights_recipe(plan, identity, trainer, outcome)
+        if plan.shots:
+            write_text(plan.out.with_suffix(".shots.txt"), plan.shots.images.list_text)
         weights.write(plan.out, trainer.module.state_dict(), recipe)
     processes.barrier()
     return outcome
@@ -194,27 +207,52 @@ def check_hyper_parameters(plan: TrainPlan, load: EncoderLoader) -> None:
     """Embed two pairs, so that hyper-parameters that do not fit the encoder are reported before the corpus is read."""
     encoder = load()
     embeddings = torch.ones(2, plan.encoder.card.embed_dim, device=encoder.device)
+    numbers = torch.arange(2, device=encoder.device)
     try:
-        module = plan.method.module(encoder).to(encoder.device)
+        module = make_module(plan.method, encoder, plan.shots.classes.lines if plan.shots else ()).to(encoder.device)
         with torch.no_grad():
-            pairs = Pairs(embeddings, ("a", "b"), torch.arange(2), 0, plan.request.seed, 2)
+            if plan.shots:
+                image = torch.zeros(1, 3, *encoder.size, device=encoder.device)
+                patches = encoder.patches(image).expand(2, -1, -1) if plan.reads_patches else None
+                labels = numbers % len(plan.shots.classes.lines)
+                pairs = Pairs(embeddings, (), numbers, 0, plan.request.seed, 2, _labels=labels, _patches=patches)
+            else:
+                pairs = Pairs(embeddings, ("a", "b"), numbers, 0, plan.request.seed, 2)
             plan.method.embed(module, plan.method.inputs(pairs, encoder))
     except ValueError as error:
         raise UserError(f"{plan.job.label}: {error}") from error
 
 
 def build_schedule(plan: TrainPlan, data: TrainingData) -> Schedule:
-    """Return the schedule of the steps. Raise UserError if the corpus has fewer pairs than a batch."""
-    batch = plan.optimiser.batch
+    """Return the schedule of the steps. Raise UserError if the corpus has fewer pairs than a batch.
+
+    Of labelled images, which may be few, a batch is then all of them.
+    """
+    optimiser, batch = plan.optimiser, plan.optimiser.batch
+    if plan.shots and len(data) < batch:  # more was planned, and images were skipped
+        optimiser = dataclasses.replace(optimiser, batch=(batch := len(data)))
     if len(data) < batch:
         raise UserError(
-            f"the corpus {plan.request.captions} has {len(data):,} pairs, fewer than one batch of {batch:,}; "
+            f"the corpus {plan.request.captions or GLYPHS} has {len(data):,} pairs, fewer than one batch of {batch:,}; "
             f"use a smaller one, as in --batch-size {max(1, len(data) // 2)}"
         )
     steps = plan.request.steps or plan.optimiser.epochs * (len(data) // batch)
-    if plan.optimiser.warmup >= steps:
-        raise UserError(f"--warmup {plan.optimiser.warmup} must be less than the {steps} steps of the training")
-    return Schedule(plan.optimiser, len(data), steps, plan.request.seed)
+    schedule = Schedule(optimiser, len(data), steps, plan.request.seed)
+    if schedule.warmup >= steps:
+        asked = f"--warmup {schedule.warmup}"
+        if epochs := optimiser.warmup_epochs:
+            asked = f"the warm-up of {plan.job.label}, {epochs} epoch{'s'[: epochs > 1]} or {schedule.warmup} steps,"
+        raise UserError(
+            f"{asked} must be less than the {steps} steps of the training; give a smaller one, as in --warmup 0"
+        )
+    return schedule
+
+
+def check_batch(batch: int, processes: ProcessGroup) -> None:
+    """Raise UserError unless a batch can be divided evenly among the processes."""
+    if left := batch % processes.size:
+        advice = f"; use --batch-size {batch - left}" if batch > left else ""
+        raise UserError(f"a batch of {batch} cannot be divided evenly among {processes.size} processes{advice}")
 
 
 def embed_texts(
@@ -233,14 +271,19 @@ def build_crops(plan: TrainPlan, data: TrainingData, processes: ProcessGroup) ->
     """Return the random crops of the images with --augment, else None."""
     if not plan.request.augment:
         return None
-    workers = plan.request.workers or min(max((os.cpu_count() or 1) // processes.size, 1), 16)
-    return Crops(data, plan.encoder.card.size, plan.request.seed, workers)
+    crop = crop_of(plan) if plan.shots else lambda image, rng: random_crop(image, plan.encoder.card.size, rng)
+    return Crops(data, crop, plan.request.seed, decoding_threads(plan, processes))
+
+
+def decoding_threads(plan: TrainPlan, processes: ProcessGroup) -> int:
+    """Return --workers, or this process's share of the cores, at most 16."""
+    return plan.request.workers or min(max((os.cpu_count() or 1) // processes.size, 1), 16)
 
 
 def describe_captions(plan: TrainPlan, data: TrainingData) -> dict[str, Any]:
     """Return what identifies the corpus in the recipe."""
     return {
-        "source": Path(plan.request.captions).name,
+        "source": Path(plan.request.captions or GLYPHS).name,
         "pairs": len(data),
         "images": data.image_count,
         "digest": data.digest,
@@ -261,17 +304,23 @@ def weights_recipe(
     plan: TrainPlan, identity: dict[str, Any], trainer: Trainer, outcome: TrainOutcome
 ) -> dict[str, Any]:
     """Return the recipe in the header of the file of weights: everything that the weights depend on."""
-    captions = dict(identity["captions"])
+    if plan.shots:
+        facts = {**plan.shots.facts(), "skipped": identity["skipped"]}
+        data = {"id": facts, "class_names": plan.shots.classes.lines, "crops": plan.request.crops}
+    else:
+        captions = dict(identity["captions"])
+        data = {"captions": {"name": captions.pop("source"), **captions}}
+    optimiser = trainer.schedule.optimiser
     return {
         "method": plan.job.info.name,
         "parameters": plan.job.parameters,
         "encoder": plan.encoder.card.row(),
         "source": plan.job.info.source,
-        "captions": {"name": captions.pop("source"), **captions},
+        **data,
         "augment": plan.request.augment,
-        "optimiser": plan.optimiser.as_recorded(),
-        "batch": plan.optimiser.batch,
-        "epochs": plan.optimiser.epochs if plan.request.steps is None else None,
+        "optimiser": optimiser.as_recorded(),
+        "batch": optimiser.batch,
+        "epochs": optimiser.epochs if plan.request.steps is None else None,
         "steps": outcome.done,
         "schedule": identity["steps"],
         "seed": plan.request.seed,

@@ -113,8 +113,9 @@ DEEPER: dict[str, list[tuple[dict[str, Any], Callable[[ToyWorld, torch.Tensor], 
     ],
 }
 POSTHOC = ("fdbd", "gen", "klm", "knn", "mahalanobis", "nci", "nnguide", "residual", "rmd", "she", "temperature", "vim")
+ADAPTERS = ("linear_probe", "tip_adapter")
 STREAMS = ("adaneg", "oodd", "tanl")
-ELSEWHERE = dict.fromkeys(POSTHOC, Path(__file__).with_name("test_posthoc.py"))
+ELSEWHERE = dict.fromkeys((*POSTHOC, *ADAPTERS), Path(__file__).with_name("test_posthoc.py"))
 ELSEWHERE |= dict.fromkeys(STREAMS, Path(__file__).with_name("test_stream_methods.py"))
 ELSEWHERE |= {
     "clipn": Path(__file__).with_name("test_clipn.py"),

@@ -16,7 +16,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from oodbench.encoder.card import parse_encoder
 from oodbench.encoder.openclip import OpenClip
 from oodbench.encoder.resolve import resolve
 from oodbench.errors import Diverged, UserError
-from oodbench.method import Optimiser, TrainedMethod, registry
+from oodbench.method import Batch, Encoder, Optimiser, Pairs, Task, TrainedMethod, registry
 from oodbench.pipeline import weights as weights_of
 from oodbench.pipeline.extract import EmbeddingConfig
 from oodbench.pipeline.text_embeddings import PromptEmbeddings
@@ -268,6 +268,93 @@ def test_adamw_adds_eps_before_or_after_the_bias_is_corrected(
         np.testing.assert_allclose(one.detach().numpy(), other, rtol=0, atol=2e-7)
 
 
+class ConstantWarmup(torch.optim.lr_scheduler.LRScheduler):
+    """Dassl's: a constant rate until the end of the warm-up, and from there another scheduler; one step an epoch."""
+
+    def __init__(self, optimiser: torch.optim.Optimizer, after: Any, epochs: int, rate: float) -> None:
+        self.after, self.epochs, self.rate = after, epochs, rate
+        super().__init__(optimiser)
+
+    def get_lr(self) -> list[Any]:
+        rates: list[Any] = self.after.get_last_lr()
+        return [self.rate for _ in self.base_lrs] if self.last_epoch < self.epochs else rates
+
+    def step(self, epoch: int | None = None) -> None:
+        if self.last_epoch >= self.epochs:
+            self.after.step()
+        else:
+            super().step()
+
+
+@pytest.mark.parametrize("warmup_epochs", [0, 1, 2])
+def test_sgd_and_its_rates_are_torch_s_stepped_as_in_dassl(
+    warmup_epochs: int, encoder: OpenClip, ask: Callable[..., TrainRequest], tmp_path: Path
+) -> None:
+    """Against torch.optim.SGD with torch's schedulers in float64, three steps an epoch; and the same after a stop."""
+    recipe = Optimiser(
+        2e-3, weight_decay=5e-2, batch=32, kind="sgd", momentum=0.9, per_epoch=True,
+        warmup_lr=1e-5 if warmup_epochs else None, warmup_epochs=warmup_epochs,
+    )  # fmt: skip
+    steps, stop = 15, 7
+
+    def begun() -> Trainer:
+        made = trainer_of(encoder, ask())
+        batches_ = dataclasses.replace(made._batches, schedule=Schedule(recipe, 96, steps, 0))
+        trainer = Trainer(made._method, batches_, made.processes, "fp32")
+        trainer.module.double()
+        return trainer
+
+    trainer = begun()
+    expected = {name: one.detach().clone().requires_grad_() for name, one in trainer.module.named_parameters()}
+    decay = [{"params": [one for one in expected.values() if (one.ndim > 1) == wide]} for wide in (True, False)]
+    reference = torch.optim.SGD(decay, lr=2e-3, momentum=0.9)
+    reference.param_groups[0]["weight_decay"] = 5e-2
+    scheduler: Any = torch.optim.lr_scheduler.CosineAnnealingLR(reference, steps // 3)
+    if warmup_epochs:
+        scheduler = ConstantWarmup(reference, scheduler, warmup_epochs, 1e-5)
+    random = torch.Generator().manual_seed(0)
+    checkpoints = Checkpoints(tmp_path / "sgd.safetensors")
+    for number in range(steps):
+        if number == stop:
+            checkpoints.save(trainer, stop)
+            trainer = begun()
+            checkpoints.restore(trainer, stop)
+        for one, other in zip(trainer.parameters, expected.values(), strict=True):
+            one.grad = torch.randn(one.shape, generator=random, dtype=torch.float64)
+            other.grad = one.grad.clone()
+        assert trainer.schedule.lr(number) == pytest.approx(reference.param_groups[0]["lr"], rel=1e-12)
+        trainer._update(number, trainer.schedule.lr(number))
+        reference.step()
+        if number % 3 == 2:
+            scheduler.step()
+    for name, one in trainer.module.named_parameters():
+        torch.testing.assert_close(one, expected[name], rtol=1e-12, atol=1e-14)
+
+
+def test_options_of_the_optimiser_apply_or_are_refused(
+    ask: Callable[..., TrainRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recipe with SGD and a warm-up in epochs; what it adds stands in the identity, and in no other one."""
+    assert not {"kind", "momentum", "warmup_epochs", "per_epoch"} & set(make_plan(ask()).identity()["optimiser"])
+    sgd = Optimiser(kind="sgd", momentum=0.9, batch=16, epochs=2, warmup_lr=1e-5, warmup_epochs=2, per_epoch=True)
+    monkeypatch.setattr(TrainedMethod, "optimisation", lambda self: sgd)
+    recorded = make_plan(ask(lr=0.5, weight_decay=0.0)).identity()["optimiser"]
+    assert [recorded[name] for name in ("lr", "weight_decay", "kind", "momentum")] == [0.5, 0.0, "sgd", 0.9]
+    assert [recorded[name] for name in ("warmup", "warmup_lr", "warmup_epochs", "per_epoch")] == [0, 1e-5, 2, True]
+    given = make_plan(ask(warmup=3)).optimiser
+    rates = [Schedule(given, 96, 12, 0).lr(step) for step in (0, 2, 3)]
+    assert (given.warmup, given.warmup_epochs, rates) == (3, 0, [1e-5, 1e-5, sgd.lr])
+    with pytest.raises(UserError, match=r"--betas and --eps: of AdamW, but toy is trained with SGD"):
+        make_plan(ask(betas=(0.9, 0.99), eps=1e-8))
+    with pytest.raises(
+        UserError, match=r"warm-up of toy, 2 epochs or 12 steps, must be less than the 12 steps .*--warm"
+    ):
+        train(ask())
+    for wrong in ({"kind": "adam"}, {"momentum": 0.9}, {"warmup": 1, "warmup_epochs": 1}):
+        with pytest.raises(ValueError, match="adamw|sgd|warmup"):
+            Optimiser(**wrong)
+
+
 def test_a_training_begun_before_epsilon_hat_goes_on(ask: Callable[..., TrainRequest]) -> None:
     plan = make_plan(ask())
     assert "epsilon_hat" not in plan.identity()["optimiser"]
@@ -303,6 +390,46 @@ def test_mixed_precision(ask: Callable[..., TrainRequest], precision: str) -> No
 
 
 # Stopping and going on
+
+
+class Rows(TrainedMethod[None]):
+    """A method whose gradient of `rows[drawn]` sums many pairs in one row, as that of CLIPN's offsets does."""
+
+    def module(self, encoder: Encoder) -> torch.nn.Module:
+        return torch.nn.ParameterList([torch.randn(2, 16_384)])
+
+    def inputs(self, pairs: Pairs, encoder: Encoder) -> dict[str, Tensor]:
+        return {"image": pairs.features, "drawn": pairs.draw(2)}
+
+    def embed(self, module: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"row": module[0][inputs["drawn"]], "image": inputs["image"]}
+
+    def loss(self, embedded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        image = embedded["image"]
+        return {"loss": (embedded["row"] * image.repeat(1, 16_384 // image.shape[1])).sin().mean()}
+
+    def score(self, batch: Batch, task: Task, state: None) -> Tensor:
+        raise NotImplementedError
+
+
+def test_two_trainings_have_the_same_bits_on_two_threads(encoder: OpenClip, ask: Callable[..., TrainRequest]) -> None:
+    """And torch's settings are afterwards what they were before."""
+    made = trainer_of(encoder, ask(chunk=16))
+    recipe = dataclasses.replace(made.schedule, optimiser=Optimiser(lr=0.1, batch=32, weight_decay=0.0))
+    before, found = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        for _ in range(4):
+            batches_ = dataclasses.replace(made._batches, schedule=recipe)
+            trainer = Trainer(Rows(), batches_, made.processes, "fp32")
+            for number in range(2):
+                trainer.step(number)
+            found.append(trainer.optimiser.state[trainer.parameters[0]]["exp_avg"].clone())
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(found[0], other) for other in found[1:]) and found[0].abs().min() > 0
+    settings: Any = torch.utils.deterministic
+    assert not torch.are_deterministic_algorithms_enabled() and settings.fill_uninitialized_memory
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from typing import Any
 
 from oodbench.errors import printable
 from oodbench.method import registry
-from oodbench.method.access import GROUPS, UNKNOWN, Access, both, from_mapping
+from oodbench.method.access import GROUPS, TEST_TIME, UNKNOWN, Access, both, from_mapping
 from oodbench.method.introspection import MethodInfo
 from oodbench.method.parameters import parse_choices
 from oodbench.report.tables.table import TableLine
@@ -46,7 +46,7 @@ def access_problem(row: Result) -> str:
 def _declared(row: Result) -> Access | None:
     """Return the card that the installed method has with the settings of a result, None if it is not installed."""
     info = _installed().get(row.method)
-    if info is None or info.problem:
+    if info is None or info.problem or row.imported:  # of an imported method, the name alone may be that of another
         return None
     labels = (row.run.get("calibration") or {}).get("labels")
     shots = labels if isinstance(labels, int) else None
@@ -72,8 +72,16 @@ def _installed() -> dict[str, MethodInfo]:
     return registry.methods()
 
 
+def title_of(method: str) -> str:
+    """Return the title of a method, or its name if it is not installed."""
+    info = _installed().get(method)
+    return info.title if info and info.title else method
+
+
 def group_of(line: TableLine) -> str:
     """Return the group of a line, one of GROUPS."""
+    if line.result and line.result.stream:
+        return TEST_TIME
     return line.access.group if line.access else UNKNOWN
 
 
@@ -117,6 +125,7 @@ def access_footnotes(lines: Iterable[TableLine]) -> tuple[str, ...]:
     names: dict[str, list[str]] = {}
     for line in lines:
         for fact in line.access.facts if line.access else ():
-            names.setdefault(fact, []).append(line.name)
+            stream = line.result is not None and bool(line.result.stream)  # a method has several rows
+            names.setdefault(fact, []).append(line.result.title if line.result and stream else line.name)
     said = "; ".join(f"{fact}: {', '.join(dict.fromkeys(found))}" for fact, found in names.items())
     return (f"Access besides class names and the image: {said}.",) if said else ()

@@ -36,6 +36,7 @@ class Quote:
     key        what --quote names it by, `method:source`
     settings   hyper-parameters that a measured result must have to be compared with it
     cite       BibTeX keys of the source, in report/formats/references.bib
+    order      of the stream, of a method that adapts to it
     access     what the method sees, as the fields of Access; none of them: class names and the image alone
     tolerance  metric -> largest difference of a faithful run, in points; `why` says who states this
     cells      OOD set, `mean` or `near mean` -> metric -> number
@@ -56,6 +57,7 @@ class Quote:
     words: str = ""
     resize: str = ""
     at95: str = ""
+    order: str = "shuffled"
     remark: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     tolerance: dict[str, Any] = field(default_factory=dict)
@@ -139,22 +141,25 @@ def _cells(where: str, cell: dict[str, Any], row: dict[str, Any]) -> dict[str, P
 
 _FACTS = ("architecture", "weights", "prompts", "resize", "words", "at95")
 _WORDS = ("csp", "eoe", "neglabel", "negrefine")  # methods with a word list
+_HERE = "all results measured here"
 _LABELS = {"resize": "resize filter", "words": "word list", "at95": "rule of the 95 %"}
 
 
 def with_quotes(tables: Sequence[Table], quotes: Sequence[Quote], options: TableOptions) -> list[Table]:
     """Add each published result to the table of its benchmark; of several, to those with its architecture.
 
+    Results of test-time adaptation are added to tables of streams, the others to other tables, where there are such.
     Raises UserError for a published result that fits no table.
     """
     out = list(tables)
     for quote in quotes:
-        fitting = [i for i, table in enumerate(out) if _benchmark(table) == quote.benchmark]
+        fitting = [i for i, table in enumerate(out) if _benchmark(table) == quote.benchmark and not table.part]
         same = [i for i in fitting if _architecture(out[i]) == quote.architecture]
         if not fitting:
             have = ", ".join(dict.fromkeys(filter(None, map(_benchmark, out)))) or "none"
             raise UserError(f"--quote {quote.key} is of benchmark {quote.benchmark}; the tables here are of: {have}")
-        for i in same or fitting:
+        alike = [i for i in same or fitting if _of_streams(out[i]) == quote.card.stream]
+        for i in alike or same or fitting:
             lines = arranged((*out[i].lines, _line(quote, out[i].column_groups, options)), options.group)
             out[i] = replace(out[i], lines=lines, notes=(*out[i].notes, quote.about))
     return [
@@ -213,6 +218,7 @@ def differences(lines: Sequence[TableLine], quotes: Sequence[Quote]) -> list[str
     by_key = {quote.key: quote for quote in quotes}
     measured = {line.name: comparable_facts(line.result) for line in lines if line.result}
     published = [by_key[key] for line in lines if (key := str(line.facts.get("quote"))) in by_key]
+    here = "all results here" if any(line.result and line.result.imported for line in lines) else _HERE
     out = []
     for fact in _FACTS:
         values: dict[str, list[str]] = {}
@@ -227,7 +233,7 @@ def differences(lines: Sequence[TableLine], quotes: Sequence[Quote]) -> list[str
             clauses = []
             for value, names in values.items():
                 listed = [name for name in names if not (shared and name in measured)]
-                all_measured = ["all results measured here"] if len(listed) < len(names) else []
+                all_measured = [here] if len(listed) < len(names) else []
                 clauses.append(f"{value}: {', '.join([*all_measured, *listed])}")
             out.append(f"Differing {_LABELS.get(fact, fact)}. {'; '.join(clauses)}.")
     for quote in published:
@@ -275,12 +281,16 @@ def _benchmark(table: Table) -> str:
     return next((line.result.benchmark for line in table.lines if line.result), "")
 
 
+def _of_streams(table: Table) -> bool:
+    return any(line.result.stream for line in table.lines if line.result)
+
+
 def _architecture(table: Table) -> str:
     return next((str(line.result.encoder.get("architecture", "")) for line in table.lines if line.result), "")
 
 
 CAPTION = (
-    "Difference: measured minus published, in points, flagged where it exceeds the tolerance stated with the published "
+    "Difference: {} minus published, in points, flagged where it exceeds the tolerance stated with the published "
     "result; published results without a tolerance are not flagged."
 )
 
@@ -290,7 +300,8 @@ def compare_with_published(tables: Sequence[Table], options: TableOptions) -> li
 
     Raises UserError if there are none for any line.
     """
-    out = [_compared(table, line, options) for table in tables for line in table.lines if _published(line)]
+    lines = [(table, line) for table in tables if not table.part for line in table.lines]
+    out = [_compared(table, line, options) for table, line in lines if _published(line)]
     if not out:
         rows = [line.result for table in tables for line in table.lines if line.result]
         have = ", ".join(dict.fromkeys(f"{r.method} on {r.benchmark}, {r.encoder.get('name')}" for r in rows))
@@ -307,6 +318,7 @@ def published_of(row: Result) -> list[Quote]:
         if (one.method, one.benchmark) == (row.method, row.benchmark)
         and one.architecture == row.encoder.get("architecture")
         and one.card == card(row)
+        and row.stream.get("order", one.order) == one.order
         and all(row.parameters.get(k) == v for k, v in one.settings.items())
     ]
     return [one for one in found if one.weights == comparable_facts(row)["weights"]] or found
@@ -321,12 +333,20 @@ def _compared(table: Table, line: TableLine, options: TableOptions) -> Table:
     lines = tuple(_compared_lines(table, line, found, options))
     return replace(
         table,
-        title=f"{table.title}: {line.name}, measured and published",
-        caption=(*(text for text in table.caption if text != UNRANKED), *_kinds_caption(lines, options), CAPTION),
+        title=f"{table.title}: {line.name}, {_origin(line)} and published",
+        caption=(
+            *(text for text in table.caption if text != UNRANKED),
+            *_kinds_caption(lines, options),
+            CAPTION.format(_origin(line)),
+        ),
         lines=lines,
         notes=(*map(_about, found), *differences(lines, found)),
         footnotes=access_footnotes(lines),
     )
+
+
+def _origin(line: TableLine) -> str:
+    return "imported" if line.result and line.result.imported else "measured"
 
 
 def _compared_lines(
@@ -336,7 +356,7 @@ def _compared_lines(
     own = tuple(
         tuple(replace(cell, mark="", not_significantly_different=False) for cell in cells) for cells in line.cells
     )
-    yield replace(line, name=f"{line.name}, measured", cells=own, section="")
+    yield replace(line, name=f"{line.name}, {_origin(line)}", cells=own, section="")
     for one in found:
         theirs = quoted_cells(one, table.column_groups, options)
         cites = one.cite if options.cite else ()

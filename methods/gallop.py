@@ -1,0 +1,181 @@
+"""GalLoP: learning global and local prompts (Lafon et al., ECCV 2024, arXiv:2407.01400)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from oodbench.method import Batch, Encoder, FewShotMethod, Needs, Optimiser, Pairs, Task, UserError
+
+from ._prompt_learning import ClassNames, gl_mcm, log_probability, logits, tokens_of
+
+IMAGES = 8  # images whose patches are compared with the classes at once when classes are predicted
+
+
+@dataclass(frozen=True)
+class LearntPrompts:
+    """What scores images: class vectors of g global and l local prompts, [g k d] and [l k d], and the map [d d]."""
+
+    whole: Tensor
+    local: Tensor
+    projection: Tensor
+
+    def patches(self, patches: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        return normalize(patches @ self.projection.T, dim=-1)
+
+
+class Prompts(nn.Module):
+    """Context vectors of the global and the local prompts, and the linear map of the patches; named as in the code."""
+
+    def __init__(
+        self, names: ClassNames, begun: Float[Tensor, "m width"], prompts: tuple[int, int], width: int
+    ) -> None:
+        super().__init__()
+        self.names = names
+        self.global_prompt = nn.Parameter(begun.repeat(prompts[0], 1, 1))
+        self.local_prompts = nn.Parameter(begun.repeat(prompts[1], 1, 1))
+        self.local_proj = nn.ModuleDict({"linear": nn.Linear(width, width, bias=False, device=begun.device)})
+        nn.init.eye_(self.local_proj.get_parameter("linear.weight"))
+
+    def forward(self) -> LearntPrompts:
+        whole, local = (
+            torch.stack([normalize(self.names(context), dim=-1) for context in contexts])
+            for contexts in (self.global_prompt, self.local_prompts)
+        )
+        return LearntPrompts(whole, local, self.local_proj.get_parameter("linear.weight"))
+
+
+@dataclass(frozen=True)
+class GalLoP(FewShotMethod[LearntPrompts]):
+    """GL-MCM with several learnt prompts for the image and several for its patches.
+
+        L = CE(cos(v, t_r)) + mean over j of CE(mean of the top-k_j over the patches p of cos(W v_p, u_j))
+
+    t_1 ... t_g are the class vectors of the global prompts, of which each image sees one, r, drawn at random ("prompt
+    dropout"); u_1 ... u_l are those of the local prompts, each with its own scale k_j: for every class the k_j patches
+    nearest to it count. Cosines are multiplied by the encoder's own scale (100). Every prompt begins as the words
+    `context_init`, the name follows without a full stop, and W begins as the identity. The score is GL-MCM at
+    temperature 1 with weight 1, of cosines averaged over the prompts; all patches count (gallop/vlprompt/gallop.py,
+    lines 372 to 386). The class is that of the averaged global and top-k local cosines, added (lines 425 to 444).
+
+    Released training (gallop/train.py, lines 231 to 239, scripts/run_imagenet.sh): SGD 2e-3, momentum 0.9, weight decay
+    1e-2, batches of 128, 50 epochs, a cosine without warm-up that falls once an epoch, mixed precision. Test images are
+    resized to 224 as CLIP's are (line 263), not to the 256 of an unused function.
+
+    The map W acts on a ResNet's patches in the joint space, as here. On those of a ViT the code applies it before
+    CLIP's last linear map (gallop.py, lines 247 to 257), to 768 numbers instead of 512: not here, where patches are
+    given in the joint space. With W at the identity both are the same.
+
+    context_init    words that all prompts begin as
+    global_prompts  number g of prompts for the image
+    local_prompts   number l of prompts for the patches
+    dropout         share of the global prompts that an image does not see in a step; at least one stays. The code draws
+                    those that stay with replacement (tools/global_local_loss.py, line 49)
+    top             k_1 of the local prompts, and what each next one has more: 5, 10, 15, 20
+    temperature     of the score; it divides the cosine itself
+    rule            "gl-mcm", "mcm" of the global prompts, or "l-mcm" of the local ones
+    """
+
+    needs: ClassVar[Needs] = Needs.FEATURES | Needs.WEIGHTS | Needs.SHOTS | Needs.PATCHES
+    optimiser: ClassVar[Optimiser] = Optimiser(
+        kind="sgd", lr=2e-3, momentum=0.9, weight_decay=1e-2, batch=128, epochs=50, per_epoch=True, no_decay=()
+    )
+    trained: ClassVar[tuple[str, ...]] = ("context_init", "global_prompts", "local_prompts", "dropout", "top")
+    context_init: str = "A photo of a"
+    global_prompts: int = 4
+    local_prompts: int = 4
+    dropout: float = 0.75
+    top: int = 5
+    temperature: float = 1.0
+    rule: Literal["gl-mcm", "mcm", "l-mcm"] = "gl-mcm"
+
+    def __post_init__(self) -> None:
+        for name in ("global_prompts", "local_prompts", "top"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, not {self.temperature}")
+
+    def module(self, encoder: Encoder, classes: Sequence[str]) -> Prompts:  # type: ignore[override]
+        words = tokens_of(encoder, self.context_init)
+        if not len(words):
+            raise UserError("gallop.context_init is empty; give it words, such as 'A photo of a'")
+        names = ClassNames(encoder, classes, len(words), "", "gallop.context_init may have {} tokens")
+        width = encoder.text(classes[:1]).shape[1]
+        return Prompts(names, names.table[words], (self.global_prompts, self.local_prompts), width)
+
+    def inputs(self, pairs: Pairs, encoder: Encoder) -> dict[str, Tensor]:
+        """Return features, patches, labels, the global prompts that each image sees, and the encoder's scale."""
+        stay = max(1, self.global_prompts - int(self.dropout * self.global_prompts))
+        seen = torch.stack([pairs.draw(self.global_prompts, stream) for stream in range(stay)], -1)
+        scale = torch.full((len(seen),), float(encoder.scale), device=seen.device)
+        return {
+            "image": pairs.features,
+            "patches": pairs.patches,
+            "label": pairs.labels,
+            "seen": seen,
+            "scale": scale,
+        }
+
+    def embed(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the logits of the image by the prompts that it sees, and those of its patches by each local prompt."""
+        learnt: LearntPrompts = module()
+        patches = learnt.patches(inputs["patches"])
+        by_prompt = torch.stack([logits(inputs["image"], own, inputs["scale"]) for own in learnt.whole], 1)  # [b g k]
+        seen = inputs["seen"][..., None].expand(-1, -1, by_prompt.shape[-1])
+        local = [self._top(logits(patches, own, inputs["scale"]), j) for j, own in enumerate(learnt.local)]
+        return {
+            "global": by_prompt.gather(1, seen).mean(1),
+            "local": torch.stack(local, -1),  # [b k l]
+            "label": inputs["label"],
+        }
+
+    def loss(self, embedded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the cross-entropy of the images, and the mean of those of their patches over the local prompts."""
+        local, label = embedded["local"], embedded["label"]
+        return {
+            "global": cross_entropy(embedded["global"], label),
+            "local": cross_entropy(local, label[:, None].expand(-1, local.shape[-1])),
+        }
+
+    def fit(self, task: Task) -> LearntPrompts:
+        """Return the class vectors of all prompts, and the map of the patches."""
+        learnt: LearntPrompts = task.weights.load(self.module(task.encoder, task.classes))()
+        return learnt
+
+    def score(self, batch: Batch, task: Task, state: LearntPrompts) -> Float[Tensor, " b"]:
+        whole, local = state.whole.mean(0), state.local.mean(0)  # their cosines are the means over the prompts
+        if self.rule == "mcm":
+            return log_probability(batch.features @ whole.T / self.temperature)
+        return gl_mcm(
+            batch.features, state.patches(batch.patches), whole, local, self.temperature, float(self.rule == "gl-mcm")
+        )
+
+    def predict(self, batch: Batch, task: Task, state: LearntPrompts) -> Int64[Tensor, " b"]:
+        found = []
+        for images, patches in zip(
+            torch.split(batch.features, IMAGES), torch.split(batch.patches, IMAGES), strict=True
+        ):
+            mapped = state.patches(patches)
+            local = torch.stack([self._top(mapped @ own.T, j) for j, own in enumerate(state.local)]).mean(0)
+            found.append((images @ state.whole.mean(0).T + local).argmax(-1))
+        return torch.cat(found)
+
+    def _top(self, cosines: Float[Tensor, "b n k"], prompt: int) -> Float[Tensor, "b k"]:
+        """Return the mean over the patches nearest to each class, as many as a local prompt looks at."""
+        return cosines.topk(min(self.top * (prompt + 1), cosines.shape[1]), 1).values.mean(1)
+
+    def translate(self, state: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Take what is learnt from a released checkpoint."""
+        names = ("global_prompt", "local_prompts", "local_proj.linear.weight")
+        if missing := [name for name in names if name not in state]:
+            raise ValueError(f"it has no tensor {missing[0]}: it is no checkpoint of GalLoP's code")
+        return {name: state[name].float() for name in names}
