@@ -22,6 +22,7 @@ CLASSES = ("anchor", "bell", "cactus", "drum", "eagle", "fern", "globe", "harp")
 WIDTH, DEPTH, SIDE = 24, 16, 8
 TOKENS, CONTEXT = 4096, 77  # of the vocabulary, whose last two are start and end, and of a prompt, as in CLIP
 TRAIN = 1024  # calibration images: more than the neighbours, components or images of a class that methods ask for
+THINGS = 4  # that the OOD images of a stream show
 
 
 class ToyEncoder:
@@ -136,6 +137,9 @@ class ToyWorld:
         self.id, self.train = self.images(near[:96]), self.images(near[96:])
         self.labels = torch.arange(TRAIN, device=device) % len(CLASSES)  # of `train`
         self.ood = self.images(torch.nn.functional.normalize(other, dim=-1))
+        things = torch.nn.functional.normalize(other[:THINGS], dim=-1).repeat(len(self.id) // THINGS, 1)
+        of_things = things + 0.15 * _tensor(rng.normal(size=things.shape)).to(device)
+        self._stream_ood = self.images(of_things)  # as of a real set: one knows an image by those that came before
 
     def images(self, near: Float[Tensor, "b d"]) -> Float[Tensor, "b 3 height width"]:
         """Return images that embed near texts, offset by one direction as in CLIP (the modality gap)."""
@@ -145,8 +149,11 @@ class ToyWorld:
         def text(templates: str, average: str = "normalised") -> Tensor:
             return words(CLASSES, templates, average)
 
+        encode = functools.cache(lambda *texts: averages(self.encoder.text, texts[0], texts[1]))
+
         def words(names: tuple[str, ...], templates: str = "{}", average: str = "normalised") -> Tensor:
-            return averages(self.encoder.text, prompts.templates(templates).lines, names)[average]
+            vectors = encode(prompts.templates(templates).lines, names)[average]  # once, as a run stores them
+            return vectors.clone()
 
         def calibration() -> list[Batch]:
             parts = zip(self.train.chunk(2), self.labels.chunk(2), strict=True)
@@ -189,9 +196,9 @@ class ToyWorld:
         return (features @ centres.T).double().log_softmax(-1).amax(-1)
 
     def stream(self) -> tuple[Tensor, Bool[Tensor, " n"]]:
-        """Return the ID and OOD images in the order of a shuffled stream, and which of them are ID images."""
-        order = np.random.RandomState(0).permutation(len(self.id) + len(self.ood))
-        return torch.cat([self.id, self.ood])[order], torch.from_numpy(order < len(self.id))
+        """Return ID images and as many of a few other things, shuffled, and which of them are ID images."""
+        order = np.random.RandomState(0).permutation(2 * len(self.id))
+        return torch.cat([self.id, self._stream_ood])[order], torch.from_numpy(order < len(self.id))
 
     def _views(self, images: Tensor) -> Tensor | None:
         """Return the embeddings of each image laid over its mirror image, which grows fainter from view to view."""

@@ -13,7 +13,7 @@ from oodbench.method.toy import CLASSES
 from oodbench.pipeline.batches import contents, difference
 from oodbench.pipeline.trial import STEP, Trial, auroc_problem
 
-OTHERS = 3072  # images of a stream that comes between two streams of the same images
+OTHERS, LARGE_STEP = 2304, 128  # images of a stream that comes between two of the same images, and of its steps
 
 
 def gives_one_finite_score_per_image(t: Trial) -> str:
@@ -45,7 +45,7 @@ def keeps_nothing_outside_its_state(t: Trial) -> str:
     """After a stream of thousands of images, the method, what begin() returns and a stream's scores are as before."""
     images, _ = t.world.stream()
     attributes, begun, first = contents(vars(t.method)), contents(t.begin(), "state"), t.scores(images)
-    t.stream(torch.cat([t.world.ood, t.world.id]).repeat(OTHERS // len(images), 1, 1, 1))
+    t.stream(torch.cat([t.world.ood, t.world.id]).repeat(OTHERS // len(images), 1, 1, 1), LARGE_STEP)
     if (place := difference(attributes, contents(vars(t.method)))) is not None:
         return f"step() changes self{place}; what is learnt from a stream belongs to the state that step() returns"
     if (place := difference(begun, contents(t.begin(), "state"))) is not None:
