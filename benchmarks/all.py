@@ -21,6 +21,7 @@ NAMES = (
     "streaming",
     "scoring",
     "posthoc",
+    "streams",
     "zoc",
     "growth",
     "commands",
