@@ -234,6 +234,8 @@ def test_bad_requests_of_parts_are_refused() -> None:
     parts = TableOptions(stream_parts=True)
     with pytest.raises(UserError, match="no result is of a method that learns from the test stream"):
         check_request(OutputOptions(), parts, PLAIN)
+    with pytest.raises(UserError, match="no result is of a method that learns from the test stream"):
+        check_request(OutputOptions(), dataclasses.replace(parts, methods=("mcm",)), [*PLAIN, *SEEDS])
     for form in ("html", "csv", "parquet"):
         with pytest.raises(UserError, match=f"--stream-parts does not go with --format {form}"):
             check_request(OutputOptions(form=form, output=Path("x")), parts, SEEDS)
