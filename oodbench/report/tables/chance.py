@@ -63,7 +63,9 @@ def chance_notes(lines: Sequence[TableLine], sets: Sequence[str]) -> Iterator[st
         measured = all(row.id.accuracy is not None and row.classes.get("count") != 1 for _, row, _ in reversed_sets)
         knows = measured and not any(at_chance(row) for _, row, _ in reversed_sets)
         why = (
-            "although the ID accuracy is above chance: these OOD sets look more like the classes than the ID images do"
+            "what a method learns from a stream can reverse its scores, or the encoder does not know these classes"
+            if any(row.stream for _, row, _ in reversed_sets) and not measured
+            else "although the ID accuracy is above chance: these OOD sets look more like the classes than the ID images do"
             if knows
             else _UNKNOWN
             if measured
