@@ -74,7 +74,7 @@ def test_means_over_draws_with_their_deviation() -> None:
     assert [one.get_text() for one in panel.get_xticklabels()] == ["1", "2", "4", "16"]
     assert not [one for one in panel.lines if one.get_gid() in ("KNN", "COOP (K=2, seed=1)")]
     caption = found["toy-shots-auroc"].caption
-    assert "1 to 2 a point; bars: ± sample standard deviation. Horizontal: zero-shot methods." in caption
+    assert "Mean over 1 to 2 seeds (draws of images) a point; bars: ± sample standard deviation. Horizontal" in caption
 
 
 def test_other_code_and_other_sets_are_drawn_apart() -> None:

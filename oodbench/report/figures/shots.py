@@ -107,11 +107,12 @@ class _Page:
             named = [curve.name for curve in self.methods] + [method for method, _ in self.zero_shot]
             entries = [(name, line_style(i) | looks[i]) for i, name in enumerate(named)]
             add_key(axes[columns - 1], entries, (_WIDE, _HIGH), _KEY)
-        seeds = sorted({len(curve.values(k, (), self.metric)) for curve in self.methods for k in curve.shots})
+        counts = sorted({len(curve.values(k, (), self.metric)) for curve in self.methods for k in curve.shots})
+        draws = f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
         sentences = [
             f"{_TITLES[self.metric]} in % by the number of labelled ID images a class that a method reads.",
-            f"Mean over seeds (draws of images), {seeds[0]} to {seeds[-1]} a point; bars: ± sample standard deviation."
-            if seeds[-1] > 1
+            f"Mean over {draws} seeds (draws of images) a point; bars: ± sample standard deviation."
+            if counts[-1] > 1
             else "One draw of images a point.",
             f"Horizontal: zero-shot methods{choice}." if self.zero_shot else "",
             f"Failed, so not shown: {', '.join(figure_data.failed)}." if figure_data.failed else "",
