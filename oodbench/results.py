@@ -139,6 +139,11 @@ class Result:
         return sum(values) / len(values) if values else math.nan
 
     @property
+    def imported(self) -> dict[str, Any]:
+        """Return where the scores of `oodbench import` come from; {} for a result that a run computed."""
+        return dict(self.run.get("imported") or {})
+
+    @property
     def groups(self) -> tuple[str, ...]:
         """Return the names of the groups (near, far) in order of appearance."""
         return tuple(dict.fromkeys(s.group for s in self.ood if s.group))

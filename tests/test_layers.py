@@ -14,7 +14,13 @@ ORDER = (
 ).split()
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in ROOT.glob("oodbench/**/*.py")}
 MODULES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}
-ALIASES = {"oodbench", "oodbench.statistics", "oodbench.streaming", "oodbench.pictures"}  # old names, public names
+ALIASES = {
+    "oodbench",
+    "oodbench.__main__",
+    "oodbench.statistics",
+    "oodbench.streaming",
+    "oodbench.pictures",
+}  # old names, public names
 
 
 def imported(path: Path) -> set[str]:

@@ -6,11 +6,14 @@ import click
 
 from oodbench.cli.benchmarks import benchmarks
 from oodbench.cli.datasets import datasets
+from oodbench.cli.diff import diff
 from oodbench.cli.encoders import encoders
 from oodbench.cli.explain import explain
 from oodbench.cli.get import get
 from oodbench.cli.group import MainGroup
+from oodbench.cli.import_ import import_
 from oodbench.cli.methods import methods
+from oodbench.cli.metrics import metrics
 from oodbench.cli.report import report
 from oodbench.cli.run import run
 from oodbench.cli.score import score
@@ -38,6 +41,9 @@ COMMANDS = (
     run,
     train,
     report,
+    import_,
+    metrics,
+    diff,
     score,
     explain,
     methods,

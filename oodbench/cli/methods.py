@@ -99,7 +99,8 @@ def check(
 ) -> None:
     """Run the contract tests on a method of your own: FILE.py, or a NAME, perhaps with [parameter=value].
 
-    The method runs in a toy world of 1,024 calibration images. Exit code 1 if it fails one test.
+    The method runs in a toy world of 1,024 calibration images; a StreamMethod has streams of 192. Exit code 1 if it
+    fails one test.
     """
     configure_logging(verbose)
     from oodbench.cli.progress import spinner
@@ -127,7 +128,7 @@ def _checked_job(method: str, settings: tuple[str, ...], plugins: tuple[Path, ..
     known = registry.methods(plugins)
     if method.partition("[")[0].strip() not in known and (Path(method).suffix or os.sep in method):
         known, method = registry.methods((*plugins, Path(method))), Path(method).stem
-    jobs = make_jobs(RunRequest(methods=method, settings=settings), known).jobs
+    jobs = make_jobs(RunRequest(methods=method, settings=settings), known).rows
     if len(jobs) != 1:
         raise UserError(f"check one method at a time, not {method}: oodbench methods check {jobs[0].label}")
     return jobs[0]

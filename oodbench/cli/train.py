@@ -119,9 +119,11 @@ def train(
     id_: str,
     **options: Any,
 ) -> None:
-    """Train the weights of METHOD on captions, or of a few-shot method on labelled images. Rerun to resume.
+    """Train the weights of a method.
 
-    Several GPUs or machines: --ray, or torchrun --nproc-per-node 4 --no-python oodbench train ...
+    METHOD is trained on captions (clipn, zoc), or on a few labelled ID images (coop, locoop, sct, gallop). Rerun the
+    same command to resume. Several GPUs or machines: --ray, or torchrun --nproc-per-node 4 --no-python oodbench train
+    ...
     """
     configure_logging(verbose)
     if not verbose and not sys.stderr.isatty():  # a line every few steps takes the place of the bar

@@ -30,7 +30,7 @@ from oodbench.pipeline import extract
 from oodbench.pipeline.batches import FittedMethod
 from oodbench.pipeline.events import Watch
 from oodbench.pipeline.extract import EmbeddedSet
-from oodbench.pipeline.jobs import Job, make_jobs
+from oodbench.pipeline.jobs import Job, make_jobs, stream_problems
 from oodbench.pipeline.plan import Plan, misfit
 from oodbench.pipeline.request import GivenMethods, RunRequest, check_options, request_from, several
 from oodbench.pipeline.score import Scorer
@@ -64,6 +64,7 @@ def job_of(request: RunRequest, classes: TextList, store: DetectorStore) -> tupl
     check_options(request)
     known = registry.methods(request.plugins)
     jobs = make_jobs(request, known)
+    raise_all(stream_problems(jobs, request))
     if len(jobs.jobs) != 1 or not jobs.jobs[0].named:
         raise UserError(f"a detector is one method, not {request.methods}; name one, such as mcm or clipn[rule=ctw]")
     spec = parse_encoder(request.encoder or EMBEDDED)

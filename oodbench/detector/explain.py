@@ -145,7 +145,7 @@ def _same(row: result.Result, job: Job, plan: Plan) -> bool:
     ours = (images.dataset.name, len(images), images.list_digest if job.reads_labels else None) if images else None
     stored = (row.weights.get("digest"), row.templates.get("digest"), row.files, row.source, theirs)
     requested = (weights, templates, job.files, job.info.source, ours)
-    run = (row.run["seed"], row.run["precision"])
+    run = (row.run.get("seed"), row.run.get("precision"))
     return stored == requested and run == (plan.request.seed, plan.request.precision)
 
 

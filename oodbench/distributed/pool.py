@@ -6,7 +6,7 @@ import collections
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,7 @@ class PoolTask:
     """A call of a worker's method.
 
     name        as in `ray list tasks`
-    stage       the method: extract, fit, views or score
+    stage       the method: extract, fit, views, score or stream
     on_result   called with the result; may add tasks to the pool
     images      that the task processes
     tries       that failed so far
@@ -71,6 +71,11 @@ class Pool:
     def add(self, task: PoolTask, *, first: bool = False) -> None:
         """Add a task; with `first`, before the tasks that wait."""
         (self._waiting_first if first else self._waiting).append(task)
+
+    def discard(self, tasks: Sequence[PoolTask]) -> None:
+        """Remove tasks that wait; those that run go on."""
+        self._waiting_first = collections.deque(task for task in self._waiting_first if task not in tasks)
+        self._waiting = collections.deque(task for task in self._waiting if task not in tasks)
 
     def run(self) -> None:
         """Run all tasks, including those that their callbacks add. Raise UserError if the workers cannot start."""

@@ -1,4 +1,4 @@
-"""Run a plan on Ray: extract shards, fit methods, score images, each task as soon as its inputs are in the store."""
+"""Run a plan on Ray: extract shards, fit methods, score images and streams, each task once its inputs are stored."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from oodbench.pipeline.batches import FittedMethod
 from oodbench.pipeline.extract import ExtractionJob
 from oodbench.pipeline.run import RunState, waves
 from oodbench.pipeline.score import find_scores, forget_scores
+from oodbench.pipeline.stream_order import StreamProtocol
+from oodbench.pipeline.streams import find_stream, forget_streams
 from oodbench.pipeline.views import missing_views, view_jobs
 
 
@@ -48,6 +50,8 @@ class RunScheduler:
     _errors: dict[str, dict[int, str]] = field(default_factory=lambda: defaultdict(dict))  # label -> set -> error
     _missing_sets: dict[str, int] = field(default_factory=dict)  # label -> sets that are not scored yet
     _stateful: set[str] = field(default_factory=set)
+    _waiting_for_base: dict[str, list[Callable[[], None]]] = field(default_factory=lambda: defaultdict(list))
+    _streams: dict[str, list[PoolTask]] = field(default_factory=lambda: defaultdict(list))  # label -> its tasks
 
     def __post_init__(self) -> None:
         self.plan, self.watch = self.state.plan, self.state.watch
@@ -55,14 +59,18 @@ class RunScheduler:
 
     def run(self) -> None:
         """Run all tasks. Raise UserError for bad input at once, and at the end for shards that could not be encoded."""
-        listings = [listing for number, listing in enumerate(self.plan.listings) if self._unscored(number)]
-        read = (self.plan.calibration_of(method.job) for method in self.state.running)
+        streams = [(method, *stream) for method in self.state.streams for stream in self._missing_streams(method)]
+        in_streams = {number for _, _, number in streams} | ({0} if streams else set())
+        listings = [images for i, images in enumerate(self.plan.listings) if self._unscored(i) or i in in_streams]
+        read = (self.plan.calibration_of(method.job) for method in (*self.state.running, *self.state.streams))
         listings += [images for images in read if images]
         needed = {leaf.listing.fingerprint for listing in listings for leaf in leaf_jobs(self.plan.work(listing))}
         for group in _groups(waves(self.state)):
             labels = tuple(method.job.label for method in group)
             calibration = self.plan.calibration_of(group[0].job)  # a method that calibrates is alone
-            self._when_encoded(calibration, partial(self._fit, labels))
+            self._when_encoded([calibration], partial(self._fit, labels))
+        for method, protocol, number in streams:
+            self._stream_when_scored(method, protocol, number)
         for number, job in enumerate(extraction_jobs(self.plan)):
             if job.listing.fingerprint in needed:
                 self._extract(number, job)
@@ -100,9 +108,9 @@ class RunScheduler:
         for countdown in self._waiting.pop(fingerprint, []):
             countdown.done()
 
-    def _when_encoded(self, listing: ImageSet | None, callback: Callable[[], None]) -> None:
-        """Call a function when every list that `listing` takes its embeddings from is encoded."""
-        leaves = leaf_jobs(self.plan.work(listing)) if listing else iter(())
+    def _when_encoded(self, listings: Sequence[ImageSet | None], callback: Callable[[], None]) -> None:
+        """Call a function when every list that some lists take their embeddings from is encoded."""
+        leaves = [leaf for listing in listings if listing for leaf in leaf_jobs(self.plan.work(listing))]
         missing = {leaf.listing.fingerprint for leaf in leaves} - self._encoded
         countdown = Countdown(len(missing) + 1, callback)
         for fingerprint in missing:
@@ -132,7 +140,7 @@ class RunScheduler:
             self._missing_sets[label] = sum(label in some for some in unscored.values())
         for number, some in unscored.items():
             if some:
-                self._when_encoded(self.plan.listings[number], partial(self._encode_views, number, some))
+                self._when_encoded([self.plan.listings[number]], partial(self._encode_views, number, some))
 
     def _encode_views(self, number: int, labels: tuple[str, ...]) -> None:
         """Encode what is missing of the views that a method reads, shard by shard, and then score the set."""
@@ -209,6 +217,56 @@ class RunScheduler:
             if label in self._stateful:  # also the scores that other workers stored before it was noticed
                 forget_scores(self.plan, job)
             self.state.finish(job, errors[min(errors)] if errors else "")
+            for add_stream in self._waiting_for_base.pop(label, []) if not errors else ():
+                add_stream()
+
+    def _missing_streams(self, method: FittedMethod) -> list[tuple[StreamProtocol, int]]:
+        """Return the protocol and the number of the OOD set of every stream that has no scores."""
+        missing = []
+        for protocol in self.state.missing_streams(method.job):
+            stored = self.state.stream_scores[method.job.label, protocol]
+            numbers = range(1, len(self.plan.listings))
+            missing += [(protocol, i) for i in numbers if self.plan.listings[i].dataset.name not in stored]
+        return missing
+
+    def _stream_when_scored(self, method: FittedMethod, protocol: StreamProtocol, number: int) -> None:
+        """Add a stream when its images are encoded and its base is finished.
+
+        A base that is found after its last set to keep something of the images fails, and its streams with it.
+        """
+        job, listings = method.job, self.plan.listings
+        read = [listings[0], listings[number], self.plan.calibration_of(job)]
+        when_encoded = partial(self._when_encoded, read, partial(self._stream, method, protocol, number))
+        if job.base in self.methods:
+            self._waiting_for_base[job.base].append(when_encoded)
+        else:
+            when_encoded()
+
+    def _stream(self, method: FittedMethod, protocol: StreamProtocol, number: int) -> None:
+        job, listing = method.job, self.plan.listings[number]
+        label, name = job.label, listing.dataset.name
+
+        def on_result(result: TaskResult) -> None:
+            _raise_user_error(result)
+            self._stateful.update(result.stateful)
+            error = result.error or (result.method_errors or {}).get(label, "")
+            entry = None if error else find_stream(self.plan, job, listing, protocol)
+            if label in self._stateful:  # also what other workers store after it was noticed
+                forget_streams(self.plan, job)
+            elif entry:
+                self.state.add_stream(job, protocol, name, entry)
+            if not entry and not method.error:
+                lost = f"the scores of its stream of {name} are not in the store {self.plan.store.root}; run again"
+                method.error = error or lost
+                self.pool.discard(self._streams[label])
+                self.state.finish_stream(job, self.state.missing_streams(job)[0], method.error)
+
+        images = len(self.plan.id) + len(listing)
+        task = PoolTask(
+            f"stream[{name}: {label}; {protocol.name}]", "stream", (label, protocol, number), on_result, images
+        )
+        self._streams[label].append(task)
+        self.pool.add(task, first=True)
 
 
 def _raise_user_error(result: TaskResult) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from oodbench.distributed.cluster import Placement
     from oodbench.pipeline.batches import FittedMethod
     from oodbench.pipeline.plan import Plan
+    from oodbench.pipeline.stream_order import StreamProtocol
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class TaskResult:
     seconds         the task took
     error           why it failed, or ""
     user_error      whether the user's input is at fault, so that another try would fail, too
-    method_errors   of fit and score: label -> why that method failed
+    method_errors   of fit, score and stream: label -> why that method failed
     worker          host/process that ran it
     stateful        labels of methods that keep state from one image to the next: their scores must be discarded
     """
@@ -86,6 +87,10 @@ class Worker:
     def score(self, number: int, labels: tuple[str, ...]) -> TaskResult:
         """Score one image set of the plan with some of its methods."""
         return self._run(lambda: self._score(number, labels))
+
+    def stream(self, label: str, protocol: StreamProtocol, number: int) -> TaskResult:
+        """Score the stream of the ID set and one OOD set of the plan with a method that learns from it."""
+        return self._run(lambda: self._stream(label, protocol, number))
 
     def end(self) -> None:
         """Delete the files that this process wrote outside the store; it is the last task."""
@@ -146,6 +151,16 @@ class Worker:
         listing = self._plan.listings[number]
         self._scorer.score(methods, listing, lambda: extract(self._plan.work(listing), self._encoder))
         return {method.job.label: method.error for method in methods if method.error}
+
+    def _stream(self, label: str, protocol: StreamProtocol, number: int) -> dict[str, str]:
+        from oodbench.pipeline.streams import run_stream
+
+        (method,) = self._load_methods((label,))
+        listings = self._plan.listings
+        run_stream(
+            self._scorer, method, protocol, number, lambda i: extract(self._plan.work(listings[i]), self._encoder)
+        )
+        return {label: method.error} if method.error else {}
 
     def _load_methods(self, labels: tuple[str, ...]) -> list[FittedMethod]:
         """Return methods with the state that earlier tasks fitted; a method that failed is built again."""

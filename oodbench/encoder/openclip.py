@@ -58,6 +58,11 @@ class OpenClip:
         self.std = torch.tensor(resolved.card.std, device=self.device).view(3, 1, 1)
 
     @property
+    def mean(self) -> Tensor:
+        """Return the mean of normalised pixels, [3 1 1]."""
+        return self._mean[0].clone()
+
+    @property
     def transform(self) -> Callable[[Image], UInt8[Tensor, "3 height width"]]:
         """Return the function from images to pixels."""
         return transform(self.card)

@@ -227,6 +227,8 @@ class PluginEncoder:
         self._own, self._dtype, self._lock = own, dtype, threading.Lock()
         self._place = own.std.device if isinstance(own.std, Tensor) else torch.device("cpu")
         self.std = torch.tensor(card.std, device=device).view(3, 1, 1)
+        if hasattr(own, "mean"):
+            self.mean = torch.as_tensor(own.mean, dtype=torch.float32, device=device).expand(3, 1, 1)
 
     def not_finite(self, what: str) -> UserError:
         """Return the error for embeddings that are not finite."""

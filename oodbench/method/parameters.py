@@ -162,7 +162,7 @@ def _is_choice(value: str) -> bool:
     if not re.fullmatch(r"[\w-]+\[\w+=.*\]", value, re.DOTALL):
         return False
     try:
-        return parse_choices(f"x[y={value}]") == [Choice("x", {"y": value})]
+        return parse_choices(f"x[y={value},z=1],w") == [Choice("x", {"y": value, "z": 1}), Choice("w", {})]
     except UserError:
         return False
 

@@ -25,7 +25,7 @@ class StreamMethod(Method[State]):
     `oodd[base=neglabel[groups=10]]`.
 
     Arguments:
-        needs        FEATURES, ACTIVATIONS and CALIBRATION are possible beside STREAM
+        needs        FEATURES, ACTIVATIONS, CALIBRATION, LABELS, WEIGHTS and ENCODER are possible beside STREAM
         sees_itself  whether step() may learn from an image before it scores that image
     """
 

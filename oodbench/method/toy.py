@@ -33,7 +33,7 @@ class ToyEncoder:
     def __init__(self, device: str = "cpu") -> None:
         rng = np.random.default_rng(7)
         self.device = device
-        self.std = torch.ones(3, 1, 1, device=device)
+        self.std, self.mean = torch.ones(3, 1, 1, device=device), torch.full((3, 1, 1), 0.5, device=device)
         self._to_width = _tensor(rng.normal(size=(3 * SIDE * SIDE, WIDTH)) / SIDE).to(device)
         self._to_depth = _tensor(rng.normal(size=(WIDTH, DEPTH)) / WIDTH**0.5).to(device)
 

@@ -10,7 +10,7 @@ under precision-recall are sums in another order, and differ by at most the numb
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -124,6 +124,8 @@ def open_shard(source: Path | str | NDArray[Any], dataset: str | None = None) ->
 
 
 def _check(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    if dtype.hasobject:
+        raise UserError(f"{name}: Python objects are pickled, and loading them runs code; save numbers (dtype float64)")
     if len(shape) != 1 or dtype.kind not in "fiu":
         raise UserError(f"{name}: one real number per image is needed, not {dtype} of shape {shape}")
 
@@ -151,7 +153,7 @@ def _parquet(path: Path, dataset: str | None) -> ParquetShard:
 
 
 def sort(
-    source: Path | str | NDArray[Any] | Sequence[Path | str],
+    source: Path | str | NDArray[Any] | Iterable[Path | str | NDArray[Any]],
     folder: Path | str,
     *,
     rows: int = ROWS,
@@ -159,8 +161,9 @@ def sort(
 ) -> list[Path]:
     """Write scores in any order as ascending shards `00000.npy`, ..., for evaluate_shards.
 
-    Arguments: `source` is one or several .npy or .parquet files or an array [n], `folder` a new or empty folder, `rows`
-    the most scores in a shard (memory is a few times this), `dataset` the image set to take from parquet files.
+    Arguments: `source` is one or several .npy or .parquet files or arrays [n], which an iterator may read one after the
+    other, `folder` a new or empty folder, `rows` the most scores in a shard (memory is a few times this), `dataset` the
+    image set to take from parquet files.
     Returns the paths of the shards in order. Raises UserError for scores that are NaN and for a folder that is not
     empty.
     """
@@ -177,7 +180,7 @@ def sort(
         np.save(written[-1], values)
 
     sources = [source] if isinstance(source, np.ndarray | str | Path) else source
-    for shard in [open_shard(file, dataset) for file in sources]:
+    for shard in (open_shard(file, dataset) for file in sources):
         seen = 0
         for part in shard.parts(rows):
             if np.isnan(part).any():

@@ -209,16 +209,18 @@ def attach_weights(
         except UserError as error:
             problems.append(f"{job.label}: {error}")
     complete = [dataclasses.replace(job, base=labels.get(job.base, job.base)) for job in complete]
-    rows = {job.label for job in complete if not job.only_base}
-    complete = [job for job in complete if not (job.only_base and job.label in rows)]
-    for label in [label for label, count in Counter(job.label for job in complete).items() if count > 1]:
-        files = [str(job.weights.path) for job in complete if job.label == label and job.variant and job.weights]
+    rows = [job for job in complete if not job.only_base]
+    for label in [label for label, count in Counter(job.label for job in rows).items() if count > 1]:
+        files = [str(job.weights.path) for job in rows if job.label == label and job.variant and job.weights]
         if len(set(files)) > 1:
             problems.append(f"{label} is the name of {' and '.join(files)}; move one of them to another folder")
         else:
             problems.append(f"{label} is asked for twice: its weights fix what the variants differ in")
     raise_all(problems)
-    return Jobs(tuple(complete), jobs.skipped_methods)
+    by_label = {job.label: job for job in rows}
+    for job in complete:
+        by_label.setdefault(job.label, job)  # a base that its weights made equal to a row is that row
+    return Jobs(tuple(by_label.values()), jobs.skipped_methods)
 
 
 def _jobs_of_folder(

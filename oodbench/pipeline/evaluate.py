@@ -180,6 +180,20 @@ def run_settings(plan: Plan, job: Job) -> dict[str, Any]:
         "lists": lists(plan),
         "calibration": _calibration(plan, job),
         **({"patches": "fp16"} if request.keep_patches and "PATCHES" in job.info.needs else {}),
+        **({"base": _base(plan, base)} if (base := plan.base_of(job)) else {}),
+    }
+
+
+def _base(plan: Plan, job: Job) -> dict[str, Any]:
+    """Return what the scores of a stream's base depend on, as a result holds it."""
+    return {
+        "label": job.label,
+        "parameters": job.parameters,
+        "templates": job.templates.digest if job.templates else None,
+        "files": job.files,
+        "weights": job.weights.digest if job.weights else None,
+        "calibration": _calibration(plan, job),
+        "source": job.info.source,
     }
 
 

@@ -23,7 +23,7 @@ class Event:
     """Something that happened to a task or a worker.
 
     what     started, done, retried or failed; for workers joined or lost
-    stage    extract, fit, score, row or worker; on Ray views, too
+    stage    extract, fit, score, stream, row or worker; on Ray views, too
     name     name of the task, as in `ray list tasks`: extract[imagenet1k 12/25]
     images   number of images of the task
     """

@@ -255,6 +255,16 @@ def _base(job: Job, known: Mapping[str, MethodInfo], templates: str) -> Job | No
     return dataclasses.replace(_job(info, choice.overrides, templates), only_base=True)
 
 
+def stream_problems(jobs: Jobs, request: RunRequest) -> list[str]:
+    """Return why named methods cannot score images one by one: they learn from the test images."""
+    return [
+        f"{job.label} learns from a test stream, in which a score depends on the images before it; use\n  "
+        f"{command(request, methods=job.label)}"
+        for job in jobs.rows
+        if job.is_stream and job.named
+    ]
+
+
 def _without_groups(choices: Sequence[Choice], known: Mapping[str, MethodInfo], problems: list[str]) -> list[Choice]:
     """Return the choices with the methods of each group in its place. What is wrong is appended to `problems`."""
     out: list[Choice] = []

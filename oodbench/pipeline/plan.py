@@ -27,7 +27,7 @@ from oodbench.method.introspection import MethodInfo
 from oodbench.pipeline import assign_weights as assignment
 from oodbench.pipeline.encoder_choice import choose_encoder
 from oodbench.pipeline.extract import EmbeddingConfig, ExtractionJob
-from oodbench.pipeline.jobs import Job, Jobs, make_jobs
+from oodbench.pipeline.jobs import Job, Jobs, make_jobs, stream_problems
 from oodbench.pipeline.request import RunRequest, check_options
 from oodbench.pipeline.stream_order import StreamProtocol, canonical_ratio, kept_sizes
 from oodbench.storage.files import expand
@@ -176,6 +176,8 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, n
     attempt(check_options, request)
     known = attempt(methods, request.plugins)
     jobs = attempt(make_jobs, request, known) if known is not None else None
+    if jobs and not needs_ood:
+        jobs = attempt(_without_streams, jobs, request)
     find_protocol = functools.partial(catalogue.protocol, needs_ood=needs_ood)
     protocol = attempt(find_protocol, request.id, request.ood, request.classes)
     files = attempt(assignment.weights_files, request, known) if known is not None else None
@@ -299,6 +301,15 @@ def _ratio_problems(request: RunRequest, id_set: ImageSet, ood: Sequence[ImageSe
         for one in ood
         if not any(kept_sizes(len(id_set), len(one), ratio))
     ]
+
+
+def _without_streams(jobs: Jobs, request: RunRequest) -> Jobs:
+    """Return the jobs that score images one by one, without the streams of groups; one that was named is refused."""
+    raise_all(stream_problems(jobs, request))
+    reasons = {job.label: "learns from a test stream; use oodbench run" for job in jobs.rows if job.is_stream}
+    if len(reasons) == len(jobs.rows):
+        raise UserError(f"no method can run: {'; '.join(' '.join(pair) for pair in reasons.items())}")
+    return Jobs(jobs.without(reasons), (*jobs.skipped_methods, *reasons.items()))
 
 
 def _alternative(job: Job) -> str:

@@ -77,7 +77,7 @@ def row_path(plan: Plan, result: Result) -> Path:
         **({"patches": result.run["patches"]} if "patches" in result.run else {}),
         "conventions": result.conventions,
         "source": result.source,
-        **({"stream": result.stream} if result.stream else {}),
+        **({"stream": result.stream, "base": result.run.get("base")} if result.stream else {}),
     }
     usual = RunRequest()
     default = (

@@ -120,7 +120,8 @@ class Trial:
     def batch(self, images: Tensor) -> Batch:
         """Return images as the method reads them, with the scores of MCM in place of the method that `base` names."""
         batch = self.world.batch(images, self.method.needs)
-        return dataclasses.replace(batch, _base=self.world.base(images)) if "base" in self.info.defaults() else batch
+        named = {**self.info.defaults(), **self.parameters}.get("base")
+        return dataclasses.replace(batch, _base=self.world.base(images)) if named else batch
 
     def predictions(self, batch: Batch) -> Tensor | None:
         """Return what predict() returns for a batch."""

@@ -45,8 +45,9 @@ def explanation(results: Iterable[tuple[Path | None, Result]], method: str, data
 
 def _explained(path: Path | None, row: Result, one: SetRow) -> str:
     scores = path.with_suffix(".parquet") if path else None
+    stream = f", {row.stream.get('order')}, stream seed {row.stream.get('seed')}" if row.stream else ""
     lines = [
-        f"{row.title} ({row.label}) on {one.title}, {row.benchmark_title or row.benchmark}",
+        f"{row.title} ({row.label}) on {one.title}, {row.benchmark_title or row.benchmark}{stream}",
         *_aligned(
             {
                 "result": path or "only in MLflow",

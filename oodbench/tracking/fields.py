@@ -81,8 +81,9 @@ def run_name(rows: Sequence[Result]) -> str:
     labels = list(dict.fromkeys(row.label for row in rows))
     methods = ", ".join(labels)
     methods = methods if len(labels) == 1 or len(methods) <= _SHORT else f"{len(labels)} methods"
-    orders = "".join(f", {order}" for order in dict.fromkeys(row.stream.get("order") for row in rows) if order)
-    return shortened(f"{encoder_name(rows[0])} on {rows[0].benchmark}: {methods}{orders}{_seed_and_limit(rows[0])}")
+    orders = ", ".join(dict.fromkeys(str(row.stream["order"]) for row in rows if "order" in row.stream))
+    methods = f"{methods}; {orders}" if orders else methods
+    return shortened(f"{encoder_name(rows[0])} on {rows[0].benchmark}: {methods}{_seed_and_limit(rows[0])}")
 
 
 def row_name(row: Result) -> str:

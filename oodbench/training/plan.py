@@ -207,7 +207,7 @@ def make_plan(request: TrainRequest) -> TrainPlan:
     encoder = attempt(encoder_name, request, job)
     spec = attempt(parse_encoder, encoder) if encoder else None
     attempt(_check_kind, request, job) if job else None
-    attempt(_check_captions, request)
+    attempt(_check_captions, request) if not few_shot else None
     method = attempt(_build_method, job) if job else None
     optimiser = attempt(optimiser_settings, request, method) if method else None
     attempt(_check_output, request, few_shot)

@@ -114,7 +114,10 @@ DEEPER: dict[str, list[tuple[dict[str, Any], Callable[[ToyWorld, torch.Tensor], 
 }
 POSTHOC = ("fdbd", "gen", "klm", "knn", "mahalanobis", "nci", "nnguide", "residual", "rmd", "she", "temperature", "vim")
 ADAPTERS = ("linear_probe", "tip_adapter")
-ELSEWHERE = dict.fromkeys((*POSTHOC, *ADAPTERS), Path(__file__).with_name("test_posthoc.py")) | {
+STREAMS = ("adaneg", "oodd", "tanl")
+ELSEWHERE = dict.fromkeys((*POSTHOC, *ADAPTERS), Path(__file__).with_name("test_posthoc.py"))
+ELSEWHERE |= dict.fromkeys(STREAMS, Path(__file__).with_name("test_stream_methods.py"))
+ELSEWHERE |= {
     "clipn": Path(__file__).with_name("test_clipn.py"),
     "cma": Path(__file__).with_name("test_cma.py"),
     "csp": Path(__file__).with_name("test_csp.py"),

@@ -192,10 +192,40 @@ def test_a_method_that_counts_is_refused_and_nothing_of_it_is_kept(where: str, i
     probe, mcm = results(wanted)
     assert probe.status == "failed" and probe.error is not None
     assert re.search(said, probe.error), probe.error
+    assert probe.error.endswith("; write a StreamMethod if it is meant to learn from the test images")
     scored = [entry.inputs["method"] for entry in Store(store).entries() if entry.kind == "scores"]
     assert scored == ["mcm", "mcm"]
     (alone,) = results(request(images, tmp_path / "alone", methods="mcm", store=tmp_path / "other"))
     assert mcm.digest == alone.digest
+
+
+def test_a_stream_that_keeps_something_outside_its_state_is_refused_wherever_it_lies(
+    images: Path, tmp_path: Path
+) -> None:
+    """What is in the state is allowed. The count changes scores at the end of the stream, or from the next one on."""
+    keeps = {
+        "state": ("state['n'] += batch.size; n = state['n']", ""),
+        "module": ("SEEN[0] += batch.size; n = SEEN[0]", "it keeps something outside its state: '"),
+        "closure": ("n = COUNTING(batch.size)", "it keeps something outside its state: '"),
+        "attribute": (COUNTS["the method"][2], "step() changes self['n']"),
+        "class": (COUNTS["the class"][2], "it keeps something outside its state: '"),
+    }
+    for name, (count, _) in keeps.items():
+        (tmp_path / f"{name}.py").write_text(
+            HEAD.replace("import Method", "import StreamMethod")
+            .replace("(Method)", "(StreamMethod)")
+            .replace("@dataclass", "SEEN = [0]\n" + COUNTING + "@dataclass")
+            + "    def begin(self, task):\n        return {'n': 0}\n    def step(self, batch, task, state):\n"
+            f"        {count}\n        return batch.features[:, 0] - (n > 70) * .1, state\n"
+        )
+    plugins = [tmp_path / f"{name}.py" for name in keeps]
+    wanted = request(
+        images, tmp_path / "r", methods=",".join(keeps), store=tmp_path / "s", plugins=plugins, stream_batch=16
+    )
+    found = {row.label: row.error or "" for row in results(wanted)}
+    assert all(found[name].startswith(said) and bool(found[name]) == bool(said) for name, (_, said) in keeps.items())
+    stored = {entry.inputs["sets"][0]["method"] for entry in Store(tmp_path / "s").entries() if entry.kind == "streams"}
+    assert stored == {"state"}
 
 
 WRITES = {

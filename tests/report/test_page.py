@@ -21,6 +21,7 @@ from oodbench import report
 from oodbench.report.html import FigureSource, render
 from oodbench.report.html.page import _address
 from oodbench.results import IdRow, Result, SetRow
+from tests.report.stream_rows import stream
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -356,6 +357,18 @@ def test_seeds_and_quotes_lead_somewhere_too(cli: Cli, tmp_path: Path, visit: Op
     page.keyboard.press("Escape")
     head(page, "near1", "auroc").click()
     assert [n.split()[0] for n in names(page)] == ["MCM,", "CLIPN", "CLIPN"], "quoted rows stay in their section"
+
+
+def test_streams_lead_to_their_protocol(cli: Cli, tmp_path: Path, visit: Open) -> None:
+    results = lay(tmp_path / "results", *(stream("tanl", seed=seed) for seed in (0, 1)))
+    page = visit(written(cli, results, "--no-figures"))
+    assert page.locator("main h2").all_inner_texts() == ["Toy, encoder ViT-B-16/openai, test-time adaptation"]
+    cell(page, "TANL; shuffled", "sun", "fpr95_ood").click()
+    page.locator("dialog li a").last.click()
+    assert fact(page, "order") == ["shuffled"] and fact(page, "seed")[0] == "1" and fact(page, "batch") == ["256"]
+    one = visit(written(cli, lay(tmp_path / "one", stream("oodd", "id-first", 7, base="mcm")), "--no-figures"))
+    cell(one, "OODD, base MCM; id-first", "dtd", "fpr95").click()
+    assert fact(one, "first auroc") == ["0.9"] and fact(one, "base") == ["mcm"]
 
 
 def test_differences_stay_with_what_they_differ_from(cli: Cli, tmp_path: Path, visit: Open) -> None:

@@ -31,7 +31,7 @@ from tests.report.test_report_shapes import call, lay, names, ood, row, texts
 
 PLAIN = (row("mcm"), row("msp"))
 SEEDS = tuple(shifted("tanl", "shuffled", seed, by) for seed, by in enumerate((0.0, 0.01, -0.01)))
-HEADINGS = ["AUROC", "FPR95 (i)", "FPR95-OOD (o)"]
+HEADINGS = ["AUROC", "FPR95 (i)", "FPR95 (o)"]
 
 
 def test_streams_have_a_table_of_their_own_after_the_others() -> None:
@@ -148,7 +148,9 @@ def test_intervals_are_those_of_the_first_seed_beside_the_deviation() -> None:
         options = TableOptions(intervals=shown, metrics=("auroc",))
         (table,) = report.tables([first, *SEEDS[1:]], options)
         assert texts(table) == [["98.00 ± 1.00 [96.00, 99.00]", "90.00 ± 1.00 [96.00, 99.00]", "94.00 ± 1.00"]]
-        assert "In brackets: the interval over images of the first stream seed." in table.caption
+        assert (
+            "In brackets: the interval over images of the first stream seed, where the result has one." in table.caption
+        )
         (one,) = report.tables([first], options)
         assert texts(one)[0][0] == "98.00 [96.00, 99.00]"
         assert r"98.00{\scriptsize\,$\pm$1.00 [96.00,\,99.00]}" in report.latex(table).replace(r"\phantom{}", "")
@@ -156,9 +158,9 @@ def test_intervals_are_those_of_the_first_seed_beside_the_deviation() -> None:
 
 def test_metrics_that_are_asked_for_are_those_shown() -> None:
     (table,) = report.tables(SEEDS, TableOptions(metrics=("fpr95_ood", "auroc")))
-    assert [c.title for c in table.column_groups[0].columns] == ["FPR95-OOD (o)", "AUROC"]
+    assert [c.title for c in table.column_groups[0].columns] == ["FPR95 (o)", "AUROC"]
     (turned,) = map(report.transposed, report.tables([*SEEDS, *(shifted("b", "id-first", s, 0) for s in range(3))]))
-    assert [line.name for line in turned.lines][:3] == ["AUROC ↑", "FPR95 (i) ↓", "FPR95-OOD (o) ↓"]
+    assert [line.name for line in turned.lines][:3] == ["AUROC ↑", "FPR95 (i) ↓", "FPR95 (o) ↓"]
 
 
 def test_names_of_bases_and_variants() -> None:
@@ -363,7 +365,7 @@ def test_the_command(tmp_path: Path) -> None:
     lay(tmp_path, *PLAIN, *SEEDS)
     text = call("--results", tmp_path, "--stream-parts", "--format", "markdown").output
     assert text.count("test-time adaptation") >= 3 and "first 1,000 images of each stream" in text
-    assert "98.00 ± 1.00" in text and "FPR95-OOD (o)" in text
+    assert "98.00 ± 1.00" in text and "FPR95 (o)" in text
     refused = call("--results", tmp_path, "--stream-parts", "--methods", "mcm", "--format", "csv")
     assert refused.exit_code != 0 and "--stream-parts does not go with --format csv" in refused.output
 

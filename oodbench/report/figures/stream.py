@@ -26,6 +26,7 @@ from oodbench.report.figures.style import (
     plot_style,
     shortened,
 )
+from oodbench.report.tables.columns import TYPED
 from oodbench.report.tables.streams import MEASURED, protocol_caption
 from oodbench.results import SetRow
 
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 
 LINES, PANELS = 14, 8  # in one figure
 _WIDE, _HIGH, _KEY = 3.1, 1.75, 2.3  # inches: a panel, and the width of the key
-_TITLES = {"auroc": "AUROC", "fpr95": "FPR95 (i)", "fpr95_ood": "FPR95-OOD (o)"}
+_TITLES = {"auroc": "AUROC", **TYPED}
 
 
 @dataclass(frozen=True)

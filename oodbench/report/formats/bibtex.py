@@ -108,7 +108,13 @@ def entries(tables: Iterable[Table]) -> list[BibEntry]:
         cited = [_of_quote(str(line.facts["quote"]))] if "quote" in line.facts else []
         if line.result is not None:
             datasets = [line.result.id.dataset, *(ood.dataset for ood in line.result.ood)]
-            cited = [_of_method(line.result.method), _of_benchmark(line.result.benchmark), *map(_of_dataset, datasets)]
+            base = str(line.result.stream.get("base", "")).partition("[")[0]
+            cited = [
+                _of_method(line.result.method),
+                _of_method(base),
+                _of_benchmark(line.result.benchmark),
+                *map(_of_dataset, datasets),
+            ]
         found |= {entry.key: entry for several in cited for entry in several}
     return [found[key] for key in sorted(found)]
 

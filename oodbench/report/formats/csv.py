@@ -100,7 +100,7 @@ def _record(number: int, line: TableLine, row: Result | None, options: TableOpti
         "parameters": json.dumps(row.parameters, sort_keys=True, ensure_ascii=False),
         "prompts": row.templates.get("name", ""),
         **_access(line),
-        "status": row.status,
+        "status": "imported" if row.imported else row.status,
         "error": row.error,
         "at95": row.conventions.get("at95"),
         **{name: row.run.get(name) for name in _RUN},

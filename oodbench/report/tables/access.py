@@ -46,7 +46,7 @@ def access_problem(row: Result) -> str:
 def _declared(row: Result) -> Access | None:
     """Return the card that the installed method has with the settings of a result, None if it is not installed."""
     info = _installed().get(row.method)
-    if info is None or info.problem:
+    if info is None or info.problem or row.imported:  # of an imported method, the name alone may be that of another
         return None
     labels = (row.run.get("calibration") or {}).get("labels")
     shots = labels if isinstance(labels, int) else None

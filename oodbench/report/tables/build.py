@@ -13,7 +13,7 @@ from oodbench.report.formats.bibtex import keys_of_benchmark, keys_of_dataset, k
 from oodbench.report.options import TableOptions
 from oodbench.report.tables.access import UNRANKED, access_footnotes, arranged, blocks, card
 from oodbench.report.tables.chance import chance_notes
-from oodbench.report.tables.columns import COLUMNS, column_groups, mark_best
+from oodbench.report.tables.columns import COLUMNS, TYPED, column_groups, mark_best
 from oodbench.report.tables.grouping import PromptGroup, TableGroup, by_prompts, group
 from oodbench.report.tables.rows import line_cells, line_names, repeated
 from oodbench.report.tables.streams import (
@@ -45,7 +45,7 @@ def caption(model: Result, differences: Sequence[str], options: TableOptions) ->
     weights = str(model.encoder.get("weights") or "")
     sentences = [
         _units(options),
-        *_conventions(model.conventions, options.metrics),
+        *conventions(model.conventions, options.metrics, TYPED["fpr95_ood"] if model.stream else "FPR95-OOD (o)"),
         f"ID: {_size(model.id, model.classes.get('count'))}.",
         *_ood(model, options.sets),
         f"Encoder weights: {weights[:12]}." if weights else "",
@@ -67,7 +67,8 @@ def _units(options: TableOptions) -> str:
     return f"{listed} in %." if options.percent else f"{listed} as fractions."
 
 
-def _conventions(rules: Mapping[str, str], metrics: Sequence[str]) -> list[str]:
+def conventions(rules: Mapping[str, str], metrics: Sequence[str], fpr95_ood: str = "FPR95-OOD (o)") -> list[str]:
+    """Return sentences on what the metrics are, by the rules of a result."""
     rule = rules.get("at95", "first")
     kept, said = ("at least 95 %", "") if rule == "first" else ("95 %", f"; at95 rule: {rule}")
     out = []
@@ -77,8 +78,7 @@ def _conventions(rules: Mapping[str, str], metrics: Sequence[str]) -> list[str]:
         )
     if "fpr95_ood" in metrics:
         out.append(
-            f"FPR95-OOD (o): fraction of ID images rejected when {kept} of OOD images are rejected "
-            f"(OOD positive{said})."
+            f"{fpr95_ood}: fraction of ID images rejected when {kept} of OOD images are rejected (OOD positive{said})."
         )
     if {"aupr_in", "aupr_out"} & set(metrics):
         area = str(rules.get("aupr", "average_precision")).replace("_", " ")
@@ -88,7 +88,8 @@ def _conventions(rules: Mapping[str, str], metrics: Sequence[str]) -> list[str]:
 
 def _uncertainty(model: Result, options: TableOptions) -> str:
     if model.stream:
-        return "In brackets: the interval over images of the first stream seed." if options.intervals else ""
+        first = "In brackets: the interval over images of the first stream seed, where the result has one."
+        return first if options.intervals else ""
     if options.seeds:
         return "±: standard deviation over seeds, where there are several."
     if not options.intervals:
@@ -168,7 +169,7 @@ def _table(
     comparable: TableGroup, prompts: PromptGroup, options: TableOptions, test: Test | None, part: str = ""
 ) -> Table:
     results = _ordered(prompts.results, options.methods)
-    model = next((row for row in results if row.status == "ok"), results[0])
+    model = min(results, key=lambda row: (row.status != "ok", bool(row.imported)))  # the first that has all facts
     groups = column_groups(model, options)
     lines = _lines(results, groups, options, "templates" if prompts.prompts else "", part)
     ordered = arranged(lines, options.group)
@@ -280,7 +281,8 @@ def _tested(
 
 
 def _method_keys(row: Result, options: TableOptions) -> tuple[str, ...]:
-    return keys_of_method(row.method) if options.cite else ()
+    base = str(row.stream.get("base", "")).partition("[")[0]
+    return (*keys_of_method(row.method), *keys_of_method(base)) if options.cite else ()
 
 
 def _cites(model: Result, options: TableOptions) -> tuple[tuple[str, tuple[str, ...]], ...]:

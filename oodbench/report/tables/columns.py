@@ -20,7 +20,7 @@ COLUMNS = {
     "seconds": Column("Seconds", name="seconds"),
 }
 
-_KINDS = {"fpr95": " (i)", "fpr95_ood": " (o)"}  # ID positive, OOD positive: in tables of streams, which have both
+TYPED = {"fpr95": "FPR95 (i)", "fpr95_ood": "FPR95 (o)"}  # ID positive, OOD positive: in tables that show both
 
 
 def column_groups(model: Result, options: TableOptions) -> list[ColumnGroup]:
@@ -30,7 +30,7 @@ def column_groups(model: Result, options: TableOptions) -> list[ColumnGroup]:
     """
     columns = tuple(COLUMNS[m] for m in options.shown)
     if model.stream:
-        columns = tuple(replace(c, title=f"{c.title}{_KINDS.get(c.name, '')}") for c in columns)
+        columns = tuple(replace(c, title=TYPED.get(c.name, c.title)) for c in columns)
     kept = [s for s in model.ood if not options.sets or s.dataset in options.sets]
     if options.sets:
         kept.sort(key=lambda s: options.sets.index(s.dataset))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,14 +44,15 @@ class TableGroup:
 def group(results: Iterable[Result]) -> list[TableGroup]:
     """Group results that agree in all facts, in order of first appearance; a repeated result counts once.
 
-    Streams have groups of their own, which follow the others of their benchmark and encoder. A failed result does
-    not have all facts: it joins the first group of its benchmark and encoder that agrees with those it has.
+    Streams have groups of their own, which follow the others of their benchmark and encoder. Failed and imported
+    results do not have all facts: they join the first group of their benchmark and encoder that agrees with those they
+    have.
     """
     families: dict[tuple[str, str, bool], list[TableGroup]] = {}
     agreeing: dict[tuple[tuple[str, str], ...], TableGroup] = {}
     numbered = list(enumerate(_newest(results)))
     for number, row in numbered:
-        if row.status == "ok":
+        if row.status == "ok" and not row.imported:
             known = facts(row)
             key = (("streams", str(bool(row.stream))), *sorted(known.items()))
             if key not in agreeing:
@@ -59,14 +60,16 @@ def group(results: Iterable[Result]) -> list[TableGroup]:
                 families.setdefault(_family(row), []).append(agreeing[key])
             agreeing[key].numbered.append((number, row))
     for number, row in numbered:
-        if row.status != "ok":
+        if row.status != "ok" or row.imported:
             known = facts(row)
             family = families.setdefault(_family(row), [])
-            fitting = next((g for g in family if all(g.facts.get(k, v) == v for k, v in known.items())), None)
+            fitting = next((g for g in family if _agree(known, g.facts, scored=row.status == "ok")), None)
             if fitting is None:
                 fitting = TableGroup(known)
                 family.append(fitting)
             fitting.numbered.append((number, row))
+            if row.imported:  # the next one may not contradict it, either
+                fitting.facts = {**known, **fitting.facts}
     for family in families.values():
         _find_differences(family)
     last = {name: max(map(_first, found)) for name, found in families.items()}
@@ -83,6 +86,13 @@ def group(results: Iterable[Result]) -> list[TableGroup]:
 def _first(one: TableGroup) -> int:
     """Return the position in the input of a group's first result."""
     return min(number for number, _ in one.numbered)
+
+
+def _agree(some: Mapping[str, str], others: Mapping[str, str], *, scored: bool) -> bool:
+    """Return whether the facts that both have agree, and, of scored results, whether the OOD sets are the same."""
+    known = (some, others) if scored else ()
+    sets = [{name for name in facts if name.startswith("OOD ") and name.endswith(" n")} for facts in known]
+    return all(others.get(k, v) == v for k, v in some.items()) and all(one == sets[0] for one in sets)
 
 
 def facts(row: Result) -> dict[str, str]:

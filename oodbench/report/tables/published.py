@@ -141,6 +141,7 @@ def _cells(where: str, cell: dict[str, Any], row: dict[str, Any]) -> dict[str, P
 
 _FACTS = ("architecture", "weights", "prompts", "resize", "words", "at95")
 _WORDS = ("csp", "eoe", "neglabel", "negrefine")  # methods with a word list
+_HERE = "all results measured here"
 _LABELS = {"resize": "resize filter", "words": "word list", "at95": "rule of the 95 %"}
 
 
@@ -217,6 +218,7 @@ def differences(lines: Sequence[TableLine], quotes: Sequence[Quote]) -> list[str
     by_key = {quote.key: quote for quote in quotes}
     measured = {line.name: comparable_facts(line.result) for line in lines if line.result}
     published = [by_key[key] for line in lines if (key := str(line.facts.get("quote"))) in by_key]
+    here = "all results here" if any(line.result and line.result.imported for line in lines) else _HERE
     out = []
     for fact in _FACTS:
         values: dict[str, list[str]] = {}
@@ -231,7 +233,7 @@ def differences(lines: Sequence[TableLine], quotes: Sequence[Quote]) -> list[str
             clauses = []
             for value, names in values.items():
                 listed = [name for name in names if not (shared and name in measured)]
-                all_measured = ["all results measured here"] if len(listed) < len(names) else []
+                all_measured = [here] if len(listed) < len(names) else []
                 clauses.append(f"{value}: {', '.join([*all_measured, *listed])}")
             out.append(f"Differing {_LABELS.get(fact, fact)}. {'; '.join(clauses)}.")
     for quote in published:
@@ -288,7 +290,7 @@ def _architecture(table: Table) -> str:
 
 
 CAPTION = (
-    "Difference: measured minus published, in points, flagged where it exceeds the tolerance stated with the published "
+    "Difference: {} minus published, in points, flagged where it exceeds the tolerance stated with the published "
     "result; published results without a tolerance are not flagged."
 )
 
@@ -331,12 +333,20 @@ def _compared(table: Table, line: TableLine, options: TableOptions) -> Table:
     lines = tuple(_compared_lines(table, line, found, options))
     return replace(
         table,
-        title=f"{table.title}: {line.name}, measured and published",
-        caption=(*(text for text in table.caption if text != UNRANKED), *_kinds_caption(lines, options), CAPTION),
+        title=f"{table.title}: {line.name}, {_origin(line)} and published",
+        caption=(
+            *(text for text in table.caption if text != UNRANKED),
+            *_kinds_caption(lines, options),
+            CAPTION.format(_origin(line)),
+        ),
         lines=lines,
         notes=(*map(_about, found), *differences(lines, found)),
         footnotes=access_footnotes(lines),
     )
+
+
+def _origin(line: TableLine) -> str:
+    return "imported" if line.result and line.result.imported else "measured"
 
 
 def _compared_lines(
@@ -346,7 +356,7 @@ def _compared_lines(
     own = tuple(
         tuple(replace(cell, mark="", not_significantly_different=False) for cell in cells) for cells in line.cells
     )
-    yield replace(line, name=f"{line.name}, measured", cells=own, section="")
+    yield replace(line, name=f"{line.name}, {_origin(line)}", cells=own, section="")
     for one in found:
         theirs = quoted_cells(one, table.column_groups, options)
         cites = one.cite if options.cite else ()

@@ -68,7 +68,7 @@ def _key(row: Result) -> str:
     weights: dict[str, Any] = {"recipe": _seedless(row.weights.get("recipe") or {})} if row.weights else {}
     if row.weights and not row.weights.get("recipe"):  # released weights: which training they come from is unknown
         weights = {"digest": row.weights.get("digest")}
-    settings = {k: v for k, v in row.run.items() if k not in ("seed", "extracted")}
+    settings = {k: v for k, v in row.run.items() if k not in ("seed", "extracted", "imported")}
     if settings.get("calibration"):  # drawn from the training images by the seed
         drawn = ("digest", "list", "shot_seed")
         settings["calibration"] = {k: v for k, v in settings["calibration"].items() if k not in drawn}
@@ -165,7 +165,8 @@ def _titled(title: str, bracket: str, omitted: Collection[str] = ()) -> str:
 def _remarks(rows: Sequence[Result]) -> list[str]:
     """Return what differs between results of one name, and their digests where nothing else distinguishes them."""
     known = [
-        {k: str(row.run.get(k)) for k in _VARIATIONS}
+        {"scores": "imported" if row.imported else "measured"}
+        | {k: str(row.run.get(k)) for k in _VARIATIONS}
         | {f"calibration_{k}": str((row.run.get("calibration") or {}).get(k)) for k in ("n", "labels", "shot_seed")}
         | {"weights": row.weights.get("digest", "none")[:8], "source": row.source[:8]}
         | {"commit": (row.commit or "none")[:8], "stream_seed": str(row.stream.get("seed"))}

@@ -42,11 +42,11 @@ def part_of(row: Result, part: str) -> Result:
     return replace(row, ood=tuple(sets), mean_intervals={})
 
 
-def order_key(row: Result) -> tuple[int, str, str, str, float]:
-    """Return the place of a stream among those of one method: shuffled first, then blocks last; seeds ascend."""
-    order, seed = str(row.stream.get("order", "")), row.stream.get("seed", -1)
+def order_key(row: Result) -> tuple[int, str, str, str, str]:
+    """Return the place of a stream among those of one method: shuffled first, blocks last; seeds ascend."""
+    order, batch, ratio, seed = (str(row.stream.get(name, "")) for name in ("order", "batch", "ratio", "seed"))
     rank = _ORDERS.index(order) if order in _ORDERS else len(_ORDERS)
-    return rank, f"{order:>20}", f"{row.stream.get('batch', '')!s:>9}", str(row.stream.get("ratio", "")), seed
+    return rank, f"{order:>20}", f"{batch:>12}", ratio, f"{seed:>12}"
 
 
 def protocol(rows: Sequence[Result]) -> dict[str, str]:

@@ -1,0 +1,253 @@
+"""TANL: test-time activated negative labels (Zhang et al., CVPR 2026, arXiv:2603.25250)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from oodbench.errors import UserError
+from oodbench.method import Batch, Needs, StreamMethod, Task, logsumexp
+
+from ._word_folder import WordFolder
+
+HISTORY = 20_000  # scores from which the threshold is computed
+NOISES = 3  # images of each kind of noise
+
+
+class Queue:
+    """The last `length` vectors, [length w], first in, first out, with their sum in float64."""
+
+    def __init__(self, rows: Float[Tensor, "n w"], length: int) -> None:
+        self.rows = rows.new_zeros(length, rows.shape[1])
+        self.total = rows.new_zeros(rows.shape[1], dtype=torch.float64)
+        self.pushed = 0
+        self.push(rows)
+
+    def push(self, rows: Float[Tensor, "n w"]) -> None:
+        """Replace the oldest vectors."""
+        rows = rows[-len(self.rows) :]
+        places = (self.pushed + torch.arange(len(rows), device=rows.device)) % len(self.rows)
+        self.total += rows.sum(0, dtype=torch.float64) - self.rows[places].sum(0, dtype=torch.float64)
+        self.rows[places] = rows
+        self.pushed += len(rows)
+
+    def mean(self) -> Float64[Tensor, " w"]:
+        """Return the mean of the vectors that are there."""
+        return self.total / min(self.pushed, len(self.rows))
+
+
+@dataclass(frozen=True)
+class Activated:
+    """What is learnt: activations of all words by likely ID and OOD images, and the scores so far.
+
+    words      [w d] unit vectors of all words
+    positives  activations by likely ID images
+    negatives  activations by likely OOD images
+    history    [h] scores S_aa
+    """
+
+    words: Float[Tensor, "w d"]
+    positives: Queue
+    negatives: Queue
+    history: Float64[Tensor, " h"]
+
+
+@dataclass(frozen=True)
+class TANL(StreamMethod[Activated]):
+    """Softmax mass of the class names against the words that OOD images of the stream activate most.
+
+    The activation of a word w by an image is its probability in the softmax over class names and all words. With P and
+    N the means of two queues, of activations by likely ID and by likely OOD images, the M words of largest N - P are
+    chosen, in this order, and
+
+        S_aa = 1/M sum_m I / (I + sum_{j <= m} e_j),    I = sum of exp over the class names.
+
+    A batch is scored with the words of the queues; a threshold t divides all scores so far (the grid point of least
+    within-class variance); images with S > t + gap (1 - t) and S < t - gap t are admitted as ID and OOD. The words are
+    chosen anew by alpha times the mean of the queue plus 1 - alpha times the mean of the batch's admitted images (the
+    queue's alone if none is), and the batch is scored with these, each image thus by words that it may have chosen.
+    Then the queues are filled. P begins with the activations by the class names' texts, N by 15 images of noise; the
+    history, too, begins with the scores of both. Fewer class names than `queue` are all taken.
+
+    The score is the log-odds log(S_aa / (1 - S_aa)), which ranks as S_aa does and does not tie at 0 or 1. S_aa is one
+    cumulative sum over the M words, where the released code has M softmaxes. Activations are computed for admitted
+    images alone, since no others are read.
+
+    Release: YBZh/OpenOOD-VLM at 804f331, openood/postprocessors/activated_neg_postprocessor.py:406-683, its network
+    openood/networks/clip_fixed_ood_prompt.py. Prompts "The nice {}." of class names and nouns (:416), "This is a {}
+    photo." of adjectives (:646), scale exp(logit_scale) = 100 (:751); images resized to 256 (bicubic), cropped to 224
+    (configs/datasets/imagenet/imagenet_traditional_four_ood.yml:4-8), half precision, batches of 256. The 27 released
+    files have 69,554 words that are no ImageNet names in the same case; a word that is noun and adjective is a noun
+    (clip_for_wordnet_prepare.py:116-125). Noise (:735-746): three images each of normal, uniform, Poisson (rate 5),
+    gamma (shape 2, rate 1) and salt-and-pepper noise (half of the values 1, the others 0); the first, third and fourth
+    kind are brought to [0, 1] by their extremes over the three images, and all go into the tower as they are, without
+    CLIP's mean and deviation. The released setup() returns at its first line; what follows it would read OOD images.
+
+    The paper has alpha 0.95 and gap 0.2. The released script (scripts/ood/TANL/official.sh:14-32) has alpha 0 and gap
+    0.5, and loops over gamma = 2, 1, 0: every second of the M terms, every one (S_aa), or the last, a plain softmax.
+
+    preset       "paper" or "script": alpha and gap
+    alpha        weight of the queues in the second choice of words; None: 0.95 (paper), 0 (script)
+    gap          margin of admission g; None: 0.2 (paper), 0.5 (script)
+    gamma        distance of the terms of S_aa; 0 is a softmax over class names and all M words
+    chosen       M, the number of words that are chosen
+    queue        L, the length of both queues
+    noise        "raw": noise goes into the tower as it is; "normalised": with CLIP's mean and deviation, as images do
+    words        folder with the 27 released word files, or with WordNet's data.noun and data.adj; "release-wn30" is
+                 the shipped list, of WordNet 3.0
+    ignore_case  whether words that are class names in another case are left out as well (15 for ImageNet)
+    templates    prompts of class names
+    nouns        prompt of nouns
+    adjectives   prompt of adjectives
+    scale        factor on the cosines; None is the encoder's own
+    """
+
+    needs: ClassVar[Needs] = Needs.FEATURES | Needs.STREAM
+    sees_itself: ClassVar[bool] = True
+    preset: Literal["paper", "script"] = "paper"
+    alpha: float | None = None
+    gap: float | None = None
+    gamma: int = 1
+    chosen: int = 1000
+    queue: int = 300
+    noise: Literal["raw", "normalised"] = "raw"
+    words: str = "release-wn30"
+    ignore_case: bool = False
+    templates: str = "The nice {}."
+    nouns: str = "The nice {}."
+    adjectives: str = "This is a {} photo."
+    scale: float | None = 100.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self._alpha <= 1 or not 0 <= self._gap <= 1:
+            raise ValueError(f"alpha={self._alpha} and gap={self._gap} must lie between 0 and 1")
+        if self.gamma < 0 or min(self.chosen, self.queue) < 1:
+            raise ValueError(
+                f"gamma={self.gamma} must be at least 0, chosen={self.chosen} and queue={self.queue} at least 1"
+            )
+        self._folder.check(least=1)
+
+    def text_encodings(self, classes: int) -> int:
+        return self._folder.count()
+
+    def begin(self, task: Task) -> Activated:
+        found = self._folder.read(task.classes)
+        if not found.nouns and not found.adjectives:
+            raise ValueError(f"words={self.words} holds class names only")
+        words, texts = self._folder.vectors(found, task), task.text(self.templates)
+        noise = normalize(task.cached(lambda: self._noise(task), noise=self.noise), dim=-1)
+        some = torch.randperm(len(texts), generator=torch.Generator().manual_seed(task.seed))[: self.queue]
+        positives = Queue(self._activations(texts[some.to(texts.device)], words, task), self.queue)
+        negatives = Queue(self._activations(noise, words, task), self.queue)
+        both, difference = torch.cat([texts, noise.to(texts)]), negatives.mean() - positives.mean()
+        return Activated(words, positives, negatives, self._odds(both, words, difference, task).sigmoid())
+
+    def step(self, batch: Batch, task: Task, state: Activated) -> tuple[Float64[Tensor, " b"], Activated]:
+        """Score, admit, choose the words anew and score again; then fill the queues."""
+        features, words, positives, negatives = batch.features, state.words, state.positives, state.negatives
+        first = self._odds(features, words, negatives.mean() - positives.mean(), task).sigmoid()
+        history = torch.cat([state.history, first])[-HISTORY:]
+        threshold = two_class_threshold(history)
+        as_id = self._activations(features[first > threshold + self._gap * (1 - threshold)], words, task)
+        as_ood = self._activations(features[first < threshold - self._gap * threshold], words, task)
+        difference = self._blended(negatives, as_ood) - self._blended(positives, as_id)
+        scores = self._odds(features, words, difference, task)
+        positives.push(as_id)
+        negatives.push(as_ood)
+        return scores, replace(state, history=history)
+
+    def _blended(self, queue: Queue, admitted: Float[Tensor, "a w"]) -> Float64[Tensor, " w"]:
+        """Return alpha times the mean of the queue plus 1 - alpha times that of the admitted images, if there are."""
+        if not len(admitted):
+            return queue.mean()
+        return self._alpha * queue.mean() + (1 - self._alpha) * admitted.mean(0, dtype=torch.float64)
+
+    def _activations(
+        self, features: Float[Tensor, "b d"], words: Float[Tensor, "w d"], task: Task
+    ) -> Float[Tensor, "b w"]:
+        """Return the probabilities of all words in the softmax over class names and words."""
+        names, others = self._logits(features, task.text(self.templates), task), self._logits(features, words, task)
+        largest = torch.maximum(names.amax(-1, keepdim=True), others.amax(-1, keepdim=True))
+        powers = others.sub_(largest).exp_()
+        return powers.div_(powers.sum(-1, keepdim=True) + (names - largest).exp().sum(-1, keepdim=True))
+
+    def _odds(
+        self, features: Float[Tensor, "b d"], words: Float[Tensor, "w d"], difference: Float64[Tensor, " w"], task: Task
+    ) -> Float64[Tensor, " b"]:
+        """Return log(S_aa / (1 - S_aa)) with the words of largest difference N - P."""
+        chosen = words[difference.topk(min(self.chosen, len(words))).indices]
+        names = logsumexp(self._logits(features, task.text(self.templates), task))
+        return activation_aware(names, self._logits(features, chosen, task), self.gamma)
+
+    def _logits(self, features: Float[Tensor, "b d"], texts: Float[Tensor, "n d"], task: Task) -> Float[Tensor, "b n"]:
+        return (features @ texts.T).mul_(task.scale if self.scale is None else self.scale)
+
+    def _noise(self, task: Task) -> Float[Tensor, "15 d"]:
+        """Embed the images of noise."""
+        encoder = task.encoder
+        images, mean = noise_images(encoder.size, task.seed).to(encoder.std), getattr(encoder, "mean", None)
+        if self.noise == "normalised":
+            return encoder.pixels(images)
+        if mean is None:
+            raise UserError(
+                "tanl: noise=raw needs the mean that the encoder subtracts from pixels, which an encoder of one's own "
+                "may leave out: give it `mean`, [3 1 1], or run it with --methods 'tanl[noise=normalised]'"
+            )
+        return encoder.pixels(images * encoder.std + mean)  # pixels() subtracts the mean and divides by std
+
+    @property
+    def _alpha(self) -> float:
+        return {"paper": 0.95, "script": 0.0}[self.preset] if self.alpha is None else self.alpha
+
+    @property
+    def _gap(self) -> float:
+        return {"paper": 0.2, "script": 0.5}[self.preset] if self.gap is None else self.gap
+
+    @property
+    def _folder(self) -> WordFolder:
+        return WordFolder(self.words, self.nouns, self.adjectives, self.ignore_case)
+
+
+def activation_aware(
+    names: Float64[Tensor, " b"], words: Float[Tensor, "b m"], gamma: int = 1
+) -> Float64[Tensor, " b"]:
+    """Return the log-odds of S_aa, from log I of the class names and the logits of the chosen words, in their order."""
+    m = words.shape[1]
+    ends = torch.arange(gamma or m, m + (gamma or m), gamma or m, device=words.device).clamp_(max=m) - 1
+    largest = words.amax(-1, keepdim=True)
+    sums = (words - largest).double().exp_().cumsum(-1)[:, ends]
+    odds = (names - largest[:, 0])[:, None] - sums.log_()  # log I - log of the sum over the first words
+    return odds.sigmoid().mean(-1).log() - odds.neg_().sigmoid_().mean(-1).log()
+
+
+def two_class_threshold(scores: Float64[Tensor, " n"]) -> float:
+    """Return the t of 0, 0.01, ..., 0.99 that divides the scores into two classes of least mean variance.
+
+    Of several such t it is the middle one, of an even number the upper one; a class must not be empty.
+    """
+    ordered, grid = scores.sort().values, torch.arange(100, dtype=torch.float64, device=scores.device) / 100
+    n, below = len(ordered), torch.searchsorted(ordered, grid)  # as many scores are less than each t
+    sums = torch.stack([ordered, ordered.square()]).cumsum(-1)
+    total, square = sums[:, -1]
+    first = torch.where(below > 0, sums[0, (below - 1).clamp_(min=0)], 0)
+    within = square - first.square() / below - (total - first).square() / (n - below)
+    within = torch.where((below == 0) | (below == n), torch.inf, within)
+    least = (within == within.min()).nonzero()[:, 0]
+    return float(grid[least[len(least) // 2]])
+
+
+def noise_images(size: tuple[int, int], seed: int) -> Float[Tensor, "15 3 height width"]:
+    """Draw three images of each kind of noise, in [0, 1]."""
+    random, shape = torch.Generator().manual_seed(seed), (NOISES, 3, *size)
+    normal = torch.randn(shape, generator=random)
+    uniform = torch.rand(shape, generator=random)
+    poisson = torch.poisson(torch.full(shape, 5.0), generator=random)
+    gamma = torch.empty(2, *shape).exponential_(generator=random).sum(0)  # of shape 2 and rate 1
+    pepper = (torch.rand(shape, generator=random) >= 0.5).float()
+    normal, poisson, gamma = ((x - x.min()) / (x.max() - x.min()) for x in (normal, poisson, gamma))
+    return torch.cat([normal, uniform, poisson, gamma, pepper])

@@ -1,0 +1,72 @@
+"""oodbench import."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from oodbench.cli import options as shared
+from oodbench.cli.output import configure_logging, note, print_tables
+
+
+@click.command("import")
+@click.argument("scores", nargs=-1, required=True)
+@click.option(
+    "--benchmark", required=True, help="Benchmark or ID set whose images were scored: a name, or folder:PATH."
+)
+@click.option(
+    "--method", required=True, help="Name of the method, with hyper-parameters if they are known: mine[k=10]."
+)
+@click.option("--encoder", required=True, help="What encoded the images, as for run; a name that is not known stays.")
+@click.option(
+    "--higher",
+    default="",
+    help="Whose scores are higher: id (confidences) or ood (distances, uncertainties). It has to be given.",
+)
+@click.option("--force-sign", is_flag=True, help="Accept a mean AUROC below 50 %.")
+@click.option("--title", default="", help="Name of the method in tables. Default: that of --method.")
+@click.option("--by", default="", help="Who computed the scores, and with what: 'Doe et al., github.com/doe/mine'.")
+@shared.OOD
+@click.option(
+    "--access",
+    default="",
+    help="What the method sees besides class names and the image: id_images,id_labels=16,lm_words, or none. "
+    "Default: not known.",
+)
+@click.option("--templates", default="", help="Prompt templates, if known: the name of a set, a file, or a template.")
+@click.option("--seed", default=0, help="Seed of the scores, for means over seeds.", show_default=True)
+@click.option("--at95", default="first", help="Rule of FPR95: first, nearest or interpolate.", show_default=True)
+@click.option("--aupr", default="average_precision", help="Or trapezoid.", show_default=True)
+@click.option("--bootstrap", default=1000, help="Resamples of the intervals; 0: AUROC's alone.", show_default=True)
+@click.option("--allow-partial", is_flag=True, help="Accept fewer scores than a set has images.")
+@shared.DATA
+@shared.STORE
+@shared.RESULTS
+@shared.VERBOSE
+def import_(scores: tuple[str, ...], verbose: bool, ood: str, results: Path, **options: Any) -> None:
+    """Make a result of SCORES that another program computed: files, SET=FILE, or a folder of files.
+
+    A file is .npy, .npz, .csv, .tsv, .txt or .parquet, with one score per image: with the names of the images, or in
+    the order of the list. Its set is the one before `=`, the one in a column `dataset`, or the one that its name has in
+    it; `id` is the ID set. The result is marked as imported, and is otherwise one like any other.
+
+    \b
+    oodbench import --benchmark mos --method mine --encoder ViT-B-16/openai --higher id scores/
+    oodbench import --benchmark mos --method knn[k=50] --encoder ViT-B-16/openai --higher ood \\
+        --by "Doe et al., github.com/doe/knn" --access id_images id=val.npy textures=dtd.csv ...
+    oodbench import --benchmark glyphs --method mcm --encoder glyphs --higher id mcm.parquet
+    """
+    configure_logging(verbose)
+    from oodbench import report
+    from oodbench.method.parameters import parse_names
+    from oodbench.pipeline.imported import ImportRequest, import_scores
+
+    found = import_scores(ImportRequest(scores=scores, ood=parse_names(ood), out=results, **options))
+    for one in found.sets:
+        note(f"{one.dataset.name}: {len(one.scores):,} scores of {one.path}; checked: {one.checked}")
+    if found.replaced:
+        note("note: it replaces an earlier import of the same method")
+    print_tables(report.tables([found.result]))
+    note(f"wrote {found.path}")

@@ -1,0 +1,316 @@
+"""Files of scores that other programs wrote: .npy, .npz, .csv, .tsv, .txt and .parquet, read in parts of any size.
+
+A file holds one score per image: an array, or a column `score`. Columns may name the image, its class index, the
+predicted class index and its image set. Pickled files are refused, because loading one runs code that it holds.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oodbench.errors import UserError
+from oodbench.metrics.detection import INTEGERS, Floats, exact
+from oodbench.metrics.streaming import open_shard
+
+ROWS = 1 << 20  # scores of a part
+SUFFIXES = (".npy", ".npz", ".csv", ".tsv", ".txt", ".parquet")
+_PICKLED = (".pkl", ".pickle", ".p", ".joblib", ".pt", ".pth", ".ckpt")
+_LOAD = {
+    "torch": "import numpy, torch; numpy.save({to}, torch.load({path}, weights_only=True).double().numpy())",
+    "pickle": 'import numpy, pickle; numpy.save({to}, numpy.asarray(pickle.load(open({path}, "rb")), float))',
+}
+# What a column is -> the names that it may have in a file, in any case; `conf`, `pred` and `gt` are OpenOOD's.
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "score": ("score", "scores", "conf", "confidence"),
+    "name": ("name", "names", "image", "images", "path", "file", "filename"),
+    "label": ("label", "labels", "gt"),
+    "prediction": ("prediction", "predictions", "pred"),
+    "dataset": ("dataset",),
+}
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class ScorePart:
+    """Finite scores [n] of a file or a part of it, and of the same images what else the file says, None if it does not.
+
+    names        names of the images [n]
+    labels       class indices [n]
+    predictions  predicted class indices [n], -1 for none
+    datasets     names of the image sets [n]
+    lines        numbers of the lines [n] of a text
+    """
+
+    scores: Floats
+    names: NDArray[np.object_] | None = None
+    labels: Integers | None = None
+    predictions: Integers | None = None
+    datasets: NDArray[np.object_] | None = None
+    lines: Integers | None = None
+
+    def where(self, index: int) -> str:
+        """Return where a score stands in its file: `line 7`, or `score 7` of an array."""
+        return f"score {index + 1}" if self.lines is None else f"line {self.lines[index]}"
+
+    def take(self, chosen: NDArray[Any]) -> ScorePart:
+        """Return some of the images, by a mask or by positions."""
+        columns: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        taken: dict[str, Any] = {k: None if column is None else column[chosen] for k, column in columns.items()}
+        return ScorePart(**taken)
+
+    def by_dataset(self) -> dict[str, ScorePart]:
+        """Return the scores of each image set, in order of appearance; under "" if the file names no set."""
+        if self.datasets is None:
+            return {"": self}
+        return {str(name): self.take(self.datasets == name) for name in dict.fromkeys(self.datasets.tolist())}
+
+
+def read(path: Path) -> ScorePart:
+    """Read all scores of a file. Raise UserError for another kind of file, and for what is no finite number."""
+    found = list(parts(path))
+    if not found:
+        raise UserError(f"{path} holds no scores")
+    columns: dict[str, Any] = {}
+    for name in (field.name for field in fields(ScorePart)):
+        read_parts = [getattr(part, name) for part in found]
+        columns[name] = None if any(one is None for one in read_parts) else np.concatenate(read_parts)
+    return ScorePart(**columns)
+
+
+def parts(path: Path, rows: int = ROWS) -> Iterator[ScorePart]:
+    """Read the scores of a file in parts of at most `rows`, except .npz, which is read at once.
+
+    Raise UserError, with the line or the number of the first score at fault, for scores that are missing, NaN, infinite
+    or no numbers, for files that cannot be read, and for pickled ones.
+    """
+    check_file(path)
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        arrays = ({"score": part} for part in open_shard(path).parts(rows))
+        yield from _checked(path, arrays)
+    elif suffix == ".npz":
+        yield from _checked(path, _npz(path))
+    elif suffix == ".parquet":
+        yield from _checked(path, _parquet(path, rows))
+    else:
+        yield from _text(path, rows)
+
+
+def check_file(path: Path) -> None:
+    """Raise UserError for a file that is not there, or whose name says that it holds no plain scores."""
+    suffix = path.suffix.lower()
+    if suffix in _PICKLED:
+        code = _LOAD["torch" if suffix in (".pt", ".pth", ".ckpt") else "pickle"]
+        made = code.format(path=json.dumps(str(path)), to=json.dumps(str(path.with_suffix(".npy"))))
+        raise UserError(
+            f"{path}: pickled files are not read, because loading one runs code that it holds; if you wrote it "
+            f"yourself, save its scores as an array\n  python -c {shlex.quote(made)}"
+        )
+    if suffix not in SUFFIXES:
+        raise UserError(f"{path}: scores are read from {', '.join(SUFFIXES)}, not from '{path.suffix or path.name}'")
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file of scores")
+
+
+def _checked(path: Path, columns: Iterator[Mapping[str, Any]]) -> Iterator[ScorePart]:
+    """Make parts of columns that were read from binary files."""
+    seen = 0
+    for found in columns:
+        scores = exact(np.asarray(found["score"]), str(path)).astype(np.float64)
+        if (bad := np.flatnonzero(~np.isfinite(scores))).size:
+            raise UserError(f"{path}: score {seen + int(bad[0]) + 1} is {_named(scores[bad[0]])}")
+        texts = {k: np.asarray(found[k], dtype=object) for k in ("name", "dataset") if k in found}
+        numbers = {k: _indices(found[k], f"{path}: column '{k}'") for k in ("label", "prediction") if k in found}
+        if other := next((k for k, v in (*texts.items(), *numbers.items()) if len(v) != len(scores)), None):
+            raise UserError(f"{path}: {len(scores)} scores, but {len({**texts, **numbers}[other])} of '{other}'")
+        seen += len(scores)
+        if len(scores):
+            yield _part(scores, texts, numbers)
+
+
+def _part(scores: Floats, texts: Mapping[str, Any], numbers: Mapping[str, Any]) -> ScorePart:
+    """Make a part of columns by what they are; class indices without predictions say nothing about scores."""
+    said = numbers if "prediction" in numbers else {}
+    return ScorePart(
+        scores, texts.get("name"), said.get("label"), said.get("prediction"), texts.get("dataset"), texts.get("line")
+    )
+
+
+def _named(score: float) -> str:
+    return "NaN" if np.isnan(score) else "infinite"
+
+
+def _indices(values: Any, what: str) -> Any:
+    """Return class indices as integers. Raise UserError for predictions that are none; other labels are left out."""
+    given = np.asarray(values)
+    if given.dtype.kind in "iu" or (given.dtype.kind == "f" and np.array_equal(given, np.round(given))):
+        return given.astype(np.int64)
+    if what.endswith("'prediction'"):
+        raise UserError(f"{what} holds class indices, such as 7 (-1: none), not {given[0]!r}")
+    return np.full(len(given), -1, dtype=np.int64)
+
+
+def _npz(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the columns of an .npz file; arrays of other names than columns have are the scores of one set each."""
+    import zipfile
+
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+        hint = "; save numbers and texts, not objects" if "allow_pickle" in str(error) else ""
+        raise UserError(f"{path}: cannot be read as .npz ({str(error).splitlines()[0]}){hint}") from error
+    known = columns_of(tuple(arrays), str(path), sets=True)
+    if "score" in known:
+        yield {kind: arrays[name] for kind, name in known.items()}
+        return
+    for name, scores in arrays.items():
+        yield {"score": scores, "dataset": np.full(len(np.atleast_1d(scores)), name, dtype=object)}
+
+
+def _parquet(path: Path, rows: int) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            known = columns_of(file.schema_arrow.names, str(path))
+            for batch in file.iter_batches(rows, columns=list(known.values())):
+                numbers = {k: batch[n].to_numpy(zero_copy_only=False) for k, n in known.items() if k != "dataset"}
+                texts = {k: batch[n].to_pylist() for k, n in known.items() if k == "dataset"}
+                yield {**numbers, **texts}
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: cannot be read as parquet ({str(error).splitlines()[0]})") from error
+
+
+def columns_of(names: Sequence[str], what: str, *, sets: bool = False) -> dict[str, str]:
+    """Return what columns are (see `COLUMNS`) and their names in the file.
+
+    Without a column of scores, the only column of another name has them. With `sets`, several such columns are those of
+    image sets. Raise UserError if no column, or none in particular, has the scores.
+    """
+    lower = {name.strip().lower(): name for name in reversed(names)}
+    if "pair" in lower and "dataset" in lower:
+        raise UserError(f"{what}: scores of a stream have other ID scores for each OOD set; import them pair by pair")
+    found = {kind: lower[one] for kind, known in COLUMNS.items() for one in reversed(known) if one in lower}
+    others = [name for name in names if name.strip() and name not in found.values()]
+    if "score" not in found and len(others) == 1:
+        found["score"] = others[0]
+    if "score" not in found and (not sets or not others):
+        raise UserError(f"{what}: no column 'score'; its columns are {', '.join(map(repr, names)) or 'none'}")
+    return found
+
+
+# Text
+
+
+def _text(path: Path, rows: int) -> Iterator[ScorePart]:
+    """Read a text with one image a line: a score, a name and a score, or the columns of its first line."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = _lines(file, path.suffix.lower())
+            _, first = head = next(lines, (0, []))
+            if not first:
+                raise UserError(f"{path} holds no scores")
+            columns, is_head = _columns(first, path)
+            pending = lines if is_head else _chain(head, lines)
+            while block := list(islice(pending, rows)):
+                yield _parsed(block, columns, len(first), path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8; save it in UTF-8") from error
+    except csv.Error as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _chain(first: tuple[int, list[str]], rest: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
+    yield first
+    yield from rest
+
+
+def _lines(file: Any, suffix: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield number and cells of each line that is not empty; in .txt, lines that begin with # are comments.
+
+    The first line tells what separates cells. Where only blanks do, the last word is a cell and the rest another one.
+    """
+    start = file.tell()
+    first = next((line for line in file if line.strip() and not (suffix == ".txt" and line.startswith("#"))), "")
+    file.seek(start)
+    separators = ",\t;" if suffix == ".csv" else "\t,;"
+    separator = next((one for one in separators if one in first), "")
+    if separator:
+        reader = csv.reader(file, delimiter=separator)
+        numbered = ((reader.line_num, cells) for cells in reader)
+    else:
+        numbered = ((number, line.rsplit(None, 1)) for number, line in enumerate(file, 1))
+    for number, cells in numbered:
+        if any(cell.strip() for cell in cells) and not (suffix == ".txt" and cells[0].startswith("#")):
+            yield number, cells
+
+
+def _columns(first: Sequence[str], path: Path) -> tuple[dict[str, int], bool]:
+    """Return what columns are and their positions, and whether the first line is a head that names them."""
+    numeric = [_is_number(cell) for cell in first]
+    if not any(numeric) or not first[0].strip():  # pandas names an index ""
+        found = columns_of(first, str(path))
+        return {kind: list(first).index(name) for kind, name in found.items()}, True
+    if len(first) == 1:
+        return {"score": 0}, False
+    if len(first) == 2 and sum(numeric) == 1:
+        return {"score": numeric.index(True), "name": numeric.index(False)}, False
+    raise UserError(
+        f"{path}: {len(first)} columns without names; name them in the first line, such as "
+        f"{'score,prediction' if len(first) == 2 else 'name,score,' + ','.join('-' * (len(first) - 2))}"
+    )
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _parsed(block: Sequence[tuple[int, list[str]]], columns: Mapping[str, int], width: int, path: Path) -> ScorePart:
+    """Return lines as a part. Raise UserError for the first line that is not like the others."""
+    numbers = np.array([number for number, _ in block])
+    if short := next(((number, cells) for number, cells in block if len(cells) != width), None):
+        raise UserError(f"{path}, line {short[0]}: {_count(len(short[1]))}, but the first line has {_count(width)}")
+    texts: dict[str, Any] = {
+        kind: np.array([cells[i].strip() for _, cells in block], dtype=object) for kind, i in columns.items()
+    }
+    scores = np.array([_number(cell, path, number) for cell, number in zip(texts["score"], numbers, strict=True)])
+    indices: dict[str, Any] = {}
+    for kind in ("label", "prediction"):
+        if kind in texts and all(map(_is_number, texts[kind])):
+            indices[kind] = _indices(np.array([float(cell) for cell in texts[kind]]), f"{path}: column '{kind}'")
+        elif kind in texts and kind == "prediction":
+            _indices(texts[kind].astype(str), f"{path}: column '{kind}'")
+    return replace(_part(scores, texts, indices), lines=numbers)
+
+
+def _count(columns: int) -> str:
+    return f"{columns} column{'' if columns == 1 else 's'}"
+
+
+def _number(cell: str, path: Path, line: int) -> float:
+    """Return a score. Raise UserError for a cell that is no finite number, or has more digits than float64 keeps."""
+    try:
+        value = float(cell)
+    except ValueError:
+        raise UserError(f"{path}, line {line}: {f'{cell!r} is no number' if cell else 'no score'}") from None
+    if not np.isfinite(value):
+        raise UserError(f"{path}, line {line}: the score is {_named(value)}")
+    if abs(value) > INTEGERS and cell.lstrip("+-").isdigit() and int(cell) != value:
+        raise UserError(f"{path}, line {line}: the score {cell} has more digits than float64 keeps")
+    return value

@@ -1,0 +1,322 @@
+"""`oodbench import`: scores that another program computed become a result, which is marked as imported."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from oodbench.data import catalog, prompts
+from oodbench.data.load import LoadOptions
+from oodbench.data.paths import data_root
+from oodbench.encoder.card import EMBEDDED, EncoderCard, parse_encoder, weights_digest
+from oodbench.encoder.names import open_clip_name, tags
+from oodbench.errors import ProblemList, UserError, raise_all
+from oodbench.method.access import Access, from_mapping
+from oodbench.method.parameters import Choice, label, parse_choices, parse_value
+from oodbench.metrics import detection as metrics
+from oodbench.metrics.bootstrap import Settings
+from oodbench.metrics.delong import Scores
+from oodbench.metrics.intervals import intervals, methods
+from oodbench.pipeline.evaluate import DIGITS
+from oodbench.pipeline.plan import check_benchmark
+from oodbench.pipeline.request import choice_problems, is_writable, range_problems
+from oodbench.pipeline.score_sets import SetScores, assign, matched
+from oodbench.results import IdRow, Result, SetRow, commit, read, slug, versions
+from oodbench.storage.files import atomic_write, expand, write_text
+from oodbench.storage.store import Store, default_root, digest, file_digest
+
+HIGHER = ("id", "ood")  # whose scores are higher
+_LIBRARIES = ("oodbench", "numpy", "python")  # the numbers were computed with these; the scores were not
+_UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class ImportRequest:
+    """What the user asked for. Every field is an option of `oodbench import`; `scores` are its arguments."""
+
+    scores: tuple[str, ...]
+    benchmark: str
+    method: str
+    encoder: str
+    higher: str = ""
+    force_sign: bool = False
+    title: str = ""
+    ood: tuple[str, ...] = ()
+    access: str = ""
+    templates: str = ""
+    by: str = ""
+    seed: int = 0
+    at95: str = "first"
+    aupr: str = "average_precision"
+    bootstrap: int = 1000
+    allow_partial: bool = False
+    data: Path | None = None
+    out: Path = Path("results")
+    store: Path | None = None
+
+
+@dataclass(frozen=True)
+class Imported:
+    """An imported result, its file, and its scores by image set."""
+
+    path: Path
+    result: Result
+    sets: tuple[SetScores, ...]
+    replaced: bool  # whether the file had another result, of an earlier import
+
+
+def import_scores(request: ImportRequest) -> Imported:
+    """Write the result and the scores per image of files of scores. Raise UserError with every problem of a request."""
+    problems = ProblemList()
+    problems.attempt(_check, request)
+    choice = problems.attempt(_choice, request.method)
+    encoder = problems.attempt(_encoder, request.encoder)
+    access = problems.attempt(parse_access, request.access)
+    templates = problems.attempt(prompts.templates, request.templates) if request.templates else None
+    protocol = problems.attempt(catalog.protocol, request.benchmark, request.ood)
+    if protocol:
+        problems.attempt(check_benchmark, protocol.benchmark)
+    files = problems.attempt(assign, request.scores, protocol) if protocol else None
+    raise_all(problems.problems)
+    assert choice and encoder and protocol and files
+    store = Store(expand(request.store or default_root()))
+    options = LoadOptions(data_root(request.data), store, allow_partial=request.allow_partial)
+    groups = {protocol.id.name: "", **{dataset.name: group for dataset, group in protocol.ood}}
+    found = []
+    for dataset in (protocol.id, *(dataset for dataset, _ in protocol.ood)):
+        is_id = dataset is protocol.id
+        one = problems.attempt(lambda d=dataset, i=is_id: matched(d, groups[d.name], files[d.name], options, is_id=i))
+        found += [one] if one else []
+    raise_all(problems.problems)
+    sets = tuple(_signed(one, request.higher) for one in found)
+    result = Result(
+        method=choice.name,
+        label=label(choice.name, choice.overrides, {}),
+        title=request.title or choice.name,
+        parameters=choice.overrides,
+        benchmark=protocol.benchmark.name,
+        benchmark_title=protocol.benchmark.title,
+        encoder=encoder,
+        id=_id_row(sets[0]),
+        ood=(),
+        conventions={"headline": "fpr95: ID positive", "at95": request.at95, "aupr": request.aupr},
+        classes={},
+        templates=templates.card() if templates else {"name": _UNKNOWN},
+        files={},
+        run={"seed": request.seed, "imported": _origin(request, sets, bool(choice.overrides), access is not None)},
+        source="",
+        versions={name: versions()[name] for name in _LIBRARIES},
+        commit=commit(),
+        scores={},
+        access=access.plain() if access else {},
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        warnings=(_remark(request, sets),),
+    )
+    result = _evaluated(result, sets, Settings(request.at95, request.aupr, request.bootstrap))
+    _check_sign(result, request)
+    return _write(result, sets, expand(request.out))
+
+
+def _check(request: ImportRequest) -> None:
+    """Raise UserError for unknown choices, numbers out of range, and a results folder that cannot be written."""
+    problems = choice_problems(("--at95", request.at95, metrics.AT95), ("--aupr", request.aupr, metrics.AUPR))
+    problems += range_problems(("--bootstrap", request.bootstrap, 0, 10**7), ("--seed", request.seed, 0, 2**63 - 1))
+    if request.higher not in HIGHER:
+        given = f"--higher {request.higher}: there are two answers" if request.higher else "--higher is missing"
+        problems.append(
+            f"{given}: whose images have the higher scores?\n  --higher id   ID images, as for confidences (MCM, MSP)\n"
+            "  --higher ood  OOD images, as for distances, uncertainties and energies with their sign"
+        )
+    if not is_writable(expand(request.out)):
+        problems.append(f"the results folder {request.out} cannot be written; name another with --results")
+    raise_all(problems)
+
+
+def _choice(text: str) -> Choice:
+    """Return name and hyper-parameters of `mine[k=10]`. Raise UserError for none or several methods."""
+    choices = parse_choices(text)
+    if len(choices) > 1:
+        names = ", ".join(choice.name for choice in choices)
+        raise UserError(f"--method {text}: scores are of one method, not of {names}; import each by itself")
+    if not re.fullmatch(r"[\w.+-]+", choices[0].name):
+        raise UserError(f"--method {text}: a name has letters, digits, _, . and - only; its name in tables is --title")
+    return choices[0]
+
+
+def _encoder(text: str) -> dict[str, Any]:
+    """Return what the name of an encoder says about it; a name that oodbench does not know stays as it is.
+
+    Raise UserError for an architecture without its weights, and a file that does not exist.
+    """
+    name = open_clip_name(text.strip())
+    if not name:
+        raise UserError("--encoder is empty; name what encoded the images, such as ViT-B-16/openai")
+    if re.fullmatch(r"[\w-]+", name) and tags(name):
+        parse_encoder(name)  # raises, with the tags
+    architecture, tag, weights = "", "", ""
+    if name == EMBEDDED:
+        architecture = name
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+|[\w./-]+@.+", name):
+        spec = parse_encoder(name)
+        architecture, tag = spec.architecture, spec.tag
+        weights = weights_digest(spec.path) if spec.path else ""
+    card = EncoderCard(name, architecture, tag, weights, {}, (), (), (0, 0), "", "", 0, "", 0, "", 0, 0.0)
+    facts = {k: v for k, v in card.row().items() if k in ("name", "slug", "architecture", "tag", "weights") and v}
+    return {**facts, "slug": card.slug.removesuffix("-") or slug(name)}
+
+
+def parse_access(text: str) -> Access | None:
+    """Return the access card of `id_images,id_labels=16`; `none` is one without access, and "" is None.
+
+    Raise UserError for what no card has.
+    """
+    if not text.strip():
+        return None
+    values: dict[str, Any] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))) if text.strip() != "none" else ():
+        name, equals, value = part.partition("=")
+        values[name.strip()] = parse_value(value) if equals else True
+    try:
+        card = from_mapping(values)
+    except ValueError as error:
+        fields = ", ".join(f.name for f in dataclasses.fields(Access))
+        raise UserError(
+            f"--access {text}: {error}; write some of {fields}, such as id_images,id_labels=16, or none"
+        ) from error
+    return dataclasses.replace(card, id_images=card.id_images or card.id_labels is not None)
+
+
+def _signed(one: SetScores, higher: str) -> SetScores:
+    """Return scores of which higher ones mean more in-distribution. The difference from 0 has no negative zero."""
+    return one if higher == "id" else dataclasses.replace(one, scores=0.0 - one.scores)
+
+
+def _origin(request: ImportRequest, sets: Sequence[SetScores], parameters: bool, access: bool) -> dict[str, Any]:
+    """Return where the scores come from, what was checked, and what is not known."""
+    known = {"parameters": parameters, "templates": bool(request.templates), "access": access, "by": bool(request.by)}
+    return {
+        "by": request.by or _UNKNOWN,
+        "higher": request.higher,
+        "forced_sign": request.force_sign,
+        "files": {s.dataset.name: {"file": s.path.name, "sha256": file_digest(s.path)} for s in sets},
+        "checked": {s.dataset.name: s.checked for s in sets},
+        "unknown": ", ".join([name for name, said in known.items() if not said] + ["classes", "versions", "device"]),
+    }
+
+
+def _remark(request: ImportRequest, sets: Sequence[SetScores]) -> str:
+    """Return the sentence on an imported result that stands below its tables."""
+    files = ", ".join(dict.fromkeys(s.path.name for s in sets))
+    whom = f"computed by {request.by}" if request.by else "it is not stated who computed them"
+    sign = f"; sign as given (--higher {request.higher}), though the mean AUROC is below 50 %"
+    unsure = [s.dataset.title for s in sets if not s.list_digest]
+    order = f"; which score is of which image was not checked: {', '.join(unsure)}" if unsure else ""
+    return f"imported scores, {whom} ({files}){sign if request.force_sign else ''}{order}"
+
+
+def _id_row(one: SetScores) -> IdRow:
+    predicted = bool((one.predictions >= 0).any())
+    return IdRow(
+        dataset=one.dataset.name,
+        title=one.dataset.title,
+        n=len(one.scores),
+        expected=one.expected,
+        skipped=0,
+        list_digest=one.list_digest,
+        accuracy=float((one.predictions == one.labels).mean()) if predicted else None,
+    )
+
+
+def _evaluated(result: Result, sets: Sequence[SetScores], settings: Settings) -> Result:
+    """Return the result with metrics and intervals of its OOD sets."""
+    on_id, *on_ood = (metrics.score_set(one.scores, f"{one.path}: {one.dataset.name}") for one in sets)
+    ood = {one.dataset.name: one.scores for one in sets[1:]}
+    groups = {one.dataset.name: one.group for one in sets[1:]}
+    bounds = intervals(Scores(sets[0].scores, ood, groups), settings, result.label)
+    rows = []
+    for one, scores in zip(sets[1:], on_ood, strict=True):
+        values = dataclasses.asdict(metrics.evaluate(on_id, scores, at95=settings.at95, aupr=settings.aupr))
+        del values["n_id"], values["n_ood"]
+        rows.append(
+            SetRow(
+                dataset=one.dataset.name,
+                title=one.dataset.title,
+                group=one.group,
+                n=len(one.scores),
+                expected=one.expected,
+                skipped=0,
+                list_digest=one.list_digest,
+                intervals=_rounded(bounds.sets[one.dataset.name]),
+                **values,
+            )
+        )
+    fixed = {"level": settings.level, "replicates": settings.replicates, "seed": settings.seed, **methods(settings)}
+    means = {group: _rounded(found) for group, found in bounds.means.items()}
+    return dataclasses.replace(result, ood=tuple(rows), mean_intervals=means, uncertainty=fixed)
+
+
+def _rounded(found: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    return {metric: (round(low, DIGITS), round(high, DIGITS)) for metric, (low, high) in found.items()}
+
+
+def _check_sign(result: Result, request: ImportRequest) -> None:
+    """Raise UserError if the scores rank OOD above ID images, or if --force-sign has nothing to force."""
+    mean, other = result.mean("auroc"), next(one for one in HIGHER if one != request.higher)
+    if mean < 0.5 and not request.force_sign:
+        raise UserError(
+            f"with --higher {request.higher} the mean AUROC is {100 * mean:.2f} %, so that the "
+            f"{'OOD' if request.higher == 'id' else 'ID'} images have the higher scores; write --higher {other} "
+            f"({100 * (1 - mean):.2f} %)\n  or, if the method really ranks them so, --force-sign"
+        )
+    if mean >= 0.5 and request.force_sign:
+        raise UserError(f"the mean AUROC is {100 * mean:.2f} %: there is no sign to force; leave --force-sign out")
+
+
+def _write(result: Result, sets: Sequence[SetScores], out: Path) -> Imported:
+    """Write a result and its scores; an earlier import of the same method with the same settings is replaced."""
+    encoder = str(result.encoder["slug"])
+    known = [
+        result.label,
+        result.templates,
+        result.conventions,
+        result.run["seed"],
+        sorted(s.dataset.name for s in sets),
+    ]
+    folder = out / "runs" / slug(result.benchmark)[:120] / encoder
+    path = folder / f"{slug(result.method)[:120]}-imported-{digest(known)[:8]}.json"
+    old = _old(path)
+    if old and old.digest == result.digest:
+        result = dataclasses.replace(result, created=old.created)
+    columns = {
+        "dataset": [s.dataset.name for s in sets for _ in s.names],
+        "name": [name for s in sets for name in s.names],
+        "label": np.concatenate([s.labels for s in sets]),
+        "score": np.concatenate([s.scores for s in sets]),
+        "prediction": np.concatenate([s.predictions for s in sets]),
+    }
+    _write_scores(columns, path.with_suffix(".parquet"))
+    write_text(path, result.to_json())
+    return Imported(path, result, tuple(sets), old is not None and old.digest != result.digest)
+
+
+def _old(path: Path) -> Result | None:
+    try:
+        return read(path)
+    except UserError:
+        return None
+
+
+def _write_scores(columns: dict[str, Any], path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    table = pa.table({**columns, "dataset": pa.array(columns["dataset"]).dictionary_encode()})
+    with atomic_write(path) as partial:
+        parquet.write_table(table, partial)

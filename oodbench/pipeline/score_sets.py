@@ -1,0 +1,292 @@
+"""Scores of other programs as scores of a benchmark: which file is which image set, and which score which image."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from oodbench.data.catalog import Dataset, Protocol
+from oodbench.data.imageset import ImageSet
+from oodbench.data.load import LoadOptions, load_images
+from oodbench.errors import Missing, ProblemList, UserError, did_you_mean, raise_all
+from oodbench.metrics.detection import Floats
+from oodbench.metrics.score_files import SUFFIXES, Integers, ScorePart, check_file, read
+from oodbench.storage.files import expand
+
+ID = "id"  # stands for the ID set
+
+
+@dataclass(frozen=True)
+class SetFile:
+    """The scores that a file holds of one image set."""
+
+    path: Path
+    scores: ScorePart
+
+
+@dataclass(frozen=True, eq=False)
+class SetScores:
+    """The scores [n] of one image set, in the order of its list where the images are known.
+
+    names        of the images [n]; "" where neither the file nor the list has them
+    labels       class indices [n], -1 for none
+    predictions  predicted class indices [n], -1 for none
+    expected     images that the catalogue or the list counts, None if neither does
+    list_digest  digest of the images if the file names them and they are on this disk, else ""
+    checked      what the scores were compared with, in words
+    """
+
+    dataset: Dataset
+    group: str
+    path: Path
+    scores: Floats
+    names: list[str]
+    labels: Integers
+    predictions: Integers
+    expected: int | None
+    list_digest: str
+    checked: str
+
+
+def assign(given: Sequence[str], protocol: Protocol) -> dict[str, SetFile]:
+    """Return the scores of each image set of a benchmark, the ID set first, from files, folders and `SET=FILE`.
+
+    The set is the one before `=`, the one that the file names in a column `dataset`, or the one that the file's name
+    has in it. Raises UserError with all files of no set, sets with several files, and sets without any.
+    """
+    sets = [protocol.id, *(dataset for dataset, _ in protocol.ood)]
+    spelled = _spellings(sets)
+    problems = ProblemList()
+    found: dict[str, SetFile] = {}
+    for text in given:
+        for name, path in problems.attempt(_files, text, spelled) or ():
+            for one, file in (problems.attempt(_sets_of, name, path, spelled, protocol) or {}).items():
+                if one in found:
+                    problems.problems.append(f"'{one}' has scores in {found[one].path} and in {path}; give one of them")
+                found.setdefault(one, file)
+    missing = [one.name for one in sets if one.name not in found]
+    if missing and not problems.problems:
+        kept = ",".join(one.name for one in sets[1:] if one.name in found)
+        without = (
+            f"\n  or import the sets that have scores, with --ood {kept}" if sets[0].name in found and kept else ""
+        )
+        shown = " ".join(f"{ID if name == sets[0].name else name}=FILE" for name in missing)
+        problems.problems.append(f"no scores of {', '.join(missing)}; add {shown}{without}")
+    raise_all(problems.problems)
+    return {one.name: found[one.name] for one in sets}
+
+
+def _spellings(sets: Sequence[Dataset]) -> dict[str, str]:
+    """Return the name of a set by each of its spellings in lower case; the first set is also `id`."""
+    spelled = {_plain(text): one.name for one in reversed(sets) for text in (one.title, *one.aliases, one.name)}
+    return {ID: sets[0].name, **spelled}
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[\s_]+", "-", text.strip().lower())
+
+
+def _files(text: str, spelled: Mapping[str, str]) -> list[tuple[str, Path]]:
+    """Return (set or "", file) of one argument; of a folder all its files of scores."""
+    name, equals, rest = text.partition("=")
+    path = expand(text)
+    if equals and not path.exists():
+        if _plain(name) not in spelled:
+            raise UserError(f"'{name}' is no set of this benchmark{did_you_mean(_plain(name), spelled)}")
+        return [(spelled[_plain(name)], expand(rest))]
+    if not path.is_dir():
+        return [("", path)]
+    inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.name[0] != ".")
+    if not inside:
+        raise UserError(f"{path}: the folder holds no file of scores ({', '.join(SUFFIXES)})")
+    return [("", file) for file in inside]
+
+
+def _sets_of(name: str, path: Path, spelled: Mapping[str, str], protocol: Protocol) -> dict[str, SetFile]:
+    """Return the scores that a file holds of each set."""
+    check_file(path)
+    parts = read(path).by_dataset()
+    if "" in parts:
+        return {name or _named_in(path, spelled, protocol): SetFile(path, parts[""])}
+    known = {spelled.get(_plain(one), one): part for one, part in parts.items()}
+    if len(known) < len(parts):
+        raise UserError(f"{path}: two of its sets are one: {', '.join(parts)}")
+    if name:
+        if name not in known:
+            raise UserError(f"{path} holds no scores of '{name}', but of {', '.join(parts)}")
+        return {name: SetFile(path, known[name])}
+    if unknown := next((one for one in known if one not in spelled.values()), None):
+        raise UserError(
+            f"{path}: its set '{unknown}' is none of the benchmark{did_you_mean(unknown, spelled.values())}"
+        )
+    return {one: SetFile(path, part) for one, part in known.items()}
+
+
+def _named_in(path: Path, spelled: Mapping[str, str], protocol: Protocol) -> str:
+    """Return the set whose name is, or stands as a word in, the name of a file; of names in each other the longest."""
+    stem = _plain(path.name.removesuffix(path.suffix))
+    if stem in spelled:
+        return spelled[stem]
+    spans = {
+        (match.start(), match.end()): name
+        for text, name in spelled.items()
+        for match in re.finditer(rf"(?<![a-z0-9]){re.escape(text)}(?![a-z0-9])", stem)
+    }
+    longest = {
+        name
+        for (start, end), name in spans.items()
+        if not any(a <= start and end <= b and (a, b) != (start, end) for a, b in spans)
+    }
+    if len(longest) == 1:
+        return longest.pop()
+    sets = ", ".join([ID, *(one.name for one, _ in protocol.ood)])
+    several = f"names {' and '.join(sorted(longest))}" if longest else "names no set"
+    raise UserError(
+        f"{path}: the file's name {several} of benchmark '{protocol.benchmark.name}'; write SET={path}, "
+        f"where SET is one of {sets}"
+    )
+
+
+def matched(dataset: Dataset, group: str, file: SetFile, options: LoadOptions, *, is_id: bool) -> SetScores:
+    """Return the scores of a set with its images: found by name, or in the order of the list.
+
+    Where the images are not on this disk, their number is compared with the catalogue's. Raises UserError for names
+    that the set does not have or that occur twice, and, unless `options.allow_partial`, for missing images.
+    """
+    images = _listed(dataset, options, is_id)
+    if images is None:
+        return _unlisted(dataset, group, file, options, is_id)
+    where = f"{file.path}: {dataset.name}"
+    scores, names, digest = file.scores, list(map(_utf8, images.names)), ""
+    if scores.names is not None:
+        positions = _positions(file, names, dataset.name)
+        order = np.argsort(positions)
+        scores, kept = scores.take(order), positions[order]
+        absent = sorted(set(range(len(images))) - set(positions.tolist()))
+        if absent and not options.allow_partial:
+            raise UserError(
+                f"{where}: {_of(len(kept), len(images))} images; without a score: "
+                f"{_few([names[i] for i in absent])}; add them, or take what is there with --allow-partial"
+            )
+        digest = images.digest if not absent else images.select(kept).digest
+        checked = "names and number, with the images on this disk"
+    elif len(scores.scores) == len(images):
+        kept, checked = np.arange(len(images)), "number, with the images on this disk; taken in the order of the list"
+    elif len(scores.scores) < len(images) and options.allow_partial:
+        kept, checked = None, "nothing: which images they are of is not known"
+    else:
+        raise UserError(
+            f"{where}: {_of(len(scores.scores), len(images))} images at {images.folder}; scores without names stand in "
+            f"the order of the list, one for each image: {_few(names)}"
+        )
+    n = len(scores.scores)
+    labels = scores.labels
+    if labels is None:
+        labels = images.labels[kept] if kept is not None else np.full(n, -1, dtype=np.int64)
+    return SetScores(
+        dataset,
+        group,
+        file.path,
+        scores.scores,
+        [names[i] for i in kept] if kept is not None else [""] * n,
+        labels,
+        _predictions(scores, labels, is_id),
+        dataset.count or images.total,
+        digest,
+        checked,
+    )
+
+
+def _listed(dataset: Dataset, options: LoadOptions, is_id: bool) -> ImageSet | None:
+    """Return the images of a set; None if a set of the catalogue is not on this disk."""
+    try:
+        return load_images(dataset, options, labelled=is_id)
+    except Missing:
+        if not dataset.declared:
+            raise
+        return None
+
+
+def _unlisted(dataset: Dataset, group: str, file: SetFile, options: LoadOptions, is_id: bool) -> SetScores:
+    """Return the scores of a set that is not on this disk, in the order of the file."""
+    scores, n = file.scores, len(file.scores.scores)
+    labels = np.full(n, -1, dtype=np.int64) if scores.labels is None else scores.labels
+    names = [""] * n if scores.names is None else [_utf8(str(name)) for name in scores.names]
+    if scores.names is not None:
+        _check_once(file, names)
+    if dataset.count is not None and n != dataset.count and not (options.allow_partial and n < dataset.count):
+        fewer = ", or take what is there with --allow-partial" if n < dataset.count else ""
+        raise UserError(
+            f"{file.path}: {dataset.name}: {_of(n, dataset.count)} images that the catalogue counts; give one for "
+            f"each{fewer}"
+        )
+    counted = "number, with the catalogue; the images are not on this disk, and the order is the file's"
+    return SetScores(
+        dataset,
+        group,
+        file.path,
+        scores.scores,
+        names,
+        labels,
+        _predictions(scores, labels, is_id),
+        dataset.count,
+        "",
+        "nothing: neither images nor their number are known" if dataset.count is None else counted,
+    )
+
+
+def _predictions(scores: ScorePart, labels: Integers, is_id: bool) -> Integers:
+    """Return the predictions; none for ID images whose classes are not known, as they give no accuracy."""
+    if scores.predictions is None or (is_id and not (labels >= 0).any()):
+        return np.full(len(scores.scores), -1, dtype=np.int64)
+    return scores.predictions
+
+
+def _of(n: int, expected: int) -> str:
+    return f"{n:,} score{'' if n == 1 else 's'} for {expected:,}"
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+
+
+def _positions(file: SetFile, listed: Sequence[str], dataset: str) -> Integers:
+    """Return the position in the list of each image that a file names, by path, the end of a path, or file name."""
+    given = [str(name).replace("\\", "/") for name in file.scores.names] if file.scores.names is not None else []
+    by_path = {name: i for i, name in enumerate(listed)}
+    counts = Counter(name.rpartition("/")[2] for name in listed)
+    by_name = {file_name: i for name, i in by_path.items() if counts[file_name := name.rpartition("/")[2]] == 1}
+
+    def position(name: str) -> int | None:
+        while name not in by_path and "/" in name:
+            name = name.partition("/")[2]
+        return by_path.get(name, by_name.get(name))
+
+    found = [position(name) for name in given]
+    if None in found:
+        i = found.index(None)
+        twice = counts[given[i].rpartition("/")[2]] > 1
+        why = "is the name of several images; write their paths" if twice else "is none of its images"
+        raise UserError(f"{file.path}, {file.scores.where(i)}: {dataset}: '{given[i]}' {why}, such as {_few(listed)}")
+    positions = [i for i in found if i is not None]
+    _check_once(file, [listed[i] for i in positions])
+    return np.array(positions, dtype=np.int64)
+
+
+def _check_once(file: SetFile, names: Sequence[str]) -> None:
+    """Raise UserError for the first image that has a second score."""
+    first: dict[str, int] = {}
+    for i, name in enumerate(names):
+        if first.setdefault(name, i) != i:
+            earlier = file.scores.where(first[name])
+            raise UserError(f"{file.path}, {file.scores.where(i)}: '{name}' has a score already, in {earlier}")
+
+
+def _utf8(name: str) -> str:
+    """Return a name as oodbench's files of scores have it: bytes that are not UTF-8 are escaped."""
+    return name.encode("utf-8", "backslashreplace").decode()
