@@ -128,10 +128,16 @@ def _sets_of(name: str, path: Path, spelled: Mapping[str, str], protocol: Protoc
 
 
 def _named_in(path: Path, spelled: Mapping[str, str], protocol: Protocol) -> str:
-    """Return the set whose name is, or stands as a word in, the name of a file; of names in each other the longest."""
+    """Return the set whose name is the name of a file, alone begins with it, or stands as a word in it.
+
+    Of names in each other it is the longest.
+    """
     stem = _plain(path.name.removesuffix(path.suffix))
     if stem in spelled:
         return spelled[stem]
+    begins = {name for text, name in spelled.items() if len(stem) > 2 and text.startswith(stem)}
+    if len(begins) == 1:  # imagenet.npy is imagenet1k, unless an OOD set is imagenet-o
+        return begins.pop()
     spans = {
         (match.start(), match.end()): name
         for text, name in spelled.items()
