@@ -229,7 +229,8 @@ def test_sets_that_are_not_on_this_disk_are_counted(tmp_path: Path, cli: Cli) ->
         np.save(tmp_path / f"{name}.npy", np.arange(count or 0) % 97 + 40 * (name == "imagenet"))
     done = cli("import", *options, "0", ".", cwd=tmp_path)
     assert (
-        done.returncode == 0 and done.stderr.count("number, with the catalogue; the images are not on this disk") == 2
+        done.returncode == 0
+        and done.stderr.count("number, with the catalogue; the images are not all on this disk") == 2
     )
     (row,) = (row for _, row in rows(tmp_path / "results"))
     assert (row.id.n, row.id.list_digest, row.encoder) == (one.id.count, "", {"name": "a net", "slug": "a-net"})
