@@ -48,6 +48,8 @@ def _command(command: click.Command, path: str) -> Iterator[str]:
         columns = 3 if any(default for *_, default in options) else 2
         rows = [("option", "meaning", "default"), ("---", "---", "---"), *options]
         yield "\n".join(f"| {' | '.join(row[:columns])} |" for row in rows) + "\n"
+    if command.epilog:  # examples
+        yield "```text\n" + inspect.cleandoc(command.epilog.removeprefix("\b\nExamples:\n")) + "\n```\n"
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
             if not command.commands[name].hidden:

@@ -16,7 +16,7 @@ from oodbench.pipeline.events import Watch
 from oodbench.pipeline.plan import Plan, make_plan
 from oodbench.pipeline.request import RunRequest
 from oodbench.pipeline.run import RunOutcome, RunState
-from oodbench.pipeline.score import find_scores
+from oodbench.pipeline.streams import is_stored
 from oodbench.results import Result, rows, slug
 from oodbench.storage.files import expand
 
@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KINDS = ("overview", "roc", "ranks")  # not histograms, which take seconds each, nor images, which may be private
+KINDS = (
+    "overview",
+    "stream",
+    "roc",
+    "ranks",
+)  # not histograms, which take seconds each, nor images, which may be private
 _UNDERLINED = re.compile(r"<u>(.*?)</u>")  # in names these signs are escaped
 
 
@@ -80,7 +85,7 @@ def run(plan: Plan, watch: Watch | None = None) -> RunOutcome:
     Raises UserError for bad input, and if a store or an image cannot be read.
     """
     state = RunState(plan, watch)
-    if state.running:
+    if state.running or state.streams:
         if cluster_address(plan.request.ray, plan.request.device):
             from oodbench.distributed import run as cluster
 
@@ -99,7 +104,7 @@ def plugin_problems(plans: Sequence[Plan]) -> list[str]:
         job.label: job
         for plan in plans
         for job in plan.jobs
-        if job.info.origin == "plugin" and not all(find_scores(plan, job, listing) for listing in plan.listings)
+        if job.info.origin == "plugin" and not is_stored(plan, job)
     }
     if not own:
         return []

@@ -32,6 +32,7 @@ Interval = tuple[float, float]
 
 SCHEMA = 1
 METRICS = ("auroc", "fpr95", "fpr95_ood", "aupr_in", "aupr_out")
+_STREAM = ("order", "seed", "batch", "ratio", "base")  # of a stream's protocol, as columns of a DataFrame
 # Not part of the digest, because two runs that computed the same numbers differ in them; the access follows from the
 # method, and older results lack it.
 _VOLATILE = ("created", "seconds", "digest", "access")
@@ -115,7 +116,7 @@ class Result:
     seconds: dict[str, float] = field(default_factory=dict)  # extract (shared by all methods), fit, score
     status: str = "ok"  # or "failed"
     error: str | None = None
-    weights: dict[str, Any] = field(default_factory=dict)  # of a trained method: file name, digest, recipe
+    weights: dict[str, Any] = field(default_factory=dict)  # of a trained method or base: file name, digest, recipe
     mean_intervals: dict[str, dict[str, Interval]] = field(
         default_factory=dict
     )  # group ("" is all sets) -> metric -> (low, high)
@@ -335,10 +336,15 @@ def commit() -> str | None:
 
 
 def frame(results: Sequence[Result]) -> pd.DataFrame:
-    """Return a DataFrame with one row per method, OOD set and metric; ID accuracy has an empty `ood`."""
+    """Return a DataFrame with one row per method, OOD set and metric; ID accuracy has an empty `ood`.
+
+    Streams have one per seed besides, and the metrics `first.auroc`, `rest.auroc`, ... of their parts. Their protocol
+    is in columns such as `stream.order`, which are there if any result is a stream.
+    """
     import pandas as pd
 
     lines = []
+    streams = [f"stream.{name}" for name in _STREAM] if any(result.stream for result in results) else []
     for result in results:
         head = {
             "method": result.method,
@@ -346,6 +352,7 @@ def frame(results: Sequence[Result]) -> pd.DataFrame:
             "benchmark": result.benchmark,
             "encoder": result.encoder["name"],
             "id": result.id.dataset,
+            **{name: result.stream.get(name.removeprefix("stream.")) for name in streams},
         }
         tail = {"n_id": result.id.n, "digest": result.digest}
         for ood in result.ood:
@@ -355,11 +362,14 @@ def frame(results: Sequence[Result]) -> pd.DataFrame:
                 "n_ood": ood.n,
                 "partial": ood.partial or result.id.partial,
             }
-            lines += [{**head, **place, "metric": m, "value": getattr(ood, m), **tail} for m in METRICS]
+            values = {m: getattr(ood, m) for m in METRICS}
+            for part in ("first", "rest") if ood.stream else ():
+                values |= {f"{part}.{m}": v for m, v in (ood.stream.get(part) or {}).items() if m in METRICS}
+            lines += [{**head, **place, "metric": m, "value": value, **tail} for m, value in values.items()]
         id_only = {"ood": "", "group": "", "n_ood": 0, "partial": result.id.partial}
         if result.status == "failed":
             lines.append({**head, **id_only, "metric": "failed", "value": math.nan, **tail})
         elif result.id.accuracy is not None:
             lines.append({**head, **id_only, "metric": "id_accuracy", "value": result.id.accuracy, **tail})
-    columns = ["method", "label", "benchmark", "encoder", "id", "ood", "group", "metric", "value"]
+    columns = ["method", "label", "benchmark", "encoder", *streams, "id", "ood", "group", "metric", "value"]
     return pd.DataFrame(lines, columns=[*columns, "n_id", "n_ood", "partial", "digest"])

@@ -9,7 +9,7 @@ from oodbench.cli.datasets import datasets
 from oodbench.cli.encoders import encoders
 from oodbench.cli.explain import explain
 from oodbench.cli.get import get
-from oodbench.cli.group import CommandGroup
+from oodbench.cli.group import MainGroup
 from oodbench.cli.methods import methods
 from oodbench.cli.report import report
 from oodbench.cli.run import run
@@ -20,10 +20,10 @@ from oodbench.cli.train import train
 from oodbench.cli.weights import weights
 
 
-@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=MainGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="oodbench")
 def main() -> None:
-    """Compare CLIP-based out-of-distribution detection methods.
+    """Compare CLIP-based out-of-distribution (OOD) detection methods.
 
     \b
     oodbench run                                     every method on the embedded benchmark, offline

@@ -9,18 +9,44 @@ import click
 
 from oodbench.cli import options as shared
 from oodbench.cli.group import NamesOrCommands
+from oodbench.cli.help import examples
 from oodbench.cli.output import say
 from oodbench.errors import printable
 
 
-@click.group(cls=NamesOrCommands, invoke_without_command=True)
+@click.group(
+    cls=NamesOrCommands,
+    invoke_without_command=True,
+    epilog=examples(
+        "oodbench benchmarks",
+        "oodbench benchmarks mos",
+        "oodbench benchmarks add mine --id food101 --far textures,inaturalist",
+    ),
+)
+@shared.WIDE
+@shared.JSON
 @click.pass_context
-def benchmarks(ctx: click.Context) -> None:
-    """List benchmarks, or show one in full: oodbench benchmarks [NAME]."""
-    if ctx.invoked_subcommand is None:
-        from oodbench.cli import listings
+def benchmarks(ctx: click.Context, wide: bool, as_json: bool) -> None:
+    """List and show benchmarks, and declare your own.
 
-        say(listings.benchmarks())
+    Without a command: the list, or NAME in full.
+    """
+    if ctx.invoked_subcommand is None:
+        _list(wide, as_json)
+
+
+@benchmarks.command("list")
+@shared.WIDE
+@shared.JSON
+def list_(wide: bool, as_json: bool) -> None:
+    """List benchmarks."""
+    _list(wide, as_json)
+
+
+def _list(wide: bool, as_json: bool) -> None:
+    from oodbench.cli import listings
+
+    say(listings.benchmarks(shared.width(wide), as_json=as_json))
 
 
 @benchmarks.command()

@@ -10,22 +10,54 @@ import click
 
 from oodbench.cli import options as shared
 from oodbench.cli.group import NamesOrCommands
+from oodbench.cli.help import examples
 from oodbench.cli.options import FOLDER
 from oodbench.cli.output import check_output, note, say, write_output
 from oodbench.errors import UserError, printable
 
+FOUND = click.option("--found", is_flag=True, help="Datasets that are in the data folder, or bound, alone.")
 
-@click.group(cls=NamesOrCommands, invoke_without_command=True)
+
+@click.group(
+    cls=NamesOrCommands,
+    invoke_without_command=True,
+    epilog=examples(
+        "oodbench datasets",
+        "oodbench datasets imagenet1k",
+        "oodbench datasets --found --wide --data /data",
+        "oodbench datasets locate imagenet1k /data/ImageNet",
+        "oodbench datasets check textures",
+    ),
+)
+@FOUND
+@shared.WIDE
+@shared.JSON
 @shared.DATA
 @click.pass_context
-def datasets(ctx: click.Context, data: Path | None) -> None:
-    """List datasets and benchmarks, or show one in full: oodbench datasets [NAME]."""
+def datasets(ctx: click.Context, found: bool, wide: bool, as_json: bool, data: Path | None) -> None:
+    """List, show, find, check and get image sets.
+
+    Without a command: the list, or NAME in full.
+    """
     ctx.obj = data
     if ctx.invoked_subcommand is None:
-        from oodbench.cli import listings
-        from oodbench.data.paths import data_root
+        _list(found, wide, as_json, data)
 
-        say(listings.datasets(data_root(data)))
+
+@datasets.command("list")
+@FOUND
+@shared.WIDE
+@shared.JSON
+@shared.DATA
+def list_(found: bool, wide: bool, as_json: bool, data: Path | None) -> None:
+    """List datasets and benchmarks."""
+    _list(found, wide, as_json, data)
+
+
+def _list(found: bool, wide: bool, as_json: bool, data: Path | None) -> None:
+    from oodbench.cli import listings
+
+    say(listings.datasets(_data_root(data), shared.width(wide), found=found, as_json=as_json))
 
 
 def _data_root(data: Path | None) -> Path:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import click
 
 from oodbench.cli import options as shared
+from oodbench.cli.group import CommandGroup
 from oodbench.cli.output import configure_logging, print_contract
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def encoders() -> None:
-    """Encoders of your own."""
+    """Check an encoder of your own."""
 
 
 @encoders.command()

@@ -9,11 +9,17 @@ from typing import Any
 import click
 
 from oodbench.cli import options as shared
+from oodbench.cli.help import Command, examples
 from oodbench.cli.options import FOLDER
 from oodbench.cli.output import check_output, configure_logging, note, say, write_output
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "oodbench explain photo.jpg --id imagenet1k --methods mcm,neglabel",
+    ),
+)
 @click.argument("images", nargs=-1, required=True, type=FOLDER)
 @shared.METHODS
 @shared.ID

@@ -43,7 +43,10 @@ class _Kinds(CommandGroup):
 
 @click.group(cls=_Kinds)
 def get() -> None:
-    """Get released weights, word lists or datasets, to where runs find them."""
+    """Get released weights, word lists and image sets.
+
+    They are put where runs find them.
+    """
 
 
 get.add_command(get_datasets, "datasets")

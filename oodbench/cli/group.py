@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from oodbench.cli.help import Command, Sections
 from oodbench.cli.options import renamed
 from oodbench.cli.output import Formatter, any_encoding, note, print_errors
 from oodbench.errors import UserError, did_you_mean, redact
@@ -48,6 +49,8 @@ def sigterm_raises() -> Iterator[None]:
 class NamesOrCommands(click.Group):
     """A group whose first word may be a command or a name; for a name it calls the command `show`."""
 
+    command_class = Command
+
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if self.get_command(ctx, args[0]) is None:
             return "show", self.commands["show"], args
@@ -56,6 +59,8 @@ class NamesOrCommands(click.Group):
 
 class CommandGroup(click.Group):
     """Turns errors into one line and exit code 2, and suggests commands."""
+
+    command_class = Command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and self.get_command(ctx, args[0]) is None:
@@ -145,3 +150,7 @@ def _discard(stream: Any) -> None:
     """Discard what a stream cannot write, so that Python does not report it again when it ends."""
     with suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class MainGroup(Sections, CommandGroup):
+    """The command `oodbench`."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import textwrap
 from collections.abc import Iterable
 from decimal import Decimal
 from itertools import groupby
 from pathlib import Path
 
+from oodbench.cli import help
 from oodbench.data import catalog as catalogue
 from oodbench.data.catalog import Dataset, Protocol
 from oodbench.data.places import bindings, find_list, find_place
@@ -22,17 +24,31 @@ from oodbench.storage.store import Store
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
-def methods(known: Iterable[MethodInfo]) -> str:
-    """List methods by what they see: name, groups of --methods, title, access, needs, paper, status."""
+def methods(known: Iterable[MethodInfo], width: int | None = None, *, as_json: bool = False) -> str:
+    """List methods by what they see; within a width, their names, titles and what they see.
+
+    Without a width: also groups of --methods, needs, paper and status.
+    """
     head = ("method", "groups", "title", "sees besides names", "needs", "paper", "status")
     found = sorted(known, key=lambda info: GROUPS.index(_group(info)))  # a stable sort
-    first, *lines = _table(head, map(_listed, found)).split("\n")
+    rows = [_listed(info) for info in found]
+    if as_json:
+        return help.as_json(
+            {**dict(zip(head, row, strict=True)), "access": _group(one)} for one, row in zip(found, rows, strict=True)
+        )
+    some = range(len(head)) if width is None else (0, 2, 3)
+    lines = [tuple(row[i] for i in some) for row in (head, *rows)]
+    first, *lines_ = _table(lines, width).split("\n")
     out = [first]
-    for group, members in groupby(zip(found, lines, strict=True), key=lambda pair: _group(pair[0])):
+    for group, members in groupby(zip(found, lines_, strict=True), key=lambda pair: _group(pair[0])):
         out += ["", f"{group[0].upper()}{group[1:]}", *(line for _, line in members)]
-    core = f"`oodbench run` runs core: {', '.join(registry.CORE)}."
-    one = "`oodbench methods NAME` shows what a method computes, and its hyper-parameters."
-    return "\n".join([*out, "", core, one])
+    unread = [f"{info.name} cannot run: {info.problem}" for info in found if info.problem and width is not None]
+    ends = [
+        *textwrap.wrap(f"`oodbench run` runs core: {', '.join(registry.CORE)}.", width or 110),
+        "`oodbench methods NAME` shows what a method computes, and its hyper-parameters;",
+        "--wide shows needs and papers.",
+    ]
+    return "\n".join([*out, "", *unread, *ends])
 
 
 def _group(info: MethodInfo) -> str:
@@ -84,23 +100,36 @@ def releases(kind: str, data: Path) -> str:
         (one.name, one.title, one.method, one.encoder or "any", "no" if one.unread else "yes", status(one))
         for one in released.releases(kind).values()
     ]
-    return _table((kind, "title", "method", "encoder", "read by runs", "where, or how to get it"), rows)
+    return _table([(kind, "title", "method", "encoder", "read by runs", "where, or how to get it"), *rows])
 
 
-def datasets(data: Path) -> str:
-    """List datasets and benchmarks, and which datasets are in the data folder."""
+def datasets(data: Path, width: int | None = None, *, found: bool = False, as_json: bool = False) -> str:
+    """List datasets, and which are in the data folder, and benchmarks.
+
+    `found` leaves out what is not there, and the benchmarks. Without a width: also aliases and papers.
+    """
+    head = ("dataset", "alias", "title", "images", "paper", "status")
     rows = [
         (d.name, ", ".join(d.aliases), d.title, f"{d.count:,}" if d.count else "", d.cite, _status(d, data))
         for d in catalogue.datasets().values()
     ]
-    sets = _table(("dataset", "alias", "title", "images", "paper", "status"), rows)
-    return f"{sets}\n\n{benchmarks()}\n\ndata folder: {data}"
+    if found:
+        rows = [row for row in rows if row[-1] not in ("not found", "no list")]
+    if as_json:
+        return help.as_json(dict(zip(head, row, strict=True)) for row in rows)
+    some = range(len(head)) if width is None else (0, 2, 3, 5)
+    sets = _table([tuple(row[i] for i in some) for row in (head, *rows)], width)
+    return "\n\n".join([sets, *([] if found else [benchmarks(width)]), f"data folder: {data}"])
 
 
-def benchmarks() -> str:
-    """List benchmarks, one line each: name, title, sets, paper."""
+def benchmarks(width: int | None = None, *, as_json: bool = False) -> str:
+    """List benchmarks: name, ID set and OOD sets; without a width also title and paper."""
+    head = ("benchmark", "title", "ID", "OOD", "paper")
     rows = [(b.name, b.title, b.id, ", ".join(n for n, _ in b.sets()), b.cite) for b in catalogue.benchmarks().values()]
-    return _table(("benchmark", "title", "ID", "OOD", "paper"), rows)
+    if as_json:
+        return help.as_json(dict(zip(head, row, strict=True)) for row in rows)
+    some = range(len(head)) if width is None else (0, 2, 3)
+    return _table([tuple(row[i] for i in some) for row in (head, *rows)], width)
 
 
 def dataset(one: Dataset, data: Path) -> str:
@@ -156,7 +185,7 @@ def store(folder: Store) -> str:
         totals[entry.kind] = (n + 1, size + entry.bytes)
     rows = [(kind, f"{n:,}", bytes_text(size)) for kind, (n, size) in sorted(totals.items())]
     total = bytes_text(sum(size for _, size in totals.values()))
-    return f"{_table(('kind', 'entries', 'size'), rows)}\n\n{folder.root}: {total}"
+    return f"{_table([('kind', 'entries', 'size'), *rows])}\n\n{folder.root}: {total}"
 
 
 def bytes_text(n: int) -> str:
@@ -212,8 +241,10 @@ def _status(one: Dataset, data: Path) -> str:
     return f"found{bound}" if not one.list or find_list(one, data).is_file() else "no list"
 
 
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """Format columns as plain text."""
-    lines = [head, *(tuple(map(printable, row)) for row in rows)]
+def _table(rows: Iterable[tuple[str, ...]], width: int | None = None) -> str:
+    """Format columns as plain text, cut to a width if there is one."""
+    lines = [tuple(map(printable, row)) for row in rows]
+    lines = lines if width is None else help.cut(lines, width)
+    head = lines[0]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)

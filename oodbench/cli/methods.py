@@ -11,6 +11,7 @@ import click
 
 from oodbench.cli import options as shared
 from oodbench.cli.group import NamesOrCommands
+from oodbench.cli.help import Names, examples, group_names
 from oodbench.cli.output import configure_logging, print_contract, say
 from oodbench.errors import UserError
 
@@ -21,17 +22,52 @@ if TYPE_CHECKING:
     from oodbench.pipeline.plan import Plan
 
 
-@click.group(cls=NamesOrCommands, invoke_without_command=True)
+GROUP = click.option("--group", default="", type=Names(group_names, several=False), help="Methods of this group alone.")
+
+
+@click.group(
+    cls=NamesOrCommands,
+    invoke_without_command=True,
+    epilog=examples(
+        "oodbench methods",
+        "oodbench methods neglabel",
+        "oodbench methods --group post-hoc --wide",
+        "oodbench methods check my_method.py",
+    ),
+)
+@GROUP
+@shared.WIDE
+@shared.JSON
 @shared.PLUGINS
 @click.pass_context
-def methods(ctx: click.Context, plugins: tuple[Path, ...]) -> None:
-    """List the methods, or show one in full: oodbench methods [NAME]."""
+def methods(ctx: click.Context, group: str, wide: bool, as_json: bool, plugins: tuple[Path, ...]) -> None:
+    """List, show and check methods.
+
+    Without a command: the list, or NAME in full.
+    """
     ctx.obj = plugins
     if ctx.invoked_subcommand is None:
-        from oodbench.cli import listings
-        from oodbench.method import registry
+        _list(group, wide, as_json, plugins)
 
-        say(listings.methods(registry.methods(plugins).values()))
+
+@methods.command("list")
+@GROUP
+@shared.WIDE
+@shared.JSON
+@shared.PLUGINS
+@click.pass_obj
+def list_(outer: tuple[Path, ...], group: str, wide: bool, as_json: bool, plugins: tuple[Path, ...]) -> None:
+    """List the methods."""
+    _list(group, wide, as_json, (*outer, *plugins))
+
+
+def _list(group: str, wide: bool, as_json: bool, plugins: tuple[Path, ...]) -> None:
+    from oodbench.cli import listings
+    from oodbench.method import registry
+
+    known = registry.methods(plugins)
+    names = registry.group(group, known) if group else list(known)
+    say(listings.methods([known[name] for name in names], shared.width(wide), as_json=as_json))
 
 
 @methods.command()

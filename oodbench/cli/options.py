@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from oodbench.cli.help import EncoderNames, Names, OneOf, method_names, set_names
 from oodbench.errors import UserError, did_you_mean, redact
 from oodbench.storage.files import read_text
 
@@ -138,6 +139,7 @@ def renamed(command: str, arguments: Sequence[str]) -> str:
 
 METHODS = click.option(
     "--methods",
+    type=Names(method_names),
     default="core",
     help="mcm,energy[scale=1],... and groups: core, zero-shot, post-hoc, trained, few-shot, test-time, all.",
     show_default=True,
@@ -146,10 +148,16 @@ CONFIG = click.option(
     "--config", type=FOLDER, is_eager=True, expose_value=False, callback=read_config, help="TOML file of options."
 )
 ID = click.option(
-    "--id", "id_", default="glyphs", help="ID set or benchmark: a name, or folder:PATH.", show_default=True
+    "--id",
+    "id_",
+    type=Names(set_names, several=False),
+    default="glyphs",
+    help="ID set or benchmark: a name, or folder:PATH.",
+    show_default=True,
 )
 OOD = click.option(
     "--ood",
+    type=Names(set_names),
     default="",
     help="OOD sets, separated by commas: names, or folder:PATH. Default: those of the ID set's benchmark.",
 )
@@ -161,6 +169,7 @@ CLEAN_NAMES = click.option(
 )
 CALIBRATION = click.option(
     "--calibration",
+    type=Names(set_names, several=False),
     default="",
     help="ID training images for methods that calibrate. Default: those of the benchmark, else of the ID set.",
 )
@@ -180,6 +189,7 @@ SHOTS = click.option(
 SHOT_SEED = click.option("--shot-seed", type=int, help="Seed that draws --shots. Default: --seed.")
 ENCODER = click.option(
     "--encoder",
+    type=EncoderNames(several=False),
     default="",
     help="glyphs, ARCH/TAG, ARCH/TAG@FILE, ARCH@FILE, CONFIG.json@FILE, hf-hub:OWNER/MODEL, local-dir:FOLDER or "
     "plugin:FILE.py. Default: that of the methods' weights, else the benchmark's.",
@@ -193,16 +203,40 @@ TEMPLATES = click.option(
     default="",
     help="Prompt templates for every method: the name of a set, a file, or 'a photo of a {}'.",
 )
-RESIZE = click.option("--resize", help="Resize filter, bicubic or bilinear. Default: the one the weights came with.")
+RESIZE = click.option(
+    "--resize", type=OneOf("bicubic", "bilinear"), help="Resize filter. Default: the one the weights came with."
+)
 PLUGINS = click.option(
     "--plugin", "plugins", multiple=True, type=FOLDER, help="Python file with a method of your own. Repeatable."
 )
-WEIGHTS = click.option("--weights", multiple=True, help="Trained weights of a method: clipn=FILE. Repeatable.")
-DEVICE = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...", show_default=True)
-PRECISION = click.option("--precision", default="fp32", help="fp32, bf16 or fp16.", show_default=True)
+WEIGHTS = click.option(
+    "--weights",
+    multiple=True,
+    help="Trained weights of a method: clipn=FILE, or coop=FOLDER for all of a few-shot method. Repeatable.",
+)
+DEVICE = click.option(
+    "--device",
+    type=Names(lambda: ("auto", "cpu", "cuda", "cuda:0", "cuda:1", "mps"), several=False),
+    default="auto",
+    help="auto, cpu, cuda, cuda:1, ...",
+    show_default=True,
+)
+PRECISION = click.option(
+    "--precision",
+    type=OneOf("fp32", "bf16", "fp16"),
+    default="fp32",
+    help="What the model computes in.",
+    show_default=True,
+)
 BATCH_SIZE = click.option("--batch-size", default=128, help="Images encoded at once.", show_default=True)
 WORKERS = click.option("--workers", default=0, help="Threads that decode images. Default: one per core, at most 16.")
-ON_ERROR = click.option("--on-error", default="stop", help="On an unreadable image: stop or skip.", show_default=True)
+ON_ERROR = click.option(
+    "--on-error",
+    type=OneOf("stop", "skip"),
+    default="stop",
+    help="What an unreadable image does.",
+    show_default=True,
+)
 STORE = click.option(
     "--store",
     type=FOLDER,
@@ -218,3 +252,12 @@ TRACKING_URI = click.option(
     "--tracking-uri", help="MLflow server. Default: $MLFLOW_TRACKING_URI, else a SQLite file in the results folder."
 )
 VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Log what is done, and show the traceback of an error.")
+WIDE = click.option("--wide", is_flag=True, help="All columns, in full.")
+JSON = click.option("--json", "as_json", is_flag=True, help="JSON, with all columns.")
+
+
+def width(wide: bool) -> int | None:
+    """Return the number of characters that a line of a list may have: those of the terminal; None for any number."""
+    import shutil
+
+    return None if wide else max(shutil.get_terminal_size().columns, 80)

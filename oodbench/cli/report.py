@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from oodbench.cli import options as shared
+from oodbench.cli.help import Command, examples
 from oodbench.cli.options import FOLDER
 from oodbench.cli.output import note, print_tables
 from oodbench.errors import UserError, printable
@@ -19,8 +20,19 @@ if TYPE_CHECKING:
     from oodbench.report.output import OutputOptions
     from oodbench.report.tables.grouping import LoadedResults
 
+_TABLE = ("decimals", "percent", "group", "transpose", "intervals", "seeds", "stream_parts", "cite")  # of TableOptions
 
-@click.command()
+
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "oodbench report",
+        "oodbench report --format latex --output table.tex",
+        "oodbench report --format html --output page.html",
+        "oodbench report --compare published",
+        "oodbench report --explain clipn textures",
+    ),
+)
 @shared.RESULTS
 @click.option(
     "--format",
@@ -47,6 +59,7 @@ if TYPE_CHECKING:
 )
 @click.option("--intervals", default="", help="half: ± half the width; range: [low, high].")
 @click.option("--seeds", is_flag=True, help="Mean ± standard deviation of results that differ in the seed only.")
+@click.option("--stream-parts", is_flag=True, help="Test-time adaptation: also the first 1,000 images, and the rest.")
 @click.option(
     "--tests/--no-tests",
     default=None,
@@ -82,7 +95,10 @@ def report(
     data: Path | None,
     **options: Any,
 ) -> None:
-    """Print the tables of a results folder. docs/reading-the-table.md explains them."""
+    """Print the tables of a results folder.
+
+    docs/reading-the-table.md explains them.
+    """
     from oodbench.report import output as formats
 
     figures = options["form"] == "figures"
@@ -135,7 +151,7 @@ def _parse(options: dict[str, Any]) -> tuple[TableOptions, OutputOptions]:
         methods=tuple(filter(None, (method.strip() for method in split(options["methods"], ",")))),
         sets=tuple(parse_names(options["sets"])),
         metrics=tuple(dict.fromkeys(name.strip() for name in options["metrics"].split(",") if name.strip())),
-        **{name: options[name] for name in ("decimals", "percent", "group", "transpose", "intervals", "seeds", "cite")},
+        **{name: options[name] for name in _TABLE},
     )
     same = {name: options[name] for name in ("standalone", "bib", "quotes", "tests", "output")}
     same["figures"] = options["with_figures"]

@@ -15,6 +15,7 @@ import click
 
 from oodbench.cli import options as shared
 from oodbench.cli.group import sigterm_raises
+from oodbench.cli.help import Command, EncoderNames, OneOf, examples
 from oodbench.cli.options import FOLDER, Integers
 from oodbench.cli.output import configure_logging, note, print_tables, say
 from oodbench.errors import redact
@@ -27,7 +28,16 @@ if TYPE_CHECKING:
     from oodbench.tracking import Tracker
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "oodbench run",
+        "oodbench run --methods mcm,energy --id imagenet1k --dry-run",
+        "oodbench run --methods core,knn --id imagenet1k --shots 16 --encoder ViT-B-16/openai",
+        "oodbench run --id folder:my-animals --ood folder:other-photos --encoder ViT-B-32/openai",
+        "oodbench run --sweep neglabel.num_negatives=1000,5000,10000",
+    ),
+)
 @shared.METHODS
 @shared.ID
 @shared.OOD
@@ -39,6 +49,7 @@ if TYPE_CHECKING:
 @shared.CLEAN_NAMES
 @click.option(
     "--encoder",
+    type=EncoderNames(),
     default="",
     help="glyphs, ARCH/TAG, ARCH/TAG@FILE, ARCH@FILE, CONFIG.json@FILE or hf-hub:OWNER/MODEL; several separated by "
     "commas. Default: that of the methods' weights, else the benchmark's.",
@@ -74,16 +85,42 @@ if TYPE_CHECKING:
 @click.option("--strict", is_flag=True, help="Identify images and weights by their content, not by name and size.")
 @shared.ON_ERROR
 @click.option(
-    "--at95", default="first", help="FPR95 rule: first, nearest (MCM) or interpolate (CLIPN).", show_default=True
+    "--at95",
+    type=OneOf("first", "nearest", "interpolate"),
+    default="first",
+    help="Rule of FPR95: nearest is MCM's, interpolate CLIPN's.",
+    show_default=True,
 )
 @click.option(
-    "--aupr", default="average_precision", help="average_precision or trapezoid (OpenOOD).", show_default=True
+    "--aupr",
+    type=OneOf("average_precision", "trapezoid"),
+    default="average_precision",
+    help="Rule of AUPR: trapezoid is OpenOOD's.",
+    show_default=True,
 )
 @click.option(
     "--bootstrap",
     default=1000,
     help="Bootstrap resamples for confidence intervals; with 0, only AUROC has an interval.",
     show_default=True,
+)
+@click.option(
+    "--stream-order",
+    default="shuffled",
+    help="Orders of the test images for methods that learn from them, separated by commas: shuffled, id-first, "
+    "ood-first, blocks=N.",
+    show_default=True,
+)
+@click.option(
+    "--stream-seeds",
+    type=Integers(),
+    default="0,1,2",
+    help="Seeds that shuffle the test images; each gives a result.",
+    show_default=True,
+)
+@click.option("--stream-batch", default=256, help="Test images that come at once.", show_default=True)
+@click.option(
+    "--stream-ratio", default="all", help="All test images of a pair, or ID:OOD as in 1:1.", show_default=True
 )
 @shared.WEIGHTS
 @shared.PLUGINS
@@ -119,7 +156,10 @@ def run(
     verbose: bool,
     **options: Any,
 ) -> None:
-    """Encode the images once, score them with every method, and print the table."""
+    """Score image sets with methods, and print the table.
+
+    Every image is encoded once. Rerun the same command to resume.
+    """
     configure_logging(verbose)
     from oodbench import api
     from oodbench.cli.progress import spinner
@@ -187,13 +227,18 @@ def _watching(plans: Sequence[Plan], events: Path | None) -> Iterator[Watch]:
     request = plans[0].request
     if events is None and request.ray and cluster_address(request.ray, request.device):
         events = request.out / "events.jsonl"
-    with RunProgress(sum(len(plan.jobs) for plan in plans)) as progress, log_to(events) as write:
+    with RunProgress(sum(_row_count(plan) for plan in plans)) as progress, log_to(events) as write:
 
         def show_and_write(event: Event) -> None:
             progress.watch.event(event)
             write(event)
 
         yield dataclasses.replace(progress.watch, event=show_and_write)
+
+
+def _row_count(plan: Plan) -> int:
+    """Return the number of results of a plan: one per method, of a stream one per order and seed."""
+    return sum(len(plan.protocols) if job.is_stream else 1 for job in plan.rows)
 
 
 def plan_text(plan: Plan) -> str:
@@ -241,18 +286,50 @@ def plan_text(plan: Plan) -> str:
     ]
     counted = []  # methods with scores missing, and whether they were fitted for another set
     for job in plan.jobs:
-        missing_sets = [images.dataset.name for images in plan.listings if not find_scores(plan, job, images)]
-        counted += [(job, len(missing_sets) < len(plan.listings))] if missing_sets else []
-        state = f"to score: {', '.join(missing_sets)}" if missing_sets else "stored"
+        state, fitted = _method_state(plan, job)
+        counted += [] if state == "stored" else [(job, fitted)]
         values = ", ".join(f"{name}={value}" for name, value in job.parameters.items())
-        lines.append(f"  {job.label} ({values}): {state}")
-        if seen := job.access(plan.draw.shots).facts:
+        readers = ", ".join(one.label for one in plan.rows if one.base == job.label) if job.only_base else ""
+        lines.append(f"  {job.label} ({values}){f', base of {readers}' if readers else ''}: {state}")
+        if not readers and (seen := job.access(plan.draw.shots).facts):
             lines.append(f"    sees {'; '.join(seen)}")
     for name, reason in (*plan.skipped_methods, *plan.incompatible_methods):
         lines += f"  skipped: {name}: {reason}".replace("\n  ", "\n    ").split("\n")
-    lines += _text_lines(plan, counted)
+    lines += [*_stream_lines(plan), *_text_lines(plan, counted)]
     placement = [_placement_text(plan)] if plan.request.ray else []
     return "\n".join([*map(printable, lines), *placement]).rstrip()
+
+
+def _method_state(plan: Plan, job: Job) -> tuple[str, bool]:
+    """Return which scores of a method are missing, and whether it was fitted for another image set."""
+    from oodbench.pipeline.score import find_scores
+    from oodbench.pipeline.streams import find_streams, is_stored
+
+    if job.is_stream:
+        count = len(plan.ood) * len(plan.protocols)
+        missing = count - sum(len(find_streams(plan, job, protocol)) for protocol in plan.protocols)
+        return f"{missing:,} of {count:,} streams to score" if missing else "stored", False
+    if job.only_base and all(is_stored(plan, one) for one in plan.rows if one.base == job.label):
+        return "stored", False
+    missing_sets = [images.dataset.name for images in plan.listings if not find_scores(plan, job, images)]
+    state = f"to score: {', '.join(missing_sets)}" if missing_sets else "stored"
+    return state, len(missing_sets) < len(plan.listings)
+
+
+def _stream_lines(plan: Plan) -> list[str]:
+    """Describe the protocol of the streams, if a method of the plan learns from the test images."""
+    if not any(job.is_stream for job in plan.jobs):
+        return []
+    request, protocols = plan.request, plan.protocols
+    orders = ", ".join(dict.fromkeys(protocol.order for protocol in protocols))
+    seeds = ", ".join(dict.fromkeys(str(protocol.seed) for protocol in protocols))
+    ratio = "all images" if protocols[0].ratio == "all" else f"ID:OOD {protocols[0].ratio}"
+    return [
+        "",
+        "streams",
+        f"  order {orders}; seed {seeds}; batch {request.stream_batch:,}; {ratio}; each pair begins anew",
+        f"  {len(plan.ood)} pairs x {len(protocols)} = {len(plan.ood) * len(protocols)} streams for each method",
+    ]
 
 
 def _text_lines(plan: Plan, jobs: Sequence[tuple[Job, bool]]) -> list[str]:

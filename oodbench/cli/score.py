@@ -16,6 +16,7 @@ import click
 
 from oodbench.cli import options as shared
 from oodbench.cli.group import sigterm_raises
+from oodbench.cli.help import Command, examples
 from oodbench.cli.options import FOLDER
 from oodbench.cli.output import check_output, configure_logging, note
 from oodbench.errors import UserError, raise_all
@@ -31,7 +32,14 @@ SUFFIXES = (".csv", ".parquet")
 Columns = list[list[Any]]
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "oodbench score photos/ --method mcm --classes pets.txt --encoder ViT-B-16/openai",
+        "oodbench score photos/ --method mcm --id imagenet1k --threshold-from photos-of-pets/ --save detector",
+        "oodbench score photos/ --detector detector --output scores.csv",
+    ),
+)
 @click.argument("images", nargs=-1, required=True)
 @click.option("--method", help="One method: clipn, energy[scale=1], ...")
 @click.option("--id", "id_", default="", help="ID set or benchmark whose classes and training images are taken.")
@@ -73,7 +81,10 @@ Columns = list[list[Any]]
 @shared.PLUGINS
 @shared.VERBOSE
 def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
-    """Score IMAGES (a folder, files, or the name of a dataset) with one method, and decide which are ID."""
+    """Score your own images with one method.
+
+    IMAGES are a folder, files, or the name of a dataset. With a threshold, it is decided which images are ID.
+    """
     configure_logging(verbose)
     from oodbench.cli.progress import spinner
     from oodbench.data.load import notes

@@ -8,12 +8,16 @@ from pathlib import Path
 import click
 
 from oodbench.cli import options as shared
+from oodbench.cli.help import Command, examples
 from oodbench.cli.options import FOLDER
 from oodbench.cli.output import configure_logging, print_errors, say
 from oodbench.errors import UserError, redact
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    epilog=examples("oodbench sync --tracking-uri http://mlflow.example.org:5000"),
+)
 @shared.RESULTS
 @shared.TRACKING_URI
 def sync(results: Path, tracking_uri: str | None) -> None:
@@ -30,7 +34,10 @@ def sync(results: Path, tracking_uri: str | None) -> None:
         sys.exit(1)
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    epilog=examples("oodbench register detector --name pets-detector"),
+)
 @click.argument("path", type=FOLDER)
 @click.option("--name", required=True, help="Name in the model registry; a known name gets a new version.")
 @click.option("--classes", default="", help="With weights: class names that predict() uses by default.")
@@ -41,7 +48,10 @@ def sync(results: Path, tracking_uri: str | None) -> None:
 def register(
     path: Path, name: str, classes: str, encoder: str, results: Path, tracking_uri: str | None, verbose: bool
 ) -> None:
-    """Put PATH, a saved detector or a file of trained weights, into MLflow's model registry."""
+    """Put a detector or weights into MLflow's registry.
+
+    PATH is a saved detector, or a file of trained weights.
+    """
     configure_logging(verbose)
     from oodbench import tracking
     from oodbench.detector.registration import model_of

@@ -8,11 +8,17 @@ from pathlib import Path
 import click
 
 from oodbench.cli import options as shared
+from oodbench.cli.help import Command, examples
 from oodbench.cli.options import FOLDER
 from oodbench.cli.output import check_output, say
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "oodbench weights weights/clipn-glyphs.safetensors",
+    ),
+)
 @click.argument("file", type=FOLDER)
 @click.option(
     "-o", "--output", type=FOLDER, help="Write the weights in the layout of the method's released code to this file."
@@ -20,7 +26,10 @@ from oodbench.cli.output import check_output, say
 @click.option("--encoder", default="", help="With --output: the encoder that they were trained for, as in run.")
 @shared.PLUGINS
 def weights(file: Path, output: Path | None, encoder: str, plugins: tuple[Path, ...]) -> None:
-    """Show how weights were trained, or write them in the layout of the method's released code."""
+    """Show how weights were trained, or convert them.
+
+    With --output they are written in the layout of the method's released code.
+    """
     from oodbench.pipeline import assign_weights
     from oodbench.pipeline import weights as files
     from oodbench.storage.store import Store, default_root

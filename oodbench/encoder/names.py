@@ -24,11 +24,16 @@ def open_clip_name(text: str) -> str:
     return _WITH_SLASH.sub(r"\g<kind>-\g<patch>", text, count=1) if _WITH_SLASH.match(text) else text
 
 
+def architectures() -> list[str]:
+    """Return the names of open_clip's architectures, by its config files: importing it takes seconds."""
+    found = importlib.util.find_spec("open_clip")
+    folders = found.submodule_search_locations if found else None
+    return sorted(path.stem for folder in folders or () for path in Path(folder, "model_configs").glob("*.json"))
+
+
 def tags(architecture: str) -> list[str]:
     """Return the tags of open_clip's weights for an architecture; none if there is no such architecture."""
-    found = importlib.util.find_spec("open_clip")  # which does not import it; that takes seconds
-    folders = found.submodule_search_locations if found else None
-    if not any(Path(folder, "model_configs", f"{architecture}.json").is_file() for folder in folders or ()):
+    if architecture not in architectures():
         return []
     import open_clip
 

@@ -121,6 +121,12 @@ def from_mapping(values: Mapping[str, Any]) -> Access:
     return Access(**values)
 
 
+def both(one: Access, other: Access) -> Access:
+    """Return the card of a method that sees what two methods see, such as a stream and its base."""
+    seen = {name: value or getattr(other, name) for name, value in vars(one).items()}
+    return Access(**{**seen, "id_labels": "all" if "all" in (one.id_labels, other.id_labels) else seen["id_labels"]})
+
+
 def complete(declared: Access, needs: Collection[str], *, calibrates: bool = True, shots: int | None = None) -> Access:
     """Return a declared card with what follows from the needs.
 

@@ -28,7 +28,12 @@ NEEDS = (
     "SHOTS",
 )  # the flags of method.Needs, which imports torch
 _ONE_CLASS = "it must define one subclass of Method"
-_KINDS = ("Method", "TrainedMethod", "StreamMethod", "FewShotMethod")
+_KINDS = {  # the classes that methods inherit from -> their `needs`
+    "Method": ("FEATURES",),
+    "TrainedMethod": ("FEATURES",),
+    "StreamMethod": ("FEATURES", "STREAM"),
+    "FewShotMethod": ("FEATURES", "WEIGHTS", "SHOTS"),
+}
 _GRADIENTS = {"enable_grad", "set_grad_enabled"}  # score() runs without a gradient unless it calls one of these
 
 
@@ -51,6 +56,7 @@ class MethodInfo:
     trained   hyper-parameters that training fixes
     access    what the method declares, and a gradient by the pixels; card() adds what follows from the needs
     family    a group of `--methods` besides that of the card, or ""
+    sees_itself  of a method that learns from the test images: whether it learns from one before it scores it
     problem   why the source cannot be read as a method, or ""
     """
 
@@ -70,6 +76,7 @@ class MethodInfo:
     trained: tuple[str, ...] = ()
     access: Access = field(default_factory=Access)
     family: str = ""
+    sees_itself: bool = False
     problem: str = ""
 
     def defaults(self) -> dict[str, Any]:
@@ -109,6 +116,7 @@ def describe(name: str, path: Path, origin: str, module: str, subclass: str = ""
         trained = _trained(lineage, parameters)
         access = _access(lineage)
         family = _family(lineage)
+        sees_itself = _sees_itself(lineage)
     except (OSError, SyntaxError, UnicodeDecodeError, RecursionError) as error:
         return MethodInfo(name, path, origin, module, problem=f"it cannot be read: {error}")
     except ValueError as error:
@@ -141,6 +149,7 @@ def describe(name: str, path: Path, origin: str, module: str, subclass: str = ""
         trained=trained,
         access=access,
         family=family,
+        sees_itself=sees_itself,
     )
 
 
@@ -175,20 +184,21 @@ def _lineage(one: _Class, main: Path, module: str, below: tuple[ast.ClassDef, ..
     is_method = False
     for base in one.node.bases:
         own = any(isinstance(node, ast.ClassDef) and node.name == ast.unparse(base) for node in one.tree.body)
-        above = _base(base, one, main, module) if own or not _is_method(base, one.tree) else None
+        above = _base(base, one, main, module) if own or not _kind(base, one.tree) else None
         inherited = _lineage(above, main, module, (*below, one.node)) if above else []
         found += inherited
-        is_method = is_method or (not inherited and _is_method(base, one.tree))
+        is_method = is_method or (not inherited and _kind(base, one.tree) != "")
     return [one, *found] if is_method or found else []
 
 
-def _is_method(base: ast.expr, tree: ast.Module) -> bool:
-    """Return whether a base is Method or a kind of it, perhaps imported under another name."""
+def _kind(base: ast.expr, tree: ast.Module) -> str:
+    """Return which of `_KINDS` a base is, perhaps imported under another name; "" if it is none."""
     name = ast.unparse(base).partition("[")[0]
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.module == "oodbench.method":
             name = next((alias.name for alias in node.names if alias.asname == name), name)
-    return name.rpartition(".")[2] in _KINDS
+    kind = name.rpartition(".")[2]
+    return kind if kind in _KINDS else ""
 
 
 def _base(base: ast.expr, one: _Class, main: Path, module: str) -> _Class | None:
@@ -250,7 +260,8 @@ def _parameters(lineage: list[_Class]) -> tuple[Parameter, ...]:
 
 def _inherited_needs(lineage: list[_Class]) -> tuple[str, ...]:
     """Return the flags of `needs`, which may add to those of a base class."""
-    needs: tuple[str, ...] = ("FEATURES",)
+    kinds = [kind for one in lineage for base in one.node.bases if (kind := _kind(base, one.tree))]
+    needs = _KINDS[kinds[0]]
     for one in reversed(lineage):
         if (value := _class_variable(one, "needs")) is not None:
             needs = _needs(value, needs)
@@ -299,6 +310,16 @@ def _family(lineage: list[_Class]) -> str:
     if not isinstance(value, ast.Constant) or value.value not in ("", *FAMILIES.values()):
         raise ValueError(f"family = {ast.unparse(value)} must be one of {', '.join(FAMILIES.values())}")
     return str(value.value)
+
+
+def _sees_itself(lineage: list[_Class]) -> bool:
+    """Return the value of `sees_itself`; raise ValueError unless it is True or False."""
+    value = next((found for one in lineage if (found := _class_variable(one, "sees_itself")) is not None), None)
+    if value is None:
+        return False
+    if not isinstance(value, ast.Constant) or not isinstance(value.value, bool):
+        raise ValueError(f"sees_itself = {ast.unparse(value)} must be True or False")
+    return value.value
 
 
 def _class_variable(one: _Class, name: str) -> ast.expr | None:

@@ -249,25 +249,27 @@ def logsumexp(logits: Float[Tensor, "b k"]) -> Float64[Tensor, " b"]:
     return scaled_logsumexp(logits, 1.0, logits.amax(-1))
 
 
-def check_scores(scores: object, images: int) -> npt.NDArray[np.float64]:
+def check_scores(scores: object, images: int, function: str = "score()") -> npt.NDArray[np.float64]:
     """Return scores in float64; raise UserError unless they are one real number per image that float64 represents.
 
-    The conversion of half precision loses nothing; images that tie in half precision still tie.
+    `function` is what returned them, for the message. The conversion of half precision loses nothing; images that tie
+    in half precision still tie.
     """
     if not isinstance(scores, Tensor) or scores.shape != (images,):
         found = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise UserError(f"score() must return one score per image, a tensor [{images}], not {found}")
+        raise UserError(f"{function} must return one score per image, a tensor [{images}], not {found}")
     if scores.dtype == torch.bool or scores.is_complex():
-        raise UserError(f"score() must return real numbers, not {scores.dtype}")
+        raise UserError(f"{function} must return real numbers, not {scores.dtype}")
     if not scores.is_floating_point() and images and max(int(scores.max()), -int(scores.min())) > INTEGERS:
-        raise UserError("score() returns integers beyond 2^53, which float64 does not tell apart; return float64")
+        raise UserError(f"{function} returns integers beyond 2^53, which float64 does not tell apart; return float64")
     wide: npt.NDArray[np.float64] = scores.detach().double().cpu().numpy()
     return wide
 
 
-def check_predictions(predictions: Tensor, images: int, classes: int) -> None:
-    """Raise ValueError unless there is one class index per image."""
-    if predictions.shape != (images,) or predictions.is_floating_point():
-        raise ValueError(f"predict() must return one class index per image, [{images}], not {list(predictions.shape)}")
+def check_predictions(predictions: object, images: int, classes: int, function: str = "predict()") -> None:
+    """Raise ValueError unless there is one class index per image; `function` is what returned them, for the message."""
+    if not isinstance(predictions, Tensor) or predictions.shape != (images,) or predictions.is_floating_point():
+        found = list(predictions.shape) if isinstance(predictions, Tensor) else type(predictions).__name__
+        raise ValueError(f"{function} must return one class index per image, [{images}], not {found}")
     if len(predictions) and not 0 <= int(predictions.min()) <= int(predictions.max()) < classes:
-        raise ValueError(f"predict() must return class indices below {classes}, not {int(predictions.max())}")
+        raise ValueError(f"{function} must return class indices below {classes}, not {int(predictions.max())}")

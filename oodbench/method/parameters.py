@@ -153,8 +153,18 @@ def written(value: Any) -> str:
         return repr(value).removesuffix(".0")
     if isinstance(value, str):
         plain = not any(char in value for char in "[](){},=\"' \\") and parse_value(value) == value
-        return value if plain else repr(value)
+        return value if plain or _is_choice(value) else repr(value)
     return str(value)
+
+
+def _is_choice(value: str) -> bool:
+    """Return whether a value is a method with hyper-parameters in brackets, which is read without quotes, too."""
+    if not re.fullmatch(r"[\w-]+\[\w+=.*\]", value, re.DOTALL):
+        return False
+    try:
+        return parse_choices(f"x[y={value}]") == [Choice("x", {"y": value})]
+    except UserError:
+        return False
 
 
 def split(text: str, separator: str) -> list[str]:

@@ -126,6 +126,8 @@ def _undeclared(info: MethodInfo, found: type[Method[Any]]) -> str:
     for kind, need in ((StreamMethod, "STREAM"), (FewShotMethod, "SHOTS")):
         if issubclass(found, kind) != (need in info.needs):
             return f"only a subclass of {kind.__name__} needs {need}, and each names Needs.{need} in its `needs`"
+    if getattr(found, "sees_itself", False) != info.sees_itself:
+        return f"its sees_itself is {not info.sees_itself}, of its source {info.sees_itself}; write it in the class"
     if {**found.access.plain(), "test_gradient": info.access.test_gradient} != info.access.plain():
         return f"its access is {found.access}, of its source {info.access}; write access = Access(...) in the class"
     return ""

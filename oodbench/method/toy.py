@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor, nn
 
 from oodbench.data import prompts
@@ -185,6 +185,17 @@ class ToyWorld:
         patches = torch.nn.functional.normalize(self.encoder.patches(images), dim=-1)
         views = self._views(images)
         return Batch(needs, len(images), features, embeddings, activations, images, _patches=patches, _views=views)
+
+    def base(self, images: Tensor) -> Float64[Tensor, " b"]:
+        """Return the scores of MCM, which stands for any method that a StreamMethod names as its `base`."""
+        centres = torch.nn.functional.normalize(self.encoder.text(CLASSES), dim=-1)
+        features = torch.nn.functional.normalize(self.encoder.pixels(images), dim=-1)
+        return (features @ centres.T).double().log_softmax(-1).amax(-1)
+
+    def stream(self) -> tuple[Tensor, Bool[Tensor, " n"]]:
+        """Return the ID and OOD images in the order of a shuffled stream, and which of them are ID images."""
+        order = np.random.RandomState(0).permutation(len(self.id) + len(self.ood))
+        return torch.cat([self.id, self.ood])[order], torch.from_numpy(order < len(self.id))
 
     def _views(self, images: Tensor) -> Tensor | None:
         """Return the embeddings of each image laid over its mirror image, which grows fainter from view to view."""

@@ -165,12 +165,12 @@ def select_jobs(jobs: Jobs, request: RunRequest, located: Mapping[str, Path], sp
     A named method without weights raises UserError; with `--skip-missing`, and in a group, it is skipped.
     """
     missing = [job for job in jobs.jobs if "WEIGHTS" in job.info.needs and job.label not in located]
-    reasons = [(job.label, _missing_reason(job, request, spec)) for job in missing]
-    others = tuple(job for job in jobs.jobs if job not in missing)
-    needed = {job.label for job in missing if not others or (job.named and not request.skip_missing)}
+    reasons = jobs.reasons({job.label: _missing_reason(job, request, spec) for job in missing}, ", which ")
+    others = jobs.without(reasons)
+    named = {job.label for job in jobs.rows if job.named and not request.skip_missing}
     without = f"\n  or leave it out: {command(request, skip_missing=True)}" if others else ""
-    raise_all([f"{label} {reason}{without}" for label, reason in reasons if label in needed])
-    return Jobs(others, (*jobs.skipped_methods, *reasons))
+    raise_all([f"{label} {reason}{without}" for label, reason in reasons.items() if not others or label in named])
+    return Jobs(others, (*jobs.skipped_methods, *reasons.items()))
 
 
 def attach_weights(
@@ -188,6 +188,7 @@ def attach_weights(
     """
     complete: list[Job] = []
     problems: list[str] = []
+    labels: dict[str, str] = {}  # of the jobs without weights -> with them
     for job in jobs.jobs:
         path = located.get(job.label)
         if path is None:
@@ -195,6 +196,8 @@ def attach_weights(
             continue
         try:
             if path.is_dir():
+                if streams := [one.label for one in jobs.jobs if one.base == job.label]:
+                    raise UserError(f"it is the base of {', '.join(streams)}; name one file of {path}")
                 complete += _jobs_of_folder(job, path, encoder.card, classes, request, store)
                 continue
             file = examine(path, store, request.strict)
@@ -202,10 +205,13 @@ def attach_weights(
             if not file.recipe:
                 translated_weights(trained, file, encoder, store)
             complete.append(trained)
+            labels[job.label] = trained.label
         except UserError as error:
             problems.append(f"{job.label}: {error}")
-    labels = [job.label for job in complete]
-    for label in [label for label, count in Counter(labels).items() if count > 1]:
+    complete = [dataclasses.replace(job, base=labels.get(job.base, job.base)) for job in complete]
+    rows = {job.label for job in complete if not job.only_base}
+    complete = [job for job in complete if not (job.only_base and job.label in rows)]
+    for label in [label for label, count in Counter(job.label for job in complete).items() if count > 1]:
         files = [str(job.weights.path) for job in complete if job.label == label and job.variant and job.weights]
         if len(set(files)) > 1:
             problems.append(f"{label} is the name of {' and '.join(files)}; move one of them to another folder")

@@ -43,6 +43,7 @@ CPU_TOLERANCE = 1e-4
 HALF_PRECISION_TOLERANCE = 0.05  # the same if the model computes in half precision
 MAX_CHANGED_FRACTION = 1 / 8  # of a sample may differ by more in another batch: a rounding error can tip a decision
 ROUNDING = 1e-6  # of the largest score, added to the tolerance: a rounding error of float32
+STREAM_ADVICE = "write a StreamMethod if it is meant to learn from the test images"  # for methods that are refused
 
 Scores = npt.NDArray[np.float64]
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, type, types.ModuleType, types.BuiltinFunctionType)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
 import os
 import pickle
 import re
@@ -12,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,104 +18,23 @@ import torch
 from torch import Tensor
 
 from oodbench.errors import UserError
-from oodbench.method import (
-    FewShotMethod,
-    Method,
-    MethodResources,
-    Needs,
-    Task,
-    TrainedMethod,
-    Weights,
-    check_predictions,
-    check_scores,
-    registry,
-)
-from oodbench.method.method import make_module
+from oodbench.method import check_predictions, check_scores, registry
 from oodbench.method.registry import MethodInfo
-from oodbench.method.toy import CLASSES, ToyWorld
+from oodbench.method.toy import CLASSES
 from oodbench.method.views import content_of, keyed_views
-from oodbench.metrics import detection as metrics
-from oodbench.pipeline.batches import FittedMethod, difference, differing, method_contents, rounding_tolerance
+from oodbench.pipeline import stream_contract
+from oodbench.pipeline.batches import STREAM_ADVICE, FittedMethod, difference, method_contents
 from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.score import CHUNK
+from oodbench.pipeline.trial import Trial, auroc_problem, trial
 
-TOY_STEPS, TOY_RATE = 100, 3e-2
 SEEN = 3 * CHUNK  # images that a method scores before it scores the first ones again
 FEW = 12  # images that are scored one by one
 TOLERANCE = 1e-3  # of the standard deviation of scores: the difference that another batch size may make
-LEAST_AUROC = 0.7  # on the toy dataset, where a working method reaches 0.9 and more
-
-
-@dataclass
-class Trial:
-    """One method, fitted on the toy dataset."""
-
-    info: MethodInfo
-    parameters: Mapping[str, Any]
-    method: Method[Any]
-    world: ToyWorld
-    task: Task
-    state: Any
-
-    def scores(self, images: Tensor) -> Tensor:
-        """Return the scores of images as one batch, on the CPU."""
-        with torch.no_grad():
-            scores = self.method.score(self.world.batch(images, self.method.needs), self.task, self.state)
-        return scores.cpu() if isinstance(scores, Tensor) else scores
-
-    def scores_one_by_one(self, images: Tensor) -> Tensor:
-        """Return the scores of images, each in a batch of its own, in float64."""
-        return torch.cat([self.scores(image[None]) for image in images]).double()
-
-    def again(self) -> Trial:
-        """Return the same method, made and fitted anew."""
-        return trial(self.info, self.parameters, self.world.encoder.device)
-
-    def same(self, first: Tensor, second: Tensor) -> bool:
-        """Return whether scores are equal but for the rounding of a product that is divided among other threads."""
-        tolerance = rounding_tolerance(self.world.encoder.device)
-        return not differing(first.double().numpy(), second.double().numpy(), tolerance).any()
-
-
-def trial(info: MethodInfo, parameters: Mapping[str, Any] | None = None, device: str = "cpu") -> Trial:
-    """Construct a method with some hyper-parameters and fit it; raise UserError if either fails."""
-    parameters = dict(parameters or {})
-    method = registry.make(info, parameters)
-    world = ToyWorld(device=device, views=len(keyed_views(method, info.source, 0)))
-    torch.manual_seed(0)
-    resources = MethodResources(functools.cache(lambda: _trained(method, world)), lambda depends_on, compute: compute())
-    task = world.task().for_method(method.needs, resources)
-    with torch.no_grad():
-        state = method.fit(task)
-    if not task.intact():
-        raise UserError("fit() changes in place what it was given; clone it first")
-    return Trial(info, parameters, method, world, task, state)
-
-
-def _trained(method: Method[Any], world: ToyWorld) -> Weights:
-    """Train a method for some steps on the toy dataset's pairs or labelled images and return its weights."""
-    if not isinstance(method, TrainedMethod):
-        raise UserError("it reads weights but is no TrainedMethod, so nothing can train it")
-    few_shot = isinstance(method, FewShotMethod)
-    module, first = make_module(method, world.encoder, CLASSES).train(), math.nan
-    optimiser = torch.optim.AdamW(module.parameters(), lr=TOY_RATE)
-    for step in range(TOY_STEPS):
-        with torch.no_grad():
-            pairs = world.labelled_pairs(step) if few_shot else world.pairs(step)
-            inputs = method.inputs(pairs, world.encoder)
-        with torch.enable_grad():
-            loss = torch.stack(list(method.loss(method.embed(module, inputs)).values())).sum()
-            optimiser.zero_grad()
-            torch.autograd.backward(loss)
-            optimiser.step()
-        first = loss.item() if step == 0 else first
-    if not loss.item() < first:
-        raise UserError(f"training does not lower its loss: {first:.4g}, then {loss.item():.4g}")
-    return Weights({name: tensor.detach().clone() for name, tensor in module.state_dict().items()}, {})
 
 
 def is_frozen(t: Trial) -> str:
-    """It is a frozen dataclass: hyper-parameters cannot change between fit and score."""
+    """It is a frozen dataclass: hyper-parameters cannot change while it runs."""
     own = vars(type(t.method)).get("__dataclass_params__")  # not inherited
     return "" if own is not None and own.frozen else "write @dataclass(frozen=True)"
 
@@ -137,7 +53,7 @@ def is_deterministic(t: Trial) -> str:
     """
     first = t.scores(t.world.id)
     if not t.same(first, t.scores(t.world.id)):
-        return "the same images score differently the second time"
+        return f"the same images score differently the second time; {STREAM_ADVICE}"
     with registry.imported_anew(t.info):
         again = t.again()
         few = again.scores_one_by_one(t.world.id[:FEW].flip(0)).flip(0)
@@ -145,7 +61,9 @@ def is_deterministic(t: Trial) -> str:
         if not t.same(first, again.scores(t.world.id)):
             return "scores differ between runs"
     gap = (few - first[:FEW].double()).abs().max().item()
-    return "" if gap < _allowed(first[:FEW]) else f"the first images score differently ({gap:.2g}) after others"
+    if gap < _allowed(first[:FEW]):
+        return ""
+    return f"the first images score differently ({gap:.2g}) after others; {STREAM_ADVICE}"
 
 
 def keeps_nothing_of_what_it_sees(t: Trial) -> str:
@@ -155,10 +73,11 @@ def keeps_nothing_of_what_it_sees(t: Trial) -> str:
     both = torch.cat([t.world.ood, t.world.id])
     for _ in range(SEEN // CHUNK):
         t.scores(both[torch.arange(CHUNK) % len(both)])
-    if not t.same(first, t.scores(t.world.id)):
-        return f"other scores for the same images after {SEEN:,} others: what is learnt belongs to fit()"
-    place = difference(before, method_contents(fitted))
-    return "" if place is None else f"score() changes {place}; what is learnt belongs to fit()"
+    if (place := difference(before, method_contents(fitted))) is not None:
+        return f"score() changes {place}; what is learnt belongs to fit(); {STREAM_ADVICE}"
+    if t.same(first, t.scores(t.world.id)):
+        return ""
+    return f"other scores for the same images after {SEEN:,} others: what is learnt belongs to fit(); {STREAM_ADVICE}"
 
 
 def does_not_depend_on_the_batch(t: Trial) -> str:
@@ -171,9 +90,9 @@ def does_not_depend_on_the_batch(t: Trial) -> str:
         t.scores(torch.cat([few, t.world.train])[:CHUNK]).double()[:FEW],
     )
     gap = max((together - other).abs().max().item() for other in others)
-    return (
-        "" if gap < _allowed(together) else f"an image's score changes by {gap:.2g} with the other images of its batch"
-    )
+    if gap < _allowed(together):
+        return ""
+    return f"an image's score changes by {gap:.2g} with the other images of its batch; {STREAM_ADVICE}"
 
 
 def _allowed(scores: Tensor) -> float:
@@ -183,10 +102,10 @@ def _allowed(scores: Tensor) -> float:
 
 def leaves_its_input_alone(t: Trial) -> str:
     """score() and predict() do not write into their input, by torch or otherwise."""
-    batch = t.world.batch(t.world.id.clone(), ~Needs(0))
+    batch = t.batch(t.world.id.clone())
     with torch.no_grad():
-        t.method.score(batch.for_method(t.method.needs), t.task, t.state)
-        t.method.predict(batch.for_method(t.method.needs | Needs.FEATURES), t.task, t.state)
+        t.method.score(batch, t.task, t.state)
+    t.predictions(batch)
     if not t.task.intact():
         return "score() changed in place what task.text() or task.logits() gave it"
     return "" if batch.intact() else "score() changed its input in place"
@@ -194,9 +113,8 @@ def leaves_its_input_alone(t: Trial) -> str:
 
 def predicts_classes(t: Trial) -> str:
     """predict() returns None, or one class index per image."""
-    batch = t.world.batch(t.world.id, t.method.needs | Needs.FEATURES)
-    with torch.no_grad():
-        predictions = t.method.predict(batch, t.task, t.state)
+    batch = t.batch(t.world.id)
+    predictions = t.predictions(batch)
     if predictions is not None:
         check_predictions(predictions, batch.size, len(CLASSES))
     return ""
@@ -216,11 +134,7 @@ def repeats_its_views(t: Trial) -> str:
 
 def tells_id_from_ood(t: Trial) -> str:
     """Higher means more in-distribution: ID images of the toy dataset score above OOD images."""
-    id, ood = (metrics.score_set(t.scores(x).double().numpy(), "toy world") for x in (t.world.id, t.world.ood))
-    auroc = metrics.evaluate(id, ood).auroc
-    if auroc >= LEAST_AUROC:
-        return ""
-    return f"AUROC in the toy world is {auroc:.2f}" + ("; is the sign right? higher = more ID" if auroc < 0.5 else "")
+    return auroc_problem(t.scores(t.world.id), t.scores(t.world.ood))
 
 
 def has_a_state_that_travels(t: Trial) -> str:
@@ -247,25 +161,34 @@ CHECKS: tuple[Callable[[Trial], str], ...] = (
 )
 
 
+STREAM_CHECKS = (is_frozen, *stream_contract.CHECKS)
 QUICK = (gives_one_finite_score_per_image, leaves_its_input_alone, predicts_classes)  # `run --plugin` makes them first
+
+
+def checks_of(info: MethodInfo, *, quick: bool = False) -> Sequence[Callable[[Trial], str]]:
+    """Return the checks of a method: a StreamMethod has its own."""
+    if "STREAM" in info.needs:
+        return stream_contract.QUICK if quick else STREAM_CHECKS
+    return QUICK if quick else CHECKS
 
 
 def run_checks(
     info: MethodInfo,
     parameters: Mapping[str, Any] | None = None,
     device: str = "cpu",
-    checks: Sequence[Callable[[Trial], str]] = CHECKS,
+    checks: Sequence[Callable[[Trial], str]] | None = None,
 ) -> list[tuple[str, str]]:
     """Return (check, problem or "") for every check, in order; a method that cannot be fitted fails the first alone.
 
-    `parameters` are hyper-parameters that differ from the defaults.
+    `parameters` are hyper-parameters that differ from the defaults; `checks` are all of checks_of() by default.
     """
+    made = "can be made and begun" if "STREAM" in info.needs else "can be made and fitted"
     try:
         fitted = trial(info, parameters, device)
     except Exception as error:
-        return [("can be made and fitted", _message(error))]
-    found = [("can be made and fitted", "")]
-    for check in checks:
+        return [(made, _message(error))]
+    found = [(made, "")]
+    for check in checks_of(info) if checks is None else checks:
         try:
             problem = check(fitted)
         except Exception as error:
@@ -281,7 +204,9 @@ def quick_problems(jobs: Sequence[Job], device: str) -> list[str]:
     """
     found = []
     for job in jobs:
-        checks = run_checks(job.info, job.parameters, device, QUICK) if "WEIGHTS" not in job.info.needs else []
+        if "WEIGHTS" in job.info.needs:
+            continue
+        checks = run_checks(job.info, job.parameters, device, checks_of(job.info, quick=True))
         for check, problem in [(check, problem) for check, problem in checks if problem][:1]:
             found.append(f"{job.label} in a toy world: {check}: {problem}; oodbench methods check shows all")
     return found

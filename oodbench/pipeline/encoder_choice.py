@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,11 +47,12 @@ def choose_encoder(
         named = [job for job in trained if job.named or job.info.name in files]
         needed = {job.label: encoder for job in named if (encoder := released_encoder(job))}
         why = "which the released weights of {} belong to"
+    needed = {row.label: needed[label] for row in jobs.rows for label in (row.base, row.label) if label in needed}
     distinct = list(dict.fromkeys(needed.values()))
     if len(distinct) > 1:
-        raise UserError(_conflict(request, jobs.jobs, needed))
+        raise UserError(_conflict(request, jobs.rows, needed))
     if distinct:
-        others = [job.label for job in jobs.jobs if job.named and job.label not in needed]
+        others = [job.label for job in jobs.rows if job.named and job.label not in needed]
         reason = f"encoder {distinct[0]}, {why.format(', '.join(needed))}"
         if others and benchmark.encoder not in ("", distinct[0]):
             alone = command(request, methods=",".join(others), encoder=benchmark.encoder, weights=())
@@ -116,7 +118,7 @@ def _conflict(request: RunRequest, jobs: Iterable[Job], needed: Mapping[str, str
     lines = ["the methods' weights need different encoders; run them one by one:"]
     for encoder in dict.fromkeys(needed.values()):
         with_it = [label for label, one in needed.items() if one == encoder]
-        names = {label.partition("[")[0] for label in with_it}
+        names = {name for label in with_it for name in re.findall(r"[\w-]+", label)}  # of bases, too
         weights = tuple(text for text in request.weights if text.partition("=")[0] in names)
         lines.append("  " + command(request, methods=",".join(with_it + free), encoder=encoder, weights=weights))
     return "\n".join(lines)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from oodbench.data.imageset import ImageSet
 from oodbench.errors import redact
+from oodbench.method.access import Access, both
 from oodbench.metrics import detection as metrics
 from oodbench.metrics.bootstrap import Settings
 from oodbench.metrics.delong import Scores
@@ -34,13 +36,17 @@ def add_intervals(plan: Plan, result: Result, job: Job, entries: Mapping[str, En
     settings = metric_settings(plan)
     found = _intervals(plan, settings, job, entries)
     sets = tuple(dataclasses.replace(ood, intervals=found.sets[ood.dataset]) for ood in result.ood)
-    uncertainty = {
+    return dataclasses.replace(result, ood=sets, mean_intervals=found.means, uncertainty=uncertainty(settings))
+
+
+def uncertainty(settings: Settings) -> dict[str, Any]:
+    """Return how intervals are computed, as a result holds it."""
+    return {
         "level": settings.level,
         "replicates": settings.replicates,
         "seed": settings.seed,
         **methods(settings),
     }
-    return dataclasses.replace(result, ood=sets, mean_intervals=found.means, uncertainty=uncertainty)
 
 
 def _intervals(plan: Plan, settings: Settings, job: Job, entries: Mapping[str, Entry]) -> Intervals:
@@ -58,12 +64,12 @@ def _intervals(plan: Plan, settings: Settings, job: Job, entries: Mapping[str, E
         ood = {name: np.array(entries[name].array("scores")) for name in groups}
         scores = Scores(np.array(entries[plan.id.dataset.name].array("scores")), ood, groups)
         computed = intervals(scores, settings, job.label)
-        rounded = {"sets": _rounded(computed.sets), "means": _rounded(computed.means)}
-        facts = plan.store.try_write("intervals", inputs, {"method": job.info.name, **rounded})
-    return Intervals(_rounded(facts["sets"]), _rounded(facts["means"]))
+        computed_facts = {"sets": rounded(computed.sets), "means": rounded(computed.means)}
+        facts = plan.store.try_write("intervals", inputs, {"method": job.info.name, **computed_facts})
+    return Intervals(rounded(facts["sets"]), rounded(facts["means"]))
 
 
-def _rounded(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, tuple[float, float]]]:
+def rounded(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, tuple[float, float]]]:
     return {
         name: {metric: (round(low, DIGITS), round(high, DIGITS)) for metric, (low, high) in metrics.items()}
         for name, metrics in found.items()
@@ -74,7 +80,11 @@ def evaluate(plan: Plan, job: Job, entries: Mapping[str, Entry]) -> Result:
     """Return the result of a job from its stored scores of every dataset."""
     id_entry = entries[plan.id.dataset.name]
     id_scores = _score_set(job, plan.id, id_entry)
-    rows = tuple(_set_row(plan, job, ood, entries[ood.listing.dataset.name], id_scores) for ood in plan.ood)
+    rows = []
+    for ood in plan.ood:
+        entry = entries[ood.listing.dataset.name]
+        scores = _score_set(job, ood.listing, entry)
+        rows.append(set_row(ood, compare(plan, id_scores, scores), len(entry.facts["skipped"])))
     found = [entries[listing.dataset.name] for listing in plan.listings]
     seconds = {
         "extract": sum(e.facts["extract_seconds"] for e in found),
@@ -84,31 +94,33 @@ def evaluate(plan: Plan, job: Job, entries: Mapping[str, Entry]) -> Result:
     devices = dict.fromkeys(e.facts["device"] for e in found)
     extracted = distinct(stamp for e in found for stamp in e.facts["extracted"])
     result = dataclasses.replace(
-        _head(plan, job),
+        head(plan, job),
         id=dataclasses.replace(
-            _id_row(plan.id),
+            id_row(plan.id),
             n=id_scores.given.size,
             skipped=len(id_entry.facts["skipped"]),
             accuracy=_accuracy(plan, id_entry),
         ),
-        ood=rows,
-        run={**_run(plan, job), "device": ", ".join(devices), "extracted": extracted},
+        ood=tuple(rows),
+        run={**run_settings(plan, job), "device": ", ".join(devices), "extracted": extracted},
         versions=id_entry.facts["versions"],
         commit=id_entry.facts["commit"],
         scores={listing.dataset.name: entries[listing.dataset.name].key for listing in plan.listings},
         seconds={k: round(v, 6) for k, v in seconds.items()},
-        warnings=_warnings(plan, entries),
+        warnings=warnings(
+            plan, [(one.dataset.title, entries[one.dataset.name].array("scores")) for one in plan.listings]
+        ),
     )
     return add_intervals(plan, result, job, entries)
 
 
-def _warnings(plan: Plan, entries: Mapping[str, Entry]) -> tuple[str, ...]:
-    """Return why the metrics may mislead: a method that gives all images of a set the same score."""
-    constant = []
-    for listing in plan.listings:
-        scores = entries[listing.dataset.name].array("scores")
-        if len(scores) > 1 and scores.min() == scores.max():
-            constant.append(f"{listing.dataset.title} (n = {len(scores):,})")
+def warnings(plan: Plan, scores: Iterable[tuple[str, npt.NDArray[np.float64]]]) -> tuple[str, ...]:
+    """Return why the metrics may mislead: a method that gives all images of a set the same score.
+
+    `scores` are those of each set, with its title.
+    """
+    same = [(title, len(of_set)) for title, of_set in scores if len(of_set) > 1 and of_set.min() == of_set.max()]
+    constant = [f"{title} (n = {count:,})" for title, count in dict.fromkeys(same)]
     if not constant:
         return ()
     alone = len(plan.classes.lines) == 1
@@ -118,12 +130,13 @@ def _warnings(plan: Plan, entries: Mapping[str, Entry]) -> tuple[str, ...]:
 
 def failed(plan: Plan, job: Job, error: str) -> Result:
     """Return the result of a job that failed."""
-    return dataclasses.replace(_head(plan, job), status="failed", error=redact(error))
+    return dataclasses.replace(head(plan, job), status="failed", error=redact(error))
 
 
-def _head(plan: Plan, job: Job) -> Result:
+def head(plan: Plan, job: Job) -> Result:
     """Return a result without metrics: method, encoder, image sets, versions and settings."""
     request = plan.request
+    trained = next((one.weights for one in (job, plan.base_of(job)) if one and one.weights), None)
     return Result(
         method=job.info.name,
         label=job.label,
@@ -132,24 +145,30 @@ def _head(plan: Plan, job: Job) -> Result:
         benchmark=plan.benchmark.name,
         benchmark_title=plan.benchmark.title,
         encoder=json.loads(json.dumps(plan.card.row())),
-        id=_id_row(plan.id),
+        id=id_row(plan.id),
         ood=(),
         conventions={"headline": "fpr95: ID positive", "at95": request.at95, "aupr": request.aupr},
         classes={**plan.classes.card(), "duplicates": plan.classes.duplicates()},
         templates=job.templates.card() if job.templates else {},
         files=job.files,
-        weights=job.weights.card() if job.weights else {},
-        run=_run(plan, job),
+        weights=trained.card() if trained else {},
+        run=run_settings(plan, job),
         source=job.info.source,
         versions=versions(),
         commit=commit(),
         scores={},
-        access=job.access(plan.draw.shots).plain(),
+        access=_access(plan, job).plain(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
 
 
-def _run(plan: Plan, job: Job) -> dict[str, Any]:
+def _access(plan: Plan, job: Job) -> Access:
+    """Return the access card of a row; a stream sees what its base has seen, too."""
+    own, base = job.access(plan.draw.shots), plan.base_of(job)
+    return both(own, base.access(plan.draw.shots)) if base else own
+
+
+def run_settings(plan: Plan, job: Job) -> dict[str, Any]:
     """Return the settings of the run as a result holds them."""
     request = plan.request
     cut = any(len(listing) < listing.total for listing in plan.listings)
@@ -202,31 +221,34 @@ def _skipped(plan: Plan, listing: ImageSet) -> int:
     return sum(len(entry.facts["skipped"]) for entry in entries if entry)
 
 
-def _id_row(listing: ImageSet) -> IdRow:
+def id_row(listing: ImageSet) -> IdRow:
     """Return the ID set of a result that has no scores yet."""
     return IdRow(
         dataset=listing.dataset.name,
         title=listing.dataset.title,
         n=len(listing),
-        expected=_expected(listing),
+        expected=expected(listing),
         skipped=0,
         list_digest=listing.digest,
         accuracy=None,
     )
 
 
-def _set_row(plan: Plan, job: Job, ood: OodSet, entry: Entry, id_scores: metrics.ScoreSet) -> SetRow:
+def compare(plan: Plan, id_scores: metrics.ScoreSet, ood_scores: metrics.ScoreSet) -> metrics.Metrics:
+    """Return the metrics under the conventions of the request."""
+    return metrics.evaluate(id_scores, ood_scores, at95=plan.request.at95, aupr=plan.request.aupr)
+
+
+def set_row(ood: OodSet, values: metrics.Metrics, skipped: int) -> SetRow:
+    """Return the row of an OOD set; `skipped` images of it could not be read."""
     listing = ood.listing
-    values = metrics.evaluate(
-        id_scores, _score_set(job, listing, entry), at95=plan.request.at95, aupr=plan.request.aupr
-    )
     return SetRow(
         dataset=listing.dataset.name,
         title=listing.dataset.title,
         group=ood.group,
         n=values.n_ood,
-        expected=_expected(listing),
-        skipped=len(entry.facts["skipped"]),
+        expected=expected(listing),
+        skipped=skipped,
         list_digest=listing.digest,
         auroc=values.auroc,
         fpr95=values.fpr95,
@@ -237,7 +259,7 @@ def _set_row(plan: Plan, job: Job, ood: OodSet, entry: Entry, id_scores: metrics
     )
 
 
-def _expected(listing: ImageSet) -> int | None:
+def expected(listing: ImageSet) -> int | None:
     """Return the number of images that the catalogue counts; for a set of unknown size, the number before a limit."""
     return listing.dataset.count or listing.total
 

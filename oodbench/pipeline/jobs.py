@@ -16,7 +16,16 @@ from oodbench.errors import UserError, did_you_mean, raise_all
 from oodbench.method import registry
 from oodbench.method.access import Access
 from oodbench.method.introspection import MethodInfo
-from oodbench.method.parameters import Choice, label, parse_choices, parse_names, parse_setting, parse_value, split
+from oodbench.method.parameters import (
+    Choice,
+    label,
+    parse_choices,
+    parse_names,
+    parse_setting,
+    parse_value,
+    split,
+    written,
+)
 from oodbench.pipeline.request import RunRequest, command
 from oodbench.storage.files import expand
 from oodbench.storage.store import content_digest
@@ -26,6 +35,7 @@ if TYPE_CHECKING:
     from oodbench.pipeline.weights import WeightsFile
 
 Overrides = dict[str, Any]
+NOT_IN_STREAMS = ("PIXELS", "PATCHES", "VIEWS", "CAPTIONS")
 
 
 def sweep_variants(
@@ -70,6 +80,8 @@ class Job:
     templates  the prompts, None for a method without prompts
     given      the hyper-parameters that the user set
     named      whether the user named the method; one that stands in a group is skipped where it cannot run
+    base       label of the job whose scores a stream reads, or ""
+    only_base  whether the method is scored for a stream alone, and has no row
     variant    what the label says of weights that stand in a folder with others, as `K=4,seed=2`
     """
 
@@ -79,6 +91,8 @@ class Job:
     weights: WeightsFile | None = None
     given: tuple[str, ...] = ()
     named: bool = True
+    base: str = ""
+    only_base: bool = False
     variant: str = ""
 
     @cached_property
@@ -104,6 +118,11 @@ class Job:
     def reads_labels(self) -> bool:
         """Return whether fit() reads the classes of ID training images."""
         return self.calibrates and "LABELS" in self.info.needs
+
+    @property
+    def is_stream(self) -> bool:
+        """Return whether the method learns from the test images."""
+        return "STREAM" in self.info.needs
 
     @property
     def by_hand(self) -> str:
@@ -138,10 +157,29 @@ def file_digests(parameters: Mapping[str, Any]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Jobs:
-    """The jobs of a request, and (name, reason) of the methods of its groups that cannot run."""
+    """The jobs of a request, and (name, reason) of the methods of its groups that cannot run.
+
+    A job that a stream reads as its base is among them, whether or not it has a row of its own.
+    """
 
     jobs: tuple[Job, ...]
     skipped_methods: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def rows(self) -> tuple[Job, ...]:
+        """Return the jobs that have rows."""
+        return tuple(job for job in self.jobs if not job.only_base)
+
+    def reasons(self, own: Mapping[str, str], joint: str = ": ") -> dict[str, str]:
+        """Return why jobs with rows cannot run, by label: the reasons of their `own`, or those of their base."""
+        failed = [job for job in self.rows if job.label in own or job.base in own]
+        return {job.label: own.get(job.label) or f"needs its base {job.base}{joint}{own[job.base]}" for job in failed}
+
+    def without(self, failed: Collection[str]) -> tuple[Job, ...]:
+        """Return the jobs without some rows, by label, and without bases that no other stream reads."""
+        rows = [job for job in self.rows if job.label not in failed]
+        bases = {job.base for job in rows}
+        return tuple(job for job in self.jobs if job in rows or (job.only_base and job.label in bases))
 
 
 def make_jobs(request: RunRequest, known: Mapping[str, MethodInfo] | None = None) -> Jobs:
@@ -156,6 +194,7 @@ def make_jobs(request: RunRequest, known: Mapping[str, MethodInfo] | None = None
     settings = _settings(request, known, choices, problems)
     swept = sweep_variants(request.sweeps, known, {choice.name for choice in choices}, problems)
     jobs: dict[str, Job] = {}
+    bases: dict[str, Job] = {}
     for choice in choices:
         info = known.get(choice.name)
         if info is None:
@@ -170,6 +209,12 @@ def make_jobs(request: RunRequest, known: Mapping[str, MethodInfo] | None = None
                 for values in swept.get(info.name, [{}]):
                     overrides = {**settings.get(info.name, {}), **choice.overrides, **values}
                     job = dataclasses.replace(_job(info, overrides, request.templates), named=choice.named)
+                    if base := _base(job, known, request.templates):
+                        parameters = {**job.parameters, "base": base.label}
+                        job = dataclasses.replace(job, parameters=parameters, base=base.label)
+                        twice = bases.get(base.label)
+                        named = choice.named or bool(twice and twice.named)
+                        bases[base.label] = dataclasses.replace(base, named=named)
                     twice = jobs.get(job.label)  # the same variant twice is one row
                     jobs[job.label] = dataclasses.replace(job, named=job.named or bool(twice and twice.named))
             except UserError as error:
@@ -177,7 +222,37 @@ def make_jobs(request: RunRequest, known: Mapping[str, MethodInfo] | None = None
     if not jobs and not problems:
         problems.append("no method can run: " + "; ".join(f"{name}: {reason}" for name, reason in skipped_methods))
     raise_all(problems)
-    return Jobs(tuple(jobs.values()), tuple(skipped_methods))
+    only_bases = [base for label, base in bases.items() if label not in jobs]
+    return Jobs((*jobs.values(), *only_bases), tuple(skipped_methods))
+
+
+def _base(job: Job, known: Mapping[str, MethodInfo], templates: str) -> Job | None:
+    """Return the job whose scores a stream reads: the method that its hyper-parameter `base` names, if it has one.
+
+    Raises UserError if it is not one method that scores each image on its own.
+    """
+    text = job.parameters.get("base")
+    if not job.is_stream or not isinstance(text, str) or not text:
+        return None
+    name = job.info.name
+    such_as = f"such as {name}[base=mcm] or {name}[base=neglabel[groups=10]]"
+    choices = parse_choices(text)
+    if len(choices) != 1:
+        raise UserError(f"{name}.base is one method, not '{text}'; write one stream for each, {such_as}")
+    (choice,) = choices
+    info = known.get(choice.name)
+    if info is None:
+        alike = did_you_mean(choice.name, [other for other, one in known.items() if "STREAM" not in one.needs])
+        wrong = f"'{choice.name}' is a group" if choice.name in registry.NAMED_GROUPS else f"no method '{choice.name}'"
+        raise UserError(f"{name}.base: {wrong}{alike}; write one method, {such_as}")
+    if problem := info.problem or _needs_problem(info):
+        raise UserError(f"{name}.base: method '{info.name}' ({info.path}): {problem}")
+    if "STREAM" in info.needs:
+        raise UserError(
+            f"{name}.base: {info.name} learns from the test images itself, and its scores depend on their order; name "
+            f"a method that does not, {such_as}"
+        )
+    return dataclasses.replace(_job(info, choice.overrides, templates), only_base=True)
 
 
 def _without_groups(choices: Sequence[Choice], known: Mapping[str, MethodInfo], problems: list[str]) -> list[Choice]:
@@ -201,6 +276,7 @@ def _settings(
 ) -> dict[str, dict[str, Any]]:
     """Return the values of `--set METHOD.PARAMETER=VALUE` by method. What is wrong is appended to `problems`."""
     settings: dict[str, dict[str, Any]] = {}
+    asked = [known[choice.name] for choice in choices if choice.name in known]
     for text in request.settings:
         try:
             setting = parse_setting(text)
@@ -210,7 +286,10 @@ def _settings(
         if setting.method not in known:
             problems.append(f"--set {text}: no method '{setting.method}'{did_you_mean(setting.method, known)}")
         elif setting.method not in {choice.name for choice in choices}:
-            problems.append(f"--set {text}: {setting.method} is not among --methods {request.methods}")
+            streams = [name for name, info in known.items() if info in asked and "base" in info.defaults()]
+            of_base = f"{setting.method}[{setting.parameter}={written(setting.value)}]"
+            hint = f"; as the base of a stream, write {streams[0]}[base={of_base}]" if streams else ""
+            problems.append(f"--set {text}: {setting.method} is not among --methods {request.methods}{hint}")
         settings.setdefault(setting.method, {})[setting.parameter] = setting.value
     return settings
 
@@ -239,6 +318,11 @@ def _needs_problem(info: MethodInfo) -> str:
         )
     if {"PATCHES", "VIEWS"} <= set(info.needs):
         return "it reads patches and views, which no batch has together: make it two methods"
+    if "STREAM" in info.needs and (refused := [need for need in NOT_IN_STREAMS if need in info.needs]):
+        return (
+            f"it learns from the test images and reads {', '.join(refused)}, which a stream does not have: its images "
+            "come from the stored features, in another order for each seed; write needs = Needs.FEATURES | Needs.STREAM"
+        )
     return ""
 
 

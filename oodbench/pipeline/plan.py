@@ -29,12 +29,14 @@ from oodbench.pipeline.encoder_choice import choose_encoder
 from oodbench.pipeline.extract import EmbeddingConfig, ExtractionJob
 from oodbench.pipeline.jobs import Job, Jobs, make_jobs
 from oodbench.pipeline.request import RunRequest, check_options
+from oodbench.pipeline.stream_order import StreamProtocol, canonical_ratio, kept_sizes
 from oodbench.storage.files import expand
 from oodbench.storage.shared import open_store
 from oodbench.storage.store import Store
 
 log = logging.getLogger(__name__)
 
+STREAM_OPTIONS = ("stream_order", "stream_seeds", "stream_batch", "stream_ratio")
 FindMethods = Callable[[tuple[Path, ...]], Mapping[str, MethodInfo]]
 
 
@@ -51,7 +53,7 @@ class Plan:
     """A request that was checked, with everything that its run needs.
 
     calibration           ID training images for methods that read no labels of them
-    jobs                  the methods that will run
+    jobs                  the methods that will run, those that are only the base of a stream included
     skipped_methods       (name, reason) of methods that a group or `--skip-missing` leaves out
     skipped               a note for every OOD set that --skip-missing skips
     incompatible_methods  (name, reason) of methods of a group that need another kind of encoder
@@ -90,6 +92,7 @@ class Plan:
             found.append(f"--shots {self.request.shots} is ignored: no method of this run reads labels")
         if self.request.shot_seed is not None and not (self.draw.shots and self.labelled):
             found.append(f"--shot-seed {self.request.shot_seed} is ignored: no shots are drawn")
+        found += self._stream_notes()
         for job in self.jobs:
             trained_on = job.weights.images.get("set", self.id.dataset.name) if job.weights else self.id.dataset.name
             if trained_on != self.id.dataset.name:
@@ -98,6 +101,16 @@ class Plan:
                 )
         chosen = [self.encoder_note] if self.encoder_note else []
         return [*chosen, *notes(self.id, self.classes), *found, *self.skipped]
+
+    def _stream_notes(self) -> list[str]:
+        """Return which options are ignored because no method of this run learns from the test images."""
+        usual = RunRequest()
+        given = [name for name in STREAM_OPTIONS if getattr(self.request, name) != getattr(usual, name)]
+        if not given or any(job.is_stream for job in self.jobs):
+            return []
+        named = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        verb = "is" if len(given) == 1 else "are"
+        return [f"{named} {verb} ignored: no method of this run learns from the test images"]
 
     @property
     def recipe(self) -> EmbeddingConfig:
@@ -114,6 +127,20 @@ class Plan:
         if not job.calibrates:
             return None
         return self.labelled if job.reads_labels else self.calibration
+
+    @property
+    def protocols(self) -> tuple[StreamProtocol, ...]:
+        """Return the protocol of every stream of a pair: one for each order and stream seed."""
+        return self.request.protocols()
+
+    @property
+    def rows(self) -> tuple[Job, ...]:
+        """Return the jobs that have rows: all but those that are only the base of a stream."""
+        return Jobs(self.jobs).rows
+
+    def base_of(self, job: Job) -> Job | None:
+        """Return the job whose scores a stream reads; None for a stream without a base, and for other methods."""
+        return next((one for one in self.jobs if job.base and one.label == job.base), None)
 
     @property
     def draw(self) -> Draw:
@@ -206,6 +233,8 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, n
         protocol = attempt(protocol.without, missing) if missing else protocol
         if id_set:
             attempt(check_folders, id_set, [ood_set.listing for ood_set in ood])
+        if id_set and jobs and any(job.is_stream for job in jobs.jobs):
+            collected.problems += _ratio_problems(request, id_set, [one.listing for one in ood])
         if id_set and jobs and protocol:
             found = attempt(_calibration, protocol.benchmark, id_set, request, options, jobs)
             calibration, jobs = found or (calibration, jobs)
@@ -237,12 +266,12 @@ def _compatible_jobs(jobs: Jobs, card: EncoderCard) -> tuple[Jobs, tuple[tuple[s
 
     A group does not mean methods for another kind of encoder, so only --dry-run and -v list them.
     """
-    reasons = [(job, misfit(job, card)) for job in jobs.jobs]
-    raise_all([f"{job.label}: {reason}" for job, reason in reasons if reason and job.named])
-    incompatible_methods = tuple((job.label, reason) for job, reason in reasons if reason)
+    reasons = jobs.reasons({job.label: reason for job in jobs.jobs if (reason := misfit(job, card))})
+    raise_all([f"{job.label}: {reasons[job.label]}" for job in jobs.rows if job.label in reasons and job.named])
+    incompatible_methods = tuple(reasons.items())
     for label, reason in incompatible_methods:
         log.info("skipped: %s: %s", label, reason)
-    return Jobs(tuple(job for job, reason in reasons if not reason), jobs.skipped_methods), incompatible_methods
+    return Jobs(jobs.without(reasons), jobs.skipped_methods), incompatible_methods
 
 
 def misfit(job: Job, card: EncoderCard) -> str:
@@ -256,6 +285,20 @@ def misfit(job: Job, card: EncoderCard) -> str:
         wanted.add("text_tower")
     lacking = sorted(part for part in wanted if card.lacks(part))
     return f"{card.name} has no {' and no '.join(f'{part}()' for part in lacking)}" if lacking else ""
+
+
+def _ratio_problems(request: RunRequest, id_set: ImageSet, ood: Sequence[ImageSet]) -> list[str]:
+    """Return the OOD sets that have too few images for the ratio of streams."""
+    try:
+        ratio = canonical_ratio(request.stream_ratio)
+    except UserError:
+        return []  # which check_options() reports
+    return [
+        f"--stream-ratio {ratio} leaves no image of {id_set.dataset.name} ({len(id_set):,}) and {one.dataset.name} "
+        f"({len(one):,}); name a ratio that they have, such as --stream-ratio 1:1, or all"
+        for one in ood
+        if not any(kept_sizes(len(id_set), len(one), ratio))
+    ]
 
 
 def _alternative(job: Job) -> str:
@@ -285,9 +328,11 @@ def _calibration(
     failed = [job for job in calibrating if job.reads_labels in reasons]
     if failed and (request.shots or (request.calibration and len(failed) == len(calibrating))):
         raise UserError(*dict.fromkeys(reasons[job.reads_labels] for job in failed))
-    why = {job.label: f"calibrates on ID training images: {reasons[job.reads_labels]}" for job in failed}
-    raise_all([f"{job.label} {why[job.label]}{_alternative(job)}" for job in failed if job.named])
-    others = tuple(job for job in jobs.jobs if job.label not in why)
+    own = {job.label: f"calibrates on ID training images: {reasons[job.reads_labels]}" for job in failed}
+    why = jobs.reasons(own, ", which ")
+    named = [job for job in jobs.rows if job.label in why and job.named]
+    raise_all([f"{job.label} {why[job.label]}{_alternative(job)}" for job in named])
+    others = jobs.without(why)
     if not others:
         raise UserError(f"no method can run: {'; '.join(' '.join(pair) for pair in why.items())}")
     skipped = (*jobs.skipped_methods, *why.items())

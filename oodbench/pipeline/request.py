@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from oodbench.data.calibration import CALIBRATION_LIMIT, Draw
 from oodbench.encoder.card import RESIZE_FILTERS
 from oodbench.errors import UserError, did_you_mean, raise_all
 from oodbench.method.class_file import class_file
-from oodbench.method.parameters import Choice, conform, label, parse_choices, parse_names, written
+from oodbench.method.parameters import Choice, conform, label, parse_choices, parse_names, split, written
 from oodbench.metrics import detection as metrics
+from oodbench.pipeline.stream_order import MAX_SEED, StreamProtocol, canonical_order, canonical_ratio, protocols
 from oodbench.storage.files import expand, real_path
 from oodbench.storage.store import default_root
 
@@ -104,11 +104,23 @@ class RunRequest:
     gpus_per_actor: float = 1.0
     # Hyper-parameters with several values, each as "method.parameter=value,value".
     sweeps: tuple[str, ...] = ()
+    # Orders in which methods that learn from the test images see them: shuffled, id-first, ood-first, blocks=N.
+    stream_order: tuple[str, ...] = ("shuffled",)
+    # The seeds that shuffle the streams; each gives a result of its own.
+    stream_seeds: tuple[int, ...] = (0, 1, 2)
+    # Images that come at once in a stream.
+    stream_batch: int = 256
+    # ID to OOD images of a stream: "all" images, or the largest numbers in the ratio A:B.
+    stream_ratio: str = "all"
 
     def draw(self, benchmark_shots: int = 0) -> Draw:
         """Return how ID training images are drawn; `benchmark_shots` are those of the benchmark, 0 for none."""
         shot_seed = self.seed if self.shot_seed is None else self.shot_seed
         return Draw(self.calibration_limit, self.seed, self.shots or benchmark_shots or None, shot_seed)
+
+    def protocols(self) -> tuple[StreamProtocol, ...]:
+        """Return the protocol of every stream of a pair. Raise UserError for orders and ratios that do not exist."""
+        return protocols(self.stream_order, self.stream_seeds, self.stream_batch, self.stream_ratio)
 
 
 def request_from(**options: Any) -> RunRequest:
@@ -183,8 +195,8 @@ def _option(name: str, kind: str, value: Any) -> Any:
     """Return a value in the type of its field. Raise ValueError or TypeError if it cannot be converted."""
     if name == "calibration_limit" and value == "all":
         return None
-    if name == "ood" and isinstance(value, str):
-        value = parse_names(value)
+    if name in _LISTS and isinstance(value, str):
+        value = [int(one) if "int" in kind else one for one in parse_names(value)]
     if name == "settings" and isinstance(value, dict):
         value = [f"{key}={written(setting)}" for key, setting in value.items()]
     if kind.startswith("tuple"):
@@ -195,6 +207,7 @@ def _option(name: str, kind: str, value: Any) -> Any:
     return None if value is None and kind.endswith("| None") else conform(value, kind)
 
 
+_LISTS = ("ood", "stream_order", "stream_seeds")  # fields that are one comma-separated list
 _FLAGS = {"out": "results", "settings": "set", "sweeps": "sweep", "plugins": "plugin"}  # fields with other flags
 
 
@@ -202,7 +215,7 @@ def command(request: RunRequest, **changes: Any) -> str:
     """Return the `oodbench run` command of a request, with some fields changed, to be pasted into a shell."""
     request, usual = dataclasses.replace(request, **changes), RunRequest()
     if "methods" in changes:  # --set and --sweep of others would be refused
-        kept = set(re.findall(r"(?:^|,)\s*([\w-]+)", re.sub(r"\[[^\]]*\]", "", request.methods)))
+        kept = {choice.partition("[")[0].strip() for choice in split(request.methods, ",")}
         settings, sweeps = (
             tuple(text for text in texts if text.partition(".")[0].strip() in kept)
             for texts in (request.settings, request.sweeps)
@@ -218,8 +231,9 @@ def option_words(request: Any, usual: Any, flags: Mapping[str, str]) -> list[str
         value, flag = getattr(request, field.name), f"--{flags.get(field.name, field.name).replace('_', '-')}"
         if value == getattr(usual, field.name):
             continue
-        if field.name == "ood":  # quoted as in CSV where a name holds a comma
-            value = ",".join('"{}"'.format(one.replace('"', '""')) if set(one) & set(',"') else one for one in value)
+        if field.name in _LISTS:  # quoted as in CSV where a name holds a comma
+            texts = map(str, value)
+            value = ",".join('"{}"'.format(one.replace('"', '""')) if set(one) & set(',"') else one for one in texts)
         if value is True:
             words.append(flag)
         else:
@@ -245,7 +259,7 @@ def check_options(request: RunRequest) -> None:
         ("--actors", request.actors, 0, MAX_WORKERS),
         ("--bootstrap", request.bootstrap, 0, 10**7),
     )
-    problems += check_draw(request)
+    problems += [*check_draw(request), *check_streams(request)]
     if not 0 < request.gpus_per_actor < math.inf:
         problems.append(f"--gpus-per-actor must be a number above 0, not {request.gpus_per_actor}")
     if not is_writable(expand(request.out)):
@@ -264,6 +278,22 @@ def check_draw(request: RunRequest) -> list[str]:
         ("--shots", request.shots, 1, MAX_INTEGER),
         ("--shot-seed", request.shot_seed, 0, MAX_INTEGER),
     )
+
+
+def check_streams(request: RunRequest) -> list[str]:
+    """Return what is wrong with the protocol of streams."""
+    problems = range_problems(("--stream-batch", request.stream_batch, 1, MAX_INTEGER))
+    for seed in request.stream_seeds:
+        problems += range_problems(("--stream-seeds", seed, 0, MAX_SEED))
+    problems += [] if request.stream_seeds else ["--stream-seeds names no seed; write at least one, such as 0"]
+    problems += [] if request.stream_order else ["--stream-order names no order; write at least one, such as shuffled"]
+    checks = [(canonical_order, order) for order in request.stream_order]
+    for check, text in (*checks, (canonical_ratio, request.stream_ratio)):
+        try:
+            check(text)
+        except UserError as error:
+            problems += error.problems
+    return problems
 
 
 def check_store(store: Path) -> None:

@@ -12,9 +12,12 @@ import numpy as np
 from oodbench.errors import UserError
 from oodbench.pipeline.plan import Plan
 from oodbench.pipeline.request import RunRequest
+from oodbench.pipeline.stream_results import columns as stream_columns
 from oodbench.results import Result, read, slug
 from oodbench.storage.files import atomic_write, write_text
 from oodbench.storage.store import Entry, digest
+
+TEXTS = ("dataset", "name", "pair")  # columns
 
 
 def write_row(plan: Plan, result: Result, entries: Mapping[str, Entry]) -> Path:
@@ -38,7 +41,8 @@ def write_row(plan: Plan, result: Result, entries: Mapping[str, Entry]) -> Path:
     if result.status == "ok":
         if (result.run["calibration"] or {}).get("shot_seed") is not None and plan.labelled:
             write_text(path.with_suffix(".shots.txt"), plan.labelled.list_text)
-        columns = _scores(plan, entries)
+        columns = stream_columns(plan, entries) if result.stream else _scores(plan, entries)
+        columns |= {name: [_printable_name(text) for text in columns[name]] for name in TEXTS if name in columns}
         if not (old and old.digest == result.digest and _holds(scores, columns)):
             with atomic_write(scores) as partial:
                 _write(columns, partial)
@@ -73,6 +77,7 @@ def row_path(plan: Plan, result: Result) -> Path:
         **({"patches": result.run["patches"]} if "patches" in result.run else {}),
         "conventions": result.conventions,
         "source": result.source,
+        **({"stream": result.stream} if result.stream else {}),
     }
     usual = RunRequest()
     default = (
@@ -89,6 +94,9 @@ def row_path(plan: Plan, result: Result) -> Path:
         and all(x.dataset.declared and len(x) == x.total == (x.dataset.count or x.total) for x in plan.listings)
     )
     folder = request.out / "runs" / slug(plan.benchmark.name)[:120] / plan.card.slug
+    if result.stream:
+        order, seed = result.stream["order"], result.stream["seed"]
+        return folder / f"{slug(result.method)}-{slug(order)}-{seed}-{digest(identity)[:8]}.json"
     named = folder / f"{slug(result.method)}-{digest(identity)[:8]}.json"
     if not default or named.exists():
         return named
@@ -110,8 +118,8 @@ def _scores(plan: Plan, entries: Mapping[str, Entry]) -> dict[str, list[Any]]:
     for listing in plan.listings:
         entry = entries[listing.dataset.name]
         positions = np.array(entry.array("positions"))
-        columns["dataset"] += [_printable_name(listing.dataset.name)] * len(positions)
-        columns["name"] += [_printable_name(listing.names[i]) for i in positions]
+        columns["dataset"] += [listing.dataset.name] * len(positions)
+        columns["name"] += [listing.names[i] for i in positions]
         columns["label"] += listing.labels[positions].tolist()
         columns["score"] += entry.array("scores").tolist()
         predicted = entry.array("predictions").tolist() if "predictions" in entry.names else [-1] * len(positions)
@@ -124,7 +132,8 @@ def _write(columns: Mapping[str, list[Any]], path: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    parquet.write_table(pa.table({**columns, "dataset": pa.array(columns["dataset"]).dictionary_encode()}), path)
+    sets = {name: pa.array(columns[name]).dictionary_encode() for name in ("dataset", "pair") if name in columns}
+    parquet.write_table(pa.table({**columns, **sets}), path)
 
 
 def _holds(path: Path, columns: Mapping[str, list[Any]]) -> bool:

@@ -6,17 +6,20 @@ import functools
 import itertools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from oodbench.errors import UserError, raise_all
-from oodbench.pipeline import evaluate, rows
+from oodbench.pipeline import evaluate, rows, stream_results
 from oodbench.pipeline.batches import FittedMethod
 from oodbench.pipeline.events import Event, Watch
-from oodbench.pipeline.jobs import Job
+from oodbench.pipeline.extract import EmbeddedSet
+from oodbench.pipeline.jobs import Job, Jobs
 from oodbench.pipeline.plan import Plan
 from oodbench.pipeline.request import check_store
 from oodbench.pipeline.score import Scorer, find_scores
+from oodbench.pipeline.stream_order import StreamProtocol
+from oodbench.pipeline.streams import find_stream, find_streams, run_stream
 from oodbench.pipeline.task import encoder_loader, extract_images, make_task, method_resources, pick_device
 from oodbench.pipeline.text_embeddings import missing_class_prompts
 from oodbench.results import Result, read
@@ -31,7 +34,7 @@ MANY_PROMPTS = 8192  # minutes of a ViT-B's text tower on a CPU
 class RunOutcome:
     """The results of a run in the order of its methods.
 
-    results          one per method that ran
+    results          one per method that ran; of a method that learns from the test images one per order and seed
     skipped_methods  (name, reason) of the methods of a group that could not run
     """
 
@@ -45,8 +48,10 @@ class RunState:
     The constructor looks up the stored scores, finishes the methods that need no more, and imports the others, so
     that torch is imported only if a score is missing. Raises UserError if a named method cannot be imported.
 
-    scores   label of the method -> dataset -> stored scores
-    running  the methods that have scores missing
+    scores         label of the method -> dataset -> stored scores
+    running        the methods that have scores missing
+    stream_scores  (label, protocol) -> OOD set -> stored scores of the stream
+    streams        the methods that learn from the test images and have streams missing
     """
 
     def __init__(self, plan: Plan, watch: Watch | None = None) -> None:
@@ -54,37 +59,90 @@ class RunState:
         self.watch = watch or Watch()
         self.scores: dict[str, dict[str, Entry]] = {}
         self.running: list[FittedMethod] = []
-        self._results: dict[str, Result] = {}
+        self.stream_scores: dict[tuple[str, StreamProtocol], dict[str, Entry]] = {}
+        self.streams: list[FittedMethod] = []
+        self._results: dict[tuple[str, StreamProtocol | None], Result] = {}
         self._skipped = list(plan.skipped_methods)
-        for job in plan.jobs:
-            found = {listing.dataset.name: find_scores(plan, job, listing) for listing in plan.listings}
-            self.scores[job.label] = {name: entry for name, entry in found.items() if entry}
-        unfinished = [job for job in plan.jobs if not self._finish_if_complete(job)]
+        unfinished: list[Job] = []
+        for job in sorted(plan.jobs, key=lambda job: job.only_base):  # a base is needed for unfinished streams alone
+            complete = self._finish_streams(job) if job.is_stream else self._finish_stored(job)
+            unneeded = job.only_base and job.label not in {one.base for one in unfinished}
+            unfinished += [] if complete or unneeded else [job]
         if unfinished:
             check_store(plan.store.root)
-            self.running, broken = load_methods(plan, unfinished)
-            self._skipped += broken
+            loaded, broken = load_methods(plan, unfinished)
+            reasons = Jobs(tuple(unfinished)).reasons(dict(broken))
+            self._skipped += reasons.items()
+            loaded = [method for method in loaded if method.job.label not in reasons]
+            self.running = [method for method in loaded if not method.job.is_stream]
+            self.streams = [method for method in loaded if method.job.is_stream]
 
     def add_scores(self, job: Job, dataset: str, entry: Entry) -> None:
         """Add the stored scores of one dataset; write the result if they were the last ones missing."""
         self.scores[job.label][dataset] = entry
         self._finish_if_complete(job)
 
+    def add_stream(self, job: Job, protocol: StreamProtocol, dataset: str, entry: Entry) -> None:
+        """Add the stored scores of one stream; write the result if it was the last one of its order and seed."""
+        found = self.stream_scores[job.label, protocol]
+        found[dataset] = entry
+        if len(found) == len(self.plan.ood):
+            self.finish_stream(job, protocol)
+
     def finish(self, job: Job, error: str = "") -> None:
-        """Write the result of a method: its metrics, or the reason why it failed."""
-        entries = self.scores[job.label]
-        result = evaluate.failed(self.plan, job, error) if error else evaluate.evaluate(self.plan, job, entries)
-        path = rows.write_row(self.plan, result, entries)
-        if result.status == "ok":
-            result = read(path)  # an earlier run may have written the same result; its time of creation is kept
-        self._results[job.label] = result
-        self.watch.event(Event("done" if result.status == "ok" else "failed", "row", result.label, reason=error))
-        self.watch.finished(result)
+        """Write the result of a method: its metrics, or the reason why it failed, with which its streams fail, too."""
+        if not job.only_base:
+            entries = self.scores[job.label]
+            result = evaluate.failed(self.plan, job, error) if error else evaluate.evaluate(self.plan, job, entries)
+            self._write(job, None, result, entries)
+        for stream in self.streams if error else ():
+            if stream.job.base == job.label and not stream.error:
+                stream.error = f"its base {job.label} failed: {error}"
+                self.finish_stream(stream.job, self.missing_streams(stream.job)[0], stream.error)
+
+    def finish_stream(self, job: Job, protocol: StreamProtocol, error: str = "") -> None:
+        """Write the result of a method for one order and seed of the streams: its metrics, or why it failed."""
+        entries = self.stream_scores[job.label, protocol]
+        if error:
+            result = stream_results.failed(self.plan, job, protocol, error)
+        else:
+            result = stream_results.evaluate(self.plan, job, protocol, entries)
+        self._write(job, protocol, result, entries)
+
+    def missing_streams(self, job: Job) -> list[StreamProtocol]:
+        """Return the protocols under which some pair has no stored scores."""
+        return [one for one in self.plan.protocols if len(self.stream_scores[job.label, one]) < len(self.plan.ood)]
 
     def outcome(self) -> RunOutcome:
         """Return all results that were finished, in the order of the plan's methods."""
-        ordered = [self._results[job.label] for job in self.plan.jobs if job.label in self._results]
-        return RunOutcome(tuple(ordered), tuple(self._skipped))
+        keys = [(job.label, one) for job in self.plan.jobs for one in (None, *self.plan.protocols)]
+        return RunOutcome(tuple(self._results[key] for key in keys if key in self._results), tuple(self._skipped))
+
+    def _write(self, job: Job, protocol: StreamProtocol | None, result: Result, entries: Mapping[str, Entry]) -> None:
+        path = rows.write_row(self.plan, result, entries)
+        if result.status == "ok":
+            result = read(path)  # an earlier run may have written the same result; its time of creation is kept
+        self._results[job.label, protocol] = result
+        done = "done" if result.status == "ok" else "failed"
+        name = f"{result.label}; {protocol.name}" if protocol else result.label
+        self.watch.event(Event(done, "row", name, reason=result.error or ""))
+        self.watch.finished(result)
+
+    def _finish_stored(self, job: Job) -> bool:
+        """Look up the scores of a method; return whether none is missing, and its result is written."""
+        found = {listing.dataset.name: find_scores(self.plan, job, listing) for listing in self.plan.listings}
+        self.scores[job.label] = {name: entry for name, entry in found.items() if entry}
+        return self._finish_if_complete(job)
+
+    def _finish_streams(self, job: Job) -> bool:
+        """Look up the streams of a method, and write the results of those that are complete; return whether all are."""
+        for protocol in self.plan.protocols:
+            self.stream_scores[job.label, protocol] = find_streams(self.plan, job, protocol)
+        missing = self.missing_streams(job)
+        for protocol in self.plan.protocols:
+            if protocol not in missing:
+                self.finish_stream(job, protocol)
+        return not missing
 
     def _finish_if_complete(self, job: Job) -> bool:
         complete = len(self.scores[job.label]) == len(self.plan.listings)
@@ -155,7 +213,7 @@ def run(state: RunState) -> None:
     encoder = encoder_loader(plan, device)
     scorer = Scorer(plan, make_task(plan, encoder, device, watch), device, watch)
     embeddings = functools.cache(lambda number: extract_images(plan, plan.listings[number], encoder, watch))
-    for method in state.running:
+    for method in (*state.running, *state.streams):
         method.resources = method_resources(plan, method.job, device)
     for wave, (number, listing) in itertools.product(waves(state), enumerate(plan.listings)):
         name = listing.dataset.name
@@ -175,3 +233,27 @@ def run(state: RunState) -> None:
                 state.finish(method.job, method.error)
             elif entry := find_scores(plan, method.job, listing):
                 state.add_scores(method.job, name, entry)
+    for method in state.streams:
+        _run_streams(state, scorer, method, embeddings)
+
+
+def _run_streams(
+    state: RunState, scorer: Scorer, method: FittedMethod, embeddings: Callable[[int], EmbeddedSet]
+) -> None:
+    """Compute the missing streams of one method: order by order, seed by seed, one pair after the other."""
+    plan, watch, job = state.plan, state.watch, method.job
+    for protocol, (number, listing) in itertools.product(
+        state.missing_streams(job), enumerate(plan.listings[1:], start=1)
+    ):
+        name = listing.dataset.name
+        if method.error or name in state.stream_scores[job.label, protocol]:
+            continue
+        task = f"stream[{name}: {job.label}; {protocol.name}]"
+        watch.event(Event("started", "stream", task))
+        began = time.perf_counter()
+        run_stream(scorer, method, protocol, number, embeddings)
+        watch.event(Event("done", "stream", task, len(plan.id) + len(listing), round(time.perf_counter() - began, 3)))
+        if method.error:
+            state.finish_stream(job, protocol, method.error)
+        elif entry := find_stream(plan, job, listing, protocol):
+            state.add_stream(job, protocol, name, entry)

@@ -48,3 +48,7 @@ class RunOptions(TypedDict, total=False):
     actors: int
     gpus_per_actor: float
     sweeps: Texts
+    stream_order: Texts
+    stream_seeds: int | Sequence[int]
+    stream_batch: int
+    stream_ratio: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -211,7 +211,7 @@ class Scorer:
                 embedded = self.with_views(methods[0], embedded)
         except Exception as error:
             for method in methods:
-                _fail(method, error)
+                fail(method, error)
         while methods := [method for method in methods if self._fit(method)]:
             if not self._score_samples([method for method in methods if not method.images_scored], embedded, pixels):
                 continue
@@ -246,7 +246,7 @@ class Scorer:
         """Let methods fail whose scores of a set are wrong; return False if one changed its input meanwhile."""
         for method, output in zip(methods, outputs, strict=True):
             if not method.error and (reason := _score_error(embedded, output)):
-                _fail(method, UserError(reason))
+                fail(method, UserError(reason))
         count = len(embedded.positions)
         due = [
             method
@@ -284,7 +284,7 @@ class Scorer:
     def _reject(self, method: FittedMethod, reason: str) -> None:
         """If there is a reason, let a method fail that does not score each image on its own, and remove its scores."""
         if reason:
-            _fail(method, UserError(reason))
+            fail(method, UserError(f"{reason}; {batches.STREAM_ADVICE}"))
             method.stateful = True
             forget_scores(self.plan, method.job)
 
@@ -293,7 +293,7 @@ class Scorer:
         mutated = any(isinstance(output.error, InputMutated) for output in outputs)
         for method, output in zip(methods, outputs, strict=True):
             if output.error and (not mutated or isinstance(output.error, InputMutated)):
-                _fail(method, output.error)
+                fail(method, output.error)
         return not mutated
 
     def _sample(self, embedded: EmbeddedSet, pixels: bool) -> Sample:
@@ -351,7 +351,7 @@ class Scorer:
                     raise UserError("fit() changes in place what it was given; clone it first")
             except Exception as error:
                 self.task.intact()  # restores what fit() may have written before it failed
-                return _fail(method, error)
+                return fail(method, error)
             method.fitted, method.fit_seconds = True, time.perf_counter() - began
             self.watch.event(Event("done", "fit", name, seconds=round(method.fit_seconds, 3)))
         if not method.contents:
@@ -418,20 +418,28 @@ def _batch(shard: Entry, rows: slice, device: str, pixels: Any, in_views: Sequen
     """Return some rows of a shard as a Batch, with every field that a method may read."""
     import torch
 
+    views = [torch.from_numpy(np.array(view.array("embeddings")[rows])).to(device) for view in in_views]
+    stacked = torch.stack([torch.nn.functional.normalize(view, dim=-1) for view in views], 1) if views else None
+    batch = batch_of({name: np.array(shard.array(name)[rows]) for name in STORED if name in shard.names}, device)
+    return replace(batch, _pixels=pixels, _views=stacked)
+
+
+STORED = ("embeddings", "activations")  # of every image; activations only if they are not the embeddings
+
+
+def batch_of(arrays: Mapping[str, npt.NDArray[np.float32]], device: str) -> Batch:
+    """Return images as a Batch, given what is stored of them."""
+    import torch
+
     from oodbench.method import Batch, Needs
 
-    def rows_of(name: str, shard: Entry = shard) -> torch.Tensor:
-        return torch.from_numpy(np.array(shard.array(name)[rows])).to(device)
-
-    embeddings = rows_of("embeddings")
-    activations = rows_of("activations") if "activations" in shard.names else embeddings
+    embeddings = torch.from_numpy(arrays["embeddings"]).to(device)
+    activations = torch.from_numpy(arrays["activations"]).to(device) if "activations" in arrays else embeddings
     features = torch.nn.functional.normalize(embeddings, dim=-1)
-    views = [torch.nn.functional.normalize(rows_of("embeddings", view), dim=-1) for view in in_views]
-    stacked = torch.stack(views, 1) if views else None
-    return Batch(~Needs(0), len(embeddings), features, embeddings, activations, pixels, _views=stacked)
+    return Batch(~Needs(0), len(embeddings), features, embeddings, activations)
 
 
-def _fail(method: FittedMethod, error: Exception) -> bool:
+def fail(method: FittedMethod, error: Exception) -> bool:
     """Record why a method failed; return False."""
     method.error = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     log.info("%s failed", method.job.label, exc_info=error)

@@ -14,6 +14,7 @@ from oodbench.results import METRICS, Result, SetRow, flatten
 _PARTS = (
     "access",
     "parameters",
+    "stream",
     "weights",
     "files",
     "templates",
@@ -62,7 +63,8 @@ def _explained(path: Path | None, row: Result, one: SetRow) -> str:
         "",
         f"The cell: {one.dataset}",
         *_aligned({name: _number(getattr(one, name)) for name in METRICS}),
-        *_aligned({k: v for k, v in dataclasses.asdict(one).items() if k not in METRICS}),
+        *_aligned({k: v for k, v in dataclasses.asdict(one).items() if k not in (*METRICS, "stream")}),
+        *_aligned(flatten({"stream": one.stream})),
         "",
         f"The ID side: {row.id.dataset}",
         *_aligned(dataclasses.asdict(row.id)),

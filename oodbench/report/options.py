@@ -23,10 +23,11 @@ class TableOptions:
     metrics    columns in order, some of `CHOICES`
     decimals   None: two in percent, four as fractions
     intervals  "half": the value ± half the width; "range": [low, high]; "": none
-    seeds      results that differ only in the seed become one line, average ± standard deviation
+    seeds      results that differ only in the seed become one line, average ± standard deviation; streams always are
     group      "access": methods in groups by what they see; "trained": training-free and trained; "none": one block.
                Best and second are marked among methods of the same access only
     transpose  a line for each column, and a column for each method
+    stream_parts  streams have two more tables: their first 1,000 images, and the rest
     cite       names are followed by the keys of their BibTeX entries (LaTeX)
     """
 
@@ -39,6 +40,7 @@ class TableOptions:
     seeds: bool = False
     group: str = "access"
     transpose: bool = False
+    stream_parts: bool = False
     cite: bool = False
 
     @property

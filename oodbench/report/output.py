@@ -82,6 +82,10 @@ def check_request(request: OutputOptions, options: TableOptions, rows: Sequence[
         problems.append(f"--format {request.form} writes a file: name it with --output FILE")
     if request.form == "html" and options.transpose:
         problems.append("--transpose does not go with --format html, whose lines can be sorted")
+    if options.stream_parts and request.form in ("html", *_DATA):
+        problems.append(f"--stream-parts does not go with --format {request.form}, which has the parts of every stream")
+    if options.stream_parts and not any(row.stream for row in rows):
+        problems.append("--stream-parts: no result is of a method that learns from the test stream")
     if request.figures is not None and request.form != "html":
         problems.append(f"--{'with' if request.figures else 'no'}-figures goes with --format html")
     if request.bib and request.form == "html":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,45 @@ from oodbench.data.paths import reference
 from oodbench.errors import UserError
 from oodbench.metrics import detection as metrics
 from oodbench.report.tables.access import access_problem
-from oodbench.results import METRICS, Interval, Result, read, row_files, rows
+from oodbench.report.tables.streams import MEASURED
+from oodbench.results import METRICS, Interval, Result, SetRow, flatten, read, row_files, rows
 
-COLUMNS = ("dataset", "name", "label", "score", "prediction")
+Floats = NDArray[np.float64]
+
+_NUMBERS = {"label": np.int64, "score": np.float64, "prediction": np.int64, "place": np.int64}
+PART, DIGITS = 1000, 9  # images of each part of a stream, digits of its metrics
 
 
 @dataclass(frozen=True, eq=False)
 class ImageScores:
-    """Scores of one image set of a result, in the order of its list; a prediction of -1 means none."""
+    """Scores of one image set of a result, in the order of its list; a prediction of -1 means none.
+
+    `places` are those of the images in their stream, from 0; None for a method that learns from no stream.
+    """
 
     labels: NDArray[np.int64]
     scores: NDArray[np.float64]
     predictions: NDArray[np.int64]
+    places: NDArray[np.int64] | None = None
 
 
 def read_scores(path: Path) -> dict[str, ImageScores]:
     """Read the scores of each dataset. Raise UserError if the file does not exist, is damaged or lacks a column."""
+    columns = _read(path, ("dataset", "label", "score", "prediction"))
+    return {name: _images(columns, columns["dataset"] == name) for name in dict.fromkeys(columns["dataset"].tolist())}
+
+
+def read_pairs(path: Path) -> dict[str, dict[str, ImageScores]]:
+    """Read the scores of a stream's result: by OOD set, those of both sets of the pair. Raise UserError as above."""
+    columns = _read(path, ("dataset", "label", "score", "prediction", "pair", "place"))
+    pairs: dict[str, dict[str, ImageScores]] = {}
+    for pair, name in dict.fromkeys(zip(columns["pair"].tolist(), columns["dataset"].tolist(), strict=True)):
+        mask = (columns["pair"] == pair) & (columns["dataset"] == name)
+        pairs.setdefault(pair, {})[name] = _images(columns, mask)
+    return pairs
+
+
+def _read(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -40,17 +63,20 @@ def read_scores(path: Path) -> dict[str, ImageScores]:
         if not path.is_file():  # reading a pipe would never end
             problem = "is not a regular file" if path.exists() else "does not exist"
             raise UserError(f"{path} {problem}: the result has no scores per image")
-        table = parquet.read_table(path, columns=[c for c in COLUMNS if c != "name"])
-        names = np.array(table["dataset"].to_pylist(), dtype=np.str_)
-        label, score, prediction = (
-            table[c].to_numpy().astype(kind, casting="same_kind")
-            for c, kind in (("label", np.int64), ("score", np.float64), ("prediction", np.int64))
-        )
+        table = parquet.read_table(path, columns=list(names))
+        return {
+            name: table[name].to_numpy().astype(_NUMBERS[name], casting="same_kind")
+            if name in _NUMBERS
+            else np.array(table[name].to_pylist(), dtype=np.str_)
+            for name in names
+        }
     except (OSError, pa.ArrowException, KeyError, ValueError, TypeError, MemoryError, OverflowError) as error:
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise UserError(f"{path} cannot be read: {reason[:200]}") from error
-    masks = {str(name): names == name for name in dict.fromkeys(names.tolist())}
-    return {name: ImageScores(label[mask], score[mask], prediction[mask]) for name, mask in masks.items()}
+
+
+def _images(columns: Mapping[str, NDArray[Any]], mask: NDArray[np.bool_]) -> ImageScores:
+    return ImageScores(*(columns[name][mask] for name in _NUMBERS if name in columns))
 
 
 def checked_scores(row: Result, path: Path) -> dict[str, ImageScores]:
@@ -98,18 +124,64 @@ def recomputed(row: Result, images: dict[str, ImageScores]) -> Result:
     if set(images) != set(sets):
         raise UserError(f"its scores are of {', '.join(sorted(images))}, the result is of {', '.join(sets)}")
     on_id = images[row.id.dataset]
-    id_scores = metrics.score_set(on_id.scores, row.id.dataset)
-    predicted = on_id.predictions >= 0
-    accuracy = float((on_id.predictions == on_id.labels).mean()) if predicted.any() else None
-    at95, aupr = row.conventions.get("at95", "first"), row.conventions.get("aupr", "average_precision")
-    ood = []
+    ood = tuple(_evaluated(row, stored, on_id.scores, images[stored.dataset].scores) for stored in row.ood)
+    id_row = dataclasses.replace(row.id, n=len(on_id.scores), accuracy=_accuracy(on_id))
+    return _with_intervals(dataclasses.replace(row, id=id_row, ood=ood), images)
+
+
+def recomputed_streams(row: Result, pairs: dict[str, dict[str, ImageScores]]) -> Result:
+    """Return the result of streams with numbers computed from the scores of each pair, as `recomputed` does."""
+    expected = {one.dataset: {row.id.dataset, one.dataset} for one in row.ood}
+    if {pair: set(images) for pair, images in pairs.items()} != expected:
+        raise UserError(f"its scores are of the streams {', '.join(pairs)}, the result is of {', '.join(expected)}")
+    ood: list[SetRow] = []
     for stored in row.ood:
-        scores = metrics.score_set(images[stored.dataset].scores, stored.dataset)
-        values = metrics.evaluate(id_scores, scores, at95=at95, aupr=aupr)
-        found = {name: getattr(values, name) for name in (*METRICS, "tied")}
-        ood.append(dataclasses.replace(stored, n=values.n_ood, **found))
-    id_row = dataclasses.replace(row.id, n=len(on_id.scores), accuracy=accuracy)
-    return _with_intervals(dataclasses.replace(row, id=id_row, ood=tuple(ood)), images)
+        images = pairs[stored.dataset]
+        on_id, on_ood = images[row.id.dataset], images[stored.dataset]
+        one = _evaluated(row, stored, on_id.scores, on_ood.scores)
+        stream = {"n_id": len(on_id.scores), "accuracy": _accuracy(on_id), **_parts(row, on_id, on_ood)}
+        alone = dataclasses.replace(row, ood=(dataclasses.replace(one, stream=stream),))
+        ood += _with_intervals(alone, images).ood if stored.intervals else alone.ood
+    known = [one.stream["accuracy"] for one in ood if one.stream["accuracy"] is not None]
+    id_row = dataclasses.replace(row.id, accuracy=sum(known) / len(known) if known else None)
+    return dataclasses.replace(row, id=id_row, ood=tuple(ood))
+
+
+def _evaluated(row: Result, stored: SetRow, on_id: Floats, on_ood: Floats) -> SetRow:
+    """Return the row of an OOD set with metrics computed from scores."""
+    values = metrics.evaluate(
+        metrics.score_set(on_id, row.id.dataset),
+        metrics.score_set(on_ood, stored.dataset),
+        at95=row.conventions.get("at95", "first"),
+        aupr=row.conventions.get("aupr", "average_precision"),
+    )
+    return dataclasses.replace(stored, n=values.n_ood, **{name: getattr(values, name) for name in (*METRICS, "tied")})
+
+
+def _accuracy(on_id: ImageScores) -> float | None:
+    predicted = on_id.predictions >= 0
+    return float((on_id.predictions == on_id.labels).mean()) if predicted.any() else None
+
+
+def _parts(row: Result, on_id: ImageScores, on_ood: ImageScores) -> dict[str, Any]:
+    """Return the metrics of the first 1,000 images of a stream, of the rest, and of each 1,000, from its scores."""
+    places = np.concatenate([one.places for one in (on_id, on_ood) if one.places is not None])
+    if not np.array_equal(np.sort(places), np.arange(len(places))):
+        raise UserError("the places of its images in their stream are not 0, 1, 2, ...")
+    order = np.argsort(places)
+    scores = np.concatenate([on_id.scores, on_ood.scores])[order]
+    is_id = order < len(on_id.scores)
+
+    def part(chosen: slice) -> dict[str, Any]:
+        kept, kind = scores[chosen], is_id[chosen]
+        found: dict[str, Any] = {"n": len(kept), "n_id": int(kind.sum())}
+        if kind.all() or not kind.any():
+            return found | dict.fromkeys(MEASURED)
+        one = _evaluated(row, row.ood[0], kept[kind], kept[~kind])
+        return found | {name: round(getattr(one, name), DIGITS) for name in MEASURED}
+
+    thousands = [part(slice(start, start + PART)) for start in range(0, len(scores), PART)]
+    return {"first": part(slice(PART)), "rest": part(slice(PART, None)), "thousands": thousands}
 
 
 def _with_intervals(row: Result, images: dict[str, ImageScores]) -> Result:
@@ -160,7 +232,8 @@ def _verified(path: Path) -> VerifiedResult:
     if row.status != "ok":
         return VerifiedResult(path, row.label, 0, failed=True)
     try:
-        again = recomputed(row, read_scores(path.with_suffix(".parquet")))
+        scores = path.with_suffix(".parquet")
+        again = recomputed_streams(row, read_pairs(scores)) if row.stream else recomputed(row, read_scores(scores))
     except UserError as error:
         return VerifiedResult(path, row.label, 0, (str(error),))
     problems = [
@@ -172,11 +245,25 @@ def _verified(path: Path) -> VerifiedResult:
         ),
         *_differing("mean", row, again, ("mean_intervals",)),
     ]
-    cells = 2 + len(row.ood) * (len(METRICS) + 2)
+    stored, found = _stream_numbers(row), _stream_numbers(again)
+    problems += [
+        f"{name} is {stored.get(name)!r} in the result, {found.get(name)!r} from its scores"
+        for name in {**found, **stored}
+        if stored.get(name) != found.get(name)
+    ]
+    cells = 2 + len(row.ood) * (len(METRICS) + 2) + len(found)
     problems += [problem] if (problem := access_problem(row)) else []
     if not problems and again.digest != row.digest:
         problems = [f"its digest is {again.digest[:12]} when computed again, {row.digest[:12]} as stored"]
     return VerifiedResult(path, row.label, cells, tuple(problems))
+
+
+def _stream_numbers(row: Result) -> dict[str, Any]:
+    """Return the numbers of the parts of streams by name: `sun: thousands.2.auroc`."""
+    parts = {one.dataset: {**one.stream} for one in row.ood if one.stream}
+    for one in parts.values():
+        one["thousands"] = dict(enumerate(one.get("thousands", ()), 1))
+    return {f"{name}: {key}": v for name, one in parts.items() for key, v in flatten(one).items()}
 
 
 def _differing(where: str, one: object, other: object, fields: tuple[str, ...]) -> list[str]:
@@ -230,6 +317,7 @@ def _computation(row: Result) -> str:
     lists = [row.id.list_digest, *(one.list_digest for one in row.ood)]
     parts: list[Any] = [row.method, row.parameters, row.files, row.encoder.get("identity"), row.conventions, lists]
     parts += [row.classes.get("digest"), row.templates.get("digest"), row.weights.get("digest"), run, row.source]
+    parts += [row.stream]
     return repr(parts)
 
 

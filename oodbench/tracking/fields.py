@@ -18,7 +18,16 @@ _ENCODER = ("name", "weights", "size", "interpolation", "scale", "embed_dim")  #
 _CHARTED = ("auroc", "fpr95")
 _SHORT = 40  # characters of method names that a run's name shows in full
 _MAX_NAME = 250  # characters that every database of MLflow allows for the name of an experiment or a run
-_PARTS = ("run", "encoder", "classes", "sets", "versions", "templates", "weights")  # names that parameters begin with
+_PARTS = (
+    "run",
+    "encoder",
+    "classes",
+    "sets",
+    "versions",
+    "templates",
+    "weights",
+    "stream",
+)  # names that parameters begin with
 Strings = dict[str, str]
 
 
@@ -72,12 +81,20 @@ def run_name(rows: Sequence[Result]) -> str:
     labels = list(dict.fromkeys(row.label for row in rows))
     methods = ", ".join(labels)
     methods = methods if len(labels) == 1 or len(methods) <= _SHORT else f"{len(labels)} methods"
-    return shortened(f"{encoder_name(rows[0])} on {rows[0].benchmark}: {methods}{_seed_and_limit(rows[0])}")
+    orders = "".join(f", {order}" for order in dict.fromkeys(row.stream.get("order") for row in rows) if order)
+    return shortened(f"{encoder_name(rows[0])} on {rows[0].benchmark}: {methods}{orders}{_seed_and_limit(rows[0])}")
 
 
 def row_name(row: Result) -> str:
-    """Return `energy[scale=1] · ViT-B-16/openai`: charts show results of several encoders together."""
-    return shortened(f"{row.label} · {encoder_name(row)}{_seed_and_limit(row)}")
+    """Return `energy[scale=1] · ViT-B-16/openai`: charts show results of several encoders together.
+
+    Of a stream, `tanl · ViT-B-16/openai, shuffled, batch 256, stream seed 0`.
+    """
+    stream, ratio = row.stream, row.stream.get("ratio", "all")
+    parts = [stream.get("order"), f"batch {stream.get('batch')}", f"stream seed {stream.get('seed')}"] if stream else []
+    parts += [f"ID:OOD {ratio}"] if ratio != "all" else []
+    told = "".join(f", {part}" for part in parts)
+    return shortened(f"{row.label} · {encoder_name(row)}{told}{_seed_and_limit(row)}")
 
 
 def _seed_and_limit(row: Result) -> str:
@@ -94,7 +111,12 @@ def params(row: Result) -> Strings:
     """Return the hyper-parameters (`mcm.temperature`), and what else a result depends on (`run.seed`)."""
     trained = {name: row.weights[name] for name in ("name", "digest") if name in row.weights}
     own = {f"method-{row.method}" if row.method in _PARTS else row.method: row.parameters}
-    return _params({**_common_params(row), **flatten({"templates": row.templates, "weights": trained, **own})})
+    return _params(
+        {
+            **_common_params(row),
+            **flatten({"templates": row.templates, "weights": trained, "stream": row.stream, **own}),
+        }
+    )
 
 
 def _common_params(row: Result) -> dict[str, Any]:
@@ -113,6 +135,7 @@ def _params(mapping: Mapping[str, Any]) -> Strings:
 def metrics(row: Result) -> dict[str, float]:
     """Return `auroc/mean`, `auroc/near`, `auroc/textures`, `fpr95/...`, `id_accuracy`, `seconds/score`, as fractions.
 
+    Of a stream also those of its first 1,000 images and of the rest, `first/auroc/textures`, where they are known.
     MLflow sorts charts by name, so that less important metrics begin with `more/`, as in `more/aupr_in/mean`.
     """
     values: dict[str, float] = {}
@@ -124,6 +147,11 @@ def metrics(row: Result) -> dict[str, float]:
         values |= {f"{stem}/{key}": row.mean(metric, group) for group, key in groups.items()}
         values |= {f"{stem}/{sets[part.dataset]}": float(getattr(part, metric)) for part in row.ood}
     values |= {f"more/tied/{sets[part.dataset]}": float(part.tied) for part in row.ood}
+    for one in row.ood:
+        for name in ("first", "rest"):
+            for metric, value in (one.stream.get(name) or {}).items():
+                if metric in METRICS and value is not None:
+                    values[f"{name}/{metric}/{sets[one.dataset]}"] = float(value)
     values |= {f"seconds/{key}": float(row.seconds[stage]) for stage, key in _keys(row.seconds).items()}
     return values if row.id.accuracy is None else {**values, "id_accuracy": row.id.accuracy}
 
@@ -146,9 +174,10 @@ def row_tags(row: Result) -> Strings:
     """Return all tags of a result except its digest, which is set when the whole result was sent."""
     about = {"method": row.method, "label": row.label, "status": row.status, "error": row.error}
     partial = "yes" if row.id.partial or any(one.partial for one in row.ood) else ""
-    return _tags({**_common_tags(row), **about, "partial": partial, "oodbench.source": row.source}) | {
-        f"access.{name}": "none" if value is None else value if isinstance(value, str) else str(value).lower()
-        for name, value in row.access.items()
+    facts = flatten({"access": row.access, "stream": row.stream})
+    return {
+        **_tags({**_common_tags(row), **about, "partial": partial, "oodbench.source": row.source}),
+        **{name: "none" if v is None else v if isinstance(v, str) else str(v).lower() for name, v in facts.items()},
     }
 
 

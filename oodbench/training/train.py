@@ -240,7 +240,7 @@ def build_schedule(plan: TrainPlan, data: TrainingData) -> Schedule:
     schedule = Schedule(optimiser, len(data), steps, plan.request.seed)
     if schedule.warmup >= steps:
         asked = f"--warmup {schedule.warmup}"
-        if epochs := plan.optimiser.warmup_epochs:
+        if epochs := optimiser.warmup_epochs:
             asked = f"the warm-up of {plan.job.label}, {epochs} epoch{'s'[: epochs > 1]} or {schedule.warmup} steps,"
         raise UserError(
             f"{asked} must be less than the {steps} steps of the training; give a smaller one, as in --warmup 0"

@@ -497,7 +497,7 @@ def test_heavy_libraries_stay_in_their_rooms() -> None:
 def test_torch_is_imported_late() -> None:
     """Only files that are themselves imported late may import torch when they are: listing and warm runs need none."""
     rooms = ("methods/", "oodbench/method/", "oodbench/encoder/", "oodbench/data/glyphs/", "oodbench/training/")
-    files = {"oodbench/pipeline/contract.py", "oodbench/pipeline/extract.py"}
+    files = {f"oodbench/pipeline/{name}.py" for name in ("contract", "extract", "stream_contract", "trial")}
     light = {"card", "resolve", "world", "render", "textures", "concepts", "captions", "fonts"}
     light |= {
         "request",

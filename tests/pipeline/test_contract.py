@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from oodbench.cli import main
 from oodbench.method import registry
 from oodbench.method.toy import TRAIN, ToyWorld
-from oodbench.pipeline.contract import CHECKS, citation_problem, run_checks
+from oodbench.pipeline.contract import CHECKS, STREAM_CHECKS, citation_problem, run_checks
 from tests.conftest import Cli
 from tests.elsewhere import elsewhere
 from tests.methods import small
@@ -101,6 +101,7 @@ def test_a_broken_method_fails_the_check_it_breaks(check: str, tmp_path: Path) -
 
 def test_every_check_has_a_method_that_breaks_it() -> None:
     assert {check.__name__ for check in CHECKS} == set(BROKEN)
+    assert {check.__name__ for check in STREAM_CHECKS} == set(BROKEN_STREAMS)
 
 
 @pytest.mark.parametrize("limit", [1, 5, 12, 60, 90, 100, 200, 400, 2000])
@@ -140,6 +141,47 @@ HIDDEN = {
         "leaves_its_input_alone",
     ),
 }
+
+
+# Where a method may count images, with what names it in the message; `n` is the count.
+COUNTS = {
+    "a dict that is the state": ("state['n'] += batch.size; n = state['n']", "changes state['n']"),
+    "a dict in the module": ("SEEN['n'] += batch.size; n = SEEN['n']", "other scores for the same images"),
+    "an attribute": (
+        "object.__setattr__(self, 'n', getattr(self, 'n', 0) + batch.size); n = self.n",
+        "changes self['n']",
+    ),
+    "a closure in the module": ("n = count(batch.size)", "other scores for the same images"),
+}
+COUNTING = """SEEN = {'n': 0}
+
+def counting(n=0):
+    def add(m):
+        nonlocal n
+        n += m
+        return n
+    return add
+
+count = counting()
+"""
+
+
+def problems(path: Path, source: str) -> list[str]:
+    path.write_text(source)
+    return [problem for _, problem in run_checks(registry.methods([path])[path.stem]) if problem]
+
+
+@pytest.mark.parametrize("where", COUNTS)
+def test_a_method_that_counts_is_refused_by_name_and_told_of_streams(where: str, tmp_path: Path) -> None:
+    """The count lowers scores a little from the 2,000th image on."""
+    count, said = COUNTS[where]
+    source = GOOD.replace("CALLS = []", COUNTING).replace("return None", "return {'n': 0}")
+    source = source.replace(SCORE, f"{count}; {SCORE} - 0.1 * (n > 2000)")
+    told = problems(tmp_path / "good.py", source)
+    assert any(
+        said in one and one.endswith("; write a StreamMethod if it is meant to learn from the test images")
+        for one in told
+    ), told
 
 
 @pytest.mark.parametrize("what", HIDDEN)
@@ -243,3 +285,88 @@ def test_a_method_is_checked_on_the_device_that_is_asked_for(tmp_path: Path) -> 
         (tmp_path / "bad.py").write_text(KNN.replace("topk", "cpu().topk").replace("state.T", "state.cpu().T"))
         found = run_checks(registry.methods([tmp_path / "bad.py"])["bad"], None, device, checks)
         assert any(f"is on {device}" in said for _, said in found), found
+
+
+STREAM = (
+    GOOD[: GOOD.index("@dataclass")]
+    .replace("CALLS = []", COUNTING)
+    .replace("import Batch, Method", "import Batch, StreamMethod")
+)
+STREAM += '''@dataclass(frozen=True)
+class Good(StreamMethod[object]):
+    """The score of another method, less a little of the cosine with the mean of the images before."""
+
+    base: str = "mcm"
+    weight: float = 0.01
+
+    def begin(self, task):
+        return torch.zeros(task.text("simple").shape[1])
+
+    def step(self, batch, task, state):
+        scores = batch.base - self.weight * (batch.features @ state)
+        return scores, state.mul_(0.9).add_(0.1 * batch.features.mean(0))
+'''
+BEGIN, STEP = 'return torch.zeros(task.text("simple").shape[1])', "scores = batch.base"
+END = "return scores, state.mul_(0.9)"
+
+# What to change in STREAM so that one check fails.
+BROKEN_STREAMS = {
+    "is_frozen": ("@dataclass(frozen=True)\n", ""),
+    "gives_one_finite_score_per_image": (STEP, "scores = 0 / (batch.size - 1.0) + batch.base"),
+    "begins_anew": (STEP, "scores = torch.rand(batch.size) + batch.base"),
+    "keeps_nothing_outside_its_state": (STEP, "scores = (count(batch.size) < 4000) + batch.base"),
+    "scores_no_image_by_later_ones": (END, f"SEEN.setdefault('last', scores).zero_(); SEEN['last'] = scores; {END}"),
+    "says_whether_it_sees_itself": (STEP, f"state = state + batch.features.mean(0); {STEP}"),
+    "leaves_its_input_alone": (END, f"batch.base.numpy()[:] = 0; {END}"),
+    "predicts_classes": (END, f"if state.any(): return scores, state, scores.argsort() % 8\n        {END}"),
+    "tells_id_from_ood": (END, END.replace("return scores", "return -scores")),
+    "has_a_state_that_travels": (BEGIN, BEGIN.replace("return", "state =") + "; state.note = lambda: 0; return state"),
+}
+
+
+def test_a_sound_stream_passes_with_a_base_and_without(tmp_path: Path) -> None:
+    assert not problems(tmp_path / "good.py", STREAM)
+    alone = STREAM.replace('base: str = "mcm"', 'templates: str = "simple"').replace("batch.base", SCORE[7:])
+    assert not problems(tmp_path / "alone.py", alone)
+    (tmp_path / "lacks.py").write_text(alone.replace("scores = ", "scores = batch.base + "))
+    (first, *_) = problems(tmp_path / "lacks.py", alone.replace("scores = ", "scores = batch.base + "))
+    assert "batch.base was read, but no method is named" in first
+
+
+@pytest.mark.parametrize("check", BROKEN_STREAMS)
+def test_a_broken_stream_fails_the_check_it_breaks(check: str, tmp_path: Path) -> None:
+    old, new = BROKEN_STREAMS[check]
+    assert old in STREAM
+    found = failed(tmp_path / "bad.py", STREAM.replace(old, new))
+    assert check in found, found
+
+
+# Where a stream may hide what it has seen: what begin() returns, how step() counts the images, and what is said of it.
+TWICE = "the same stream scores differently the second time"
+HIDDEN_STREAMS = {
+    "a dict in the module": ("0", "SEEN['n'] += batch.size; n = SEEN['n']", TWICE),
+    "a closure in the module": ("0", "n = count(batch.size)", TWICE),
+    "the class": ("0", "type(self).n = n = getattr(type(self), 'n', 0) + batch.size", TWICE),
+    "an attribute": (
+        "0",
+        "object.__setattr__(self, 'n', getattr(self, 'n', 0) + batch.size); n = self.n",
+        "step() changes self['n']; what is learnt from a stream belongs to the state that step() returns",
+    ),
+    "a dict that begin() empties": (
+        "SEEN.update(n=0)",
+        "SEEN['n'] += batch.size; n = SEEN['n']",
+        "the state scores differently after pickling",
+    ),
+    "what begin() returns each time": ("SEEN", "state['n'] += batch.size; n = state['n']", "another state['n'] after"),
+}
+
+
+@pytest.mark.parametrize("where", HIDDEN_STREAMS)
+def test_what_a_stream_keeps_outside_its_state_is_found(where: str, tmp_path: Path) -> None:
+    begin, count, said = HIDDEN_STREAMS[where]
+    source = STREAM[: STREAM.index("    def begin")] + (
+        f"    def begin(self, task):\n        return {begin}\n\n    def step(self, batch, task, state):\n"
+        f"        {count}\n        return batch.base - 1e-4 * n, state\n"
+    )
+    told = problems(tmp_path / "good.py", source)
+    assert any(said in one for one in told), told

@@ -1,4 +1,4 @@
-"""Figures of a table's results: overview, ROC curves, histograms, rank correlation, and the worst mistakes."""
+"""Figures of a table's results: overview, ROC curves, histograms, rank correlation, the worst mistakes, streams."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from oodbench.errors import UserError, did_you_mean
 from oodbench.report.figures.figure import Heading, Plot, unique
 from oodbench.results import Result
 
-KINDS = ("overview", "roc", "histogram", "ranks", "mistakes")
+KINDS = ("overview", "stream", "roc", "histogram", "ranks", "mistakes")
+_OF_STREAMS = (
+    "overview",
+    "stream",
+)  # the others show scores, of which an ID image has one for each OOD set of a stream
 
 __all__ = ["KINDS", "Heading", "Plot", "plots"]
 
@@ -26,6 +30,9 @@ def plots(
     heading: Heading | None = None,
 ) -> Iterator[Plot]:
     """Yield the figures of the results of one table, each drawn when it is requested; none if all results failed.
+
+    Results of test-time adaptation have an overview and figures of metrics by position in the stream, others all but
+    the latter.
 
     Arguments:
 
@@ -48,7 +55,10 @@ def plots(
             raise UserError(f"no figure '{kind}'{did_you_mean(kind, KINDS)}")
     found = figure_data(results, paths, sets, heading)
     taken: set[str] = set()
+    streams = any(row.stream for row in results)
     for kind in kinds if found else ():
+        if kind not in _OF_STREAMS if streams else kind == "stream":
+            continue
         module = importlib.import_module(f"oodbench.report.figures.{kind}")
         for plot in module.draw(found, data):
             yield replace(plot, name=unique(plot.name, taken))

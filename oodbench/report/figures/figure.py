@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from oodbench.errors import UserError
 from oodbench.report.tables.grouping import by_prompts
-from oodbench.report.tables.rows import names
+from oodbench.report.tables.rows import line_names, repeated
+from oodbench.report.tables.streams import TITLE
 from oodbench.results import Result, SetRow, slug
 
 if TYPE_CHECKING:
@@ -88,11 +89,19 @@ def _encodable(text: str) -> str:
 
 @dataclass(frozen=True)
 class PlottedResult:
-    """A finished result: its position in the table, which gives its colour, and its name there."""
+    """A finished result: its position in the table, which gives its colour, and its name there.
+
+    Of a stream the results of all seeds, of which `result` is the first.
+    """
 
     position: int
     name: str
     result: Result
+    others: tuple[Result, ...] = ()
+
+    def values(self, dataset: str, metric: str) -> list[float]:
+        """Return a metric on an OOD set, for each seed of a stream."""
+        return [getattr(s, metric) for row in (self.result, *self.others) for s in row.ood if s.dataset == dataset]
 
 
 @dataclass(frozen=True)
@@ -162,16 +171,26 @@ def figure_data(
     """Return what figures show of a table's results, or None if all failed; `sets` in that order, or all if empty."""
     groups = by_prompts(results)
     prompts = next((group.prompts for group in groups if len(group.results) == len(results)), "")  # in the title
-    named = list(zip(names(results, "templates" if prompts else ""), results, strict=True))
-    finished = [(name, row) for name, row in named if row.status == "ok"]
-    plotted = tuple(PlottedResult(position, name, row) for position, (name, row) in enumerate(finished))
+    lines = repeated(results, seeds=False)
+    named = list(zip(line_names(lines, "templates" if prompts else ""), lines, strict=True))
+    finished = [(name, rows) for name, rows in named if rows[0].status == "ok"]
+    plotted = tuple(PlottedResult(i, name, rows[0], tuple(rows[1:])) for i, (name, rows) in enumerate(finished))
     if not plotted:
         return None
     model = plotted[0].result
     if any([s.dataset for s in one.result.ood] != [s.dataset for s in model.ood] for one in plotted):
         raise UserError("figures show the results of one table; these have different OOD sets")
+    if len({bool(row.stream) for row in results}) > 1:
+        raise UserError("figures show the results of one table; some of these are streams, the others are not")
     known = {s.dataset: s for s in model.ood}
     chosen = tuple(known[name] for name in sets if name in known) or model.ood
     title = f"{model.benchmark_title or model.benchmark}, encoder {model.encoder.get('name', 'unknown')}"
-    failed = tuple(name for name, row in named if row.status != "ok")
-    return FigureData(heading or Heading(stem(model.benchmark), title), plotted, chosen, paths, failed)
+    failed = tuple(name for name, rows in named if rows[0].status != "ok")
+    if model.stream:
+        title = f"{title}, {TITLE}"
+    return FigureData(heading or Heading(stem(*stem_words(model)), title), plotted, chosen, paths, failed)
+
+
+def stem_words(row: Result) -> list[str]:
+    """Return the words that the names of the figures of a result's table begin with."""
+    return [row.benchmark, *(["test-time"] if row.stream else [])]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -144,7 +145,7 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
     shown = {"all": figure_data.sets}
     if len(groups) > 1:
         shown |= {name: tuple(s for s in figure_data.sets if s.group == name) for name in groups}
-    best = sorted(figure_data.plotted, key=lambda one: -_mean(figure_data, one, figure_data.sets, "auroc"))[:NAMED]
+    best = sorted(figure_data.plotted, key=lambda one: -_mean(one, figure_data.sets, "auroc"))[:NAMED]
     with plot_style():
         panel_size, columns = ((3.6, 3.1), 3) if len(best) <= FEW else ((5.2, 4.4), 2)
         layout = FigureLayout(panel_size, columns, gap=(0.65, 0.75), head=0.3)
@@ -156,10 +157,11 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
             head = over if len(shown) == 1 else f"{what}: {over}"
             add_text(panel, (0, 1.03), head, transform=panel.transAxes, fontsize=SIZE + 0.5, weight="bold")
     level = 100 * float(figure_data.plotted[0].result.uncertainty.get("level", 0.95))
+    of_first = " of the first stream seed" if any(one.others for one in figure_data.plotted) else ""
     titles = ", ".join(s.title for s in figure_data.sets)
     sentences = [
         f"AUROC against FPR95 in %, plain averages over OOD sets ({titles}); down and right is better.",
-        f"Bars: {level:g} % intervals over images, where the result has them."
+        f"Bars: {level:g} % intervals over images{of_first}, where the result has them."
         if any(bars)
         else "No intervals are known.",
         f"Grey, without a name: all but the {NAMED} methods with the highest average AUROC."
@@ -171,8 +173,8 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
     yield Plot(f"{figure_data.heading.stem}-overview", "overview", title, " ".join(filter(None, sentences)), figure)
 
 
-def _mean(figure_data: FigureData, one: PlottedResult, sets: Sequence[SetRow], metric: str) -> float:
-    return math.fsum(getattr(figure_data.of(one, s.dataset), metric) for s in sets) / len(sets)
+def _mean(one: PlottedResult, sets: Sequence[SetRow], metric: str) -> float:
+    return math.fsum(fmean(one.values(s.dataset, metric)) for s in sets) / len(sets)
 
 
 def _interval(figure_data: FigureData, one: PlottedResult, sets: Sequence[SetRow], metric: str) -> Interval | None:
@@ -188,10 +190,7 @@ def _interval(figure_data: FigureData, one: PlottedResult, sets: Sequence[SetRow
 
 def _panel(panel: Axes, figure_data: FigureData, sets: Sequence[SetRow], best: Sequence[PlottedResult]) -> bool:
     """Draw one panel and return whether it has intervals."""
-    at = {
-        one.position: tuple(100 * _mean(figure_data, one, sets, m) for m in ("auroc", "fpr95"))
-        for one in figure_data.plotted
-    }
+    at = {one.position: tuple(100 * _mean(one, sets, m) for m in ("auroc", "fpr95")) for one in figure_data.plotted}
     spans = {
         one.position: [_interval(figure_data, one, sets, m) or (math.nan, math.nan) for m in ("auroc", "fpr95")]
         for one in best

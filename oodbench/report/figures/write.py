@@ -9,7 +9,7 @@ from pathlib import Path
 
 from oodbench.errors import UserError, printable
 from oodbench.report.figures import Heading, plots
-from oodbench.report.figures.figure import stem, unique
+from oodbench.report.figures.figure import stem, stem_words, unique
 from oodbench.report.tables.table import Table
 from oodbench.storage.files import atomic_write, expand
 
@@ -27,7 +27,7 @@ def write(
     captions: list[str] = []
     taken: set[str] = set()
     for table, heading in zip(tables, headings(tables), strict=True):
-        rows = [line.result for line in table.lines if line.result]
+        rows = [row for line in table.lines for row in line.results]
         for plot in plots(rows, paths, data=data, sets=sets, heading=heading):
             plot = replace(plot, name=unique(plot.name, taken))
             _write_files(folder, {f"{plot.name}.png": plot.png(), f"{plot.name}.pdf": plot.pdf()})
@@ -41,12 +41,12 @@ def write(
 def headings(tables: Sequence[Table]) -> list[Heading]:
     """Return the headings of tables: titles, and beginnings of file names that differ from each other."""
     first = [next((line.result for line in table.lines if line.result), None) for table in tables]
-    benchmarks = Counter(stem(row.benchmark) for row in first if row)
+    counts = Counter(stem(*stem_words(row)) for row in first if row)
     taken: set[str] = set()
     out = []
     for table, row in zip(tables, first, strict=True):
-        words = [row.benchmark] if row else ["quoted"]
-        if row and benchmarks[stem(row.benchmark)] > 1:
+        words = stem_words(row) if row else ["quoted"]
+        if row and counts[stem(*words)] > 1:
             words.append(str(row.encoder.get("slug", "")))
         out.append(Heading(unique(stem(*words), taken), table.title))
     return out

@@ -69,7 +69,12 @@ def _array(pa: object, values: list[object]) -> object:
 
 
 def _records(tables: Sequence[Table], options: TableOptions) -> list[dict[str, object]]:
-    return [_record(number, line, options) for number, table in enumerate(tables, 1) for line in table.lines]
+    return [
+        _record(number, line, row, options)
+        for number, table in enumerate(tables, 1)
+        for line in table.lines
+        for row in line.results or (None,)
+    ]
 
 
 def _names(records: Sequence[dict[str, object]]) -> list[str]:
@@ -81,8 +86,7 @@ def _rank(name: str) -> int:
     return next((i for i, prefix in enumerate(("ood.", "mean.", "seconds.", "row."), 1) if name.startswith(prefix)), 0)
 
 
-def _record(number: int, line: TableLine, options: TableOptions) -> dict[str, object]:
-    row = line.result
+def _record(number: int, line: TableLine, row: Result | None, options: TableOptions) -> dict[str, object]:
     if row is None:
         return {"table": number, "name": line.name, **_access(line), **line.facts}
     facts: dict[str, object] = {
@@ -100,6 +104,7 @@ def _record(number: int, line: TableLine, options: TableOptions) -> dict[str, ob
         "error": row.error,
         "at95": row.conventions.get("at95"),
         **{name: row.run.get(name) for name in _RUN},
+        **flatten({"stream": row.stream}),
         "id.dataset": row.id.dataset,
         "id.n": row.id.n,
         "id.expected": row.id.expected,
@@ -127,9 +132,10 @@ def _metrics(row: Result, options: TableOptions) -> dict[str, object]:
     out: dict[str, object] = {}
     for ood in kept:
         counts = {"n": ood.n, "expected": ood.expected, "skipped": ood.skipped, "tied": ood.tied}
+        parts = {name: value for name, value in flatten(ood.stream).items() if name != "thousands"}
         values = {metric: getattr(ood, metric) for metric in metrics}
         bounds = _bounds({metric: ood.intervals[metric] for metric in metrics if metric in ood.intervals})
-        out |= {f"ood.{ood.dataset}.{k}": v for k, v in (values | bounds | counts).items()}
+        out |= {f"ood.{ood.dataset}.{k}": v for k, v in (values | bounds | counts | parts).items()}
     for group in chosen.groups if len(chosen.groups) > 1 else ():
         out |= {f"mean.{group}.{metric}": chosen.mean(metric, group) for metric in metrics}
     return out | {f"mean.{metric}": chosen.mean(metric) for metric in metrics}

@@ -19,6 +19,7 @@ MOST = 12  # tables with figures by default: with more, the page takes minutes a
 PAGE_DPI, DRAWING_DPI = 110, 165  # drawings stay sharp on screens of high resolution
 KINDS = {
     "overview": "Overview",
+    "stream": "Position in the stream",
     "roc": "ROC curves",
     "histogram": "Histograms of the scores",
     "ranks": "Rank correlation",
@@ -94,20 +95,23 @@ def gallery(tables: Sequence[Table], source: FigureSource, sets: Sequence[str], 
         return FigureGallery(reason="--no-figures was given")
     if wanted is None and len(tables) > MOST:
         return FigureGallery(reason=f"pages with more than {MOST} tables have none unless --with-figures is given")
-    if not any(_has_scores(table, source.paths) for table in tables):
+    if not any(_drawable(table, source.paths) for table in tables):
         return FigureGallery(reason="no result has scores per image")
     from oodbench.report.figures.write import headings
 
     sections = {
         number: tuple(_sections(table, heading, source, sets))
         for number, (table, heading) in enumerate(zip(tables, headings(tables), strict=True), 1)
-        if _has_scores(table, source.paths)
+        if _drawable(table, source.paths)
     }
     return FigureGallery({number: found for number, found in sections.items() if found})
 
 
-def _has_scores(table: Table, paths: Mapping[str, Path]) -> bool:
+def _drawable(table: Table, paths: Mapping[str, Path]) -> bool:
+    """Return whether a table's results have scores per image; figures of streams need none."""
     rows = (row for line in table.lines for row in line.results if row.digest in paths)
+    if any(row.stream for line in table.lines for row in line.results):
+        return True
     return any(paths[row.digest].with_suffix(".parquet").is_file() for row in rows)
 
 

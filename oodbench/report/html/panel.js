@@ -111,6 +111,8 @@
         ...Object.entries(numbers).map(([m, v]) => [METRICS[m], percent(v) + range(bounds[m])]),
         ["tied", one.tied], ...about(block, "OOD set"),
       ]));
+      const parts = Object.entries(one.stream || {});
+      if (parts.length) out.push(fold("parts of the stream", parts.map(([name, v]) => [name.replaceAll(".", " "), v])));
     } else if (block === "mean" || block.endsWith(" mean")) {
       const group = block.slice(0, -5), bounds = row.shown ? {} : (row.means || {})[group];
       const members = Object.entries(sets).filter(([n]) => (!group || images[n].group === group)
@@ -132,11 +134,11 @@
       if (document.body.dataset.verify) out.push(element("pre", document.body.dataset.verify));
     }
     out.push(element("h3", "What it depends on"));
-    for (const name of ["access", "parameters", "templates", "weights", "encoder", "classes"]) {
+    for (const name of ["access", "stream", "parameters", "templates", "weights", "encoder", "classes"]) {
       const pairs = seen(part(row, name));
-      const called = { access: "what the method sees", templates: "prompts", weights: "trained weights",
+      const called = { access: "what the method sees", stream: "protocol of the stream", templates: "prompts", weights: "trained weights",
         classes: "class names" }[name] || name;
-      if (pairs.length) out.push(fold(called, pairs, ["access", "parameters", "templates"].includes(name)));
+      if (pairs.length) out.push(fold(called, pairs, ["access", "stream", "parameters", "templates"].includes(name)));
     }
     out.push(fold(`ID side: ${id.title}`, [["accuracy", percent(id.accuracy)],
       ...about(id.dataset, "dataset")]));

@@ -16,7 +16,9 @@ from oodbench.report.tables.published import Quote, quotes
 from oodbench.report.tables.table import TableLine
 from oodbench.results import METRICS, IdRow, Result, SetRow, flatten, slug
 
-PARTS = tuple("access parameters templates weights files classes encoder conventions uncertainty run versions".split())
+PARTS = tuple(
+    "access stream parameters templates weights files classes encoder conventions uncertainty run versions".split()
+)
 Facts = dict[str, str]
 
 
@@ -89,6 +91,8 @@ class Records:
         address = f"row-{row.digest[:12]}"
         if address not in self._known:
             seed = f", seed {row.run.get('seed')}" if row.run.get("seed") else ""
+            if row.stream:
+                seed += f", {row.stream.get('order')}, stream seed {row.stream.get('seed')}"
             where = f"{row.benchmark_title or row.benchmark}, {row.encoder.get('name', 'unknown')}"
             self._keep(address, f"{row.title} ({row.label}{seed}) on {where}", self._facts(row))
         return address
@@ -166,7 +170,8 @@ def _quoted(one: Quote) -> dict[str, Any]:
 
 def _numbers(row: Result, one: SetRow) -> dict[str, Any]:
     values = {m: _text(getattr(one, m)) for m in METRICS} if row.status == "ok" else {}
-    return {"metrics": values, "intervals": _bounds(one.intervals), "tied": _text(one.tied)}
+    stream = {"stream": _texts(flatten(one.stream))} if one.stream else {}
+    return {"metrics": values, "intervals": _bounds(one.intervals), "tied": _text(one.tied), **stream}
 
 
 def _images(one: IdRow | SetRow) -> Facts:

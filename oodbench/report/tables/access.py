@@ -11,8 +11,9 @@ from typing import Any
 
 from oodbench.errors import printable
 from oodbench.method import registry
-from oodbench.method.access import GROUPS, UNKNOWN, Access, from_mapping
+from oodbench.method.access import GROUPS, TEST_TIME, UNKNOWN, Access, both, from_mapping
 from oodbench.method.introspection import MethodInfo
+from oodbench.method.parameters import parse_choices
 from oodbench.report.tables.table import TableLine
 from oodbench.results import Result
 
@@ -48,7 +49,20 @@ def _declared(row: Result) -> Access | None:
     if info is None or info.problem:
         return None
     labels = (row.run.get("calibration") or {}).get("labels")
-    return info.card({**info.defaults(), **row.parameters}, labels if isinstance(labels, int) else None)
+    drawn = labels if isinstance(labels, int) else None
+    own = _card(info, row.parameters, row, drawn)
+    if not (base := row.stream.get("base")):
+        return own
+    (choice,) = parse_choices(base)
+    of_base = _installed().get(choice.name)
+    return both(own, _card(of_base, choice.overrides, row, drawn)) if of_base else None
+
+
+def _card(info: MethodInfo, parameters: Mapping[str, Any], row: Result, drawn: int | None) -> Access:
+    """Return the card of a method; its labelled images are those that a run drew, or that its weights know."""
+    if "SHOTS" in info.needs:
+        drawn = (row.weights.get("recipe") or {}).get("id", {}).get("shots")
+    return info.card({**info.defaults(), **parameters}, drawn)
 
 
 def part(row: Result, name: str) -> Mapping[str, Any]:
@@ -65,8 +79,16 @@ def _installed() -> dict[str, MethodInfo]:
     return registry.methods()
 
 
+def title_of(method: str) -> str:
+    """Return the title of a method, or its name if it is not installed."""
+    info = _installed().get(method)
+    return info.title if info and info.title else method
+
+
 def group_of(line: TableLine) -> str:
     """Return the group of a line, one of GROUPS."""
+    if line.result and line.result.stream:
+        return TEST_TIME
     return line.access.group if line.access else UNKNOWN
 
 
@@ -110,6 +132,7 @@ def access_footnotes(lines: Iterable[TableLine]) -> tuple[str, ...]:
     names: dict[str, list[str]] = {}
     for line in lines:
         for fact in line.access.facts if line.access else ():
-            names.setdefault(fact, []).append(line.name)
+            stream = line.result is not None and bool(line.result.stream)  # a method has several rows
+            names.setdefault(fact, []).append(line.result.title if line.result and stream else line.name)
     said = "; ".join(f"{fact}: {', '.join(dict.fromkeys(found))}" for fact, found in names.items())
     return (f"Access besides class names and the image: {said}.",) if said else ()

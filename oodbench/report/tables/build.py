@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +13,21 @@ from oodbench.report.formats.bibtex import keys_of_benchmark, keys_of_dataset, k
 from oodbench.report.options import TableOptions
 from oodbench.report.tables.access import UNRANKED, access_footnotes, arranged, blocks, card
 from oodbench.report.tables.chance import chance_notes
-from oodbench.report.tables.columns import COLUMNS, cells, column_groups, mark_best
+from oodbench.report.tables.columns import COLUMNS, column_groups, mark_best
 from oodbench.report.tables.grouping import PromptGroup, TableGroup, by_prompts, group
-from oodbench.report.tables.rows import average_over_seeds, by_seed, names, seedless_label
+from oodbench.report.tables.rows import line_cells, line_names, repeated
+from oodbench.report.tables.streams import (
+    PARTS,
+    TITLE,
+    UNTESTED,
+    WITHIN,
+    itself_note,
+    part_of,
+    protocol,
+    protocol_caption,
+    sizes_note,
+    stream_options,
+)
 from oodbench.report.tables.table import ColumnGroup, Table, TableLine
 from oodbench.results import IdRow, Result, SetRow
 
@@ -75,6 +87,8 @@ def _conventions(rules: Mapping[str, str], metrics: Sequence[str]) -> list[str]:
 
 
 def _uncertainty(model: Result, options: TableOptions) -> str:
+    if model.stream:
+        return "In brackets: the interval over images of the first stream seed." if options.intervals else ""
     if options.seeds:
         return "±: standard deviation over seeds, where there are several."
     if not options.intervals:
@@ -125,44 +139,78 @@ def tables(results: Iterable[Result], options: TableOptions | None = None, test:
     """Return one table for each set of comparable results, in order of first appearance.
 
     Results are comparable when benchmark, encoder with its weights, image lists, class names, precision, resize, limit
-    and conventions are the same; results that were all given the same prompts have a table of their own. `test` finds
-    the results that do not differ significantly from the best one, on the OOD sets that are shown.
+    and conventions are the same; results that were all given the same prompts have a table of their own, and so do
+    streams. `test` finds the results that do not differ significantly from the best one, on the OOD sets shown.
     """
     options = options or TableOptions()
     chosen = [row for row in results if not options.methods or {row.method, row.label} & set(options.methods)]
-    out = []
+    out: list[Table] = []
     for comparable in group(chosen):
         for prompts in by_prompts(comparable.results):
             if not options.sets or any(s.dataset in options.sets for row in prompts.results for s in row.ood):
-                out.append(_table(comparable, prompts, options, test))
+                out += _tables(comparable, prompts, options, test)
     return out
 
 
-def _table(comparable: TableGroup, prompts: PromptGroup, options: TableOptions, test: Test | None) -> Table:
+def _tables(comparable: TableGroup, prompts: PromptGroup, options: TableOptions, test: Test | None) -> Iterator[Table]:
+    """Yield the table of results without a stream; of streams the table of all images, and of parts if requested."""
+    if not prompts.results[0].stream:
+        yield _table(comparable, prompts, options, test)
+        return
+    table = _table(comparable, prompts, stream_options(options), None)
+    yield replace(table, caption=(*table.caption, UNTESTED)) if test else table
+    for part in PARTS if options.stream_parts else ():
+        if (shown := stream_options(options, part)).metrics:
+            yield _table(comparable, prompts, shown, None, part)
+
+
+def _table(
+    comparable: TableGroup, prompts: PromptGroup, options: TableOptions, test: Test | None, part: str = ""
+) -> Table:
     results = _ordered(prompts.results, options.methods)
     model = next((row for row in results if row.status == "ok"), results[0])
     groups = column_groups(model, options)
-    lines = _lines(results, groups, options, "templates" if prompts.prompts else "")
-    notes = [_note(line) for line in lines if line.result and line.result.status != "ok"]
-    warnings = ((line.name, warning) for line in lines for row in line.results for warning in row.warnings)
-    notes += dict.fromkeys(f"{name}: {warning}." for name, warning in warnings)
-    notes += chance_notes(lines, options.sets)
-    if prompts.missing:
-        notes.append(f"Not run with these prompts: {', '.join(prompts.missing)}.")
+    lines = _lines(results, groups, options, "templates" if prompts.prompts else "", part)
     ordered = arranged(lines, options.group)
     ranked = (_ranked(block, groups, options, test) if may else block for block, may in blocks(ordered))
     lines = [line for block in ranked for line in block]
     benchmark = f"{model.benchmark_title or model.benchmark}, encoder {model.encoder.get('name', 'unknown')}"
+    stream = (TITLE, PARTS.get(part, "")) if model.stream else ()
     return Table(
-        title=", ".join(filter(None, (benchmark, prompts.title))),
-        caption=(*caption(model, comparable.differences, options), *_unranked(lines)),
+        title=", ".join(filter(None, (benchmark, prompts.title, *stream))),
+        caption=(*caption(model, comparable.differences, options), *_unranked(lines), *_protocol(lines)),
         column_groups=tuple(groups),
         lines=tuple(lines),
-        notes=tuple(notes),
-        footnotes=access_footnotes(lines),
-        within=" within each group" if len({line.section for line in lines}) > 1 else "",
+        notes=() if part else tuple(_notes(lines, prompts, options)),
+        footnotes=() if part else (*access_footnotes(lines), *itself_note(row for x in lines for row in x.results)),
+        within=_within(lines),
         cites=_cites(model, options) if options.cite else (),
+        part=part,
     )
+
+
+def _notes(lines: Sequence[TableLine], prompts: PromptGroup, options: TableOptions) -> Iterator[str]:
+    yield from (_note(line) for line in lines if line.result and line.result.status != "ok")
+    warnings = ((line.name, warning) for line in lines for row in line.results for warning in row.warnings)
+    yield from dict.fromkeys(f"{name}: {warning}." for name, warning in warnings)
+    yield from chance_notes(lines, options.sets)
+    yield from sizes_note(row for line in lines for row in line.results)
+    if prompts.missing:
+        yield f"Not run with these prompts: {', '.join(prompts.missing)}."
+
+
+def _protocol(lines: Sequence[TableLine]) -> list[str]:
+    """Return sentences on the protocol of streams, none for other results."""
+    streams = [line.results for line in lines if line.result and line.result.stream]
+    return protocol_caption(streams) if streams else []
+
+
+def _within(lines: Sequence[TableLine]) -> str:
+    """Return where best and second are chosen, "" in a table of one block."""
+    streams = [protocol(line.results) for line in lines if line.result and line.result.stream]
+    if any(one != streams[0] for one in streams):
+        return WITHIN
+    return " within each group" if len({line.section for line in lines}) > 1 else ""
 
 
 def _unranked(lines: Sequence[TableLine]) -> list[str]:
@@ -174,9 +222,14 @@ def _unranked(lines: Sequence[TableLine]) -> list[str]:
 def _ranked(
     lines: Sequence[TableLine], groups: Sequence[ColumnGroup], options: TableOptions, test: Test | None
 ) -> Sequence[TableLine]:
-    """Mark the best and second of each column, and what does not differ from the best."""
-    marked = mark_best(lines, groups)
-    return _tested(marked, groups, options, test) if test and not options.seeds else marked
+    """Mark the best and second of each column, and what does not differ from the best; of streams by protocol."""
+    if any(line.result and line.result.stream for line in lines):
+        keys = [str(protocol(line.results)) if line.result else "" for line in lines]
+        members = {key: [line for line, own in zip(lines, keys, strict=True) if own == key] for key in keys}
+        marked = {key: iter(mark_best(found, groups)) for key, found in members.items()}
+        return [next(marked[key]) for key in keys]
+    marked_lines = mark_best(lines, groups)
+    return _tested(marked_lines, groups, options, test) if test and not options.seeds else marked_lines
 
 
 def _ordered(results: Sequence[Result], methods: Sequence[str]) -> list[Result]:
@@ -187,32 +240,20 @@ def _ordered(results: Sequence[Result], methods: Sequence[str]) -> list[Result]:
 
 
 def _lines(
-    results: Sequence[Result], groups: Sequence[ColumnGroup], options: TableOptions, omitted: str
+    results: Sequence[Result], groups: Sequence[ColumnGroup], options: TableOptions, omitted: str, part: str
 ) -> list[TableLine]:
-    if options.seeds:
-        repeated = by_seed(results)
-        firsts = [replace(rows[0], label=seedless_label(rows[0])) if len(rows) > 1 else rows[0] for rows in repeated]
-        printed = names(firsts, omitted)
-        return [
-            TableLine(
-                f"{name}, {len(rows)} seeds" if len(rows) > 1 else name,
-                tuple(average_over_seeds(rows, group, options) for group in groups),
-                rows[0],
-                access=card(rows[0]),
-                cites=_method_keys(rows[0], options),
-                others=tuple(rows[1:]),
-            )
-            for name, rows in zip(printed, repeated, strict=True)
-        ]
+    found = repeated(results, seeds=options.seeds)
+    shown = [[part_of(row, part) for row in rows] if part else rows for rows in found]
     return [
         TableLine(
             name,
-            tuple(cells(row, group, options) for group in groups),
-            row,
-            access=card(row),
-            cites=_method_keys(row, options),
+            tuple(line_cells(numbers, group, options) for group in groups),
+            rows[0],
+            access=card(rows[0]),
+            cites=_method_keys(rows[0], options),
+            others=tuple(rows[1:]),
         )
-        for name, row in zip(names(results, omitted), results, strict=True)
+        for name, rows, numbers in zip(line_names(found, omitted), found, shown, strict=True)
     ]
 
 

@@ -20,6 +20,8 @@ COLUMNS = {
     "seconds": Column("Seconds", name="seconds"),
 }
 
+_KINDS = {"fpr95": " (i)", "fpr95_ood": " (o)"}  # ID positive, OOD positive: in tables of streams, which have both
+
 
 def column_groups(model: Result, options: TableOptions) -> list[ColumnGroup]:
     """Return the column groups in order; an average that would repeat the numbers of a single set is omitted.
@@ -27,6 +29,8 @@ def column_groups(model: Result, options: TableOptions) -> list[ColumnGroup]:
     `model` is a result with the OOD sets of the table.
     """
     columns = tuple(COLUMNS[m] for m in options.shown)
+    if model.stream:
+        columns = tuple(replace(c, title=f"{c.title}{_KINDS.get(c.name, '')}") for c in columns)
     kept = [s for s in model.ood if not options.sets or s.dataset in options.sets]
     if options.sets:
         kept.sort(key=lambda s: options.sets.index(s.dataset))

@@ -7,8 +7,10 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from oodbench.errors import UserError
+from oodbench.report.tables.streams import order_key
 from oodbench.results import IdRow, Result, SetRow, flatten, rows
 
 # Parts of `Result.run` that change the numbers of every method. Results that differ in seed or device are in one table,
@@ -42,16 +44,16 @@ class TableGroup:
 def group(results: Iterable[Result]) -> list[TableGroup]:
     """Group results that agree in all facts, in order of first appearance; a repeated result counts once.
 
-    A failed result does not have all facts: it joins the first group of its benchmark and encoder that agrees with
-    those it has.
+    Streams have groups of their own, which follow the others of their benchmark and encoder. A failed result does
+    not have all facts: it joins the first group of its benchmark and encoder that agrees with those it has.
     """
-    families: dict[tuple[str, str], list[TableGroup]] = {}
+    families: dict[tuple[str, str, bool], list[TableGroup]] = {}
     agreeing: dict[tuple[tuple[str, str], ...], TableGroup] = {}
     numbered = list(enumerate(_newest(results)))
     for number, row in numbered:
         if row.status == "ok":
             known = facts(row)
-            key = tuple(sorted(known.items()))
+            key = (("streams", str(bool(row.stream))), *sorted(known.items()))
             if key not in agreeing:
                 agreeing[key] = TableGroup(known)
                 families.setdefault(_family(row), []).append(agreeing[key])
@@ -67,7 +69,20 @@ def group(results: Iterable[Result]) -> list[TableGroup]:
             fitting.numbered.append((number, row))
     for family in families.values():
         _find_differences(family)
-    return sorted((g for family in families.values() for g in family), key=lambda g: min(n for n, _ in g.numbered))
+    last = {name: max(map(_first, found)) for name, found in families.items()}
+
+    def place(name: tuple[str, str, bool], one: TableGroup) -> tuple[int, bool, int]:
+        benchmark, encoder, streams = name
+        own = _first(one)
+        return (last.get((benchmark, encoder, False), own) if streams else own), streams, own
+
+    found = [(place(name, one), one) for name, family in families.items() for one in family]
+    return [one for _, one in sorted(found, key=lambda pair: pair[0])]
+
+
+def _first(one: TableGroup) -> int:
+    """Return the position in the input of a group's first result."""
+    return min(number for number, _ in one.numbered)
 
 
 def facts(row: Result) -> dict[str, str]:
@@ -77,9 +92,11 @@ def facts(row: Result) -> dict[str, str]:
     out |= {k: _text(row.run[k]) for k in _SETTINGS if row.run.get(k) is not None}
     out |= dict(row.conventions)
     out |= {f"classes {k}": _text(v) for k, v in flatten(row.classes).items()}
-    out |= _set_facts(f"ID {row.id.dataset}", row.id, scored=row.status == "ok")
-    for ood in row.ood:
-        out |= _set_facts(f"OOD {ood.dataset}", ood, scored=row.status == "ok")
+    sets: dict[str, IdRow | SetRow] = {f"OOD {s.dataset}": s for s in row.ood}
+    for name, images in {f"ID {row.id.dataset}": row.id, **sets}.items():
+        out |= _set_facts(name, images, scored=row.status == "ok")
+        if row.stream:  # streams of another ratio have fewer images of the same lists, and are in the same table
+            out = {fact: value for fact, value in out.items() if fact not in (f"{name} n", f"{name} expected")}
     return out
 
 
@@ -126,12 +143,12 @@ def _short(value: str) -> str:
     return value[:12] if re.fullmatch(r"[0-9a-f]{32,}", value) else value
 
 
-def _family(row: Result) -> tuple[str, str]:
-    return row.benchmark, str(row.encoder.get("slug", row.encoder.get("name")))
+def _family(row: Result) -> tuple[str, str, bool]:
+    return row.benchmark, str(row.encoder.get("slug", row.encoder.get("name"))), bool(row.stream)
 
 
 def _run(row: Result) -> tuple[str, str]:
-    return row.label, str(row.run.get("seed"))
+    return row.label, json.dumps([row.run.get("seed"), row.stream], sort_keys=True)
 
 
 _GIVEN_TEMPLATES = re.compile(r"[\[,]templates=")
@@ -214,7 +231,8 @@ def ordered(found: Sequence[Result]) -> tuple[Result, ...]:
     return tuple(sorted(found, key=_sort_key))
 
 
-def _sort_key(row: Result) -> tuple[str, str, str, bool, str, str, str]:
+def _sort_key(row: Result) -> tuple[Any, ...]:
     encoder = str(row.encoder.get("slug") or row.encoder.get("name", ""))
     seed = f"{row.run.get('seed')!s:>12}"
-    return row.benchmark, encoder, row.method, row.label != row.method, row.label, seed, row.digest
+    variant = row.method, row.label != row.method, row.label
+    return row.benchmark, encoder, *variant, order_key(row), seed, row.digest

@@ -36,6 +36,7 @@ class Quote:
     key        what --quote names it by, `method:source`
     settings   hyper-parameters that a measured result must have to be compared with it
     cite       BibTeX keys of the source, in report/formats/references.bib
+    order      of the stream, of a method that adapts to it
     access     what the method sees, as the fields of Access; none of them: class names and the image alone
     tolerance  metric -> largest difference of a faithful run, in points; `why` says who states this
     cells      OOD set, `mean` or `near mean` -> metric -> number
@@ -56,6 +57,7 @@ class Quote:
     words: str = ""
     resize: str = ""
     at95: str = ""
+    order: str = "shuffled"
     remark: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     tolerance: dict[str, Any] = field(default_factory=dict)
@@ -145,16 +147,18 @@ _LABELS = {"resize": "resize filter", "words": "word list", "at95": "rule of the
 def with_quotes(tables: Sequence[Table], quotes: Sequence[Quote], options: TableOptions) -> list[Table]:
     """Add each published result to the table of its benchmark; of several, to those with its architecture.
 
+    Results of test-time adaptation are added to tables of streams, the others to other tables, where there are such.
     Raises UserError for a published result that fits no table.
     """
     out = list(tables)
     for quote in quotes:
-        fitting = [i for i, table in enumerate(out) if _benchmark(table) == quote.benchmark]
+        fitting = [i for i, table in enumerate(out) if _benchmark(table) == quote.benchmark and not table.part]
         same = [i for i in fitting if _architecture(out[i]) == quote.architecture]
         if not fitting:
             have = ", ".join(dict.fromkeys(filter(None, map(_benchmark, out)))) or "none"
             raise UserError(f"--quote {quote.key} is of benchmark {quote.benchmark}; the tables here are of: {have}")
-        for i in same or fitting:
+        alike = [i for i in same or fitting if _of_streams(out[i]) == quote.card.stream]
+        for i in alike or same or fitting:
             lines = arranged((*out[i].lines, _line(quote, out[i].column_groups, options)), options.group)
             out[i] = replace(out[i], lines=lines, notes=(*out[i].notes, quote.about))
     return [
@@ -275,6 +279,10 @@ def _benchmark(table: Table) -> str:
     return next((line.result.benchmark for line in table.lines if line.result), "")
 
 
+def _of_streams(table: Table) -> bool:
+    return any(line.result.stream for line in table.lines if line.result)
+
+
 def _architecture(table: Table) -> str:
     return next((str(line.result.encoder.get("architecture", "")) for line in table.lines if line.result), "")
 
@@ -290,7 +298,8 @@ def compare_with_published(tables: Sequence[Table], options: TableOptions) -> li
 
     Raises UserError if there are none for any line.
     """
-    out = [_compared(table, line, options) for table in tables for line in table.lines if _published(line)]
+    lines = [(table, line) for table in tables if not table.part for line in table.lines]
+    out = [_compared(table, line, options) for table, line in lines if _published(line)]
     if not out:
         rows = [line.result for table in tables for line in table.lines if line.result]
         have = ", ".join(dict.fromkeys(f"{r.method} on {r.benchmark}, {r.encoder.get('name')}" for r in rows))
@@ -307,6 +316,7 @@ def published_of(row: Result) -> list[Quote]:
         if (one.method, one.benchmark) == (row.method, row.benchmark)
         and one.architecture == row.encoder.get("architecture")
         and one.card == card(row)
+        and row.stream.get("order", one.order) == one.order
         and all(row.parameters.get(k) == v for k, v in one.settings.items())
     ]
     return [one for one in found if one.weights == comparable_facts(row)["weights"]] or found

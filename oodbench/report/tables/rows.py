@@ -3,42 +3,65 @@
 from __future__ import annotations
 
 import json
-import re
+import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
+from oodbench.method.parameters import split
 from oodbench.report.options import TableOptions
+from oodbench.report.tables.access import title_of
 from oodbench.report.tables.columns import cell, cells, formatted
+from oodbench.report.tables.streams import differing
 from oodbench.report.tables.table import DASH, Cell, ColumnGroup, Number
 from oodbench.results import Result
 
 
-def by_seed(results: Sequence[Result]) -> list[list[Result]]:
-    """Group results that differ only in the seed (and in what was trained from it), in order."""
+def repeated(results: Sequence[Result], *, seeds: bool) -> list[list[Result]]:
+    """Group the results of one line, in order: streams that differ only in their seed.
+
+    With `seeds`, also results that differ only in the seed of the run and in what was trained from it.
+    """
     out: dict[str, list[Result]] = {}
     for number, row in enumerate(results):
-        key = _key(row) if row.status == "ok" else str(number)
+        if row.stream:
+            key = json.dumps([_key(row), row.status, row.error, *(() if seeds else _drawn(row))], sort_keys=True)
+        else:
+            key = _key(row) if seeds and row.status == "ok" else str(number)
         out.setdefault(key, []).append(row)
     return list(out.values())
 
 
-def average_over_seeds(results: Sequence[Result], group: ColumnGroup, options: TableOptions) -> tuple[Cell, ...]:
-    """Return the average and the sample standard deviation over results; a single result has no deviation."""
-    if len(results) == 1:
+def _drawn(row: Result) -> tuple[object, ...]:
+    """Return the seed of a run, and what is drawn or trained by it."""
+    return row.run.get("seed"), row.weights, row.run.get("calibration")
+
+
+def line_cells(results: Sequence[Result], group: ColumnGroup, options: TableOptions) -> tuple[Cell, ...]:
+    """Return the cells of a line: of several results the average, and the sample standard deviation.
+
+    Of several streams, the interval over images is that of the first which has one.
+    """
+    if len(results) == 1 or results[0].status != "ok":
         return cells(results[0], group, options)
     columns = zip(*(group.values(row) for row in results), strict=True)
-    return tuple(_average([number.value for number in column], options, group.fraction) for column in columns)
+    return tuple(_average(column, options, group.fraction) for column in columns)
 
 
-def _average(values: Sequence[float | None], options: TableOptions, fraction: bool) -> Cell:
-    known = [v for v in values if v is not None]
-    if len(known) < len(values):
+def _average(numbers: Sequence[Number], options: TableOptions, fraction: bool) -> Cell:
+    known = [n.value for n in numbers if n.value is not None and math.isfinite(n.value)]
+    if len(known) < len(numbers):
         return Cell(None, DASH)
     deviation = statistics.stdev(known)
+    interval = next((n.interval for n in numbers if n.interval), None)
+    found = cell(Number(statistics.fmean(known), interval), options, fraction=fraction)
     extra = f"± {formatted(deviation, options) if fraction else f'{deviation:.2f}'}"
-    return cell(Number(statistics.fmean(known)), options, fraction=fraction, extra=extra)
+    return replace(found, extra=f"{extra} {found.extra}".strip())
+
+
+_VARIATIONS = ("seed", "device", "batch_size")  # parts of `Result.run` that may differ within a table
 
 
 def _key(row: Result) -> str:
@@ -49,7 +72,8 @@ def _key(row: Result) -> str:
     if settings.get("calibration"):  # drawn from the training images by the seed
         drawn = ("digest", "list", "shot_seed")
         settings["calibration"] = {k: v for k, v in settings["calibration"].items() if k not in drawn}
-    known = [seedless_label(row), row.parameters, row.templates, row.files, row.source, weights, settings]
+    stream = {k: v for k, v in row.stream.items() if k != "seed"}
+    known = [seedless_label(row), row.parameters, row.templates, row.files, row.source, weights, settings, stream]
     return json.dumps(known, sort_keys=True, default=str)
 
 
@@ -75,14 +99,25 @@ def seedless_label(row: Result) -> str:
 _VARIATIONS = ("seed", "device", "batch_size")  # parts of `Result.run` that may differ within a table
 
 
-def names(results: Sequence[Result], omitted: str = "") -> list[str]:
+def line_names(lines: Sequence[Sequence[Result]], omitted: str = "") -> list[str]:
     """Return `Energy (scale=1)` from title and label, or `Energy (seed 2)` where equal names differ in the seed.
 
-    `omitted` is a hyper-parameter that the table's title states.
+    Names of streams are `OODD, base MCM; shuffled`, with what else the protocols of the lines differ in. `omitted` is a
+    hyper-parameter that the table's title states.
     """
-    out = [_name(row, omitted) for row in results]
+    first = [replace(rows[0], label=seedless_label(rows[0])) if len(rows) > 1 else rows[0] for rows in lines]
+    if not first or not first[0].stream:
+        found = _distinguished([_name(row, (omitted,)) for row in first], first)
+        return [f"{x}, {len(rows)} seeds" if len(rows) > 1 else x for x, rows in zip(found, lines, strict=True)]
+    differences = differing(lines)
+    return _distinguished([f"{_stream_name(r, omitted)}{d}" for r, d in zip(first, differences, strict=True)], first)
+
+
+def _distinguished(names: Sequence[str], results: Sequence[Result]) -> list[str]:
+    """Return the names; equal ones get a remark on what differs between their results."""
+    out = list(names)
     positions: dict[str, list[int]] = {}
-    for i, name in enumerate(out):
+    for i, name in enumerate(names):
         positions.setdefault(name, []).append(i)
     for name, same in positions.items():
         if len(same) > 1:
@@ -91,10 +126,19 @@ def names(results: Sequence[Result], omitted: str = "") -> list[str]:
     return out
 
 
-def _name(row: Result, omitted: str) -> str:
-    title, bracket = row.title or row.method, row.label.removeprefix(row.method)
-    settings = re.split(r",(?=[A-Za-z_]\w*=)", bracket.removeprefix("[").removesuffix("]"))
-    said = ", ".join(s for s in settings if s and not (omitted and s.startswith(f"{omitted}=")))
+def _stream_name(row: Result, omitted: str) -> str:
+    method, bracket, settings = str(row.stream.get("base", "")).partition("[")
+    base = f", base {_titled(title_of(method), bracket + settings)}" if method else ""
+    return f"{_name(row, (omitted, 'base'))}{base}; {row.stream.get('order')}"
+
+
+def _name(row: Result, omitted: Collection[str]) -> str:
+    return _titled(row.title or row.method, row.label.removeprefix(row.method), omitted)
+
+
+def _titled(title: str, bracket: str, omitted: Collection[str] = ()) -> str:
+    settings = split(bracket.removeprefix("[").removesuffix("]"), ",")
+    said = ", ".join(s for s in settings if s.partition("=")[0] not in omitted)
     return f"{title} ({said})" if said else title
 
 
@@ -104,7 +148,7 @@ def _remarks(rows: Sequence[Result]) -> list[str]:
         {k: str(row.run.get(k)) for k in _VARIATIONS}
         | {f"calibration_{k}": str((row.run.get("calibration") or {}).get(k)) for k in ("n", "labels", "shot_seed")}
         | {"weights": row.weights.get("digest", "none")[:8], "source": row.source[:8]}
-        | {"commit": (row.commit or "none")[:8]}
+        | {"commit": (row.commit or "none")[:8], "stream_seed": str(row.stream.get("seed"))}
         for row in rows
     ]
     differing: list[str] = []

@@ -127,6 +127,7 @@ class Table:
     first: str = "Method"  # heading of the first column
     footnotes: tuple[str, ...] = ()  # below the notes: what the methods see
     within: str = ""  # where best and second are chosen: " within each group", or "" in a table of one block
+    part: str = ""  # of the streams, by position: "first" or "rest"; "" for all images
 
     def __post_init__(self) -> None:
         _make_printable(self, "title", "first")

@@ -1,0 +1,173 @@
+"""Help of the commands: options in groups, examples, commands in the order of use, and what a shell completes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+# Heading -> names of parameters, as the functions of the commands have them. An option that stands nowhere is in the
+# last group. An option means the same in all commands.
+OPTION_GROUPS: Mapping[str, str] = {
+    "Methods": "methods settings sweeps templates plugins weights",
+    "Images": "id_ ood calibration calibration_limit shots shot_seed classes clean_names data limit allow_partial "
+    "skip_missing on_error captions crops augment shot_seeds",
+    "Encoder": "encoder resize precision batch_size keep_patches device workers",
+    "Test streams": "stream_order stream_seeds stream_batch stream_ratio",
+    "Training": "epochs steps lr betas eps weight_decay warmup chunk checkpoint_every max_steps restart",
+    "Metrics": "at95 aupr bootstrap",
+    "Results": "results output store shared strict tracking_uri events",
+    "Several GPUs or machines": "ray actors gpus_per_actor num_workers",
+    "Other options": "",
+}
+FEW = 12  # options that need no groups
+SECTIONS: Mapping[str, str] = {
+    "Compare methods": "run report leaderboard diff",
+    "Data, methods, encoders": "datasets benchmarks get methods encoders",
+    "Train and use": "train weights score explain register",
+    "Scores of other code": "import metrics submit",
+    "Upkeep": "store sync",
+}  # the commands of `oodbench --help`, in the order of use; a command that stands nowhere comes last
+
+
+def examples(*lines: str) -> str:
+    """Return lines as the epilog of a command, which click prints as they are."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+
+
+class Command(click.Command):
+    """A command whose help has its options in groups if there are many."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, each group under its heading."""
+        records = {p.name or "": record for p in self.get_params(ctx) if (record := p.get_help_record(ctx)) is not None}
+        if len(records) <= FEW:
+            super().format_options(ctx, formatter)
+            return
+        left = dict(records)
+        for heading, names in OPTION_GROUPS.items():
+            wanted = names.split() if names else list(left)
+            rows = [left.pop(name) for name in wanted if name in left]
+            if rows:
+                with formatter.section(heading):
+                    formatter.write_dl(rows)
+
+
+class Sections(click.Group):
+    """A group whose help lists its commands in sections, in the order of use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands in the order of use."""
+        ordered = [name for names in SECTIONS.values() for name in names.split() if name in self.commands]
+        return [*ordered, *(name for name in self.commands if name not in ordered)]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands, each section under its heading."""
+        shown = {name: self.commands[name] for name in self.list_commands(ctx) if not self.commands[name].hidden}
+        limit = formatter.width - 6 - max(map(len, shown), default=0)
+        left = dict(shown)
+        for heading, names in (*SECTIONS.items(), ("Other commands", " ".join(shown))):
+            rows = [(name, left.pop(name).get_short_help_str(limit)) for name in names.split() if name in left]
+            if rows:
+                with formatter.section(heading):
+                    formatter.write_dl(rows)
+
+
+class OneOf(click.ParamType):  # type: ignore[type-arg]  # generic in its stubs only
+    """One of some words, which help shows and a shell completes; the command checks it with its other options."""
+
+    name = "text"
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """Return the words, as click shows its own choices."""
+        return f"[{'|'.join(self.words)}]"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return the words that begin as what is typed."""
+        return [CompletionItem(word) for word in self.words if word.startswith(incomplete)]
+
+
+class Names(click.ParamType):  # type: ignore[type-arg]  # generic in its stubs only
+    """Names that a shell completes, also after a comma."""
+
+    name = "text"
+
+    def __init__(self, known: Callable[[], Iterable[str]], several: bool = True) -> None:
+        self._known, self._several = known, several
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return the names that begin as what is typed after the last comma, with what stands before it."""
+        before, comma, last = incomplete.rpartition(",") if self._several else ("", "", incomplete)
+        return [CompletionItem(f"{before}{comma}{name}") for name in sorted(self._known()) if name.startswith(last)]
+
+
+def method_names(groups: bool = True) -> list[str]:
+    """Return the names of methods, and those of the groups of --methods."""
+    from oodbench.method import registry
+
+    return [*registry.methods(), *(registry.NAMED_GROUPS if groups else ())]
+
+
+def group_names() -> list[str]:
+    """Return the names of the groups of --methods."""
+    from oodbench.method import registry
+
+    return list(registry.NAMED_GROUPS)
+
+
+def set_names() -> list[str]:
+    """Return the names of benchmarks and image sets."""
+    from oodbench.data import catalog
+
+    return [*dict.fromkeys((*catalog.benchmarks(), *catalog.datasets()))]
+
+
+class EncoderNames(Names):
+    """Architectures, the encoders that benchmarks name, and after a slash the tags of an architecture."""
+
+    def __init__(self, several: bool = True) -> None:
+        super().__init__(self._architectures, several)
+
+    @staticmethod
+    def _architectures() -> list[str]:
+        from oodbench.data import catalog
+        from oodbench.encoder.card import EMBEDDED
+        from oodbench.encoder.names import architectures
+
+        named = {one.encoder for one in catalog.benchmarks().values() if one.encoder}
+        return [EMBEDDED, *named, *(f"{name}/" for name in architectures())]
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return the names that begin as what is typed; tags are read from open_clip, which takes seconds."""
+        from oodbench.encoder.names import tags
+
+        before, comma, last = incomplete.rpartition(",") if self._several else ("", "", incomplete)
+        architecture, slash, tag = last.partition("/")
+        if not slash:
+            return super().shell_complete(ctx, param, incomplete)
+        found = (name for name in sorted(tags(architecture)) if name.startswith(tag))
+        return [CompletionItem(f"{before}{comma}{architecture}/{name}") for name in found]
+
+
+def cut(rows: Sequence[Sequence[str]], width: int) -> list[tuple[str, ...]]:
+    """Return the lines of a table with the widest columns but the first cut, so that a line fits a width."""
+    first, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    while first + sum(widths) + 2 * len(widths) > width and max(widths) > 8:
+        widths[widths.index(max(widths))] -= 1
+    widths = [first, *widths]
+    return [
+        tuple(text if len(text) <= w else f"{text[: w - 1]}…" for text, w in zip(row, widths, strict=True))
+        for row in rows
+    ]
+
+
+def as_json(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return the lines of a list as JSON."""
+    import json
+
+    return json.dumps(list(rows), indent=1, ensure_ascii=False)

@@ -1,0 +1,140 @@
+"""Streams: the metrics of every thousand images by position in the stream, a panel for each OOD set."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from oodbench.report.figures.figure import FigureData, Plot, PlottedResult
+from oodbench.report.figures.style import (
+    SIZE,
+    FigureLayout,
+    add_text,
+    line_style,
+    marker,
+    new_figure,
+    pages,
+    plot_style,
+    shortened,
+)
+from oodbench.report.tables.streams import MEASURED, protocol_caption
+from oodbench.results import SetRow
+
+log = logging.getLogger(__name__)
+
+LINES, PANELS = 14, 8  # in one figure
+_WIDE, _HIGH, _KEY = 3.1, 1.75, 2.3  # inches: a panel, and the width of the key
+_TITLES = {"auroc": "AUROC", "fpr95": "FPR95 (i)", "fpr95_ood": "FPR95-OOD (o)"}
+
+
+@dataclass(frozen=True)
+class StreamCurve:
+    """A metric of each thousand images [k] in percent: NaN where there are images of one kind only.
+
+    position   the middle of the thousand, in images
+    deviation  sample standard deviation over seeds; NaN with fewer than two
+    """
+
+    position: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    deviation: NDArray[np.float64]
+
+
+def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
+    """Yield figures of each metric with at most LINES lines in at most PANELS panels."""
+    for metric in MEASURED:
+        curves = {
+            (one.position, s.dataset): curve(one, s.dataset, metric)
+            for one in figure_data.plotted
+            for s in figure_data.sets
+        }
+        if all(np.isnan(found.mean).all() for found in curves.values()):
+            log.info("no %s by position in the stream: no thousand images have both kinds", _TITLES[metric])
+            continue
+        split = [(m, s) for m in pages(figure_data.plotted, LINES) for s in pages(figure_data.sets, PANELS)]
+        for number, (methods, sets) in enumerate(split, start=1):
+            drawn = {s.dataset: [(one, curves[one.position, s.dataset]) for one in methods] for s in sets}
+            yield _page(figure_data, metric, sets, drawn, number if len(split) > 1 else 0)
+
+
+def curve(one: PlottedResult, dataset: str, metric: str) -> StreamCurve:
+    """Return the curve of a method on an OOD set, over the seeds of which the thousand has both kinds of images."""
+    rows = [s for row in (one.result, *one.others) for s in row.ood if s.dataset == dataset]
+    parts: list[tuple[dict[str, Any], ...]] = list(
+        zip(*(row.stream.get("thousands", ()) for row in rows), strict=False)
+    )
+    known = [[100 * part[metric] for part in several if part.get(metric) is not None] for several in parts]
+    sizes = np.array([several[0]["n"] for several in parts], dtype=np.float64)
+    return StreamCurve(
+        position=np.cumsum(sizes) - sizes / 2,
+        mean=np.array([statistics.fmean(values) if values else np.nan for values in known]),
+        deviation=np.array([statistics.stdev(values) if len(values) > 1 else np.nan for values in known]),
+    )
+
+
+def _page(
+    figure_data: FigureData,
+    metric: str,
+    sets: Sequence[SetRow],
+    drawn: dict[str, list[tuple[PlottedResult, StreamCurve]]],
+    number: int,
+) -> Plot:
+    title = f"{_TITLES[metric]} by position in the stream" + (f" ({number})" if number else "")
+    layout = FigureLayout((_WIDE, _HIGH), gap=(0.45, 0.5), right=_KEY + 0.25, head=0.3)
+    with plot_style():
+        figure, axes = new_figure([title, figure_data.heading.title], len(sets), layout)
+        columns = min(layout.columns, len(sets))
+        for place, (panel, one) in enumerate(zip(axes, sets, strict=True)):
+            for method, found in drawn[one.dataset]:
+                _curve(panel, method, found)
+            _frame(panel, one.title, metric if place % columns == 0 else "", lowest=place >= len(sets) - columns)
+        _key(axes[columns - 1], [method for method, _ in drawn[sets[0].dataset]])
+    seeds = any(one.others for one in figure_data.plotted)
+    streams = [(one.result, *one.others) for one in figure_data.plotted]
+    sentences = [
+        f"{_TITLES[metric]} in % of each 1,000 images of the stream, ID against OOD, at the middle of these.",
+        "Mean over stream seeds; band: ± sample standard deviation." if seeds else "",
+        "Gaps: images of one kind only. Dotted: after the first 1,000 images.",
+        protocol_caption(streams)[0],
+        f"Failed, so not shown: {', '.join(figure_data.failed)}." if figure_data.failed else "",
+    ]
+    name = f"{figure_data.heading.stem}-stream-{metric}" + (f"-{number}" if number else "")
+    return Plot(name, "stream", f"{title}: {figure_data.heading.title}", " ".join(filter(None, sentences)), figure)
+
+
+def _curve(panel: Axes, one: PlottedResult, found: StreamCurve) -> None:
+    looks = line_style(one.position)
+    panel.plot(found.position, found.mean, **looks, marker=marker(one.position), markersize=2.4, gid=one.name)
+    low, high = found.mean - found.deviation, found.mean + found.deviation
+    panel.fill_between(found.position, low, high, color=looks["color"], alpha=0.15, linewidth=0, gid=f"{one.name} band")
+
+
+def _frame(panel: Axes, title: str, metric: str, *, lowest: bool) -> None:
+    panel.axvline(1000, color="#999999", linewidth=0.6, linestyle=(0, (1, 2)), gid="first 1,000")
+    low, high = panel.get_ylim()
+    panel.set(xlim=(0, panel.get_xlim()[1]), ylim=(max(low, -1), min(high, 101)))
+    panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    panel.set_xlabel("Images of the stream" if lowest else "")
+    panel.set_ylabel(f"{_TITLES[metric]}, %" if metric else "")
+    name = shortened(title, _WIDE, SIZE + 0.5)
+    add_text(panel, (0, 1.04), name, transform=panel.transAxes, fontsize=SIZE + 0.5, weight="bold")
+
+
+def _key(panel: Axes, methods: Sequence[PlottedResult]) -> None:
+    """List the methods next to a panel."""
+    inset = panel.inset_axes((1 + 0.15 / _WIDE, 0, _KEY / _WIDE, 1))
+    inset.set(xlim=(0, _KEY), ylim=(-_HIGH, 0))
+    inset.axis("off")
+    for line, one in enumerate(methods):
+        y = -0.06 - 0.122 * line
+        inset.plot([0.04, 0.24], [y, y], **line_style(one.position), marker=marker(one.position), markersize=2.4)
+        name = shortened(one.name, _KEY - 0.3, SIZE - 0.5)
+        add_text(inset, (0.29, y), name, fontsize=SIZE - 0.5, va="center")
