@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,10 +68,10 @@ class Trainer:
     def step(self, number: int) -> StepReport:
         """Carry out step `number`, from 0. Raise Diverged, with the module unchanged, if the loss is not finite."""
         began = time.perf_counter()
-        chunks = self._inputs(number)
-        terms = self._backward(number, chunks)
         lr = self.schedule.lr(number)
-        self._update(number, lr)
+        with _deterministic(self._device):
+            terms = self._backward(number, self._inputs(number))
+            self._update(number, lr)
         speed = self.schedule.optimiser.batch / (time.perf_counter() - began)
         return StepReport(number + 1, terms, lr, speed)
 
@@ -142,6 +143,28 @@ class Trainer:
         # The optimiser's own count, as the scaler skips steps.
         done = max((int(state["step"]) for state in self.optimiser.state.values()), default=0)
         return settings.eps / math.sqrt(1 - settings.betas[1] ** (done + 1))
+
+
+@contextmanager
+def _deterministic(device: torch.device) -> Iterator[None]:
+    """On a CPU, let torch's operations have the same result every time, whatever the threads do.
+
+    The gradient of `rows[index]` is otherwise summed in the order in which threads come, and slowly: they wait for each
+    other. torch warns of an operation that has no such form. On a GPU many have none, and this does nothing.
+    """
+    if device.type != "cpu":
+        yield
+        return
+    settings: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = settings.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    settings.fill_uninitialized_memory = False  # with NaN, a debugging aid that writes every new tensor once more
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        settings.fill_uninitialized_memory = filled
 
 
 def _backpropagate(embedded: Mapping[str, Tensor], leaves: Mapping[str, Tensor], rows: slice) -> None:

@@ -113,7 +113,8 @@ DEEPER: dict[str, list[tuple[dict[str, Any], Callable[[ToyWorld, torch.Tensor], 
     ],
 }
 POSTHOC = ("fdbd", "gen", "klm", "knn", "mahalanobis", "nci", "nnguide", "residual", "rmd", "she", "temperature", "vim")
-ELSEWHERE = dict.fromkeys(POSTHOC, Path(__file__).with_name("test_posthoc.py")) | {
+ADAPTERS = ("linear_probe", "tip_adapter")
+ELSEWHERE = dict.fromkeys((*POSTHOC, *ADAPTERS), Path(__file__).with_name("test_posthoc.py")) | {
     "clipn": Path(__file__).with_name("test_clipn.py"),
     "cma": Path(__file__).with_name("test_cma.py"),
     "csp": Path(__file__).with_name("test_csp.py"),

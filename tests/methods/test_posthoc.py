@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -17,13 +18,14 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, logsumexp, softmax
 from scipy.stats import entropy
 from sklearn.covariance import EmpiricalCovariance
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import pairwise_distances
 from sklearn.neighbors import NearestNeighbors
 
 from oodbench.errors import UserError
 from oodbench.method import Batch, Method, Needs, Sources, Task, registry
 from tests.elsewhere import elsewhere
-from tests.methods.test_formulas import POSTHOC
+from tests.methods.test_formulas import ADAPTERS, POSTHOC
 
 Array = npt.NDArray[np.float64]
 SCALE = 100.0
@@ -195,6 +197,36 @@ def temperature(w: World, preset: str, base: str = "msp", scale: float = SCALE) 
     return scaled(w, float(np.exp(best)), base, scale)
 
 
+def largest(logits: Array, rule: str, scale: float = SCALE) -> Array:
+    """MSP, or MCM: the softmax at temperature 1 of logits that are 100 times the cosines."""
+    return log_softmax(logits / scale if rule == "mcm" else logits, axis=1).max(1)
+
+
+def tip_logits(w: World, alpha: float = 1.0, beta: float = 5.5, scale: float = SCALE) -> Array:
+    """Image by image of the cache, as the paper's A = exp(-beta (1 - f F^T)), with one-hot labels."""
+    test, keys = w.z(w.test, True), w.z(w.x, True)
+    cache = np.zeros((len(test), len(w.names)))
+    for key, label in zip(keys, w.y.numpy(), strict=True):
+        cache[:, label] += np.exp(-beta * (1 - test @ key))
+    return w.logits(w.test, scale) + alpha * cache
+
+
+def tip(w: World, rule: str = "msp", preset: str = "paper", scale: float = SCALE, **given: float) -> Array:
+    released = {"alpha": 1.17, "beta": 1.0} if preset == "release" else {}
+    return largest(tip_logits(w, scale=scale, **(released | given)), rule, scale)
+
+
+def fitted_probe(w: World, C: float, normalise: bool) -> LogisticRegression:
+    return LogisticRegression(C=C, max_iter=1000).fit(w.z(w.x, normalise), w.y.numpy())
+
+
+def probe(w: World, rule: str = "msp", C: float = 1.0, normalise: bool = True) -> Array:
+    known = fitted_probe(w, C, normalise)
+    if rule == "msp":
+        return known.predict_log_proba(w.z(w.test, normalise)).max(1)
+    return largest(known.decision_function(w.z(w.test, normalise)), rule)
+
+
 CASES: list[tuple[str, Callable[..., Array], dict[str, Any]]] = [
     ("gen", gen, {}),
     ("gen", gen, {"gamma": 0.5, "top": 4, "scale": 10.0}),
@@ -225,7 +257,15 @@ CASES: list[tuple[str, Callable[..., Array], dict[str, Any]]] = [
     ("she", she, {"metric": "cosine"}),
     ("temperature", temperature, {"preset": "paper"}),
     ("temperature", temperature, {"preset": "paper", "base": "energy", "scale": 10.0}),
+    ("tip_adapter", tip, {}),
+    ("tip_adapter", tip, {"preset": "release", "rule": "mcm"}),
+    ("tip_adapter", tip, {"preset": "release", "alpha": 0.5, "scale": 10.0}),
+    ("tip_adapter", tip, {"beta": 20.0, "rule": "mcm", "scale": 10.0}),
+    ("linear_probe", probe, {}),
+    ("linear_probe", probe, {"rule": "mcm"}),
+    ("linear_probe", probe, {"C": 0.316, "normalise": False}),
 ]
+READ_IMAGES = (*POSTHOC, *ADAPTERS)
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +284,7 @@ def test_the_score_is_the_paper_s(
 
 def test_the_images_are_read_batch_by_batch(world: World) -> None:
     """The scores do not depend on how calibration images are divided, and no batch is kept but where it must be."""
-    for name in POSTHOC:
+    for name in READ_IMAGES:
         few, many = (scores(name, world, world.task(batches)) for batches in (1, 10))
         np.testing.assert_allclose(few, many, rtol=1e-6, atol=1e-7 * np.ptp(few), err_msg=name)
 
@@ -257,16 +297,17 @@ def test_nothing_is_left_on_the_cpu() -> None:
         there = dataclasses.replace(
             world, **{name: getattr(world, name).to(device) for name in ("w", "x", "y", "test")}
         )
-        for name in POSTHOC:
+        for name in READ_IMAGES:
             found = scores(name, there, there.task(batches=2))
             np.testing.assert_allclose(found, scores(name, world), rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 def test_every_posthoc_method_is_tested_here() -> None:
-    assert {name for name, _, _ in CASES} == set(POSTHOC)
-    labelled = {name for name in POSTHOC if "LABELS" in INFO[name].needs}
-    assert labelled == {"mahalanobis", "rmd", "she", "temperature"}
-    assert {name for name in POSTHOC if "CALIBRATION" not in INFO[name].needs} == {"gen"}
+    assert {name for name, _, _ in CASES} == set(READ_IMAGES)
+    labelled = {name for name in READ_IMAGES if "LABELS" in INFO[name].needs}
+    assert labelled == {"mahalanobis", "rmd", "she", "temperature", *ADAPTERS}
+    assert {name for name in READ_IMAGES if "CALIBRATION" not in INFO[name].needs} == {"gen"}
+    assert {name for name in READ_IMAGES if INFO[name].family == "few-shot"} == set(ADAPTERS)
 
 
 def test_knn_searches_in_chunks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,6 +333,40 @@ def test_knn_searches_in_chunks(world: World, monkeypatch: pytest.MonkeyPatch) -
     assert (halved != whole[0]).any()
 
 
+@pytest.mark.parametrize("classes", [2, 9])
+def test_adapters_predict_their_own_classes(classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with a cache in parts that begin within a class, and a class without images; states can be pickled."""
+    world = World.random(images=200, classes=classes)
+    test, wrong = world.z(world.test, True), {}
+    probe = fitted_probe(world, 1.0, True)
+    cache = dataclasses.replace(world, y=torch.where(world.y == 0, 1, world.y)) if classes == 9 else world
+    for name, w, expected in (
+        ("linear_probe", world, probe.predict(test)),
+        ("tip_adapter", cache, tip_logits(cache, alpha=5.0).argmax(1)),
+    ):
+        method: Method[Any] = registry.make(INFO[name], {"alpha": 5.0} if name == "tip_adapter" else {})
+        if name == "tip_adapter":
+            monkeypatch.setattr(f"{type(method).__module__}.CHUNK", 7)
+        task = w.task().for_method(method.needs)
+        state = pickle.loads(pickle.dumps(method.fit(task)))
+        batch = w.batch(w.test).for_method(method.needs)
+        found = method.predict(batch, task, state)
+        assert found is not None and (found.numpy() == expected).all()
+        zero_shot = w.logits(w.test).argmax(1)
+        wrong[name] = int((zero_shot != expected).sum())
+        scored = method.score(batch, task, state).numpy()
+        by_probe = probe.predict_log_proba(test).max(1) if name == "linear_probe" else tip(w, alpha=5.0)
+        np.testing.assert_allclose(scored, by_probe, rtol=1e-4, atol=1e-6 * np.ptp(by_probe))  # of 100 times a float32
+    assert all(wrong.values())  # they are not CLIP's classes
+
+
+def test_a_probe_that_does_not_converge_says_so(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    scores("linear_probe", world, max_iter=3)
+    assert "stopped after max_iter=3 iterations" in caplog.text
+    with pytest.raises(UserError, match="tells classes apart, and there is one"):
+        scores("linear_probe", World.random(images=60, classes=1))
+
+
 def test_mahalanobis_keeps_its_digits_far_from_the_origin(world: World) -> None:
     """Embeddings 1,000 deviations from 0, whose sums of squares in float32 would have no digits of the covariance."""
     offset = torch.full((24,), 1e4)
@@ -310,7 +385,7 @@ def without_class(world: World, number: int, *, left_out: bool) -> World:
     return dataclasses.replace(world, x=torch.where(of_class[:, None], world.x[~of_class].mean(0) * 0.5, world.x))
 
 
-@pytest.mark.parametrize("name", ["mahalanobis", "rmd", "she"])
+@pytest.mark.parametrize("name", ["mahalanobis", "rmd", "she", "linear_probe"])
 def test_a_class_without_images_is_an_error(name: str, world: World) -> None:
     with pytest.raises(UserError, match=r"1 of 9 classes have no calibration image, 'c3' first; take more images"):
         scores(name, without_class(world, 3, left_out=True))
@@ -369,6 +444,10 @@ def test_what_cannot_be_fitted_says_what_to_do(
         ("nnguide", {"share": 1.5}),
         ("vim", {"dim": 0}),
         ("residual", {"dim": -1}),
+        ("tip_adapter", {"alpha": -1.0}),
+        ("tip_adapter", {"scale": 0.0}),
+        ("linear_probe", {"C": 0.0}),
+        ("linear_probe", {"max_iter": 0}),
     ],
 )
 def test_hyper_parameters_out_of_range_are_refused(name: str, parameters: dict[str, Any]) -> None:
@@ -378,7 +457,7 @@ def test_hyper_parameters_out_of_range_are_refused(name: str, parameters: dict[s
 
 def test_one_class_gives_finite_scores(world: World) -> None:
     one = dataclasses.replace(world, names=("c0",), w=world.w[:1], y=torch.zeros_like(world.y))
-    for name in POSTHOC:
+    for name in (*POSTHOC, "tip_adapter"):
         assert np.isfinite(scores(name, one)).all(), name
 
 

@@ -16,7 +16,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from oodbench.encoder.card import parse_encoder
 from oodbench.encoder.openclip import OpenClip
 from oodbench.encoder.resolve import resolve
 from oodbench.errors import Diverged, UserError
-from oodbench.method import Optimiser, TrainedMethod, registry
+from oodbench.method import Batch, Encoder, Optimiser, Pairs, Task, TrainedMethod, registry
 from oodbench.pipeline import weights as weights_of
 from oodbench.pipeline.extract import EmbeddingConfig
 from oodbench.pipeline.text_embeddings import PromptEmbeddings
@@ -390,6 +390,46 @@ def test_mixed_precision(ask: Callable[..., TrainRequest], precision: str) -> No
 
 
 # Stopping and going on
+
+
+class Rows(TrainedMethod[None]):
+    """A method whose gradient of `rows[drawn]` sums many pairs in one row, as that of CLIPN's offsets does."""
+
+    def module(self, encoder: Encoder) -> torch.nn.Module:
+        return torch.nn.ParameterList([torch.randn(2, 16_384)])
+
+    def inputs(self, pairs: Pairs, encoder: Encoder) -> dict[str, Tensor]:
+        return {"image": pairs.features, "drawn": pairs.draw(2)}
+
+    def embed(self, module: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"row": module[0][inputs["drawn"]], "image": inputs["image"]}
+
+    def loss(self, embedded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        image = embedded["image"]
+        return {"loss": (embedded["row"] * image.repeat(1, 16_384 // image.shape[1])).sin().mean()}
+
+    def score(self, batch: Batch, task: Task, state: None) -> Tensor:
+        raise NotImplementedError
+
+
+def test_two_trainings_have_the_same_bits_on_two_threads(encoder: OpenClip, ask: Callable[..., TrainRequest]) -> None:
+    """And torch's settings are afterwards what they were before."""
+    made = trainer_of(encoder, ask(chunk=16))
+    recipe = dataclasses.replace(made.schedule, optimiser=Optimiser(lr=0.1, batch=32, weight_decay=0.0))
+    before, found = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        for _ in range(4):
+            batches_ = dataclasses.replace(made._batches, schedule=recipe)
+            trainer = Trainer(Rows(), batches_, made.processes, "fp32")
+            for number in range(2):
+                trainer.step(number)
+            found.append(trainer.optimiser.state[trainer.parameters[0]]["exp_avg"].clone())
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(found[0], other) for other in found[1:]) and found[0].abs().min() > 0
+    settings: Any = torch.utils.deterministic
+    assert not torch.are_deterministic_algorithms_enabled() and settings.fill_uninitialized_memory
 
 
 @pytest.mark.slow

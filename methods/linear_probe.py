@@ -1,0 +1,80 @@
+"""Linear probe: logistic regression on CLIP's image features (Radford et al., ICML 2021, arXiv:2103.00020)."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from oodbench.method import Batch, Method, Needs, Task, UserError
+
+from ._id_features import calibration, check_classes, vectors
+from ._softmax import largest_probability
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LinearProbe(Method[Tensor]):
+    """MSP or MCM of a logistic regression on the embeddings of labelled ID images; it reads no text.
+
+    scikit-learn's LogisticRegression with an intercept, in float64: its solver is L-BFGS, from 0, until the largest
+    gradient is below 1e-4 (tol) or for `max_iter` iterations. It runs on one thread, so that digits do not depend on
+    the number of cores. Nothing is tuned: the paper chooses C on validation images, and its released example has
+    C = 0.316 on embeddings of any length. `--shots K --shot-seed S` draws the images; a class without images is an
+    error. Memory of the fit: about 24 bytes for each image and class.
+
+    C          inverse of the strength of the L2 penalty, 1 as scikit-learn's default
+    normalise  whether embeddings have unit length; otherwise as the encoder gives them, as in the released example
+    max_iter   of the solver, as released; stopping there is said
+    rule       "msp" is the largest softmax probability of the probe's logits; "mcm" that of the logits divided by the
+               encoder's own scale (100), as MCM does with CLIP's; both as the logarithm
+    """
+
+    needs: ClassVar[Needs] = Needs.FEATURES | Needs.CALIBRATION | Needs.LABELS
+    family: ClassVar[str] = "few-shot"
+    C: float = 1.0
+    normalise: bool = True
+    max_iter: int = 1000
+    rule: Literal["msp", "mcm"] = "msp"
+
+    def __post_init__(self) -> None:
+        if self.C <= 0 or self.max_iter < 1:
+            raise ValueError(f"C={self.C} must be above 0, and max_iter={self.max_iter} at least 1")
+
+    def fit(self, task: Task) -> Float64[Tensor, "k d+1"]:
+        """Return weights and intercepts."""
+        return task.cached(lambda: self._fitted(task), C=self.C, normalise=self.normalise, max_iter=self.max_iter)
+
+    def score(self, batch: Batch, task: Task, state: Float64[Tensor, "k d+1"]) -> Float64[Tensor, " b"]:
+        return largest_probability(self._logits(batch, state), self.rule, task.scale)
+
+    def predict(self, batch: Batch, task: Task, state: Float64[Tensor, "k d+1"]) -> Int64[Tensor, " b"]:
+        return self._logits(batch, state).argmax(-1)
+
+    def _logits(self, batch: Batch, state: Float64[Tensor, "k d+1"]) -> Float64[Tensor, "b k"]:
+        return torch.addmm(state[:, -1], vectors(batch, self.normalise), state[:, :-1].T)
+
+    def _fitted(self, task: Task) -> Float64[Tensor, "k d+1"]:
+        from sklearn.linear_model import LogisticRegression
+        from threadpoolctl import threadpool_limits
+
+        parts = [(vectors(batch, self.normalise), batch.labels) for batch in calibration(task)]
+        z, labels = (torch.cat(column) for column in zip(*parts, strict=True))
+        check_classes(task, labels.bincount(minlength=len(task.classes)))
+        if len(task.classes) < 2:
+            raise UserError("a linear probe tells classes apart, and there is one")
+        probe = LogisticRegression(C=self.C, max_iter=self.max_iter)
+        with threadpool_limits(1), warnings.catch_warnings(action="ignore"):  # what it warns of is said below
+            probe.fit(z.cpu().numpy(), labels.cpu().numpy())
+        if probe.n_iter_.max() >= self.max_iter:
+            log.warning("the linear probe stopped after max_iter=%d iterations, before it converged", self.max_iter)
+        rows = torch.from_numpy(probe.coef_), torch.from_numpy(probe.intercept_)[:, None]
+        learnt = torch.cat(rows, 1).to(z)
+        # Of two classes scikit-learn gives the second one's logit; the first one's is 0.
+        return torch.cat([torch.zeros_like(learnt), learnt]) if len(task.classes) == 2 else learnt
