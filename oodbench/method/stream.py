@@ -54,7 +54,7 @@ class StreamMethod(Method[State]):
             state  what begin() or the step before returned; it may be changed in place
         Returns:
             [b] real scores, higher = more in-distribution; the state for the next step; and [b] class indices, if
-            predictions are not those of predict(), which reads text alone.
+            predictions are not those of predict(), which reads text alone, or where that returns None of the base.
         """
 
     def score(self, batch: Batch, task: Task, state: State) -> NoReturn:

@@ -24,7 +24,7 @@ from oodbench.pipeline.batches import FittedMethod, MethodOutput
 from oodbench.pipeline.extract import EmbeddedSet
 from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.plan import Plan
-from oodbench.pipeline.score import STORED, Scorer, batch_of, fail, find_scores, score_inputs
+from oodbench.pipeline.score import STORED, Scorer, Values, batch_of, fail, find_scores, score_inputs
 from oodbench.pipeline.stream_order import Positions, StreamProtocol
 from oodbench.results import distinct, stamp
 from oodbench.storage.store import Entry
@@ -86,7 +86,7 @@ def run_stream(
     pair = (embeddings(0), embeddings(number))
     name = pair[1].listing.dataset.name
     try:
-        stream = _Stream(pair, protocol, _base_scores(plan, job, pair), scorer.device)
+        stream = _Stream(pair, protocol, _base_values(plan, job, pair), scorer.device)
         before = batches.contents(vars(method.method))
         done = scorer.watch.scoring(name, [job.label], len(stream.order))
         output = _play(scorer, method, stream, None, done)
@@ -117,13 +117,14 @@ class _Stream:
     """The images of a pair in the order of a stream. Rows count the ID images and then the OOD images.
 
     order  [n] the row of each image of the stream
+    base   scores and classes by row of the method that the stream corrects, if there is one
     """
 
     def __init__(
         self,
         pair: tuple[EmbeddedSet, EmbeddedSet],
         protocol: StreamProtocol,
-        base: npt.NDArray[np.float64] | None,
+        base: Values | None,
         device: str,
     ) -> None:
         self.pair, self.protocol, self.base, self.device = pair, protocol, base, device
@@ -147,7 +148,7 @@ class _Stream:
         for start in range(0, len(self.order), self.protocol.batch):
             rows = self.order[start : start + self.protocol.batch]
             batch = batch_of({name: self._read(parts, rows) for name, parts in self._stored.items()}, self.device)
-            base = None if self.base is None else torch.from_numpy(self.base[rows]).to(self.device)
+            base = None if self.base is None else torch.from_numpy(self.base.scores[rows]).to(self.device)
             yield dataclasses.replace(batch, _base=base)
 
     def _read(self, parts: Sequence[npt.NDArray[Any]], rows: Positions) -> npt.NDArray[Any]:
@@ -180,18 +181,20 @@ class _Stream:
         return arrays | ({"predictions": np.concatenate(output.predictions)} if output.predictions else {})
 
 
-def _base_scores(plan: Plan, job: Job, pair: Sequence[EmbeddedSet]) -> npt.NDArray[np.float64] | None:
-    """Return the base's score of every row of a pair; None for a method without a base."""
+def _base_values(plan: Plan, job: Job, pair: Sequence[EmbeddedSet]) -> Values | None:
+    """Return the base's scores and classes of every row of a pair; None for a method without a base."""
     base = plan.base_of(job)
     if base is None:
         return None
-    parts = []
+    entries = []
     for embedded in pair:
         entry, name = find_scores(plan, base, embedded.listing), embedded.listing.dataset.name
         if entry is None or not np.array_equal(entry.array("positions"), embedded.positions):
             raise UserError(f"the scores of its base {base.label} on {name} are not in the store; run again")
-        parts.append(np.array(entry.array("scores")))
-    return np.concatenate(parts)
+        entries.append(entry)
+    classes = [entry.array("predictions") for entry in entries if "predictions" in entry.names]
+    scores = np.concatenate([entry.array("scores") for entry in entries])
+    return Values(scores, np.concatenate(classes) if len(classes) == len(entries) else None)
 
 
 def _play(
@@ -229,6 +232,8 @@ def _play(
             classes = returned[2] if len(returned) == 3 else None
             if classes is None:
                 classes = method.method.predict(batch.for_method(needs | Needs.FEATURES), task, state)
+            if classes is None and stream.base and stream.base.predictions is not None:
+                classes = torch.from_numpy(stream.base.predictions[stream.order[seen : seen + batch.size]])
             output.add(MethodOutput([found], _classes(classes, batch.size, len(task.classes))))
             output.seconds += time.perf_counter() - began
             if not (scorer.task.intact() and batch.intact()):

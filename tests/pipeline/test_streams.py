@@ -25,6 +25,7 @@ from oodbench.pipeline.jobs import make_jobs
 from oodbench.pipeline.plan import Plan, make_plan
 from oodbench.pipeline.request import RunRequest, check_options, command, request_from
 from oodbench.pipeline.run import RunState
+from oodbench.pipeline.score import find_scores
 from oodbench.pipeline.stream_order import StreamProtocol, canonical_order, canonical_ratio, kept_sizes
 from oodbench.pipeline.streams import find_streams, run_stream, stream_inputs
 from oodbench.pipeline.text_embeddings import class_embeddings
@@ -463,6 +464,19 @@ def test_a_base_that_fails_fails_its_streams(place: Path, tmp_path: Path) -> Non
     assert rows[0].error == "its base broken failed: RuntimeError: no score"
     asked = results(request(place, tmp_path, methods="broken,runmean[base=broken]", plugins=plugins))
     assert [row.error for row in asked] == ["RuntimeError: no score", rows[0].error]
+
+
+def test_classes_are_those_of_the_base_where_the_method_has_none(place: Path, tmp_path: Path) -> None:
+    body = "    base: str = 'mcm'\n    def begin(self, task):\n        return None\n"
+    plugin = write(tmp_path, "same", body + FAULTY["no_base"][0])
+    plan = make_plan(request(place, tmp_path, methods="same,mcm", plugins=plugin))
+    same, mcm = run(plan).results
+    assert same.id.accuracy == mcm.id.accuracy is not None
+    assert [row.auroc for row in same.ood] == [row.auroc for row in mcm.ood]  # its scores are those of the base
+    (entry,) = (found for name, found in find_streams(plan, plan.rows[0], plan.protocols[0]).items() if "few" in name)
+    stored = [find_scores(plan, plan.rows[1], plan.listings[number]) for number in (0, 2)]
+    classes = np.concatenate([one.array("predictions") for one in stored if one])
+    np.testing.assert_array_equal(entry.array("predictions"), classes[plan.protocols[0].positions(24, 3)])
 
 
 def test_a_base_that_cannot_run_is_named(place: Path, tmp_path: Path) -> None:
