@@ -22,6 +22,7 @@ NAMES = (
     "scoring",
     "posthoc",
     "negrefine",
+    "streams",
     "zoc",
     "growth",
     "commands",

@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 
 from oodbench.method import Batch, Needs, StreamMethod, Task, logsumexp
 
-from ._negatives import Corpus, Negatives, farthest_of_both, similarities
+from ._negatives import Corpus, farthest_of_both, similarities
 from ._word_folder import WordFolder
 
 
@@ -29,13 +29,13 @@ class Slots:
 class Memory:
     """What is kept of the stream, by class: k ID classes, then m negative labels.
 
-    negatives  the negative labels, in the order of the groups
+    negatives  [m d] unit vectors of the negative labels, in the order of the groups
     sums       [k+m d] sum of the text vector and of the images that the class keeps, written in place
     counts     class -> number of images that it keeps
     slots      class -> what replacement needs of them, for classes that have any
     """
 
-    negatives: Negatives
+    negatives: Float[Tensor, "m d"]
     sums: Float[Tensor, "c d"]
     counts: dict[int, int] = field(default_factory=dict)
     slots: dict[int, Slots] = field(default_factory=dict)
@@ -128,8 +128,9 @@ class AdaNeg(StreamMethod[Memory]):
         return self._folder.count()
 
     def begin(self, task: Task) -> Memory:
-        negatives = self._mined(task)
-        return Memory(negatives, torch.cat([task.text(self.templates), negatives.vectors]))
+        depends = "words nouns adjectives templates num_negatives quantile permutation".split()
+        negatives = task.cached(lambda: self._mined(task), **{name: getattr(self, name) for name in depends})
+        return Memory(negatives, torch.cat([task.text(self.templates), negatives]))
 
     def step(
         self, batch: Batch, task: Task, state: Memory
@@ -138,7 +139,7 @@ class AdaNeg(StreamMethod[Memory]):
         scale = task.scale if self.scale is None else self.scale
         features, k = batch.features, len(task.classes)
         names = scale * (features @ task.text(self.templates).T)
-        others = scale * (features @ state.negatives.vectors.T)
+        others = scale * (features @ state.negatives.T)
         texts = self._sides(names, others)
         s = texts.log_s.exp()
         for admitted, logits, offset in (
@@ -186,8 +187,8 @@ class AdaNeg(StreamMethod[Memory]):
             memory.sums[c] += memory.slots[c].vectors.sum(0) - held.vectors.sum(0)
             memory.counts[c] = len(least)
 
-    def _mined(self, task: Task) -> Negatives:
-        """Return the words that are farthest from the ID classes."""
+    def _mined(self, task: Task) -> Float[Tensor, "m d"]:
+        """Return the vectors of the words that are farthest from the ID classes, in the order of the groups."""
         words = self._folder.read(task.classes)
         n = len(words.nouns) + len(words.adjectives)
         if n < self.num_negatives:
@@ -201,7 +202,7 @@ class AdaNeg(StreamMethod[Memory]):
         adjectives = self.num_negatives * len(words.adjectives) // n
         counts = self.num_negatives - adjectives, adjectives
         used = farthest_of_both(similarity, words.nouns, words.adjectives, counts)
-        return Corpus((*words.nouns, *words.adjectives), vectors, similarity, used).grouped(self.permutation)
+        return Corpus((*words.nouns, *words.adjectives), vectors, similarity, used).grouped(self.permutation).vectors
 
     @property
     def _folder(self) -> WordFolder:

@@ -178,4 +178,7 @@ class GalLoP(FewShotMethod[LearntPrompts]):
         names = ("global_prompt", "local_prompts", "local_proj.linear.weight")
         if missing := [name for name in names if name not in state]:
             raise ValueError(f"it has no tensor {missing[0]}: it is no checkpoint of GalLoP's code")
+        width, joint = state[names[2]].shape[-1], frozen["text_projection"].shape[-1]
+        if width != joint:
+            raise ValueError(f"its map is of {width} numbers, before a ViT's last linear map; here it is of {joint}")
         return {name: state[name].float() for name in names}

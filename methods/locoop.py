@@ -25,7 +25,8 @@ class LoCoOp(LearntPrompt):
     such patches the second term is 0. The paper's K = 200 on ImageNet is a fifth of the classes; with 200 classes or
     fewer a fixed 200 would select nothing. Paper and code agree but for the constant in the logarithm.
 
-    Released training (trainers/locoop.py, configs/trainers/LoCoOp/vit_b16_ep50.yaml): as CoOp's, with 50 epochs. The
+    Released training (trainers/locoop.py, configs/trainers/LoCoOp/vit_b16_ep50.yaml): as CoOp's, with 50 epochs, on
+    random crops drawn at every step (`--augment`; `--crops 8` is cheaper): crops without the class fill J. The
     weight of GL-MCM's local term is 1 (trainers/locoop.py, line 427; GL-MCM's own paper has 0.5 for ImageNet).
 
     context         number of vectors

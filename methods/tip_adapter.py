@@ -16,7 +16,7 @@ from ._id_features import calibration
 from ._softmax import largest_probability
 
 PRESETS = {"paper": (1.0, 5.5), "release": (1.17, 1.0)}  # alpha and beta
-CHUNK = 2048  # images of the cache at once: 24 MB of similarities for each thread that scores
+CHUNK = 512  # images of the cache at once: 6 MB of similarities for each thread that scores
 
 
 @dataclass(frozen=True)

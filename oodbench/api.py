@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 KINDS = (
     "overview",
+    "shots",
     "stream",
     "roc",
     "ranks",

@@ -116,7 +116,7 @@ class Result:
     seconds: dict[str, float] = field(default_factory=dict)  # extract (shared by all methods), fit, score
     status: str = "ok"  # or "failed"
     error: str | None = None
-    weights: dict[str, Any] = field(default_factory=dict)  # of a trained method: file name, digest, recipe
+    weights: dict[str, Any] = field(default_factory=dict)  # of a trained method or base: file name, digest, recipe
     mean_intervals: dict[str, dict[str, Interval]] = field(
         default_factory=dict
     )  # group ("" is all sets) -> metric -> (low, high)

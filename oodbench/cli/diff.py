@@ -90,7 +90,13 @@ def _cell(cell: Cell) -> tuple[str, ...]:
     def text(value: float | None, form: str = form) -> str:
         return "-" if value is None or math.isnan(value) else f"{scale * value:{form}}"
 
-    return f"{cell.place} {cell.name}", text(cell.a), text(cell.b), text(cell.difference, f"+{form}")
+    tiny = abs(cell.difference) < 1e-7  # which six decimals of a percentage do not show
+    return (
+        f"{cell.place} {cell.name}",
+        text(cell.a),
+        text(cell.b),
+        text(cell.difference, "+.1e" if tiny else f"+{form}"),
+    )
 
 
 def _columns(rows: list[tuple[str, ...]]) -> Iterator[str]:

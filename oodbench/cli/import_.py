@@ -54,7 +54,7 @@ def import_(scores: tuple[str, ...], verbose: bool, ood: str, results: Path, **o
 
     \b
     oodbench import --benchmark mos --method mine --encoder ViT-B-16/openai --higher id scores/
-    oodbench import --benchmark mos --method knn[k=50] --encoder ViT-B-16/openai --higher ood \\
+    oodbench import --benchmark mos --method "knn[k=50]" --encoder ViT-B-16/openai --higher ood \\
         --by "Doe et al., github.com/doe/knn" --access id_images id=val.npy textures=dtd.csv ...
     oodbench import --benchmark glyphs --method mcm --encoder glyphs --higher id mcm.parquet
     """

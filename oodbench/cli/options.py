@@ -209,7 +209,11 @@ RESIZE = click.option(
 PLUGINS = click.option(
     "--plugin", "plugins", multiple=True, type=FOLDER, help="Python file with a method of your own. Repeatable."
 )
-WEIGHTS = click.option("--weights", multiple=True, help="Trained weights of a method: clipn=FILE. Repeatable.")
+WEIGHTS = click.option(
+    "--weights",
+    multiple=True,
+    help="Trained weights of a method: clipn=FILE, or coop=FOLDER for all of a few-shot method. Repeatable.",
+)
 DEVICE = click.option(
     "--device",
     type=Names(lambda: ("auto", "cpu", "cuda", "cuda:0", "cuda:1", "mps"), several=False),

@@ -15,7 +15,7 @@ import click
 
 from oodbench.cli import options as shared
 from oodbench.cli.group import RESUME, sigterm_raises
-from oodbench.cli.help import Command, EncoderNames, Names, OneOf, examples, method_names
+from oodbench.cli.help import Command, EncoderNames, Names, OneOf, examples, method_names, set_names
 from oodbench.cli.options import FOLDER
 from oodbench.cli.output import configure_logging, note, print_errors, say
 
@@ -32,6 +32,7 @@ SKIPPED_SHOWN = 5  # pairs or shards that are named one by one
         "oodbench train clipn",
         "oodbench train clipn --encoder ViT-B-16/openai --captions 'cc3m-{00000..00331}.tar' --augment",
         "oodbench train zoc --encoder ViT-B-32/openai --captions captions.csv --max-steps 100",
+        "oodbench train coop --id imagenet1k --shots 1,4,16 --seed 1,2,3 --encoder ViT-B-16/openai",
     ),
 )
 @click.argument("method", type=Names(lambda: method_names(groups=False), several=False))
@@ -47,10 +48,21 @@ SKIPPED_SHOWN = 5  # pairs or shards that are named one by one
     help="glyphs, a CSV file (filepath,caption), or tar shards: cc3m-{00000..00331}.tar, also as URL. Default: glyphs.",
 )
 @click.option(
-    "--id", "id_", default="", help="Few-shot methods learn from training images of this ID set. Default: glyphs."
+    "--id",
+    "id_",
+    type=Names(set_names, several=False),
+    default="",
+    help="Few-shot methods learn from training images of this ID set or benchmark. Default: glyphs.",
 )
-@click.option("--shots", type=shared.Integers(), default=(), help="So many images of each class, as 16 or 1,2,4,8,16.")
-@click.option("--calibration", default="", help="Other training images than those of the ID set, as --id.")
+@click.option(
+    "--shots", type=shared.Integers(), default=(), help="Images of each class, as 16 or 1,2,4,8,16. Default: 16."
+)
+@click.option(
+    "--calibration",
+    type=Names(set_names, several=False),
+    default="",
+    help="Other training images than those of the ID set, as --id.",
+)
 @shared.CLASSES
 @shared.CLEAN_NAMES
 @click.option("--allow-partial", is_flag=True, help="Draw from sets with fewer images than the catalogue counts.")
@@ -78,13 +90,17 @@ SKIPPED_SHOWN = 5  # pairs or shards that are named one by one
 @click.option("--weight-decay", type=float, help="Of AdamW or SGD.")
 @click.option("--warmup", type=int, help="Steps until the highest learning rate.")
 @click.option(
-    "--seed", type=shared.Integers(), default="0", help="Of all draws; several, as in 1,2,3, for few-shot methods."
+    "--seed",
+    type=shared.Integers(),
+    default="0",
+    help="Of all draws; several, as in 1,2,3, for few-shot methods.",
+    show_default=True,
 )
 @shared.DEVICE
 @click.option(
     "--precision", type=OneOf("fp32", "bf16", "fp16"), default="fp32", help="Mixed if not fp32.", show_default=True
 )
-@click.option("--augment", is_flag=True, help="Encode random crops at every step, as CLIPN's release does.")
+@click.option("--augment", is_flag=True, help="Encode random crops at every step, as the releases do.")
 @click.option(
     "--on-error",
     type=OneOf("stop", "skip"),

@@ -67,13 +67,20 @@ def _weights(path: Path, classes: str, encoder: str) -> Model:
             f"{path} was not written by oodbench train; register a detector that uses it: "
             f"oodbench score IMAGES --method METHOD --classes FILE --weights {path} --save FOLDER"
         )
-    names = text_list(classes).lines if classes else ()
+    trained_for = tuple(recipe.get("class_names", ()))  # of a few-shot method, which knows no others
+    names = text_list(classes).lines if classes else trained_for
+    if trained_for and names != trained_for:
+        raise UserError(
+            f"{path} was trained for {len(trained_for)} class names, which --classes must not change: leave it out"
+        )
     facts = {
         "kind": "weights",
         "method": recipe["method"],
         "encoder": str(recipe["encoder"]["name"]),
         "classes": str(len(names)) if names else "given to predict",
         "captions": str(recipe.get("captions", {}).get("name", "")),
+        "id_set": str(recipe.get("id", {}).get("set", "")),
+        "shots": str(recipe.get("id", {}).get("shots", "")),
         "steps": str(recipe.get("steps", "")),
     }
     known = {"weights": file_digest(path), "commit": recipe.get("commit") or ""}

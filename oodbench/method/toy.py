@@ -175,9 +175,13 @@ class ToyWorld:
         return Pairs(near, captions, torch.arange(len(names)), step, seed=0, size=len(names))
 
     def labelled_pairs(self, step: int) -> Pairs:
-        """Return 64 of the labelled images, as a FewShotMethod is trained on them."""
+        """Return 64 of the labelled images, as a FewShotMethod is trained on them.
+
+        They are shifted towards another text, so that there is something to learn: they are no easy images.
+        """
         rows = torch.from_numpy(np.random.default_rng(step).permutation(TRAIN)[:64])
-        seen = self.batch(self.train[rows], ~Needs(0))
+        shift = self.images(torch.nn.functional.normalize(self.encoder.text(["thing"]), dim=-1)) - 0.5
+        seen = self.batch(self.train[rows] + 2 * shift, ~Needs(0))
         numbers = torch.arange(len(rows), device=self.labels.device)
         return Pairs(seen.embeddings, (), numbers, step, 0, len(rows), _labels=self.labels[rows], _patches=seen.patches)
 

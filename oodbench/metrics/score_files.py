@@ -156,7 +156,7 @@ def _indices(values: Any, what: str) -> Any:
     if given.dtype.kind in "iu" or (given.dtype.kind == "f" and np.array_equal(given, np.round(given))):
         return given.astype(np.int64)
     if what.endswith("'prediction'"):
-        raise UserError(f"{what} holds class indices, such as 7 (-1: none), not {given[0]!r}")
+        raise UserError(f"{what} holds class indices, such as 7 (-1: none), not {str(given[0])!r}")
     return np.full(len(given), -1, dtype=np.int64)
 
 
@@ -201,7 +201,9 @@ def columns_of(names: Sequence[str], what: str, *, sets: bool = False) -> dict[s
     """
     lower = {name.strip().lower(): name for name in reversed(names)}
     if "pair" in lower and "dataset" in lower:
-        raise UserError(f"{what}: scores of a stream have other ID scores for each OOD set; import them pair by pair")
+        raise UserError(
+            f"{what}: in scores of a stream, ID images have other scores for each OOD set; they are not read"
+        )
     found = {kind: lower[one] for kind, known in COLUMNS.items() for one in reversed(known) if one in lower}
     others = [name for name in names if name.strip() and name not in found.values()]
     if "score" not in found and len(others) == 1:
@@ -247,6 +249,9 @@ def _lines(file: Any, suffix: str) -> Iterator[tuple[int, list[str]]]:
     file.seek(start)
     separators = ",\t;" if suffix == ".csv" else "\t,;"
     separator = next((one for one in separators if one in first), "")
+    words = first.rsplit(None, 1)
+    if suffix == ".txt" and len(words) == 2 and _is_number(words[1]) and words[0][-1] not in separators:
+        separator = ""  # it is part of the name
     if separator:
         reader = csv.reader(file, delimiter=separator)
         numbered = ((reader.line_num, cells) for cells in reader)
@@ -311,6 +316,6 @@ def _number(cell: str, path: Path, line: int) -> float:
         raise UserError(f"{path}, line {line}: {f'{cell!r} is no number' if cell else 'no score'}") from None
     if not np.isfinite(value):
         raise UserError(f"{path}, line {line}: the score is {_named(value)}")
-    if abs(value) > INTEGERS and cell.lstrip("+-").isdigit() and int(cell) != value:
+    if abs(value) >= INTEGERS and cell.lstrip("+-").isdigit() and int(cell) != value:
         raise UserError(f"{path}, line {line}: the score {cell} has more digits than float64 keeps")
     return value

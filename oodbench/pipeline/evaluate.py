@@ -136,6 +136,7 @@ def failed(plan: Plan, job: Job, error: str) -> Result:
 def head(plan: Plan, job: Job) -> Result:
     """Return a result without metrics: method, encoder, image sets, versions and settings."""
     request = plan.request
+    trained = next((one.weights for one in (job, plan.base_of(job)) if one and one.weights), None)
     return Result(
         method=job.info.name,
         label=job.label,
@@ -150,7 +151,7 @@ def head(plan: Plan, job: Job) -> Result:
         classes={**plan.classes.card(), "duplicates": plan.classes.duplicates()},
         templates=job.templates.card() if job.templates else {},
         files=job.files,
-        weights=job.weights.card() if job.weights else {},
+        weights=trained.card() if trained else {},
         run=run_settings(plan, job),
         source=job.info.source,
         versions=versions(),

@@ -132,7 +132,7 @@ def _check(request: ImportRequest) -> None:
         given = f"--higher {request.higher}: there are two answers" if request.higher else "--higher is missing"
         problems.append(
             f"{given}: whose images have the higher scores?\n  --higher id   ID images, as for confidences (MCM, MSP)\n"
-            "  --higher ood  OOD images, as for distances, uncertainties and energies with their sign"
+            "  --higher ood  OOD images, as for distances and uncertainties"
         )
     if not is_writable(expand(request.out)):
         problems.append(f"the results folder {request.out} cannot be written; name another with --results")

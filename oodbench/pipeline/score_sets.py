@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -128,10 +128,16 @@ def _sets_of(name: str, path: Path, spelled: Mapping[str, str], protocol: Protoc
 
 
 def _named_in(path: Path, spelled: Mapping[str, str], protocol: Protocol) -> str:
-    """Return the set whose name is, or stands as a word in, the name of a file; of names in each other the longest."""
+    """Return the set whose name is the name of a file, alone begins with it, or stands as a word in it.
+
+    Of names in each other it is the longest.
+    """
     stem = _plain(path.name.removesuffix(path.suffix))
     if stem in spelled:
         return spelled[stem]
+    begins = {name for text, name in spelled.items() if len(stem) > 2 and text.startswith(stem)}
+    if len(begins) == 1:  # imagenet.npy is imagenet1k, unless an OOD set is imagenet-o
+        return begins.pop()
     spans = {
         (match.start(), match.end()): name
         for text, name in spelled.items()
@@ -155,11 +161,13 @@ def _named_in(path: Path, spelled: Mapping[str, str], protocol: Protocol) -> str
 def matched(dataset: Dataset, group: str, file: SetFile, options: LoadOptions, *, is_id: bool) -> SetScores:
     """Return the scores of a set with its images: found by name, or in the order of the list.
 
-    Where the images are not on this disk, their number is compared with the catalogue's. Raises UserError for names
+    Where the images are not all on this disk, their number is compared with the catalogue's. Raises UserError for names
     that the set does not have or that occur twice, and, unless `options.allow_partial`, for missing images.
     """
     images = _listed(dataset, options, is_id)
-    if images is None:
+    incomplete = images is not None and dataset.count not in (None, len(images))
+    complete_scores = len(file.scores.scores) == dataset.count
+    if images is None or (incomplete and (complete_scores or not options.allow_partial)):
         return _unlisted(dataset, group, file, options, is_id)
     where = f"{file.path}: {dataset.name}"
     scores, names, digest = file.scores, list(map(_utf8, images.names)), ""
@@ -205,7 +213,7 @@ def matched(dataset: Dataset, group: str, file: SetFile, options: LoadOptions, *
 def _listed(dataset: Dataset, options: LoadOptions, is_id: bool) -> ImageSet | None:
     """Return the images of a set; None if a set of the catalogue is not on this disk."""
     try:
-        return load_images(dataset, options, labelled=is_id)
+        return load_images(dataset, replace(options, allow_partial=True), labelled=is_id)
     except Missing:
         if not dataset.declared:
             raise
@@ -213,7 +221,7 @@ def _listed(dataset: Dataset, options: LoadOptions, is_id: bool) -> ImageSet | N
 
 
 def _unlisted(dataset: Dataset, group: str, file: SetFile, options: LoadOptions, is_id: bool) -> SetScores:
-    """Return the scores of a set that is not on this disk, in the order of the file."""
+    """Return the scores of a set that is not, or not all, on this disk, in the order of the file."""
     scores, n = file.scores, len(file.scores.scores)
     labels = np.full(n, -1, dtype=np.int64) if scores.labels is None else scores.labels
     names = [""] * n if scores.names is None else [_utf8(str(name)) for name in scores.names]
@@ -225,7 +233,7 @@ def _unlisted(dataset: Dataset, group: str, file: SetFile, options: LoadOptions,
             f"{file.path}: {dataset.name}: {_of(n, dataset.count)} images that the catalogue counts; give one for "
             f"each{fewer}"
         )
-    counted = "number, with the catalogue; the images are not on this disk, and the order is the file's"
+    counted = "number, with the catalogue; the images are not all on this disk, and the order is the file's"
     return SetScores(
         dataset,
         group,

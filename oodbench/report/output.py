@@ -84,7 +84,8 @@ def check_request(request: OutputOptions, options: TableOptions, rows: Sequence[
         problems.append("--transpose does not go with --format html, whose lines can be sorted")
     if options.stream_parts and request.form in ("html", *_DATA):
         problems.append(f"--stream-parts does not go with --format {request.form}, which has the parts of every stream")
-    if options.stream_parts and not any(row.stream for row in rows):
+    chosen = [row for row in rows if not options.methods or {row.method, row.label} & set(options.methods)]
+    if options.stream_parts and not any(row.stream for row in chosen):
         problems.append("--stream-parts: no result is of a method that learns from the test stream")
     if request.figures is not None and request.form != "html":
         problems.append(f"--{'with' if request.figures else 'no'}-figures goes with --format html")

@@ -120,6 +120,10 @@ class StoredCrops:
             "patches": self.patches,
         }
 
+    def find(self, batch: tuple[int, Bounds]) -> Entry | None:
+        """Return the entry of a batch, None if it is not stored or damaged."""
+        return self.store.find("shots", self.key(*batch))
+
     def missing(self) -> list[tuple[int, Bounds]]:
         """Return the batches that are not stored."""
         return [one for one in self.batches() if not self.store.has("shots", self.key(*one))]
@@ -147,8 +151,11 @@ def _encode(
     _encode_batches(crops, crops.missing(), load, progress, workers)  # of processes with a store of their own
     data = crops.data
     data.patches = StoredArray() if crops.patches else None
-    for crop, bounds in crops.batches():
-        entry = crops.store.find("shots", crops.key(crop, bounds))
+    for one in crops.batches():
+        entry = crops.find(one)
+        if entry is None:  # it was damaged
+            _encode_batches(crops, [one], load, progress, workers)
+            entry = crops.find(one)
         if entry is None:
             raise UserError(f"the store {crops.store.root} does not keep the training images; name another --store")
         data.images.append(entry, "embeddings")

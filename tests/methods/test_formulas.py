@@ -127,6 +127,7 @@ ELSEWHERE |= {
     "negrefine": Path(__file__).with_name("test_negrefine.py"),
     "zoc": Path(__file__).with_name("test_zoc.py"),
     "zoc_coca": Path(__file__).with_name("test_zoc_coca.py"),
+    **dict.fromkeys(("coop", "locoop", "sct", "gallop"), Path(__file__).with_name("test_prompt_learning.py")),
 }
 DEEPER_CASES = [(name, number) for name, cases in DEEPER.items() for number in range(len(cases))]
 CASES = [(name, number) for name, cases in FORMULAS.items() for number in range(len(cases))]

@@ -8,11 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from oodbench.data.glyphs import render, world
+from oodbench.encoder.card import parse_encoder
 from oodbench.encoder.openclip import OpenClip
+from oodbench.encoder.resolve import resolve
 from oodbench.errors import UserError
 from oodbench.method import Batch, FewShotMethod, MethodResources, Pairs, Sources, Task, Weights, registry
+from oodbench.storage.store import Store
+from oodbench.training.batches import LABELLED_CROPS, random_crop
 from tests.encoder.test_encoder_families import FAMILIES
 from tests.encoder.test_patches import encoder
 from tests.encoder.test_text_tower import text_by_hand
@@ -197,7 +203,7 @@ def scores_by_hand(v: Tensor, patches: Tensor, whole: Tensor, local: Tensor, tem
     [("coop", "mcm", 1.0), ("locoop", "gl-mcm", 1.0), ("locoop", "mcm", 0.5), ("sct", "gl-mcm", 0.01)]
     + [("gallop", rule, 0.1) for rule in ("gl-mcm", "mcm", "l-mcm")],
 )
-def test_scores_are_mcm_and_gl_mcm_with_the_learnt_prompt(
+def test_the_score_is_the_paper_s_with_the_learnt_prompt(
     name: str, rule: str, temperature: float, clip: OpenClip
 ) -> None:
     method = make(name, temperature=temperature, **({} if name == "coop" else {"rule": rule}))
@@ -245,7 +251,7 @@ def test_rank_and_entropy(clip: OpenClip) -> None:
         assert numbers(found) == pytest.approx(numbers(expected), rel=1e-9)
     inputs = inputs_of(method, clip)
     inputs["patches"].zero_()  # all classes tie: none is before the label
-    assert float(method.loss(method.embed(module, inputs))["ood"]) == 0
+    assert numbers(method.loss(method.embed(module, inputs)))["ood"] == 0
 
 
 @pytest.mark.parametrize(
@@ -305,3 +311,30 @@ def test_released_checkpoints(clip: OpenClip, tmp_path: Path) -> None:
         make("sct").translate({"ctx": context}, {"positional_embedding": torch.zeros(77, 512)})
     with pytest.raises(ValueError, match="no tensor global_prompt"):
         make("gallop").translate({"ctx": context}, frozen)
+    learnt = {name: value.half() for name, value in make("gallop").module(clip, CLASSES).state_dict().items()}
+    kept = make("gallop").translate(learnt | {"visual.proj": context}, {"text_projection": torch.zeros(16, WIDTH)})
+    assert {key: value.dtype for key, value in kept.items()} == dict.fromkeys(learnt, torch.float32)
+    with pytest.raises(ValueError, match="of 24 numbers, before a ViT's last linear map; here it is of 20"):
+        make("gallop").translate(learnt, {"text_projection": torch.zeros(16, 20)})
+
+
+@pytest.mark.slow
+def test_patches_of_glyphs_are_selected(tmp_path: Path) -> None:
+    """LoCoOp's term is there for the embedded encoder, with random crops of glyphs, as --crops and --augment make them.
+
+    The encoder has one patch an image, the whole of it, which is among the ten nearest classes of an image in full.
+    """
+    ours = OpenClip(resolve(parse_encoder("glyphs"), None, Store(tmp_path)), "cpu", "fp32")
+    rng = np.random.default_rng(0)
+    crops = [
+        random_crop(Image.fromarray(render.image("id-train", i)), ours.size, rng, LABELLED_CROPS) for i in range(48)
+    ]
+    images = torch.stack(crops) / 255
+    labels = torch.tensor([world.label("id-train", i) for i in range(48)])
+    with torch.no_grad():
+        patches = torch.nn.functional.normalize(ours.patches(images), dim=-1)
+        shown = Pairs(ours.pixels(images), (), torch.arange(48), 0, 0, 48, _labels=labels, _patches=patches)
+        method = make("locoop", context=4)
+        embedded = method.embed(method.module(ours, world.CLASSES), method.inputs(shown, ours))
+    assert 0 < int(embedded["outside"].sum()) < 48 * patches.shape[1]
+    assert numbers(method.loss(embedded))["ood"] < 0

@@ -203,6 +203,14 @@ def test_a_failed_stream_is_one_line_with_its_reason() -> None:
     assert names(report.tables([*partly, later])[0]) == ["TANL; shuffled"]
 
 
+def test_a_stream_may_reverse_the_scores() -> None:
+    sun = dataclasses.replace(on("sun", (0.1, 1.0, 1.0)), intervals={"auroc": (0.05, 0.15)})
+    oodd = stream("oodd", "shuffled", 0, sun, base="mcm")
+    oodd = dataclasses.replace(oodd, id=dataclasses.replace(oodd.id, accuracy=None))
+    (note,) = report.tables([oodd])[0].notes
+    assert "(OODD, base MCM; shuffled on SUN): what a method learns from a stream can reverse its scores" in note
+
+
 def test_what_methods_see_is_said_once_for_each() -> None:
     itself = shifted("adaneg", "shuffled", 0, 0.0, protocol={"sees_itself": True})
     (table,) = report.tables([*SEEDS[:1], shifted("tanl", "id-first", 0, 0.0), itself])
@@ -234,6 +242,8 @@ def test_bad_requests_of_parts_are_refused() -> None:
     parts = TableOptions(stream_parts=True)
     with pytest.raises(UserError, match="no result is of a method that learns from the test stream"):
         check_request(OutputOptions(), parts, PLAIN)
+    with pytest.raises(UserError, match="no result is of a method that learns from the test stream"):
+        check_request(OutputOptions(), dataclasses.replace(parts, methods=("mcm",)), [*PLAIN, *SEEDS])
     for form in ("html", "csv", "parquet"):
         with pytest.raises(UserError, match=f"--stream-parts does not go with --format {form}"):
             check_request(OutputOptions(form=form, output=Path("x")), parts, SEEDS)

@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from oodbench.detector.registration import model_of
 from oodbench.encoder.card import parse_encoder
 from oodbench.encoder.openclip import OpenClip, load_encoder
 from oodbench.encoder.resolve import resolve
@@ -336,6 +337,8 @@ def test_a_folder_gives_a_row_for_each_file(cli: Cli, place: Path, plugin: Path,
         (line,) = [line for line in table.stdout.splitlines() if f"Heads (K={k}), 2 seeds" in line and "|" in line]
         average, deviation = (re.escape(f"{of(both):.2f}") for of in (statistics.fmean, statistics.stdev))
         assert re.search(rf"{average}\S* ± *{deviation}", line)
+    verified = cli("report", "--verify", cwd=trained)
+    assert verified.returncode == 0 and "5 of 5 results OK" in verified.stdout, verified.stdout
     alone = trained / "weights/heads-glyphs-K2-S1.safetensors"
     words = ("--methods", "heads", "--weights", f"heads={alone}", "--results", "alone")
     assert cli(*run_words(place, plugin, *words), cwd=trained).returncode == 0
@@ -370,6 +373,15 @@ def test_weights_that_do_not_fit(cli: Cli, place: Path, plugin: Path, trained: P
     assert done.returncode != 0 and advice in done.stderr and "--weights heads=FILE" in done.stderr
     grouped = cli(*run_words(place, plugin, "--methods", "mcm,few-shot", "--dry-run"), cwd=trained)
     assert grouped.returncode == 0, grouped.stderr
+
+
+def test_a_registered_file_has_its_class_names(trained: Path, tmp_path: Path) -> None:
+    path = trained / "weights/heads-glyphs-K2-S1.safetensors"
+    model = model_of(path)
+    assert model.classes == tuple(COLOURS) and model.tags["shots"] == "2"
+    (tmp_path / "names.txt").write_text("blue\ngreen\nyellow\n")
+    with pytest.raises(UserError, match="was trained for 3 class names, which --classes must not change"):
+        model_of(path, str(tmp_path / "names.txt"))
 
 
 def test_another_id_set_of_the_same_classes_is_noted(place: Path, plugin: Path, trained: Path, tmp_path: Path) -> None:

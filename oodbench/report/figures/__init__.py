@@ -1,4 +1,4 @@
-"""Figures of a table's results: overview, ROC curves, histograms, rank correlation, the worst mistakes, streams."""
+"""Figures of a table's results: overview, ROC curves, histograms, rank correlation, mistakes, shots, streams."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from oodbench.errors import UserError, did_you_mean
 from oodbench.report.figures.figure import Heading, Plot, unique
 from oodbench.results import Result
 
-KINDS = ("overview", "stream", "roc", "histogram", "ranks", "mistakes")
+KINDS = ("overview", "shots", "stream", "roc", "histogram", "ranks", "mistakes")
 _OF_STREAMS = (
     "overview",
     "stream",

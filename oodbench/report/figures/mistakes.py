@@ -84,7 +84,7 @@ class MistakeGallery:
         return self._names[digest]
 
     def _found(self, row: Result, digest: str) -> tuple[str, ...]:
-        name = str(row.classes.get("name"))
+        name = str(row.classes.get("name", "unknown"))
         if name in prompts.names("classes"):
             lines = prompts.class_names(name)
             if lines.digest == digest:

@@ -17,6 +17,7 @@ from oodbench.report.figures.figure import FigureData, Plot, PlottedResult
 from oodbench.report.figures.style import (
     SIZE,
     FigureLayout,
+    add_key,
     add_text,
     line_style,
     marker,
@@ -97,7 +98,11 @@ def _page(
             for method, found in drawn[one.dataset]:
                 _curve(panel, method, found)
             _frame(panel, one.title, metric if place % columns == 0 else "", lowest=place >= len(sets) - columns)
-        _key(axes[columns - 1], [method for method, _ in drawn[sets[0].dataset]])
+        methods = [method for method, _ in drawn[sets[0].dataset]]
+        looks = [line_style(one.position) | {"marker": marker(one.position)} for one in methods]
+        add_key(
+            axes[columns - 1], [(m.name, look) for m, look in zip(methods, looks, strict=True)], (_WIDE, _HIGH), _KEY
+        )
     seeds = any(one.others for one in figure_data.plotted)
     streams = [(one.result, *one.others) for one in figure_data.plotted]
     sentences = [
@@ -127,15 +132,3 @@ def _frame(panel: Axes, title: str, metric: str, *, lowest: bool) -> None:
     panel.set_ylabel(f"{_TITLES[metric]}, %" if metric else "")
     name = shortened(title, _WIDE, SIZE + 0.5)
     add_text(panel, (0, 1.04), name, transform=panel.transAxes, fontsize=SIZE + 0.5, weight="bold")
-
-
-def _key(panel: Axes, methods: Sequence[PlottedResult]) -> None:
-    """List the methods next to a panel."""
-    inset = panel.inset_axes((1 + 0.15 / _WIDE, 0, _KEY / _WIDE, 1))
-    inset.set(xlim=(0, _KEY), ylim=(-_HIGH, 0))
-    inset.axis("off")
-    for line, one in enumerate(methods):
-        y = -0.06 - 0.122 * line
-        inset.plot([0.04, 0.24], [y, y], **line_style(one.position), marker=marker(one.position), markersize=2.4)
-        name = shortened(one.name, _KEY - 0.3, SIZE - 0.5)
-        add_text(inset, (0.29, y), name, fontsize=SIZE - 0.5, va="center")

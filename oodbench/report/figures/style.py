@@ -171,6 +171,18 @@ def new_figure(heading: Sequence[str], panels: int, layout: FigureLayout) -> tup
     return figure, axes
 
 
+def add_key(panel: Axes, entries: Sequence[tuple[str, dict[str, Any]]], size: tuple[float, float], key: float) -> None:
+    """List the lines of a panel of some size, by name and look, in as many inches to the right of it."""
+    wide, high = size
+    inset = panel.inset_axes((1 + 0.15 / wide, 0, key / wide, 1))
+    inset.set(xlim=(0, key), ylim=(-high, 0))
+    inset.axis("off")
+    for line, (name, looks) in enumerate(entries):
+        y = -0.06 - 0.122 * line
+        inset.plot([0.04, 0.24], [y, y], **looks, markersize=2.4)
+        add_text(inset, (0.29, y), shortened(name, key - 0.3, SIZE - 0.5), fontsize=SIZE - 0.5, va="center")
+
+
 def pages(items: Sequence[Any], most: int) -> list[Sequence[Any]]:
     """Divide items into as few pages of nearly equal size as hold at most `most` items each."""
     count = max(1, -(-len(items) // most))

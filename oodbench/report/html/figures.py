@@ -19,6 +19,7 @@ MOST = 12  # tables with figures by default: with more, the page takes minutes a
 PAGE_DPI, DRAWING_DPI = 110, 165  # drawings stay sharp on screens of high resolution
 KINDS = {
     "overview": "Overview",
+    "shots": "Labelled images a class",
     "stream": "Position in the stream",
     "roc": "ROC curves",
     "histogram": "Histograms of the scores",

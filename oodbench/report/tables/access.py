@@ -49,13 +49,20 @@ def _declared(row: Result) -> Access | None:
     if info is None or info.problem or row.imported:  # of an imported method, the name alone may be that of another
         return None
     labels = (row.run.get("calibration") or {}).get("labels")
-    shots = labels if isinstance(labels, int) else None
-    own = info.card({**info.defaults(), **row.parameters}, shots)
+    drawn = labels if isinstance(labels, int) else None
+    own = _card(info, row.parameters, row, drawn)
     if not (base := row.stream.get("base")):
         return own
     (choice,) = parse_choices(base)
     of_base = _installed().get(choice.name)
-    return both(own, of_base.card({**of_base.defaults(), **choice.overrides}, shots)) if of_base else None
+    return both(own, _card(of_base, choice.overrides, row, drawn)) if of_base else None
+
+
+def _card(info: MethodInfo, parameters: Mapping[str, Any], row: Result, drawn: int | None) -> Access:
+    """Return the card of a method; its labelled images are those that a run drew, or that its weights know."""
+    if "SHOTS" in info.needs:
+        drawn = (row.weights.get("recipe") or {}).get("id", {}).get("shots")
+    return info.card({**info.defaults(), **parameters}, drawn)
 
 
 def part(row: Result, name: str) -> Mapping[str, Any]:

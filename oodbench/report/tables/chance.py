@@ -62,13 +62,17 @@ def chance_notes(lines: Sequence[TableLine], sets: Sequence[str]) -> Iterator[st
     if reversed_sets:
         measured = all(row.id.accuracy is not None and row.classes.get("count") != 1 for _, row, _ in reversed_sets)
         knows = measured and not any(at_chance(row) for _, row, _ in reversed_sets)
-        why = (
-            "although the ID accuracy is above chance: these OOD sets look more like the classes than the ID images do"
-            if knows
-            else _UNKNOWN
-            if measured
-            else "the encoder may not know these classes, which no ID accuracy shows here"
-        )
+        streams = any(row.stream for _, row, _ in reversed_sets)
+        if knows:
+            why = (
+                "although the ID accuracy is above chance: these OOD sets look more like the classes than ID images do"
+            )
+        elif streams and not measured:
+            why = (
+                "what a method learns from a stream can reverse its scores, or the encoder does not know these classes"
+            )
+        else:
+            why = _UNKNOWN if measured else "the encoder may not know these classes, which no ID accuracy shows here"
         pairs = _listed([f"{name} on {title}" for name, _, title in reversed_sets])
         yield f"AUROC below 50 % with its whole interval, so that OOD images score above ID images ({pairs}): {why}."
 

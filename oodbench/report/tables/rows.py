@@ -96,7 +96,27 @@ def seedless_label(row: Result) -> str:
     return row.label.replace(f",seed={recipe.get('seed')}]", "]") if recipe.get("id") else row.label
 
 
-_VARIATIONS = ("seed", "device", "batch_size")  # parts of `Result.run` that may differ within a table
+def by_shots(results: Sequence[Result]) -> list[list[Result]]:
+    """Group results, in order, that differ in nothing but their number of labelled images a class and the seeds."""
+    out: dict[str, list[Result]] = {}
+    for row in results:
+        out.setdefault(_key(without_shots(row)), []).append(row)
+    return list(out.values())
+
+
+def without_shots(row: Result) -> Result:
+    """Return a result without the number and the draw of its labelled images, in label, weights and settings."""
+    calibration = {k: v for k, v in (row.run.get("calibration") or {}).items() if k == "dataset"}
+    row = replace(row, run={**row.run, "calibration": calibration})
+    recipe = row.weights.get("recipe") or {}
+    if not recipe.get("id"):
+        return row
+    # Images, steps and the size of a batch follow from the number, and the variant of the label from number and seed.
+    kept = {k: recipe.get(k) for k in ("method", "parameters", "source", "crops", "augment", "precision", "epochs")}
+    optimiser = {k: v for k, v in (recipe.get("optimiser") or {}).items() if k != "batch"}
+    shots = f"K={recipe['id'].get('shots')}]"
+    label = seedless_label(row).replace(f",{shots}", "]").removesuffix(f"[{shots}")
+    return replace(row, label=label, weights={"recipe": {**kept, "optimiser": optimiser}})
 
 
 def line_names(lines: Sequence[Sequence[Result]], omitted: str = "") -> list[str]:

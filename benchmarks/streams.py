@@ -1,0 +1,145 @@
+"""Methods that learn from the stream against their own matrix products: python benchmarks/streams.py [--rounds 5].
+
+At the size of ImageNet-1k with WordNet's words, on random vectors; one step of 256 images, when the queues are full.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+import torch
+from measure import Row, row, side_by_side, write
+from scoring import CLASSES, DEPTH, product_and_pass, unit
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from oodbench.method import Batch, Needs, Sources, StreamMethod, Task, registry
+
+BATCH, STEPS, CHOSEN, NEGATIVES = 256, 8, 1_000, 10_000
+RELEASED = (CLASSES + NEGATIVES) * 11 * DEPTH * 4  # bytes of AdaNeg's memory as it is written
+PRODUCTS = "its products, and one exp of each cosine"
+
+
+class Noise:
+    """An encoder that embeds images of noise at random."""
+
+    scale, size = 100.0, (224, 224)
+    mean = std = torch.ones(3, 1, 1)
+
+    def pixels(self, images: Tensor) -> Tensor:
+        return unit(len(images), 5)
+
+
+def make_task() -> Task:
+    """Return a task with random vectors of class names and words."""
+    names, encoder = unit(CLASSES, 1), Noise()
+    sources = Sources(lambda templates: names, lambda words: unit(len(words), 2), lambda: encoder, list)  # type: ignore[arg-type, return-value]
+    return Task([f"c{i}" for i in range(CLASSES)], 100.0, sources)
+
+
+def begun(name: str, task: Task, features: Tensor, **parameters: Any) -> tuple[StreamMethod[Any], list[Batch], Any]:
+    """Return a method, the batches of a stream and the state after it."""
+    method = registry.make(registry.methods()[name], parameters)
+    assert isinstance(method, StreamMethod)
+    base = torch.rand(len(features), dtype=torch.float64, generator=torch.Generator().manual_seed(4)).log()
+    parts = zip(features.split(BATCH), base.split(BATCH), strict=True)
+    batches = [Batch(~Needs(0), len(x), x, x, _base=s) for x, s in parts]
+    state = method.begin(task)
+    for batch in batches:
+        state = method.step(batch, task, state)[1]
+    return method, batches, state
+
+
+def compared(name: str, what: str, banks: list[Tensor], stream: Any, task: Task, rounds: int) -> Row:
+    """Return the line of a method's step against the products with its banks."""
+    method, batches, state = stream
+
+    def products() -> None:
+        for batch in batches[-2:]:
+            for bank in banks:
+                product_and_pass(batch.features, bank)
+
+    def steps() -> None:
+        current = state
+        for batch in batches[-2:]:
+            current = method.step(batch, task, current)[1]
+
+    label = f"{name}, {what}"
+    ratio = side_by_side({PRODUCTS: products, label: steps}, PRODUCTS, rounds)[label]
+    return row(label, PRODUCTS, ratio, "<= 2", f"{1e3 * ratio.seconds / (2 * BATCH):.2f} ms an image")
+
+
+def oodd(task: Task, rounds: int) -> Row:
+    features = unit(BATCH * 16, 3)
+    stream = begun("oodd", task, features)
+    return compared("oodd", "2,048 queued", [stream[2].vectors], stream, task, rounds)
+
+
+def tanl(task: Task, rounds: int) -> list[Row]:
+    """TANL's step when every image is admitted, and S_aa alone against the loop of softmaxes."""
+    stream = begun("tanl", task, unit(BATCH * STEPS, 3), gap=0.0)
+    words, names = stream[2].words, task.text("simple")
+    rows = [compared("tanl", f"{len(words):,} words", [words, names, *(words[:CHOSEN],) * 2], stream, task, rounds)]
+    module = sys.modules[type(stream[0]).__module__]
+    logits = 100 * unit(BATCH, 6) @ torch.cat([names, words[:CHOSEN]]).T
+
+    def loop() -> Tensor:
+        ends = range(CLASSES + 1, CLASSES + CHOSEN + 1)
+        return torch.stack([logits[:, :end].softmax(-1)[:, :CLASSES].sum(-1) for end in ends]).mean(0)
+
+    def one_sum() -> Tensor:
+        odds: Tensor = module.activation_aware(logits[:, :CLASSES].double().logsumexp(-1), logits[:, CLASSES:])
+        return odds.sigmoid()
+
+    torch.testing.assert_close(one_sum().float(), loop(), rtol=1e-6, atol=1e-6)
+    what, loop_name = f"S_aa, one cumulative sum, {BATCH} x {CHOSEN:,}", "1,000 softmaxes"
+    ratio = side_by_side({loop_name: loop, what: one_sum}, loop_name, rounds)[what].inverse()
+    rows.append(row(what, loop_name, ratio, ">= 50", f"{1e3 * ratio.seconds:.1f} ms a batch; equal to 1e-6"))
+    return rows
+
+
+def adaneg(task: Task, rounds: int) -> list[Row]:
+    """AdaNeg's step, and its memory after a stream of images near class names and negative labels."""
+    method = registry.make(registry.methods()["adaneg"], {})
+    texts = method.begin(task).sums.clone()  # type: ignore[attr-defined]
+    random = torch.Generator().manual_seed(7)
+    near = torch.cat(
+        [
+            torch.randint(CLASSES, (24 * BATCH,), generator=random),
+            torch.randint(len(texts), (8 * BATCH,), generator=random),
+        ]
+    )
+    near = near[torch.randperm(len(near), generator=random)]
+    features = normalize(texts[near] + 0.05 * torch.randn(len(near), DEPTH, generator=random), dim=-1)
+    rows = []
+    for replacement in ("entropy", "never"):
+        stream = begun("adaneg", task, features, replacement=replacement)
+        state = stream[2]
+        held = state.sums.nbytes + sum(s.entropies.nbytes + s.vectors.nbytes for s in state.slots.values())
+        kept = sum(state.counts.values())
+        what = f"adaneg's memory, {len(texts):,} x {DEPTH}, replacement={replacement}"
+        share = held / RELEASED
+        note = f"{held / 1e6:.1f} MB (at most 30), {kept:,} of {len(features):,} images kept"
+        target = f"<= {30e6 / RELEASED:.3f}" if replacement == "never" else ""
+        rows.append(Row(what, f"11 slots a class, {RELEASED / 1e6:.0f} MB", share, share, share, target, note))
+        name = f"adaneg, replacement={replacement}"
+        rows.append(compared(name, f"{len(texts):,} classes", [texts, texts], stream, task, rounds))
+    return rows
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = max(2, parser.parse_args().rounds)
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        task = make_task()
+        rows = [oodd(task, rounds), *tanl(task, rounds), *adaneg(task, rounds)]
+    write("streams", rows, "CPU time of one thread", batch=BATCH)
+
+
+if __name__ == "__main__":
+    main()
