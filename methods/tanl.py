@@ -10,8 +10,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from oodbench.errors import UserError
-from oodbench.method import Batch, Needs, StreamMethod, Task, logsumexp
+from oodbench.method import Batch, Needs, StreamMethod, Task, UserError, logsumexp
 
 from ._word_folder import WordFolder
 

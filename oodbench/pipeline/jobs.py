@@ -209,7 +209,14 @@ def make_jobs(request: RunRequest, known: Mapping[str, MethodInfo] | None = None
                 for values in swept.get(info.name, [{}]):
                     overrides = {**settings.get(info.name, {}), **choice.overrides, **values}
                     job = dataclasses.replace(_job(info, overrides, request.templates), named=choice.named)
-                    if base := _base(job, known, request.templates):
+                    try:
+                        base = _base(job, known, request.templates)
+                    except UserError as error:
+                        if choice.named or "base" in overrides:
+                            raise
+                        skipped_methods.append((info.name, str(error)))
+                        continue
+                    if base:
                         parameters = {**job.parameters, "base": base.label}
                         job = dataclasses.replace(job, parameters=parameters, base=base.label)
                         twice = bases.get(base.label)

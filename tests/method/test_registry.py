@@ -417,6 +417,9 @@ def test_a_package_that_takes_the_name_of_a_method_fails_when_it_is_chosen(insta
         "mcm" not in {job.label for job in everything.jobs}
         and "(entry point of theirs)" in dict(everything.skipped_methods)["mcm"]
     )
+    assert dict(everything.skipped_methods)["oodd"].startswith("oodd.base: method 'mcm' ("), "its base is mcm"
+    with pytest.raises(UserError, match=r"oodd\.base: method 'mcm' .*: it is defined twice"):
+        make_jobs(RunRequest(methods="oodd"))
 
 
 def test_parameters_are_checked(tmp_path: Path) -> None:

@@ -231,6 +231,7 @@ def test_a_method_is_checked_by_name_with_hyper_parameters(cli: Cli, tmp_path: P
         (path, ("--set", "good.k=100"), "good[k=100]"),
         ("good[k=50]", ("--plugin", path), "good[k=50]"),
         ("mcm", ("--set", "mcm.temperature=0.01"), "mcm[temperature=0.01]"),
+        ("oodd[base=neglabel[groups=10]]", ("--set", "oodd.k=3"), "oodd[base=neglabel[groups=10],k=3]"),
     ):
         done = cli("methods", "check", method, *options)
         assert done.returncode == 0 and done.stdout.endswith(f"{label}: keeps the contract\n"), done.stdout
