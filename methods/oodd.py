@@ -36,7 +36,9 @@ class OODD(StreamMethod[Dictionary | None]):
 
     The dictionary is a priority queue of the images with the lowest scores of `base` so far. A batch enters it before
     it is scored, so that an image in it is its own nearest neighbour. While fewer than k images are queued, the
-    smallest cosine counts. Of equal scores the earlier image stays; in the released code a heap decides.
+    smallest cosine counts. The dictionary must be small beside the stream (2,048 of 60,000 in the paper): in a stream that
+    is not longer than `queue` it holds all images, and ID images, which have more neighbours, score lowest; on glyphs
+    write oodd[queue=64]. Of equal scores the earlier image stays; in the released code a heap decides.
 
     The scale of the base score decides how much it counts beside the cosines. The released code subtracts cosines from
     the largest probability of MCM, which spreads over 0.001, and from NegLabel's S, which spreads over 1; `transform`
