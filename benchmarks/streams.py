@@ -6,6 +6,7 @@ At the size of ImageNet-1k with WordNet's words, on random vectors; one step of 
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.nn.functional import normalize
 
 from oodbench.method import Batch, Needs, Sources, StreamMethod, Task, registry
 
-BATCH, STEPS, CHOSEN, NEGATIVES = 256, 8, 1_000, 10_000
+BATCH, STEPS, CHOSEN, NEGATIVES = 256, 4, 1_000, 10_000
 RELEASED = (CLASSES + NEGATIVES) * 11 * DEPTH * 4  # bytes of AdaNeg's memory as it is written
 PRODUCTS = "its products, and one exp of each cosine"
 
@@ -39,14 +40,20 @@ def make_task() -> Task:
     return Task([f"c{i}" for i in range(CLASSES)], 100.0, sources)
 
 
-def begun(name: str, task: Task, features: Tensor, **parameters: Any) -> tuple[StreamMethod[Any], list[Batch], Any]:
-    """Return a method, the batches of a stream and the state after it."""
+def made(name: str, **parameters: Any) -> StreamMethod[Any]:
+    """Return a method."""
     method = registry.make(registry.methods()[name], parameters)
     assert isinstance(method, StreamMethod)
+    return method
+
+
+def played(
+    method: StreamMethod[Any], task: Task, state: Any, features: Tensor
+) -> tuple[StreamMethod[Any], list[Batch], Any]:
+    """Return the method, the batches of a stream and the state after it."""
     base = torch.rand(len(features), dtype=torch.float64, generator=torch.Generator().manual_seed(4)).log()
     parts = zip(features.split(BATCH), base.split(BATCH), strict=True)
     batches = [Batch(~Needs(0), len(x), x, x, _base=s) for x, s in parts]
-    state = method.begin(task)
     for batch in batches:
         state = method.step(batch, task, state)[1]
     return method, batches, state
@@ -72,17 +79,18 @@ def compared(name: str, what: str, banks: list[Tensor], stream: Any, task: Task,
 
 
 def oodd(task: Task, rounds: int) -> Row:
-    features = unit(BATCH * 16, 3)
-    stream = begun("oodd", task, features)
+    method = made("oodd")
+    stream = played(method, task, method.begin(task), unit(BATCH * 16, 3))
     return compared("oodd", "2,048 queued", [stream[2].vectors], stream, task, rounds)
 
 
 def tanl(task: Task, rounds: int) -> list[Row]:
     """TANL's step when every image is admitted, and S_aa alone against the loop of softmaxes."""
-    stream = begun("tanl", task, unit(BATCH * STEPS, 3), gap=0.0)
+    method = made("tanl", gap=0.0)
+    stream = played(method, task, method.begin(task), unit(BATCH * STEPS, 3))
     words, names = stream[2].words, task.text("simple")
     rows = [compared("tanl", f"{len(words):,} words", [words, names, *(words[:CHOSEN],) * 2], stream, task, rounds)]
-    module = sys.modules[type(stream[0]).__module__]
+    module = sys.modules[type(method).__module__]
     logits = 100 * unit(BATCH, 6) @ torch.cat([names, words[:CHOSEN]]).T
 
     def loop() -> Tensor:
@@ -102,20 +110,21 @@ def tanl(task: Task, rounds: int) -> list[Row]:
 
 def adaneg(task: Task, rounds: int) -> list[Row]:
     """AdaNeg's step, and its memory after a stream of images near class names and negative labels."""
-    method = registry.make(registry.methods()["adaneg"], {})
-    texts = method.begin(task).sums.clone()  # type: ignore[attr-defined]
+    begun = made("adaneg").begin(task)
+    texts = begun.sums.clone()
     random = torch.Generator().manual_seed(7)
     near = torch.cat(
         [
-            torch.randint(CLASSES, (24 * BATCH,), generator=random),
-            torch.randint(len(texts), (8 * BATCH,), generator=random),
+            torch.randint(CLASSES, (9 * BATCH,), generator=random),
+            torch.randint(len(texts), (3 * BATCH,), generator=random),
         ]
     )
     near = near[torch.randperm(len(near), generator=random)]
     features = normalize(texts[near] + 0.05 * torch.randn(len(near), DEPTH, generator=random), dim=-1)
     rows = []
     for replacement in ("entropy", "never"):
-        stream = begun("adaneg", task, features, replacement=replacement)
+        method = made("adaneg", replacement=replacement)
+        stream = played(method, task, copy.deepcopy(begun), features)
         state = stream[2]
         held = state.sums.nbytes + sum(s.entropies.nbytes + s.vectors.nbytes for s in state.slots.values())
         kept = sum(state.counts.values())

@@ -38,6 +38,10 @@ class OODD(StreamMethod[Dictionary | None]):
     it is scored, so that an image in it is its own nearest neighbour. While fewer than k images are queued, the
     smallest cosine counts. Of equal scores the earlier image stays; in the released code a heap decides.
 
+    The queue must be short beside the stream: the paper has 2,048 of some 60,000 images. A stream that is no longer
+    than `queue` is held whole, ID images too, and these score lowest, as they have more neighbours: for the few
+    thousand images of glyphs write oodd[queue=64].
+
     The scale of the base score decides how much it counts beside the cosines. The released code subtracts cosines from
     the largest probability of MCM, which spreads over 0.001, and from NegLabel's S, which spreads over 1; `transform`
     makes these of the logarithm and the log-odds that oodbench stores.

@@ -19,11 +19,10 @@ NOISES = 3  # images of each kind of noise
 
 
 class Queue:
-    """The last `length` vectors, [length w], first in, first out, with their sum in float64."""
+    """The last `length` vectors, [length w], first in, first out."""
 
     def __init__(self, rows: Float[Tensor, "n w"], length: int) -> None:
         self.rows = rows.new_zeros(length, rows.shape[1])
-        self.total = rows.new_zeros(rows.shape[1], dtype=torch.float64)
         self.pushed = 0
         self.push(rows)
 
@@ -31,13 +30,12 @@ class Queue:
         """Replace the oldest vectors."""
         rows = rows[-len(self.rows) :]
         places = (self.pushed + torch.arange(len(rows), device=rows.device)) % len(self.rows)
-        self.total += rows.sum(0, dtype=torch.float64) - self.rows[places].sum(0, dtype=torch.float64)
         self.rows[places] = rows
         self.pushed += len(rows)
 
-    def mean(self) -> Float64[Tensor, " w"]:
+    def mean(self) -> Float[Tensor, " w"]:
         """Return the mean of the vectors that are there."""
-        return self.total / min(self.pushed, len(self.rows))
+        return self.rows[: self.pushed].mean(0)
 
 
 @dataclass(frozen=True)
@@ -149,22 +147,20 @@ class TANL(StreamMethod[Activated]):
     def step(self, batch: Batch, task: Task, state: Activated) -> tuple[Float64[Tensor, " b"], Activated]:
         """Score, admit, choose the words anew and score again; then fill the queues."""
         features, words, positives, negatives = batch.features, state.words, state.positives, state.negatives
-        first = self._odds(features, words, negatives.mean() - positives.mean(), task).sigmoid()
+        p, n = positives.mean(), negatives.mean()
+        first = self._odds(features, words, n - p, task).sigmoid()
         history = torch.cat([state.history, first])[-HISTORY:]
         threshold = two_class_threshold(history)
         as_id = self._activations(features[first > threshold + self._gap * (1 - threshold)], words, task)
         as_ood = self._activations(features[first < threshold - self._gap * threshold], words, task)
-        difference = self._blended(negatives, as_ood) - self._blended(positives, as_id)
-        scores = self._odds(features, words, difference, task)
+        scores = self._odds(features, words, self._blended(n, as_ood) - self._blended(p, as_id), task)
         positives.push(as_id)
         negatives.push(as_ood)
         return scores, replace(state, history=history)
 
-    def _blended(self, queue: Queue, admitted: Float[Tensor, "a w"]) -> Float64[Tensor, " w"]:
-        """Return alpha times the mean of the queue plus 1 - alpha times that of the admitted images, if there are."""
-        if not len(admitted):
-            return queue.mean()
-        return self._alpha * queue.mean() + (1 - self._alpha) * admitted.mean(0, dtype=torch.float64)
+    def _blended(self, mean: Float[Tensor, " w"], admitted: Float[Tensor, "a w"]) -> Float[Tensor, " w"]:
+        """Return alpha times the mean of a queue plus 1 - alpha times that of the admitted images, if there are any."""
+        return self._alpha * mean + (1 - self._alpha) * admitted.mean(0) if len(admitted) else mean
 
     def _activations(
         self, features: Float[Tensor, "b d"], words: Float[Tensor, "w d"], task: Task
@@ -176,7 +172,7 @@ class TANL(StreamMethod[Activated]):
         return powers.div_(powers.sum(-1, keepdim=True) + (names - largest).exp().sum(-1, keepdim=True))
 
     def _odds(
-        self, features: Float[Tensor, "b d"], words: Float[Tensor, "w d"], difference: Float64[Tensor, " w"], task: Task
+        self, features: Float[Tensor, "b d"], words: Float[Tensor, "w d"], difference: Float[Tensor, " w"], task: Task
     ) -> Float64[Tensor, " b"]:
         """Return log(S_aa / (1 - S_aa)) with the words of largest difference N - P."""
         chosen = words[difference.topk(min(self.chosen, len(words))).indices]

@@ -225,7 +225,10 @@ def make_jobs(request: RunRequest, known: Mapping[str, MethodInfo] | None = None
                     twice = jobs.get(job.label)  # the same variant twice is one row
                     jobs[job.label] = dataclasses.replace(job, named=job.named or bool(twice and twice.named))
             except UserError as error:
-                problems += error.problems
+                if choice.named or info.name in settings or info.name in swept:
+                    problems += error.problems
+                else:  # of a group, with a default base that cannot run
+                    skipped_methods.append((info.name, error.problems[0]))
     if not jobs and not problems:
         problems.append("no method can run: " + "; ".join(f"{name}: {reason}" for name, reason in skipped_methods))
     raise_all(problems)

@@ -72,7 +72,13 @@ def failed(path: Path, source: str) -> set[str]:
 
 # AdaNeg, NegLabel and TANL encode 70,000 words for every fit; the others are trained, or write captions.
 LONG = {"adaneg", "clipn", "gallop", "neglabel", "tanl", "zoc", "zoc_coca"}
-FEW_WORDS = ("csp", "eoe", "negrefine")  # CSP's pool has 400,000 texts, and EOE's words have no default
+FEW_WORDS = (
+    "adaneg",
+    "csp",
+    "eoe",
+    "negrefine",
+    "tanl",
+)  # CSP's pool has 400,000 texts, and EOE's words have no default
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in METHODS]
 
 
