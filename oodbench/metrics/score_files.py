@@ -23,6 +23,7 @@ from oodbench.metrics.detection import INTEGERS, Floats, exact
 from oodbench.metrics.streaming import open_shard
 
 ROWS = 1 << 20  # scores of a part
+_LINES = 1 << 16  # of a part of a text, whose cells take a hundred times the memory of their numbers
 SUFFIXES = (".npy", ".npz", ".csv", ".tsv", ".txt", ".parquet")
 _PICKLED = (".pkl", ".pickle", ".p", ".joblib", ".pt", ".pth", ".ckpt")
 _LOAD = {
@@ -116,7 +117,9 @@ def check_file(path: Path) -> None:
             f"{path}: pickled files are not read, because loading one runs code that it holds; if you wrote it "
             f"yourself, save its scores as an array\n  python -c {shlex.quote(made)}"
         )
-    if suffix not in SUFFIXES:
+    if not path.name:
+        raise UserError("the name of a file of scores is empty")
+    if suffix not in SUFFIXES and path.exists():
         raise UserError(f"{path}: scores are read from {', '.join(SUFFIXES)}, not from '{path.suffix or path.name}'")
     if not path.is_file():
         raise UserError(f"{path}: there is no such file of scores")
@@ -226,7 +229,7 @@ def _text(path: Path, rows: int) -> Iterator[ScorePart]:
                 raise UserError(f"{path} holds no scores")
             columns, is_head = _columns(first, path)
             pending = lines if is_head else _chain(head, lines)
-            while block := list(islice(pending, rows)):
+            while block := list(islice(pending, min(rows, _LINES))):
                 yield _parsed(block, columns, len(first), path)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no text in UTF-8; save it in UTF-8") from error
@@ -258,7 +261,11 @@ def _lines(file: Any, suffix: str) -> Iterator[tuple[int, list[str]]]:
     else:
         numbered = ((number, line.rsplit(None, 1)) for number, line in enumerate(file, 1))
     for number, cells in numbered:
-        if any(cell.strip() for cell in cells) and not (suffix == ".txt" and cells[0].startswith("#")):
+        if (
+            cells
+            and (cells[-1].strip() or any(map(str.strip, cells)))
+            and not (suffix == ".txt" and cells[0].startswith("#"))
+        ):
             yield number, cells
 
 
@@ -294,7 +301,12 @@ def _parsed(block: Sequence[tuple[int, list[str]]], columns: Mapping[str, int], 
     texts: dict[str, Any] = {
         kind: np.array([cells[i].strip() for _, cells in block], dtype=object) for kind, i in columns.items()
     }
-    scores = np.array([_number(cell, path, number) for cell, number in zip(texts["score"], numbers, strict=True)])
+    try:
+        scores = np.array(list(map(float, texts["score"])))
+    except ValueError:
+        scores = np.array([np.nan])
+    if not (np.abs(scores) < INTEGERS).all():  # also for NaN: the first line at fault is found one by one
+        scores = np.array([_number(cell, path, number) for cell, number in zip(texts["score"], numbers, strict=True)])
     indices: dict[str, Any] = {}
     for kind in ("label", "prediction"):
         if kind in texts and all(map(_is_number, texts[kind])):

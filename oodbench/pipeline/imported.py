@@ -141,6 +141,8 @@ def _check(request: ImportRequest) -> None:
 
 def _choice(text: str) -> Choice:
     """Return name and hyper-parameters of `mine[k=10]`. Raise UserError for none or several methods."""
+    if not text.strip():
+        raise UserError("--method is empty; name the method, such as mine, or mine[k=10] with its hyper-parameters")
     choices = parse_choices(text)
     if len(choices) > 1:
         names = ", ".join(choice.name for choice in choices)

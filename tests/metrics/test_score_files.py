@@ -98,6 +98,8 @@ BAD: list[tuple[str, Any, str]] = [
     ("a.PT", "", "loading one runs code"),
     ("a.mat", "", "scores are read from .npy, .npz, .csv, .tsv, .txt, .parquet, not from '.mat'"),
     ("none.npy", None, "there is no such file of scores"),
+    ("none", None, "there is no such file of scores"),
+    ("spaces.csv", "score\n  \n1\nx\n", "line 4: 'x' is no number"),
 ]
 
 
