@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from oodbench.cli.help import Command, examples
 from oodbench.cli.options import FOLDER
 from oodbench.cli.output import say
 from oodbench.errors import UserError
@@ -25,21 +26,25 @@ if TYPE_CHECKING:
 _POINTS = (*METRICS, "accuracy", "tied")  # printed in percent
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "oodbench diff results/runs/mos/ViT-B-16-openai/mcm.json theirs/mcm.json",
+        "oodbench diff results theirs",
+    ),
+)
 @click.argument("a", type=FOLDER)
 @click.argument("b", type=FOLDER)
 @click.option("--cells", default=10, help="Numbers shown of each pair of results, the worst first.", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="JSON, with all numbers and facts in full.")
 def diff(a: Path, b: Path, cells: int, as_json: bool) -> None:
-    """Compare two results, A and B: which numbers differ and by how much, and in which facts.
+    """Compare two results of one method.
+
+    It is printed which numbers of A and B differ and by how much, and in which facts.
 
     Of two folders, results of the same benchmark, method (with its hyper-parameters), encoder and seed are compared,
     the worst pair first; those that one folder alone has are listed. Exit code 0 if all numbers are equal in all
     digits, 1 if not.
-
-    \b
-    oodbench diff results/runs/mos/ViT-B-16-openai/mcm.json theirs/mcm.json
-    oodbench diff results theirs
     """
     from oodbench.report import diff as comparison
 

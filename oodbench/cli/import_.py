@@ -8,10 +8,19 @@ from typing import Any
 import click
 
 from oodbench.cli import options as shared
+from oodbench.cli.help import Command, OneOf, examples
 from oodbench.cli.output import configure_logging, note, print_tables
 
 
-@click.command("import")
+@click.command(
+    "import",
+    cls=Command,
+    epilog=examples(
+        "oodbench import --benchmark mos --method mine --encoder ViT-B-16/openai --higher id scores/",
+        "oodbench import --benchmark mos --method 'knn[k=50]' --encoder ViT-B-16/openai --higher ood id=val.npy ...",
+        "oodbench import --benchmark glyphs --method mcm --encoder glyphs --higher id mcm.parquet",
+    ),
+)
 @click.argument("scores", nargs=-1, required=True)
 @click.option(
     "--benchmark", required=True, help="Benchmark or ID set whose images were scored: a name, or folder:PATH."
@@ -22,8 +31,9 @@ from oodbench.cli.output import configure_logging, note, print_tables
 @click.option("--encoder", required=True, help="What encoded the images, as for run; a name that is not known stays.")
 @click.option(
     "--higher",
+    type=OneOf("id", "ood"),
     default="",
-    help="Whose scores are higher: id (confidences) or ood (distances, uncertainties). It has to be given.",
+    help="Whose scores are higher: id of confidences, ood of distances. It has to be given.",
 )
 @click.option("--force-sign", is_flag=True, help="Accept a mean AUROC below 50 %.")
 @click.option("--title", default="", help="Name of the method in tables. Default: that of --method.")
@@ -37,26 +47,22 @@ from oodbench.cli.output import configure_logging, note, print_tables
 )
 @click.option("--templates", default="", help="Prompt templates, if known: the name of a set, a file, or a template.")
 @click.option("--seed", default=0, help="Seed of the scores, for means over seeds.", show_default=True)
-@click.option("--at95", default="first", help="Rule of FPR95: first, nearest or interpolate.", show_default=True)
-@click.option("--aupr", default="average_precision", help="Or trapezoid.", show_default=True)
-@click.option("--bootstrap", default=1000, help="Resamples of the intervals; 0: AUROC's alone.", show_default=True)
+@shared.AT95
+@shared.AUPR
+@shared.BOOTSTRAP
 @click.option("--allow-partial", is_flag=True, help="Accept fewer scores than a set has images.")
 @shared.DATA
 @shared.STORE
 @shared.RESULTS
 @shared.VERBOSE
 def import_(scores: tuple[str, ...], verbose: bool, ood: str, results: Path, **options: Any) -> None:
-    """Make a result of SCORES that another program computed: files, SET=FILE, or a folder of files.
+    """Make a result of scores that another program computed.
+
+    SCORES are files, SET=FILE, or a folder of files.
 
     A file is .npy, .npz, .csv, .tsv, .txt or .parquet, with one score per image: with the names of the images, or in
     the order of the list. Its set is the one before `=`, the one in a column `dataset`, or the one that its name has in
     it; `id` is the ID set. The result is marked as imported, and is otherwise one like any other.
-
-    \b
-    oodbench import --benchmark mos --method mine --encoder ViT-B-16/openai --higher id scores/
-    oodbench import --benchmark mos --method "knn[k=50]" --encoder ViT-B-16/openai --higher ood \\
-        --by "Doe et al., github.com/doe/knn" --access id_images id=val.npy textures=dtd.csv ...
-    oodbench import --benchmark glyphs --method mcm --encoder glyphs --higher id mcm.parquet
     """
     configure_logging(verbose)
     from oodbench import report

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from oodbench.cli import options as shared
+from oodbench.cli.help import Command, OneOf, examples
 from oodbench.cli.output import configure_logging, note, print_tables, say
 from oodbench.errors import raise_all
 from oodbench.results import METRICS, Interval
@@ -23,27 +24,31 @@ if TYPE_CHECKING:
 HIGHER = ("id", "ood")
 
 
-@click.command()
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "oodbench metrics id.npy sun.npy places.csv",
+        'oodbench metrics id.npy "SUN=scores 1.txt" --higher ood --at95 nearest',
+        "oodbench metrics results/runs/glyphs/glyphs/mcm.parquet --json",
+    ),
+)
 @click.argument("id_", metavar="ID")
 @click.argument("ood", metavar="[OOD]...", nargs=-1)
-@click.option("--higher", default="id", help="Whose scores are higher: id or ood.", show_default=True)
-@click.option("--at95", default="first", help="Rule of FPR95: first, nearest or interpolate.", show_default=True)
-@click.option("--aupr", default="average_precision", help="Or trapezoid.", show_default=True)
-@click.option("--bootstrap", default=1000, help="Resamples of the intervals; 0: AUROC's alone.", show_default=True)
+@click.option("--higher", type=OneOf("id", "ood"), default="id", help="Whose scores are higher.", show_default=True)
+@shared.AT95
+@shared.AUPR
+@shared.BOOTSTRAP
 @click.option("--no-intervals", is_flag=True, help="Metrics alone, from files that need not fit into memory.")
 @click.option("--json", "as_json", is_flag=True, help="JSON, in full precision.")
 @shared.VERBOSE
 def metrics(id_: str, ood: tuple[str, ...], verbose: bool, **options: Any) -> None:
-    """Print all metrics of plain files of scores: one file of the ID images, and one of each OOD set.
+    """Print the metrics of plain files of scores.
+
+    One file is of the ID images, and one of each OOD set.
 
     A file is one that `oodbench import` reads. NAME=FILE gives a set a name, or takes the set NAME from a file with a
     column `dataset`; such a file by itself has the ID set first. Of more than 1,000,000 scores no intervals are
     computed, and files of any size are read in parts.
-
-    \b
-    oodbench metrics id.npy sun.npy places.csv
-    oodbench metrics id.npy "SUN=scores 1.txt" --higher ood --at95 nearest
-    oodbench metrics results/runs/glyphs/glyphs/mcm.parquet --json
     """
     configure_logging(verbose)
     from oodbench.cli.progress import spinner

@@ -237,6 +237,26 @@ ON_ERROR = click.option(
     help="What an unreadable image does.",
     show_default=True,
 )
+AT95 = click.option(
+    "--at95",
+    type=OneOf("first", "nearest", "interpolate"),
+    default="first",
+    help="Rule of FPR95: nearest is MCM's, interpolate CLIPN's.",
+    show_default=True,
+)
+AUPR = click.option(
+    "--aupr",
+    type=OneOf("average_precision", "trapezoid"),
+    default="average_precision",
+    help="Rule of AUPR: trapezoid is OpenOOD's.",
+    show_default=True,
+)
+BOOTSTRAP = click.option(
+    "--bootstrap",
+    default=1000,
+    help="Bootstrap resamples for confidence intervals; with 0, only AUROC has an interval.",
+    show_default=True,
+)
 STORE = click.option(
     "--store",
     type=FOLDER,

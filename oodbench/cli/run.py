@@ -15,7 +15,7 @@ import click
 
 from oodbench.cli import options as shared
 from oodbench.cli.group import sigterm_raises
-from oodbench.cli.help import Command, EncoderNames, OneOf, examples
+from oodbench.cli.help import Command, EncoderNames, examples
 from oodbench.cli.options import FOLDER, Integers
 from oodbench.cli.output import configure_logging, note, print_tables, say
 from oodbench.errors import redact
@@ -84,26 +84,9 @@ if TYPE_CHECKING:
 )
 @click.option("--strict", is_flag=True, help="Identify images and weights by their content, not by name and size.")
 @shared.ON_ERROR
-@click.option(
-    "--at95",
-    type=OneOf("first", "nearest", "interpolate"),
-    default="first",
-    help="Rule of FPR95: nearest is MCM's, interpolate CLIPN's.",
-    show_default=True,
-)
-@click.option(
-    "--aupr",
-    type=OneOf("average_precision", "trapezoid"),
-    default="average_precision",
-    help="Rule of AUPR: trapezoid is OpenOOD's.",
-    show_default=True,
-)
-@click.option(
-    "--bootstrap",
-    default=1000,
-    help="Bootstrap resamples for confidence intervals; with 0, only AUROC has an interval.",
-    show_default=True,
-)
+@shared.AT95
+@shared.AUPR
+@shared.BOOTSTRAP
 @click.option(
     "--stream-order",
     default="shuffled",

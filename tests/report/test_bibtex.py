@@ -50,6 +50,7 @@ def test_every_entry_has_authors_title_and_year_and_a_key_made_of_them() -> None
         assert key.endswith(entry.fields.get("eprint", "")), key
 
 
+@pytest.mark.slow
 def test_every_built_in_method_dataset_and_benchmark_has_full_authors() -> None:
     cited = {name: (info.citation, keys_of_method(name)) for name, info in registry.methods().items()}
     cited |= {name: (found.cite, keys_of_dataset(name)) for name, found in catalog.datasets().items()}
