@@ -35,6 +35,8 @@ class ClassNames:
     """
 
     def __init__(self, encoder: Encoder, classes: Sequence[str], vectors: int, ending: str, fewer: str) -> None:
+        if len(classes) < 2:
+            raise UserError("a prompt is learnt by telling classes apart, and there is one")
         self.tower = encoder.text_tower().eval().requires_grad_(False)
         if "context" not in inspect.signature(self.tower.forward).parameters:
             raise UserError(
@@ -124,7 +126,7 @@ class LearntPrompt(FewShotMethod[Tensor]):
             raise ValueError(f"temperature must be above 0, not {self.temperature}")
 
     def module(self, encoder: Encoder, classes: Sequence[str]) -> Prompt:  # type: ignore[override]
-        words = tokens_of(encoder, self.context_init) if self.context_init else None
+        words = tokens_of(encoder, self.context_init) if self.context_init.strip() else None
         method = type(self).__module__.rpartition(".")[2]
         fewer = f"--set {method}.context={{}}" if words is None else f"{method}.context_init may have {{}} tokens"
         names = ClassNames(encoder, classes, self.context if words is None else len(words), ".", fewer)

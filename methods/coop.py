@@ -24,8 +24,9 @@ class CoOp(LearntPrompt):
     patches and GL-MCM it is `locoop` with lam=0.
 
     Released training (trainers/coop.py, configs/trainers/CoOp/vit_b16.yaml, Dassl's defaults): SGD 2e-3, momentum 0.9,
-    weight decay 5e-4, batches of 32, 200 epochs for 16 shots; one epoch at 1e-5, then a cosine that falls once an
-    epoch. It computes in half precision. Its prompt "X X ... NAME." is tokenized whole; here room
+    weight decay 5e-4, batches of 32; one epoch at 1e-5, then a cosine that falls once an epoch. 200 epochs for 8 and 16
+    shots, 100 for 2 and 4, 50 for 1, and 50 for ImageNet with any number of shots (COOP.md): there, give --epochs 50;
+    the default is 200 for all. It computes in half precision. Its prompt "X X ... NAME." is tokenized whole; here room
     for the vectors is made after the start token, which gives the same tokens. The name stands at the end, as in all
     released tables; the variants "middle" and "front" (trainers/coop.py, lines 136 to 177) are not here.
 

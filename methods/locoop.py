@@ -54,7 +54,7 @@ class LoCoOp(LearntPrompt):
             raise ValueError(f"rank={self.rank} must be at least 1, or None for a fifth of the classes")
 
     def module(self, encoder: Encoder, classes: Sequence[str]) -> Prompt:  # type: ignore[override]
-        if self.lam and self.top(len(classes)) >= len(classes):
+        if self.lam and 1 < len(classes) <= self.top(len(classes)):
             raise UserError(
                 f"rank={self.top(len(classes))} selects no patch with {len(classes)} classes; take a smaller one, or "
                 "leave it out: a fifth of the classes"

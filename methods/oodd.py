@@ -16,8 +16,13 @@ PAPERS = {
     "mcm": "exp",
     "msp": "exp",
     "cover": "exp",
+    "cma": "exp",
+    "coop": "exp",
+    "tip_adapter": "exp",
+    "linear_probe": "exp",
     "neglabel": "sigmoid",
     "csp": "sigmoid",
+    "clipn": "sigmoid",
     "knn": "cosine",
 }
 
@@ -49,13 +54,15 @@ class OODD(StreamMethod[Dictionary | None]):
     Release (zxk1212/OODD, edbb1a3; MCM/eval_ood_detection.py:168-207 and NegLabel/tools/ood_test.py:260-298): queue
     2,048, k 5, batches of 64, order of numpy seed 110, one queue for each OOD set: --stream-batch 64 --stream-seeds
     110. Its variant on a supervised KNN (configs/postprocessors/knn.yml, bash.sh) has base=knn[k=5..100], queue=2048
-    for ImageNet, 512 for CIFAR-100 and 128 for CIFAR-10, batches of 512, order of seed 100; it adds generated outliers
-    to the queue, and takes half of the training images, of the largest softmax probability: neither is done here.
+    for ImageNet, 512 for CIFAR-100 and 128 for CIFAR-10, batches of 512, order of seed 100; its
+    bank is half of the training images, class by class those of largest softmax probability, each as its most confident
+    augmented view, which is not done here; its code for generated outliers is switched off.
 
     base       the method whose scores are refined, such as neglabel[groups=10]
     transform  what is made of a base score s: "exp" or "sigmoid" of it, "cosine" (1 - s^2 / 2, of a distance s between
-               unit vectors) or "none"; "paper" is exp for mcm, msp and cover, sigmoid for neglabel and csp, cosine for
-               knn, and none for others
+               unit vectors) or "none"; "paper" is exp for methods that store the logarithm of a probability (mcm, msp,
+               cover, cma, coop, tip_adapter, linear_probe), sigmoid for log-odds (neglabel, csp, clipn), cosine for
+               knn, and none for others; locoop and sct with rule=mcm store logarithms, too: transform=exp
     queue      size of the dictionary
     k          which nearest neighbour of the dictionary counts
     """

@@ -77,7 +77,7 @@ class TANL(StreamMethod[Activated]):
 
     Release: YBZh/OpenOOD-VLM at 804f331, openood/postprocessors/activated_neg_postprocessor.py:406-683, its network
     openood/networks/clip_fixed_ood_prompt.py. Prompts "The nice {}." of class names and nouns (:416), "This is a {}
-    photo." of adjectives (:646), scale exp(logit_scale) = 100 (:751); images resized to 256 (bicubic), cropped to 224
+    photo." of adjectives (:646), scale exp(logit_scale) = 100 (:750); images resized to 256 (bicubic), cropped to 224
     (configs/datasets/imagenet/imagenet_traditional_four_ood.yml:4-8), half precision, batches of 256. The 27 released
     files have 69,554 words that are no ImageNet names in the same case; a word that is noun and adjective is a noun
     (clip_for_wordnet_prepare.py:116-125). Noise (:735-746): three images each of normal, uniform, Poisson (rate 5),

@@ -61,7 +61,8 @@ def conform(value: Any, kind: str) -> Any:
             return value
         if part.startswith("Literal["):
             for option in ast.literal_eval(f"({part[8:-1]},)"):
-                if type(value) is type(option) and value == option:
+                # `none` is read as None, but here it may be the word.
+                if (type(value) is type(option) and value == option) or (value is None and option == "none"):
                     return option
     for part in kinds:
         head, _, inner = part.partition("[")

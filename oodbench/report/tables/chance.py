@@ -63,13 +63,14 @@ def chance_notes(lines: Sequence[TableLine], sets: Sequence[str]) -> Iterator[st
         measured = all(row.id.accuracy is not None and row.classes.get("count") != 1 for _, row, _ in reversed_sets)
         knows = measured and not any(at_chance(row) for _, row, _ in reversed_sets)
         streams = any(row.stream for _, row, _ in reversed_sets)
-        if knows:
+        if streams:
+            why = (
+                "what a method learns from a stream can reverse its scores (as a queue that is long beside the stream "
+                "does), or the encoder does not know these classes"
+            )
+        elif knows:
             why = (
                 "although the ID accuracy is above chance: these OOD sets look more like the classes than ID images do"
-            )
-        elif streams and not measured:
-            why = (
-                "what a method learns from a stream can reverse its scores, or the encoder does not know these classes"
             )
         else:
             why = _UNKNOWN if measured else "the encoder may not know these classes, which no ID accuracy shows here"
