@@ -228,6 +228,7 @@ def plan_text(plan: Plan) -> str:
     """Describe a plan for --dry-run. It looks up what is stored, and computes nothing but how long prompts take."""
     from oodbench.cli.listings import bytes_text
     from oodbench.errors import printable
+    from oodbench.pipeline.evaluate import access_of
     from oodbench.pipeline.score import find_scores
     from oodbench.pipeline.views import view_jobs
 
@@ -274,7 +275,7 @@ def plan_text(plan: Plan) -> str:
         values = ", ".join(f"{name}={value}" for name, value in job.parameters.items())
         readers = ", ".join(one.label for one in plan.rows if one.base == job.label) if job.only_base else ""
         lines.append(f"  {job.label} ({values}){f', base of {readers}' if readers else ''}: {state}")
-        if not readers and (seen := job.access(plan.draw.shots).facts):
+        if not readers and (seen := access_of(plan, job).facts):
             lines.append(f"    sees {'; '.join(seen)}")
     for name, reason in (*plan.skipped_methods, *plan.incompatible_methods):
         lines += f"  skipped: {name}: {reason}".replace("\n  ", "\n    ").split("\n")

@@ -252,6 +252,7 @@ class RunScheduler:
             error = result.error or (result.method_errors or {}).get(label, "")
             entry = None if error else find_stream(self.plan, job, listing, protocol)
             if label in self._stateful:  # also what other workers store after it was noticed
+                method.stateful = True
                 forget_streams(self.plan, job)
             elif entry:
                 self.state.add_stream(job, protocol, name, entry)

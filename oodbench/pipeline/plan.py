@@ -103,10 +103,18 @@ class Plan:
         return [*chosen, *notes(self.id, self.classes), *found, *self.skipped]
 
     def _stream_notes(self) -> list[str]:
-        """Return which options are ignored because no method of this run learns from the test images."""
+        """Return which options are ignored: those of streams without one, and settings that reach no base of one."""
         usual = RunRequest()
         given = [name for name in STREAM_OPTIONS if getattr(self.request, name) != getattr(usual, name)]
-        if not given or any(job.is_stream for job in self.jobs):
+        if streams := [job for job in self.jobs if job.is_stream]:
+            set_methods = {text.partition(".")[0].strip() for text in self.request.settings}
+            bases = [(job, base.info.name) for job in streams if (base := self.base_of(job))]
+            return [
+                f"--set {base}... does not reach the base of {job.label}; write {job.info.name}[base={base}[...]]"
+                for job, base in bases
+                if base in set_methods
+            ]
+        if not given:
             return []
         named = " and ".join(f"--{name.replace('_', '-')}" for name in given)
         verb = "is" if len(given) == 1 else "are"
