@@ -66,8 +66,10 @@ def batch(n):
     pixels = torch.rand(n, 3, SIDE, SIDE) if Needs.PIXELS in method.needs else None
     labels = torch.arange(n) % 1000
     patches = unit(torch.randn(n, 49, DEPTH)) if Needs.PATCHES in method.needs else None
+    before = torch.randn(n, 49, WIDTH) if Needs.PATCH_ACTIVATIONS in method.needs else None
     views = unit(torch.randn(n, len(method.views), DEPTH)) if Needs.VIEWS in method.needs else None
-    return Batch(~Needs(0), n, unit(embeddings), embeddings, activations, pixels, labels, patches, views)
+    given = unit(embeddings), embeddings, activations, pixels, labels, patches, views
+    return Batch(~Needs(0), n, *given, _patch_activations=before)
 bank = unit(torch.randn(1000, DEPTH))
 text, words = lambda *t: bank, lambda w, *t: unit(torch.randn(len(w), DEPTH))
 sources = Sources(text, words, lambda: encoder, lambda: [batch(2000)])
@@ -80,7 +82,8 @@ if Needs.WEIGHTS in method.needs:
 with torch.no_grad():
     state = method.fit(task)
     # As many as the engine scores at once; patches come in the batches of the extraction.
-    peaks, chunk = [], 128 if Needs.PATCHES in method.needs else -(-CHUNK // (1 + len(method.views)))
+    of_patches = (Needs.PATCHES | Needs.PATCH_ACTIVATIONS) & method.needs
+    peaks, chunk = [], 128 if of_patches else -(-CHUNK // (1 + len(method.views)))
     for n in (1_000, int(sys.argv[2])):
         for start in range(0, n, chunk):
             method.score(batch(min(chunk, n - start)), task, state)

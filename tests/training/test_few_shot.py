@@ -99,9 +99,9 @@ def tower(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     calls: list[int] = []
     both = OpenClip.activations_and_patches
 
-    def counted(self: OpenClip, images: Tensor) -> tuple[Tensor, Tensor]:
+    def counted(self: OpenClip, images: Tensor, fields: tuple[str, ...]) -> tuple[Tensor, dict[str, Tensor]]:
         calls.append(len(images))
-        return both(self, images)
+        return both(self, images, fields)
 
     monkeypatch.setattr(OpenClip, "activations_and_patches", counted)
     return calls
@@ -134,7 +134,7 @@ def test_the_first_step_by_hand(
     data = labelled.labelled_data(plan, lambda: encoder, alone, lambda what, n: lambda k: None, 2)
     assert sum(tower) == 6
     schedule = Schedule(plan.optimiser, len(data), 4, 1)
-    trainer = Trainer(plan.method, PairBatches(data, schedule, encoder, chunk, patches=True), alone, "fp32")
+    trainer = Trainer(plan.method, PairBatches(data, schedule, encoder, chunk, patches=("patches",)), alone, "fp32")
     terms = trainer._backward(0, trainer._inputs(0))
     found = dict(trainer.module.named_parameters())["vectors"].grad
     drawn = drawn_by_hand(place, 2, 1)
