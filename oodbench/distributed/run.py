@@ -277,7 +277,7 @@ def _raise_user_error(result: TaskResult) -> None:
 
 def _groups(waves: Sequence[Sequence[FittedMethod]]) -> list[list[FittedMethod]]:
     """Return the methods of each task: those of a wave that only read features share one, the others have their own."""
-    separate = {"PIXELS", "ENCODER", "PATCHES", "VIEWS"}
+    separate = {"PIXELS", "ENCODER", "PATCHES", "PATCH_ACTIVATIONS", "VIEWS"}
     groups: list[list[FittedMethod]] = []
     for wave in waves:
         shared = [one for one in wave if not separate & set(one.job.info.needs) and not one.job.calibrates]

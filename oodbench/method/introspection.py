@@ -26,6 +26,7 @@ NEEDS = (
     "VIEWS",
     "STREAM",
     "SHOTS",
+    "PATCH_ACTIVATIONS",
 )  # the flags of method.Needs, which imports torch
 _ONE_CLASS = "it must define one subclass of Method"
 _KINDS = {  # the classes that methods inherit from -> their `needs`
@@ -82,6 +83,11 @@ class MethodInfo:
     def defaults(self) -> dict[str, Any]:
         """Return the default of every hyper-parameter."""
         return {p.name: p.default for p in self.parameters}
+
+    @property
+    def patch_fields(self) -> tuple[str, ...]:
+        """Return which features of patches it reads: fields of Batch and Pairs, and parts of an encoder."""
+        return tuple(need.lower() for need in ("PATCHES", "PATCH_ACTIVATIONS") if need in self.needs)
 
     def calibrates(self, parameters: Mapping[str, Any]) -> bool:
         """Return whether fit() reads ID training images: not if the value that is computed from them is given."""

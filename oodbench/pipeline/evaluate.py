@@ -180,7 +180,7 @@ def run_settings(plan: Plan, job: Job) -> dict[str, Any]:
         "limit": request.limit if cut else None,
         "lists": lists(plan),
         "calibration": _calibration(plan, job),
-        **({"patches": "fp16"} if request.keep_patches and "PATCHES" in job.info.needs else {}),
+        **({"patches": "fp16"} if request.keep_patches and job.info.patch_fields else {}),
         **({"base": _base(plan, base)} if (base := plan.base_of(job)) else {}),
     }
 

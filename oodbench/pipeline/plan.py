@@ -288,9 +288,11 @@ def misfit(job: Job, card: EncoderCard) -> str:
     """Return why the encoder cannot serve a method, or ""."""
     if "CAPTIONS" in job.info.needs and card.caption_error:
         return card.caption_error
-    if "PATCHES" in job.info.needs and card.patch_error:
+    if job.info.patch_fields and not card.plugin and card.patch_error:
         return card.patch_error
-    wanted = {"activations", "project"} if "ACTIVATIONS" in job.info.needs else set()
+    wanted = set(job.info.patch_fields)
+    if "ACTIVATIONS" in job.info.needs or "patch_activations" in wanted:
+        wanted |= {"activations", "project"}
     if card.plugin and "text_tower" in source_files.attributes(job.info.path, job.info.module):
         wanted.add("text_tower")
     lacking = sorted(part for part in wanted if card.lacks(part))

@@ -197,12 +197,12 @@ def waves(state: RunState) -> list[list[FittedMethod]]:
     """
     from oodbench.method import Method, Needs
 
-    patches = any(Needs.PATCHES in method.method.needs for method in state.running)
+    patches = any(method.job.info.patch_fields for method in state.running)
     missing = patches and any(state.plan.work(listing).missing() for listing in state.plan.listings)
 
     def cost(method: FittedMethod) -> int:
         job = method.job
-        if Needs.PATCHES in method.method.needs:
+        if job.info.patch_fields:
             return -1 if missing else 4
         if Needs.VIEWS in method.method.needs:
             return 3
@@ -221,8 +221,6 @@ def run(state: RunState) -> None:
 
     Raises UserError if an image cannot be read, the device is not there, or the store cannot be written.
     """
-    from oodbench.method import Needs
-
     plan, watch = state.plan, state.watch
     device = pick_device(plan.request.device)
     encoder = encoder_loader(plan, device)
@@ -235,7 +233,7 @@ def run(state: RunState) -> None:
         waiting = [method for method in wave if name not in state.scores[method.job.label] and not method.error]
         if not waiting:
             continue
-        if not any(Needs.PATCHES in method.method.needs for method in waiting):
+        if not any(method.job.info.patch_fields for method in waiting):
             embeddings(number)  # else they are computed with the patches
         scorer.fit(waiting)
         task = f"score[{name}: {', '.join(method.job.label for method in waiting)}]"
