@@ -443,7 +443,9 @@ def test_weights_that_do_not_fit(cli: Cli, place: Path, plugin: Path, trained: P
     assert grouped.returncode == 0, grouped.stderr
 
 
-def test_files_that_cannot_be_read_are_left_out(place: Path, plugin: Path, trained: Path, tmp_path: Path) -> None:
+def test_files_that_cannot_be_read_are_left_out(
+    cli: Cli, place: Path, plugin: Path, trained: Path, tmp_path: Path
+) -> None:
     folder = shutil.copytree(trained / "weights", tmp_path / "weights", ignore=shutil.ignore_patterns("*.training"))
     content = (folder / "heads-glyphs-K1-S1.safetensors").read_bytes()
     damaged = {"header": content[:40], "tensors": content[:-8], "empty": b"", "text": b"no weights at all"}
@@ -461,6 +463,14 @@ def test_files_that_cannot_be_read_are_left_out(place: Path, plugin: Path, train
     assert len(plan.jobs) == 4
     left_out = [note for note in plan.notes if note.startswith(f"left out: weights {folder}/")]
     assert {note.rpartition("/")[2].partition(".")[0] for note in left_out} == {*damaged, "link", "folder"}
+    score: tuple[str | Path, ...] = ("score", place / "ood/red", "--id", f"folder:{place}/id", "--plugin", plugin)
+    score = (*score, "--method", "heads", "--weights", f"heads={folder}")
+    several = cli(*score)
+    assert several.returncode != 0 and "a detector has one file of weights, not 4; name one, as" in several.stderr
+    for path in folder.glob("heads*[KS]2*"):
+        path.unlink()
+    one = cli(*score)
+    assert one.returncode == 0 and one.stderr.count("left out: weights") == len(left_out), one.stderr
     for path in folder.glob("heads*"):
         path.unlink()
     with pytest.raises(UserError, match=r"(?s)holds no weights of heads; train some: .*/empty.safetensors cannot be"):
