@@ -176,6 +176,7 @@ def _fit_detector(options: dict[str, Any], store: Store) -> Any:
     if options["id_"]:
         options = _with_id_set(options, store)
     name = options["method"].partition("[")[0].strip()
+    options["weights"] = options["weights"].removeprefix(f"{name}=")  # as run's option is written
     settings = [parse_setting(text) for text in options["settings"]]
     other = next((setting for setting in settings if setting.method != name), None)
     if other:

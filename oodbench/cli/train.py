@@ -145,11 +145,13 @@ def train(
     if not verbose and not sys.stderr.isatty():  # a line every few steps takes the place of the bar
         logging.getLogger("oodbench.training").setLevel(logging.INFO)
     from oodbench.training.plan import TrainRequest, expand_requests, make_plan
+    from oodbench.training.shots import SHOTS
 
     plain = TrainRequest(out=output, batch=batch_size, betas=_numbers(betas), id=id_, **options)
     requests = expand_requests(plain, shots, seed)
-    if len(requests) > 1:
-        make_plan(max(requests, key=lambda one: one.shots or 0))  # what is wrong is said before the first training
+    if len(requests) > 1:  # what is wrong is said before the first training
+        for choose in (max, min):  # so many images may not be there, so few may be too few for the warm-up
+            make_plan(choose(requests, key=lambda one: one.shots or SHOTS))
     outcomes = []
     for request in requests:
         outcomes.append(_train_one(request, tracking_uri, ray, num_workers))
@@ -167,6 +169,7 @@ def train(
 def _train_one(request: TrainRequest, tracking_uri: str | None, ray: str, num_workers: int) -> TrainOutcome:
     """Carry out one training, here or on Ray; end the command if its loss is not finite."""
     from oodbench.errors import Diverged
+    from oodbench.training.plan import build_method, command, find_job, optimiser_settings
 
     try:
         if not ray:
@@ -180,8 +183,10 @@ def _train_one(request: TrainRequest, tracking_uri: str | None, ray: str, num_wo
                 lambda request, watch: train_on_ray(request, ray, num_workers, watch),
             )
     except Diverged as error:
-        advice = "a lower --lr" + (", or --precision fp32" if request.compute != "fp32" else "")
-        print_errors(f"{error}; the last good checkpoint stays; try {advice}")
+        lr = float(f"{optimiser_settings(request, build_method(find_job(request))).lr / 10:.3g}")
+        full = "; or --precision fp32" if request.compute != "fp32" else ""
+        again = command(request, restart=True, lr=lr)
+        print_errors(f"{error}; the last good checkpoint stays; try --restart with a lower --lr: {again}{full}")
         sys.exit(1)
 
 
@@ -233,18 +238,23 @@ def _numbers(text: str | None) -> tuple[float, ...] | None:
 
 def _print_ready(ready: Ready, request: TrainRequest) -> None:
     """Print what is trained, on what, and from which step."""
+    from oodbench.data.loaders.layout import same_prompt_remarks
     from oodbench.encoder.card import EMBEDDED
     from oodbench.training.plan import optimiser_settings
 
     plan = ready.plan
     images = "random crops, encoded at every step (--augment)" if request.augment else "centre crops, encoded once"
-    images = f"{request.crops} random crops of each, encoded once (--crops)" if request.crops else images
+    if request.crops:
+        images = f"{ready.crops} random crops of each, encoded once (--crops)"
+        images += "; there are no more epochs" if ready.crops < request.crops else ""
     for remark in plan.encoder.card.notes:
         note(f"note: {remark}")
     chosen = plan.request.encoder not in (request.encoder, EMBEDDED)
     why = ", the encoder of its released weights (--encoder names another)" if chosen else ""
     note(f"{plan.job.label} for {plan.encoder.card.name}{why}; images: {images}")
     if plan.shots:
+        for same in same_prompt_remarks(plan.shots.classes.lines):
+            note(f"note: {plan.shots.id}: {same.message}")
         classes = f"{len(plan.shots.classes.lines):,} classes of {plan.shots.id}"
         data = f"{ready.images:,} labelled images, {plan.shots.number} of each of {classes} (seed {request.seed})"
     else:

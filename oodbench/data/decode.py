@@ -89,10 +89,8 @@ def batches(
                         tensors.append(result)
                     elif isinstance(result, UserError):  # a changed file or a damaged archive
                         raise result
-                    elif not is_broken(result):
-                        raise _refused_error(images, images.names[index], describe_error(result)) from result
-                    elif config.on_error == "stop":
-                        raise unreadable_error(images, images.names[index], describe_error(result)) from result
+                    elif config.on_error == "stop" or not is_broken(result):
+                        raise read_error(images, images.names[index], result) from result
                     else:
                         skipped.append((images.names[index], describe_error(result)))
                 if begin + batch_size >= stop:
@@ -165,6 +163,11 @@ def pillow_in_threads() -> Iterator[None]:
 def is_broken(error: Exception) -> bool:
     """Return whether an error is due to the image, not to the system (permissions, memory, a network drive)."""
     return not isinstance(error, MemoryError) and getattr(error, "errno", None) is None
+
+
+def read_error(images: ImageSet, name: str, error: Exception) -> UserError:
+    """Return what is said of an error of a decoder: the image is broken, or withheld by the system."""
+    return (unreadable_error if is_broken(error) else _refused_error)(images, name, describe_error(error))
 
 
 def unreadable_error(images: ImageSet, name: str, reason: str) -> UserError:

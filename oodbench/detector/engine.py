@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import numbers
 import os
@@ -35,9 +36,12 @@ from oodbench.pipeline.plan import Plan, misfit
 from oodbench.pipeline.request import GivenMethods, RunRequest, check_options, request_from, several
 from oodbench.pipeline.score import Scorer
 from oodbench.pipeline.task import encoder_loader, make_task, method_resources, pick_device
+from oodbench.pipeline.weights import damaged_files
 
 if TYPE_CHECKING:
     from oodbench.method import Method
+
+log = logging.getLogger(__name__)
 
 EMPTY_ID_SET = ImageSet(Dataset("images", "images", "images", ""), Path(), (), (), np.zeros(0, np.int64))
 
@@ -74,6 +78,9 @@ def job_of(request: RunRequest, classes: TextList, store: DetectorStore) -> tupl
     encoder = resolve(spec, request.resize, store)
     raise_all([f"{job.label}: {reason}" for job in jobs.jobs if (reason := misfit(job, encoder.card))])
     asked = dataclasses.replace(request, id="SET")  # in a command to paste: a detector has class names, and no ID set
+    for folder in {path for path in located.values() if path.is_dir()}:
+        for reason in damaged_files(folder):
+            log.warning("left out: %s", reason)
     found = assignment.attach_weights(jobs, located, encoder, classes, asked, store).jobs
     if len(found) > 1:
         raise UserError(f"a detector has one file of weights, not {len(found)}; name one, as {found[0].weights.path}")  # type: ignore[union-attr]

@@ -20,7 +20,7 @@ from oodbench.method import registry
 from oodbench.method.introspection import MethodInfo
 from oodbench.pipeline.jobs import Job, Jobs, file_digests
 from oodbench.pipeline.request import RunRequest, command
-from oodbench.pipeline.weights import SHIPPED, WeightsFile, examine, files_of, in_float32, read
+from oodbench.pipeline.weights import SHIPPED, WeightsFile, damaged_files, examine, files_of, in_float32, read
 from oodbench.storage.files import atomic_write, expand
 from oodbench.storage.store import Store, default_root, digest
 
@@ -126,7 +126,8 @@ def weights_files(request: RunRequest, known: Mapping[str, MethodInfo]) -> dict[
             found[name] = path
             if not files_of(path, name):
                 trained = train_command(name, request, output=path)
-                problems.append(f"--weights {text}: {path} holds no weights of {name}; train some: {trained}")
+                damaged = "".join(f"\n  {reason}" for reason in damaged_files(path))
+                problems.append(f"--weights {text}: {path} holds no weights of {name}; train some: {trained}{damaged}")
         elif not path.is_file():
             problems.append(f"--weights {text}: {path} is {'no file' if path.exists() else 'not there'}")
         else:

@@ -30,6 +30,7 @@ from oodbench.pipeline.extract import EmbeddingConfig, ExtractionJob
 from oodbench.pipeline.jobs import Job, Jobs, make_jobs, stream_problems
 from oodbench.pipeline.request import RunRequest, check_options
 from oodbench.pipeline.stream_order import StreamProtocol, canonical_ratio, kept_sizes
+from oodbench.pipeline.weights import damaged_files
 from oodbench.storage.files import expand
 from oodbench.storage.shared import open_store
 from oodbench.storage.store import Store
@@ -59,6 +60,7 @@ class Plan:
     incompatible_methods  (name, reason) of methods of a group that need another kind of encoder
     encoder_note          which encoder was taken without --encoder, and why; "" if the user named it
     labelled              ID training images for methods that read their labels, which are indices into `classes`
+    weights_folders       folders whose weights files are rows of few-shot methods
     """
 
     request: RunRequest
@@ -75,6 +77,7 @@ class Plan:
     incompatible_methods: tuple[tuple[str, str], ...] = ()
     encoder_note: str = ""
     labelled: ImageSet | None = None
+    weights_folders: tuple[Path, ...] = ()
 
     @property
     def card(self) -> EncoderCard:
@@ -93,6 +96,7 @@ class Plan:
         if self.request.shot_seed is not None and not (self.draw.shots and self.labelled):
             found.append(f"--shot-seed {self.request.shot_seed} is ignored: no shots are drawn")
         found += self._stream_notes()
+        found += [f"left out: {reason}" for folder in self.weights_folders for reason in damaged_files(folder)]
         for job in self.jobs:
             trained_on = job.weights.images.get("set", self.id.dataset.name) if job.weights else self.id.dataset.name
             if trained_on != self.id.dataset.name:
@@ -262,6 +266,7 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, n
         ood=tuple(ood),
         calibration=calibration.unlabelled,
         labelled=calibration.labelled,
+        weights_folders=tuple(dict.fromkeys(path for path in located.values() if path.is_dir())),
         jobs=jobs.jobs,
         skipped_methods=jobs.skipped_methods,
         store=store,

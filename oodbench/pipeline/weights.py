@@ -80,7 +80,8 @@ class WeightsFile:
         more = [name for name in trained_for if name not in set(ours)]
         differences = [f"it lacks {first_few(lacking)}"] if lacking else []
         differences += [f"it has {first_few(more)} besides"] if more else []
-        how = "; ".join(differences) or "they are in another order"
+        how = "; ".join(differences)
+        how = how or ("they are in another order" if len(ours) == len(trained_for) else "names occur more than once")
         return (
             f"{self.path} was trained for the {len(trained_for):,} class names of '{self.images['set']}', not for "
             f"these {len(ours):,}: {how}"
@@ -88,8 +89,31 @@ class WeightsFile:
 
 
 def files_of(folder: Path, method: str) -> list[Path]:
-    """Return the files in a folder that hold weights of a method. Raise UserError if one cannot be read."""
-    return [path for path in sorted(folder.glob("*.safetensors")) if recipe_of(path).get("method") == method]
+    """Return the files in a folder that hold weights of a method."""
+    paths = sorted(folder.glob("*.safetensors"))
+    return [path for path in paths if not _damage(path) and recipe_of(path).get("method") == method]
+
+
+def damaged_files(folder: Path) -> list[str]:
+    """Return what is wrong with the files in a folder that cannot be read, one sentence each."""
+    return [reason for path in sorted(folder.glob("*.safetensors")) if (reason := _damage(path))]
+
+
+def _damage(path: Path) -> str:
+    """Return why a file is not whole, or its recipe cannot be used, or ""; tensors are not read."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return f"weights {path} cannot be read: it is {'no file' if path.exists() else 'a link to nothing'}"
+    try:
+        with safe_open(path, "np"):
+            if recipe := recipe_of(path):
+                _check(path, recipe)
+    except (SafetensorError, OSError) as error:
+        return f"weights {path} cannot be read: {getattr(error, 'strerror', None) or _first_line(error)}"
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], recipe: Mapping[str, Any]) -> None:

@@ -129,8 +129,7 @@ class Crops:
         except UserError:  # the file changed after it was listed
             raise
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
-            raise decode.unreadable_error(listing, listing.names[index], reason) from error
+            raise decode.read_error(listing, listing.names[index], error) from error
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,12 @@ from oodbench.data.decode import pillow_in_threads
 from oodbench.data.imageset import ImageSet
 from oodbench.errors import UserError
 from oodbench.pipeline.patches import to_half
-from oodbench.storage.store import Entry, Store
+from oodbench.storage.store import Entry, Store, digest
 from oodbench.training.batches import LABELLED_CROPS, Crops, embed, random_crop
 from oodbench.training.corpus import CorpusPart
 from oodbench.training.data import BATCH, EncoderLoader, StartProgress, StoredArray, TrainingData, unreadable_images
 from oodbench.training.plan import TrainPlan
+from oodbench.training.schedule import build_schedule
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,7 +43,7 @@ def labelled_data(
 ) -> TrainingData:
     """Return the data of a training on labelled images; encode those that are not stored, unless every step does.
 
-    Raises UserError if an image cannot be read, or with --on-error skip if none of a class can.
+    Raises UserError if an image cannot be read, or with --on-error skip if none of a class can or too few are left.
     """
     assert plan.shots
     listing, skipped = plan.shots.images, []
@@ -57,15 +58,16 @@ def labelled_data(
                 f"not one of the {plan.shots.number} images of class '{empty[0]}' of '{listing.dataset.name}' can be "
                 "read; mend them, or take more with --shots"
             )
+    epochs = build_schedule(plan, len(listing)).epochs
     data = TrainingData(
         image=np.arange(len(listing)),
         parts=[CorpusPart(listing, np.arange(len(listing)), ())],
         image_count=len(listing),
-        digest=listing.list_digest,
+        digest=digest([listing.dataset.name, listing.digest, listing.list_digest]),
         skipped=skipped,
         classes=plan.shots.classes.lines,
         labels=listing.labels,
-        crops=plan.request.crops or 1,
+        crops=min(plan.request.crops or 1, epochs),  # an epoch reads one
     )
     if not plan.request.augment:
         _encode(StoredCrops(plan, data, listing), load, processes, progress, workers)

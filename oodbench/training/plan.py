@@ -16,7 +16,7 @@ from oodbench.encoder.resolve import ResolvedEncoder, resolve
 from oodbench.errors import ProblemList, UserError, raise_all
 from oodbench.method import registry
 from oodbench.pipeline.encoder_choice import choose_encoder, released_encoder
-from oodbench.pipeline.jobs import Job, Jobs, make_jobs
+from oodbench.pipeline.jobs import Job, Jobs, file_digests, make_jobs
 from oodbench.pipeline.plan import misfit
 from oodbench.pipeline.request import (
     MAX_INTEGER,
@@ -33,6 +33,7 @@ from oodbench.storage.shared import open_store
 from oodbench.storage.store import Store
 from oodbench.training.captions_csv import check_csv
 from oodbench.training.captions_tar import check_shards
+from oodbench.training.schedule import build_schedule
 from oodbench.training.shots import GLYPHS, SHOTS, Shots, benchmark_of, find_shots
 
 if TYPE_CHECKING:
@@ -180,12 +181,17 @@ class TrainPlan:
     def identity(self) -> dict[str, Any]:
         """Return what the weights depend on besides the corpus; a training resumes only with an equal identity."""
         optimiser = self.optimiser.as_recorded()
+        parameters, files = self.job.parameters, self.job.files
+        if self.shots:  # the others are of the score, besides the prompts, which module() may read
+            fixed = self.job.info.trained
+            parameters = {key: value for key, value in parameters.items() if key in fixed or key.endswith("templates")}
+            files = file_digests(parameters)
         if not self.optimiser.epsilon_hat:
             del optimiser["epsilon_hat"]  # trainings that began before the field existed do not have it
         return {
             "method": self.job.info.name,
-            "parameters": self.job.parameters,
-            "files": self.job.files,
+            "parameters": parameters,
+            "files": files,
             "source": self.job.info.source,
             "encoder": {"name": self.encoder.card.row()["name"], "identity": self.encoder.card.identity},
             "augment": self.request.augment,
@@ -208,7 +214,7 @@ def make_plan(request: TrainRequest) -> TrainPlan:
     spec = attempt(parse_encoder, encoder) if encoder else None
     attempt(_check_kind, request, job) if job else None
     attempt(_check_captions, request) if not few_shot else None
-    method = attempt(_build_method, job) if job else None
+    method = attempt(build_method, job) if job else None
     optimiser = attempt(optimiser_settings, request, method) if method else None
     attempt(_check_output, request, few_shot)
     # Without problems only: images are counted, and glyphs, which are drawn to be listed, take seconds.
@@ -222,7 +228,10 @@ def make_plan(request: TrainRequest) -> TrainPlan:
     if shots:
         optimiser = dataclasses.replace(optimiser, batch=min(optimiser.batch, len(shots.images)))
     out = weights_path(request, f"{job.info.name}-{resolved.card.slug}", few_shot)
-    return TrainPlan(request, job, method, optimiser, resolved, out, store, shots)
+    plan = TrainPlan(request, job, method, optimiser, resolved, out, store, shots)
+    if shots:
+        build_schedule(plan, len(shots.images))  # so that its problems are known before an image is encoded
+    return plan
 
 
 def command(request: TrainRequest, **changes: Any) -> str:
@@ -234,12 +243,16 @@ def command(request: TrainRequest, **changes: Any) -> str:
 
 
 def expand_requests(request: TrainRequest, shots: Sequence[int], seeds: Sequence[int]) -> list[TrainRequest]:
-    """Return one request for each number of shots and seed. Raise UserError if they would have the same --output."""
+    """Return one request for each number of shots and seed. Raise UserError for bad options of any."""
     numbers: list[int | None] = [*dict.fromkeys(shots)] or [request.shots]
     seeds = list(dict.fromkeys(seeds)) or [request.seed]
     requests = [dataclasses.replace(request, shots=number, seed=seed) for number in numbers for seed in seeds]
     if len(requests) == 1:
         return requests
+    collected = ProblemList()
+    for one in requests:  # before the first is trained
+        collected.attempt(check_options, one)
+    raise_all(collected.problems)
     job = find_job(request)
     if not is_few_shot(job):
         _check_kind(requests[0], job)
@@ -323,7 +336,8 @@ def find_job(request: TrainRequest) -> Job:
     return jobs[0]
 
 
-def _build_method(job: Job) -> TrainedMethod[Any]:
+def build_method(job: Job) -> TrainedMethod[Any]:
+    """Import the method and return it with its hyper-parameters. Raise UserError if it cannot be trained."""
     from oodbench.method import TrainedMethod
 
     method = job.build()

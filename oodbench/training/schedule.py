@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,11 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from oodbench.errors import UserError
+from oodbench.training.shots import GLYPHS
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from oodbench.method import Optimiser
+    from oodbench.training.plan import TrainPlan
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,11 @@ class Schedule:
         return _epoch_order(self.seed, epoch, self.pairs)[number * size : (number + 1) * size]
 
     @property
+    def epochs(self) -> int:
+        """Return the number of epochs, the last of which may be incomplete."""
+        return self.epoch(self.steps - 1) + 1
+
+    @property
     def warmup(self) -> int:
         """Return the number of steps of the warm-up."""
         return self.optimiser.warmup or self.optimiser.warmup_epochs * self.per_epoch
@@ -62,10 +72,35 @@ class Schedule:
         if not settings.cosine:
             return settings.lr
         if settings.per_epoch:
-            done = (self.epoch(step) - self.epoch(warmup)) / (self.epoch(self.steps - 1) + 1)
+            done = (self.epoch(step) - self.epoch(warmup)) / self.epochs
         else:
             done = (step - warmup) / max(self.steps - warmup, 1)
         return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def build_schedule(plan: TrainPlan, pairs: int) -> Schedule:
+    """Return the schedule of the steps. Raise UserError if the corpus has fewer pairs than a batch.
+
+    Of labelled images, which may be few, a batch is then all of them.
+    """
+    optimiser, batch = plan.optimiser, plan.optimiser.batch
+    if plan.shots and pairs < batch:  # more was planned, and images were skipped
+        optimiser = dataclasses.replace(optimiser, batch=(batch := pairs))
+    if pairs < batch:
+        raise UserError(
+            f"the corpus {plan.request.captions or GLYPHS} has {pairs:,} pairs, fewer than one batch of {batch:,}; "
+            f"use a smaller one, as in --batch-size {max(1, pairs // 2)}"
+        )
+    steps = plan.request.steps or optimiser.epochs * (pairs // batch)
+    schedule = Schedule(optimiser, pairs, steps, plan.request.seed)
+    if schedule.warmup >= steps:
+        asked = f"--warmup {schedule.warmup}"
+        if epochs := optimiser.warmup_epochs:
+            asked = f"the warm-up of {plan.job.label}, {epochs} epoch{'s'[: epochs > 1]} or {schedule.warmup} steps,"
+        raise UserError(
+            f"{asked} must be less than the {steps} steps of the training; give a smaller one, as in --warmup 0"
+        )
+    return schedule
 
 
 @lru_cache(maxsize=2)  # this epoch and the next one, whose images are prefetched

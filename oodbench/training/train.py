@@ -46,7 +46,7 @@ from oodbench.training.loop import StepReport, Trainer
 from oodbench.training.losses import LossLog
 from oodbench.training.plan import TrainPlan, TrainRequest, make_plan
 from oodbench.training.processes import ProcessGroup, process_group
-from oodbench.training.schedule import Schedule
+from oodbench.training.schedule import build_schedule
 from oodbench.training.shots import GLYPHS
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ class Ready:
     skipped         one line per pair or image that cannot be used
     done            steps that an earlier call made, of `steps`; each of `batch` pairs
     folder          of the checkpoints
+    crops           stored views of every image
     """
 
     plan: TrainPlan
@@ -70,6 +71,7 @@ class Ready:
     steps: int
     batch: int
     folder: Path
+    crops: int
 
 
 @dataclass(frozen=True)
@@ -123,12 +125,12 @@ def _train(plan: TrainPlan, processes: ProcessGroup, watch: TrainWatch) -> Train
         check_hyper_parameters(plan, load)
     if plan.shots:
         data = labelled_data(plan, load, processes, watch.extracting, decoding_threads(plan, processes))
-        read: dict[str, Any] = {"skipped": len(data.skipped)}
+        read: dict[str, Any] = {"skipped": len(data.skipped), "images": data.digest}
     else:
         config = EmbeddingConfig(plan.encoder.card.identity, request.compute, BATCH)
         data = prepare_data(request, config, plan.store, load, processes, watch.extracting)
         read = {"captions": describe_captions(plan, data)}
-    schedule = build_schedule(plan, data)
+    schedule = build_schedule(plan, len(data))
     check_batch(schedule.optimiser.batch, processes)
     identity = {**plan.identity(), **read, "steps": schedule.steps}
     if request.restart:  # only now, as every problem of the request has been reported by now
@@ -141,8 +143,10 @@ def _train(plan: TrainPlan, processes: ProcessGroup, watch: TrainWatch) -> Train
     processes.barrier()  # every process has read the folder before the main one writes to it
     if processes.is_main:
         checkpoints.write_identity(identity)
-    steps, batch = schedule.steps, schedule.optimiser.batch
-    watch.ready(Ready(plan, len(data), data.image_count, tuple(data.skipped), done, steps, batch, checkpoints.folder))
+    skipped, batch = tuple(data.skipped), schedule.optimiser.batch
+    watch.ready(
+        Ready(plan, len(data), data.image_count, skipped, done, schedule.steps, batch, checkpoints.folder, data.crops)
+    )
     if done >= last and is_finished(plan.out, identity, done):
         return TrainOutcome(plan.out, done, schedule.steps, 0, is_main=processes.is_main)
     if data.captions:
@@ -221,31 +225,6 @@ def check_hyper_parameters(plan: TrainPlan, load: EncoderLoader) -> None:
             plan.method.embed(module, plan.method.inputs(pairs, encoder))
     except ValueError as error:
         raise UserError(f"{plan.job.label}: {error}") from error
-
-
-def build_schedule(plan: TrainPlan, data: TrainingData) -> Schedule:
-    """Return the schedule of the steps. Raise UserError if the corpus has fewer pairs than a batch.
-
-    Of labelled images, which may be few, a batch is then all of them.
-    """
-    optimiser, batch = plan.optimiser, plan.optimiser.batch
-    if plan.shots and len(data) < batch:  # more was planned, and images were skipped
-        optimiser = dataclasses.replace(optimiser, batch=(batch := len(data)))
-    if len(data) < batch:
-        raise UserError(
-            f"the corpus {plan.request.captions or GLYPHS} has {len(data):,} pairs, fewer than one batch of {batch:,}; "
-            f"use a smaller one, as in --batch-size {max(1, len(data) // 2)}"
-        )
-    steps = plan.request.steps or plan.optimiser.epochs * (len(data) // batch)
-    schedule = Schedule(optimiser, len(data), steps, plan.request.seed)
-    if schedule.warmup >= steps:
-        asked = f"--warmup {schedule.warmup}"
-        if epochs := optimiser.warmup_epochs:
-            asked = f"the warm-up of {plan.job.label}, {epochs} epoch{'s'[: epochs > 1]} or {schedule.warmup} steps,"
-        raise UserError(
-            f"{asked} must be less than the {steps} steps of the training; give a smaller one, as in --warmup 0"
-        )
-    return schedule
 
 
 def check_batch(batch: int, processes: ProcessGroup) -> None:

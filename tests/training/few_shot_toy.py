@@ -28,13 +28,14 @@ class Heads(FewShotMethod[Tensor]):
     optimiser: ClassVar[Optimiser] = Optimiser(lr=1e-2, epochs=4, batch=16)
     trained: ClassVar[tuple[str, ...]] = ("local",)
     local: float = 0.5
+    sharpness: float = 10.0
     templates: str = "simple"
 
     def fit(self, task: Task) -> Tensor:
         return task.weights.load(self.module(task.encoder, task.classes)).vectors
 
     def score(self, batch: Batch, task: Task, state: Tensor) -> Tensor:
-        return (10 * batch.features @ state.T).logsumexp(-1)
+        return (self.sharpness * batch.features @ state.T).logsumexp(-1)
 
     def module(self, encoder: Encoder, classes: Sequence[str]) -> nn.Module:
         text = encoder.text([f"a photo of a {name}" for name in classes])

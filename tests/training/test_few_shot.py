@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from oodbench.data.prompts import TextList
 from oodbench.detector.registration import model_of
 from oodbench.encoder.card import parse_encoder
 from oodbench.encoder.openclip import OpenClip, load_encoder
@@ -29,7 +31,7 @@ from oodbench.method import registry
 from oodbench.pipeline import plan as run_plan
 from oodbench.pipeline.contract import run_checks
 from oodbench.pipeline.request import request_from
-from oodbench.pipeline.weights import recipe_of
+from oodbench.pipeline.weights import WeightsFile, recipe_of
 from oodbench.results import rows
 from oodbench.storage.store import Store
 from oodbench.tracking.connection import quiet_mlflow
@@ -194,7 +196,8 @@ def test_the_images_are_those_of_run_shots(place: Path, ask: Callable[..., Train
 
 @pytest.mark.parametrize(
     ("options", "encoded"),
-    [({}, 6), ({"crops": 2}, 12), ({"augment": True}, 12)],  # six images, three epochs of one step of four
+    # Six images, three epochs of one step of four.
+    [({}, 6), ({"crops": 2}, 12), ({"crops": 50}, 18), ({"augment": True}, 12)],
 )
 def test_each_image_goes_through_the_tower_once_per_view_and_a_training_in_two_pieces_is_one(
     ask: Callable[..., TrainRequest], tmp_path: Path, tower: list[int], options: dict[str, Any], encoded: int
@@ -218,6 +221,8 @@ def test_stored_crops_are_those_of_augment(ask: Callable[..., TrainRequest], tmp
     stored = load_file(train(ask(crops=3, epochs=3)).out)["vectors"]
     made = load_file(train(ask(augment=True, epochs=3, out=tmp_path / "a.safetensors")).out)["vectors"]
     centre = load_file(train(ask(epochs=3, out=tmp_path / "c.safetensors")).out)["vectors"]
+    more = load_file(train(ask(crops=4, epochs=3, out=tmp_path / "m.safetensors")).out)["vectors"]
+    assert torch.equal(stored, more)
     torch.testing.assert_close(stored, made, rtol=0, atol=1e-4)  # patches are stored in half precision
     assert (centre - made).abs().max() > 1e-3
 
@@ -247,7 +252,7 @@ def test_crops_are_drawn_as_torchvision_draws_them() -> None:
 
 
 def test_images_that_cannot_be_read(
-    place: Path, ask: Callable[..., TrainRequest], tmp_path: Path, plugin: Path
+    place: Path, ask: Callable[..., TrainRequest], tmp_path: Path, tower: list[int]
 ) -> None:
     asked = ask(shots=EACH)
     plan = make_plan(asked)
@@ -258,17 +263,53 @@ def test_images_that_cannot_be_read(
         (broken / name).write_bytes((place / "train" / name).read_bytes())
     (broken / "green/2.png").write_bytes(b"no image")
     asked = dataclasses.replace(asked, calibration=f"folder:{broken}", batch=100)
-    with pytest.raises(UserError, match=r"green/2.png cannot be read .*--on-error skip"):
-        train(asked)
+    words = r"green/2.png cannot be read \(no image format that Pillow knows\); .*--on-error skip"
+    for augment in (False, True):
+        with pytest.raises(UserError, match=words):
+            train(dataclasses.replace(asked, augment=augment, out=tmp_path / f"{augment}.safetensors"))
+    tower.clear()
+    with pytest.raises(UserError, match="--warmup 9 must be less than the 8 steps"):  # 12 with all 15 images
+        train(dataclasses.replace(asked, on_error="skip", batch=5, warmup=9))
+    assert sum(tower) == 1
     told: list[Ready] = []
     outcome = train(dataclasses.replace(asked, on_error="skip", steps=2), TrainWatch(ready=told.append))
     assert (told[0].images, told[0].batch) == (14, 14) and told[0].skipped[0].startswith("green/2.png: ")
     recipe = recipe_of(outcome.out)
     assert (recipe["id"]["skipped"], recipe["batch"]) == (1, 14)
+    (broken / "green/2.png").write_bytes((place / "train/green/2.png").read_bytes())
+    (broken / "green/3.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="holds another training: images was"):
+        train(dataclasses.replace(asked, on_error="skip", steps=2))
     for path in broken.glob("green/*"):
         path.write_bytes(b"no image")
     with pytest.raises(UserError, match="not one of the 5 images of class 'green'"):
         train(dataclasses.replace(asked, on_error="skip", out=tmp_path / "other.safetensors"))
+
+
+@pytest.mark.parametrize("changed", ["folder", "image"])
+def test_other_images_of_the_same_names_are_another_training(
+    place: Path, ask: Callable[..., TrainRequest], tmp_path: Path, changed: str
+) -> None:
+    folders = [tmp_path / "a", tmp_path / ("b" if changed == "folder" else "a")]
+    shutil.copytree(place / "train", folders[0])
+    first = train(ask(calibration=f"folder:{folders[0]}", shots=EACH, max_steps=1))
+    if changed == "folder":
+        shutil.copytree(place / "id", folders[1])
+        shutil.copytree(place / "train", folders[1], dirs_exist_ok=True)
+    else:
+        Image.new("RGB", (40, 36)).save(folders[0] / "red/0.png")
+    with pytest.raises(UserError, match="holds another training: images was"):
+        train(ask(calibration=f"folder:{folders[1]}", shots=EACH, max_steps=1))
+    assert first.out.is_file()
+
+
+def test_hyper_parameters_of_the_score_do_not_make_another_training(ask: Callable[..., TrainRequest]) -> None:
+    train(ask(max_steps=1))
+    assert train(ask(settings=("heads.sharpness=3",))).made == 3
+    for setting in ("local=0.3", "templates=mcm"):  # module() may read the prompts
+        name = setting.partition("=")[0]
+        with pytest.raises(UserError, match=f"holds another training: parameters.{name} was"):
+            train(ask(settings=(f"heads.{setting}",)))
 
 
 # Requests
@@ -301,12 +342,39 @@ def test_bad_requests(ask: Callable[..., TrainRequest], options: dict[str, Any],
         train(ask(**options))
 
 
+def test_a_warm_up_that_is_too_long_is_found_by_the_plan(ask: Callable[..., TrainRequest]) -> None:
+    with pytest.raises(UserError, match="--warmup 4 must be less than the 4 steps"):
+        make_plan(ask(warmup=4))
+
+
+def test_equal_names_and_divergence_among_several_trainings(
+    cli: Cli, place: Path, plugin: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "names.txt").write_text("blue\ngreen\nGreen\n")
+    done = cli(
+        "train", "heads", "--plugin", plugin, "--id", f"folder:{place}/id", "--calibration", f"folder:{place}/train",
+        "--classes", "names.txt", "--encoder", "glyphs", "--tracking-uri", "none", "--lr", "1e30", "--shots", "1",
+        "--seed", "1,2", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "class names that give the same prompt, so that no method can distinguish them: 'green' = 'Green'" in (
+        done.stderr
+    )
+    advice = re.search("try --restart with a lower --lr: oodbench (.*)", done.stderr)
+    assert advice and all(f" {flag}" in advice[1] for flag in ("--seed 1", "--shots 1", "--restart", "--lr 1e+29"))
+
+
 def test_several_shots_and_seeds(ask: Callable[..., TrainRequest], tmp_path: Path) -> None:
     asked = ask(out=tmp_path / "w")
     found = expand_requests(asked, (1, 2, 1), (3, 4))
     assert [(one.shots, one.seed) for one in found] == [(1, 3), (1, 4), (2, 3), (2, 4)]
     assert make_plan(found[1]).out == tmp_path / "w/heads-glyphs-K1-S4.safetensors"
     assert make_plan(ask(out=None)).out == Path.cwd() / "weights/heads-glyphs-K2-S1.safetensors"
+    with pytest.raises(
+        UserError, match=r"--seed must be at least 0, not -1\n--shots must be at least 1, not 0"
+    ) as raised:
+        expand_requests(asked, (1, 0), (1, -1))
+    assert len(raised.value.problems) == 2
     with pytest.raises(UserError, match="is one file, and there are 2 trainings; name a folder: .*--output .*/heads"):
         expand_requests(ask(), (1, 2), (3,))
     with pytest.raises(UserError, match="clipn is trained with one seed at a time: oodbench train clipn --seed 1"):
@@ -395,6 +463,50 @@ def test_weights_that_do_not_fit(cli: Cli, place: Path, plugin: Path, trained: P
     assert done.returncode != 0 and advice in done.stderr and "--weights heads=FILE" in done.stderr
     grouped = cli(*run_words(place, plugin, "--methods", "mcm,few-shot", "--dry-run"), cwd=trained)
     assert grouped.returncode == 0, grouped.stderr
+
+
+def test_files_that_cannot_be_read_are_left_out(
+    cli: Cli, place: Path, plugin: Path, trained: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(trained / "weights", tmp_path / "weights", ignore=shutil.ignore_patterns("*.training"))
+    content = (folder / "heads-glyphs-K1-S1.safetensors").read_bytes()
+    damaged = {"header": content[:40], "tensors": content[:-8], "empty": b"", "text": b"no weights at all"}
+    damaged["format"] = content.replace(b'\\"format\\": 1', b'\\"format\\": 7')
+    damaged["recipe"] = content.replace(b'\\"class_names\\"', b'\\"other_names\\"')
+    for name, part in damaged.items():
+        (folder / f"{name}.safetensors").write_bytes(part)
+    (folder / "link.safetensors").symlink_to(folder / "gone")
+    (folder / "folder.safetensors").mkdir()
+    request = request_from(
+        methods="heads", weights=[f"heads={folder}"], plugins=[plugin], id=f"folder:{place}/id",
+        ood=(f"folder:{place}/ood",), out=tmp_path,
+    )  # fmt: skip
+    plan = run_plan.make_plan(request)
+    assert len(plan.jobs) == 4
+    left_out = [note for note in plan.notes if note.startswith(f"left out: weights {folder}/")]
+    assert {note.rpartition("/")[2].partition(".")[0] for note in left_out} == {*damaged, "link", "folder"}
+    score: tuple[str | Path, ...] = ("score", place / "ood/red", "--id", f"folder:{place}/id", "--plugin", plugin)
+    score = (*score, "--method", "heads", "--weights", f"heads={folder}")
+    several = cli(*score)
+    assert several.returncode != 0 and "a detector has one file of weights, not 4; name one, as" in several.stderr
+    for path in folder.glob("heads*[KS]2*"):
+        path.unlink()
+    one = cli(*score)
+    assert one.returncode == 0 and one.stderr.count("left out: weights") == len(left_out), one.stderr
+    for path in folder.glob("heads*"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"(?s)holds no weights of heads; train some: .*/empty.safetensors cannot be"):
+        run_plan.make_plan(request)
+
+
+@pytest.mark.parametrize(
+    ("names", "how"),
+    [("b a", "in another order"), ("a b b", "names occur more than once"), ("a c", "it lacks c; it has b besides")],
+)
+def test_class_names_that_differ(names: str, how: str) -> None:
+    images = {"set": "letters", "shots": 1, "classes": {"digest": ""}}
+    file = WeightsFile(Path("w"), "", {"id": images, "class_names": ["a", "b"]})
+    assert file.class_misfit(TextList("", tuple(names.split()))).endswith(how)
 
 
 def test_a_registered_file_has_its_class_names(trained: Path, tmp_path: Path) -> None:
