@@ -20,24 +20,40 @@ IMAGES = 8  # images whose patches are compared with the classes at once when cl
 
 @dataclass(frozen=True)
 class LearntPrompts:
-    """What scores images: class vectors of g global and l local prompts, [g k d] and [l k d], and the map [d d]."""
+    """What scores images: class vectors of g global and l local prompts, [g k d] and [l k d], and the map of patches.
+
+    projection, bias  [w d] and [d]: W and CLIP's last linear map as one
+    """
 
     whole: Tensor
     local: Tensor
     projection: Tensor
+    bias: Tensor
 
-    def patches(self, patches: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        return normalize(patches @ self.projection.T, dim=-1)
+    def patches(self, activations: Float[Tensor, "b n w"]) -> Float[Tensor, "b n d"]:
+        return normalize(activations @ self.projection + self.bias, dim=-1)
 
 
 class Prompts(nn.Module):
-    """Context vectors of the global and the local prompts, and the linear map of the patches; named as in the code."""
+    """Context vectors of the global and the local prompts, and the linear map W of the patches; named as in the code.
+
+    last    CLIP's last linear map [w d] and its bias [d], which is 0 for a ViT
+    joint   whether W follows the last map, or comes before it
+    """
 
     def __init__(
-        self, names: ClassNames, begun: Float[Tensor, "m width"], prompts: tuple[int, int], width: int
+        self,
+        names: ClassNames,
+        begun: Float[Tensor, "m width"],
+        prompts: tuple[int, int],
+        last: tuple[Float[Tensor, "w d"], Float[Tensor, " d"]],
+        joint: bool,
     ) -> None:
         super().__init__()
-        self.names = names
+        self.names, self.joint = names, joint
+        for name, tensor in zip(("last", "bias"), last, strict=True):
+            self.register_buffer(name, tensor, persistent=False)
+        width = last[0].shape[int(joint)]
         self.global_prompt = nn.Parameter(begun.repeat(prompts[0], 1, 1))
         self.local_prompts = nn.Parameter(begun.repeat(prompts[1], 1, 1))
         self.local_proj = nn.ModuleDict({"linear": nn.Linear(width, width, bias=False, device=begun.device)})
@@ -48,29 +64,30 @@ class Prompts(nn.Module):
             torch.stack([normalize(self.names(context), dim=-1) for context in contexts])
             for contexts in (self.global_prompt, self.local_prompts)
         )
-        return LearntPrompts(whole, local, self.local_proj.get_parameter("linear.weight"))
+        w, last, bias = self.local_proj.get_parameter("linear.weight"), self.get_buffer("last"), self.get_buffer("bias")
+        with torch.autocast(last.device.type, enabled=False):
+            if self.joint:
+                return LearntPrompts(whole, local, last @ w.T, bias @ w.T)
+            return LearntPrompts(whole, local, w.T @ last, bias)
 
 
 @dataclass(frozen=True)
 class GalLoP(FewShotMethod[LearntPrompts]):
     """GL-MCM with several learnt prompts for the image and several for its patches.
 
-        L = CE(cos(v, t_r)) + mean over j of CE(mean of the top-k_j over the patches p of cos(W v_p, u_j))
+        L = CE(cos(v, t_r)) + mean over j of CE(mean of the top-k_j over the patches p of cos(P W x_p, u_j))
 
     t_1 ... t_g are the class vectors of the global prompts, of which each image sees one, r, drawn at random ("prompt
     dropout"); u_1 ... u_l are those of the local prompts, each with its own scale k_j: for every class the k_j patches
-    nearest to it count. Cosines are multiplied by the encoder's own scale (100). Every prompt begins as the words
-    `context_init`, the name follows without a full stop, and W begins as the identity. The score is GL-MCM at
-    temperature 1 with weight 1, of cosines averaged over the prompts; all patches count (gallop/vlprompt/gallop.py,
-    lines 372 to 386). The class is that of the averaged global and top-k local cosines, added (lines 425 to 444).
+    nearest to it count. x_p is what CLIP's last linear map P reads of patch p: 768 numbers of a ViT-B/16. Cosines are
+    multiplied by the encoder's own scale (100). Every prompt begins as the words `context_init`, the name follows
+    without a full stop, and W begins as the identity. The score is GL-MCM at temperature 1 with weight 1, of cosines
+    averaged over the prompts; all patches count (gallop/vlprompt/gallop.py, lines 372 to 386). The class is that of the
+    averaged global and top-k local cosines, added (lines 425 to 444).
 
     Released training (gallop/train.py, lines 231 to 239, scripts/run_imagenet.sh): SGD 2e-3, momentum 0.9, weight decay
     1e-2, batches of 128, 50 epochs, a cosine without warm-up that falls once an epoch, mixed precision. Test images are
     resized to 224 as CLIP's are (line 263), not to the 256 of an unused function.
-
-    The map W acts on a ResNet's patches in the joint space, as here. On those of a ViT the code applies it before
-    CLIP's last linear map (gallop.py, lines 247 to 257), to 768 numbers instead of 512: not here, where patches are
-    given in the joint space. With W at the identity both are the same.
 
     context_init    words that all prompts begin as
     global_prompts  number g of prompts for the image
@@ -78,20 +95,23 @@ class GalLoP(FewShotMethod[LearntPrompts]):
     dropout         share of the global prompts that an image does not see in a step; at least one stays. The code draws
                     those that stay with replacement (tools/global_local_loss.py, line 49)
     top             k_1 of the local prompts, and what each next one has more: 5, 10, 15, 20
+    joint           whether W follows P: cos(W P x_p, u_j). In the code it does so on a ResNet, whose attention pool
+                    applies P itself; on a ViT W comes first (gallop.py, lines 88 to 113 and 247 to 257)
     temperature     of the score; it divides the cosine itself
     rule            "gl-mcm", "mcm" of the global prompts, or "l-mcm" of the local ones
     """
 
-    needs: ClassVar[Needs] = Needs.FEATURES | Needs.WEIGHTS | Needs.SHOTS | Needs.PATCHES
+    needs: ClassVar[Needs] = Needs.FEATURES | Needs.WEIGHTS | Needs.SHOTS | Needs.PATCH_ACTIVATIONS
     optimiser: ClassVar[Optimiser] = Optimiser(
         kind="sgd", lr=2e-3, momentum=0.9, weight_decay=1e-2, batch=128, epochs=50, per_epoch=True, no_decay=()
     )
-    trained: ClassVar[tuple[str, ...]] = ("context_init", "global_prompts", "local_prompts", "dropout", "top")
+    trained: ClassVar[tuple[str, ...]] = ("context_init", "global_prompts", "local_prompts", "dropout", "top", "joint")
     context_init: str = "A photo of a"
     global_prompts: int = 4
     local_prompts: int = 4
     dropout: float = 0.75
     top: int = 5
+    joint: bool = False
     temperature: float = 1.0
     rule: Literal["gl-mcm", "mcm", "l-mcm"] = "gl-mcm"
 
@@ -109,17 +129,16 @@ class GalLoP(FewShotMethod[LearntPrompts]):
         if not len(words):
             raise UserError("gallop.context_init is empty; give it words, such as 'A photo of a'")
         names = ClassNames(encoder, classes, len(words), "", "gallop.context_init may have {} tokens")
-        width = encoder.text(classes[:1]).shape[1]
-        return Prompts(names, names.table[words], (self.global_prompts, self.local_prompts), width)
+        return Prompts(names, names.table[words], (self.global_prompts, self.local_prompts), _last(encoder), self.joint)
 
     def inputs(self, pairs: Pairs, encoder: Encoder) -> dict[str, Tensor]:
-        """Return features, patches, labels, the global prompts that each image sees, and the encoder's scale."""
+        """Return features, activations of patches, labels, the global prompts that each image sees, and the scale."""
         stay = max(1, self.global_prompts - int(self.dropout * self.global_prompts))
         seen = torch.stack([pairs.draw(self.global_prompts, stream) for stream in range(stay)], -1)
         scale = torch.full((len(seen),), float(encoder.scale), device=seen.device)
         return {
             "image": pairs.features,
-            "patches": pairs.patches,
+            "patches": pairs.patch_activations,
             "label": pairs.labels,
             "seen": seen,
             "scale": scale,
@@ -156,13 +175,18 @@ class GalLoP(FewShotMethod[LearntPrompts]):
         if self.rule == "mcm":
             return log_probability(batch.features @ whole.T / self.temperature)
         return gl_mcm(
-            batch.features, state.patches(batch.patches), whole, local, self.temperature, float(self.rule == "gl-mcm")
+            batch.features,
+            state.patches(batch.patch_activations),
+            whole,
+            local,
+            self.temperature,
+            float(self.rule == "gl-mcm"),
         )
 
     def predict(self, batch: Batch, task: Task, state: LearntPrompts) -> Int64[Tensor, " b"]:
         found = []
         for images, patches in zip(
-            torch.split(batch.features, IMAGES), torch.split(batch.patches, IMAGES), strict=True
+            torch.split(batch.features, IMAGES), torch.split(batch.patch_activations, IMAGES), strict=True
         ):
             mapped = state.patches(patches)
             local = torch.stack([self._top(mapped @ own.T, j) for j, own in enumerate(state.local)]).mean(0)
@@ -178,7 +202,20 @@ class GalLoP(FewShotMethod[LearntPrompts]):
         names = ("global_prompt", "local_prompts", "local_proj.linear.weight")
         if missing := [name for name in names if name not in state]:
             raise ValueError(f"it has no tensor {missing[0]}: it is no checkpoint of GalLoP's code")
-        width, joint = state[names[2]].shape[-1], frozen["text_projection"].shape[-1]
-        if width != joint:
-            raise ValueError(f"its map is of {width} numbers, before a ViT's last linear map; here it is of {joint}")
+        resnet = frozen.get("visual.attnpool.c_proj.weight")
+        sizes = (frozen["visual.proj"] if resnet is None else resnet.T).shape  # w, d
+        width = state[names[2]].shape[-1]
+        if width != sizes[int(self.joint)]:
+            fits = width == sizes[int(not self.joint)]
+            advice = f": write gallop[joint={str(not self.joint).lower()}]" if fits else ", of another encoder"
+            raise ValueError(f"its map is of {width} numbers, not of {sizes[int(self.joint)]}{advice}")
         return {name: state[name].float() for name in names}
+
+
+def _last(encoder: Encoder) -> tuple[Float[Tensor, "w d"], Float[Tensor, " d"]]:
+    """Return the last linear map of the image tower, in float32, and its bias."""
+    with torch.no_grad():
+        empty = torch.zeros(1, 3, *encoder.size, device=encoder.std.device)
+        width = encoder.patch_activations(empty).shape[-1]
+        bias = encoder.project(empty.new_zeros(1, width))
+        return encoder.project(torch.eye(width, device=empty.device)) - bias, bias[0]

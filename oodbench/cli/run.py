@@ -72,7 +72,7 @@ if TYPE_CHECKING:
 @click.option(
     "--keep-patches",
     is_flag=True,
-    help="Store patch features in half precision, 200 KB an image for ViT-B-16, for methods that read them.",
+    help="Store patch features in half precision, 200 or 300 KB an image for ViT-B-16, for methods that read them.",
 )
 @shared.WORKERS
 @click.option("--limit", type=int, help="Use a subset of N images of each set, for a quick try.")
@@ -228,6 +228,7 @@ def plan_text(plan: Plan) -> str:
     """Describe a plan for --dry-run. It looks up what is stored, and computes nothing but how long prompts take."""
     from oodbench.cli.listings import bytes_text
     from oodbench.errors import printable
+    from oodbench.pipeline.evaluate import access_of
     from oodbench.pipeline.score import find_scores
     from oodbench.pipeline.views import view_jobs
 
@@ -257,7 +258,7 @@ def plan_text(plan: Plan) -> str:
             state = f"{count:,} to encode" if count else "stored"
             lines.append(f"  {job.label}: {views} of {sum(map(len, plan.listings)):,} images, {state}")
             total, size = total + count, size + count * 4 * plan.card.embed_dim
-    patched = [job for job in plan.jobs if "PATCHES" in job.info.needs]
+    patched = [job for job in plan.jobs if job.info.patch_fields]
     again = [images for images in plan.listings if any(not find_scores(plan, job, images) for job in patched)]
     if count := sum(len(images) for images in again if not plan.work(images).missing()):
         names = ", ".join(job.label for job in patched)
@@ -274,7 +275,7 @@ def plan_text(plan: Plan) -> str:
         values = ", ".join(f"{name}={value}" for name, value in job.parameters.items())
         readers = ", ".join(one.label for one in plan.rows if one.base == job.label) if job.only_base else ""
         lines.append(f"  {job.label} ({values}){f', base of {readers}' if readers else ''}: {state}")
-        if not readers and (seen := job.access(plan.draw.shots).facts):
+        if not readers and (seen := access_of(plan, job).facts):
             lines.append(f"    sees {'; '.join(seen)}")
     for name, reason in (*plan.skipped_methods, *plan.incompatible_methods):
         lines += f"  skipped: {name}: {reason}".replace("\n  ", "\n    ").split("\n")

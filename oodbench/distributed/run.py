@@ -252,6 +252,7 @@ class RunScheduler:
             error = result.error or (result.method_errors or {}).get(label, "")
             entry = None if error else find_stream(self.plan, job, listing, protocol)
             if label in self._stateful:  # also what other workers store after it was noticed
+                method.stateful = True
                 forget_streams(self.plan, job)
             elif entry:
                 self.state.add_stream(job, protocol, name, entry)
@@ -276,7 +277,7 @@ def _raise_user_error(result: TaskResult) -> None:
 
 def _groups(waves: Sequence[Sequence[FittedMethod]]) -> list[list[FittedMethod]]:
     """Return the methods of each task: those of a wave that only read features share one, the others have their own."""
-    separate = {"PIXELS", "ENCODER", "PATCHES", "VIEWS"}
+    separate = {"PIXELS", "ENCODER", "PATCHES", "PATCH_ACTIVATIONS", "VIEWS"}
     groups: list[list[FittedMethod]] = []
     for wave in waves:
         shared = [one for one in wave if not separate & set(one.job.info.needs) and not one.job.calibrates]

@@ -167,6 +167,25 @@ def has_patches_in_the_joint_space(t: Trial) -> str:
     return "" if together.requires_grad else "patches() gives no gradients; remove torch.no_grad()"
 
 
+def projects_its_patch_activations(t: Trial) -> str:
+    """If it has patch_activations() and patches(), project() of the first is the second."""
+    if t.card.lacks("patch_activations"):
+        return ""
+    if t.card.activation == "embedding":
+        return "it has patch_activations(), but not activations() and project()"
+    with torch.no_grad():
+        found = t.encoder.project(t.encoder.patch_activations(t.images))
+        if not bool(torch.isfinite(found).all()):
+            return "project(patch_activations()) gives NaN or infinity"
+        whole = found if t.card.lacks("patches") else t.encoder.patches(t.images)
+    if whole.shape != found.shape:
+        return f"patches() gives {list(whole.shape)}, project(patch_activations(x)) {list(found.shape)}"
+    gap = float((whole - found).abs().max())
+    if gap <= TOLERANCE * float(whole.abs().max()):
+        return ""
+    return f"project(patch_activations(x)) differs from patches(x) by {gap:.2g}"
+
+
 def has_a_text_tower_that_is_its_own(t: Trial) -> str:
     """If it has text_tower(), that gives text() of tokenize(), and is trainable."""
     if t.card.lacks("text_tower"):
@@ -194,6 +213,7 @@ CHECKS: tuple[Callable[[Trial], str], ...] = (
     is_differentiable,
     splits_where_it_says,
     has_patches_in_the_joint_space,
+    projects_its_patch_activations,
     has_a_text_tower_that_is_its_own,
 )
 

@@ -115,24 +115,31 @@ class OpenClip:
             return self._tower.activations(self._normalised(images)).float()
 
     def activations_and_patches(
-        self, images: Float[Tensor, "b 3 height width"]
-    ) -> tuple[Float[Tensor, "b w"], Float[Tensor, "b n d"]]:
-        """Return activations() and patches() of images in [0, 1], of one forward pass."""
+        self, images: Float[Tensor, "b 3 height width"], fields: Sequence[str]
+    ) -> tuple[Float[Tensor, "b w"], dict[str, Tensor]]:
+        """Return activations() of images in [0, 1] and, by name, patches() or patch_activations(), of one pass."""
         if self.card.patch_error:
             raise UserError(self.card.patch_error)
         with self._autocast():
             activations, patches = self._tower.activations_and_patches(self._normalised(images))
-        with torch.autocast(self.device.type, enabled=False):
-            return activations.float(), self._tower.project(patches.float())
+        patches = patches.float()
+        return activations.float(), {name: self.project(patches) if name == "patches" else patches for name in fields}
 
     def patches(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b n d"]:
         """Return the features of image patches in the joint space, not normalised; differentiable.
 
         Raises UserError if the image tower has none.
         """
-        return self.activations_and_patches(images)[1]
+        return self.activations_and_patches(images, ("patches",))[1]["patches"]
 
-    def project(self, activations: Float[Tensor, "b w"]) -> Float[Tensor, "b d"]:
+    def patch_activations(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b n w"]:
+        """Return what the last linear map reads of image patches, in float32; differentiable.
+
+        Raises UserError if the image tower has none.
+        """
+        return self.activations_and_patches(images, ("patch_activations",))[1]["patch_activations"]
+
+    def project(self, activations: Float[Tensor, "*b w"]) -> Float[Tensor, "*b d"]:
         """Apply the last linear map, always in float32."""
         with torch.autocast(self.device.type, enabled=False):
             return self._tower.project(activations.to(self.device))

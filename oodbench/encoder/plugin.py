@@ -36,7 +36,7 @@ from oodbench.storage.store import digest
 
 GROUP = "oodbench.encoders"
 REQUIRED = ("pixels", "text", "tokenize", "preprocess", "identity", "scale", "size", "std")
-OPTIONAL = ("activations", "project", "patches", "detokenize", "text_tower", "captioner")
+OPTIONAL = ("activations", "project", "patches", "patch_activations", "detokenize", "text_tower", "captioner")
 _TEXTS = 256  # prompts that are encoded at once
 
 
@@ -266,10 +266,13 @@ class PluginEncoder:
         with self._autocast():
             return self._floats(compute(images.to(self._place)))
 
-    def project(self, activations: Float[Tensor, "b w"]) -> Float[Tensor, "b d"]:
-        """Apply the last linear map."""
+    def project(self, activations: Float[Tensor, "*b w"]) -> Float[Tensor, "*b d"]:
+        """Apply the last linear map; the encoder's own project() is always given [b w]."""
         if self.card.activation == "embedding":
             return activations.to(self.device)
+        if activations.ndim > 2:
+            rows = self.project(activations.flatten(0, -2))
+            return rows.view(*activations.shape[:-1], rows.shape[-1])
         return self._floats(self._own.project(activations.to(self._place)))
 
     def pixels(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b d"]:
@@ -278,19 +281,26 @@ class PluginEncoder:
 
     def patches(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b n d"]:
         """Return patch features of images. Raise UserError if the encoder has none, or of a wrong shape."""
-        compute = self._part("patches")
+        return self._of_patches("patches", images, self.card.embed_dim)
+
+    def patch_activations(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b n w"]:
+        """Return what project() reads of image patches. Raise UserError if there is none, or of a wrong shape."""
+        return self._of_patches("patch_activations", images, self.card.width)
+
+    def _of_patches(self, name: str, images: Tensor, width: int) -> Tensor:
+        compute = self._part(name)
         with self._autocast():
-            patches = self._floats(compute(images.to(self._place)))
-        if patches.ndim != 3 or (len(patches), patches.shape[2]) != (len(images), self.card.embed_dim):
-            wanted = f"[{len(images)} n {self.card.embed_dim}]"
-            raise UserError(f"encoder {self.card.name}: patches() gives {list(patches.shape)}, not {wanted}")
-        return patches
+            found = self._floats(compute(images.to(self._place)))
+        if found.ndim != 3 or (len(found), found.shape[2]) != (len(images), width):
+            wanted = f"[{len(images)} n {width}]"
+            raise UserError(f"encoder {self.card.name}: {name}() gives {list(found.shape)}, not {wanted}")
+        return found
 
     def activations_and_patches(
-        self, images: Float[Tensor, "b 3 height width"]
-    ) -> tuple[Float[Tensor, "b w"], Float[Tensor, "b n d"]]:
-        """Return activations() and patches() of images, which an encoder of one's own computes one after the other."""
-        return self.activations(images), self.patches(images)
+        self, images: Float[Tensor, "b 3 height width"], fields: Sequence[str]
+    ) -> tuple[Float[Tensor, "b w"], dict[str, Tensor]]:
+        """Return activations() and what is named of patches, which a plugin computes one after the other."""
+        return self.activations(images), {name: getattr(self, name)(images) for name in fields}
 
     def text(self, prompts: Sequence[str]) -> Float[Tensor, "k d"]:
         """Return embeddings of prompts, computed 256 at a time."""

@@ -38,7 +38,7 @@ class Access:
     A method declares `access: ClassVar[Access] = Access(lm_words=True)`, with literal values. What follows from `needs`
     is added and need not be written: CALIBRATION gives id_images, unless the user sets the hyper-parameter that is
     calibrated; LABELS and SHOTS give id_labels; WEIGHTS without SHOTS gives other_data; STREAM gives stream; a gradient
-    by the pixels gives test_gradient.
+    by the pixels, or in a stream, gives test_gradient.
 
     Arguments:
         id_images       ID images, with or without labels

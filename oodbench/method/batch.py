@@ -29,6 +29,7 @@ class Needs(Flag):
     VIEWS = auto()  # embeddings of declared transforms of every image, one more pass each
     STREAM = auto()  # the test images in the order of a stream, from which it learns: a StreamMethod
     SHOTS = auto()  # its weights are trained on a few labelled ID images: a FewShotMethod; declare it with WEIGHTS
+    PATCH_ACTIVATIONS = auto()  # what the image tower's last linear map reads of every patch, from the same pass
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Batch:
     _patches: Tensor | None = None
     _views: Tensor | None = None
     _base: Tensor | None = None
+    _patch_activations: Tensor | None = None
     _shared: SharedTensors = field(default_factory=SharedTensors, repr=False, compare=False)  # read by any method
 
     def _read(self, value: Tensor | None, name: str, need: Needs) -> Tensor:
@@ -92,6 +94,11 @@ class Batch:
     def patches(self) -> Float[Tensor, "b n d"]:
         """[b n d] features of n image patches in the joint space, of unit length, float32. Needs.PATCHES."""
         return self._read(self._patches, "patches", Needs.PATCHES)
+
+    @property
+    def patch_activations(self) -> Float[Tensor, "b n w"]:
+        """[b n w] features of n image patches before the last linear map, float32. Needs.PATCH_ACTIVATIONS."""
+        return self._read(self._patch_activations, "patch_activations", Needs.PATCH_ACTIVATIONS)
 
     @property
     def views(self) -> Float[Tensor, "b v d"]:

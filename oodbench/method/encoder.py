@@ -138,13 +138,13 @@ class Encoder(Protocol):
         """
         ...
 
-    def project(self, activations: Float[Tensor, "b w"]) -> Float[Tensor, "b d"]:
+    def project(self, activations: Float[Tensor, "*b w"]) -> Float[Tensor, "*b d"]:
         """Apply the last linear map of the image tower, as stored activations need it.
 
         Arguments:
-            activations  [b w] penultimate activations, see Batch.activations
+            activations  [b w] penultimate activations, see Batch.activations, or [b n w] those of patches
         Returns:
-            [b d] image embeddings, not normalised.
+            [b d] image embeddings, or [b n d] features of patches; not normalised.
         """
         ...
 
@@ -160,6 +160,21 @@ class Encoder(Protocol):
             images  [b 3 height width] pixels in [0, 1]
         Returns:
             [b n d] features of n patches, row by row, not normalised.
+        Raises:
+            UserError  for another image tower: a CoCa's, or timm's
+        """
+        ...
+
+    def patch_activations(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b n w"]:
+        """Compute what the last linear map of the image tower reads of every patch: project() of it is patches().
+
+        Of a VisionTransformer: ln_post(y + mlp(ln_2(y))), see patches(). Of a ModifiedResNet: v_proj(.) of the
+        attention pool. Needs.PATCH_ACTIVATIONS reads them without another pass.
+
+        Arguments:
+            images  [b 3 height width] pixels in [0, 1]
+        Returns:
+            [b n w] features of n patches, row by row, not normalised.
         Raises:
             UserError  for another image tower: a CoCa's, or timm's
         """

@@ -26,6 +26,7 @@ NEEDS = (
     "VIEWS",
     "STREAM",
     "SHOTS",
+    "PATCH_ACTIVATIONS",
 )  # the flags of method.Needs, which imports torch
 _ONE_CLASS = "it must define one subclass of Method"
 _KINDS = {  # the classes that methods inherit from -> their `needs`
@@ -54,7 +55,7 @@ class MethodInfo:
     module    import name; "" for a plugin file
     source    sha256 of the method's files (oodbench/method/source_files.py) when they were read
     trained   hyper-parameters that training fixes
-    access    what the method declares, and a gradient by the pixels; card() adds what follows from the needs
+    access    what the method declares, and a gradient at test time; card() adds what follows from the needs
     family    a group of `--methods` besides that of the card, or ""
     sees_itself  of a method that learns from the test images: whether it learns from one before it scores it
     problem   why the source cannot be read as a method, or ""
@@ -82,6 +83,11 @@ class MethodInfo:
     def defaults(self) -> dict[str, Any]:
         """Return the default of every hyper-parameter."""
         return {p.name: p.default for p in self.parameters}
+
+    @property
+    def patch_fields(self) -> tuple[str, ...]:
+        """Return which features of patches it reads: fields of Batch and Pairs, and parts of an encoder."""
+        return tuple(need.lower() for need in ("PATCHES", "PATCH_ACTIVATIONS") if need in self.needs)
 
     def calibrates(self, parameters: Mapping[str, Any]) -> bool:
         """Return whether fit() reads ID training images: not if the value that is computed from them is given."""
@@ -130,7 +136,7 @@ def describe(name: str, path: Path, origin: str, module: str, subclass: str = ""
             title = first.partition(": ")[0] if ": " in first else ""
         if not citation and "(" in first:
             citation = first.rpartition("(")[2].rstrip(".").rstrip(")")
-    if "PIXELS" in needs and _GRADIENTS & source_files.attributes(path, module):
+    if {"PIXELS", "STREAM"} & set(needs) and _GRADIENTS & source_files.attributes(path, module):
         access = replace(access, test_gradient=True)
     return MethodInfo(
         name=name,
@@ -253,6 +259,8 @@ def _parameters(lineage: list[_Class]) -> tuple[Parameter, ...]:
         for item in one.node.body:
             if isinstance(item, ast.AnnAssign) and "ClassVar" not in ast.unparse(item.annotation):
                 name = _name(item.target)
+                if name == "sees_itself":
+                    raise ValueError("sees_itself is no hyper-parameter; write sees_itself: ClassVar[bool] = ...")
                 if name not in ("needs", "access", "family"):
                     found[name] = _parameter(name, ast.unparse(item.annotation), item.value)
     return tuple(found.values())

@@ -41,7 +41,7 @@ class ToyEncoder:
     def activations(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b w"]:
         return (images - 0.5).flatten(1) @ self._to_width
 
-    def project(self, activations: Float[Tensor, "b w"]) -> Float[Tensor, "b d"]:
+    def project(self, activations: Float[Tensor, "*b w"]) -> Float[Tensor, "*b d"]:
         return activations @ self._to_depth
 
     def pixels(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b d"]:
@@ -49,9 +49,12 @@ class ToyEncoder:
 
     def patches(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b 4 d"]:
         """Return the embeddings of the four quarters; their mean is the embedding."""
+        return self.project(self.patch_activations(images))
+
+    def patch_activations(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b 4 w"]:
         quarters = torch.eye(4, device=images.device).view(4, 1, 2, 2).repeat_interleave(SIDE // 2, -1)
         masks = quarters.repeat_interleave(SIDE // 2, -2)
-        return 4 * ((images - 0.5)[:, None] * masks).flatten(2) @ self._to_width @ self._to_depth
+        return 4 * ((images - 0.5)[:, None] * masks).flatten(2) @ self._to_width
 
     def text(self, prompts: Sequence[str]) -> Float[Tensor, "k d"]:
         with torch.no_grad():
@@ -156,11 +159,9 @@ class ToyWorld:
             return vectors.clone()
 
         def calibration() -> list[Batch]:
+            unread: dict[str, Any] = dict.fromkeys(("_pixels", "_patches", "_patch_activations", "_views"))
             parts = zip(self.train.chunk(2), self.labels.chunk(2), strict=True)
-            return [
-                dataclasses.replace(self.batch(x, ~Needs(0)), _pixels=None, _patches=None, _views=None, _labels=y)
-                for x, y in parts
-            ]
+            return [dataclasses.replace(self.batch(x, ~Needs(0)), **unread, _labels=y) for x, y in parts]
 
         return Task(CLASSES, self.encoder.scale, Sources(text, words, lambda: self.encoder, calibration))
 
@@ -183,15 +184,34 @@ class ToyWorld:
         shift = self.images(torch.nn.functional.normalize(self.encoder.text(["thing"]), dim=-1)) - 0.5
         seen = self.batch(self.train[rows] + 2 * shift, ~Needs(0))
         numbers = torch.arange(len(rows), device=self.labels.device)
-        return Pairs(seen.embeddings, (), numbers, step, 0, len(rows), _labels=self.labels[rows], _patches=seen.patches)
+        return Pairs(
+            seen.embeddings,
+            (),
+            numbers,
+            step,
+            0,
+            len(rows),
+            _labels=self.labels[rows],
+            _patches=seen.patches,
+            _patch_activations=seen.patch_activations,
+        )
 
     def batch(self, images: Tensor, needs: Needs) -> Batch:
         activations = self.encoder.activations(images)
         embeddings = self.encoder.project(activations)
         features = torch.nn.functional.normalize(embeddings, dim=-1)
-        patches = torch.nn.functional.normalize(self.encoder.patches(images), dim=-1)
-        views = self._views(images)
-        return Batch(needs, len(images), features, embeddings, activations, images, _patches=patches, _views=views)
+        of_patches = self.encoder.patch_activations(images)
+        return Batch(
+            needs,
+            len(images),
+            features,
+            embeddings,
+            activations,
+            images,
+            _patches=torch.nn.functional.normalize(self.encoder.project(of_patches), dim=-1),
+            _views=self._views(images),
+            _patch_activations=of_patches,
+        )
 
     def base(self, images: Tensor) -> Float64[Tensor, " b"]:
         """Return the scores of MCM, which stands for any method that a StreamMethod names as its `base`."""

@@ -131,6 +131,7 @@ class Pairs:
     _text: Float[Tensor, "b d"] | None = None
     _labels: Int64[Tensor, " b"] | None = None
     _patches: Float[Tensor, "b n d"] | None = None
+    _patch_activations: Float[Tensor, "b n w"] | None = None
 
     @property
     def labels(self) -> Int64[Tensor, " b"]:
@@ -142,9 +143,18 @@ class Pairs:
     @property
     def patches(self) -> Float[Tensor, "b n d"]:
         """[b n d] features of n image patches in the joint space, of unit length, float32. Needs.PATCHES."""
-        if self._patches is None:
-            raise Undeclared("pairs.patches was read but not declared: add Needs.PATCHES to a FewShotMethod's `needs`")
-        return self._patches
+        return self._of_patches(self._patches, "patches")
+
+    @property
+    def patch_activations(self) -> Float[Tensor, "b n w"]:
+        """[b n w] features of n image patches before the last linear map, float32. Needs.PATCH_ACTIVATIONS."""
+        return self._of_patches(self._patch_activations, "patch_activations")
+
+    def _of_patches(self, value: Tensor | None, name: str) -> Tensor:
+        if value is None:
+            need = f"Needs.{name.upper()}"
+            raise Undeclared(f"pairs.{name} was read but not declared: add {need} to a FewShotMethod's `needs`")
+        return value
 
     @property
     def features(self) -> Float[Tensor, "b d"]:

@@ -208,6 +208,9 @@ def columns_of(names: Sequence[str], what: str, *, sets: bool = False) -> dict[s
             f"{what}: in scores of a stream, ID images have other scores for each OOD set; they are not read"
         )
     found = {kind: lower[one] for kind, known in COLUMNS.items() for one in reversed(known) if one in lower}
+    several = [name for name in names if name.strip().lower() in COLUMNS["score"]]
+    if len(several) > 1:
+        raise UserError(f"{what}: {' and '.join(map(repr, several))} may each be the scores; keep one of them")
     others = [name for name in names if name.strip() and name not in found.values()]
     if "score" not in found and len(others) == 1:
         found["score"] = others[0]

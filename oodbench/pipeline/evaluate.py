@@ -157,12 +157,12 @@ def head(plan: Plan, job: Job) -> Result:
         versions=versions(),
         commit=commit(),
         scores={},
-        access=_access(plan, job).plain(),
+        access=access_of(plan, job).plain(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
 
 
-def _access(plan: Plan, job: Job) -> Access:
+def access_of(plan: Plan, job: Job) -> Access:
     """Return the access card of a row; a stream sees what its base has seen, too."""
     own, base = job.access(plan.draw.shots), plan.base_of(job)
     return both(own, base.access(plan.draw.shots)) if base else own
@@ -180,7 +180,7 @@ def run_settings(plan: Plan, job: Job) -> dict[str, Any]:
         "limit": request.limit if cut else None,
         "lists": lists(plan),
         "calibration": _calibration(plan, job),
-        **({"patches": "fp16"} if request.keep_patches and "PATCHES" in job.info.needs else {}),
+        **({"patches": "fp16"} if request.keep_patches and job.info.patch_fields else {}),
         **({"base": _base(plan, base)} if (base := plan.base_of(job)) else {}),
     }
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from oodbench.pipeline.weights import WeightsFile
 
 Overrides = dict[str, Any]
-NOT_IN_STREAMS = ("PIXELS", "PATCHES", "VIEWS", "CAPTIONS")
+NOT_IN_STREAMS = ("PIXELS", "PATCHES", "PATCH_ACTIVATIONS", "VIEWS", "CAPTIONS")
 
 
 def sweep_variants(
@@ -336,7 +336,7 @@ def _needs_problem(info: MethodInfo) -> str:
         return (
             "it reads labels, which only calibration images have: write needs = Needs.CALIBRATION | Needs.LABELS | ..."
         )
-    if {"PATCHES", "VIEWS"} <= set(info.needs):
+    if info.patch_fields and "VIEWS" in info.needs:
         return "it reads patches and views, which no batch has together: make it two methods"
     if "STREAM" in info.needs and (refused := [need for need in NOT_IN_STREAMS if need in info.needs]):
         return (

@@ -1,6 +1,7 @@
 """One pass over an image set for the methods that read patches, which also stores the embeddings that are missing.
 
-Patches are not stored (200 KB an image in half precision for ViT-B-16) unless --keep-patches is given: methods are
+They are `patches` in the joint space, or `patch_activations` before the last linear map. They are not stored (200 or
+300 KB an image in half precision for ViT-B-16) unless --keep-patches is given: methods are
 scored while the images are encoded. Every image goes through the image tower once, for embeddings, activations and
 patches together; if the embeddings are stored already, it goes through it again for the patches. The embeddings of a
 derived set are computed before, with those of the sets that it is taken from.
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 from oodbench.data.decode import Decoded
 from oodbench.data.imageset import ImageSet
+from oodbench.errors import UserError
 from oodbench.pipeline.batches import SAMPLE_PIXEL_IMAGES, Sample
 from oodbench.pipeline.events import Event, Watch
 from oodbench.pipeline.extract import (
@@ -51,6 +53,7 @@ class PatchPass:
     images    the set, and how it is encoded
     embedded  returns its stored embeddings, and computes those that are missing
     encoder   returns the loaded encoder
+    fields    which features of patches the batches have: `patches`, `patch_activations` or both
     pixels    whether the batches have pixels, too
     keep      whether patches are stored in half precision, and read if they are stored
     """
@@ -58,6 +61,7 @@ class PatchPass:
     images: ExtractionJob
     embedded: Callable[[], EmbeddedSet]
     encoder: Callable[[], LoadedEncoder]
+    fields: tuple[str, ...]
     pixels: bool
     keep: bool
     watch: Watch = field(default_factory=Watch)
@@ -149,49 +153,63 @@ class PatchPass:
         images = fractions(part.images.to(encoder.device))
         with torch.no_grad(), encoder.casting_once():
             if stored:
-                (embeddings, activations), patches = stored, encoder.patches(images)
+                embeddings, activations = stored
+                found = encoder.activations_and_patches(images, self.fields)[1]
             else:
-                activations, patches = encoder.activations_and_patches(images)
+                activations, found = encoder.activations_and_patches(images, self.fields)
                 embeddings = encoder.project(activations)
-        patches = torch.nn.functional.normalize(patches, dim=-1)
+        found = {name: as_read(name, values) for name, values in found.items()}
         if self.keep:
-            patches = from_half(patches.half())
-        return _batch(embeddings, activations, images if self.pixels else None, patches)
+            found = {name: as_read(name, to_half(name, values)) for name, values in found.items()}
+        return _batch(embeddings, activations, images if self.pixels else None, found)
 
     def _store(self, batch: Batch, bounds: Bounds) -> None:
-        assert batch._patches is not None
-        key, arrays = self._key(bounds), {"patches": batch._patches.half().cpu().numpy()}
-        self.images.store.write("patches", key, arrays, {"dataset": self.listing.dataset.name})
+        for name in self.fields:
+            arrays = {name: getattr(batch, f"_{name}").half().cpu().numpy()}
+            self.images.store.write("patches", self._key(bounds, name), arrays, {"dataset": self.listing.dataset.name})
 
-    def _kept(self, bounds: Bounds) -> list[Entry]:
-        """Return the stored patches of a shard by batch, [] unless all of them are stored."""
+    def _kept(self, bounds: Bounds) -> list[dict[str, Entry]]:
+        """Return what is stored of a shard's patches by batch and field, [] unless everything is."""
         size = self.images.recipe.batch_size
-        starts = range(bounds[0], bounds[1], size)
-        found = [self.images.store.find("patches", self._key((a, min(a + size, bounds[1])))) for a in starts]
-        kept = [entry for entry in found if entry]
-        return kept if len(kept) == len(found) else []
+        kept = []
+        for start in range(bounds[0], bounds[1], size):
+            keys = {name: self._key((start, min(start + size, bounds[1])), name) for name in self.fields}
+            found = {name: self.images.store.find("patches", key) for name, key in keys.items()}
+            kept.append({name: entry for name, entry in found.items() if entry})
+        return kept if all(len(entries) == len(self.fields) for entries in kept) else []
 
-    def _key(self, bounds: Bounds) -> dict[str, Any]:
-        return {**self.images.inputs(*bounds), "patches": ENGINE}
+    def _key(self, bounds: Bounds, name: str) -> dict[str, Any]:
+        return {**self.images.inputs(*bounds), name: ENGINE}
 
 
-def from_half(patches: Tensor) -> Tensor:
-    """Return patches that were rounded to half precision as unit vectors in single precision."""
+def as_read(name: str, values: Tensor) -> Tensor:
+    """Return features of patches in single precision as methods read them: `patches` are unit vectors."""
     import torch
 
-    return torch.nn.functional.normalize(patches.float(), dim=-1)
+    return torch.nn.functional.normalize(values.float(), dim=-1) if name == "patches" else values.float()
 
 
-def _stored_batches(entry: Entry, kept: list[Entry], device: Any) -> Iterator[Batch]:
+def to_half(name: str, values: Tensor) -> Tensor:
+    """Round features of patches to half precision. Raise UserError for numbers that it cannot hold."""
+    half = values.half()
+    if bool((half.isinf() & values.isfinite()).any()):
+        raise UserError(
+            f"{name} of this encoder are above 65504, which half precision, as they are stored, cannot hold"
+        )
+    return half
+
+
+def _stored_batches(entry: Entry, kept: list[dict[str, Entry]], device: Any) -> Iterator[Batch]:
     """Yield the batches of a shard whose embeddings and patches are stored."""
     import torch
 
     start = 0
     for one in kept:
-        patches = from_half(torch.from_numpy(np.array(one.array("patches"))).to(device))
-        embeddings, activations = _rows(entry, slice(start, start + len(patches)), device)
-        start += len(patches)
-        yield _batch(embeddings, activations, None, patches)
+        arrays = {name: torch.from_numpy(np.array(stored.array(name))).to(device) for name, stored in one.items()}
+        count = len(next(iter(arrays.values())))
+        embeddings, activations = _rows(entry, slice(start, start + count), device)
+        start += count
+        yield _batch(embeddings, activations, None, {name: as_read(name, values) for name, values in arrays.items()})
 
 
 def _rows(entry: Entry, rows: slice, device: Any) -> tuple[Tensor, Tensor]:
@@ -203,10 +221,11 @@ def _rows(entry: Entry, rows: slice, device: Any) -> tuple[Tensor, Tensor]:
     return embeddings, activations
 
 
-def _batch(embeddings: Tensor, activations: Tensor, pixels: Tensor | None, patches: Tensor) -> Batch:
+def _batch(embeddings: Tensor, activations: Tensor, pixels: Tensor | None, of_patches: Mapping[str, Tensor]) -> Batch:
     import torch
 
     from oodbench.method import Batch, Needs
 
     features = torch.nn.functional.normalize(embeddings, dim=-1)
-    return Batch(~Needs(0), len(features), features, embeddings, activations, pixels, _patches=patches)
+    fields: dict[str, Any] = {f"_{name}": values for name, values in of_patches.items()}
+    return Batch(~Needs(0), len(features), features, embeddings, activations, pixels, **fields)

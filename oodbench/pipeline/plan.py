@@ -103,10 +103,18 @@ class Plan:
         return [*chosen, *notes(self.id, self.classes), *found, *self.skipped]
 
     def _stream_notes(self) -> list[str]:
-        """Return which options are ignored because no method of this run learns from the test images."""
+        """Return which options are ignored: those of streams without one, and settings that reach no base of one."""
         usual = RunRequest()
         given = [name for name in STREAM_OPTIONS if getattr(self.request, name) != getattr(usual, name)]
-        if not given or any(job.is_stream for job in self.jobs):
+        if streams := [job for job in self.jobs if job.is_stream]:
+            set_methods = {text.partition(".")[0].strip() for text in self.request.settings}
+            bases = [(job, base.info.name) for job in streams if (base := self.base_of(job))]
+            return [
+                f"--set {base}... does not reach the base of {job.label}; write {job.info.name}[base={base}[...]]"
+                for job, base in bases
+                if base in set_methods
+            ]
+        if not given:
             return []
         named = " and ".join(f"--{name.replace('_', '-')}" for name in given)
         verb = "is" if len(given) == 1 else "are"
@@ -280,9 +288,11 @@ def misfit(job: Job, card: EncoderCard) -> str:
     """Return why the encoder cannot serve a method, or ""."""
     if "CAPTIONS" in job.info.needs and card.caption_error:
         return card.caption_error
-    if "PATCHES" in job.info.needs and card.patch_error:
+    if job.info.patch_fields and not card.plugin and card.patch_error:
         return card.patch_error
-    wanted = {"activations", "project"} if "ACTIVATIONS" in job.info.needs else set()
+    wanted = set(job.info.patch_fields)
+    if "ACTIVATIONS" in job.info.needs or "patch_activations" in wanted:
+        wanted |= {"activations", "project"}
     if card.plugin and "text_tower" in source_files.attributes(job.info.path, job.info.module):
         wanted.add("text_tower")
     lacking = sorted(part for part in wanted if card.lacks(part))

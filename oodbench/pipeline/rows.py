@@ -51,6 +51,13 @@ def write_row(plan: Plan, result: Result, entries: Mapping[str, Entry]) -> Path:
     return path
 
 
+def remove_row(plan: Plan, result: Result) -> None:
+    """Remove the files of a result."""
+    path = row_path(plan, result)
+    for file in (path, path.with_suffix(".parquet")):
+        file.unlink(missing_ok=True)
+
+
 def _read_if_valid(path: Path) -> Result | None:
     """Return the result in a file; None if there is no file, or it is damaged or of another schema."""
     try:

@@ -83,11 +83,13 @@ class RunState:
         self._finish_if_complete(job)
 
     def add_stream(self, job: Job, protocol: StreamProtocol, dataset: str, entry: Entry) -> None:
-        """Add the stored scores of one stream; write the result if it was the last one of its order and seed."""
-        found = self.stream_scores[job.label, protocol]
-        found[dataset] = entry
-        if len(found) == len(self.plan.ood):
-            self.finish_stream(job, protocol)
+        """Add the stored scores of one stream; write the results of the method if it was its last stream.
+
+        Not before: after a later stream a method may be found to keep something outside its state.
+        """
+        self.stream_scores[job.label, protocol][dataset] = entry
+        if not self.missing_streams(job):
+            self._finish_complete_streams(job)
 
     def finish(self, job: Job, error: str = "") -> None:
         """Write the result of a method: its metrics, or the reason why it failed, with which its streams fail, too."""
@@ -104,10 +106,19 @@ class RunState:
         """Write the result of a method for one order and seed of the streams: its metrics, or why it failed."""
         entries = self.stream_scores[job.label, protocol]
         if error:
+            if any(method.stateful and method.job.label == job.label for method in self.streams):
+                self._remove_rows(job)
+            else:
+                self._finish_complete_streams(job)
             result = stream_results.failed(self.plan, job, protocol, error)
         else:
             result = stream_results.evaluate(self.plan, job, protocol, entries)
         self._write(job, protocol, result, entries)
+
+    def _remove_rows(self, job: Job) -> None:
+        """Remove the rows of a method that was found to keep something outside its state."""
+        for key in [key for key in self._results if key[0] == job.label]:
+            rows.remove_row(self.plan, self._results.pop(key))
 
     def missing_streams(self, job: Job) -> list[StreamProtocol]:
         """Return the protocols under which some pair has no stored scores."""
@@ -138,11 +149,15 @@ class RunState:
         """Look up the streams of a method, and write the results of those that are complete; return whether all are."""
         for protocol in self.plan.protocols:
             self.stream_scores[job.label, protocol] = find_streams(self.plan, job, protocol)
+        self._finish_complete_streams(job)
+        return not self.missing_streams(job)
+
+    def _finish_complete_streams(self, job: Job) -> None:
+        """Write the results of a method for the orders and seeds of which all streams are stored, each once."""
         missing = self.missing_streams(job)
         for protocol in self.plan.protocols:
-            if protocol not in missing:
+            if protocol not in missing and (job.label, protocol) not in self._results:
                 self.finish_stream(job, protocol)
-        return not missing
 
     def _finish_if_complete(self, job: Job) -> bool:
         complete = len(self.scores[job.label]) == len(self.plan.listings)
@@ -182,12 +197,12 @@ def waves(state: RunState) -> list[list[FittedMethod]]:
     """
     from oodbench.method import Method, Needs
 
-    patches = any(Needs.PATCHES in method.method.needs for method in state.running)
+    patches = any(method.job.info.patch_fields for method in state.running)
     missing = patches and any(state.plan.work(listing).missing() for listing in state.plan.listings)
 
     def cost(method: FittedMethod) -> int:
         job = method.job
-        if Needs.PATCHES in method.method.needs:
+        if job.info.patch_fields:
             return -1 if missing else 4
         if Needs.VIEWS in method.method.needs:
             return 3
@@ -206,8 +221,6 @@ def run(state: RunState) -> None:
 
     Raises UserError if an image cannot be read, the device is not there, or the store cannot be written.
     """
-    from oodbench.method import Needs
-
     plan, watch = state.plan, state.watch
     device = pick_device(plan.request.device)
     encoder = encoder_loader(plan, device)
@@ -220,7 +233,7 @@ def run(state: RunState) -> None:
         waiting = [method for method in wave if name not in state.scores[method.job.label] and not method.error]
         if not waiting:
             continue
-        if not any(Needs.PATCHES in method.method.needs for method in waiting):
+        if not any(method.job.info.patch_fields for method in waiting):
             embeddings(number)  # else they are computed with the patches
         scorer.fit(waiting)
         task = f"score[{name}: {', '.join(method.job.label for method in waiting)}]"

@@ -57,7 +57,7 @@ def score_inputs(plan: Plan, job: Job, listing: ImageSet) -> dict[str, Any]:
         inputs["labels"] = images.list_digest
     if images and plan.request.on_error == "skip":
         inputs["calibration_on_error"] = "skip"
-    if "PATCHES" in job.info.needs:
+    if job.info.patch_fields:
         inputs["patches"] = [PATCH_ENGINE, "fp16" if plan.request.keep_patches else "fp32"]
     if "VIEWS" in job.info.needs:
         inputs["views"] = VIEWS_ENGINE
@@ -94,11 +94,11 @@ class Scorer:
         from oodbench.method import Needs
 
         fitted = [method for method in methods if self._fit(method)]
-        with_patches = [method for method in fitted if Needs.PATCHES in method.method.needs]
+        with_patches = [method for method in fitted if method.job.info.patch_fields]
         images = self._patch_pass(with_patches, listing, embeddings)
         for method, output in self._outputs(with_patches, images, True):
             self._store(method, embeddings(), output)
-        fitted = [method for method in fitted if Needs.PATCHES not in method.method.needs]
+        fitted = [method for method in fitted if not method.job.info.patch_fields]
         if not fitted:
             return
         embedded = embeddings()
@@ -125,7 +125,7 @@ class Scorer:
         """
         from oodbench.method import Needs
 
-        decoded = bool(method.method.needs & (Needs.PIXELS | Needs.PATCHES))
+        decoded = Needs.PIXELS in method.method.needs or bool(method.job.info.patch_fields)
         images = self._images_of(method, embedded)
         for _, output in self._outputs([method], images, decoded, batches.CHECK_EVERY):
             predictions = np.concatenate(output.predictions) if output.predictions else None
@@ -157,13 +157,12 @@ class Scorer:
         request = self.plan.request
         load = functools.partial(load_encoder, self.plan.encoder, self.device, request.precision)
         pixels = any(Needs.PIXELS in method.method.needs for method in methods)
-        return PatchPass(self.plan.work(listing), embeddings, load, pixels, request.keep_patches, self.watch)
+        fields = tuple(sorted({name for method in methods for name in method.job.info.patch_fields}))
+        return PatchPass(self.plan.work(listing), embeddings, load, fields, pixels, request.keep_patches, self.watch)
 
     def _images_of(self, method: FittedMethod, embedded: EmbeddedSet) -> EmbeddedSet | PatchPass:
         """Return what gives a method the batches of a set whose embeddings are known."""
-        from oodbench.method import Needs
-
-        if Needs.PATCHES not in method.method.needs:
+        if not method.job.info.patch_fields:
             return embedded
         return self._patch_pass([method], embedded.listing, lambda: embedded)
 

@@ -121,8 +121,10 @@ def _sets_of(name: str, path: Path, spelled: Mapping[str, str], protocol: Protoc
             raise UserError(f"{path} holds no scores of '{name}', but of {', '.join(parts)}")
         return {name: SetFile(path, known[name])}
     if unknown := next((one for one in known if one not in spelled.values()), None):
+        close = did_you_mean(unknown, spelled.values())
         raise UserError(
-            f"{path}: its set '{unknown}' is none of the benchmark{did_you_mean(unknown, spelled.values())}"
+            f"{path}: its set '{unknown}' is none of those that are asked for{close}; to leave out sets of a file, "
+            f"name those to take, as in {next(iter(spelled))}={path}"
         )
     return {one: SetFile(path, part) for one, part in known.items()}
 
@@ -265,8 +267,9 @@ def _few(names: Sequence[str]) -> str:
 
 def _positions(file: SetFile, listed: Sequence[str], dataset: str) -> Integers:
     """Return the position in the list of each image that a file names, by path, the end of a path, or file name."""
-    given = [str(name).replace("\\", "/") for name in file.scores.names] if file.scores.names is not None else []
     by_path = {name: i for i, name in enumerate(listed)}
+    names = map(str, file.scores.names if file.scores.names is not None else ())
+    given = [name if name in by_path else name.replace("\\", "/") for name in names]
     counts = Counter(name.rpartition("/")[2] for name in listed)
     by_name = {file_name: i for name, i in by_path.items() if counts[file_name := name.rpartition("/")[2]] == 1}
 

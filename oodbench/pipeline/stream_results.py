@@ -28,10 +28,10 @@ def evaluate(plan: Plan, job: Job, protocol: StreamProtocol, entries: Mapping[st
     """Return the result of a method from its stored scores of every pair, by OOD set.
 
     The ID images are scored anew in each pair, so that each OOD set has its own ID scores, and no interval of a mean
-    over sets is computed. The streams of the first stream seed have intervals.
+    over sets is computed.
     """
     found = [entries[one.listing.dataset.name] for one in plan.ood]
-    rows = [_set_row(plan, job, one, entry, protocol) for one, entry in zip(plan.ood, found, strict=True)]
+    rows = [_set_row(plan, job, one, entry) for one, entry in zip(plan.ood, found, strict=True)]
     accuracies = [row.stream["accuracy"] for row in rows if row.stream["accuracy"] is not None]
     first = found[0]
     seconds = {
@@ -60,7 +60,7 @@ def evaluate(plan: Plan, job: Job, protocol: StreamProtocol, entries: Mapping[st
         scores={row.dataset: entry.key for row, entry in zip(rows, found, strict=True)},
         seconds={name: round(value, 6) for name, value in seconds.items()},
         warnings=common.warnings(plan, _sides(plan, found)),
-        uncertainty=common.uncertainty(settings) if _has_intervals(plan, protocol) else {},
+        uncertainty=common.uncertainty(settings),
     )
 
 
@@ -117,7 +117,7 @@ def _sides(plan: Plan, found: list[Entry]) -> list[tuple[str, npt.NDArray[np.flo
     ]
 
 
-def _set_row(plan: Plan, job: Job, ood: OodSet, entry: Entry, protocol: StreamProtocol) -> SetRow:
+def _set_row(plan: Plan, job: Job, ood: OodSet, entry: Entry) -> SetRow:
     """Return the row of a pair: the metrics of the whole stream, and of its parts."""
     what = f"{job.label} on {ood.listing.dataset.name}"
     sides = _scores(entry)
@@ -134,8 +134,7 @@ def _set_row(plan: Plan, job: Job, ood: OodSet, entry: Entry, protocol: StreamPr
         "rest": _part(plan, scores[PART:], is_id[PART:]),
         "thousands": [_part(plan, scores[part], is_id[part]) for part in parts],
     }
-    found = _intervals(plan, job, ood, entry) if _has_intervals(plan, protocol) else {}
-    return dataclasses.replace(row, stream=stream, intervals=found)
+    return dataclasses.replace(row, stream=stream, intervals=_intervals(plan, job, ood, entry))
 
 
 def _part(plan: Plan, scores: npt.NDArray[np.float64], is_id: npt.NDArray[np.bool_]) -> dict[str, Any]:
@@ -153,11 +152,6 @@ def _accuracy(plan: Plan, entry: Entry, is_id: npt.NDArray[np.bool_]) -> float |
         return None
     labels = plan.id.labels[entry.array("positions")[is_id]]
     return float((entry.array("predictions")[is_id] == labels).mean())
-
-
-def _has_intervals(plan: Plan, protocol: StreamProtocol) -> bool:
-    """Return whether the streams of a protocol have intervals: those of the first stream seed of the request."""
-    return protocol.seed == plan.request.stream_seeds[0]
 
 
 def _intervals(plan: Plan, job: Job, ood: OodSet, entry: Entry) -> dict[str, Interval]:

@@ -87,10 +87,15 @@ def run_stream(
     name = pair[1].listing.dataset.name
     try:
         stream = _Stream(pair, protocol, _base_values(plan, job, pair), scorer.device)
-        before = batches.contents(vars(method.method))
+        if not len(stream.order):
+            raise UserError(
+                f"--stream-ratio {protocol.ratio} leaves no image of the {stream.sizes[0]:,} of "
+                f"{plan.id.dataset.name} and {stream.sizes[1]:,} of {name} that can be read; name a ratio that they "
+                "have, or all"
+            )
         done = scorer.watch.scoring(name, [job.label], len(stream.order))
         output = _play(scorer, method, stream, None, done)
-        reason = _kept_error(scorer, method, stream, output, before)
+        reason = _kept_error(scorer, method, stream, output)
         if reason:
             method.stateful = True
             forget_streams(plan, job)
@@ -219,6 +224,8 @@ def _play(
         state = method.method.begin(task)  # type: ignore[attr-defined]  # a StreamMethod
         if not scorer.task.intact():
             raise UserError("begin() changes in place what it was given; clone it first")
+        if steps is None:  # what begin() computes once for all streams may stand in an attribute
+            method.contents = batches.contents(vars(method.method))
         method.fit_seconds = max(method.fit_seconds, time.perf_counter() - began)  # the first time, texts are encoded
         for batch in itertools.islice(stream.batches(), steps):
             began = time.perf_counter()
@@ -275,15 +282,10 @@ def _classes(classes: Any, images: int, known: int) -> list[npt.NDArray[np.int32
     return [np.array(classes.cpu().numpy(), np.int32)]
 
 
-def _kept_error(
-    scorer: Scorer, method: FittedMethod, stream: _Stream, output: MethodOutput, before: dict[str, object]
-) -> str:
-    """Return why a method keeps something outside its state, or "": its first steps are made again, from begin() on.
-
-    `before` is what its attributes held before the stream.
-    """
+def _kept_error(scorer: Scorer, method: FittedMethod, stream: _Stream, output: MethodOutput) -> str:
+    """Return why a method keeps something outside its state, or "": its first steps are made again, from begin() on."""
     after = batches.contents(vars(method.method))
-    if (place := batches.difference(before, after)) is not None:
+    if (place := batches.difference(method.contents, after)) is not None:
         return f"step() changes self{place}: what is learnt belongs to the state that step() returns"
     again = np.concatenate(_play(scorer, method, stream, REPEATED).scores)
     first = np.concatenate(output.scores)[: len(again)]

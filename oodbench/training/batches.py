@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from oodbench.data import decode
 from oodbench.errors import UserError
 from oodbench.method import Pairs
 from oodbench.pipeline.extract import fractions
-from oodbench.pipeline.patches import from_half
+from oodbench.pipeline.patches import as_read
 from oodbench.training.data import TrainingData
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Crops:
 class PairBatches:
     """Yields the pairs of a step: stored embeddings, or random crops through the encoder if `crops` is given.
 
-    `patches` says whether the method reads the patch features of labelled images.
+    `patches` says which features of the patches of labelled images the method reads.
     """
 
     data: TrainingData
@@ -145,7 +145,7 @@ class PairBatches:
     encoder: LoadedEncoder
     chunk: int
     crops: Crops | None = None
-    patches: bool = False
+    patches: tuple[str, ...] = ()
 
     def chunks(self, step: int, processes: ProcessGroup) -> Iterator[Pairs]:
         """Yield this process's pairs of a step, `chunk` at a time."""
@@ -184,29 +184,29 @@ class PairBatches:
             size=self.schedule.optimiser.batch,
             _text=text,
             _labels=None if data.labels is None else torch.from_numpy(data.labels[pairs]).to(device),
-            _patches=patches,
+            _patches=patches.get("patches"),
+            _patch_activations=patches.get("patch_activations"),
         )
 
-    def _images(self, step: int, pairs: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
-        """Return the embeddings of pairs, and their patches if the method reads them."""
+    def _images(self, step: int, pairs: npt.NDArray[np.int64]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the embeddings of pairs, and what the method reads of their patches."""
         epoch = self.schedule.epoch(step)
         if self.crops is not None:
             return embed(self.encoder, self.crops.take(pairs, epoch), self.patches)
         rows, device = self.data.rows(pairs, epoch), self.encoder.device
         embeddings = torch.from_numpy(self.data.images.take(rows)).to(device)
-        if self.data.patches is None:
-            return embeddings, None
-        return embeddings, from_half(torch.from_numpy(self.data.patches.take(rows)).to(device))
+        stored = {name: torch.from_numpy(array.take(rows)).to(device) for name, array in self.data.patches.items()}
+        return embeddings, {name: as_read(name, values) for name, values in stored.items()}
 
 
-def embed(encoder: LoadedEncoder, pixels: Tensor, patches: bool) -> tuple[Tensor, Tensor | None]:
-    """Return the embeddings of images and, with `patches`, their patches as unit vectors, of one forward pass."""
+def embed(encoder: LoadedEncoder, pixels: Tensor, patches: tuple[str, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the embeddings of images and, by name, what a method reads of their patches, of one forward pass."""
     with torch.no_grad():
         images = fractions(pixels.to(encoder.device))
         if not patches:
-            return encoder.pixels(images), None
-        activations, found = encoder.activations_and_patches(images)
-        return encoder.project(activations), nn.functional.normalize(found, dim=-1)
+            return encoder.pixels(images), {}
+        activations, found = encoder.activations_and_patches(images, patches)
+        return encoder.project(activations), {name: as_read(name, values) for name, values in found.items()}
 
 
 def reads_text(method: TrainedMethod[Any], encoder: LoadedEncoder, captions: list[str]) -> bool:

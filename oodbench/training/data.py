@@ -84,7 +84,7 @@ class TrainingData:
     skipped       one line per pair or image that cannot be used
     classes       class names of labelled images
     labels        of every labelled image: its class [n]
-    patches       stored patches in half precision, row by row as `images`, if the method reads them
+    patches       by field, stored features of patches in half precision, row by row as `images`
     crops         stored crops of every image: the rows of `images` hold the first crop of all images, then the second
     """
 
@@ -99,7 +99,7 @@ class TrainingData:
     skipped: list[str] = field(default_factory=list)
     classes: tuple[str, ...] = ()
     labels: npt.NDArray[np.int64] | None = None
-    patches: StoredArray | None = None
+    patches: dict[str, StoredArray] = field(default_factory=dict)
     crops: int = 1
 
     def __len__(self) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor
 from oodbench.data.decode import pillow_in_threads
 from oodbench.data.imageset import ImageSet
 from oodbench.errors import UserError
+from oodbench.pipeline.patches import to_half
 from oodbench.storage.store import Entry, Store
 from oodbench.training.batches import LABELLED_CROPS, Crops, embed, random_crop
 from oodbench.training.corpus import CorpusPart
@@ -89,9 +90,9 @@ class StoredCrops:
     listing: ImageSet
 
     @property
-    def patches(self) -> bool:
-        """Return whether patches are stored, too."""
-        return self.plan.reads_patches
+    def patches(self) -> tuple[str, ...]:
+        """Return which features of patches are stored, too."""
+        return self.plan.patch_fields
 
     @property
     def store(self) -> Store:
@@ -117,7 +118,8 @@ class StoredCrops:
             "precision": request.compute,
             "items": self.listing.part_fingerprint(*bounds),
             "drawn": drawn,
-            "patches": self.patches,
+            "patches": "patches" in self.patches,
+            **({"patch_activations": True} if "patch_activations" in self.patches else {}),
         }
 
     def find(self, batch: tuple[int, Bounds]) -> Entry | None:
@@ -135,8 +137,7 @@ class StoredCrops:
         if bad := int((~torch.isfinite(embeddings).all(1)).sum()):
             raise encoder.not_finite(f"{bad} images, '{self.listing.names[bounds[0]]}' or one after it first")
         arrays = {"embeddings": embeddings.cpu().numpy()}
-        if patches is not None:
-            arrays["patches"] = patches.half().cpu().numpy()
+        arrays |= {name: to_half(name, values).cpu().numpy() for name, values in patches.items()}
         return self.store.write("shots", self.key(crop, bounds), arrays, {"dataset": self.listing.dataset.name})
 
 
@@ -150,7 +151,7 @@ def _encode(
     processes.barrier()
     _encode_batches(crops, crops.missing(), load, progress, workers)  # of processes with a store of their own
     data = crops.data
-    data.patches = StoredArray() if crops.patches else None
+    data.patches = {name: StoredArray() for name in crops.patches}
     for one in crops.batches():
         entry = crops.find(one)
         if entry is None:  # it was damaged
@@ -159,8 +160,8 @@ def _encode(
         if entry is None:
             raise UserError(f"the store {crops.store.root} does not keep the training images; name another --store")
         data.images.append(entry, "embeddings")
-        if data.patches is not None:
-            data.patches.append(entry, "patches")
+        for name, array in data.patches.items():
+            array.append(entry, name)
 
 
 def _encode_batches(

@@ -173,9 +173,9 @@ class TrainPlan:
     shots: Shots | None = None
 
     @property
-    def reads_patches(self) -> bool:
-        """Return whether the training images' patches are computed."""
-        return self.shots is not None and "PATCHES" in self.job.info.needs
+    def patch_fields(self) -> tuple[str, ...]:
+        """Return which features of the training images' patches are computed."""
+        return self.job.info.patch_fields if self.shots else ()
 
     def identity(self) -> dict[str, Any]:
         """Return what the weights depend on besides the corpus; a training resumes only with an equal identity."""

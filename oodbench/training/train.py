@@ -152,7 +152,7 @@ def _train(plan: TrainPlan, processes: ProcessGroup, watch: TrainWatch) -> Train
             embed_texts(plan, data, processes, load, watch.extracting)
     crops = build_crops(plan, data, processes)
     try:
-        batches = PairBatches(data, schedule, load(), request.chunk, crops, plan.reads_patches)
+        batches = PairBatches(data, schedule, load(), request.chunk, crops, plan.patch_fields)
         trainer = Trainer(plan.method, batches, processes, request.compute)
         return _run_steps(plan, trainer, checkpoints, (done, last), watch, identity)
     finally:
@@ -213,9 +213,9 @@ def check_hyper_parameters(plan: TrainPlan, load: EncoderLoader) -> None:
         with torch.no_grad():
             if plan.shots:
                 image = torch.zeros(1, 3, *encoder.size, device=encoder.device)
-                patches = encoder.patches(image).expand(2, -1, -1) if plan.reads_patches else None
+                seen = {f"_{name}": getattr(encoder, name)(image).expand(2, -1, -1) for name in plan.patch_fields}
                 labels = numbers % len(plan.shots.classes.lines)
-                pairs = Pairs(embeddings, (), numbers, 0, plan.request.seed, 2, _labels=labels, _patches=patches)
+                pairs = Pairs(embeddings, (), numbers, 0, plan.request.seed, 2, _labels=labels, **seen)
             else:
                 pairs = Pairs(embeddings, ("a", "b"), numbers, 0, plan.request.seed, 2)
             plan.method.embed(module, plan.method.inputs(pairs, encoder))

@@ -84,9 +84,14 @@ def check(ours: OpenClip, expected: Tensor, images: Tensor) -> None:
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
     (gradient,) = torch.autograd.grad(found.square().sum(), images)
     assert gradient.abs().amax((1, 2, 3)).min() > 0
-    activations, patches = ours.activations_and_patches(images)
+    activations, of_patches = ours.activations_and_patches(images, ("patches", "patch_activations"))
     assert torch.equal(activations, ours.activations(images))
-    assert torch.equal(patches, found)
+    assert torch.equal(of_patches["patches"], found)
+    before = of_patches["patch_activations"]
+    assert before.dtype == torch.float32
+    assert before.shape == (*found.shape[:2], activations.shape[1])
+    assert torch.equal(before, ours.patch_activations(images))
+    assert torch.equal(ours.project(before), found)
 
 
 @pytest.mark.parametrize("name", TOWERS)
@@ -132,6 +137,8 @@ def test_other_towers_are_refused_by_name(name: str, why: str, tmp_path: Path) -
     ours, _ = encoder({**FAMILIES, "qk-norm": Family({**VIT, "qk_norm": True}, "proj", 32, {})}[name], tmp_path)
     with pytest.raises(UserError, match=rf"tower\.json.* has no patch features: .*{why}.*--encoder ViT-B-16/openai"):
         ours.patches(torch.rand(1, 3, *ours.size))
+    with pytest.raises(UserError, match=why):
+        ours.patch_activations(torch.rand(1, 3, *ours.size))
 
 
 def test_lower_precision_gives_float32_near_the_full_one(tmp_path: Path) -> None:
@@ -173,5 +180,51 @@ def test_an_encoder_of_one_s_own_may_have_patches(patches: str, said: str, tmp_p
         problem = f"UserError: {error}"
     assert re.search(said, problem) if said else problem == ""
     if not said:
-        activations, found = trial.encoder.activations_and_patches(trial.images)
-        torch.testing.assert_close(found[:, 0], trial.encoder.project(activations))
+        activations, found = trial.encoder.activations_and_patches(trial.images, ("patches",))
+        torch.testing.assert_close(found["patches"][:, 0], trial.encoder.project(activations))
+
+
+SPLIT = """
+    def activations(self, images):
+        return ((images - 0.5) / 0.5).flatten(1)
+
+    def project(self, activations):
+        assert activations.ndim == 2
+        return activations @ W
+
+    def patch_activations(self, images):
+        whole = self.activations(images)
+        return torch.stack([whole, 2 * whole], 1)
+
+    def patches(self, images):
+        whole = self.pixels(images)
+        return torch.stack([whole, 2 * whole], 1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        (SPLIT, ""),
+        (SPLIT.replace("2 * whole], 1)\n\n", "3 * whole], 1)\n\n"), "differs from patches\\(x\\) by"),
+        (
+            SPLIT.replace("return torch.stack([whole, 2 * whole], 1)\n\n", "return whole[:, None]\n\n"),
+            "gives \\[3, 2, 6\\]",
+        ),
+        (SPLIT.replace("stack([whole, 2 * whole], 1)\n\n", "stack([whole / 0], 1)\n\n"), "NaN or infinity"),
+        (
+            SPLIT.replace("def project", "def other"),
+            "has patch_activations\\(\\), but not activations\\(\\) and project",
+        ),
+    ],
+)
+def test_an_encoder_of_one_s_own_may_have_activations_of_patches(parts: str, said: str, tmp_path: Path) -> None:
+    from oodbench.encoder import contract
+    from tests.encoder.test_plugin import SMALL, write
+
+    trial = contract.trial(write(tmp_path, SMALL + parts))
+    problem = contract.projects_its_patch_activations(trial)
+    assert re.search(said, problem) if said else problem == ""
+    if not said:
+        _, found = trial.encoder.activations_and_patches(trial.images, ("patch_activations",))
+        assert found["patch_activations"].shape == (3, 2, 192)

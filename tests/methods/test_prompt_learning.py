@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
 from oodbench.data.glyphs import render, world
@@ -25,7 +26,7 @@ from tests.encoder.test_text_tower import text_by_hand
 
 INFO = registry.methods()
 CLASSES = ("cat", "dog", "two large trees", "fox", "red car", "hen", "owl")
-IMAGES, PATCHES, WIDTH = 9, 6, 24
+IMAGES, PATCHES, WIDTH, BEFORE = 9, 6, 24, 32  # width in the joint space, and before the last linear map
 SETTINGS: dict[str, dict[str, Any]] = {
     "coop": {"context": 3},
     "locoop": {"context": 3, "lam": 0.7},
@@ -55,9 +56,11 @@ def pairs(positions: range = range(IMAGES), dtype: torch.dtype = torch.float64) 
     random = torch.Generator().manual_seed(3)
     images = torch.randn(IMAGES, WIDTH, generator=random, dtype=dtype)
     patches = unit(torch.randn(IMAGES, PATCHES, WIDTH, generator=random, dtype=dtype))
+    before = torch.randn(IMAGES, PATCHES, BEFORE, generator=random, dtype=dtype)
     rows = torch.tensor(positions)
     labels = torch.arange(IMAGES) % len(CLASSES)
-    return Pairs(images[rows], (), rows, 5, 11, IMAGES, _labels=labels[rows], _patches=patches[rows])
+    parts = {"_labels": labels[rows], "_patches": patches[rows], "_patch_activations": before[rows]}
+    return Pairs(images[rows], (), rows, 5, 11, IMAGES, **parts)
 
 
 def module_of(method: FewShotMethod[Any], clip: OpenClip) -> Module:
@@ -109,13 +112,20 @@ def gallop_terms(module: Module, clip: OpenClip, given: Pairs) -> dict[str, Tens
     local = [class_vectors(module, context, clip, "") for context in module.local_prompts]
     drawn = np.random.default_rng((11, 5, 0)).integers(4, size=IMAGES)
     first, second = [], []
-    for i, (v, patches, y) in enumerate(zip(unit(given.embeddings), given.patches, given.labels.tolist(), strict=True)):
+    images = zip(unit(given.embeddings), mapped_by_hand(module, clip, given), given.labels.tolist(), strict=True)
+    for i, (v, mapped, y) in enumerate(images):
         first.append(-log_softmax(clip.scale * whole[drawn[i]] @ v)[y])
-        mapped = unit(patches @ module.local_proj["linear"].weight.T)
         for j, u in enumerate(local):
             nearest = (mapped @ u.T).sort(0, descending=True).values[: 2 * (j + 1)]
             second.append(-log_softmax(clip.scale * nearest.mean(0))[y])
     return {"global": torch.stack(first).mean(), "local": torch.stack(second).mean()}
+
+
+def mapped_by_hand(module: Module, clip: OpenClip, given: Pairs) -> Tensor:
+    """The patches by W and then by the matrix `proj` of the encoder's file."""
+    proj = load_file(clip.card.name.partition("@")[2])["visual.proj"].double()
+    assert proj.shape == (BEFORE, WIDTH)
+    return unit(given.patch_activations.double() @ module.local_proj["linear"].weight.T @ proj)
 
 
 def inputs_of(method: FewShotMethod[Any], clip: OpenClip, positions: range = range(IMAGES)) -> dict[str, Tensor]:
@@ -155,8 +165,8 @@ def test_only_what_is_learnt_is_saved(name: str, clip: OpenClip) -> None:
     learnt = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     if name == "gallop":
         words = (4, 16)  # tokens of "A photo of a", width of the text tower
-        expected = {"global_prompt": (4, *words), "local_prompts": (3, *words), "local_proj.linear.weight": (24, 24)}
-        assert torch.equal(module.get_parameter("local_proj.linear.weight"), torch.eye(24))
+        expected = {"global_prompt": (4, *words), "local_prompts": (3, *words), "local_proj.linear.weight": (32, 32)}
+        assert torch.equal(module.get_parameter("local_proj.linear.weight"), torch.eye(32))
         assert torch.equal(module.get_parameter("global_prompt")[2], embeddings_of(clip, "a photo of a"))
     else:
         expected = {"ctx": (3, 16)}
@@ -222,7 +232,8 @@ def test_the_score_is_the_paper_s_with_the_learnt_prompt(
     given = pairs(dtype=torch.float32)
     task = Task(CLASSES, clip.scale, Sources(_nothing, _nothing, lambda: clip, _nothing))
     task = task.for_method(method.needs, MethodResources(lambda: Weights(weights, {}), lambda depends, make: make()))
-    batch = Batch(method.needs, IMAGES, given.features, given.embeddings, _patches=given.patches)
+    parts: dict[str, Any] = {"_patches": given.patches, "_patch_activations": given.patch_activations}
+    batch = Batch(method.needs, IMAGES, given.features, given.embeddings, **parts)
     with torch.no_grad():
         state = method.fit(task)
         found, predicted = method.score(batch, task, state), method.predict(batch, task, state)
@@ -232,7 +243,7 @@ def test_the_score_is_the_paper_s_with_the_learnt_prompt(
                 torch.stack([class_vectors(module, context, clip, "") for context in contexts])
                 for contexts in (module.global_prompt, module.local_prompts)
             )
-            patches = unit(patches @ module.local_proj["linear"].weight.T)
+            patches = mapped_by_hand(module, clip, given)
             tops = [(patches @ u.T).sort(1, descending=True).values[:, : 2 * (j + 1)] for j, u in enumerate(local)]
             logits = v @ whole.mean(0).T + torch.stack([top.mean(1) for top in tops]).mean(0)
             expected = scores_by_hand(v, patches, whole.mean(0), local.mean(0), temperature)
@@ -322,10 +333,40 @@ def test_released_checkpoints(clip: OpenClip, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no tensor global_prompt"):
         make("gallop").translate({"ctx": context}, frozen)
     learnt = {name: value.half() for name, value in make("gallop").module(clip, CLASSES).state_dict().items()}
-    kept = make("gallop").translate(learnt | {"visual.proj": context}, {"text_projection": torch.zeros(16, WIDTH)})
+    vit = {"visual.proj": torch.zeros(BEFORE, WIDTH)}
+    resnet = {"visual.attnpool.c_proj.weight": torch.zeros(BEFORE, 64)}
+    kept = make("gallop").translate(learnt | {"visual.proj": context}, vit)
     assert {key: value.dtype for key, value in kept.items()} == dict.fromkeys(learnt, torch.float32)
-    with pytest.raises(ValueError, match="of 24 numbers, before a ViT's last linear map; here it is of 20"):
-        make("gallop").translate(learnt, {"text_projection": torch.zeros(16, 20)})
+    assert make("gallop", joint=True).translate(learnt, resnet).keys() == kept.keys()
+    for joint, frozen, said in (
+        (True, vit, r"of 32 numbers, not of 24: write gallop\[joint=false\]"),
+        (False, resnet, r"of 32 numbers, not of 64: write gallop\[joint=true\]"),
+        (False, {"visual.proj": torch.zeros(20, 16)}, "of 32 numbers, not of 20, of another encoder"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            make("gallop", joint=joint).translate(learnt, frozen)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("family", ["vit", "resnet"])
+def test_the_map_of_patches_comes_before_or_after_the_last_one(family: str, joint: bool, tmp_path: Path) -> None:
+    """At the identity it changes nothing; else it is W and then CLIP's map, or with `joint` the other way round."""
+    ours, _ = encoder(FAMILIES[family], tmp_path)
+    state = {name: value.double() for name, value in load_file(tmp_path / "weights.safetensors").items()}
+    images = torch.rand(2, 3, *ours.size)
+    module: Module = make("gallop", joint=joint).module(ours, CLASSES)
+    with torch.no_grad():
+        seen = ours.patch_activations(images)
+        assert float((module().patches(seen) - unit(ours.patches(images))).abs().max()) < 1e-6
+        w = module.local_proj["linear"].weight
+        w.add_(0.3 * torch.randn_like(w))
+        found, x, w = module().patches(seen), seen.double(), w.double()
+        if family == "vit":
+            expected = x @ state["visual.proj"] @ w.T if joint else x @ w.T @ state["visual.proj"]
+        else:
+            c, bias = state["visual.attnpool.c_proj.weight"], state["visual.attnpool.c_proj.bias"]
+            expected = (x @ c.T + bias) @ w.T if joint else x @ w.T @ c.T + bias
+    assert float((found - unit(expected)).abs().max()) < 1e-5
 
 
 @pytest.mark.slow

@@ -78,6 +78,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("a.csv", "name,score\nx,1\ny,\n", "line 3: no score"),
     ("a.csv", "name,score\nx,1\ny,1,2\n", "line 3: 3 columns, but the first line has 2 columns"),
     ("a.csv", "score\n9007199254740993\n", "line 2: the score 9007199254740993 has more digits"),
+    ("a.csv", "name,conf,score\nx,-1,1\n", "'conf' and 'score' may each be the scores"),
     ("a.csv", "a,b\nx,1\n", "no column 'score'; its columns are 'a', 'b'"),
     ("a.csv", "1,2\n3,4\n", "2 columns without names; name them in the first line"),
     ("a.csv", "score,pred\n1,cat\n", "column 'prediction' holds class indices, such as 7 (-1: none), not 'cat'"),

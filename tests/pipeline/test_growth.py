@@ -28,9 +28,9 @@ class Tower(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.token_embedding = torch.nn.Embedding(512, DEPTH)
-    def forward(self, tokens, offset=None):
+    def forward(self, tokens, offset=None, context=None):
         x = self.token_embedding(tokens) + (0 if offset is None else offset)
-        return x.mean(1)
+        return x.mean(1) + (0 if context is None else context.mean(-2))
 class Captioner:
     vocabulary = 512
     def encode(self, images): return images.flatten(2)
@@ -43,8 +43,10 @@ class Encoder:
         self.first = torch.randn(3 * SIDE * SIDE, WIDTH) / 14
     def project(self, activations): return activations @ self.matrix
     def activations(self, images): return images.flatten(1) @ self.first
+    def patch_activations(self, images): return self.activations(images)[:, None]
     def pixels(self, images): return self.project(self.activations(images))
-    def tokenize(self, prompts): return torch.tensor([[510, hash(p) % 500, len(p) % 500, 511] for p in prompts])
+    def tokenize(self, prompts):
+        return torch.tensor([[510, hash(p) % 500, len(p) % 500, 511, *20 * [0]] for p in prompts])
     def detokenize(self, token): return f"t{token}"
     def text(self, prompts): return self.tower(self.tokenize(prompts))
     def text_tower(self): return Tower()
@@ -66,21 +68,25 @@ def batch(n):
     pixels = torch.rand(n, 3, SIDE, SIDE) if Needs.PIXELS in method.needs else None
     labels = torch.arange(n) % 1000
     patches = unit(torch.randn(n, 49, DEPTH)) if Needs.PATCHES in method.needs else None
+    before = torch.randn(n, 49, WIDTH) if Needs.PATCH_ACTIVATIONS in method.needs else None
     views = unit(torch.randn(n, len(method.views), DEPTH)) if Needs.VIEWS in method.needs else None
-    return Batch(~Needs(0), n, unit(embeddings), embeddings, activations, pixels, labels, patches, views)
+    given = unit(embeddings), embeddings, activations, pixels, labels, patches, views
+    return Batch(~Needs(0), n, *given, _patch_activations=before)
 bank = unit(torch.randn(1000, DEPTH))
 text, words = lambda *t: bank, lambda w, *t: unit(torch.randn(len(w), DEPTH))
 sources = Sources(text, words, lambda: encoder, lambda: [batch(2000)])
 task = Task([f"c{i}" for i in range(1000)], 100.0, sources)
 task._recent = RecentTexts(encoder.text, limit=2000)  # it is full after a thousand images
 if Needs.WEIGHTS in method.needs:
-    tensors = method.module(encoder).state_dict()
+    classes = (task.classes,) if Needs.SHOTS in method.needs else ()
+    tensors = method.module(encoder, *classes).state_dict()
     tensors.update({name: torch.ones_like(t) for name, t in tensors.items() if name == "seen"})  # all may be said
     task = task.for_method(~Needs(0), MethodResources(lambda: Weights(tensors, {}), lambda depends, make: make()))
 with torch.no_grad():
     state = method.fit(task)
     # As many as the engine scores at once; patches come in the batches of the extraction.
-    peaks, chunk = [], 128 if Needs.PATCHES in method.needs else -(-CHUNK // (1 + len(method.views)))
+    of_patches = (Needs.PATCHES | Needs.PATCH_ACTIVATIONS) & method.needs
+    peaks, chunk = [], 128 if of_patches else -(-CHUNK // (1 + len(method.views)))
     for n in (1_000, int(sys.argv[2])):
         for start in range(0, n, chunk):
             method.score(batch(min(chunk, n - start)), task, state)
@@ -98,7 +104,7 @@ def test_memory_is_flat_from_a_thousand_to_forty_thousand_images(name: str, tmp_
         "odin": "20000",
         "zoc_coca": "20000",
         "cover": "10000",
-        "gl_mcm": "5000",
+        **dict.fromkeys(("gl_mcm", "locoop", "sct", "gallop"), "5000"),
         "negrefine": "5000",
     }
     images = fewer.get(name, "40000")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from oodbench.detector.detector import Detector
 from oodbench.detector.explain import explain
 from oodbench.encoder.build import ImageTower
 from oodbench.errors import UserError
+from oodbench.pipeline.patches import to_half
 from oodbench.pipeline.plan import make_plan
 from oodbench.pipeline.request import RunRequest, request_from
 from oodbench.results import Result
@@ -27,6 +29,7 @@ __all__ = ["images"]  # the fixture
 
 SCORES = "    def score(self, batch, task, state):\n"
 MEAN = "    needs = Needs.FEATURES | Needs.PATCHES\n" + SCORES + "        return batch.patches.mean(1).norm(dim=-1)\n"
+BEFORE = MEAN.replace("PATCHES", "PATCH_ACTIVATIONS").replace(".patches", ".patch_activations")
 
 
 @pytest.fixture
@@ -59,7 +62,7 @@ def scores(out: Path, label: str) -> dict[str, np.ndarray]:
     return {name: np.array(table["score"])[names == name] for name in dict.fromkeys(table["dataset"])}
 
 
-def expected(images: Path, sets: str, formula: Any) -> np.ndarray:
+def expected(images: Path, sets: str, formula: Any, part: str = "patches") -> np.ndarray:
     """A formula of the patches that the encoder gives for the images of a folder, one by one."""
     from PIL import Image
 
@@ -72,15 +75,18 @@ def expected(images: Path, sets: str, formula: Any) -> np.ndarray:
     for path in sorted((images / sets).rglob("*.png")):
         pixels = encoder.transform(Image.open(path))[None].float() / 255
         with torch.no_grad():
-            values.append(float(formula(torch.nn.functional.normalize(encoder.patches(pixels), dim=-1)[0])))
+            (found,) = getattr(encoder, part)(pixels)
+            values.append(float(formula(torch.nn.functional.normalize(found, dim=-1) if part == "patches" else found)))
     return np.array(values)
 
 
 @pytest.mark.slow
 def test_one_pass_serves_embeddings_activations_and_patches(images: Path, tmp_path: Path, passes: Counter[str]) -> None:
     """90 images go through the tower once; alone the other methods have the same scores, to the last digit."""
-    (tmp_path / "probe.py").write_text(HEAD + MEAN)
-    named = {"methods": "mcm,probe,gl_mcm,energy", "plugins": [tmp_path / "probe.py"]}
+    plugins = [tmp_path / "probe.py", tmp_path / "before.py"]
+    for plugin, body in zip(plugins, (MEAN, BEFORE), strict=True):
+        plugin.write_text(HEAD + body)
+    named: dict[str, Any] = {"methods": "mcm,probe,before,gl_mcm,energy", "plugins": plugins}
     together = results(request(images, tmp_path / "a", **named))
     assert passes["images"] == 90
     assert {row.status for row in together.values()} == {"ok"}
@@ -93,6 +99,8 @@ def test_one_pass_serves_embeddings_activations_and_patches(images: Path, tmp_pa
     for name, folder in zip(found, ("id", "ood"), strict=True):
         want = expected(images, folder, lambda patches: patches.mean(0).norm())
         np.testing.assert_allclose(found[name], want, rtol=1e-5)
+        want = expected(images, folder, lambda patches: patches.mean(0).norm(), "patch_activations")
+        np.testing.assert_allclose(scores(tmp_path / "a", "before")[name], want, rtol=1e-5)
     stored = [path.name for path in (tmp_path / "a/store").rglob("*") if "patches" in path.parts]
     assert not stored
 
@@ -132,6 +140,16 @@ def test_kept_patches_are_read_again_in_half_precision(images: Path, tmp_path: P
     found = scores(tmp_path / "runs", "probe")
     want = expected(images, "ood", lambda patches: torch.nn.functional.normalize(patches.half().float()).mean(0).norm())
     np.testing.assert_allclose(found[f"folder:{images}/ood"], want, rtol=1e-4)
+
+    for methods, tower, edit in (("before", 90, ""), ("before,gl_mcm[lam=0.5]", 0, "# an edit: scored anew\n")):
+        (tmp_path / "before.py").write_text(HEAD + BEFORE + edit)
+        passes.clear()
+        options |= {"methods": methods, "plugins": [tmp_path / "before.py"], "store": tmp_path / "store"}
+        again = results(request(images, tmp_path / f"images-{tower}", **options))
+        assert {(row.status, row.run["patches"]) for row in again.values()} == {("ok", "fp16")}
+        assert passes["images"] == tower
+    want = expected(images, "ood", lambda patches: patches.half().float().mean(0).norm(), "patch_activations")
+    np.testing.assert_allclose(scores(tmp_path / "images-0", "before")[f"folder:{images}/ood"], want, rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -222,13 +240,26 @@ def train_list(images: Path, folder: Path) -> Path:
     return folder / "train.txt"
 
 
-@pytest.mark.parametrize("encoder", ["local.py"])
-def test_an_encoder_without_patches_is_refused_in_the_plan(encoder: str, images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "lacking"),
+    [("gl_mcm", "patches()"), ("before", "activations() and no patch_activations() and no project()")],
+)
+def test_an_encoder_without_patches_is_refused_in_the_plan(
+    method: str, lacking: str, images: Path, tmp_path: Path
+) -> None:
     from tests.encoder.test_plugin import SMALL
 
-    (tmp_path / encoder).write_text(SMALL)
-    with pytest.raises(UserError, match=rf"gl_mcm: plugin:.*{encoder} has no patches\(\)"):
-        make_plan(request(images, tmp_path, methods="mcm,gl_mcm", encoder=f"plugin:{tmp_path}/{encoder}"))
+    (tmp_path / "local.py").write_text(SMALL)
+    (tmp_path / "before.py").write_text(HEAD + BEFORE)
+    named: dict[str, Any] = {"methods": f"mcm,{method}", "plugins": [tmp_path / "before.py"]}
+    with pytest.raises(UserError, match=rf"{method}: plugin:.*local.py has no {re.escape(lacking)}"):
+        make_plan(request(images, tmp_path, **named, encoder=f"plugin:{tmp_path}/local.py"))
+
+
+def test_what_half_precision_cannot_hold_is_not_stored() -> None:
+    with pytest.raises(UserError, match="patch_activations of this encoder are above 65504"):
+        to_half("patch_activations", torch.tensor([1.0, 7e4]))
+    assert to_half("patch_activations", torch.tensor([1.0, torch.inf])).tolist() == [1.0, torch.inf]
 
 
 def test_a_detector_and_an_explanation_read_patches(images: Path, tmp_path: Path) -> None:

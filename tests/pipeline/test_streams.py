@@ -385,7 +385,7 @@ def test_a_stream_by_hand(place: Path, tmp_path: Path) -> None:
             assert of_set.stream["first"] == of_set.stream["thousands"][0]
             assert of_set.stream["first"]["auroc"] == round(of_set.auroc, 9)
             assert of_set.stream["rest"] == {"n": 0, "n_id": 0, "auroc": None, "fpr95": None, "fpr95_ood": None}
-            assert bool(of_set.intervals) == (protocol.seed == 3)  # of the first stream seed alone
+            assert of_set.intervals
         assert row.id.accuracy == pytest.approx(np.mean([one.stream["accuracy"] for one in row.ood]))
     assert not [row for row in tmp_path.rglob("mcm*")]  # a base that was not asked for has no row
     # A second run finds everything, and imports no method.

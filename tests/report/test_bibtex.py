@@ -69,6 +69,7 @@ def test_every_published_number_names_its_source() -> None:
         assert quote.cite and set(quote.cite) <= set(references()), quote.key
 
 
+@pytest.mark.slow
 def test_every_entry_is_cited() -> None:
     cited = {key for quote in quotes().values() for key in quote.cite}
     cited |= {key for name in registry.methods() for key in keys_of_method(name)}

@@ -1,100 +1,60 @@
-"""Imported results in tables: with which results they stand, what they are called, and how they are averaged."""
+"""Imported rows beside others: what is not known about them is not taken for granted."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-from pathlib import Path
 from typing import Any
 
-import pytest
-
 from oodbench import report
+from oodbench.method import Access
 from oodbench.report.options import TableOptions
-from oodbench.report.tables.grouping import group
-from oodbench.report.tables.published import compare_with_published
-from oodbench.results import Result, read
-
-REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference" / "glyphs" / "glyphs"
-MCM, MSP = (read(REFERENCE / f"{name}.json") for name in ("mcm", "msp"))
-UNKNOWN: dict[str, Any] = {
-    "run": {"seed": 0, "imported": {"by": "Doe"}},
-    "encoder": {"name": "glyphs", "slug": "glyphs", "architecture": "glyphs"},
-    "classes": {},
-    "templates": {"name": "unknown"},
-    "source": "",
-    "access": {},
-    "warnings": ("imported scores, computed by Doe",),
-}
+from oodbench.results import Result
+from tests.report.test_report_shapes import ood, row
 
 
-def imported(**changes: Any) -> Result:
-    return dataclasses.replace(MCM, **{**UNKNOWN, **changes})
+def imported(method: str, *values: float, access: Access | None = None, **changes: Any) -> Result:
+    """An imported row with some AUROCs."""
+    made = row(method, *(ood(name, value, 0.2) for name, value in zip(("sun", "dtd"), values, strict=True)))
+    run = {**made.run, "imported": {"files": {}, "by": ""}, **changes.pop("run", {})}
+    found = dataclasses.replace(made, run=run, access=access.plain() if access else {})
+    return dataclasses.replace(found, **changes)
 
 
-def with_set(**changes: Any) -> dict[str, Any]:
-    return {"ood": (dataclasses.replace(MCM.ood[0], **changes), *MCM.ood[1:])}
-
-
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize(
-    ("changes", "groups"),
-    [
-        ({}, 1),
-        (with_set(list_digest=""), 1),
-        (with_set(list_digest="0" * 64), 2),
-        (with_set(n=1499), 2),
-        ({"ood": MCM.ood[1:]}, 2),
-        ({"conventions": {**MCM.conventions, "at95": "nearest"}}, 2),
-        ({"encoder": {**UNKNOWN["encoder"], "weights": "0" * 64}}, 2),
-        ({"benchmark": "other"}, 2),
-    ],
-    ids=["same", "unnamed images", "other images", "fewer images", "fewer sets", "rule", "weights", "benchmark"],
-)
-def test_an_imported_result_joins_those_that_agree_with_what_it_knows(
-    changes: dict[str, Any], groups: int, first: bool
-) -> None:
-    row = imported(**changes)
-    assert len(group([row, MCM, MSP] if first else [MCM, MSP, row])) == groups
-
-
-def test_two_that_contradict_each_other_do_not_stand_together() -> None:
-    rows = [imported(**with_set(list_digest=digit * 64), label=f"mcm[k={digit}]") for digit in "012"]
-    assert len(group([imported(**with_set(list_digest="")), *rows])) == 3
-
-
-def test_names_captions_and_formats() -> None:
-    (table,) = report.tables([imported(), MCM])
-    assert [line.name for line in table.lines] == ["MCM (scores measured)", "MCM (scores imported)"]
-    assert "Encoder weights" in " ".join(table.caption) and table.lines[1].section == "Access not known"
-    said = "MCM (scores imported): imported scores, computed by Doe."
-    assert said in table.notes and said in report.latex(table).replace("\n", " ") and said in report.markdown(table)
-    found = list(csv.DictReader(io.StringIO(report.csv([table]))))
-    assert [line["status"] for line in found] == ["ok", "imported"]
-    assert found[1]["access.group"] == "access not known" and found[1]["prompts"] == "unknown"
-
-
-def test_prompts_of_an_imported_result_are_not_those_of_the_others() -> None:
-    given = [dataclasses.replace(row, label=f"{row.method}[templates=x]") for row in (MCM, MSP)]
-    own, equal = report.tables([*given, imported(label="mine")])
-    assert [len(own.lines), len(equal.lines)] == [1, 2]
-
-
-def test_seeds_of_imported_results_are_averaged() -> None:
-    rows = [imported(run={"seed": seed, "imported": {"files": seed}}) for seed in range(3)]
-    (table,) = report.tables([*rows, MCM], TableOptions(seeds=True))
-    assert sorted(line.name for line in table.lines) == ["MCM (scores imported), 3 seeds", "MCM (scores measured)"]
-
-
-def test_a_comparison_with_published_numbers_says_imported() -> None:
-    clip = {"name": "ViT-B-16/openai", "slug": "ViT-B-16-openai", "architecture": "ViT-B-16", "tag": "openai"}
-    sets = [
-        dataclasses.replace(MCM.ood[0], dataset=name, title=name, group="")
-        for name in ("inaturalist", "sun", "places", "textures")
+def test_imports_that_saw_different_data_are_not_averaged() -> None:
+    seen = Access(id_images=True, id_labels=16)
+    pair = [
+        imported("mine", 0.8, 0.8, access=Access(), run={"seed": 0}),
+        imported("mine", 0.9, 0.9, access=seen, run={"seed": 1}),
     ]
-    row = imported(benchmark="mos", encoder=clip, ood=tuple(sets), access=MCM.access)
-    (table,) = compare_with_published(report.tables([row]), TableOptions())
-    text = report.markdown(table)
-    assert "MCM, imported and published" in table.title and "imported minus published" in text
-    assert "measured" not in text
+    (table,) = report.tables(pair, TableOptions(seeds=True))
+    assert [line.section for line in table.lines] == ["Zero-shot", "Few-shot"]
+    same = [dataclasses.replace(one, access=Access().plain()) for one in pair]
+    (table,) = report.tables(same, TableOptions(seeds=True))
+    assert len(table.lines) == 1 and table.lines[0].cells[0][0].text == "85.00"
+
+
+def test_imports_of_streams_are_not_ranked_as_their_protocol_is_not_known() -> None:
+    pair = [imported(name, value, value, access=Access(stream=True)) for name, value in (("a", 0.8), ("b", 0.9))]
+    (table,) = report.tables(pair)
+    assert not any(cell.mark for line in table.lines for group in line.cells for cell in group)
+    (ranked,) = report.tables([dataclasses.replace(one, access=Access().plain()) for one in pair])
+    assert any(cell.mark for line in ranked.lines for group in line.cells for cell in group)
+
+
+def test_a_part_of_a_set_is_not_the_same_images_because_there_are_as_many() -> None:
+    def part(one: Result, digest: str) -> Result:
+        sets = tuple(dataclasses.replace(x, n=40, expected=100, list_digest=digest) for x in one.ood)
+        id = dataclasses.replace(one.id, n=40, expected=100, list_digest=digest)
+        return dataclasses.replace(one, ood=sets, id=id)
+
+    measured = part(row("mcm", ood("sun", 0.8, 0.2), ood("dtd", 0.8, 0.2)), "a")
+    assert len(report.tables([measured, part(imported("mine", 0.9, 0.9, access=Access()), "")])) == 2  # without names
+    assert len(report.tables([measured, part(imported("mine", 0.9, 0.9, access=Access()), "a")])) == 1
+
+
+def test_an_import_does_not_hide_that_a_method_failed() -> None:
+    failed = dataclasses.replace(row("knn", status="failed", error="out of memory", ood=()), created="2026-01-01")
+    later = imported("knn", 0.9, 0.9, access=Access(id_images=True), created="2026-01-02")
+    other = row("mcm", ood("sun", 0.8, 0.2), ood("dtd", 0.8, 0.2))
+    lines = [line.name for table in report.tables([other, failed, later]) for line in table.lines]
+    assert len([name for name in lines if name.lower().startswith("knn")]) == 2

@@ -41,7 +41,7 @@ from oodbench.training.losses import read_losses
 from oodbench.training.plan import TrainRequest, expand_requests, make_plan
 from oodbench.training.processes import ProcessGroup
 from oodbench.training.schedule import Schedule
-from oodbench.training.train import Ready, TrainWatch, train
+from oodbench.training.train import Ready, TrainWatch, build_crops, train
 from tests.processes import Command
 from tests.training.few_shot_toy import SOURCE
 
@@ -99,9 +99,9 @@ def tower(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     calls: list[int] = []
     both = OpenClip.activations_and_patches
 
-    def counted(self: OpenClip, images: Tensor) -> tuple[Tensor, Tensor]:
+    def counted(self: OpenClip, images: Tensor, fields: tuple[str, ...]) -> tuple[Tensor, dict[str, Tensor]]:
         calls.append(len(images))
-        return both(self, images)
+        return both(self, images, fields)
 
     monkeypatch.setattr(OpenClip, "activations_and_patches", counted)
     return calls
@@ -125,6 +125,28 @@ def drawn_by_hand(place: Path, shots: int, seed: int) -> list[tuple[str, int]]:
 # The data and the loss
 
 
+@pytest.mark.parametrize("augment", [False, True])
+def test_activations_of_patches_come_from_the_pass_of_the_patches(
+    place: Path, ask: Callable[..., TrainRequest], encoder: OpenClip, tower: list[int], augment: bool
+) -> None:
+    """Stored in half precision, or computed in every step; what a method on patches has stored is another entry."""
+    plain, alone = make_plan(ask(augment=augment)), ProcessGroup(0, 1, "cpu")
+    info = dataclasses.replace(plain.job.info, needs=(*plain.job.info.needs, "PATCH_ACTIVATIONS"))
+    plan = dataclasses.replace(plain, job=dataclasses.replace(plain.job, info=info))
+    data = labelled.labelled_data(plan, lambda: encoder, alone, lambda what, n: lambda k: None, 1)
+    crops = build_crops(plan, data, alone)
+    batches = PairBatches(data, Schedule(plan.optimiser, 6, 4, 1), encoder, 4, crops, plan.patch_fields)
+    (pairs,) = batches.chunks(0, alone)
+    assert sum(tower) == (4 if augment else 6)
+    joint = torch.nn.functional.normalize(encoder.project(pairs.patch_activations), dim=-1)
+    assert pairs.patch_activations.shape[-1] == encoder.card.width
+    assert float((joint - pairs.patches).abs().max()) < (1e-6 if augment else 2e-3)
+    for stored in (plain, plan):
+        key = labelled.StoredCrops(stored, data, plain.shots.images).key(0, (0, 6))  # type: ignore[union-attr]
+        assert key["patches"] is True
+        assert key.get("patch_activations") == (True if stored is plan else None)
+
+
 @pytest.mark.parametrize("chunk", [3, 100])
 def test_the_first_step_by_hand(
     place: Path, ask: Callable[..., TrainRequest], encoder: OpenClip, tower: list[int], chunk: int
@@ -134,7 +156,7 @@ def test_the_first_step_by_hand(
     data = labelled.labelled_data(plan, lambda: encoder, alone, lambda what, n: lambda k: None, 2)
     assert sum(tower) == 6
     schedule = Schedule(plan.optimiser, len(data), 4, 1)
-    trainer = Trainer(plan.method, PairBatches(data, schedule, encoder, chunk, patches=True), alone, "fp32")
+    trainer = Trainer(plan.method, PairBatches(data, schedule, encoder, chunk, patches=("patches",)), alone, "fp32")
     terms = trainer._backward(0, trainer._inputs(0))
     found = dict(trainer.module.named_parameters())["vectors"].grad
     drawn = drawn_by_hand(place, 2, 1)

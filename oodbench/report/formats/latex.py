@@ -5,6 +5,7 @@ pdflatex has letters of the Latin alphabet and mathematical signs; other scripts
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -162,6 +163,7 @@ def remark(latex: str) -> str:
 
 # In points at \footnotesize. 490 is the width of text in a two-column paper, and fits on the paper in `article`.
 _PAGE, _NAME, _LETTER, _SMALL_LETTER, _GAP = 490.0, 130.0, 4.3, 4.6, 5.0
+_HEIGHT = 600  # points: of a page, with some room for notes
 _BETWEEN = 9.0  # between column groups
 _ARROWS = {1: r"$\uparrow$", -1: r"$\downarrow$", 0: ""}
 _MARKS = {"best": r"\textbf{%s}", "second": r"\underline{%s}", "exceeds": r"\textbf{%s}\rlap{$^{!}$}", "": "%s"}
@@ -205,8 +207,21 @@ def latex(table: Table) -> str:
         r"\footnotesize",
         r"\setlength{\tabcolsep}{2.5pt}",
     ]
+    height = len(caption) / 8  # points: 96 letters a line of 12
+    tall = sum(10 * math.ceil((len(line.name) + 3 * len(line.cites)) * _LETTER / _NAME) for line in table.lines) + 70
     for i, cut in enumerate(cuts):
-        out += [r"\par\medskip"] if i else []
+        height += tall
+        if i and height > _HEIGHT:  # what does not fit on a page is not printed
+            out += [
+                r"\end{table*}",
+                r"\begin{table*}[tbp]",
+                r"\centering",
+                r"\footnotesize",
+                r"\setlength{\tabcolsep}{2.5pt}",
+            ]
+            height = tall
+        elif i:
+            out += [r"\par\medskip"]
         # The box centres a table that is wider than the text instead of pushing it over the right edge.
         out += [r"\makebox[\textwidth][c]{%", *_panel(table, cut, first), "}"]
     for note in (*table.notes, *table.footnotes):

@@ -122,7 +122,8 @@ def blocks(lines: Sequence[TableLine]) -> list[tuple[list[TableLine], bool]]:
     members = [list(found) for _, found in groupby(lines, key=lambda line: line.section)]
 
     def sees(line: TableLine) -> tuple[str, str]:  # what methods without a card see may differ
-        return group_of(line), line.result.method if line.result and not line.access else ""
+        unknown = not line.access or (line.access.stream and not (line.result and line.result.stream))
+        return group_of(line), line.result.label if line.result and unknown else ""
 
     return [(found, len({sees(line) for line in found if line.result}) <= 1) for found in members]
 

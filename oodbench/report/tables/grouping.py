@@ -35,7 +35,7 @@ class TableGroup:
         """The results in the order of the input, without failed ones of which a later run succeeded."""
         succeeded: dict[tuple[str, str], str] = {}
         for _, row in self.numbered:
-            if row.status == "ok":
+            if row.status == "ok" and not row.imported:
                 succeeded[_run(row)] = max(succeeded.get(_run(row), ""), row.created)
         ordered = [row for _, row in sorted(self.numbered, key=lambda pair: pair[0])]
         return [row for row in ordered if row.status == "ok" or succeeded.get(_run(row), "") <= row.created]
@@ -92,7 +92,15 @@ def _agree(some: Mapping[str, str], others: Mapping[str, str], *, scored: bool) 
     """Return whether the facts that both have agree, and, of scored results, whether the OOD sets are the same."""
     known = (some, others) if scored else ()
     sets = [{name for name in facts if name.startswith("OOD ") and name.endswith(" n")} for facts in known]
+    if scored and not all(others.get(f"{name} images") == some.get(f"{name} images") for name in _partial(some)):
+        return False  # of a part of a set, equal numbers of images are not the same images
     return all(others.get(k, v) == v for k, v in some.items()) and all(one == sets[0] for one in sets)
+
+
+def _partial(known: Mapping[str, str]) -> list[str]:
+    """Return the sets of which some images alone have scores."""
+    sizes = {k.removesuffix(" n"): v for k, v in known.items() if k.endswith(" n")}
+    return [name for name, n in sizes.items() if known.get(f"{name} expected") not in (n, "null", None)]
 
 
 def facts(row: Result) -> dict[str, str]:

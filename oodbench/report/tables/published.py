@@ -319,6 +319,7 @@ def published_of(row: Result) -> list[Quote]:
         and one.architecture == row.encoder.get("architecture")
         and one.card == card(row)
         and row.stream.get("order", one.order) == one.order
+        and row.stream.get("ratio", "all") == "all"
         and all(row.parameters.get(k) == v for k, v in one.settings.items())
     ]
     return [one for one in found if one.weights == comparable_facts(row)["weights"]] or found

@@ -47,13 +47,28 @@ def line_cells(results: Sequence[Result], group: ColumnGroup, options: TableOpti
     if len(results) == 1 or results[0].status != "ok":
         return cells(results[0], group, options)
     columns = zip(*(group.values(row) for row in results), strict=True)
-    return tuple(_average(column, options, group.fraction) for column in columns)
+    return tuple(_average(_by_stream(column, results), options, group.fraction) for column in columns)
+
+
+def _by_stream(numbers: Sequence[Number], results: Sequence[Result]) -> list[Number]:
+    """Return the averages of runs that differ in the seed of the run, one for each stream seed: the streams vary."""
+    by_seed: dict[object, list[Number]] = {}
+    for i, (number, row) in enumerate(zip(numbers, results, strict=True)):
+        by_seed.setdefault(row.stream.get("seed") if row.stream else i, []).append(number)
+    out = []
+    for same in by_seed.values():
+        values = [number.value for number in same if number.value is not None]
+        mean = statistics.fmean(values) if len(values) == len(same) else None
+        out.append(same[0] if len(same) == 1 else Number(mean, same[0].interval))
+    return out
 
 
 def _average(numbers: Sequence[Number], options: TableOptions, fraction: bool) -> Cell:
     known = [n.value for n in numbers if n.value is not None and math.isfinite(n.value)]
     if len(known) < len(numbers):
         return Cell(None, DASH)
+    if len(known) == 1:
+        return cell(numbers[0], options, fraction=fraction)
     deviation = statistics.stdev(known)
     interval = next((n.interval for n in numbers if n.interval), None)
     found = cell(Number(statistics.fmean(known), interval), options, fraction=fraction)
@@ -73,7 +88,18 @@ def _key(row: Result) -> str:
         drawn = ("digest", "list", "shot_seed")
         settings["calibration"] = {k: v for k, v in settings["calibration"].items() if k not in drawn}
     stream = {k: v for k, v in row.stream.items() if k != "seed"}
-    known = [seedless_label(row), row.parameters, row.templates, row.files, row.source, weights, settings, stream]
+    access = row.access if row.imported else {}  # that of others follows from method and settings
+    known = [
+        seedless_label(row),
+        row.parameters,
+        row.templates,
+        row.files,
+        row.source,
+        weights,
+        settings,
+        stream,
+        access,
+    ]
     return json.dumps(known, sort_keys=True, default=str)
 
 
@@ -129,7 +155,10 @@ def line_names(lines: Sequence[Sequence[Result]], omitted: str = "") -> list[str
     if not first or not first[0].stream:
         found = _distinguished([_name(row, (omitted,)) for row in first], first)
         return [f"{x}, {len(rows)} seeds" if len(rows) > 1 else x for x, rows in zip(found, lines, strict=True)]
-    differences = differing(lines)
+    runs = [len({row.run.get("seed") for row in rows}) for rows in lines]
+    differences = [
+        f"{each}, {n} seeds of the run" if n > 1 else each for each, n in zip(differing(lines), runs, strict=True)
+    ]
     return _distinguished([f"{_stream_name(r, omitted)}{d}" for r, d in zip(first, differences, strict=True)], first)
 
 
@@ -167,7 +196,7 @@ def _remarks(rows: Sequence[Result]) -> list[str]:
     known = [
         {"scores": "imported" if row.imported else "measured"}
         | {k: str(row.run.get(k)) for k in _VARIATIONS}
-        | {f"calibration_{k}": str((row.run.get("calibration") or {}).get(k)) for k in ("n", "labels", "shot_seed")}
+        | {f"calibration_{k}": str((row.run.get("calibration") or {}).get(k)) for k in ("labels", "n", "shot_seed")}
         | {"weights": row.weights.get("digest", "none")[:8], "source": row.source[:8]}
         | {"commit": (row.commit or "none")[:8], "stream_seed": str(row.stream.get("seed"))}
         for row in rows
