@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, normalize
 
 from oodbench.method import Batch, Needs, StreamMethod, Task, logsumexp
 
@@ -27,16 +27,16 @@ class Slots:
 
 @dataclass(frozen=True)
 class Memory:
-    """What is kept of the stream, by class: k ID classes, then m negative labels.
+    """The negative labels, and what is kept of the stream by class: k ID classes, then m negative labels.
 
     negatives  [m d] unit vectors of the negative labels, in the order of the groups
-    sums       [k+m d] sum of the text vector and of the images that the class keeps, written in place
+    sums       class -> sum of its text vector and of the images that it keeps, [d], for classes that have any
     counts     class -> number of images that it keeps
-    slots      class -> what replacement needs of them, for classes that have any
+    slots      class -> what replacement needs of them
     """
 
     negatives: Float[Tensor, "m d"]
-    sums: Float[Tensor, "c d"]
+    sums: dict[int, Float[Tensor, " d"]] = field(default_factory=dict)
     counts: dict[int, int] = field(default_factory=dict)
     slots: dict[int, Slots] = field(default_factory=dict)
 
@@ -75,8 +75,10 @@ class AdaNeg(StreamMethod[Memory]):
     (openood/networks/clip_fixed_ood_prompt.py:538-588); a word that is noun and adjective is a noun. The groups are of
     a permutation as in neglabel; sizes may differ by one, where the released code cuts off the remainder.
 
-    The memory is the sums, 4 (k + m) d bytes (22.5 MB for 11,000 classes of width 512), and with replacement=entropy
-    the images in the slots, 2 KB each of width 512; the released tensor has 11 slots for every class, 248 MB.
+    The state of a stream is the vectors of the negative labels, 4 m d bytes (20.5 MB for 10,000 of width 512), a sum
+    for each class that keeps images, and with replacement=entropy these images, too: 2 KB each of width 512. The proxy
+    of a class without images is its text. Sums of all 11,000 classes would be 22.5 MB; the released tensor has 11 slots
+    for every class, 248 MB, beside the text vectors.
 
     replacement    "entropy" or "never"
     lam            lambda, weight of the texts' score
@@ -130,26 +132,25 @@ class AdaNeg(StreamMethod[Memory]):
     def begin(self, task: Task) -> Memory:
         depends = "words nouns adjectives templates num_negatives quantile permutation".split()
         negatives = task.cached(lambda: self._mined(task), **{name: getattr(self, name) for name in depends})
-        return Memory(negatives, torch.cat([task.text(self.templates), negatives]))
+        return Memory(negatives)
 
     def step(
         self, batch: Batch, task: Task, state: Memory
     ) -> tuple[Float64[Tensor, " b"], Memory, Int64[Tensor, " b"]]:
         """Put confident images into the memory, then score with its proxies."""
         scale = task.scale if self.scale is None else self.scale
-        features, k = batch.features, len(task.classes)
-        names = scale * (features @ task.text(self.templates).T)
-        others = scale * (features @ state.negatives.T)
+        features, classes = batch.features, task.text(self.templates)
+        names, others = (scale * (features @ vectors.T) for vectors in (classes, state.negatives))
         texts = self._sides(names, others)
         s = texts.log_s.exp()
-        for admitted, logits, offset in (
-            (s > self.thres + self.gap * (1 - self.thres), names, 0),
-            (s < self.thres - self.gap * self.thres, others, k),
-        ):
-            own = logits[admitted]
-            self._remember(state, features[admitted], own.argmax(-1) + offset, entropy(own))
-        proxy_logits = (features @ state.sums.T).div_(state.sums.norm(dim=-1)).mul_(scale)
-        proxies = self._sides(proxy_logits[:, :k], proxy_logits[:, k:])
+        as_id, as_negative = s > self.thres + self.gap * (1 - self.thres), s < self.thres - self.gap * self.thres
+        self._remember(state, classes, 0, features[as_id], names[as_id])
+        self._remember(state, state.negatives, len(classes), features[as_negative], others[as_negative])
+        adapted = torch.cat([names, others], -1)
+        if state.sums:  # the proxies of other classes are their texts
+            kept = torch.tensor(list(state.sums), device=adapted.device)
+            adapted[:, kept] = scale * (features @ normalize(torch.stack(list(state.sums.values())), dim=-1).T)
+        proxies = self._sides(adapted[:, : len(classes)], adapted[:, len(classes) :])
         weight = torch.tensor(self.lam, dtype=torch.float64, device=s.device).log()
         score = torch.logaddexp(proxies.log_s, weight + texts.log_s)
         rest = torch.logaddexp(proxies.log_rest, weight + texts.log_rest)
@@ -167,16 +168,18 @@ class AdaNeg(StreamMethod[Memory]):
     def _remember(
         self,
         memory: Memory,
+        texts: Float[Tensor, "n d"],
+        offset: int,
         vectors: Float[Tensor, "a d"],
-        classes: Int64[Tensor, " a"],
-        entropies: Float[Tensor, " a"],
+        logits: Float[Tensor, "a n"],
     ) -> None:
-        """Put images into the memory of their classes, in their order."""
-        for c in sorted(set(classes.tolist())):
-            new = Slots(entropies[classes == c], vectors[classes == c])
+        """Put images into the memory of the nearest of the classes offset, offset + 1, ..., in their order."""
+        nearest, entropies = logits.argmax(-1), entropy(logits)
+        for i in sorted(set(nearest.tolist())):
+            c, new = offset + i, Slots(entropies[nearest == i], vectors[nearest == i])
             if self.replacement == "never":
                 kept = new.vectors[: self.slots - 1 - memory.counts.get(c, 0)]
-                memory.sums[c] += kept.sum(0)
+                memory.sums[c] = memory.sums.get(c, texts[i]) + kept.sum(0)
                 memory.counts[c] = memory.counts.get(c, 0) + len(kept)
                 continue
             # To fill the slots and then replace the largest entropy by less is to keep the images of least entropy.
@@ -184,7 +187,7 @@ class AdaNeg(StreamMethod[Memory]):
             every = Slots(*(torch.cat(pair) for pair in zip(vars(held).values(), vars(new).values(), strict=True)))
             least = every.entropies.argsort(stable=True)[: self.slots - 1]
             memory.slots[c] = Slots(every.entropies[least], every.vectors[least])
-            memory.sums[c] += memory.slots[c].vectors.sum(0) - held.vectors.sum(0)
+            memory.sums[c] = texts[i] + memory.slots[c].vectors.sum(0)
             memory.counts[c] = len(least)
 
     def _mined(self, task: Task) -> Float[Tensor, "m d"]:

@@ -69,7 +69,8 @@ class TANL(StreamMethod[Activated]):
     chosen anew by alpha times the mean of the queue plus 1 - alpha times the mean of the batch's admitted images (the
     queue's alone if none is), and the batch is scored with these, each image thus by words that it may have chosen.
     Then the queues are filled. P begins with the activations by the class names' texts, N by 15 images of noise; the
-    history, too, begins with the scores of both. Fewer class names than `queue` are all taken.
+    history, too, begins with the scores of both. Fewer class names than `queue` are all taken. Of fewer words than M,
+    say m, the mean is over those there are; the released loop counts the last term M - m times more.
 
     The score is the log-odds log(S_aa / (1 - S_aa)), which ranks as S_aa does and does not tie at 0 or 1. S_aa is one
     cumulative sum over the M words, where the released code has M softmaxes. Activations are computed for admitted

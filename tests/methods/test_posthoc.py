@@ -360,6 +360,28 @@ def test_adapters_predict_their_own_classes(classes: int, monkeypatch: pytest.Mo
     assert all(wrong.values())  # they are not CLIP's classes
 
 
+@pytest.mark.parametrize(
+    ("classes", "parameters"), [(9, {"C": 1.0}), (9, {"C": 0.316, "normalise": False}), (2, {"C": 0.1})]
+)
+def test_the_probe_minimises_the_penalised_loss(classes: int, parameters: dict[str, Any]) -> None:
+    """Per image, the gradient of |w|^2 / 2C + the losses by weights w and intercepts, which have no penalty, is 0."""
+    world = World.random(classes=classes)
+    kept = (world.y == 0) | (torch.arange(len(world.y)) < 300)  # classes of different sizes have intercepts
+    world = dataclasses.replace(world, x=world.x[kept], y=world.y[kept])
+    probe = registry.make(INFO["linear_probe"], parameters).fit(world.task().for_method(~Needs(0))).numpy()
+    z, n = world.z(world.x, parameters.get("normalise", True)), len(world.x)
+    w, b = probe[:, :-1], probe[:, -1]
+    missed = softmax(z @ w.T + b, axis=1) - np.eye(classes)[world.y.numpy()]
+    learnt = slice(1 if classes == 2 else 0, None)  # of two classes one logit is learnt, the other is 0
+    penalty = w / (parameters["C"] * n)
+    gradient = penalty + missed.T @ z / n
+    assert np.abs(gradient[learnt]).max() < 1e-4  # tol of the solver
+    assert np.abs(missed.mean(0)[learnt]).max() < 1e-4
+    assert np.abs(penalty[learnt]).max() > 2e-3  # without it, or with another C, the gradient is no 0
+    if parameters.get("normalise", True):  # far from the origin intercepts are small
+        assert np.abs(b[learnt]).max() / (parameters["C"] * n) > 1e-3
+
+
 def test_a_probe_that_does_not_converge_says_so(world: World, caplog: pytest.LogCaptureFixture) -> None:
     scores("linear_probe", world, max_iter=3)
     assert "stopped after max_iter=3 iterations" in caplog.text

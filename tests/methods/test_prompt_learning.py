@@ -173,15 +173,25 @@ def test_only_what_is_learnt_is_saved(name: str, clip: OpenClip) -> None:
     assert learnt == expected
     settings = make(name).optimisation()
     recipe = (settings.kind, settings.lr, settings.momentum, settings.weight_decay, settings.batch, settings.epochs)
-    assert (
-        recipe
-        == {
-            "coop": ("sgd", 2e-3, 0.9, 5e-4, 32, 200),
-            "locoop": ("sgd", 2e-3, 0.9, 5e-4, 32, 50),
-            "sct": ("sgd", 2e-3, 0.9, 5e-4, 32, 25),
-            "gallop": ("sgd", 2e-3, 0.9, 1e-2, 128, 50),
-        }[name]
-    )
+    schedule = (settings.cosine, settings.per_epoch, settings.warmup, settings.warmup_epochs, settings.warmup_lr)
+    assert settings.no_decay == ()
+    dassl = (True, True, 0, 1, 1e-5)  # one epoch at 1e-5, then a cosine that falls once an epoch
+    assert (recipe, schedule) == {
+        "coop": (("sgd", 2e-3, 0.9, 5e-4, 32, 200), dassl),
+        "locoop": (("sgd", 2e-3, 0.9, 5e-4, 32, 50), dassl),
+        "sct": (("sgd", 2e-3, 0.9, 5e-4, 32, 25), dassl),
+        "gallop": (("sgd", 2e-3, 0.9, 1e-2, 128, 50), (True, True, 0, 0, None)),
+    }[name]
+
+
+def test_hyper_parameters_are_the_released_ones() -> None:
+    """Those of the papers' ImageNet runs, which the other tests set to others."""
+    one = {"context": 16, "context_init": "", "class_specific": False, "temperature": 1.0}
+    regularised = {**one, "lam": 0.25, "rank": None, "eps": 1e-5, "rule": "gl-mcm"}
+    several = {"context_init": "A photo of a", "global_prompts": 4, "local_prompts": 4, "dropout": 0.75, "top": 5}
+    expected = {"coop": one, "locoop": regularised, "sct": regularised}
+    expected["gallop"] = {**several, "temperature": 1.0, "rule": "gl-mcm"}
+    assert {name: vars(registry.make(INFO[name], {})) for name in SETTINGS} == expected
 
 
 def embeddings_of(clip: OpenClip, words: str) -> Tensor:

@@ -117,6 +117,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(tmp_path_factory.mktemp("streams") / "words")
 
 
+def word_lists(world: World) -> tuple[list[str], list[str]]:
+    """Nouns, and adjectives that are no nouns, in the order of their files."""
+    nouns: list[str] = []
+    adjectives: list[str] = []
+    for path in sorted(Path(world.words).iterdir()):
+        (adjectives if path.name.startswith("adj") else nouns).extend(path.read_text().split("\n")[:-1])
+    nouns = list(dict.fromkeys(nouns))
+    return nouns, [word for word in dict.fromkeys(adjectives) if word not in nouns]
+
+
 # --- OODD -------------------------------------------------------------------------------------------------------------
 
 
@@ -145,6 +155,15 @@ def oodd(world: World, s: Array, size: int, length: int, k: int) -> Array:
     return np.concatenate(scores)
 
 
+def released(base: str, stored: Array) -> Array:
+    """The score of a method's paper: a probability of its logarithm or log-odds, a cosine of a distance."""
+    if base == "knn":
+        return 1 - stored**2 / 2
+    if base in {"mcm", "msp", "cover", "cma", "coop", "tip_adapter", "linear_probe"}:
+        return np.exp(stored)
+    return 1 / (1 + np.exp(-stored)) if base in {"neglabel", "csp", "clipn", "mine"} else stored
+
+
 @pytest.mark.parametrize(
     ("parameters", "size"),
     [
@@ -157,12 +176,19 @@ def oodd(world: World, s: Array, size: int, length: int, k: int) -> Array:
     ],
 )
 def test_the_score_is_the_paper_s_queue(parameters: dict[str, Any], size: int, world: World) -> None:
-    stored = world.base.numpy()
-    released = {"mcm": np.exp(stored), "msp": np.exp(stored), "knn": 1 - stored**2 / 2, "energy": stored}
-    s = released.get(parameters.get("base", "mcm").partition("[")[0], 1 / (1 + np.exp(-stored)))
+    s = released(parameters.get("base", "mcm").partition("[")[0], world.base.numpy())
     expected = oodd(world, s, size, parameters["queue"], parameters.get("k", 5))
     found = world.scores(world.method("oodd", **parameters), world.batches(size))
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12)
+
+
+def test_every_base_score_is_its_paper_s(world: World) -> None:
+    """The dictionary holds one image, that of the lowest score."""
+    features, stored = world.features[:64], world.base[:64]
+    cosines = features @ features[stored.argmin()]
+    for base in sorted(INFO):
+        found = world.scores(world.method("oodd", base=base, queue=1, k=1), [world.batches(64)[0]])
+        np.testing.assert_allclose(found, released(base, stored.numpy()) - cosines.numpy(), rtol=1e-9, err_msg=base)
 
 
 # --- TANL -------------------------------------------------------------------------------------------------------------
@@ -190,16 +216,13 @@ def otsu(scores: Array) -> float:
     return float(candidates[len(candidates) // 2] / 100)
 
 
-def tanl(world: World, scale: float, alpha: float, gap: float, gamma: int, chosen: int, length: int) -> list[Any]:
+def tanl(
+    world: World, scale: float, alpha: float, gap: float, gamma: int, chosen: int, length: int, last: int
+) -> list[Any]:
     """Scores S_aa, and how many images each side admitted in each batch."""
     names = [f"The nice {name}." for name in world.names]
-    nouns: list[str] = []
-    adjectives: list[str] = []
-    for path in sorted(Path(world.words).iterdir()):
-        (adjectives if path.name.startswith("adj") else nouns).extend(path.read_text().split("\n")[:-1])
-    nouns = list(dict.fromkeys(nouns))
-    prompts = [f"The nice {word}." for word in nouns]
-    prompts += [f"This is a {word} photo." for word in dict.fromkeys(adjectives) if word not in nouns]
+    nouns, adjectives = word_lists(world)
+    prompts = [f"The nice {word}." for word in nouns] + [f"This is a {word} photo." for word in adjectives]
     texts, words = (np.stack([vector(text).numpy() for text in each]) for each in (names, prompts))
     k, every = len(texts), np.concatenate([texts, words])
     images = TANL.noise_images((6, 6), 0)
@@ -222,7 +245,7 @@ def tanl(world: World, scale: float, alpha: float, gap: float, gamma: int, chose
     for v in np.split(world.features.numpy(), range(BATCH, IMAGES, BATCH)):
         acts = activations(v)
         s = aware(logits(v, n.mean(0) - p.mean(0)), k, gamma)
-        history = np.concatenate([history, s])[-20_000:]
+        history = np.concatenate([history, s])[-last:]
         t = otsu(history)
         id_, ood = s > t + gap * (1 - t), s < t - gap * t
         means = {}
@@ -244,15 +267,21 @@ def tanl(world: World, scale: float, alpha: float, gap: float, gamma: int, chose
         {"preset": "script", "gamma": 0, "queue": 30},
         {"alpha": 0.5, "gamma": 7, "queue": 8, "scale": 30.0},  # fewer than class names; terms that do not divide M
         {"gap": 1.0},  # nothing is admitted
+        {"last": 150},  # the threshold is of fewer scores than the stream has
     ],
 )
-def test_the_score_is_the_paper_s_mean_of_softmaxes(parameters: dict[str, Any], world: World) -> None:
+def test_the_score_is_the_paper_s_mean_of_softmaxes(
+    parameters: dict[str, Any], world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = {"scale": 12.0, "chosen": 25, **parameters}
+    assert TANL.HISTORY == 20_000
+    last = given.pop("last", 20_000)
+    monkeypatch.setattr(TANL, "HISTORY", last)
     preset = {"alpha": 0.0, "gap": 0.5} if "preset" in given else {"alpha": 0.95, "gap": 0.2}
     full = {"gamma": 1, "queue": 300, **preset, **given}
     full.pop("preset", None)
     full["length"] = full.pop("queue")
-    expected, admitted = tanl(world, **full)
+    expected, admitted = tanl(world, **full, last=last)
     found = world.scores(world.method("tanl", **given), world.batches())
     np.testing.assert_allclose(1 / (1 + np.exp(-found)), expected, rtol=1e-6)
     np.testing.assert_allclose(1 / (1 + np.exp(found)), 1 - expected, rtol=1e-6, atol=1e-14)
@@ -355,8 +384,8 @@ def test_the_score_is_the_paper_s_proxies(parameters: dict[str, Any], world: Wor
     given = {"scale": 12.0, **parameters}
     method = world.method("adaneg", **given)
     begun = method.begin(world.task())
-    texts = begun.sums.clone().numpy()  # class names, then negative labels in the order of the groups
-    assert begun.negatives.numpy() == pytest.approx(texts[CLASSES:])
+    # Class names, then negative labels in the order of the groups.
+    texts = torch.cat([world.task().text("The nice {}."), begun.negatives]).numpy()
     found, state, classes = world.run(method, world.batches())
     slots, lam = given.get("slots", 10), given.get("lam", 0.1)
     replace = given.get("replacement") != "never"
@@ -369,24 +398,27 @@ def test_the_score_is_the_paper_s_proxies(parameters: dict[str, Any], world: Wor
     assert held == (sum(state.counts.values()) if replace else 0)
 
 
-def test_adaneg_s_words_are_the_farthest(world: World) -> None:
-    """Of nouns and adjectives in proportion, by the cosine at index 0.95 K; a class name is no word."""
-    method = world.method("adaneg", num_negatives=50)
-    nouns = {
-        f"{part} {i}" for part in (p.stem.partition(".")[2] for p in Path(world.words).glob("n*")) for i in range(9)
-    }
-    adjectives = {f"{part} {i}" for part in ("all", "pert", "ppl") for i in range(9)} - nouns
-    names = torch.stack([vector(f"The nice {name}.") for name in world.names])
-    for first in ("class 0", "plant 3"):
-        task = world.task(names=(first, *world.names[1:]))
-        known, left = torch.cat([vector(f"The nice {first}.")[None], names[1:]]), nouns - {first}
-        count = int(50 * len(adjectives) / (len(left) + len(adjectives)))
-        expected = []
-        for words, prompt, number in ((left, "The nice {}.", 50 - count), (adjectives, "This is a {} photo.", count)):
-            vectors = [vector(prompt.format(word)) for word in words]
-            expected += sorted(vectors, key=lambda v: float((known @ v).sort().values[11]))[:number]
-        found = {tuple(row) for row in method.begin(task).negatives.tolist()}
-        assert found == {tuple(row.tolist()) for row in expected}
+@pytest.mark.parametrize(("first", "permutation"), [("class 0", 0), ("plant 3", 7)])
+def test_adaneg_s_words_are_the_farthest(first: str, permutation: int, world: World) -> None:
+    """Of nouns and adjectives in proportion, by the cosine at index 0.95 K, in the order of a permutation of all words.
+
+    A class name is no word.
+    """
+    method = world.method("adaneg", num_negatives=50, permutation=permutation)
+    nouns, adjectives = word_lists(world)
+    nouns = [word for word in nouns if word != first]
+    task = world.task(names=(first, *(f"class {i}" for i in range(1, 41))))
+    known = torch.stack([vector(f"The nice {name}.") for name in task.classes])
+    prompts = [f"The nice {word}." for word in nouns] + [f"This is a {word} photo." for word in adjectives]
+    vectors = torch.stack([vector(prompt) for prompt in prompts])
+    near = (vectors @ known.T).sort().values[:, 38].tolist()  # int(0.95 * 41)
+    every, n = range(len(prompts)), len(nouns)
+    count = int(50 * len(adjectives) / len(prompts))
+    used = {*sorted(every[:n], key=near.__getitem__)[: 50 - count], *sorted(every[n:], key=near.__getitem__)[:count]}
+    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(permutation)).tolist()
+    expected = [prompts[i] for i in order if i in used]
+    found = [prompts[int((vectors @ row).argmax())] for row in method.begin(task).negatives]
+    assert found == expected
 
 
 # --- all --------------------------------------------------------------------------------------------------------------
