@@ -37,7 +37,9 @@ NAMES = list(world.CLASSES)
 # zoc_coca takes an encoder that writes captions; the views of cover take 0.2 s an image (tests/pipeline/test_views.py);
 # few images have not every class, whose labels some methods read (tests/detector/test_threshold.py).
 LABELLED = {name for name, info in registry.methods().items() if "LABELS" in info.needs}
-METHODS = sorted(set(registry.methods()) - {"zoc_coca", "cover"} - LABELLED)
+# Streams are refused, and few-shot methods have no weights that are shipped.
+OTHERS = {name for name, info in registry.methods().items() if {"STREAM", "SHOTS"} & set(info.needs)}
+METHODS = sorted(set(registry.methods()) - {"zoc_coca", "cover"} - LABELLED - OTHERS)
 
 
 def images_of(name: str, n: int | None = N) -> ImageSet:
@@ -57,7 +59,9 @@ def benchmark(settings: dict[str, dict[str, Any]], tmp_path_factory: pytest.Temp
     """The rows of a run of every method."""
     out = tmp_path_factory.mktemp("rows")
     given = {f"{method}.{key}": value for method, chosen in settings.items() for key, value in chosen.items()}
-    lines = oodbench.run("all", ood="glyphs-letters", limit=N, results=str(out), settings=given)
+    lines = oodbench.run(
+        ",".join((*METHODS, *LABELLED)), ood="glyphs-letters", limit=N, results=str(out), settings=given
+    )
     assert "failed" not in set(lines["metric"])
     return out
 

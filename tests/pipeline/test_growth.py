@@ -36,7 +36,7 @@ class Captioner:
     def encode(self, images): return images.flatten(2)
     def next_token_logits(self, encoded, tokens): return encoded.mean(1) @ torch.randn(encoded.shape[2], 512)
 class Encoder:
-    scale, size, std = 100.0, (SIDE, SIDE), torch.ones(3, 1, 1)
+    scale, size, std, mean = 100.0, (SIDE, SIDE), torch.ones(3, 1, 1), torch.zeros(3, 1, 1)
     def __init__(self):
         self.matrix = torch.randn(WIDTH, DEPTH) / WIDTH ** 0.5
         self.tower = Tower().eval().requires_grad_(False)
@@ -60,6 +60,7 @@ parameters = {
     "negrefine": {"share": 0.01, "groups": 10, "top_classes": 2, "top_negatives": 2},
     "eoe": {"words": sys.argv[3]},
     "odin": {"memory": 0.05},
+    "adaneg": {"num_negatives": 1000},
 }.get(name, {})
 method = registry.make(info, registry.parameters(info, parameters))
 def batch(n):
@@ -71,7 +72,7 @@ def batch(n):
     before = torch.randn(n, 49, WIDTH) if Needs.PATCH_ACTIVATIONS in method.needs else None
     views = unit(torch.randn(n, len(method.views), DEPTH)) if Needs.VIEWS in method.needs else None
     given = unit(embeddings), embeddings, activations, pixels, labels, patches, views
-    return Batch(~Needs(0), n, *given, _patch_activations=before)
+    return Batch(~Needs(0), n, *given, _patch_activations=before, _base=torch.randn(n).double())
 bank = unit(torch.randn(1000, DEPTH))
 text, words = lambda *t: bank, lambda w, *t: unit(torch.randn(len(w), DEPTH))
 sources = Sources(text, words, lambda: encoder, lambda: [batch(2000)])
@@ -83,13 +84,18 @@ if Needs.WEIGHTS in method.needs:
     tensors.update({name: torch.ones_like(t) for name, t in tensors.items() if name == "seen"})  # all may be said
     task = task.for_method(~Needs(0), MethodResources(lambda: Weights(tensors, {}), lambda depends, make: make()))
 with torch.no_grad():
-    state = method.fit(task)
+    is_stream = Needs.STREAM in method.needs
+    state = method.begin(task) if is_stream else method.fit(task)
     # As many as the engine scores at once; patches come in the batches of the extraction.
     of_patches = (Needs.PATCHES | Needs.PATCH_ACTIVATIONS) & method.needs
     peaks, chunk = [], 128 if of_patches else -(-CHUNK // (1 + len(method.views)))
     for n in (1_000, int(sys.argv[2])):
         for start in range(0, n, chunk):
-            method.score(batch(min(chunk, n - start)), task, state)
+            given = batch(min(chunk, n - start))
+            if is_stream:
+                state = method.step(given, task, state)[1]
+            else:
+                method.score(given, task, state)
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 print(json.dumps(peaks))
 """
@@ -106,6 +112,7 @@ def test_memory_is_flat_from_a_thousand_to_forty_thousand_images(name: str, tmp_
         "cover": "10000",
         **dict.fromkeys(("gl_mcm", "locoop", "sct", "gallop"), "5000"),
         "negrefine": "5000",
+        "tanl": "10000",
     }
     images = fewer.get(name, "40000")
     running = Command(name, images, str(tmp_path / "names.txt"), program=tmp_path / "program.py")
