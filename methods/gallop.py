@@ -31,7 +31,12 @@ class LearntPrompts:
     bias: Tensor
 
     def patches(self, activations: Float[Tensor, "b n w"]) -> Float[Tensor, "b n d"]:
-        return normalize(activations @ self.projection + self.bias, dim=-1)
+        with torch.autocast(activations.device.type, enabled=False):  # as logits() are computed
+            return normalize(activations @ self.projection + self.bias, dim=-1)
+
+    def rows(self) -> Float[Tensor, "r d"]:
+        """Return all four as the rows of one tensor."""
+        return torch.cat([self.whole.flatten(0, 1), self.local.flatten(0, 1), self.projection, self.bias[None]])
 
 
 class Prompts(nn.Module):
@@ -167,8 +172,18 @@ class GalLoP(FewShotMethod[LearntPrompts]):
 
     def fit(self, task: Task) -> LearntPrompts:
         """Return the class vectors of all prompts, and the map of the patches."""
-        learnt: LearntPrompts = task.weights.load(self.module(task.encoder, task.classes))()
-        return learnt
+        rows = task.cached(
+            lambda: task.weights.load(self.module(task.encoder, task.classes))().rows(),
+            context_init=self.context_init,
+            global_prompts=self.global_prompts,
+            local_prompts=self.local_prompts,
+            joint=self.joint,
+        )
+        g, both, k = self.global_prompts, self.global_prompts + self.local_prompts, len(task.classes)
+        # Copies: a pickle of a view holds all rows.
+        parts = rows.tensor_split((g * k, both * k, len(rows) - 1))
+        whole, local, projection, bias = (part.clone() for part in parts)
+        return LearntPrompts(whole.view(g, k, -1), local.view(both - g, k, -1), projection, bias[0])
 
     def score(self, batch: Batch, task: Task, state: LearntPrompts) -> Float[Tensor, " b"]:
         whole, local = state.whole.mean(0), state.local.mean(0)  # their cosines are the means over the prompts

@@ -190,7 +190,7 @@ def test_hyper_parameters_are_the_released_ones() -> None:
     regularised = {**one, "lam": 0.25, "rank": None, "eps": 1e-5, "rule": "gl-mcm"}
     several = {"context_init": "A photo of a", "global_prompts": 4, "local_prompts": 4, "dropout": 0.75, "top": 5}
     expected = {"coop": one, "locoop": regularised, "sct": regularised}
-    expected["gallop"] = {**several, "temperature": 1.0, "rule": "gl-mcm"}
+    expected["gallop"] = {**several, "joint": False, "temperature": 1.0, "rule": "gl-mcm"}
     assert {name: vars(registry.make(INFO[name], {})) for name in SETTINGS} == expected
 
 
@@ -258,6 +258,17 @@ def test_the_score_is_the_paper_s_with_the_learnt_prompt(
 
 def _nothing(*_: object) -> Any:
     raise AssertionError("not asked for")
+
+
+def test_the_map_of_patches_is_float32_in_mixed_precision(clip: OpenClip) -> None:
+    with torch.no_grad():
+        learnt = make("gallop").module(clip, CLASSES)()
+        activations = pairs(dtype=torch.float32).patch_activations
+        with torch.autocast("cpu", torch.bfloat16):
+            found = learnt.patches(activations)
+        expected = unit(activations.double() @ learnt.projection.double() + learnt.bias.double())
+    assert found.dtype == torch.float32
+    assert float((found - expected).abs().max()) < 1e-6
 
 
 def test_rank_and_entropy(clip: OpenClip) -> None:
