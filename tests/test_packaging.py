@@ -158,7 +158,7 @@ def test_the_installed_package_is_the_wheel_s(installed: Installed) -> None:
 
 
 def test_the_wheel_lists_and_runs(installed: Installed) -> None:
-    listed = installed.run("methods")
+    listed = installed.run("methods", "--wide")
     assert all(f"{path.stem} " in listed for path in (ROOT / "methods").glob("[!_]*.py"))
     assert "imagenet1k" in installed.run("datasets") and "textures" in installed.run("datasets", "mos")
     if not (ROOT / "oodbench/data/glyphs/encoder.safetensors").is_file():
@@ -172,7 +172,7 @@ def test_a_two_file_method_of_a_third_party_is_listed_checked_and_run(installed:
     (tmp_path / "pyproject.toml").write_text(PROJECT)
     (tmp_path / "nearest.py").write_text(THEIRS)
     installed.pip("--target", installed.site, tmp_path)
-    listed = installed.run("methods")
+    listed = installed.run("methods", "--wide")
     assert re.search(r"^nearest .* Nearest .* ready \(entry point of oodbench-nearest\)$", listed, re.MULTILINE)
     assert "power: float = 1" in installed.run("methods", "nearest")
     assert "nearest: keeps the contract" in installed.run("methods", "check", installed.site / "nearest.py")
