@@ -269,9 +269,8 @@ def test_the_toy_world_has_images_and_tokens_like_those_of_a_run() -> None:
 @pytest.mark.slow
 def test_the_order_of_a_set_is_found_by_another_process(cli: Cli, tmp_path: Path) -> None:
     # Of five words, so that two orders of the set hardly ever score alike.
-    unordered = SCORE + (
-        " + sum(batch.features[:, [*set(map('k{}'.format, range(15)))].index('k' + str(i))] * (i + 1) for i in range(5))"
-    )
+    order = "[*set(map('k{}'.format, range(15)))]"
+    unordered = f"{SCORE} + sum(batch.features[:, {order}.index('k' + str(i))] * (i + 1) for i in range(5))"
     (tmp_path / "good.py").write_text(GOOD.replace(SCORE, unordered))
     done = cli("methods", "check", tmp_path / "good.py")
     assert "FAIL scores the same in another process: another process, with another PYTHONHASHSEED" in done.stdout
