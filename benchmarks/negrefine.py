@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from measure import Ratio, Row, row, write
 
-from oodbench.pipeline.batches import FittedMethod
 from oodbench.pipeline.events import Watch
 from oodbench.pipeline.plan import make_plan
 from oodbench.pipeline.request import RunRequest
@@ -32,8 +31,8 @@ def measured(folder: Path, images: int, rounds: int) -> list[Row]:
     wordnet: Any = importlib.import_module("oodbench_methods._wordnet")
     words = folder / "nouns.txt"
     words.write_text("\n".join(wordnet.read_words(wordnet.OWN_LIST).nouns[::20]) + "\n")
-    settings = (f"negrefine.words={words}", f"csp.words={words}")
-    request = RunRequest(methods="csp,negrefine", limit=images, settings=settings, store=folder / "store", out=folder)
+    settings = (f"negrefine.words={words}",)
+    request = RunRequest(methods="negrefine", limit=images, settings=settings, store=folder / "store", out=folder)
     plan, watch = make_plan(request), Watch()
     encoder = encoder_loader(plan, "cpu")
     encoded = [0]
@@ -45,23 +44,22 @@ def measured(folder: Path, images: int, rounds: int) -> list[Row]:
 
     task = make_task(plan, encoder, "cpu", watch)
     sets = [list(feature_batches(extract_images(plan, one, encoder, watch), "cpu")) for one in plan.listings]
-    methods = {}
-    for job in plan.jobs:
-        methods[job.info.name] = FittedMethod(job, job.build(), method_resources(plan, job, "cpu"))
-        fitted = methods[job.info.name]
-        fitted.state = fitted.method.fit(task.for_method(fitted.method.needs, fitted.resources))
+    (job,) = plan.jobs
+    method = job.build()
+    task = task.for_method(method.needs, method_resources(plan, job, "cpu"))
+    state = method.fit(task)
 
-    def seconds(name: str, batches: list[Any]) -> float:
-        one, began = methods[name], time.perf_counter()
+    def seconds(batches: list[Any]) -> float:
+        began = time.perf_counter()
         for batch in batches:
-            one.method.score(batch.for_method(one.method.needs), task.for_method(one.method.needs), one.state)
+            method.score(batch.for_method(method.needs), task, state)
         return time.perf_counter() - began
 
     encoder().text = counted  # type: ignore[method-assign]
-    first = sum(seconds("negrefine", batches) for batches in sets)
+    first = sum(seconds(batches) for batches in sets)
     count = sum(batch.size for batches in sets for batch in batches)
     texts, asked = encoded[0], count * PAIRS * PROMPTS
-    again = sorted(sum(seconds("negrefine", batches) for batches in sets) / first for _ in range(rounds))
+    again = sorted(sum(seconds(batches) for batches in sets) / first for _ in range(rounds))
     if encoded[0] != texts:
         raise SystemExit(f"{encoded[0] - texts} texts were encoded again")
     share, again_ratio = texts / asked, Ratio(again[len(again) // 2], again[0], again[-1], again[0] * first)

@@ -17,8 +17,8 @@ USERS = {
     "oodbench": "run Detector UserError",
     "oodbench.metrics": "Scores Settings Intervals intervals auroc_interval auroc_variance Difference Differences "
     "Marks compare indistinguishable holm",
-    "oodbench.method": "Method logsumexp Needs Batch Task Encoder TextTower Captioner TrainedMethod Weights Pairs View "
-    "Optimiser templates",
+    "oodbench.method": "Method logsumexp Needs Batch Task Encoder TextTower Captioner TrainedMethod FewShotMethod "
+    "Weights Pairs StreamMethod Access View Optimiser templates",
 }
 ABOUT = {
     "oodbench": "What a script or notebook needs.",

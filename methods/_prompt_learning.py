@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax, normalize
 from torch.utils.checkpoint import checkpoint
 
-from oodbench.method import Batch, Encoder, FewShotMethod, Needs, Optimiser, Pairs, Task, UserError, logsumexp
+from oodbench.method import Batch, Encoder, FewShotMethod, Needs, Optimiser, Pairs, Task, UserError
+
+from ._softmax import log_probability, log_probability_of_patches
 
 CLASSES = (
     128  # names in the text tower at once; with more of them their activations are computed again for the gradient
 )
-PATCHES = 16  # of each image whose softmax is in memory when it is scored
 STD = 0.02  # of the context vectors before the first step
 
 
@@ -196,11 +197,6 @@ def negative_entropy(logits: Float[Tensor, "b n k"], eps: float) -> Float[Tensor
     return (p * ((p + eps).log() if eps else log_p)).sum(-1)
 
 
-def log_probability(logits: Float[Tensor, "b k"]) -> Float64[Tensor, " b"]:
-    """Return the logarithm of the largest softmax probability, in float64."""
-    return logits.amax(-1) - logsumexp(logits)
-
-
 def gl_mcm(
     images: Float[Tensor, "b d"],
     patches: Float[Tensor, "b n d"],
@@ -213,8 +209,5 @@ def gl_mcm(
 
     It is GL-MCM, or L-MCM if the weight is 0.
     """
-    best = [
-        log_probability((part @ local.T / temperature).flatten(0, 1)).view(part.shape[:2]).amax(-1)
-        for part in torch.split(patches, PATCHES, 1)
-    ]
-    return weight * log_probability(images @ classes.T / temperature).exp() + torch.stack(best).amax(0).exp()
+    local_term = log_probability_of_patches(patches, local, temperature).exp()
+    return weight * log_probability(images @ classes.T / temperature).exp() + local_term

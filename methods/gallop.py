@@ -13,7 +13,8 @@ from torch.nn.functional import cross_entropy, normalize
 
 from oodbench.method import Batch, Encoder, FewShotMethod, Needs, Optimiser, Pairs, Task, UserError
 
-from ._prompt_learning import ClassNames, gl_mcm, log_probability, logits, tokens_of
+from ._prompt_learning import ClassNames, gl_mcm, logits, tokens_of
+from ._softmax import log_probability
 
 IMAGES = 8  # images whose patches are compared with the classes at once when classes are predicted
 

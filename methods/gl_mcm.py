@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor
 
-from oodbench.method import Batch, Method, Needs, Task, logsumexp
+from oodbench.method import Batch, Method, Needs, Task
 
-PATCHES = 16  # of each image whose softmax is in memory: 8 MB for 128 images and a thousand classes
+from ._softmax import log_probability, log_probability_of_patches
+
 LAMBDAS = {"paper-imagenet": 0.5, "release": 1.0}
 
 
@@ -46,10 +47,7 @@ class GLMCM(Method[None]):
             raise ValueError(f"lam={self.lam} must be at least 0, and preset=l-mcm, the local term alone, takes none")
 
     def score(self, batch: Batch, task: Task, state: None) -> Float64[Tensor, " b"]:
-        text, patches = task.text(self.templates), batch.patches
-        parts = (patches[:, start : start + PATCHES] for start in range(0, patches.shape[1], PATCHES))
-        local = [self._log_probability(part @ text.T).amax(-1) for part in parts]
-        local_term = torch.stack(local).amax(0).exp()
+        local_term = log_probability_of_patches(batch.patches, task.text(self.templates), self.temperature).exp()
         if self.preset == "l-mcm":
             return local_term
         lam = LAMBDAS[self.preset] if self.lam is None else self.lam
@@ -60,15 +58,10 @@ class GLMCM(Method[None]):
         """Return the largest probability of the image, and of each patch, with its class."""
         text, scale = task.text(self.templates), 1 / self.temperature
         every = torch.cat([batch.features[:, None], batch.patches], 1)[0] @ text.T
-        best, found = every.argmax(-1).tolist(), self._log_probability(every[None]).exp()[0].tolist()
+        best, found = every.argmax(-1).tolist(), log_probability(every / self.temperature).exp().tolist()
         named = [task.classes[k] for k in best]
         patches = sorted(zip(found[1:], range(1, len(found)), named[1:], strict=True), reverse=True)
         return {
             "global term": [(named[0], found[0])],
             f"patches by their probability at scale {scale:g}": [(f"patch {i}: {name}", p) for p, i, name in patches],
         }
-
-    def _log_probability(self, cosines: Float[Tensor, "b n k"]) -> Float64[Tensor, "b n"]:
-        """Return the logarithm of the largest softmax probability over the classes."""
-        logits = cosines.flatten(0, 1) / self.temperature
-        return (logits.amax(-1) - logsumexp(logits)).view(cosines.shape[:2])

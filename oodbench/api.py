@@ -25,13 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KINDS = (
-    "overview",
-    "shots",
-    "stream",
-    "roc",
-    "ranks",
-)  # not histograms, which take seconds each, nor images, which may be private
+# Not histograms, which take seconds each, nor images, which may be private.
+KINDS = ("overview", "shots", "stream", "roc", "ranks")
 _UNDERLINED = re.compile(r"<u>(.*?)</u>")  # in names these signs are escaped
 
 

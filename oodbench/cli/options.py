@@ -216,7 +216,7 @@ WEIGHTS = click.option(
 )
 DEVICE = click.option(
     "--device",
-    type=Names(lambda: ("auto", "cpu", "cuda", "cuda:0", "cuda:1", "mps"), several=False),
+    type=Names(lambda: ("auto", "cpu", "cuda", "cuda:0", "cuda:1"), several=False),
     default="auto",
     help="auto, cpu, cuda, cuda:1, ...",
     show_default=True,

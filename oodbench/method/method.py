@@ -210,7 +210,7 @@ class TrainedMethod(Method[State]):
 class FewShotMethod(TrainedMethod[State]):
     """A method with a part that is trained on a few labelled ID images, for one encoder and one list of classes.
 
-    `oodbench train METHOD --id SET --shots K --seed S` trains it with the loop of TrainedMethod: inputs() reads
+    `oodbench train METHOD --id SET --shots 16 --seed 1` trains it with the loop of TrainedMethod: inputs() reads
     pairs.labels instead of captions, pairs.patches if `needs` names PATCHES, and pairs.patch_activations if it names
     PATCH_ACTIVATIONS. fit() finds the weights in task.weights; a run refuses weights that were trained for other
     classes.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,8 @@ from oodbench.metrics.delong import Scores
 from oodbench.metrics.intervals import ENGINE, Intervals, intervals, methods
 from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.plan import OodSet, Plan
-from oodbench.results import IdRow, Result, SetRow, commit, distinct, versions
+from oodbench.results import DIGITS, IdRow, Interval, Result, SetRow, commit, distinct, versions
 from oodbench.storage.store import Entry
-
-DIGITS = 9  # of stored intervals; the bootstrap itself varies in the fourth digit
 
 
 def metric_settings(plan: Plan) -> Settings:
@@ -50,26 +48,35 @@ def uncertainty(settings: Settings) -> dict[str, Any]:
 
 
 def _intervals(plan: Plan, settings: Settings, job: Job, entries: Mapping[str, Entry]) -> Intervals:
-    """Return the intervals of a method; compute and store them if they are missing."""
+    """Return the intervals of a method."""
     groups = {ood.listing.dataset.name: ood.group for ood in plan.ood}
     inputs: dict[str, Any] = {
-        "engine": ENGINE,
         "settings": dataclasses.asdict(settings),
         "id": entries[plan.id.dataset.name].key,
         "ood": [[name, entries[name].key, group] for name, group in groups.items()],
     }
-    entry = plan.store.find("intervals", inputs)
+
+    def scores() -> Scores:
+        ood = {name: np.array(entries[name].array("scores")) for name in groups}
+        return Scores(np.array(entries[plan.id.dataset.name].array("scores")), ood, groups)
+
+    return stored_intervals(plan, job, inputs, scores)
+
+
+def stored_intervals(plan: Plan, job: Job, inputs: Mapping[str, Any], scores: Callable[[], Scores]) -> Intervals:
+    """Return the intervals of scores; they are computed and stored if those for the inputs are missing."""
+    known = {"engine": ENGINE, **inputs}
+    entry = plan.store.find("intervals", known)
     facts = entry.facts if entry else {}
     if not facts:
-        ood = {name: np.array(entries[name].array("scores")) for name in groups}
-        scores = Scores(np.array(entries[plan.id.dataset.name].array("scores")), ood, groups)
-        computed = intervals(scores, settings, job.label)
-        computed_facts = {"sets": rounded(computed.sets), "means": rounded(computed.means)}
-        facts = plan.store.try_write("intervals", inputs, {"method": job.info.name, **computed_facts})
-    return Intervals(rounded(facts["sets"]), rounded(facts["means"]))
+        computed = intervals(scores(), metric_settings(plan), job.label)
+        found = {"sets": rounded(computed.sets), "means": rounded(computed.means)}
+        facts = plan.store.try_write("intervals", known, {"method": job.info.name, **found})
+    return Intervals(rounded(facts["sets"]), rounded(facts.get("means", {})))  # entries of streams had no means
 
 
-def rounded(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, tuple[float, float]]]:
+def rounded(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Interval]]:
+    """Return intervals by name and metric as results hold them."""
     return {
         name: {metric: (round(low, DIGITS), round(high, DIGITS)) for metric, (low, high) in metrics.items()}
         for name, metrics in found.items()

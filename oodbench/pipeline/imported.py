@@ -23,8 +23,8 @@ from oodbench.method.parameters import Choice, label, parse_choices, parse_value
 from oodbench.metrics import detection as metrics
 from oodbench.metrics.bootstrap import Settings
 from oodbench.metrics.delong import Scores
-from oodbench.metrics.intervals import intervals, methods
-from oodbench.pipeline.evaluate import DIGITS
+from oodbench.metrics.intervals import intervals
+from oodbench.pipeline.evaluate import rounded, uncertainty
 from oodbench.pipeline.plan import check_benchmark
 from oodbench.pipeline.request import choice_problems, is_writable, range_problems
 from oodbench.pipeline.score_sets import SetScores, assign, matched
@@ -242,7 +242,7 @@ def _evaluated(result: Result, sets: Sequence[SetScores], settings: Settings) ->
     ood = {one.dataset.name: one.scores for one in sets[1:]}
     groups = {one.dataset.name: one.group for one in sets[1:]}
     bounds = intervals(Scores(sets[0].scores, ood, groups), settings, result.label)
-    rows = []
+    of_sets, rows = rounded(bounds.sets), []
     for one, scores in zip(sets[1:], on_ood, strict=True):
         values = dataclasses.asdict(metrics.evaluate(on_id, scores, at95=settings.at95, aupr=settings.aupr))
         del values["n_id"], values["n_ood"]
@@ -255,17 +255,12 @@ def _evaluated(result: Result, sets: Sequence[SetScores], settings: Settings) ->
                 expected=one.expected,
                 skipped=0,
                 list_digest=one.list_digest,
-                intervals=_rounded(bounds.sets[one.dataset.name]),
+                intervals=of_sets[one.dataset.name],
                 **values,
             )
         )
-    fixed = {"level": settings.level, "replicates": settings.replicates, "seed": settings.seed, **methods(settings)}
-    means = {group: _rounded(found) for group, found in bounds.means.items()}
-    return dataclasses.replace(result, ood=tuple(rows), mean_intervals=means, uncertainty=fixed)
-
-
-def _rounded(found: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-    return {metric: (round(low, DIGITS), round(high, DIGITS)) for metric, (low, high) in found.items()}
+    means, settled = rounded(bounds.means), uncertainty(settings)
+    return dataclasses.replace(result, ood=tuple(rows), mean_intervals=means, uncertainty=settled)
 
 
 def _check_sign(result: Result, request: ImportRequest) -> None:

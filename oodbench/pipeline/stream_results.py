@@ -11,16 +11,13 @@ import numpy.typing as npt
 
 from oodbench.metrics import detection as metrics
 from oodbench.metrics.delong import Scores
-from oodbench.metrics.intervals import ENGINE, intervals
 from oodbench.pipeline import evaluate as common
 from oodbench.pipeline.jobs import Job
 from oodbench.pipeline.plan import OodSet, Plan
 from oodbench.pipeline.stream_order import StreamProtocol
-from oodbench.results import Interval, Result, SetRow, distinct
+from oodbench.results import DIGITS, PART, Interval, Result, SetRow, distinct
 from oodbench.storage.store import Entry
 
-PART = 1000  # images of each part of a stream whose metrics a row has
-DIGITS = 9  # of these metrics
 _OF_PARTS = ("auroc", "fpr95", "fpr95_ood")
 
 
@@ -155,14 +152,12 @@ def _accuracy(plan: Plan, entry: Entry, is_id: npt.NDArray[np.bool_]) -> float |
 
 
 def _intervals(plan: Plan, job: Job, ood: OodSet, entry: Entry) -> dict[str, Interval]:
-    """Return the intervals of a pair; compute and store them if they are missing."""
-    settings, name = common.metric_settings(plan), ood.listing.dataset.name
-    inputs = {"engine": ENGINE, "settings": dataclasses.asdict(settings), "stream": entry.key, "ood": name}
-    stored = plan.store.find("intervals", inputs)
-    facts = stored.facts if stored else {}
-    if not facts:
+    """Return the intervals of a pair."""
+    name = ood.listing.dataset.name
+    inputs = {"settings": dataclasses.asdict(common.metric_settings(plan)), "stream": entry.key, "ood": name}
+
+    def scores() -> Scores:
         on_id, on_ood = _scores(entry)
-        computed = intervals(Scores(on_id, {name: on_ood}), settings, job.label)
-        found = {"method": job.info.name, "sets": common.rounded(computed.sets)}
-        facts = plan.store.try_write("intervals", inputs, found)
-    return common.rounded(facts["sets"])[name]
+        return Scores(on_id, {name: on_ood})
+
+    return common.stored_intervals(plan, job, inputs, scores).sets[name]

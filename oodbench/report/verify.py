@@ -18,12 +18,11 @@ from oodbench.errors import UserError
 from oodbench.metrics import detection as metrics
 from oodbench.report.tables.access import access_problem
 from oodbench.report.tables.streams import MEASURED
-from oodbench.results import METRICS, Interval, Result, SetRow, flatten, read, row_files, rows
+from oodbench.results import DIGITS, METRICS, PART, Interval, Result, SetRow, flatten, read, row_files, rows
 
 Floats = NDArray[np.float64]
 
 _NUMBERS = {"label": np.int64, "score": np.float64, "prediction": np.int64, "place": np.int64}
-PART, DIGITS = 1000, 9  # images of each part of a stream, digits of its metrics
 
 
 @dataclass(frozen=True, eq=False)

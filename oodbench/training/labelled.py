@@ -48,8 +48,7 @@ def labelled_data(
     assert plan.shots
     listing, skipped = plan.shots.images, []
     if plan.request.on_error == "skip":
-        store = plan.store.local() if plan.store.url and listing.local else plan.store
-        broken = unreadable_images(listing, workers, store, progress)
+        broken = unreadable_images(listing, workers, _store(plan, listing), progress)
         skipped = [f"{listing.names[position]}: {reason}" for position, reason in broken]
         listing = listing.select(np.setdiff1d(np.arange(len(listing)), [position for position, _ in broken]))
         counts = np.bincount(listing.labels, minlength=len(plan.shots.classes.lines))
@@ -72,6 +71,11 @@ def labelled_data(
     if not plan.request.augment:
         _encode(StoredCrops(plan, data, listing), load, processes, progress, workers)
     return data
+
+
+def _store(plan: TrainPlan, listing: ImageSet) -> Store:
+    """Return the store; what is known by sizes and times of files on this machine is not shared."""
+    return plan.store.local() if plan.store.url and listing.local else plan.store
 
 
 def crop_of(plan: TrainPlan) -> Crop:
@@ -98,9 +102,8 @@ class StoredCrops:
 
     @property
     def store(self) -> Store:
-        """Return the store; what is known by sizes and times of files on this machine is not shared."""
-        store = self.plan.store
-        return store.local() if store.url and self.listing.local else store
+        """Return the store that holds the crops."""
+        return _store(self.plan, self.listing)
 
     def batches(self) -> Iterator[tuple[int, Bounds]]:
         """Yield the number of the crop, and the first image and the one after the last, of every entry."""
