@@ -13,21 +13,25 @@ from click.shell_completion import CompletionItem
 OPTION_GROUPS: Mapping[str, str] = {
     "Methods": "methods settings sweeps templates plugins weights",
     "Images": "id_ ood calibration calibration_limit shots shot_seed classes clean_names data limit allow_partial "
-    "skip_missing on_error captions crops augment shot_seeds",
+    "skip_missing on_error captions crops augment",
     "Encoder": "encoder resize precision batch_size keep_patches device workers",
     "Test streams": "stream_order stream_seeds stream_batch stream_ratio",
     "Training": "epochs steps lr betas eps weight_decay warmup chunk checkpoint_every max_steps restart",
     "Metrics": "at95 aupr bootstrap",
+    "What is shown": "sets encoders ids metrics sort top quotes compare explain check uri experiment",
+    "How it is shown": "form style decimals percent transpose group intervals seeds stream_parts tests ours rename",
+    "LaTeX": "standalone caption label cite bib",
+    "Figures": "width with_figures",
     "Results": "results output store shared strict tracking_uri events",
     "Several GPUs or machines": "ray actors gpus_per_actor num_workers",
     "Other options": "",
 }
 FEW = 12  # options that need no groups
 SECTIONS: Mapping[str, str] = {
-    "Compare methods": "run report leaderboard diff",
+    "Compare methods": "run report diff leaderboard submit",
     "Data, methods, encoders": "datasets benchmarks get methods encoders",
     "Train and use": "train weights score explain register",
-    "Scores of other code": "import metrics submit",
+    "Scores of other code": "import metrics",
     "Upkeep": "store sync",
 }  # the commands of `oodbench --help`, in the order of use; a command that stands nowhere comes last
 

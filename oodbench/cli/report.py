@@ -10,17 +10,29 @@ import click
 from click.core import ParameterSource
 
 from oodbench.cli import options as shared
-from oodbench.cli.help import Command, examples
+from oodbench.cli.help import Command, Names, OneOf, examples, set_names
 from oodbench.cli.options import FOLDER
 from oodbench.cli.output import note, print_tables
 from oodbench.errors import UserError, printable
-from oodbench.report.options import SECTIONS, SHOWN, TableOptions
+from oodbench.report.options import CHOICES, SECTIONS, SHOWN, STYLES, TableOptions
 
 if TYPE_CHECKING:
     from oodbench.report.output import OutputOptions
     from oodbench.report.tables.grouping import LoadedResults
 
-_TABLE = ("decimals", "percent", "group", "transpose", "intervals", "seeds", "stream_parts", "cite")  # of TableOptions
+_TABLE = (
+    "decimals",
+    "percent",
+    "group",
+    "transpose",
+    "intervals",
+    "seeds",
+    "stream_parts",
+    "cite",
+    "sort",
+    "top",
+    "style",
+)
 
 
 @click.command(
@@ -41,6 +53,19 @@ _TABLE = ("decimals", "percent", "group", "transpose", "intervals", "seeds", "st
     help="latex, markdown, html, csv, parquet or figures (PNG and PDF: docs/figures.md). Default: for the terminal.",
 )
 @click.option("-o", "--output", type=FOLDER, help="Write to this file; figures, to this folder. Default: stdout.")
+@click.option("--encoder", "encoders", default="", help="Encoders to show: ViT-B-16/openai.")
+@click.option(
+    "--id", "ids", default="", type=Names(set_names), help="Benchmarks or ID sets to show: imagenet1k,glyphs."
+)
+@click.option("--sort", default="", type=OneOf(*CHOICES), help="Sort each group by this metric, the best first.")
+@click.option("--top", type=click.IntRange(min=1), help="Of each group, only the best by --sort.")
+@click.option("--style", default="full", show_default=True, type=OneOf(*STYLES), help="paper: docs/paper-tables.md.")
+@click.option("--ours", default="", help="Methods or labels that come last, shaded in LaTeX: clipn.")
+@click.option("--rename", multiple=True, metavar="NAME=TEXT", help="Print another text for a name. Repeatable.")
+@click.option("--caption", default="", type=OneOf("short", "full"), help="LaTeX. Default: full; of papers, short.")
+@click.option("--label", default="", help="LaTeX: the \\label of the table, such as tab:ood.")
+@click.option("--long", "long", is_flag=True, help="CSV and parquet: one number a line.")
+@click.option("--width", default="", help="Figures: column, page, or inches. Default: as large as is legible.")
 @click.option("--standalone", is_flag=True, help="LaTeX: a document that compiles by itself.")
 @click.option(
     "--methods", default="", help="Methods or labels to show, in this order within a group: mcm,energy[scale=1]."
@@ -149,13 +174,28 @@ def _parse(options: dict[str, Any]) -> tuple[TableOptions, OutputOptions]:
         raise UserError(f"--group '{options['group']}' does not exist; known: {', '.join(SECTIONS)}")
     table_options = TableOptions(
         methods=tuple(filter(None, (method.strip() for method in split(options["methods"], ",")))),
+        ours=tuple(filter(None, (method.strip() for method in split(options["ours"], ",")))),
+        encoders=tuple(parse_names(options["encoders"])),
+        ids=tuple(parse_names(options["ids"])),
+        rename=tuple(_renamed(text) for text in options["rename"]),
         sets=tuple(parse_names(options["sets"])),
         metrics=tuple(dict.fromkeys(name.strip() for name in options["metrics"].split(",") if name.strip())),
         **{name: options[name] for name in _TABLE},
     )
-    same = {name: options[name] for name in ("standalone", "bib", "quotes", "tests", "output")}
+    same = {
+        name: options[name]
+        for name in ("standalone", "bib", "quotes", "tests", "output", "caption", "label", "long", "width")
+    }
     same["figures"] = options["with_figures"]
     return table_options, OutputOptions(form=options["form"] or "terminal", compare=bool(options["compare"]), **same)
+
+
+def _renamed(text: str) -> tuple[str, str]:
+    """Parse NAME=TEXT. Raise UserError if there is no name."""
+    name, sign, shown = text.rpartition("=")  # a label has signs of its own: energy[scale=1]=Energy
+    if not sign or not name.strip():
+        raise UserError(f"--rename '{text}' is not NAME=TEXT, such as --rename iNaturalist=iNat")
+    return name.strip(), shown.strip()
 
 
 def _check_options_of_figures() -> None:

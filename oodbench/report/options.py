@@ -11,6 +11,7 @@ from oodbench.results import METRICS
 CHOICES = (*METRICS, "accuracy", "seconds")
 INTERVALS = ("half", "range")
 SECTIONS = ("access", "trained", "none")
+STYLES = ("full", "paper")
 SHOWN = ("auroc", "fpr95", "accuracy", "seconds")
 
 
@@ -29,6 +30,13 @@ class TableOptions:
     transpose  a line for each column, and a column for each method
     stream_parts  streams have two more tables: their first 1,000 images, and the rest
     cite       names are followed by the keys of their BibTeX entries (LaTeX)
+    encoders   names of encoders to show; empty: all
+    ids        benchmarks or ID sets to show; empty: all
+    sort       a metric: lines of a group are sorted by its average, the best first; "" is the order of the results
+    top        of each group, only this many lines, the best by `sort`
+    ours       methods or labels that come last in a table, and are shaded in LaTeX
+    rename     (title, title to print) of columns, column groups and lines
+    style      "full", or "paper": FPR95 before AUROC, and one panel
     """
 
     methods: tuple[str, ...] = ()
@@ -42,6 +50,13 @@ class TableOptions:
     transpose: bool = False
     stream_parts: bool = False
     cite: bool = False
+    encoders: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
+    sort: str = ""
+    top: int | None = None
+    ours: tuple[str, ...] = ()
+    rename: tuple[tuple[str, str], ...] = ()
+    style: str = "full"
 
     @property
     def digits(self) -> int:
@@ -69,4 +84,11 @@ def check(options: TableOptions, labels: Sequence[str], sets: Sequence[str]) -> 
         problems.append(f"--decimals must be 0 to 10, not {options.decimals}")
     if options.intervals and options.seeds:
         problems.append("--intervals and --seeds both put a ± behind the numbers; choose one of them")
+    if options.style not in STYLES:
+        problems.append(f"no style '{options.style}'{did_you_mean(options.style, STYLES)}")
+    for name in ("encoders", "ids", "sort", "top", "ours", "rename"):
+        if getattr(options, name):
+            problems.append(f"{name} is not built yet")
+    if options.style == "paper":
+        problems.append("style paper is not built yet")
     raise_all(problems)

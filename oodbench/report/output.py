@@ -67,6 +67,10 @@ class OutputOptions:
     tests: bool | None = None  # None: in LaTeX, Markdown and HTML, and in the terminal if they are quick
     output: Path | None = None
     figures: bool | None = None  # in HTML; None: if there are few tables
+    caption: str = ""  # of LaTeX, "short" or "full"; "": short in the style "paper"
+    label: str = ""  # \label of LaTeX
+    long: bool = False  # CSV and parquet with one number a line
+    width: str = ""  # of figures: "column", "page" or inches
 
 
 def check_request(request: OutputOptions, options: TableOptions, rows: Sequence[Result]) -> None:
@@ -95,6 +99,9 @@ def check_request(request: OutputOptions, options: TableOptions, rows: Sequence[
         problems.append("--compare and --quote each add published results; choose one of them")
     if request.form in _DATA and request.compare:
         problems.append(f"--compare is for reading; with --format {request.form}, add published results by --quote")
+    for name in ("caption", "label", "long", "width"):
+        if getattr(request, name):
+            problems.append(f"{name} is not built yet")
     names = {name for row in rows for name in (row.method, row.label)}
     sets = {s.dataset for row in rows for s in row.ood}
     for job in (lambda: check(options, sorted(names), sorted(sets)), lambda: [quote(key) for key in request.quotes]):
