@@ -12,6 +12,7 @@ from oodbench.cli.explain import explain
 from oodbench.cli.get import get
 from oodbench.cli.group import MainGroup
 from oodbench.cli.import_ import import_
+from oodbench.cli.leaderboard import leaderboard
 from oodbench.cli.methods import methods
 from oodbench.cli.metrics import metrics
 from oodbench.cli.report import report
@@ -42,6 +43,7 @@ COMMANDS = (
     run,
     train,
     report,
+    leaderboard,
     import_,
     metrics,
     diff,

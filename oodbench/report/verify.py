@@ -115,7 +115,7 @@ class VerifiedResult:
 def verify(results: Path) -> Iterator[VerifiedResult]:
     """Verify one result, or all of a folder in order of path; problems name the number, stored and recomputed."""
     for path in [results] if results.is_file() else row_files(results):
-        yield _verified(path)
+        yield verified(path)
 
 
 def recomputed(row: Result, images: dict[str, ImageScores]) -> Result:
@@ -224,7 +224,8 @@ def _near(stored: Bounds, found: Bounds) -> Bounds:
     return {metric: stored[metric] if same(metric) else found.get(metric, (math.nan, math.nan)) for metric in stored}
 
 
-def _verified(path: Path) -> VerifiedResult:
+def verified(path: Path) -> VerifiedResult:
+    """Verify the result in a file: its digest, its numbers from the scores next to it, and what its method sees."""
     try:
         row = read(path)
     except UserError as error:
