@@ -71,6 +71,7 @@ def method(info: MethodInfo) -> str:
         f"{info.name}: {info.title}" + (f" ({info.citation})" if info.citation else ""),
         "",
         info.summary,
+        *(["", "formula (LaTeX)", textwrap.indent(info.formula, "  ")] if info.formula else []),
         *(["", info.details] if info.details else []),
         "",
         f"needs     {', '.join(n.lower() for n in info.needs)}",
@@ -81,8 +82,10 @@ def method(info: MethodInfo) -> str:
         "",
         "hyper-parameters (--set " + info.name + ".NAME=VALUE)",
     ]
-    lines += [f"  {p.name}: {p.kind} = {written(p.default)}" for p in info.parameters] or ["  none"]
-    return "\n".join(lines)
+    for p in info.parameters:
+        lines += [f"  {p.name}: {p.kind} = {written(p.default)}"]
+        lines += textwrap.wrap(p.meaning, 100, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join(lines if info.parameters else [*lines, "  none"])
 
 
 def releases(kind: str, data: Path) -> str:

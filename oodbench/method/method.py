@@ -37,12 +37,14 @@ class Method(ABC, Generic[State]):
         access      what the method sees beyond what follows from its needs, such as Access(lm_words=True)
         family      a second group of `--methods`, such as "post-hoc" for a score of logits alone, as in GEN
         calibrated  name of the hyper-parameter that calibration images determine when it is None; "" if there is none
+        formula     LaTeX of the score, and after an empty line its symbols, one a line: SYMBOL, two spaces, its meaning
     """
 
     needs: ClassVar[Needs] = Needs.FEATURES
     access: ClassVar[Access] = Access()
     family: ClassVar[str] = ""
     calibrated: ClassVar[str] = ""
+    formula: ClassVar[str] = ""
 
     @property
     def views(self) -> tuple[View, ...]:
