@@ -13,6 +13,7 @@ INTERVALS = ("half", "range")
 SECTIONS = ("access", "trained", "none")
 STYLES = ("full", "paper")
 SHOWN = ("auroc", "fpr95", "accuracy", "seconds")
+_PAPER = ("fpr95", "auroc", "accuracy", "seconds")
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class TableOptions:
     sort       a metric: lines of a group are sorted by its average, the best first; "" is the order of the results
     top        of each group, only this many lines, the best by `sort`
     ours       methods or labels that come last in a table, and are shaded in LaTeX
-    rename     (title, title to print) of columns, column groups and lines
-    style      "full", or "paper": FPR95 before AUROC, and one panel
+    rename     (name or title, text to print) of metrics, sets, methods, groups, encoders and benchmarks
+    style      "full", or "paper": FPR95 before AUROC unless `metrics` has an order of its own, and one panel in LaTeX
     """
 
     methods: tuple[str, ...] = ()
@@ -58,6 +59,15 @@ class TableOptions:
     rename: tuple[tuple[str, str], ...] = ()
     style: str = "full"
 
+    def __post_init__(self) -> None:
+        if self.style == "paper" and self.metrics == SHOWN:
+            object.__setattr__(self, "metrics", _PAPER)
+
+    @property
+    def default_metrics(self) -> bool:
+        """Whether the metrics were not chosen."""
+        return self.metrics == (_PAPER if self.style == "paper" else SHOWN)
+
     @property
     def digits(self) -> int:
         """Decimals with which a metric is printed."""
@@ -73,6 +83,9 @@ def check(options: TableOptions, labels: Sequence[str], sets: Sequence[str]) -> 
     """Raise UserError with all invalid options; `labels` (with method names) and `sets` are those that exist."""
     problems = [f"no metric '{m}'{did_you_mean(m, CHOICES)}" for m in options.metrics if m not in CHOICES]
     problems += [f"no results of method '{m}'{did_you_mean(m, labels)}" for m in options.methods if m not in labels]
+    problems += [
+        f"--ours: no results of method '{m}'{did_you_mean(m, labels)}" for m in options.ours if m not in labels
+    ]
     problems += [f"no results with OOD set '{s}'{did_you_mean(s, sets)}" for s in options.sets if s not in sets]
     if not options.metrics:
         problems.append(f"--metrics names none; known: {', '.join(CHOICES)}")
@@ -86,9 +99,7 @@ def check(options: TableOptions, labels: Sequence[str], sets: Sequence[str]) -> 
         problems.append("--intervals and --seeds both put a ± behind the numbers; choose one of them")
     if options.style not in STYLES:
         problems.append(f"no style '{options.style}'{did_you_mean(options.style, STYLES)}")
-    for name in ("encoders", "ids", "sort", "top", "ours", "rename"):
+    for name in ("encoders", "ids", "sort", "top"):
         if getattr(options, name):
             problems.append(f"{name} is not built yet")
-    if options.style == "paper":
-        problems.append("style paper is not built yet")
     raise_all(problems)

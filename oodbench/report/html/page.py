@@ -139,8 +139,7 @@ def _runs(column_groups: Sequence[ColumnGroup]) -> list[list[ColumnGroup]]:
 
 
 def _groups(column_groups: Sequence[ColumnGroup]) -> tuple[tuple[str, int], ...]:
-    runs = ((run[0].group, sum(len(group.columns) for group in run)) for run in _runs(column_groups))
-    return tuple((f"{name.capitalize()} OOD" if name else "", width) for name, width in runs)
+    return tuple((run[0].heading, sum(len(group.columns) for group in run)) for run in _runs(column_groups))
 
 
 def _head(group: ColumnGroup, run: int, is_set: bool) -> PageColumnGroup:

@@ -58,6 +58,11 @@ class ColumnGroup:
     def __post_init__(self) -> None:
         _make_printable(self, "title", "group", "partial")
 
+    @property
+    def heading(self) -> str:
+        """`Near OOD` or `Far OOD`, "" for neither."""
+        return f"{self.group[:1].upper()}{self.group[1:]}{'' if 'OOD' in self.group else ' OOD'}" if self.group else ""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -94,6 +99,8 @@ class TableLine:
     cites    BibTeX keys
     facts    what CSV has of a published number
     others   the results of the other seeds
+    ours     whether it comes last and is shaded
+    encoder  the heading above its section, in a table of several encoders
     """
 
     name: str
@@ -104,9 +111,11 @@ class TableLine:
     cites: tuple[str, ...] = ()
     facts: dict[str, object] = field(default_factory=dict)
     others: tuple[Result, ...] = ()
+    ours: bool = False
+    encoder: str = ""
 
     def __post_init__(self) -> None:
-        _make_printable(self, "name", "section")
+        _make_printable(self, "name", "section", "encoder")
 
     @property
     def results(self) -> tuple[Result, ...]:
@@ -128,12 +137,16 @@ class Table:
     footnotes: tuple[str, ...] = ()  # below the notes: what the methods see
     within: str = ""  # where best and second are chosen: " within each group", or "" in a table of one block
     part: str = ""  # of the streams, by position: "first" or "rest"; "" for all images
+    encoder: str = ""  # its name in the title
+    compared: str = ""  # the line that is compared with published numbers
+    brief: tuple[str, ...] = ()  # what of caption and notes is said in a few words below a table with a short caption
 
     def __post_init__(self) -> None:
-        _make_printable(self, "title", "first")
+        _make_printable(self, "title", "first", "encoder", "compared")
         object.__setattr__(self, "caption", tuple(map(printable, self.caption)))
         object.__setattr__(self, "notes", tuple(map(printable, self.notes)))
         object.__setattr__(self, "footnotes", tuple(map(printable, self.footnotes)))
+        object.__setattr__(self, "brief", tuple(map(printable, self.brief)))
         object.__setattr__(self, "cites", tuple((printable(title), keys) for title, keys in self.cites))
 
     @property
