@@ -83,9 +83,6 @@ def check(options: TableOptions, labels: Sequence[str], sets: Sequence[str]) -> 
     """Raise UserError with all invalid options; `labels` (with method names) and `sets` are those that exist."""
     problems = [f"no metric '{m}'{did_you_mean(m, CHOICES)}" for m in options.metrics if m not in CHOICES]
     problems += [f"no results of method '{m}'{did_you_mean(m, labels)}" for m in options.methods if m not in labels]
-    problems += [
-        f"--ours: no results of method '{m}'{did_you_mean(m, labels)}" for m in options.ours if m not in labels
-    ]
     problems += [f"no results with OOD set '{s}'{did_you_mean(s, sets)}" for s in options.sets if s not in sets]
     if not options.metrics:
         problems.append(f"--metrics names none; known: {', '.join(CHOICES)}")

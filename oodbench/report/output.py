@@ -121,20 +121,12 @@ def check_request(request: OutputOptions, options: TableOptions, rows: Sequence[
         problems.append("--compare and --quote each add published results; choose one of them")
     if request.form in _DATA and request.compare:
         problems.append(f"--compare is for reading; with --format {request.form}, add published results by --quote")
-    for name in ("caption", "label"):
-        if getattr(request, name) and (request.form != "latex" or request.bib):
-            problems.append(f"--{name} goes with --format latex")
-    if request.caption not in ("", *CAPTIONS):
-        problems.append(f"no caption '{request.caption}'{did_you_mean(request.caption, CAPTIONS)}")
-    if request.label and not LABEL.fullmatch(request.label):
-        problems.append(f"--label '{request.label}' is no name of LaTeX: write one such as tab:ood")
+    problems += _problems_of_latex(request)
+    problems += _problems_of_ours(options, rows, chosen)
     for name in ("long", "width"):
         if getattr(request, name):
             problems.append(f"{name} is not built yet")
     labels = {name for row in rows for name in (row.method, row.label)}
-    shown = {name for row in chosen for name in (row.method, row.label)}
-    hidden = [name for name in options.ours if name in labels - shown]
-    problems += [f"--ours {name} is not shown: --methods lacks it" for name in hidden]
     sets = {s.dataset for row in rows for s in row.ood}
     for job in (
         lambda: check(options, sorted(labels), sorted(sets)),
@@ -146,6 +138,30 @@ def check_request(request: OutputOptions, options: TableOptions, rows: Sequence[
         except UserError as error:
             problems += error.problems
     raise_all(problems)
+
+
+def _problems_of_latex(request: OutputOptions) -> list[str]:
+    problems = [
+        f"--{name} goes with --format latex"
+        for name in ("caption", "label")
+        if getattr(request, name) and (request.form != "latex" or request.bib)
+    ]
+    if request.caption not in ("", *CAPTIONS):
+        problems.append(f"no caption '{request.caption}'{did_you_mean(request.caption, CAPTIONS)}")
+    if request.label and not LABEL.fullmatch(request.label):
+        problems.append(f"--label '{request.label}' cannot be read by LaTeX: write one such as tab:ood")
+    return problems
+
+
+def _problems_of_ours(options: TableOptions, rows: Sequence[Result], chosen: Sequence[Result]) -> list[str]:
+    known, shown = ({name for row in some for name in (row.method, row.label)} for some in (rows, chosen))
+    return [
+        f"--ours {name} is not shown: add it to --methods"
+        if name in known
+        else f"--ours: no results of method '{name}'{did_you_mean(name, sorted(known))}"
+        for name in options.ours
+        if name not in shown
+    ]
 
 
 def _names(rows: Sequence[Result], request: OutputOptions) -> Mapping[str, tuple[str, ...]]:

@@ -336,12 +336,19 @@ def tabular(
     heads    the font of the metrics' names
     """
     column_groups = [table.column_groups[i] for i in cut]
-    space = rf"@{{\hspace{{{between:g}pt}}}}" if between else ""
+    # colortbl leaves what @{} puts between columns white.
+    gap = (
+        ""
+        if not between
+        else ">{{\\hspace{{{:g}pt}}}}"
+        if any(x.ours for x in table.lines)
+        else "@{{\\hspace{{{:g}pt}}}}"
+    )
+    space = gap.format(between - _GAP if gap[:1] == ">" else between)
     columns = "".join(f"{space}{'r' * len(b.columns)}" for b in column_groups)
     out = [rf"\begin{{tabular}}{{{first}{columns}}}", r"\toprule"]
     if table.grouped:
-        # The column groups of a transposed table are methods.
-        runs = groupby(column_groups, key=lambda b: b.heading if table.first else b.group)
+        runs = groupby(column_groups, key=lambda b: table.heading(b.group))
         out += _heading((escape(name), sum(len(b.columns) for b in run)) for name, run in runs)
     if table.first and any(b.title for b in column_groups):
         out += _heading((escape(b.title), len(b.columns)) for b in column_groups)

@@ -152,7 +152,7 @@ def _float(table: Table, caption: str, label: str) -> str:
             table.title,
         )
         reason = f"% Panels: the table is wider than {PAGE:g}pt at \\scriptsize.\n"
-        return reason + latex(table, caption=caption, label=label)
+        return reason + latex(_prepared(table), caption=caption, label=label)
     chosen, shown = found
     said = described(shown, caption, label)
     dropped = ["% Without Seconds, to fit."] if _seconds(table) and not _seconds(shown) else []
@@ -171,9 +171,12 @@ def _float(table: Table, caption: str, label: str) -> str:
 
 def layout(table: Table) -> tuple[Layout, Table] | None:
     """Return the first layout in which a table fits, and the table as it is then shown; None if it fits in none."""
-    table = replace(table, column_groups=tuple(_plain_average(group) for group in table.column_groups))
-    without = _without_seconds(table)
+    without = _prepared(table)
+    table = replace(table, column_groups=tuple(map(_plain_average, table.column_groups)))
+    signs = table.any_not_significant or table.any_exceeds  # they stand in the space between columns
     for number, one in enumerate(LAYOUTS):
+        if signs and one.space < 2:
+            continue
         shown = _shortened(without) if one.short else without
         # Seconds are shown if there is room for them without any other change.
         for candidate in (table, shown) if number % (2 * len(_STEPS)) == 0 else (shown,):
@@ -182,6 +185,11 @@ def layout(table: Table) -> tuple[Layout, Table] | None:
     last = LAYOUTS[-1]
     room = last.width - _numbers(_shortened(without), last)
     return (replace(last, names=int(room - 2 * last.space)), _shortened(without)) if room >= _NARROWEST else None
+
+
+def _prepared(table: Table) -> Table:
+    """Return a table without seconds, in which averages of near and far sets are called `Average`."""
+    return _without_seconds(replace(table, column_groups=tuple(map(_plain_average, table.column_groups))))
 
 
 def _plain_average(group: ColumnGroup) -> ColumnGroup:
@@ -254,13 +262,18 @@ def _group(table: Table, i: int, one: Layout) -> float:
 
 # Of letters in ems, at 10 points.
 _EMS = {
-    "ijl.,:;'!|": 0.28,
+    "il.,:;'!|": 0.28,
+    "j": 0.31,
     "fIrst()[]-` ": 0.4,
     "acegoz0123456789/?": 0.5,
-    "bdhknpquvxyS": 0.56,
-    "EFJLPZ": 0.69,
+    "bdhknpquvxyJS": 0.56,
+    "EFLPZ": 0.69,
     "BCRT": 0.74,
-    "mMWw@%=+<>": 1.0,
+    "m": 0.84,
+    "M": 0.92,
+    "w": 0.73,
+    "@%=+<>": 1.0,
+    "W": 1.03,
 }
 _EM = {letter: em for some, em in _EMS.items() for letter in some}
 
@@ -268,7 +281,7 @@ _EM = {letter: em for some, em in _EMS.items() for letter in some}
 @functools.lru_cache(maxsize=10_000)
 def width(text: str, size: float, *, bold: bool = False) -> float:
     """Return the width of a text in points, for a size in points."""
-    ems = (_EM.get(c, 1.0 if unicodedata.east_asian_width(c) in "WF" else 0.78) for c in text)
+    ems = (_EM.get(c, 1.0 if unicodedata.east_asian_width(c) in "WF" else 0.79) for c in text)
     return size * sum(ems) * (1.12 if bold else 1)
 
 

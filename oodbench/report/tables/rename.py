@@ -95,7 +95,7 @@ def _group(group: ColumnGroup, change: Callable[[str], str], average: str) -> Co
     if average and group.mean:  # "Near average" where the average of all sets is renamed
         title = title.replace("average", average)
     columns = tuple(replace(column, title=change(column.title)) for column in group.columns)
-    shown = change(group.heading).removesuffix(" OOD") if group.group else ""
+    shown = change(f"{_capital(group.group)} OOD").removesuffix(" OOD") if group.group else ""
     return replace(group, title=title, columns=columns, group=shown)
 
 

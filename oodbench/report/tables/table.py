@@ -58,11 +58,6 @@ class ColumnGroup:
     def __post_init__(self) -> None:
         _make_printable(self, "title", "group", "partial")
 
-    @property
-    def heading(self) -> str:
-        """`Near OOD` or `Far OOD`, "" for neither."""
-        return f"{self.group[:1].upper()}{self.group[1:]}{'' if 'OOD' in self.group else ' OOD'}" if self.group else ""
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -182,6 +177,11 @@ class Table:
     def grouped(self) -> bool:
         """Whether there are headings for groups (near, far), which takes two groups."""
         return len({group.group for group in self.column_groups} - {""}) > 1
+
+    def heading(self, group: str) -> str:
+        """Return the heading of a group of columns, "" for none: sets are near or far OOD, methods have a section."""
+        kind = " OOD" if self.first and "OOD" not in group else ""  # the columns of a transposed table are methods
+        return f"{group[0].upper()}{group[1:]}{kind}" if group else ""
 
 
 def _make_printable(instance: object, *names: str) -> None:
