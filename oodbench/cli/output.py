@@ -63,11 +63,11 @@ def print_tables(tables: Iterable[Table]) -> None:
     """Print tables for a terminal, 160 characters wide if stdout is a file or a pipe."""
     from rich.console import Console
 
-    from oodbench import report
+    from oodbench.report.formats.terminal import console
 
-    console = Console() if sys.stdout.isatty() else Console(width=160)
+    screen = Console() if sys.stdout.isatty() else Console(width=160)
     for table in tables:
-        console.print(report.console(table))
+        screen.print(console(table))
 
 
 def check_output(path: Path | None, makes_folder: bool = False) -> None:

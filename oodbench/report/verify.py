@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,10 +111,19 @@ class VerifiedResult:
     failed: bool = False  # a failed result, which has no numbers
 
 
-def verify(results: Path) -> Iterator[VerifiedResult]:
-    """Verify every result of a results folder, in order of path; problems name the number, stored and recomputed."""
+def verify(results: Path, chosen: Callable[[Result], bool] = lambda row: True) -> Iterator[VerifiedResult]:
+    """Verify the chosen results of a folder, in order of path; problems name the number, stored and recomputed.
+
+    Files that cannot be read are always among them.
+    """
     for path in row_files(results):
-        yield _verified(path)
+        try:
+            row = read(path)
+        except UserError as error:
+            yield VerifiedResult(path, path.stem, 0, (str(error),))
+        else:
+            if chosen(row):
+                yield _verified(path, row)
 
 
 def recomputed(row: Result, images: dict[str, ImageScores]) -> Result:
@@ -223,11 +232,7 @@ def _near(stored: Bounds, found: Bounds) -> Bounds:
     return {metric: stored[metric] if same(metric) else found.get(metric, (math.nan, math.nan)) for metric in stored}
 
 
-def _verified(path: Path) -> VerifiedResult:
-    try:
-        row = read(path)
-    except UserError as error:
-        return VerifiedResult(path, path.stem, 0, (str(error),))
+def _verified(path: Path, row: Result) -> VerifiedResult:
     if row.status != "ok":
         return VerifiedResult(path, row.label, 0, failed=True)
     try:

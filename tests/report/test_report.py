@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from oodbench import report
+import oodbench.report as report
 from oodbench.method import Access
 from oodbench.results import IdRow, Result, SetRow
 

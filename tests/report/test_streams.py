@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from oodbench import report
+import oodbench.report as report
 from oodbench.errors import UserError
 from oodbench.report.explain import explanation
 from oodbench.report.figures import plots

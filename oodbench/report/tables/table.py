@@ -94,6 +94,7 @@ class TableLine:
     cites    BibTeX keys
     facts    what CSV has of a published number
     others   the results of the other seeds
+    rank     the number by which lines are sorted, the highest first; None: after the others
     """
 
     name: str
@@ -104,6 +105,7 @@ class TableLine:
     cites: tuple[str, ...] = ()
     facts: dict[str, object] = field(default_factory=dict)
     others: tuple[Result, ...] = ()
+    rank: float | None = None
 
     def __post_init__(self) -> None:
         _make_printable(self, "name", "section")
@@ -167,8 +169,13 @@ class Table:
 
     @property
     def grouped(self) -> bool:
-        """Whether there are headings for groups (near, far), which takes two groups."""
-        return len({group.group for group in self.column_groups} - {""}) > 1
+        """Whether there are headings for groups (near, far)."""
+        return any(group.group for group in self.column_groups)
+
+    def heading(self, group: str) -> str:
+        """Return the heading of a group of columns, "" for none: sets are near or far OOD, methods have a section."""
+        kind = " OOD" if self.first else ""  # the columns of a transposed table are methods
+        return f"{group[0].upper()}{group[1:]}{kind}" if group else ""
 
 
 def _make_printable(instance: object, *names: str) -> None:
