@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from oodbench.report.tables.table import Table
 
 # Replacements for characters that stdout or stderr cannot encode.
-_ASCII = dict(zip("†‡·–—−×’“”↑↓", '**----x\'""^v', strict=True))
+_ASCII = dict(zip("†·–—−─×’“”↑↓", '~-----x\'""^v', strict=True))
 
 
 def say(text: str) -> None:
@@ -133,7 +133,7 @@ def any_encoding() -> Iterator[None]:
 
 
 def _replacement(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Handle an error of `codecs`: † becomes *, so that columns stay aligned, any other character `\\u4e00`."""
+    """Handle an error of `codecs`: † becomes ~, so that columns stay aligned, any other character `\\u4e00`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]

@@ -105,7 +105,7 @@ def _uncertainty(model: Result, options: TableOptions) -> str:
         first = "In brackets: the interval over images of the first stream seed, where the result has one."
         return first if options.intervals else ""
     if options.seeds:
-        return "±: standard deviation over seeds, where there are several."
+        return "±: standard deviation over seeds, where there are several and it does not round to 0."
     if not options.intervals:
         return ""
     level = model.uncertainty.get("level", 0.95)

@@ -85,7 +85,7 @@ def protocol_caption(lines: Sequence[Sequence[Result]]) -> list[str]:
     precision = lines[0][0].run.get("precision", "unknown")
     out = [f"Streams: {', '.join([images, *parts, f'precision {precision}'])}{named}."]
     several = any(len(rows) > 1 for rows in lines)
-    return [*out, "Averages over seeds, ±: sample standard deviation."] if several else out
+    return [*out, "Averages over seeds, ±: sample standard deviation, if it does not round to 0."] if several else out
 
 
 def sizes_note(rows: Iterable[Result]) -> list[str]:
