@@ -13,7 +13,7 @@ from typing import Any
 from oodbench.errors import UserError, raise_all
 from oodbench.report.leaderboard.evidence import FAILED, IMPORTED, MEASURED, VERIFIED
 from oodbench.report.tables.access import access_problem
-from oodbench.report.verify import verified
+from oodbench.report.verify import verify
 from oodbench.results import Result, read, row_files
 from oodbench.storage.files import read_text, real_path
 
@@ -106,7 +106,7 @@ def _collected(path: Path, folder: Path) -> CollectedResult:
     result = read(path)
     submission = _submission(path.parent)
     has_scores = result.status == "ok" and os.path.lexists(path.with_suffix(".parquet"))
-    problems = verified(path).problems if has_scores else tuple(filter(None, [access_problem(result)]))
+    problems = next(verify(path)).problems if has_scores else tuple(filter(None, [access_problem(result)]))
     evidence = FAILED if problems else IMPORTED if result.imported else VERIFIED if has_scores else MEASURED
     return CollectedResult(result, path, folder, evidence, submission, problems)
 
