@@ -33,10 +33,10 @@ def methods() -> str:
     built_in = [info for info in registry.methods().values() if info.origin == "built-in"]
     built_in.sort(key=lambda info: GROUPS.index(info.card().group))
     lines = ["| method | score | group | sees besides | paper |", "|---|---|---|---|---|"]
-    lines += [
-        f"| [`{info.name}`](../methods/{info.name}.py) | {info.summary} | {info.card().group} | {'; '.join(info.card().facts)} | {info.citation} |"
-        for info in built_in
-    ]
+    for info in built_in:
+        seen = "; ".join(info.card().facts)
+        name = f"[`{info.name}`](../methods/{info.name}.py)"
+        lines.append(f"| {name} | {info.summary} | {info.card().group} | {seen} | {info.citation} |")
     return "\n".join(lines)
 
 
