@@ -34,15 +34,9 @@ def methods() -> str:
     built_in.sort(key=lambda info: GROUPS.index(info.card().group))
     lines = ["| method | score | group | sees besides | paper |", "|---|---|---|---|---|"]
     for info in built_in:
-        card = info.card()
-        cells = (
-            f"[`{info.name}`](../methods/{info.name}.py)",
-            info.summary,
-            card.group,
-            "; ".join(card.facts),
-            info.citation,
-        )
-        lines.append(f"| {' | '.join(cells)} |")
+        seen = "; ".join(info.card().facts)
+        name = f"[`{info.name}`](../methods/{info.name}.py)"
+        lines.append(f"| {name} | {info.summary} | {info.card().group} | {seen} | {info.citation} |")
     return "\n".join(lines)
 
 
