@@ -214,6 +214,7 @@ def test_what_a_person_sees(cli: Cli, place: Path, server: str, browser: Any, tm
     page.get_by_text("AUROC, FPR95 and ID accuracy in %.").first.wait_for(timeout=60_000)
     page.goto(f"{home}/runs/{parent.info.run_id}/artifacts/table.html")
     page.frame_locator("iframe").get_by_text("AUROC, FPR95 and ID accuracy in %.").first.wait_for(timeout=60_000)
+    page.goto("about:blank")
     page.goto(f"{home}/runs/{parent.info.run_id}/artifacts/pictures/glyphs-roc.png")
     page.wait_for_function("[...document.images].some(i => i.naturalWidth > 600)", timeout=60_000)
     page.goto(f"{server}/#/models/seen/versions/1")
