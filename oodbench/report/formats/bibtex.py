@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oodbench.errors import UserError
-from oodbench.report.formats.latex import escape
+from oodbench.report.formats.latex_text import escape
 from oodbench.report.tables.published import quotes
 from oodbench.report.tables.table import Table
 
