@@ -1,4 +1,4 @@
-r"""Tables for a two-column paper: one float for each benchmark, in a column if it fits, else across the page.
+"""Tables for a two-column paper: one float for each benchmark, in a column if it fits, else across the page.
 
 Widths are those of Computer Modern, which is wider than Times: what fits here fits there.
 """
