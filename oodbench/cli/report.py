@@ -49,6 +49,7 @@ _CHOICE = ("methods", "sets", "encoders", "ids", "sort", "top")  # of the option
     epilog=examples(
         "oodbench report",
         "oodbench report --format latex --output table.tex",
+        "oodbench report --format latex --style paper --ours clipn",
         "oodbench report --format html --output page.html",
         "oodbench report --compare published",
         "oodbench report --explain clipn textures",
@@ -70,7 +71,7 @@ _CHOICE = ("methods", "sets", "encoders", "ids", "sort", "top")  # of the option
 @click.option("--top", type=click.IntRange(min=1), help="Of each group, only the best by --sort.")
 @click.option("--style", default="full", show_default=True, type=OneOf(*STYLES), help="paper: docs/paper-tables.md.")
 @click.option("--ours", default="", help="Methods or labels that come last, shaded in LaTeX: clipn.")
-@click.option("--rename", multiple=True, metavar="NAME=TEXT", help="Print another text for a name. Repeatable.")
+@click.option("--rename", multiple=True, metavar="NAME=TEXT", help="Print TEXT for a name: fpr95=FPR. Repeatable.")
 @click.option("--caption", default="", type=OneOf("short", "full"), help="LaTeX. Default: full; of papers, short.")
 @click.option("--label", default="", help="LaTeX: the \\label of the table, such as tab:ood.")
 @click.option("--long", "long", is_flag=True, help="CSV and parquet: one number a line.")

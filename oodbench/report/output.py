@@ -14,7 +14,8 @@ from pathlib import Path
 from oodbench.errors import UserError, did_you_mean, raise_all
 from oodbench.report.formats.bibtex import bibtex, entries
 from oodbench.report.formats.csv import csv, parquet
-from oodbench.report.formats.latex import CAPTIONS, LABEL, as_codes, latex, preamble, remark, unique
+from oodbench.report.formats.latex import CAPTIONS, LABEL, latex, unique
+from oodbench.report.formats.latex_text import as_codes, preamble, remark
 from oodbench.report.formats.markdown import markdown
 from oodbench.report.formats.paper import paper
 from oodbench.report.options import TableOptions, check
