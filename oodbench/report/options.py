@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ INTERVALS = ("half", "range")
 SECTIONS = ("access", "trained", "none")
 STYLES = ("full", "paper")
 SHOWN = ("auroc", "fpr95", "accuracy", "seconds")
+_PAPER = ("fpr95", "auroc", "accuracy", "seconds")
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class TableOptions:
                of the results
     top        of each group, only this many lines, the best by `sort`, or else by the first metric shown
     ours       methods or labels that come last in a table, and are shaded in LaTeX
-    rename     (title, title to print) of columns, column groups and lines
-    style      "full", or "paper": FPR95 before AUROC, and one panel
+    rename     (name or title, text to print) of metrics, sets, methods, groups, encoders and benchmarks
+    style      "full", or "paper": FPR95 before AUROC unless `metrics` has an order of its own, and one panel in LaTeX
     """
 
     methods: tuple[str, ...] = ()
@@ -61,6 +63,15 @@ class TableOptions:
     ours: tuple[str, ...] = ()
     rename: tuple[tuple[str, str], ...] = ()
     style: str = "full"
+
+    def __post_init__(self) -> None:
+        if self.style == "paper" and self.metrics == SHOWN:
+            object.__setattr__(self, "metrics", _PAPER)
+
+    @property
+    def default_metrics(self) -> bool:
+        """Whether the metrics were not chosen."""
+        return self.metrics == (_PAPER if self.style == "paper" else SHOWN)
 
     @property
     def digits(self) -> int:
@@ -120,10 +131,10 @@ def is_comparison(text: str) -> bool:
 
 def _renamed(text: str) -> tuple[str, str]:
     """Parse NAME=TEXT. Raise UserError if there is no name."""
-    name, sign, shown = text.rpartition("=")  # a label has signs of its own: energy[scale=1]=Energy
-    if not sign or not name.strip():
+    found = re.match(r"((?:\[[^\]]*\]|[^\[=])+)=(.*)", text, re.DOTALL)  # a label has signs: energy[scale=1]=Energy
+    if not found or not found[1].strip():
         raise UserError(f"--rename '{text}' is not NAME=TEXT, such as --rename iNaturalist=iNat")
-    return name.strip(), shown.strip()
+    return found[1].strip(), found[2].strip()
 
 
 def _of_method(row: Result) -> set[str]:
@@ -157,11 +168,6 @@ def check(options: TableOptions, results: Sequence[Result]) -> None:
         problems.append("--intervals and --seeds both put a ± behind the numbers; choose one of them")
     if options.style not in STYLES:
         problems.append(f"no style '{options.style}'{did_you_mean(options.style, STYLES)}")
-    for name in ("ours", "rename"):
-        if getattr(options, name):
-            problems.append(f"{name} is not built yet")
-    if options.style == "paper":
-        problems.append("style paper is not built yet")
     raise_all(problems)
 
 

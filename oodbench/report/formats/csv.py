@@ -12,7 +12,7 @@ from pathlib import Path
 
 from oodbench.errors import printable
 from oodbench.method.access import UNKNOWN
-from oodbench.report.options import SHOWN, TableOptions
+from oodbench.report.options import TableOptions
 from oodbench.report.tables.columns import average
 from oodbench.report.tables.streams import MEASURED, PARTS, part_of
 from oodbench.report.tables.table import Number, Table, TableLine
@@ -233,7 +233,7 @@ def _quoted_numbers(line: TableLine, options: TableOptions) -> Iterator[_LongNum
 
 def _shown(options: TableOptions) -> tuple[str, ...]:
     """Return the metrics of OOD sets that are asked for: all by default."""
-    return METRICS if options.metrics == SHOWN else options.shown
+    return tuple(dict.fromkeys((*options.shown, *METRICS))) if options.default_metrics else options.shown
 
 
 def _bounds(intervals: dict[str, tuple[float, float]]) -> dict[str, float]:

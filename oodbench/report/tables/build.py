@@ -29,7 +29,7 @@ from oodbench.report.tables.columns import (
     sort_value,
 )
 from oodbench.report.tables.grouping import PromptGroup, TableGroup, by_prompts, group
-from oodbench.report.tables.rows import line_cells, line_names, repeated
+from oodbench.report.tables.rows import line_cells, line_names, repeated, seedless_label
 from oodbench.report.tables.streams import (
     PARTS,
     TITLE,
@@ -207,7 +207,25 @@ def _table(
         within=_within(lines),
         cites=_cites(model, options) if options.cite else (),
         part=part,
+        encoder=str(model.encoder.get("name", "unknown")),
+        brief=tuple(_brief(model, comparable.differences, lines, options)),
     )
+
+
+def _brief(
+    model: Result, differences: Sequence[str], lines: Sequence[TableLine], options: TableOptions
+) -> Iterator[str]:
+    """Yield what a reader needs besides a short caption, in a few words."""
+    if differences:
+        yield f"{'; '.join(differences)}."
+    shown = [s for s in model.ood if not options.sets or s.dataset in options.sets]
+    if len(shown) < len(model.ood):
+        yield f"{len(shown)} of {len(model.ood)} OOD sets."
+    if any(len(line.results) > 1 for line in lines):
+        yield f"±: standard deviation over {'stream ' if model.stream else ''}seeds."
+    elif options.intervals and not model.stream:
+        level = f"{100 * float(model.uncertainty.get('level', 0.95)):g} % interval"
+        yield f"±: half the {level}." if options.intervals == "half" else f"In brackets: the {level}."
 
 
 def _notes(lines: Sequence[TableLine], prompts: PromptGroup, options: TableOptions) -> Iterator[str]:
@@ -294,6 +312,7 @@ def _lines(
             access=card(rows[0]),
             cites=_method_keys(rows[0], options),
             others=tuple(rows[1:]),
+            ours=bool({rows[0].method, rows[0].label, seedless_label(rows[0])} & set(options.ours)),
             rank=sort_value(line_cells(rows, by, options)[0], by) if by and rows[0].status == "ok" else None,
         )
         for name, rows, numbers in zip(line_names(found, omitted), found, shown, strict=True)
