@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oodbench.errors import UserError, did_you_mean, raise_all
+from oodbench.report.figures.options import FigureOptions, parse_width
 from oodbench.report.formats.bibtex import bibtex, entries
 from oodbench.report.formats.csv import csv, parquet
 from oodbench.report.formats.latex import as_codes, latex, preamble, remark
@@ -70,7 +71,8 @@ class OutputOptions:
     caption: str = ""  # of LaTeX, "short" or "full"; "": short in the style "paper"
     label: str = ""  # \label of LaTeX
     long: bool = False  # CSV and parquet with one number a line
-    width: str = ""  # of figures: "column", "page" or inches
+    width: str = ""  # of figures: "column", "page" or a length
+    kinds: tuple[str, ...] = ()  # of figures; all when empty
 
 
 def check_request(request: OutputOptions, options: TableOptions, rows: Sequence[Result]) -> None:
@@ -93,18 +95,25 @@ def check_request(request: OutputOptions, options: TableOptions, rows: Sequence[
         problems.append("--stream-parts: no result is of a method that learns from the test stream")
     if request.figures is not None and request.form != "html":
         problems.append(f"--{'with' if request.figures else 'no'}-figures goes with --format html")
+    for name, given in (("width", request.width), ("kind", request.kinds)):
+        if given and request.form != "figures":
+            problems.append(f"--{name} goes with --format figures")
     if request.bib and request.form == "html":
         problems.append("--bib writes BibTeX: it does not go with --format html")
     if request.compare and request.quotes:
         problems.append("--compare and --quote each add published results; choose one of them")
     if request.form in _DATA and request.compare:
         problems.append(f"--compare is for reading; with --format {request.form}, add published results by --quote")
-    for name in ("caption", "label", "long", "width"):
+    for name in ("caption", "label", "long"):
         if getattr(request, name):
             problems.append(f"{name} is not built yet")
     names = {name for row in rows for name in (row.method, row.label)}
     sets = {s.dataset for row in rows for s in row.ood}
-    for job in (lambda: check(options, sorted(names), sorted(sets)), lambda: [quote(key) for key in request.quotes]):
+    for job in (
+        lambda: FigureOptions(kinds=request.kinds, width=parse_width(request.width)),
+        lambda: check(options, sorted(names), sorted(sets)),
+        lambda: [quote(key) for key in request.quotes],
+    ):
         try:
             job()
         except UserError as error:

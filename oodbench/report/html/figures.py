@@ -19,9 +19,12 @@ MOST = 12  # tables with figures by default: with more, the page takes minutes a
 PAGE_DPI, DRAWING_DPI = 110, 165  # drawings stay sharp on screens of high resolution
 KINDS = {
     "overview": "Overview",
+    "encoders": "Encoders",
     "shots": "Labelled images a class",
+    "sweep": "Hyper-parameters",
     "stream": "Position in the stream",
     "roc": "ROC curves",
+    "densities": "Scores of the methods side by side",
     "histogram": "Histograms of the scores",
     "ranks": "Rank correlation",
     "mistakes": "What each method gets most wrong",
@@ -117,11 +120,11 @@ def _drawable(table: Table, paths: Mapping[str, Path]) -> bool:
 
 
 def _sections(table: Table, heading: Heading, source: FigureSource, sets: Sequence[str]) -> Iterator[FigureSection]:
-    from oodbench.report.figures import plots
+    from oodbench.report.figures import FigureOptions, table_plots
+    from oodbench.report.figures.write import results_of
 
-    rows = [row for line in table.lines for row in line.results]
-    found = plots(rows, source.paths, data=source.data, sets=sets, heading=heading)
-    embedded = [_embedded(plot) for plot in found]
+    options = FigureOptions(source.data, sets=tuple(sets))
+    embedded = [_embedded(plot) for plot in table_plots(results_of(table), source.paths, options, heading)]
     for kind, figures in groupby(embedded, key=lambda figure: figure.kind):
         yield FigureSection(KINDS.get(kind, kind), tuple(figures))
 
