@@ -105,9 +105,8 @@ def encoder_names(encoders: Sequence[Mapping[str, Any]]) -> tuple[list[str], str
     tags = {name.rpartition("/")[2] if "/" in name and ":" not in name else "" for name in names}
     tag = tags.pop() if len(tags) == 1 else ""
     names = [name.removesuffix(f"/{tag}") if tag else name for name in names]
-    for i, name in enumerate(names):
-        if names.count(name) > 1:
-            names[i] = f"{name} {str(encoders[i].get('weights'))[:8]}"
+    weights = [f" {str(encoder.get('weights'))[:8]}" for encoder in encoders]
+    names = [f"{name}{weight if names.count(name) > 1 else ''}" for name, weight in zip(names, weights, strict=True)]
     return names, tag
 
 

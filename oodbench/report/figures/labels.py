@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top
 Point = tuple[float, float]
@@ -30,10 +31,11 @@ class LabelArea:
     bars: Sequence[Box] = ()
     keep: float = 4.0
 
-    def mark(self, i: int) -> Box:
-        """Return the box around a point that no label covers."""
-        x, y = self.points[i]
-        return x - self.keep, y - self.keep, x + self.keep, y + self.keep
+    @cached_property
+    def marks(self) -> list[Box]:
+        """Return the boxes around the points, which no label covers."""
+        keep = self.keep
+        return [(x - keep, y - keep, x + keep, y + keep) for x, y in self.points]
 
 
 def place_labels(plane: LabelArea, sizes: Sequence[Point]) -> list[Box]:
@@ -46,7 +48,7 @@ def place_labels(plane: LabelArea, sizes: Sequence[Point]) -> list[Box]:
         for radius, box in _around(plane.points[i], sizes[i]):
             if radius >= least:
                 break
-            cost = radius + _cost(plane, i, box, done)
+            cost = radius + _cost(plane, i, box, done, least - radius)
             if cost < least:
                 best, least = box, cost
         assert best
@@ -70,17 +72,22 @@ def _around(point: Point, size: Point) -> Iterator[tuple[float, Box]]:
             yield radius, (left, bottom, left + size[0], bottom + size[1])
 
 
-def _cost(plane: LabelArea, i: int, box: Box, done: Mapping[int, Box]) -> float:
-    """Return the cost of a box for point i, given the boxes `done`."""
+def _cost(plane: LabelArea, i: int, box: Box, done: Mapping[int, Box], limit: float) -> float:
+    """Return the cost of a box for point i, given the boxes `done`; not all of it if it is not below a limit."""
     own = _distance(plane.points[i], box)
-    marks = [plane.mark(j) for j in range(len(plane.points))]
+    marks = plane.marks
+    clashes = sum(_overlap(box, other) for other in (*done.values(), *marks))
+    cost = _COVERED * clashes + (0 if _inside(box, plane.frame) else _OUTSIDE)
+    if cost >= limit:
+        return cost
+    cost += _NEARER * sum(_distance(point, box) < own for point in plane.points)
+    cost += _BAR * sum(_overlap(box, bar) for bar in plane.bars)
+    if cost >= limit:
+        return cost
     others = [*done.values(), *marks[:i], *marks[i + 1 :]]
     lines = sum(_crosses(plane.points[i], box, other) for other in others)
     lines += sum(_crosses(plane.points[j], other, box) for j, other in done.items())
-    clashes = sum(_overlap(box, other) for other in (*done.values(), *marks))
-    nearer = sum(_distance(point, box) < own for point in plane.points)
-    cost = _BAR * sum(_overlap(box, bar) for bar in plane.bars) + _LINE * lines + _NEARER * nearer
-    return cost + _COVERED * clashes + (0 if _inside(box, plane.frame) else _OUTSIDE)
+    return cost + _LINE * lines
 
 
 def _distance(point: Point, box: Box) -> float:
@@ -116,7 +123,7 @@ def _crowd(points: Sequence[Point], i: int) -> float:
 def are_legible(area: LabelArea, boxes: Sequence[Box], farthest: float) -> bool:
     """Return whether placed boxes are inside the frame, cover nothing, and are near their points."""
     for i, (point, box) in enumerate(zip(area.points, boxes, strict=True)):
-        covered = [*boxes[:i], *(area.mark(j) for j in range(len(boxes)))]
+        covered = [*boxes[:i], *area.marks]
         if not _inside(box, area.frame) or _distance(point, box) > farthest:
             return False
         if any(_overlap(box, other) for other in covered):

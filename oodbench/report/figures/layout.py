@@ -99,7 +99,7 @@ class _Legend:
     def columns(self) -> int:
         longest = max((width(name, _SMALL) for name, _ in self.entries), default=0.0) + _SAMPLE + 0.12
         fitting = int((self.across - 0.1) / longest) if self.entries else 1
-        return max(1, min(len(self.entries), max(fitting, 2 if len(self.entries) > 4 else 1)))
+        return max(1, min(len(self.entries), max(fitting, 2 if len(self.entries) > 8 else 1)))
 
     @property
     def height(self) -> float:

@@ -33,6 +33,7 @@ from oodbench.results import Interval, SetRow
 NAMED = 40  # methods with a name in the figure; of more, the best ones
 FEW = 12  # methods whose names fit into a small panel
 _FARTHEST = 22.0  # points from a point to its name; beyond, figures of a given width have numbers and a legend
+_FULL = 0.15  # fraction of a panel that names may cover; beyond, the same
 
 
 def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
@@ -46,13 +47,14 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
         _Panel.of(figure_data, _title(name, sets, len(shown), figure_data.width), sets, best)
         for name, sets in shown.items()
     ]
-    figure, legible = _figure(figure_data, panels, [one.name for one in best], [])
-    if figure_data.width and not legible:
+    figure = _figure(figure_data, panels, [one.name for one in best], strict=bool(figure_data.width))
+    if figure is None:
         order = sorted(one.position for one in best)
         numbers = [str(order.index(one.position) + 1) for one in best]
         entries = sorted(zip(numbers, best, strict=True), key=lambda pair: int(pair[0]))
         legend = [(f"{number}  {one.name}", _looks(one) | {"linestyle": "none"}) for number, one in entries]
-        figure, _legible = _figure(figure_data, panels, numbers, legend)
+        figure = _figure(figure_data, panels, numbers, legend)
+        assert figure
     level = 100 * float(figure_data.plotted[0].result.uncertainty.get("level", 0.95))
     of_first = " of the first stream seed" if any(one.others for one in figure_data.plotted) else ""
     titles = ", ".join(s.title for s in figure_data.sets)
@@ -149,9 +151,13 @@ class _Panel:
 
 
 def _figure(
-    figure_data: FigureData, panels: Sequence[_Panel], names: Sequence[str], legend: Sequence[Entry]
-) -> tuple[Figure, bool]:
-    """Return the figure with names, or numbers, at its points, and whether none covers anything or is far away."""
+    figure_data: FigureData,
+    panels: Sequence[_Panel],
+    names: Sequence[str],
+    legend: Sequence[Entry] = (),
+    strict: bool = False,
+) -> Figure | None:
+    """Return the figure with names, or numbers, at its points; a `strict` one is None if they are not all legible."""
     few = len(names) <= FEW
     layout = FigureLayout(*(((3.6, 3.1), 3) if few else ((5.2, 4.4), 2)), gap=(0.65, 0.75), head=0.3)
     if wide := figure_data.width:
@@ -159,21 +165,24 @@ def _figure(
             len(panels), wide, 1.6, gap=(0.45, 0.45), left=0.5, right=0.1, head=0.2
         )
     size = SIZE - 0.5 if len(names) <= 20 and not wide else SMALLEST
-    legible = True
+    shown = [shortened(name, 1.5, size) for name in names]
+    sizes = [(72 * width(name, size) + 2, size * 1.25) for name in shown]
+    if strict and sum(x * y for x, y in sizes) > _FULL * 72**2 * math.prod(layout.panel):
+        return None
+    columns = layout.columns_of(len(panels))
     with plot_style():
         figure, axes = new_figure(figure_data.above("AUROC and FPR95"), len(panels), layout, legend)
-        columns = layout.columns_of(len(panels))
         for place, (axis, panel) in enumerate(zip(axes, panels, strict=True)):
             panel.draw(axis)
             axis.set_xlabel("AUROC, %  →" if not wide or place >= len(panels) - columns else "")
             axis.set_ylabel("←  FPR95, %" if not wide or place % columns == 0 else "")
             add_title(axis, panel.title, layout.panel[0])
             area = panel.area(axis)
-            shown = [shortened(name, 1.5, size) for name in names]
-            boxes = place_labels(area, [(72 * width(name, size) + 2, size * 1.25) for name in shown])
+            boxes = place_labels(area, sizes)
+            if strict and not are_legible(area, boxes, _FARTHEST):
+                return None
             _labels(axis, list(zip(panel.best, shown, area.points, boxes, strict=True)), area.frame, size)
-            legible &= are_legible(area, boxes, _FARTHEST)
-    return figure, legible
+    return figure
 
 
 def _labels(panel: Axes, labels: Sequence[tuple[PlottedResult, str, Point, Box]], frame: Box, size: float) -> None:
