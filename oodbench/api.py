@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Not histograms, which take seconds each, nor images, which may be private.
-KINDS = ("overview", "shots", "stream", "roc", "ranks")
+KINDS = ("overview", "shots", "sweep", "stream", "roc", "densities", "ranks")
 LARGEST_PAGE = 4_000_000  # bytes; MLflow shows a page that it has loaded as a whole
 _UNDERLINED = re.compile(r"<u>(.*?)</u>")  # in names these signs are escaped
 
