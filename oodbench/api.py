@@ -46,7 +46,7 @@ class Attachments:
         # MLflow's Markdown does not show underlined text.
         yield "table.md", _UNDERLINED.sub(r"*\1*", "\n".join(map(markdown, built))).encode()
         yield "table.csv", csv(built).encode()
-        yield from self._page(tables, found)
+        yield from self._page(built, found)
         for number, table in enumerate(built, 1):
             folder = "pictures" if len(built) == 1 else f"pictures/{number}"
             for name, content in self._pictures([row for line in table.lines for row in line.results]):

@@ -14,7 +14,17 @@ from oodbench.cli.help import Command, Names, OneOf, examples, set_names
 from oodbench.cli.options import FOLDER
 from oodbench.cli.output import note, print_tables
 from oodbench.errors import UserError, printable, raise_all
-from oodbench.report.options import CHOICES, SECTIONS, SHOWN, STYLES, TableOptions, check_choice, is_comparison, parse
+from oodbench.report.options import (
+    CHOICES,
+    SECTIONS,
+    SHOWN,
+    STYLES,
+    TableOptions,
+    check_choice,
+    is_comparison,
+    names,
+    parse,
+)
 
 if TYPE_CHECKING:
     from oodbench.report.output import OutputOptions
@@ -199,7 +209,7 @@ def _parse(options: dict[str, Any]) -> tuple[TableOptions, OutputOptions]:
         name: options[name]
         for name in ("standalone", "bib", "quotes", "tests", "output", "caption", "label", "long", "width")
     }
-    same["kinds"] = tuple(parse_names(options["kinds"]))
+    same["kinds"] = names(options["kinds"])
     same["figures"] = options["with_figures"]
     return table_options, OutputOptions(
         form=options["form"] or "terminal", compare=is_comparison(options["compare"]), **same

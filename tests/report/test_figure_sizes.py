@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-from oodbench import report
+import oodbench.report as report
 from oodbench.cli import main
 from oodbench.errors import UserError
 from oodbench.report.figures import FigureOptions, Plot, encoder_plots, plots
