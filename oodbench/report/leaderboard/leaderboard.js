@@ -428,18 +428,27 @@
     if (!panel.open) panel.showModal();
     close.focus();
   }
+  let pushed = false;  // whether the entry of the history before this one is the same page without the panel
   panel.addEventListener("close", () => {
     const cell = state.cell;
-    if (!cell) return;
-    go({ cell: "" }, true);
-    refocus(cell);
+    if (cell) {
+      if (pushed) history.back();
+      state = { ...state, cell: "" };
+      shown = written(state);
+      if (!pushed) history.replaceState(null, "", shown);
+      show();
+      refocus(cell);
+    }
+    pushed = false;
   });
   document.addEventListener("click", (event) => {
     const a = event.target.closest("a[data-cell], dialog a[href^='#']");
     if (event.target === panel || event.target === copy) event.target.close();
     if (!a || event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
-    go({ cell: a.dataset.cell || decodeURIComponent(a.hash.slice(1)) });
+    const inside = panel.open;  // another record in the same panel
+    pushed ||= !inside;
+    go({ cell: a.dataset.cell || decodeURIComponent(a.hash.slice(1)) }, inside);
   });
 
   // Copying: the text is shown, too, as a browser may refuse the clipboard.

@@ -85,9 +85,13 @@ def _rows(
     for row in prompts.results:
         one = by_digest[row.digest]
         members.setdefault((one.source, row.digest if one.problems else ""), []).append(row)
-    lines = [line for found in members.values() for line in repeated(found, seeds=True)]
+    lines = [line for found in members.values() for same in repeated(found, seeds=True) for line in _seeds(same)]
+    by_owner: dict[str, list[list[Result]]] = {}
+    for line_results in lines:
+        by_owner.setdefault(by_digest[line_results[0].digest].by, []).append(line_results)
+    named = [pair for found in by_owner.values() for pair in zip(line_names(found), found, strict=True)]
     settings = "; ".join(filter(None, (prompts.title, *comparable.differences)))
-    for name, results in zip(line_names(lines), lines, strict=True):
+    for name, results in named:
         first, evidence = results[0], [by_digest[row.digest] for row in results]
         line = TableLine(name, (), first, access=card(first), others=tuple(results[1:]))
         record = add(line)
@@ -114,10 +118,16 @@ def _rows(
             records=(record,),
             spread=spread,
             unranked=_unranked(line, evidence),
-            by=evidence[0].source if submission else "",
+            by=evidence[0].by,
             stated={key: _stated(value) for key, value in submission.items()},
             link=_link(repository, evidence[0]) if submission and repository else "",
         )
+
+
+def _seeds(results: list[Result]) -> list[list[Result]]:
+    """Return results of one method to be averaged; apart, if a seed is there twice: these are not other draws."""
+    drawn = {(row.run.get("seed"), row.stream.get("seed")) for row in results}
+    return [results] if len(drawn) == len(results) else [[row] for row in results]
 
 
 def _stated(value: object) -> str:

@@ -40,9 +40,14 @@ class CollectedResult:
         return "; ".join(_inside(problem, self.folder) for problem in self.problems)
 
     @property
+    def by(self) -> str:
+        """The handle of the submission, or ""."""
+        return f"@{self.submission['handle']}" if self.submission else ""
+
+    @property
     def source(self) -> str:
-        """Whose result this is: the handle of the submission, or the folder. Seeds are averaged within one source."""
-        return f"@{self.submission['handle']}" if self.submission else str(self.folder)
+        """Whose result this is: a submitter's, or that of its folder. Seeds of one source are averaged."""
+        return self.by or str(self.path.parent)
 
 
 @dataclass(frozen=True)
