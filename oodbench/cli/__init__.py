@@ -19,6 +19,7 @@ from oodbench.cli.report import report
 from oodbench.cli.run import run
 from oodbench.cli.score import score
 from oodbench.cli.store import store
+from oodbench.cli.submit import submit
 from oodbench.cli.tracking import register, sync
 from oodbench.cli.train import train
 from oodbench.cli.weights import weights
@@ -46,6 +47,7 @@ COMMANDS = (
     import_,
     metrics,
     diff,
+    submit,
     score,
     explain,
     methods,

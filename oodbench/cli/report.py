@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,10 +193,10 @@ def _parse(options: dict[str, Any]) -> tuple[TableOptions, OutputOptions]:
 
 def _renamed(text: str) -> tuple[str, str]:
     """Parse NAME=TEXT. Raise UserError if there is no name."""
-    name, sign, shown = text.rpartition("=")  # a label has signs of its own: energy[scale=1]=Energy
-    if not sign or not name.strip():
+    found = re.match(r"((?:\[[^\]]*\]|[^\[=])+)=(.*)", text, re.DOTALL)  # a label has signs: energy[scale=1]=Energy
+    if not found or not found[1].strip():
         raise UserError(f"--rename '{text}' is not NAME=TEXT, such as --rename iNaturalist=iNat")
-    return name.strip(), shown.strip()
+    return found[1].strip(), found[2].strip()
 
 
 def _check_options_of_figures() -> None:

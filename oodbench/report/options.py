@@ -13,6 +13,7 @@ INTERVALS = ("half", "range")
 SECTIONS = ("access", "trained", "none")
 STYLES = ("full", "paper")
 SHOWN = ("auroc", "fpr95", "accuracy", "seconds")
+_PAPER = ("fpr95", "auroc", "accuracy", "seconds")
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class TableOptions:
     sort       a metric: lines of a group are sorted by its average, the best first; "" is the order of the results
     top        of each group, only this many lines, the best by `sort`
     ours       methods or labels that come last in a table, and are shaded in LaTeX
-    rename     (title, title to print) of columns, column groups and lines
-    style      "full", or "paper": FPR95 before AUROC, and one panel
+    rename     (name or title, text to print) of metrics, sets, methods, groups, encoders and benchmarks
+    style      "full", or "paper": FPR95 before AUROC unless `metrics` has an order of its own, and one panel in LaTeX
     """
 
     methods: tuple[str, ...] = ()
@@ -57,6 +58,15 @@ class TableOptions:
     ours: tuple[str, ...] = ()
     rename: tuple[tuple[str, str], ...] = ()
     style: str = "full"
+
+    def __post_init__(self) -> None:
+        if self.style == "paper" and self.metrics == SHOWN:
+            object.__setattr__(self, "metrics", _PAPER)
+
+    @property
+    def default_metrics(self) -> bool:
+        """Whether the metrics were not chosen."""
+        return self.metrics == (_PAPER if self.style == "paper" else SHOWN)
 
     @property
     def digits(self) -> int:
@@ -86,9 +96,7 @@ def check(options: TableOptions, labels: Sequence[str], sets: Sequence[str]) -> 
         problems.append("--intervals and --seeds both put a ± behind the numbers; choose one of them")
     if options.style not in STYLES:
         problems.append(f"no style '{options.style}'{did_you_mean(options.style, STYLES)}")
-    for name in ("encoders", "ids", "sort", "top", "ours", "rename"):
+    for name in ("encoders", "ids", "sort", "top"):
         if getattr(options, name):
             problems.append(f"{name} is not built yet")
-    if options.style == "paper":
-        problems.append("style paper is not built yet")
     raise_all(problems)

@@ -40,13 +40,13 @@ class ImageScores:
 
 def read_scores(path: Path) -> dict[str, ImageScores]:
     """Read the scores of each dataset. Raise UserError if the file does not exist, is damaged or lacks a column."""
-    columns = _read(path, ("dataset", "label", "score", "prediction"))
+    columns = read_columns(path, ("dataset", "label", "score", "prediction"))
     return {name: _images(columns, columns["dataset"] == name) for name in dict.fromkeys(columns["dataset"].tolist())}
 
 
 def read_pairs(path: Path) -> dict[str, dict[str, ImageScores]]:
     """Read the scores of a stream's result: by OOD set, those of both sets of the pair. Raise UserError as above."""
-    columns = _read(path, ("dataset", "label", "score", "prediction", "pair", "place"))
+    columns = read_columns(path, ("dataset", "label", "score", "prediction", "pair", "place"))
     pairs: dict[str, dict[str, ImageScores]] = {}
     for pair, name in dict.fromkeys(zip(columns["pair"].tolist(), columns["dataset"].tolist(), strict=True)):
         mask = (columns["pair"] == pair) & (columns["dataset"] == name)
@@ -54,7 +54,8 @@ def read_pairs(path: Path) -> dict[str, dict[str, ImageScores]]:
     return pairs
 
 
-def _read(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+def read_columns(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Read columns of scores per image. Raise UserError if the file does not exist, is damaged or lacks a column."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -112,8 +113,8 @@ class VerifiedResult:
 
 
 def verify(results: Path) -> Iterator[VerifiedResult]:
-    """Verify every result of a results folder, in order of path; problems name the number, stored and recomputed."""
-    for path in row_files(results):
+    """Verify one result, or all of a folder in order of path; problems name the number, stored and recomputed."""
+    for path in [results] if results.is_file() else row_files(results):
         yield verified(path)
 
 

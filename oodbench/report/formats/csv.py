@@ -12,7 +12,7 @@ from pathlib import Path
 
 from oodbench.errors import printable
 from oodbench.method.access import UNKNOWN
-from oodbench.report.options import SHOWN, TableOptions
+from oodbench.report.options import TableOptions
 from oodbench.report.tables.table import Table, TableLine
 from oodbench.results import METRICS, Result, flatten
 
@@ -126,7 +126,7 @@ def _access(line: TableLine) -> dict[str, object]:
 
 
 def _metrics(row: Result, options: TableOptions) -> dict[str, object]:
-    metrics = METRICS if options.metrics == SHOWN else options.shown
+    metrics = tuple(dict.fromkeys((*options.shown, *METRICS))) if options.default_metrics else options.shown
     kept = [s for s in row.ood if not options.sets or s.dataset in options.sets]
     chosen = replace(row, ood=tuple(kept))
     out: dict[str, object] = {}

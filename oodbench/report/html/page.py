@@ -122,7 +122,7 @@ def view(number: int, table: Table, records: Records) -> PageTable:
         notes=table.notes,
         footnotes=table.footnotes,
         first=table.first,
-        groups=_groups(table.column_groups) if table.grouped else (),
+        groups=_groups(table) if table.grouped else (),
         heads=tuple(
             _head(group, run, group.name in sets)
             for run, members in enumerate(_runs(table.column_groups), 1)
@@ -138,9 +138,9 @@ def _runs(column_groups: Sequence[ColumnGroup]) -> list[list[ColumnGroup]]:
     return [list(members) for _, members in groupby(column_groups, key=lambda group: group.group)]
 
 
-def _groups(column_groups: Sequence[ColumnGroup]) -> tuple[tuple[str, int], ...]:
-    runs = ((run[0].group, sum(len(group.columns) for group in run)) for run in _runs(column_groups))
-    return tuple((f"{name.capitalize()} OOD" if name else "", width) for name, width in runs)
+def _groups(table: Table) -> tuple[tuple[str, int], ...]:
+    runs = _runs(table.column_groups)
+    return tuple((table.heading(run[0].group), sum(len(group.columns) for group in run)) for run in runs)
 
 
 def _head(group: ColumnGroup, run: int, is_set: bool) -> PageColumnGroup:

@@ -95,11 +95,13 @@ def group_of(line: TableLine) -> str:
 def arranged(lines: Iterable[TableLine], how: str) -> tuple[TableLine, ...]:
     """Sort lines into sections, by their group or whether they are trained; published lines follow the measured ones.
 
-    A single group of measured lines needs no heading.
+    A single group of measured lines needs no heading. The lines of `--ours` are the last of their section, which is
+    the last one.
     """
     sections = [(_section(line, how), line) for line in lines]
     alone = len({section for section, _ in sections}) == 1
-    ordered = sorted(sections, key=lambda pair: pair[0])
+    last = {section for section, line in sections if line.ours}
+    ordered = sorted(sections, key=lambda pair: (pair[0] in last, pair[0], pair[1].ours))
     return tuple(replace(line, section="" if alone and line.result else title) for (_, _, title), line in ordered)
 
 

@@ -15,7 +15,7 @@ from oodbench.report.tables.access import UNRANKED, access_footnotes, arranged, 
 from oodbench.report.tables.chance import chance_notes
 from oodbench.report.tables.columns import COLUMNS, TYPED, column_groups, mark_best
 from oodbench.report.tables.grouping import PromptGroup, TableGroup, by_prompts, group
-from oodbench.report.tables.rows import line_cells, line_names, repeated
+from oodbench.report.tables.rows import line_cells, line_names, repeated, seedless_label
 from oodbench.report.tables.streams import (
     PARTS,
     TITLE,
@@ -187,7 +187,25 @@ def _table(
         within=_within(lines),
         cites=_cites(model, options) if options.cite else (),
         part=part,
+        encoder=str(model.encoder.get("name", "unknown")),
+        brief=tuple(_brief(model, comparable.differences, lines, options)),
     )
+
+
+def _brief(
+    model: Result, differences: Sequence[str], lines: Sequence[TableLine], options: TableOptions
+) -> Iterator[str]:
+    """Yield what a reader needs besides a short caption, in a few words."""
+    if differences:
+        yield f"{'; '.join(differences)}."
+    shown = [s for s in model.ood if not options.sets or s.dataset in options.sets]
+    if len(shown) < len(model.ood):
+        yield f"{len(shown)} of {len(model.ood)} OOD sets."
+    if any(len(line.results) > 1 for line in lines):
+        yield f"±: standard deviation over {'stream ' if model.stream else ''}seeds."
+    elif options.intervals and not model.stream:
+        level = f"{100 * float(model.uncertainty.get('level', 0.95)):g} % interval"
+        yield f"±: half the {level}." if options.intervals == "half" else f"In brackets: the {level}."
 
 
 def _notes(lines: Sequence[TableLine], prompts: PromptGroup, options: TableOptions) -> Iterator[str]:
@@ -253,6 +271,7 @@ def _lines(
             access=card(rows[0]),
             cites=_method_keys(rows[0], options),
             others=tuple(rows[1:]),
+            ours=bool({rows[0].method, rows[0].label, seedless_label(rows[0])} & set(options.ours)),
         )
         for name, rows, numbers in zip(line_names(found, omitted), found, shown, strict=True)
     ]

@@ -166,6 +166,7 @@ def with_quotes(tables: Sequence[Table], quotes: Sequence[Quote], options: Table
         replace(
             t,
             caption=(*t.caption, *_kinds_caption(t.lines, options)),
+            brief=(*t.brief, *_brief_kinds(t.lines, options)),
             notes=(*t.notes, *differences(t.lines, quotes)),
             footnotes=access_footnotes(t.lines),
         )
@@ -211,6 +212,11 @@ def _kinds_caption(lines: Iterable[TableLine], options: TableOptions) -> tuple[s
             "o: published FPR95 with OOD positive (ID images rejected), not comparable with those without a letter.",
         )
     return ("i: published FPR95 with ID positive (OOD images accepted), not comparable with those without a letter.",)
+
+
+def _brief_kinds(lines: Iterable[TableLine], options: TableOptions) -> tuple[str, ...]:
+    """Return what a letter after an FPR95 means, in a few words."""
+    return tuple(f"{text.partition(' (')[0]}." for text in _kinds_caption(lines, options))
 
 
 def differences(lines: Sequence[TableLine], quotes: Sequence[Quote]) -> list[str]:
@@ -335,11 +341,13 @@ def _compared(table: Table, line: TableLine, options: TableOptions) -> Table:
     return replace(
         table,
         title=f"{table.title}: {line.name}, {_origin(line)} and published",
+        compared=line.name,
         caption=(
             *(text for text in table.caption if text != UNRANKED),
             *_kinds_caption(lines, options),
             CAPTION.format(_origin(line)),
         ),
+        brief=(*table.brief, *_brief_kinds(lines, options), f"Difference: {_origin(line)} minus published, in points."),
         lines=lines,
         notes=(*map(_about, found), *differences(lines, found)),
         footnotes=access_footnotes(lines),

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from oodbench.report.options import SHOWN, TableOptions
+from oodbench.report.options import TableOptions
 from oodbench.results import METRICS, Result
 
 TITLE = "test-time adaptation"
@@ -25,7 +25,7 @@ UNTESTED = (
 def stream_options(options: TableOptions, part: str = "") -> TableOptions:
     """Return the options of a table of streams: both FPR95s by default, intervals in brackets beside the deviation."""
     metrics = options.metrics
-    if metrics == SHOWN:
+    if options.default_metrics:
         metrics = tuple(m for name in metrics for m in ((name, "fpr95_ood") if name == "fpr95" else (name,)))
     if part:
         metrics = tuple(m for m in metrics if m in MEASURED)
