@@ -21,7 +21,7 @@ from pyarrow import parquet
 from sklearn.metrics import roc_auc_score
 
 from oodbench.errors import UserError
-from oodbench.method import Access
+from oodbench.method import Access, registry
 from oodbench.metrics.detection import evaluate, score_set
 from oodbench.report.leaderboard import CollectedResults, collect, write
 from oodbench.report.leaderboard.evidence import MEASURED
@@ -37,6 +37,13 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "a_b & 50% <script>alert(1)</script></script><!-- \"q\" 'x' <img src=x onerror=alert(2)> $x$ | =1"
+STATED: dict[str, object] = {
+    "who": "Ann, Somewhere",
+    "paper": "none",
+    "code": "https://example.org/code",
+    "licence": "CC0-1.0",
+}
+STATED |= {"hardware": "1 GPU", "tuned_on_test_data": False, "created": "2026-11-28", "oodbench": "0.1.0"}
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 Open = Callable[..., "Page"]
 Scores = dict[str, np.ndarray[Any, Any]]
@@ -77,9 +84,9 @@ def save(path: Path, result: Result, scores: Scores | None = None) -> Path:
 
 def submit(folder: Path, result: Result, handle: str, **stated: object) -> Path:
     path = save(folder / handle / result.benchmark / result.method / f"{result.method}.json", result)
-    facts = {"handle": handle, "tuned_on_test_data": False, **stated}
+    facts = {**STATED, "handle": handle, **stated}
     lines = [f"{name} = {json.dumps(value)}" for name, value in facts.items()]
-    path.with_name("submission.toml").write_text("\n".join(["[submission]", *lines]))
+    path.with_name("submission.toml").write_text("\n".join(["[submission]", *lines, "[files]"]))
     return path
 
 
@@ -134,12 +141,10 @@ def test_evidence_is_what_was_checked(tmp_path: Path) -> None:
 
 def test_access_of_a_measured_row_is_checked(tmp_path: Path) -> None:
     """The access card is in no digest: a changed one would put a trained method among the zero-shot ones."""
-    original = json.loads((ROOT / "results/reference/glyphs/glyphs/clipn.json").read_text())
-    path = tmp_path / "results" / "clipn.json"
-    path.parent.mkdir()
-    path.write_text(json.dumps({**original, "access": Access().plain()}))
-    (one,) = board(tmp_path / "site", path.parent)["rows"]
-    assert one["evidence"] == "failed verification" and "values" not in one
+    source = registry.methods()["react"].source
+    save(tmp_path / "results" / "react.json", row("react", source=source))
+    (one,) = board(tmp_path / "site", tmp_path / "results")["rows"]
+    assert one["evidence"] == "failed verification" and "values" not in one and "its access is" in one["unranked"]
 
 
 def test_exit_codes(cli: Cli, tmp_path: Path) -> None:
@@ -194,7 +199,6 @@ def test_rows_that_are_not_ranked_say_why(tmp_path: Path) -> None:
         "nobody": row("nobody", access={}),
     }.items():
         submit(submissions, one, handle)
-    submit(submissions, row(seed=5), "tuned", tuned_on_test_data=True)
     found = {one["by"]: one.get("unranked", "") for one in board(tmp_path / "site", submissions)["rows"]}
     assert found == {
         "@whole": "",
@@ -205,7 +209,6 @@ def test_rows_that_are_not_ranked_say_why(tmp_path: Path) -> None:
         "@sets": "OOD sets are missing: inaturalist, places, textures",
         "@failed": "the method failed: out of memory",
         "@nobody": "what the method sees is not known",
-        "@tuned": "tuned on test data",
     }
 
 
@@ -234,15 +237,19 @@ def test_settings_and_streams_have_scopes_of_their_own(tmp_path: Path) -> None:
 
 def test_a_submission_states_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    stated = {"who": "Ann", "paper": "https://example.org/p", "code": "javascript:alert(1)", "hardware": "1 GPU"}
-    path = submit(Path("submissions"), row(), "ann", **stated)
-    page = board(tmp_path / "site", Path("submissions"), repository="https://example.org/tree/main/")
-    (one,) = page["rows"]
-    assert one["by"] == "@ann" and one["stated"] == {"handle": "ann", "tuned_on_test_data": "no", **stated}
-    assert one["link"] == "https://example.org/tree/main/submissions/ann/toy/mcm"
-    for text in ("[submission", "[submission]\nhandle = ''", "[submission]\nhandle = 'ann'"):
+    path = submit(Path("submissions"), row(), "ann", paper="2211.13445")
+    (one,) = board(tmp_path / "site", Path("submissions"), repository="https://example.org/tree/main/")["rows"]
+    assert one["by"] == "@ann" and one["stated"]["hardware"] == "1 GPU" and one["stated"]["tuned on test data"] == "no"
+    assert one["links"] == {
+        "paper": "https://arxiv.org/abs/2211.13445",
+        "code": "https://example.org/code",
+        "submission": "https://example.org/tree/main/submissions/ann/toy/mcm",
+    }
+    good = path.with_name("submission.toml").read_text()
+    for text in ("[submission", good.replace('"ann"', '""'), good.replace("false", "true")):
         path.with_name("submission.toml").write_text(text)
-        assert len(collect([Path("submissions")]).failures) == 1, text
+        found = collect([Path("submissions")])
+        assert not found.results and len(found.unreadable) == 1, "no number of a submission that states too little"
 
 
 def quoted(key: str, cite: str = "", fpr95: float = 30.0, **changes: Any) -> Quote:

@@ -10,7 +10,7 @@
   const METRICS = { auroc: ["AUROC", 1], fpr95: ["FPR95 (i)", -1], fpr95_ood: ["FPR95 (o)", -1] };
   const OTHER = { fpr95: "fpr95_ood", fpr95_ood: "fpr95" }, LETTER = { fpr95: "i", fpr95_ood: "o" };
   const evidences = Object.keys(board.evidence);
-  const empty = { scope: "", values: {}, spread: {}, unranked: "", by: "", stated: {}, link: "", records: [] };
+  const empty = { scope: "", values: {}, spread: {}, unranked: "", by: "", stated: {}, links: {}, records: [] };
   const rows = board.rows.map((row) => ({ ...empty, ...row }));
   const benchmarks = new Map(board.benchmarks.map((one) => [one.name, one]));
   const architecture = new Map(board.encoders.map((one) => [one.name, one.architecture]));
@@ -386,9 +386,9 @@
   function submission(row) {
     const pairs = Object.entries(row.stated), out = [];
     if (!pairs.length) return out;
-    out.push(element("h3", "The submission"), facts(pairs.map(([name, value]) => [name.replaceAll("_", " "), value])));
-    for (const [name, target] of [["paper", row.stated.paper], ["code", row.stated.code], ["submission", row.link]]) {
-      if (!/^https?:\/\//i.test(target || "")) continue;
+    out.push(element("h3", "The submission"), facts(pairs));
+    for (const [name, target] of Object.entries(row.links)) {
+      if (!/^https?:\/\//i.test(target)) continue;  // a link of another kind could run a script
       const p = element("p"), a = element("a", `${name}: ${target}`);
       Object.assign(a, { href: target, rel: "noopener noreferrer" });
       p.append(a);
