@@ -42,7 +42,7 @@ from oodbench.cli.output import configure_logging, note, print_tables
 @click.option(
     "--access",
     default="",
-    help="What the method sees besides class names and the image: id_images,id_labels=16,lm_words, or none. "
+    help="What the method sees in addition to class names and the image: id_images,id_labels=16,lm_words, or none. "
     "Default: not known.",
 )
 @click.option("--templates", default="", help="Prompt templates, if known: the name of a set, a file, or a template.")

@@ -29,7 +29,7 @@ def methods(known: Iterable[MethodInfo], width: int | None = None, *, as_json: b
 
     Without a width: also groups of --methods, needs, paper and status.
     """
-    head = ("method", "groups", "title", "sees besides names", "needs", "paper", "status")
+    head = ("method", "groups", "title", "also sees", "needs", "paper", "status")
     found = sorted(known, key=lambda info: GROUPS.index(_group(info)))  # a stable sort
     rows = [_listed(info) for info in found]
     if as_json:

@@ -40,7 +40,7 @@ def note(text: str) -> None:
 def print_contract(name: str, checks: list[tuple[str, str]], warning: str = "") -> None:
     """Print (check, problem or "") and the outcome; exit with code 1 if there is a problem. A warning changes nothing.
 
-    A warning stands before the outcome.
+    A warning is printed before the outcome.
     """
     for check, problem in checks:
         say(printable(redact(f"{'FAIL' if problem else 'ok':5}{check}{': ' + problem if problem else ''}")))

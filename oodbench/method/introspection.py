@@ -56,7 +56,7 @@ class MethodInfo:
     source    sha256 of the method's files (oodbench/method/source_files.py) when they were read
     trained   hyper-parameters that training fixes
     access    what the method declares, and a gradient at test time; card() adds what follows from the needs
-    family    a group of `--methods` besides that of the card, or ""
+    family    a group of `--methods` in addition to that of the card, or ""
     sees_itself  of a method that learns from the test images: whether it learns from one before it scores it
     problem   why the source cannot be read as a method, or ""
     """

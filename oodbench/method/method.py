@@ -35,7 +35,7 @@ class Method(ABC, Generic[State]):
     Arguments:
         needs       what the method reads
         access      what the method sees beyond what follows from its needs, such as Access(lm_words=True)
-        family      a group of `--methods` besides that of its card: "post-hoc" for a score of logits alone, as in GEN
+        family      a second group of `--methods`, such as "post-hoc" for a score of logits alone, as in GEN
         calibrated  name of the hyper-parameter that calibration images determine when it is None; "" if there is none
     """
 
@@ -72,7 +72,7 @@ class Method(ABC, Generic[State]):
         """
 
     def text_encodings(self, classes: int) -> int | None:
-        """Count the texts that fit() encodes if none is stored, besides the class prompts under `templates`.
+        """Count the texts that fit() encodes if none is stored, without the class prompts under `templates`.
 
         The plan of a run prints it. It must be known from the hyper-parameters, without an encoder.
 
