@@ -32,6 +32,7 @@ def glyphs() -> str:
         table,
         title="Average over four OOD sets, in %",
         caption=(),
+        footnotes=(),
         column_groups=(replace(table.column_groups[place], title=""),),
         lines=tuple(replace(line, cells=(line.cells[place],)) for line in table.lines),
     )
@@ -40,7 +41,7 @@ def glyphs() -> str:
 
 def papers() -> str:
     """The built-in methods by group, each with its venue and a link to its paper."""
-    lines = ["| methods that see | |", "|---|---|"]
+    lines = ["| a method sees | methods |", "|---|---|"]
     for group in GROUPS:
         named = [_paper(info) for info in _built_in() if info.card().group == group]
         lines += [f"| {SEEN[group]} | {', '.join(named)} |"] if named else []
@@ -48,11 +49,11 @@ def papers() -> str:
 
 
 SEEN = {
-    ZERO_SHOT: "**class names** (zero-shot)",
-    ID_IMAGES: "**ID images** too",
-    TRAINED: "**captions**, in training",
-    FEW_SHOT: "**a few labelled ID images** of each class, in training",
-    TEST_TIME: "**the test stream** (test-time adaptation)",
+    ZERO_SHOT: "class names (zero-shot)",
+    ID_IMAGES: "also ID images",
+    TRAINED: "also captions, in training",
+    FEW_SHOT: "also a few labelled ID images of each class, in training (few-shot)",
+    TEST_TIME: "also earlier test images (test-time adaptation)",
 }
 LINKS = {"arXiv": "https://arxiv.org/abs/", "doi": "https://doi.org/"}
 
