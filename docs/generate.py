@@ -33,10 +33,16 @@ def methods() -> str:
     built_in = [info for info in registry.methods().values() if info.origin == "built-in"]
     built_in.sort(key=lambda info: GROUPS.index(info.card().group))
     lines = ["| method | score | group | sees besides | paper |", "|---|---|---|---|---|"]
-    lines += [
-        f"| `{info.name}` | {info.summary} | {info.card().group} | {'; '.join(info.card().facts)} | {info.citation} |"
-        for info in built_in
-    ]
+    for info in built_in:
+        card = info.card()
+        cells = (
+            f"[`{info.name}`](../methods/{info.name}.py)",
+            info.summary,
+            card.group,
+            "; ".join(card.facts),
+            info.citation,
+        )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -60,7 +66,7 @@ def expected(*keys: str) -> str:
     """Published rows, AUROC / FPR95 in %, and below them their sources."""
     quotes = [quote(key) for key in keys]
     sets = list(dict.fromkeys(name for one in quotes for name in one.cells))
-    sets.sort(key=lambda name: name == "mean")
+    sets.sort(key=_is_mean)
     several = len({one.architecture for one in quotes}) > 1
     head = ["published", *(["encoder"] if several else []), *(_title(name) for name in sets)]
     lines = [f"| {' | '.join(head)} |", f"|---{'|---' * several}{'|---:' * len(sets)}|"]
@@ -75,7 +81,11 @@ def expected(*keys: str) -> str:
 
 
 def _title(name: str) -> str:
-    return name if name == "mean" else catalogue.dataset(name).title
+    return name if _is_mean(name) else catalogue.dataset(name).title
+
+
+def _is_mean(name: str) -> bool:
+    return name.endswith("mean")  # `mean`, `near mean`
 
 
 def _pair(cell: dict[str, PublishedValue]) -> str:

@@ -38,14 +38,14 @@ class Attachments:
 
     def __call__(self, found: Sequence[Result]) -> Iterator[tuple[str, bytes]]:
         """Yield the name, such as `pictures/glyphs-roc.png`, and the content of every file."""
-        from oodbench import report
+        from oodbench.report import csv, markdown, tables
 
-        tables = report.tables(found)
+        built = tables(found)
         # MLflow's Markdown does not show underlined text.
-        yield "table.md", _UNDERLINED.sub(r"*\1*", "\n".join(map(report.markdown, tables))).encode()
-        yield "table.csv", report.csv(tables).encode()
-        for number, table in enumerate(tables, 1):
-            folder = "pictures" if len(tables) == 1 else f"pictures/{number}"
+        yield "table.md", _UNDERLINED.sub(r"*\1*", "\n".join(map(markdown, built))).encode()
+        yield "table.csv", csv(built).encode()
+        for number, table in enumerate(built, 1):
+            folder = "pictures" if len(built) == 1 else f"pictures/{number}"
             for name, content in self._pictures([row for line in table.lines for row in line.results]):
                 yield f"{folder}/{name}", content
 

@@ -60,7 +60,7 @@ def weights(names: tuple[str, ...], given: Path | None, data: Path | None) -> No
     """Get weights that the authors of a method released, or list what is known without NAME.
 
     NAME is a method (its first training) or one of its trainings, such as clipn-2. Runs use them without --weights.
-    They lie in weights/NAME in the folder of the datasets. What lies in Google Drive needs the package gdown (the extra
+    They are in weights/NAME in the folder of the datasets. What is in Google Drive needs the package gdown (the extra
     `drive`); without it, or if Drive refuses, the way by hand is printed. Rerun the same command to resume. Exit code 1
     if a download failed; 3 if something has to be got by hand.
     """
@@ -74,7 +74,7 @@ def weights(names: tuple[str, ...], given: Path | None, data: Path | None) -> No
 def words(names: tuple[str, ...], given: Path | None, data: Path | None) -> None:
     """Get word lists that the authors of a method released, or list what is known without NAME.
 
-    They lie in words/NAME in the folder of the datasets. Exit codes are those of `get weights`.
+    They are in words/NAME in the folder of the datasets. Exit codes are those of `get weights`.
     """
     _get("words", names, given, data)
 

@@ -29,7 +29,7 @@ def methods(known: Iterable[MethodInfo], width: int | None = None, *, as_json: b
 
     Without a width: also groups of --methods, needs, paper and status.
     """
-    head = ("method", "groups", "title", "sees besides names", "needs", "paper", "status")
+    head = ("method", "groups", "title", "also sees", "needs", "paper", "status")
     found = sorted(known, key=lambda info: GROUPS.index(_group(info)))  # a stable sort
     rows = [_listed(info) for info in found]
     if as_json:
@@ -71,6 +71,7 @@ def method(info: MethodInfo) -> str:
         f"{info.name}: {info.title}" + (f" ({info.citation})" if info.citation else ""),
         "",
         info.summary,
+        *(["", "formula (LaTeX)", textwrap.indent(info.formula, "  ")] if info.formula else []),
         *(["", info.details] if info.details else []),
         "",
         f"needs     {', '.join(n.lower() for n in info.needs)}",
@@ -81,8 +82,10 @@ def method(info: MethodInfo) -> str:
         "",
         "hyper-parameters (--set " + info.name + ".NAME=VALUE)",
     ]
-    lines += [f"  {p.name}: {p.kind} = {written(p.default)}" for p in info.parameters] or ["  none"]
-    return "\n".join(lines)
+    for p in info.parameters:
+        lines += [f"  {p.name}: {p.kind} = {written(p.default)}"]
+        lines += textwrap.wrap(p.meaning, 100, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join(lines if info.parameters else [*lines, "  none"])
 
 
 def releases(kind: str, data: Path) -> str:

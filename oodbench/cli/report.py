@@ -14,13 +14,20 @@ from oodbench.cli.help import Command, Names, OneOf, examples, set_names
 from oodbench.cli.options import FOLDER
 from oodbench.cli.output import note, print_tables
 from oodbench.errors import UserError, printable
-from oodbench.report.options import CHOICES, SECTIONS, SHOWN, STYLES, TableOptions
+from oodbench.report.options import CHOICES, SECTIONS, SHOWN, STYLES, TableOptions, check_choice, is_comparison, parse
 
 if TYPE_CHECKING:
     from oodbench.report.output import OutputOptions
     from oodbench.report.tables.grouping import LoadedResults
 
 _TABLE = (
+    "methods",
+    "sets",
+    "metrics",
+    "encoders",
+    "ids",
+    "ours",
+    "rename",
     "decimals",
     "percent",
     "group",
@@ -33,6 +40,8 @@ _TABLE = (
     "top",
     "style",
 )
+
+_CHOICE = ("methods", "sets", "encoders", "ids", "sort", "top")  # of the options of tables, those of all formats
 
 
 @click.command(
@@ -125,7 +134,11 @@ def report(
     docs/reading-the-table.md explains them.
     """
     from oodbench.report import output as formats
+    from oodbench.report.api import gather
+    from oodbench.report.tables.grouping import check_folder
 
+    if not uri:
+        check_folder(results)
     figures = options["form"] == "figures"
     if figures and not options["output"]:
         raise UserError("--format figures writes PNG and PDF files: name their folder with --output DIR")
@@ -133,16 +146,15 @@ def report(
         raise UserError("--data is where figures find their images: it goes with --format figures or --format html")
     if figures:
         _check_options_of_figures()
-    if check:
-        sys.exit(_verify(results, uri))
     table_options, output_options = _parse(options)
-    if experiment and not uri:
-        raise UserError("--experiment names one of an MLflow store: give its address with --mlflow URI")
-    gathered = _gather(results, uri, experiment)
+    if check:
+        sys.exit(_verify(results, uri, table_options))
+    gathered = gather(results, uri, experiment)
     if explain:
         from oodbench.report.explain import explanation
 
-        rows = [(gathered.paths.get(row.digest), row) for row in gathered.results]
+        check_choice(table_options, gathered.results)
+        rows = [(gathered.paths.get(row.digest), row) for row in gathered.results if table_options.chooses(row)]
         click.echo(explanation(rows, *explain), nl=False)
         return
     formats.check_request(output_options, table_options, gathered.results)
@@ -165,43 +177,25 @@ def report(
 
 def _parse(options: dict[str, Any]) -> tuple[TableOptions, OutputOptions]:
     """Parse the options of the tables and of their format. Raise UserError for words that an option does not take."""
-    from oodbench.method.parameters import parse_names, split
     from oodbench.report.output import OutputOptions
 
-    if options["compare"] not in ("", "published"):
-        raise UserError(f"--compare '{options['compare']}' does not exist; known: published")
     if options["group"] not in SECTIONS:
         raise UserError(f"--group '{options['group']}' does not exist; known: {', '.join(SECTIONS)}")
-    table_options = TableOptions(
-        methods=tuple(filter(None, (method.strip() for method in split(options["methods"], ",")))),
-        ours=tuple(filter(None, (method.strip() for method in split(options["ours"], ",")))),
-        encoders=tuple(parse_names(options["encoders"])),
-        ids=tuple(parse_names(options["ids"])),
-        rename=tuple(_renamed(text) for text in options["rename"]),
-        sets=tuple(parse_names(options["sets"])),
-        metrics=tuple(dict.fromkeys(name.strip() for name in options["metrics"].split(",") if name.strip())),
-        **{name: options[name] for name in _TABLE},
-    )
+    table_options = parse({name: options[name] for name in _TABLE})
     same = {
         name: options[name]
         for name in ("standalone", "bib", "quotes", "tests", "output", "caption", "label", "long", "width")
     }
     same["figures"] = options["with_figures"]
-    return table_options, OutputOptions(form=options["form"] or "terminal", compare=bool(options["compare"]), **same)
-
-
-def _renamed(text: str) -> tuple[str, str]:
-    """Parse NAME=TEXT. Raise UserError if there is no name."""
-    name, sign, shown = text.rpartition("=")  # a label has signs of its own: energy[scale=1]=Energy
-    if not sign or not name.strip():
-        raise UserError(f"--rename '{text}' is not NAME=TEXT, such as --rename iNaturalist=iNat")
-    return name.strip(), shown.strip()
+    return table_options, OutputOptions(
+        form=options["form"] or "terminal", compare=is_comparison(options["compare"]), **same
+    )
 
 
 def _check_options_of_figures() -> None:
     """Raise UserError for options that figures would ignore."""
     context = click.get_current_context()
-    used = {"results", "methods", "sets", "form", "output", "data", "uri", "experiment"}
+    used = {"results", *_CHOICE, "form", "output", "data", "uri", "experiment"}
     given = [
         option.opts[0]
         for option in context.command.params
@@ -212,36 +206,25 @@ def _check_options_of_figures() -> None:
 
 
 def _write_figures(gathered: LoadedResults, options: TableOptions, folder: Path, data: Path | None) -> None:
-    """Write the figures of the tables of some methods and sets."""
+    """Write the figures of the results that are chosen, in their order."""
     from oodbench.report import tables
     from oodbench.report.figures.write import write
 
-    chosen = tables(gathered.results, TableOptions(methods=options.methods, sets=options.sets))
+    chosen = tables(gathered.results, TableOptions(**{name: getattr(options, name) for name in _CHOICE}))
     count = write(chosen, gathered.paths, folder, data=data, sets=options.sets)
     note(f"wrote {count} figures to {folder}")
 
 
-def _gather(results: Path, uri: str, experiment: str) -> LoadedResults:
-    """Read the results of a folder, or of an MLflow store."""
-    from oodbench.report.tables.grouping import LoadedResults, from_folder, ordered
-
-    if not uri:
-        return from_folder(results)
-    from oodbench.tracking import Tracker
-    from oodbench.tracking.reader import collect
-
-    return LoadedResults(ordered(collect(Tracker(uri, results, "--mlflow"), experiment)), {})
-
-
-def _verify(results: Path, uri: str) -> int:
-    """Recompute the numbers of every result. Return exit code 1 if one differs or cannot be recomputed."""
+def _verify(results: Path, uri: str, options: TableOptions) -> int:
+    """Recompute the numbers of the results chosen. Return exit code 1 if one differs or cannot be recomputed."""
     from oodbench.report.verify import verify
+    from oodbench.results import rows
 
     if uri:
         raise UserError("--verify reads the scores per image, which are in the results folder: leave --mlflow out")
-    if not results.is_dir():
-        raise UserError(f"no results folder {results}; make one with: oodbench run --results {results}")
-    checks = list(verify(results))
+    if options.methods or options.encoders or options.ids:
+        check_choice(options, [row for _, row in rows(results)])
+    checks = list(verify(results, options.chooses))
     wrong = [check for check in checks if check.problems]
     for check in checks:
         passed = "failed method, no numbers" if check.failed else f"OK, {check.cells} numbers"

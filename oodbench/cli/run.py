@@ -311,7 +311,7 @@ def _stream_lines(plan: Plan) -> list[str]:
     return [
         "",
         "streams",
-        f"  order {orders}; seed {seeds}; batch {request.stream_batch:,}; {ratio}; each pair begins anew",
+        f"  order {orders}; seed {seeds}; batch {request.stream_batch:,}; {ratio}; each pair begins again",
         f"  {len(plan.ood)} pairs x {len(protocols)} = {len(plan.ood) * len(protocols)} streams for each method",
     ]
 

@@ -220,7 +220,7 @@ def _check_thresholds(options: dict[str, Any]) -> None:
 
 
 def _is_given(name: str) -> bool:
-    """Return whether an option stands on the command line."""
+    """Return whether an option is on the command line."""
     from click.core import ParameterSource
 
     return click.get_current_context().get_parameter_source(name) == ParameterSource.COMMANDLINE

@@ -131,7 +131,7 @@ def _load(dataset: Dataset, options: LoadOptions, labelled: bool) -> ImageSet:
 
 
 def _renamed(images: ImageSet) -> ImageSet:
-    """Return images that lie in no folder by the names that their declaration gives them, if it does (`rename`)."""
+    """Return images that are in no folder by the names that their declaration gives them, if it does (`rename`)."""
     if not images.dataset.rename or any("/" in name for name in images.names):
         return images
     pattern, replacement = images.dataset.rename

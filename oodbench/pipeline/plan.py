@@ -126,7 +126,7 @@ class Plan:
 
     @property
     def recipe(self) -> EmbeddingConfig:
-        """Return what the embeddings depend on besides the images."""
+        """Return what the embeddings depend on in addition to the images."""
         return EmbeddingConfig(self.card.identity, self.request.precision, self.request.batch_size)
 
     def work(self, listing: ImageSet) -> ExtractionJob:

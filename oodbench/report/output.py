@@ -14,27 +14,36 @@ from pathlib import Path
 from oodbench.errors import UserError, did_you_mean, raise_all
 from oodbench.report.formats.bibtex import bibtex, entries
 from oodbench.report.formats.csv import csv, parquet
-from oodbench.report.formats.latex import as_codes, latex, preamble, remark
+from oodbench.report.formats.latex import CAPTIONS, LABEL, as_codes, latex, preamble, remark, unique
 from oodbench.report.formats.markdown import markdown
+from oodbench.report.formats.paper import paper
 from oodbench.report.options import TableOptions, check
 from oodbench.report.tables.build import tables, tester
-from oodbench.report.tables.published import compare_with_published, quote, with_quotes
+from oodbench.report.tables.published import compare_with_published, quote, quotes, with_quotes
+from oodbench.report.tables.rename import check as check_names
+from oodbench.report.tables.rename import names, renamed
 from oodbench.report.tables.table import Table, transposed
 from oodbench.results import Result
 from oodbench.storage.files import atomic_write, real_path
 
-_HEAD = r"""%s\documentclass{article}
-%s
-\usepackage[margin=2cm]{geometry}
-\usepackage{booktabs}
-\begin{document}
+_HEAD = r"""{engine}\documentclass[{shape}]{{article}}
+{letters}
+\usepackage[{margins}]{{geometry}}
+\usepackage{{{packages}}}
+\begin{{document}}
 """
+# A paper's columns are those of CVPR's style.
+_PAPER = {
+    "shape": "10pt,twocolumn,letterpaper",
+    "margins": "textwidth=6.875in,textheight=8.875in,columnsep=0.3125in",
+}
+_ARTICLE = {"shape": "10pt", "margins": "margin=2cm"}
 _ENGINE = "% Compile with lualatex or xelatex: this {remark}, and prints their codes.\n"
 
 
-def document(tables: Sequence[Table], options: TableOptions) -> str:
+def document(tables: Sequence[Table], options: TableOptions, request: OutputOptions) -> str:
     """Return a complete article, with its references if `cite`; its first line says if pdflatex lacks letters."""
-    body = "\n".join(latex(table) for table in tables)
+    body = _latex(tables, options, request)
     references = []
     if options.cite:
         references = [r"\clearpage", r"\begin{thebibliography}{99}"]
@@ -45,7 +54,20 @@ def document(tables: Sequence[Table], options: TableOptions) -> str:
     if lacking:
         log.warning("the LaTeX %s, and prints their codes: compile it with lualatex or xelatex", lacking)
     render_text = re.sub(r"^% The table holds .*\n", "", render_text, flags=re.MULTILINE)  # of a table by itself
-    return _HEAD % (_ENGINE.format(remark=lacking) if lacking else "", preamble(render_text)) + as_codes(render_text)
+    head = _HEAD.format(
+        engine=_ENGINE.format(remark=lacking) if lacking else "",
+        letters=preamble(render_text),
+        packages="booktabs,colortbl" if r"\rowcolor" in render_text else "booktabs",
+        **(_PAPER if options.style == "paper" else _ARTICLE),
+    )
+    return head + as_codes(render_text)
+
+
+def _latex(tables: Sequence[Table], options: TableOptions, request: OutputOptions) -> str:
+    if options.style == "paper":
+        return paper(tables, caption=request.caption or "short", label=request.label)
+    found = zip(tables, unique([request.label] * len(tables)), strict=True)
+    return "\n".join(latex(table, caption=request.caption or "full", label=label) for table, label in found)
 
 
 log = logging.getLogger(__name__)
@@ -88,8 +110,7 @@ def check_request(request: OutputOptions, options: TableOptions, rows: Sequence[
         problems.append("--transpose does not go with --format html, whose lines can be sorted")
     if options.stream_parts and request.form in ("html", *_DATA):
         problems.append(f"--stream-parts does not go with --format {request.form}, which has the parts of every stream")
-    chosen = [row for row in rows if not options.methods or {row.method, row.label} & set(options.methods)]
-    if options.stream_parts and not any(row.stream for row in chosen):
+    if options.stream_parts and not any(row.stream for row in rows if options.chooses(row)):
         problems.append("--stream-parts: no result is of a method that learns from the test stream")
     if request.figures is not None and request.form != "html":
         problems.append(f"--{'with' if request.figures else 'no'}-figures goes with --format html")
@@ -99,17 +120,52 @@ def check_request(request: OutputOptions, options: TableOptions, rows: Sequence[
         problems.append("--compare and --quote each add published results; choose one of them")
     if request.form in _DATA and request.compare:
         problems.append(f"--compare is for reading; with --format {request.form}, add published results by --quote")
-    for name in ("caption", "label", "long", "width"):
-        if getattr(request, name):
-            problems.append(f"{name} is not built yet")
-    names = {name for row in rows for name in (row.method, row.label)}
-    sets = {s.dataset for row in rows for s in row.ood}
-    for job in (lambda: check(options, sorted(names), sorted(sets)), lambda: [quote(key) for key in request.quotes]):
+    problems += _problems_of_latex(request)
+    problems += _problems_of_ours(options, rows, [row for row in rows if options.chooses(row)])
+    if request.long and request.form not in _DATA:
+        problems.append("--long goes with --format csv and --format parquet")
+    if request.width:
+        problems.append("width is not built yet")
+    for job in (
+        lambda: check(options, rows),
+        lambda: [quote(key) for key in request.quotes],
+        lambda: check_names(options.rename, _names(rows, request)),
+    ):
         try:
             job()
         except UserError as error:
             problems += error.problems
     raise_all(problems)
+
+
+def _problems_of_latex(request: OutputOptions) -> list[str]:
+    problems = [
+        f"--{name} goes with --format latex"
+        for name in ("caption", "label")
+        if getattr(request, name) and (request.form != "latex" or request.bib)
+    ]
+    if request.caption not in ("", *CAPTIONS):
+        problems.append(f"no caption '{request.caption}'{did_you_mean(request.caption, CAPTIONS)}")
+    if request.label and not LABEL.fullmatch(request.label):
+        problems.append(f"--label '{request.label}' cannot be read by LaTeX: write one such as tab:ood")
+    return problems
+
+
+def _problems_of_ours(options: TableOptions, rows: Sequence[Result], chosen: Sequence[Result]) -> list[str]:
+    known, shown = ({name for row in some for name in (row.method, row.label)} for some in (rows, chosen))
+    return [
+        f"--ours {name} is not shown: add it to --methods"
+        if name in known
+        else f"--ours: no results of method '{name}'{did_you_mean(name, sorted(known))}"
+        for name in options.ours
+        if name not in shown
+    ]
+
+
+def _names(rows: Sequence[Result], request: OutputOptions) -> Mapping[str, tuple[str, ...]]:
+    """Return everything that can be renamed; all published results may be compared, those of --quote are shown."""
+    quoted = [one for key, one in quotes().items() if request.compare or key in request.quotes]
+    return names(rows, [one.name for one in quoted])
 
 
 def build_tables(
@@ -126,6 +182,9 @@ def build_tables(
         out = compare_with_published(out, options)
     elif request.quotes:
         out = with_quotes(out, [quote(key) for key in request.quotes], options)
+    if options.rename:
+        known = _names(rows, request)
+        out = [renamed(table, options.rename, known) for table in out]
     return [transposed(table) for table in out] if options.transpose else out
 
 
@@ -134,13 +193,13 @@ def render_text(tables: Sequence[Table], options: TableOptions, request: OutputO
     if request.bib:
         return bibtex(tables)
     if request.form == "csv":
-        return csv(tables, options)
+        return csv(tables, options, long=request.long)
     if request.form == "latex" and request.standalone:
-        return document(tables, options)
+        return document(tables, options, request)
     if request.form == "terminal":
         return _plain(tables)
     if request.form == "latex":
-        found = "\n".join(map(latex, tables))
+        found = _latex(tables, options, request)
         if said := remark(found):
             log.warning("the LaTeX %s: compile it with lualatex or xelatex, and a font that has them", said)
         return found
@@ -159,7 +218,7 @@ def write(
             nullcontext(path) if path.exists() and not path.is_file() else atomic_write(path) as partial
         ):  # /dev/stdout
             if request.form == "parquet" and not request.bib:
-                parquet(tables, partial, options)
+                parquet(tables, partial, options, long=request.long)
             else:
                 partial.write_text(html or render_text(tables, options, request), encoding="utf-8")
     except OSError as error:

@@ -179,10 +179,10 @@ class TrainPlan:
         return self.job.info.patch_fields if self.shots else ()
 
     def identity(self) -> dict[str, Any]:
-        """Return what the weights depend on besides the corpus; a training resumes only with an equal identity."""
+        """Return what else the weights depend on; a training resumes only with an equal identity."""
         optimiser = self.optimiser.as_recorded()
         parameters, files = self.job.parameters, self.job.files
-        if self.shots:  # the others are of the score, besides the prompts, which module() may read
+        if self.shots:  # the others are of the score, except the prompts, which module() may read
             fixed = self.job.info.trained
             parameters = {key: value for key, value in parameters.items() if key in fixed or key.endswith("templates")}
             files = file_digests(parameters)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 from oodbench.errors import printable
@@ -189,46 +191,106 @@ _ESCAPES = str.maketrans(
 _LIGATURE = re.compile(r"-(?=-)|'(?=')|`(?=`)|[?!](?=`)")
 
 
-def latex(table: Table) -> str:
-    r"""Return a `table*` for \usepackage{booktabs}; tables wider than a page are cut into panels."""
+CAPTIONS = ("short", "full")
+LABEL = re.compile(r"[^\s\\{}%#~^$&,]+")  # what \label can hold
+
+
+def unique(labels: Sequence[str]) -> list[str]:
+    """Return labels for `\\label`, of which equal ones are numbered: tab:ood, tab:ood-2; "" for none stays."""
+    used: Counter[str] = Counter()
+    out = []
+    for label in labels:
+        used[label] += 1
+        out.append(f"{label}-{used[label]}" if label and used[label] > 1 else label)
+    return out
+
+
+def latex(table: Table, *, caption: str = "full", label: str = "") -> str:
+    r"""Return a `table*` for the packages of its first comment; tables wider than a page are cut into panels.
+
+    caption  "full", or "short": one line, with the full one and the notes as comments
+    label    the argument of `\label`, "" for none
+    """
     longest = max(len(line.name) + 3 * len(line.cites) for line in table.lines) * _LETTER
     widths = [_width(table, b) for b in range(len(table.column_groups))]
     cuts = panels(table.column_groups, widths, _PAGE - min(longest, _NAME))
     first = f"p{{{_NAME:g}pt}}" if longest > _NAME else "l"
-    # No line of a caption breaks between a number and its sign.
-    sentences = (escape(part).replace(r" \%", r"~\%").replace(" = ", "~=~") for part in table.caption)
-    caption = " ".join([rf"\textbf{{{escape(table.title)}.}}", *sentences, *_remarks(table)])
-    out = [
-        r"% \usepackage{booktabs}",
-        r"\begin{table*}[tbp]",
-        r"\centering",
-        r"\setlength{\belowcaptionskip}{6pt}",
-        rf"\caption{{{caption}}}",
-        r"\footnotesize",
-        r"\setlength{\tabcolsep}{2.5pt}",
-    ]
-    height = len(caption) / 8  # points: 96 letters a line of 12
+    said = described(table, caption, label)
+    style = [r"\centering", r"\footnotesize", r"\setlength{\tabcolsep}{2.5pt}"]
+    out = [*said.comments, r"\begin{table*}[tbp]", style[0], *said.caption, *style[1:]]
+    height = len(said.caption[1]) / 8  # points: 96 letters a line of 12
     tall = sum(10 * math.ceil((len(line.name) + 3 * len(line.cites)) * _LETTER / _NAME) for line in table.lines) + 70
+    tall += 14 * (
+        len({(line.encoder, line.section) for line in table.lines}) + len({x.encoder for x in table.lines}) - 2
+    )
     for i, cut in enumerate(cuts):
         height += tall
         if i and height > _HEIGHT:  # what does not fit on a page is not printed
-            out += [
-                r"\end{table*}",
-                r"\begin{table*}[tbp]",
-                r"\centering",
-                r"\footnotesize",
-                r"\setlength{\tabcolsep}{2.5pt}",
-            ]
+            out += [r"\end{table*}", r"\begin{table*}[tbp]", *style]
             height = tall
         elif i:
             out += [r"\par\medskip"]
         # The box centres a table that is wider than the text instead of pushing it over the right edge.
-        out += [r"\makebox[\textwidth][c]{%", *_panel(table, cut, first), "}"]
-    for note in (*table.notes, *table.footnotes):
-        out.append(rf"\par\smallskip\parbox{{\textwidth}}{{\raggedright {escape(note)}}}")
-    text = "\n".join([*out, r"\end{table*}"]) + "\n"
+        out += [r"\makebox[\textwidth][c]{%", *tabular(table, cut, first, between=_BETWEEN), "}"]
+    text = "\n".join([*out, *said.notes, r"\end{table*}"]) + "\n"
+    return with_remark(text)
+
+
+def with_remark(text: str) -> str:
+    """Return LaTeX of a table after a comment on the letters that pdflatex lacks, if there are any."""
     lacking = remark(text)
     return f"% The table {lacking}: lualatex or xelatex, and a font that has them.\n{text}" if lacking else text
+
+
+@dataclass(frozen=True)
+class Description:
+    r"""Lines of LaTeX around a table: comments before it, `\caption` and `\label`, and notes below it."""
+
+    comments: tuple[str, ...]
+    caption: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def described(table: Table, caption: str, label: str) -> Description:
+    """Return caption and notes, in full, or short with the full ones as comments."""
+    # No line of a caption breaks between a number and its sign.
+    sentences = (escape(part).replace(r" \%", r"~\%").replace(" = ", "~=~") for part in table.caption)
+    full = " ".join([rf"\textbf{{{escape(table.title)}.}}", *sentences, *_remarks(table)])
+    notes = [escape(note) for note in (*table.notes, *table.footnotes)]
+    packages = "booktabs,colortbl" if any(line.ours for line in table.lines) else "booktabs"
+    comments = [rf"% \usepackage{{{packages}}}"]
+    if caption == "short":
+        comments += [rf"% \caption{{{full}}}", *(f"% {note}" for note in notes)]
+        full, notes = _short(table), [" ".join(brief)] if (brief := _brief(table)) else []
+    set_label = [rf"\label{{{label}}}"] if label else []
+    return Description(
+        tuple(comments),
+        (r"\setlength{\belowcaptionskip}{6pt}", rf"\caption{{{full}}}", *set_label),
+        tuple(rf"\par\smallskip\parbox{{\linewidth}}{{\raggedright {note}}}" for note in notes),
+    )
+
+
+def _short(table: Table) -> str:
+    """Return a caption of one line: benchmark and encoder, the unit, and what the marks mean."""
+    percent = any(sentence.endswith(" in %.") for sentence in table.caption[:1])
+    marks = rf" Best{table.within} in \textbf{{bold}}, second \underline{{underlined}}." if table.marked else ""
+    unit = r" (\%)" if percent else ""
+    title = table.title.replace(f", encoder {table.encoder}", f", {table.encoder}", 1)
+    return rf"\textbf{{{escape(title)}}}{unit}.{marks}"
+
+
+def _brief(table: Table) -> list[str]:
+    """Return notes in a few words: what signs mean, which methods failed, and whose scores are imported."""
+    failed = [line.name for line in table.lines if line.result and line.result.status != "ok"]
+    imported = [line.name for line in table.lines if line.result and line.result.imported]
+    where = "group and column" if table.within else "column"
+    return [
+        *([rf"$^{{\dagger}}$~Not significantly different from the best of its {where}."] * table.any_not_significant),
+        *([rf"$^{{!}}$~{EXCEEDS.capitalize()}"] * table.any_exceeds),
+        *(escape(part) for part in table.brief),
+        *([f"Failed: {escape(', '.join(failed))}."] if failed else []),
+        *([f"Imported scores: {escape(', '.join(imported))}."] if imported else []),
+    ]
 
 
 def _remarks(table: Table) -> list[str]:
@@ -263,28 +325,48 @@ def _width(table: Table, b: int) -> float:
     return max(columns - _GAP, len(group.title) * _LETTER, len(group.partial) * _LETTER * 0.9) + _BETWEEN
 
 
-def _panel(table: Table, cut: Sequence[int], first: str) -> list[str]:
+def tabular(
+    table: Table, cut: Sequence[int], first: str, *, between: float = 0, heads: str = r"\scriptsize "
+) -> list[str]:
+    """Return a `tabular` of some column groups.
+
+    cut      positions of the column groups
+    first    the column specification of the names
+    between  points between column groups, 0 for as much as between columns
+    heads    the font of the metrics' names
+    """
     column_groups = [table.column_groups[i] for i in cut]
-    columns = "".join(rf"@{{\hspace{{{_BETWEEN:g}pt}}}}{'r' * len(b.columns)}" for b in column_groups)
+    # colortbl leaves what @{} puts between columns white.
+    gap = (
+        ""
+        if not between
+        else ">{{\\hspace{{{:g}pt}}}}"
+        if any(x.ours for x in table.lines)
+        else "@{{\\hspace{{{:g}pt}}}}"
+    )
+    space = gap.format(between - _GAP if gap[:1] == ">" else between)
+    columns = "".join(f"{space}{'r' * len(b.columns)}" for b in column_groups)
     out = [rf"\begin{{tabular}}{{{first}{columns}}}", r"\toprule"]
     if table.grouped:
-        kind = " OOD" if table.first else ""  # the columns of a transposed table are methods
-        runs = [(name, sum(len(b.columns) for b in run)) for name, run in groupby(column_groups, key=lambda b: b.group)]
-        out += _heading((f"{escape(name[:1].upper() + name[1:])}{kind}" if name else "", span) for name, span in runs)
+        runs = groupby(column_groups, key=lambda b: table.heading(b.group))
+        out += _heading((escape(name), sum(len(b.columns) for b in run)) for name, run in runs)
     if table.first and any(b.title for b in column_groups):
         out += _heading((escape(b.title), len(b.columns)) for b in column_groups)
     if any(b.partial for b in column_groups):
         partial = (rf"\scriptsize {escape(b.partial)}" if b.partial else "" for b in column_groups)
         out.insert(-1, _spans(zip(partial, (len(b.columns) for b in column_groups), strict=True)))
-    heads = [rf"\scriptsize {_head(column)}" for b in column_groups for column in b.columns]
-    out += [" & ".join([table.first, *heads]) + r" \\"]
+    metrics = [f"{heads}{_head(column)}" for b in column_groups for column in b.columns]
+    out += [" & ".join([escape(table.first), *metrics]) + r" \\"]
     width = 1 + sum(len(b.columns) for b in column_groups)
     extras = _extras(table)
-    for section, lines in groupby(table.lines, key=lambda line: line.section):
-        out.append(r"\midrule")
-        if section:
-            out.append(rf"\multicolumn{{{width}}}{{l}}{{\textit{{{escape(section)}}}}} \\")
-        out += [_row(line, cut, first, extras) for line in lines]
+    for encoder, lines in groupby(table.lines, key=lambda line: line.encoder):
+        if encoder:
+            out += [r"\midrule", rf"\multicolumn{{{width}}}{{c}}{{\textbf{{{escape(encoder)}}}}} \\"]
+        for section, members in groupby(lines, key=lambda line: line.section):
+            out.append(r"\midrule")
+            if section:
+                out.append(rf"\multicolumn{{{width}}}{{l}}{{\textit{{{escape(section)}}}}} \\")
+            out += [_row(line, cut, first, extras) for line in members]
     return [*out, r"\bottomrule", r"\end{tabular}%"]
 
 
@@ -320,8 +402,9 @@ def _extras(table: Table) -> dict[tuple[int, int], str]:
 def _row(line: TableLine, cut: Sequence[int], first: str, extras: Mapping[tuple[int, int], str]) -> str:
     name = escape(line.name) + _cite(line.cites)
     named = name if first == "l" else rf"\raggedright {name}"
+    shade = r"\rowcolor[gray]{.92} " if line.ours else ""
     cells = (_cell(cell, extras[i, c]) for i in cut for c, cell in enumerate(line.cells[i]))
-    return " & ".join([named, *cells]) + r" \\"
+    return shade + " & ".join([named, *cells]) + r" \\"
 
 
 def _cell(cell: Cell, longest: str) -> str:

@@ -15,7 +15,7 @@ from oodbench.errors import UserError, did_you_mean
 from oodbench.method.access import Access, from_mapping
 from oodbench.report.options import TableOptions
 from oodbench.report.tables.access import UNRANKED, access_footnotes, arranged, card
-from oodbench.report.tables.columns import cell
+from oodbench.report.tables.columns import cell, sort_column, sort_value
 from oodbench.report.tables.table import DASH, Cell, Column, ColumnGroup, Number, Table, TableLine
 from oodbench.results import METRICS, Result
 
@@ -160,12 +160,13 @@ def with_quotes(tables: Sequence[Table], quotes: Sequence[Quote], options: Table
             raise UserError(f"--quote {quote.key} is of benchmark {quote.benchmark}; the tables here are of: {have}")
         alike = [i for i in same or fitting if _of_streams(out[i]) == quote.card.stream]
         for i in alike or same or fitting:
-            lines = arranged((*out[i].lines, _line(quote, out[i].column_groups, options)), options.group)
+            lines = arranged((*out[i].lines, _line(quote, out[i], options)), options.group)
             out[i] = replace(out[i], lines=lines, notes=(*out[i].notes, quote.about))
     return [
         replace(
             t,
             caption=(*t.caption, *_kinds_caption(t.lines, options)),
+            brief=(*t.brief, *_brief_kinds(t.lines, options)),
             notes=(*t.notes, *differences(t.lines, quotes)),
             footnotes=access_footnotes(t.lines),
         )
@@ -213,6 +214,11 @@ def _kinds_caption(lines: Iterable[TableLine], options: TableOptions) -> tuple[s
     return ("i: published FPR95 with ID positive (OOD images accepted), not comparable with those without a letter.",)
 
 
+def _brief_kinds(lines: Iterable[TableLine], options: TableOptions) -> tuple[str, ...]:
+    """Return what a letter after an FPR95 means, in a few words."""
+    return tuple(f"{text.partition(' (')[0]}." for text in _kinds_caption(lines, options))
+
+
 def differences(lines: Sequence[TableLine], quotes: Sequence[Quote]) -> list[str]:
     """Return sentences on facts (weights, prompts, ...) that differ, and on facts that sources do not state."""
     by_key = {quote.key: quote for quote in quotes}
@@ -256,7 +262,7 @@ def comparable_facts(row: Result) -> dict[str, str]:
     return out | ({"words": str(row.parameters["words"])} if "words" in row.parameters else {})
 
 
-def _line(one: Quote, column_groups: Sequence[ColumnGroup], options: TableOptions) -> TableLine:
+def _line(one: Quote, table: Table, options: TableOptions) -> TableLine:
     facts: dict[str, object] = {
         "quote": one.key,
         "source": one.source,
@@ -269,8 +275,11 @@ def _line(one: Quote, column_groups: Sequence[ColumnGroup], options: TableOption
         prefix = ".".join(reversed(name.split())) if name.endswith("mean") else f"ood.{name}"
         facts |= {f"{prefix}.{metric}": number.value for metric, number in metrics.items()}
     cites = one.cite if options.cite else ()
-    found = quoted_cells(one, column_groups, options)
-    return TableLine(one.name, found, None, access=one.card, cites=cites, facts=facts)
+    found = quoted_cells(one, table.column_groups, options)
+    model = max((line.result for line in table.lines if line.result), key=lambda row: len(row.ood))
+    by = sort_column(model, options)
+    rank = sort_value(quoted_cells(one, (by,), options)[0][0], by) if by else None
+    return TableLine(one.name, found, None, access=one.card, cites=cites, facts=facts, rank=rank)
 
 
 def _has_quote(table: Table) -> bool:
@@ -335,11 +344,13 @@ def _compared(table: Table, line: TableLine, options: TableOptions) -> Table:
     return replace(
         table,
         title=f"{table.title}: {line.name}, {_origin(line)} and published",
+        compared=line.name,
         caption=(
             *(text for text in table.caption if text != UNRANKED),
             *_kinds_caption(lines, options),
             CAPTION.format(_origin(line)),
         ),
+        brief=(*table.brief, *_brief_kinds(lines, options), f"Difference: {_origin(line)} minus published, in points."),
         lines=lines,
         notes=(*map(_about, found), *differences(lines, found)),
         footnotes=access_footnotes(lines),

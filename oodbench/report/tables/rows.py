@@ -40,7 +40,7 @@ def _drawn(row: Result) -> tuple[object, ...]:
 
 
 def line_cells(results: Sequence[Result], group: ColumnGroup, options: TableOptions) -> tuple[Cell, ...]:
-    """Return the cells of a line: of several results the average, and the sample standard deviation.
+    """Return the cells of a line: of several results the average, and the standard deviation unless it rounds to 0.
 
     Of several streams, the interval over images is that of the first which has one.
     """
@@ -72,7 +72,8 @@ def _average(numbers: Sequence[Number], options: TableOptions, fraction: bool) -
     deviation = statistics.stdev(known)
     interval = next((n.interval for n in numbers if n.interval), None)
     found = cell(Number(statistics.fmean(known), interval), options, fraction=fraction)
-    extra = f"± {formatted(deviation, options) if fraction else f'{deviation:.2f}'}"
+    text = formatted(deviation, options) if fraction else f"{deviation:.2f}"
+    extra = f"± {text}" if float(text) else ""  # a method that the seed does not change
     return replace(found, extra=f"{extra} {found.extra}".strip())
 
 

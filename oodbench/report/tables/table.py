@@ -94,6 +94,9 @@ class TableLine:
     cites    BibTeX keys
     facts    what CSV has of a published number
     others   the results of the other seeds
+    ours     whether it comes last and is shaded
+    encoder  the heading above its section, in a table of several encoders
+    rank     the number by which lines are sorted, the highest first; None: after the others
     """
 
     name: str
@@ -104,9 +107,12 @@ class TableLine:
     cites: tuple[str, ...] = ()
     facts: dict[str, object] = field(default_factory=dict)
     others: tuple[Result, ...] = ()
+    ours: bool = False
+    encoder: str = ""
+    rank: float | None = None
 
     def __post_init__(self) -> None:
-        _make_printable(self, "name", "section")
+        _make_printable(self, "name", "section", "encoder")
 
     @property
     def results(self) -> tuple[Result, ...]:
@@ -128,12 +134,16 @@ class Table:
     footnotes: tuple[str, ...] = ()  # below the notes: what the methods see
     within: str = ""  # where best and second are chosen: " within each group", or "" in a table of one block
     part: str = ""  # of the streams, by position: "first" or "rest"; "" for all images
+    encoder: str = ""  # its name in the title
+    compared: str = ""  # the line that is compared with published numbers
+    brief: tuple[str, ...] = ()  # what of caption and notes is said in a few words below a table with a short caption
 
     def __post_init__(self) -> None:
-        _make_printable(self, "title", "first")
+        _make_printable(self, "title", "first", "encoder", "compared")
         object.__setattr__(self, "caption", tuple(map(printable, self.caption)))
         object.__setattr__(self, "notes", tuple(map(printable, self.notes)))
         object.__setattr__(self, "footnotes", tuple(map(printable, self.footnotes)))
+        object.__setattr__(self, "brief", tuple(map(printable, self.brief)))
         object.__setattr__(self, "cites", tuple((printable(title), keys) for title, keys in self.cites))
 
     @property
@@ -167,8 +177,13 @@ class Table:
 
     @property
     def grouped(self) -> bool:
-        """Whether there are headings for groups (near, far), which takes two groups."""
-        return len({group.group for group in self.column_groups} - {""}) > 1
+        """Whether there are headings for groups (near, far)."""
+        return any(group.group for group in self.column_groups)
+
+    def heading(self, group: str) -> str:
+        """Return the heading of a group of columns, "" for none: sets are near or far OOD, methods have a section."""
+        kind = " OOD" if self.first and "OOD" not in group else ""  # the columns of a transposed table are methods
+        return f"{group[0].upper()}{group[1:]}{kind}" if group else ""
 
 
 def _make_printable(instance: object, *names: str) -> None:

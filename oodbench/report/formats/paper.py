@@ -1,0 +1,313 @@
+r"""Tables for a two-column paper: one float for each benchmark, in a column if it fits, else across the page.
+
+Widths are those of Computer Modern, which is wider than Times: what fits here fits there.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from oodbench.report.formats.latex import described, latex, tabular, unique, with_remark
+from oodbench.report.tables.columns import COLUMNS
+from oodbench.report.tables.grouping import facts
+from oodbench.report.tables.table import Column, ColumnGroup, Table, TableLine
+from oodbench.results import Result
+
+log = logging.getLogger(__name__)
+
+COLUMN, PAGE = 237.0, 496.0  # points: width of a column and of the page in CVPR's style
+_HEIGHT = 560.0  # points of a page for a tabular, of 641
+_SHORT = {"auroc": "AUC", "fpr95": "FPR", "fpr95_ood": "FPR-o", "aupr_in": "PR-in", "aupr_out": "PR-out"}
+_NARROWEST = 80.0  # points: a name that is broken into lines
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a table is set: its float, font, space on both sides of a column in points, and metrics' short names."""
+
+    environment: str
+    width: float
+    font: str
+    space: float
+    short: bool = False
+    names: float = 0  # the width of names that are broken into lines, 0 for none
+
+    @property
+    def size(self) -> float:
+        """The font's size in points, relative to which its letters are wider than at 10 points."""
+        return {"footnotesize": 8 * 1.063, "scriptsize": 7 * 1.139}[self.font]
+
+    @property
+    def line(self) -> float:
+        """The height of a line in points."""
+        return {"footnotesize": 9.5, "scriptsize": 8.0}[self.font]
+
+
+_STEPS = (
+    *(("footnotesize", half / 2) for half in range(8, 4, -1)),
+    *(("scriptsize", half / 2) for half in range(8, 2, -1)),
+)
+LAYOUTS = tuple(
+    Layout(environment, points, *step, short=short)
+    for environment, points in (("table", COLUMN), ("table*", PAGE))
+    for short in (False, True)
+    for step in _STEPS
+)
+
+
+def paper(tables: Sequence[Table], *, caption: str = "short", label: str = "") -> str:
+    r"""Return LaTeX of all tables, those of several encoders on one benchmark in one float.
+
+    `label` is that of the first, and the others count on from it; "" makes `tab:mos` of the benchmark `mos`.
+    """
+    floats = joined(tables)
+    labels = unique([label or f"tab:{_slug(table)}" for table in floats])
+    return "\n".join(_float(table, caption, own) for table, own in zip(floats, labels, strict=True))
+
+
+def joined(tables: Sequence[Table]) -> list[Table]:
+    """Return the tables, those that differ in the encoder alone as one, and comparisons of several methods as one."""
+    groups: list[list[Table]] = []
+    for table in tables:
+        heading = (table.encoder, table.compared)
+        fitting = (g for g in groups if _fits(g[0], table) and heading not in {(t.encoder, t.compared) for t in g})
+        found = next(fitting, None)
+        if found is None:
+            groups.append([table])
+        else:
+            found.append(table)
+    return [_as_one(group) if len(group) > 1 else group[0] for group in groups]
+
+
+def _subject(table: Table, *, encoder: bool = False) -> str:
+    """Return the title of a table without the method that is compared, and without its encoder."""
+    title = table.title if encoder else table.title.replace(f", encoder {table.encoder}", "", 1)
+    return re.sub(rf": {re.escape(table.compared)}, \w+ and published$", "", title) if table.compared else title
+
+
+def _fits(a: Table, b: Table) -> bool:
+    """Return whether two tables have the same benchmark, columns, images and settings."""
+    if _subject(a) != _subject(b) or a.column_groups != b.column_groups:
+        return False
+    known = [_facts(table) for table in (a, b)]
+    return all(known) and all(known[1].get(name, value) == value for name, value in known[0].items())
+
+
+def _facts(table: Table) -> dict[str, str]:
+    """Return what results of a table have in common, without the encoder; {} in a transposed table."""
+    rows: list[Result] = [row for line in table.lines for row in line.results]
+    rows.sort(key=lambda row: (row.status != "ok", bool(row.imported)))  # the first knows most
+    return {name: value for name, value in facts(rows[0]).items() if not name.startswith("encoder ")} if rows else {}
+
+
+def _as_one(tables: Sequence[Table]) -> Table:
+    first = tables[0]
+    within = " within each encoder" + (" and group" if any(" group" in table.within for table in tables) else "")
+    several = len({table.encoder for table in tables}) > 1
+    headings = [", ".join(filter(None, (table.encoder if several else "", table.compared))) for table in tables]
+
+    def texts(name: str) -> tuple[str, ...]:
+        """Return the sentences of all tables once, those that some lack after the table's heading."""
+        every = [getattr(table, name) for table in tables]
+        found = [
+            text if all(text in other for other in every) else f"{heading}: {text}"
+            for heading, sentences in zip(headings, every, strict=True)
+            for text in sentences
+        ]
+        return tuple(dict.fromkeys(found))
+
+    return replace(
+        first,
+        title=_subject(first, encoder=not several),
+        caption=texts("caption"),
+        notes=texts("notes"),
+        footnotes=texts("footnotes"),
+        brief=texts("brief"),
+        cites=tuple(dict.fromkeys(cited for table in tables for cited in table.cites)),
+        lines=tuple(replace(x, encoder=heading) for heading, t in zip(headings, tables, strict=True) for x in t.lines),
+        within=first.within if "protocol" in first.within else within,
+        encoder="",
+    )
+
+
+def _slug(table: Table) -> str:
+    row = next((line.result for line in table.lines if line.result), None)
+    name = row.benchmark + ("-streams" if row.stream else "") if row else table.title
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-") or "ood"
+
+
+def _float(table: Table, caption: str, label: str) -> str:
+    """Return a table in the first layout that fits, or else in panels."""
+    found = layout(table)
+    if found is None:
+        log.warning(
+            "the table of %s is wider than a page at \\scriptsize, and is cut into panels: choose sets with --ood, "
+            "metrics with --metrics, --decimals 1, or shorter names with --rename",
+            table.title,
+        )
+        reason = f"% Panels: the table is wider than {PAGE:g}pt at \\scriptsize.\n"
+        return reason + latex(_prepared(table), caption=caption, label=label)
+    chosen, shown = found
+    said = described(shown, caption, label)
+    dropped = ["% Without Seconds, to fit."] if _seconds(table) and not _seconds(shown) else []
+    style = [r"\centering", rf"\{chosen.font}", rf"\setlength{{\tabcolsep}}{{{chosen.space:g}pt}}"]
+    names = rf"p{{{chosen.names:g}pt}}" if chosen.names else "l"
+    begin, end = rf"\begin{{{chosen.environment}}}[t]", rf"\end{{{chosen.environment}}}"
+    out = [*said.comments, *dropped]
+    pages = list(_pages(shown, chosen))
+    for number, lines in enumerate(pages):
+        above = said.caption if number == 0 else (r"\addtocounter{table}{-1}", r"\caption{Continued.}")
+        body = tabular(replace(shown, lines=lines), range(len(shown.column_groups)), names, heads="")
+        out += [begin, style[0], *above, *style[1:], *body]
+        out += [*(said.notes if number == len(pages) - 1 else ()), end]
+    return with_remark("\n".join(out) + "\n")
+
+
+def layout(table: Table) -> tuple[Layout, Table] | None:
+    """Return the first layout in which a table fits, and the table as it is then shown; None if it fits in none."""
+    without = _prepared(table)
+    table = replace(table, column_groups=tuple(map(_plain_average, table.column_groups)))
+    signs = table.any_not_significant or table.any_exceeds  # they stand in the space between columns
+    for number, one in enumerate(LAYOUTS):
+        if signs and one.space < 2:
+            continue
+        shown = _shortened(without) if one.short else without
+        # Seconds are shown if there is room for them without any other change.
+        for candidate in (table, shown) if number % (2 * len(_STEPS)) == 0 else (shown,):
+            if _width(candidate, one) <= one.width:
+                return one, candidate
+    last = LAYOUTS[-1]
+    room = last.width - _numbers(_shortened(without), last)
+    return (replace(last, names=int(room - 2 * last.space)), _shortened(without)) if room >= _NARROWEST else None
+
+
+def _prepared(table: Table) -> Table:
+    """Return a table without seconds, in which averages of near and far sets are called `Average`."""
+    return _without_seconds(replace(table, column_groups=tuple(map(_plain_average, table.column_groups))))
+
+
+def _plain_average(group: ColumnGroup) -> ColumnGroup:
+    """Return `Average` for `Near average`, which stands under the heading `Near OOD`."""
+    if not group.mean:
+        return group
+    title = group.title.removeprefix(f"{group.group[:1].upper()}{group.group[1:]} ")
+    return replace(group, title=title[:1].upper() + title[1:])
+
+
+def _seconds(table: Table) -> bool:
+    return any(column.name == "seconds" for group in table.column_groups for column in group.columns)
+
+
+def _without_seconds(table: Table) -> Table:
+    kept = [i for i, group in enumerate(table.column_groups) if [c.name for c in group.columns] != ["seconds"]]
+    if not kept or len(kept) == len(table.column_groups):
+        return table
+    lines = tuple(replace(line, cells=tuple(line.cells[i] for i in kept)) for line in table.lines)
+    return replace(table, column_groups=tuple(table.column_groups[i] for i in kept), lines=lines)
+
+
+def _shortened(table: Table) -> Table:
+    """Return a table with short names of metrics, unless they were renamed, and a note that explains them."""
+    explained: dict[str, str] = {}
+
+    def short(column: Column) -> Column:
+        if column.name not in _SHORT or not column.title.startswith(COLUMNS[column.name].title):
+            return column
+        name = _SHORT[column.name]
+        explained[name] = column.title
+        return replace(column, title=name)
+
+    groups = tuple(replace(group, columns=tuple(map(short, group.columns))) for group in table.column_groups)
+    note = (f"{', '.join(f'{new}: {old}' for new, old in explained.items())}.",) if explained else ()
+    return replace(table, column_groups=groups, brief=(*note, *table.brief))
+
+
+def _width(table: Table, one: Layout) -> float:
+    headings = max((width(text, one.size) for line in table.lines for text in (line.section, line.encoder)), default=0)
+    return max(_names(table, one) + _numbers(table, one), headings + 2 * one.space)
+
+
+def _names(table: Table, one: Layout) -> float:
+    """Return the width of the first column in points, with the space on its sides."""
+    texts = (width(line.name, one.size) + _cited(line, one) for line in table.lines)
+    return max(width(table.first, one.size), *texts) + 2 * one.space
+
+
+def _cited(line: TableLine, one: Layout) -> float:
+    return one.size * (1.4 * len(line.cites) + 0.6) if line.cites else 0.0  # as in `[12, 34]`
+
+
+def _numbers(table: Table, one: Layout) -> float:
+    """Return the width of all columns but the first in points, with the space on their sides."""
+    return sum(_group(table, i, one) for i in range(len(table.column_groups)))
+
+
+def _group(table: Table, i: int, one: Layout) -> float:
+    group, scriptsize = table.column_groups[i], LAYOUTS[-1].size
+    columns = 0.0
+    for c, column in enumerate(group.columns):
+        cells = [line.cells[i][c] for line in table.lines]
+        number = max((width(cell.text, one.size, bold=True) for cell in cells), default=0)
+        extra = max((width(re.sub("(?<=[±,]) ", "", cell.extra), scriptsize) for cell in cells), default=0)
+        head = width(column.title, one.size) + (0.5 * one.size if column.better else 0)
+        columns += max(head, number + (extra + 2 if extra else 0)) + 2 * one.space
+    return max(columns, max(width(group.title, one.size), width(group.partial, scriptsize)) + 2 * one.space)
+
+
+# Of letters in ems, at 10 points.
+_EMS = {
+    "il.,:;'!|": 0.28,
+    "j": 0.31,
+    "fIrst()[]-` ": 0.4,
+    "acegoz0123456789/?": 0.5,
+    "bdhknpquvxyJS": 0.56,
+    "EFLPZ": 0.69,
+    "BCRT": 0.74,
+    "m": 0.84,
+    "M": 0.92,
+    "w": 0.73,
+    "@%=+<>": 1.0,
+    "W": 1.03,
+}
+_EM = {letter: em for some, em in _EMS.items() for letter in some}
+
+
+@functools.lru_cache(maxsize=10_000)
+def width(text: str, size: float, *, bold: bool = False) -> float:
+    """Return the width of a text in points, for a size in points."""
+    ems = (_EM.get(c, 1.0 if unicodedata.east_asian_width(c) in "WF" else 0.79) for c in text)
+    return size * sum(ems) * (1.12 if bold else 1)
+
+
+def _pages(table: Table, one: Layout) -> Iterator[tuple[TableLine, ...]]:
+    """Yield the lines of each page: as many as fit, and an encoder's together if they fit on a page."""
+    page: list[TableLine] = []
+    height = head = 6 * one.line
+    for _, same in groupby(table.lines, key=lambda line: line.encoder):
+        lines = list(same)
+        heights = [_height(line, one) for line in lines]
+        room = sum(heights) + (len({line.section for line in lines}) + 1) * 2 * one.line
+        if page and height + room > _HEIGHT >= head + room:
+            yield tuple(page)
+            page, height = [], head
+        previous = None
+        for line, own in zip(lines, heights, strict=True):
+            heading = 2 * one.line if line.section != previous else 0
+            if page and height + own + heading > _HEIGHT:
+                yield tuple(page)
+                page, height = [], head
+            page.append(line)
+            height += own + heading
+            previous = line.section
+    yield tuple(page)
+
+
+def _height(line: TableLine, one: Layout) -> float:
+    rows = -(-(width(line.name, one.size) + _cited(line, one)) // (0.8 * one.names)) if one.names else 1
+    return one.line * rows

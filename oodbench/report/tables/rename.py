@@ -1,0 +1,107 @@
+"""Other texts for names in tables (`--rename NAME=TEXT`), the same in every format."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from oodbench.errors import did_you_mean, raise_all
+from oodbench.method.access import GROUPS
+from oodbench.report.tables.columns import COLUMNS
+from oodbench.report.tables.rows import line_names
+from oodbench.report.tables.table import ColumnGroup, Table, TableLine
+from oodbench.results import Result
+
+_HEADINGS = ("Average", "ID", "Method")  # in sentences these are words
+
+
+def names(rows: Iterable[Result], quoted: Iterable[str] = ()) -> dict[str, tuple[str, ...]]:
+    """Return the printed texts of everything that has a name, by name and text; `quoted` are names of lines."""
+    found: dict[str, set[str]] = {}
+
+    def add(text: str, *keys: str) -> None:
+        for key in (text, *keys):
+            found.setdefault(key, set()).add(text)
+
+    for metric, column in COLUMNS.items():
+        add(column.title, metric)
+    for text in (*_HEADINGS, *quoted):
+        add(text, *(("mean",) if text == "Average" else ()))
+    for group in GROUPS:
+        add(_capital(group), group)
+    for row in rows:
+        add(row.title or row.method, row.method)
+        add(line_names([[row]])[0], row.label)
+        add(row.benchmark_title or row.benchmark, row.benchmark)
+        add(str(row.encoder.get("name", "unknown")), str(row.encoder.get("slug") or ""))
+        add(row.id.title, row.id.dataset)
+        for one in row.ood:
+            add(one.title, one.dataset)
+        for group in {one.group for one in row.ood} - {""}:
+            add(f"{_capital(group)} OOD", group)
+            add(f"{_capital(group)} average", f"{group} mean")
+    found.pop("", None)
+    return {name: tuple(sorted(texts)) for name, texts in found.items()}
+
+
+def check(pairs: Sequence[tuple[str, str]], known: Iterable[str]) -> None:
+    """Raise UserError with all names that no table has, that have no text, or that have two."""
+    known = sorted(known)
+    given = [name for name, _ in pairs]
+    problems = [f"--rename: nothing is named '{n}'{did_you_mean(n, known)}" for n in given if n not in known]
+    problems += [f"--rename {name}= has no text: write --rename {name}=TEXT" for name, text in pairs if not text]
+    twice = dict.fromkeys(name for name, text in pairs if len({t for n, t in pairs if n == name}) > 1)
+    problems += [f"--rename {name}= is given twice" for name in twice]
+    raise_all(problems)
+
+
+def renamed(table: Table, pairs: Sequence[tuple[str, str]], known: Mapping[str, tuple[str, ...]]) -> Table:
+    """Return a table in which every printed text of a name is replaced, in headings, lines, caption and notes."""
+    texts = {old: new for name, new in pairs for old in known.get(name, ())}
+    if not texts:
+        return table
+    change = _replacing(texts)
+    reword = _replacing({old: new for old, new in texts.items() if old not in _HEADINGS})
+
+    def each(sentences: Iterable[str]) -> tuple[str, ...]:
+        return tuple(map(reword, sentences))
+
+    return replace(
+        table,
+        title=reword(table.title),
+        encoder=reword(table.encoder),
+        compared=reword(table.compared),
+        caption=each(table.caption),
+        brief=each(table.brief),
+        notes=each(table.notes),
+        footnotes=each(table.footnotes),
+        cites=tuple((change(title), keys) for title, keys in table.cites),
+        first=change(table.first),
+        column_groups=tuple(_group(group, change, texts.get("Average", "")) for group in table.column_groups),
+        lines=tuple(_line(line, change) for line in table.lines),
+    )
+
+
+def _replacing(texts: Mapping[str, str]) -> Callable[[str], str]:
+    """Return a function that replaces whole words, all at once, of two that overlap the longer one."""
+    longest = sorted(texts, key=len, reverse=True)
+    pattern = re.compile("|".join(rf"(?<![\w-]){re.escape(old)}(?![\w-])" for old in longest) or r"(?!)")
+    return lambda text: pattern.sub(lambda found: texts[found[0]], text)
+
+
+def _group(group: ColumnGroup, change: Callable[[str], str], average: str) -> ColumnGroup:
+    title = change(group.title)
+    if average and group.mean:  # "Near average" where the average of all sets is renamed
+        title = title.replace("average", average)
+    columns = tuple(replace(column, title=change(column.title)) for column in group.columns)
+    shown = change(f"{_capital(group.group)} OOD").removesuffix(" OOD") if group.group else ""
+    return replace(group, title=title, columns=columns, group=shown)
+
+
+def _line(line: TableLine, change: Callable[[str], str]) -> TableLine:
+    return replace(line, name=change(line.name), section=change(line.section))
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
