@@ -43,12 +43,17 @@ FORM = [*(word for pair in STATED.items() for word in pair), "--not-tuned-on-tes
 
 
 def measured(own: str = "mcm", **changes: Any) -> Result:
-    """The project's own result on the embedded benchmark, without its intervals, which take a while to recompute."""
+    """The project's own result on the embedded benchmark, of fewer images and without intervals, to be quick.
+
+    The catalogue does not declare how many images these sets have; their lists are known by their digests.
+    """
     row = read(REFERENCE / f"{own}.json")
-    ood = tuple(dataclasses.replace(one, intervals={}) for one in row.ood)
+    few: dict[str, Any] = {"n": 30, "expected": 30}
+    ood = tuple(dataclasses.replace(one, intervals={}, **few) for one in row.ood)
     stamp = {**row.run["extracted"][0], "commit": COMMIT}
     run = {**row.run, "extracted": [stamp], **changes.pop("run", {})}
-    plain = dataclasses.replace(row, ood=ood, uncertainty={}, mean_intervals={}, commit=COMMIT, run=run)
+    id_row = dataclasses.replace(row.id, **few)
+    plain = dataclasses.replace(row, id=id_row, ood=ood, uncertainty={}, mean_intervals={}, commit=COMMIT, run=run)
     return dataclasses.replace(plain, **changes)
 
 
@@ -148,7 +153,7 @@ def of_sets(**changes: Any) -> Change:
 
 REFUSED: dict[str, tuple[Change, str]] = {
     "a limit": (lambda row: dataclasses.replace(row, run={**row.run, "limit": 100}), "run with --limit 100"),
-    "a partial set": (of_sets(n=1499), "glyphs-near: partial 1499/1500"),
+    "a partial set": (of_sets(n=29), "glyphs-near: partial 29/30"),
     "skipped images": (of_sets(skipped=2), "glyphs-near: 2 images could not be read"),
     "skipped calibration images": (
         lambda row: dataclasses.replace(row, run={**row.run, "calibration": {"skipped": 3}}),
