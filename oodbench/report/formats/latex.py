@@ -33,15 +33,16 @@ def unique(labels: Sequence[str]) -> list[str]:
     return out
 
 
-def latex(table: Table, *, caption: str = "full", label: str = "") -> str:
+def latex(table: Table, *, caption: str = "full", label: str = "", even: bool = False) -> str:
     r"""Return a `table*` for the packages of its first comment; tables wider than a page are cut into panels.
 
     caption  "full", or "short": one line, with the full one and the notes as comments
     label    the argument of `\label`, "" for none
+    even     panels are as equal as possible, instead of divided between near and far
     """
     longest = max(len(line.name) + 3 * len(line.cites) for line in table.lines) * _LETTER
     widths = [_width(table, b) for b in range(len(table.column_groups))]
-    cuts = panels(table.column_groups, widths, _PAGE - min(longest, _NAME))
+    cuts = panels(table.column_groups, widths, _PAGE - min(longest, _NAME), even=even)
     first = f"p{{{_NAME:g}pt}}" if longest > _NAME else "l"
     said = described(table, caption, label)
     style = [r"\centering", r"\footnotesize", r"\setlength{\tabcolsep}{2.5pt}"]

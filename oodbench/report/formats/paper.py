@@ -151,8 +151,8 @@ def _float(table: Table, caption: str, label: str) -> str:
             "metrics with --metrics, --decimals 1, or shorter names with --rename",
             table.title,
         )
-        reason = f"% Panels: the table is wider than {PAGE:g}pt at \\scriptsize.\n"
-        return reason + latex(_prepared(table), caption=caption, label=label)
+        reason = f"\n% Panels: the table is wider than {PAGE:g}pt at \\scriptsize.\n"
+        return latex(_prepared(table), caption=caption, label=label, even=True).replace("\n", reason, 1)
     chosen, shown = found
     said = described(shown, caption, label)
     dropped = ["% Without Seconds, to fit."] if _seconds(table) and not _seconds(shown) else []
