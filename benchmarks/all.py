@@ -1,7 +1,7 @@
 """All benchmarks of speed one after the other, and one table of ratios: python benchmarks/all.py [NAME ...].
 
 Each runs in a process of its own with one thread, but `encoding` with all cores; a few minutes on two idle cores.
-Figures lie in results/speed/ as JSON; the table of all goes into docs/performance.md, which explains it.
+Figures are in results/speed/ as JSON; the table of all goes into docs/performance.md, which explains it.
 """
 
 from __future__ import annotations

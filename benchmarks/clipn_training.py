@@ -1,6 +1,6 @@
 """CLIPN's training step against the release's loop: python benchmarks/clipn_training.py [--batch-size N] [--device D].
 
-Both train the "no" tower of ViT-B-16 (random weights) on the same captions. The release, written anew from its
+Both train the "no" tower of ViT-B-16 (random weights) on the same captions. The release, written again from its
 description, runs the frozen image tower and the frozen text tower at every step and all 77 positions of both texts; its
 decoding and augmentation are not counted. Ours reads stored embeddings, runs the "no" tower alone, to the longest
 caption. Scaled down for a CPU, where batch 2048 would take hours, and timed there by the CPU time of this process; on a

@@ -144,7 +144,7 @@ def bare_pass(model: Any, batches: list[torch.Tensor]) -> None:
 
 
 def extracted(plan: Plan, loaded: OpenClip) -> None:
-    """All images of the plan anew, from files into the store."""
+    """All images of the plan again, from files into the store."""
     forget(plan.store.root, "embeddings")
     for listing in plan.listings:
         extract(plan.work(listing), lambda: loaded)

@@ -1,6 +1,6 @@
 """Growth from 10^3 to 10^5 images: python benchmarks/growth.py. Time per image, memory, size on disk; one thread.
 
-Random embeddings and activations of ViT-B-32's sizes lie in a store as extraction leaves them; methods that read them
+Random embeddings and activations of ViT-B-32's sizes are in a store as extraction leaves them; methods that read them
 score them chunk by chunk. Mapped files are counted apart: the system takes their pages back when it needs them.
 """
 

@@ -27,7 +27,7 @@ PAIRS, PROMPTS = 25, 8  # of an image
 
 
 def measured(folder: Path, images: int, rounds: int) -> list[Row]:
-    """Score each image set, the first one anew: its pairs are in memory then."""
+    """Score each image set, the first one again: its pairs are in memory then."""
     wordnet: Any = importlib.import_module("oodbench_methods._wordnet")
     words = folder / "nouns.txt"
     words.write_text("\n".join(wordnet.read_words(wordnet.OWN_LIST).nouns[::20]) + "\n")

@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Package -> the names that users call; a class has its public methods with it.
 USERS = {
-    "oodbench": "run Detector UserError",
+    "oodbench": "run report Detector UserError",
+    "oodbench.report.api": "Report",
     "oodbench.metrics": "Scores Settings Intervals intervals auroc_interval auroc_variance Difference Differences "
     "Marks compare indistinguishable holm",
     "oodbench.method": "Method logsumexp Needs Batch Task Encoder TextTower Captioner TrainedMethod FewShotMethod "
@@ -22,6 +23,7 @@ USERS = {
 }
 ABOUT = {
     "oodbench": "What a script or notebook needs.",
+    "oodbench.report.api": "What `oodbench.report` returns.",
     "oodbench.metrics": "Intervals and tests on scores per image: [what they mean](conventions.md#uncertainty).",
     "oodbench.method": "For authors of methods: [a tutorial](adding-a-method.md).",
 }
@@ -42,7 +44,7 @@ def _command(command: click.Command, path: str) -> Iterator[str]:
     yield f"{'###' if path.count(' ') == 2 else '##'} {path}\n\n```text\n{usage}\n```\n"
     for text in inspect.cleandoc(command.help or "").split("\n\n"):
         literal = text.startswith("\b\n")  # click's mark of lines that stay as they are
-        yield f"```text\n{text[2:]}\n```\n" if literal else f"{_prose(text)}\n"
+        yield f"```text\n{text[2:]}\n```\n" if literal else f"{prose(text)}\n"
     options = [_option(p, context) for p in command.params if isinstance(p, click.Option) and p.name != "help"]
     if options:
         columns = 3 if any(default for *_, default in options) else 2
@@ -62,7 +64,7 @@ def _option(option: click.Option, context: click.Context) -> tuple[str, str, str
     names = " / ".join(", ".join(f"`{one}`" for one in names) for names in spelled)
     takes = "" if option.is_flag else f" {option.make_metavar(context)}"
     default = f"`{_plain(option.default)}`" if option.show_default and option.default is not None else ""
-    meaning = _prose(option.help or "")
+    meaning = prose(option.help or "")
     return f"{names}{takes}".replace("|", "&#124;"), meaning.replace("|", "&#124;"), default
 
 
@@ -192,13 +194,13 @@ def _paragraph(part: str) -> str:
     lines = re.sub(r"\n {2,}", " ", part).splitlines()  # what continues a line is indented
     items = [re.split(r" {2,}", line, maxsplit=1) for line in lines]
     if len(items[0]) == 1:
-        return _prose(part)
-    listed = [f"- `{item[0]}`: {_prose(item[1])}" for item in items if len(item) == 2]
-    rest = [_prose(item[0]) for item in items if len(item) == 1]
+        return prose(part)
+    listed = [f"- `{item[0]}`: {prose(item[1])}" for item in items if len(item) == 2]
+    rest = [prose(item[0]) for item in items if len(item) == 1]
     return "\n".join(listed) + "".join(f"\n\n{one}" for one in rest)
 
 
-def _prose(text: str) -> str:
+def prose(text: str) -> str:
     """Text that Markdown takes literally, code spans apart."""
     pieces = re.split(r"(`[^`]*`)", " ".join(text.split()))
     literal = (re.sub(r"(\b_|_\b|\*)", r"\\\1", piece.replace("<", "&lt;")) for piece in pieces)

@@ -54,31 +54,31 @@ class Sides:
 class AdaNeg(StreamMethod[Memory]):
     """NegLabel's score of the texts plus the same score of proxies: means of a text and of images of the stream.
 
-    S = mean over groups g of sum_ID e / (sum_ID e + sum_g e), of negative labels in 5 groups. An image whose S of the
-    texts is above thres + gap (1 - thres) = 0.75 enters the memory of its nearest ID class; below thres - gap thres =
-    0.25, that of its nearest negative label. The proxy of a class is the mean of its text and of its images, of unit
-    length. The score is S(proxies) + lam S(texts); here it is log(u / (1 + lam - u)) of this u, which ranks as u does
-    and does not tie where both are 1. A batch enters the memory before it is scored: an image can be its own proxy. The
+    An image whose S of the texts is above thres + gap (1 - thres) = 0.75 enters the memory of its nearest ID class;
+    below thres - gap thres = 0.25, that of its nearest negative label. The proxy of a class is the mean of its text and
+    of its images, of unit length. A batch enters the memory before it is scored: an image can be its own proxy. The
+    score is the log-odds of u, which gives the same ranking as u and does not tie where both terms are 1. The
     prediction is the class of largest p(texts) + lam p(proxies), of softmaxes over classes and negative labels.
-
-    Release: YBZh/OpenOOD-VLM at 804f331, scripts/ood/adaneg/imagenet.sh, TTAPromptPostprocessor_noadagap in
-    openood/postprocessors/ttaprompt_postprocessor.py:664-950. Of a memory of 10 (and the text) 9 slots are filled: the
-    pointer begins at 1 and the class counts as full at 10 (:777, :825). Then an image whose entropy is less than the
-    largest one of the class replaces that image (:826-833); the entropy is of its softmax over its own side, the ID
-    classes alone or all negative labels alone (:817, :846), -sum p log(p + 1e-8). In the released half precision
-    log(0 + 1e-8) is -inf and the entropy NaN, so that nothing is ever replaced: replacement=never. Sample-adaptive
-    proxies (samada=True, :877) are off in the script's first run and not carried out here. Images are resized to 256
-    (bicubic) and cropped to 224, batches of 256.
-
-    Words: 10,000 negative labels, of nouns and of adjectives in proportion, those whose cosine with the ID classes is
-    smallest at the index 0.95 K of the ascending order, without class names in the same case
-    (openood/networks/clip_fixed_ood_prompt.py:538-588); a word that is noun and adjective is a noun. The groups are of
-    a permutation as in neglabel; sizes may differ by one, where the released code cuts off the remainder.
 
     The state of a stream is the vectors of the negative labels, 4 m d bytes (20.5 MB for 10,000 of width 512), a sum
     for each class that keeps images, and with replacement=entropy these images, too: 2 KB each of width 512. The proxy
     of a class without images is its text. Sums of all 11,000 classes would be 22.5 MB; the released tensor has 11 slots
     for every class, 248 MB, beside the text vectors.
+
+    There are 10,000 negative labels, of nouns and of adjectives in proportion, those whose cosine with the ID classes
+    is smallest at the index 0.95 K of the ascending order, without class names in the same case; a word that is noun
+    and adjective is a noun. The groups are of a permutation as in neglabel; their sizes may differ by one, where the
+    released code cuts off the remainder.
+
+    Released code: YBZh/OpenOOD-VLM at 804f331, scripts/ood/adaneg/imagenet.sh, TTAPromptPostprocessor_noadagap in
+    openood/postprocessors/ttaprompt_postprocessor.py:664-950; words in
+    openood/networks/clip_fixed_ood_prompt.py:538-588. Of a memory of 10 (and the text) 9 slots are filled: the pointer
+    begins at 1 and the class counts as full at 10 (:777, :825). Then an image whose entropy is less than the largest
+    one of the class replaces that image (:826-833); the entropy is of its softmax over its own side, the ID classes
+    alone or all negative labels alone (:817, :846), -sum p log(p + 1e-8). In the released half precision log(0 + 1e-8)
+    is -inf and the entropy NaN, so that nothing is ever replaced: replacement=never. Sample-adaptive proxies
+    (samada=True, :877) are off in the script's first run and not carried out here. Images are resized to 256 (bicubic)
+    and cropped to 224, batches of 256.
 
     replacement    "entropy" or "never"
     lam            lambda, weight of the texts' score
@@ -94,9 +94,23 @@ class AdaNeg(StreamMethod[Memory]):
     templates      prompts of class names
     nouns          prompt of nouns
     adjectives     prompt of adjectives
-    scale          factor on the cosines; None is the encoder's own
+    scale          factor on the cosines; None takes the encoder's own
     """
 
+    formula: ClassVar[str] = r"""
+    \text{score}(x) = \log \frac{u(x)}{1 + \lambda - u(x)}, \qquad u(x) = S(x; P) + \lambda \, S(x; T)
+
+    S(x; E) = \frac{1}{G} \sum_{g=1}^{G} \frac{\sum_{i=1}^{K} e^{s \, v^\top e_i}}
+    {\sum_{i=1}^{K} e^{s \, v^\top e_i} + \sum_{j \in \mathcal{N}_g} e^{s \, v^\top e_j}}
+
+    v              embedding of image x, of unit length
+    E              T or P; $e_i$ is of ID class i of K, $e_j$ of negative label j
+    T              text embeddings of ID classes and negative labels, of unit length
+    P              their proxies: means of the text and of the images that the memory keeps, of unit length
+    \mathcal{N}_g  negative labels of group g; G is `groups`
+    \lambda        `lam`
+    s              `scale`
+    """
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.STREAM
     sees_itself: ClassVar[bool] = True
     replacement: Literal["entropy", "never"] = "entropy"

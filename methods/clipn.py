@@ -21,37 +21,55 @@ CHUNK = 512  # prompts encoded at once
 
 @dataclass(frozen=True)
 class CLIPN(TrainedMethod[Tensor]):
-    """Probability that the image matches its predicted class rather than that class's learned "no" prompt (ATD).
+    """Probability that the image matches its classes rather than their learned "no" prompts (ATD rule by default).
 
-    A second text tower, a trained copy of CLIP's, embeds "no" prompts: p_yes = sigmoid(yes logit - no logit) for every
-    class. CTW is p_yes of the class that CLIP predicts; ATD is the sum of p_yes over the classes, weighted by CLIP's
-    softmax, which is 1 - p_(C+1) of the paper. The score is the log-odds of either probability: it ranks as the
-    probability does, and sigmoid(score) is the probability. In the released code both round to 1 for confident images,
-    which then tie (`form="probability"`).
+    A second text tower, a trained copy of CLIP's, embeds "no" prompts. For each class the probability of "yes" is
+    sigmoid("yes" logit - "no" logit). The rule ATD (agreeing to differ) sums it over the classes, weighted by CLIP's
+    softmax, which is 1 - p_(C+1) of the paper; the rule CTW (competing to win) takes that of the predicted class. The
+    score is the log-odds of either probability: it gives the same ranking, and sigmoid(score) is the probability. In
+    the released code both round to 1 for confident images, which then tie (`form="probability"`).
 
-    Where paper and code differ, the code is the default. In the paper the learnable prompt replaces negative words; in
-    the code it is 16 offsets, added to the embeddings of all positions of the same caption, and negation words are used
-    in the hand-crafted variant alone. The paper's temperature is learned; the code's is the encoder's own in training
-    and 100 in the scores. The paper's loss is ITBO + TSO; the code's is half the sum of three terms: ITBO's two means
-    (over matching pairs, over all others) and TSO. An epoch of the released run on CC3M (2,891,445 pairs) has 1,412
-    steps of 2,048, the last one filled up with repeated pairs; here it has 1,411, and the pairs left over differ from
-    epoch to epoch.
+    Released code: where paper and code differ, the code is the default. In the paper the learnable prompt replaces
+    negation words; in the code it is 16 offsets, added to the embeddings of all positions of the same caption, and
+    negation words occur in the hand-crafted variant alone. The paper's temperature is learned; the code's is the
+    encoder's own in training and 100 in the scores. The paper's loss is ITBO + TSO; the code's is half the sum of three
+    terms: the two means of ITBO (over matching pairs, over all others) and TSO.
 
-    rule           "atd" (agreeing to differ) or "ctw" (competing to win)
-    templates      prompts of both towers; the released lines are quoted, and the tokenizer reads the quotation marks:
-                   "clipn-128-clean" has none
-    no_templates   prompts of the "no" tower, hand-crafted variant only; paired with `templates` line by line
-    prompt         "learnable" (offsets; the released checkpoints) or "handcrafted" (templates; the CIFAR tables)
-    eval_prompt    offset at test time: "mean_offset" is the mean of all; "mean_feature" averages the features of each,
-                   as a comment in the code says and the paper probably did
-    scale          factor on the cosines of both towers; None is the encoder's own
-    form           "log-odds", or "probability" in float32, which ties as the released code does
-    decision       the paper's ATD decision compares p_(C+1) with the "raw" softmax or with that "shrunk" by p_yes
-    offsets        number of learnable prompts
-    mean_draw      whether training also draws the mean of the offsets, as often as each; an addition of the README
-    yes, no, tso   weights of the loss terms
+    Released training: an epoch on CC3M (2,891,445 pairs) has 1,412 steps of 2,048 pairs, the last one filled up with
+    repeated pairs. Here it has 1,411, and the pairs that are left out differ from epoch to epoch.
+
+    rule          "atd" (agreeing to differ) or "ctw" (competing to win)
+    templates     prompts of both towers; the released lines are in quotation marks, which the tokenizer reads:
+                  "clipn-128-clean" has none
+    no_templates  prompts of the "no" tower, for the hand-crafted variant only; paired with `templates` line by line
+    prompt        "learnable" (offsets; the released checkpoints) or "handcrafted" (templates; the CIFAR tables)
+    eval_prompt   offset at test time: "mean_offset" takes the mean of all offsets; "mean_feature" averages the
+                  embeddings with each, as a comment in the code says and the paper probably did
+    scale         factor on the cosines of both towers; None takes the encoder's own
+    form          "log-odds", or "probability" in float32, which ties as the released code does
+    decision      the paper's ATD decision compares p_(C+1) with the "raw" softmax, or with the softmax "shrunk" by the
+                  probability of "yes"
+    offsets       number of learnable prompts
+    mean_draw     whether training also draws the mean of the offsets, as often as each offset; an addition of the
+                  README
+    yes, no, tso  weights of the three terms of the loss
     """
 
+    formula: ClassVar[str] = r"""
+    S(x) = \log \frac{1 - p_{C+1}}{p_{C+1}},
+    \qquad p_{C+1} = 1 - \sum_{j=1}^{C} \bigl(1 - p_j^{\text{no}}\bigr) \, p_j = \sum_{j=1}^{C} p_j^{\text{no}} \, p_j
+
+    p_j = \frac{e^{\langle f, g_j \rangle / \tau}}{\sum_{k=1}^{C} e^{\langle f, g_k \rangle / \tau}},
+    \qquad
+    p_j^{\text{no}} = \frac{e^{\langle f, g_j^{\text{no}} \rangle / \tau}}
+    {e^{\langle f, g_j \rangle / \tau} + e^{\langle f, g_j^{\text{no}} \rangle / \tau}}
+
+    f                embedding of image x, of unit length
+    g_j              text embedding of class j of C, of unit length
+    g_j^{\text{no}}  embedding of its "no" prompt by the "no" tower, of unit length
+    \tau             1 / `scale`, 0.01
+    p_{C+1}          probability that the image belongs to no class
+    """
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.WEIGHTS
     optimiser: ClassVar[Optimiser] = Optimiser(
         lr=3e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2, warmup=0, epochs=10, batch=2048

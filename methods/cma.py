@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -31,14 +32,24 @@ class CMA(Method[Agents]):
     agents; the released code repeats them in turn until there are M. Of fewer than five, the first M are taken. The
     fourth, "a photo highlighting different textures.", names what the set Textures shows.
 
-    The released agents end with a period and its class prompts do not. The paper's numbers were read nowhere.
+    Released code: its agents end with a period, and its class prompts do not. The paper was not available: no number of
+    it was read.
 
     templates    prompts of the class names
     temperature  tau of the paper
     agents       the agents, separated by |, or a file with one a line
-    ratio        k = M / K of the paper; M is rounded up (the release sets M itself, by --num-agents)
+    ratio        k = M / K of the paper; M is rounded up (the released code sets M itself, by --num-agents)
     """
 
+    formula: ClassVar[str] = r"""
+    S(x) = \log \max_c \frac{e^{\cos(v, t_c) / \tau}}
+    {\sum_{j=1}^{K} e^{\cos(v, t_j) / \tau} + \sum_{m=1}^{M} e^{\cos(v, a_m) / \tau}}
+
+    v     embedding of image x
+    t_c   text embedding of class c of K
+    a_m   text embedding of agent m of M; the agents are repeated in turn, and M is `ratio` times K, rounded up
+    \tau  `temperature`
+    """
     templates: str = "simple"
     temperature: float = 1.0
     agents: str = (

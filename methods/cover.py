@@ -21,17 +21,17 @@ PRESETS = {"recommended": (RECOMMENDED, (1, 2)), "release": (KINDS, SEVERITIES)}
 class CoVer(Method[None]):
     """Largest softmax probability of the cosines (as MCM's), averaged over the image and corrupted copies of it.
 
-    The score is the logarithm of the mean, which ranks as the mean does and keeps its digits. The copies are those of
-    ImageNet-C, which the released code makes offline: the image is resized and cropped, corrupted and stored as JPEG of
-    quality 85; the encoder's own resize and crop follow. Every type in every severity is one more pass of all images
-    through the image tower: the recommended views cost 13 times what MCM does, the release's 91 times.
+    The score is the logarithm of the mean, which gives the same ranking as the mean and keeps its digits. The copies
+    are those of ImageNet-C, which the released code makes offline: the image is resized and cropped, corrupted and
+    stored as JPEG of quality 85; the encoder's own resize and crop follow. Each type in each severity is one more pass
+    of all images through the image tower: the recommended views cost 13 times what MCM does, the release's 91 times.
 
-    The release's active setting is all 18 types in all severities; its comment recommends six types in two severities,
-    chosen on corrupted SVHN, and does not say which of the two gives the paper's table. The release resizes the shorter
-    side to 224 pixels for CLIP, and to 256, as ImageNet-C itself does, for ResNet-50. It draws noise, fog and the
-    direction of motion from one generator for all images, which cannot be repeated for one; here they follow from the
-    pixels of the image, the type, the severity and the seed. A copy has the name of its image in the release, so that
-    only images named .jpg or .JPEG go through JPEG; here all do.
+    Released code: its active setting is all 18 types in all severities; its comment recommends six types in two
+    severities, chosen on corrupted SVHN, and does not say which of the two gives the paper's table. It resizes the
+    shorter side to 224 pixels for CLIP, and to 256, as ImageNet-C itself does, for ResNet-50. It draws noise, fog and
+    the direction of motion from one generator for all images, which cannot be repeated for one image; here they follow
+    from the pixels of the image, the type, the severity and the seed. There a copy has the file name of its image, so
+    that only images named .jpg or .JPEG go through JPEG; here all do.
 
     preset       "recommended" (6 types, severities 1 and 2) or "release" (18 types, severities 1 to 5)
     types        names of corruptions; --set 'cover.types=("fog","brightness")'; None takes those of the preset
@@ -41,6 +41,15 @@ class CoVer(Method[None]):
     temperature  divides the cosines
     """
 
+    formula: ClassVar[str] = r"""
+    S(x) = \log \frac{1}{V + 1} \sum_{i=0}^{V} \max_c
+    \frac{e^{\cos(v_i, t_c) / \tau}}{\sum_{j=1}^{K} e^{\cos(v_i, t_j) / \tau}}
+
+    v_0   embedding of image x
+    v_i   embedding of corrupted copy i of V: one for each of `types` in each of `severities`, 12 by default
+    t_c   text embedding of class c of K
+    \tau  `temperature`
+    """
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.VIEWS
     access: ClassVar[Access] = Access(ood_validation=True)
     preset: Literal["recommended", "release"] = "recommended"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -47,45 +47,60 @@ class Pool:
 
 @dataclass(frozen=True)
 class CSP(Method[Negatives]):
-    """NegLabel's score with a pool in which every adjective stands before a superclass: "gooey landscape".
+    """NegLabel's score with a pool in which each adjective stands before a superclass: "gooey landscape".
 
-    The score is the log-odds log(S / (1 - S)) of S = mean over groups g of sum_ID e / (sum_ID e + sum_g e), as in
-    neglabel. The pool is NegLabel's words without some lexicographer files; a superclass is drawn for every adjective.
-    A text is the mean of its embeddings under several prompts as the text tower gives them, of unit length only
-    afterwards. Words whose largest cosine with an ID class is above `near` count as nearest, and are not chosen.
+    The score is the log-odds of S(x), as in `neglabel`. The pool is NegLabel's words without some lexicographer files;
+    a superclass is drawn for each adjective. The embedding of a text is the mean of its embeddings under several
+    prompts as the text tower gives them, normalised only afterwards. Words whose largest cosine with an ID class is
+    above `near` count as nearest and are not chosen.
 
-    Release: 15 % of the nouns and of the phrases are chosen, those whose 0.95 quantile of the cosines is smallest;
-    words beyond a multiple of `groups` are cut from the nearest phrases. The released superclasses are drawn word by
-    word in the order in which the file system lists the word files, which is not known elsewhere. Here Python's
-    generator draws them in the order of (lexicographer file, word), so that they depend on the words and on `draw`
-    alone; several values of `draw` show how much they matter. Groups and near ties are as in neglabel. The released
-    code computes the vectors of the words in half precision. For ImageNet-Sketch as ID it has templates=csp-sketch and
+    The 27 released files give 46,560 nouns and 10,060 phrases, of which 8,493 are chosen and 8,400 used; the shipped
+    list of WordNet 3.0 gives 46,421 and 11,046, of which 8,619 are chosen and 8,600 used. That is some 412,000 prompts
+    to encode; their embeddings are stored.
+
+    With exclude=(), superclasses=(), near=1, average=normalised and NegLabel's prompts the score is NegLabel's.
+
+    Released code: it chooses 15 % of the nouns and of the phrases, those whose 0.95 quantile of the cosines is
+    smallest; words beyond a multiple of `groups` are cut from the nearest phrases. It draws superclasses word by word
+    in the order in which the file system lists the word files, which is not known elsewhere. Here Python's generator
+    draws them in the order of (lexicographer file, word), so that they depend on the words and on `draw` alone; several
+    values of `draw` show how much they matter. Groups and near ties are as in neglabel. The released code computes the
+    vectors of the words in half precision. For ImageNet-Sketch as ID it has templates=csp-sketch and
     noun_templates=csp-sketch.
 
-    The 27 released files give 46,560 nouns + 10,060 phrases, 8,493 chosen, 8,400 used; the shipped list of WordNet 3.0
-    gives 46,421 + 11,046, 8,619 chosen, 8,600 used. That is some 412,000 prompts to encode, and they are kept.
-
-    With exclude=(), superclasses=(), near=1, average=normalised and NegLabel's prompts it is neglabel.
-
-    words                as in neglabel: a folder, or "release-wn30", the shipped list; or words that are used as they
-                         are: a folder with NegRefine's two files, whose adjectives are phrases already
-                         (`oodbench get words negrefine`), or a file with one noun a line
-    templates            prompts of ID names
-    noun_templates       prompts of nouns
+    words             as in neglabel: a folder, or "release-wn30", the shipped list; or words that are used as they are:
+                      a folder with NegRefine's two files, whose adjectives are phrases already (`oodbench get words
+                      negrefine`), or a file with one noun a line
+    templates         prompts of ID names
+    noun_templates    prompts of nouns
     adjective_templates  prompts of adjective phrases
-    average              "raw": embeddings are averaged over the prompts, then normalised; "normalised": before, too
-    exclude              lexicographer files that are left out
-    superclasses         superclasses, one of which follows every adjective; () for adjectives alone
-    draw                 seed of the draw of superclasses
-    near                 cosine with an ID class above which a word is not chosen; 1 chooses by the quantile alone
-    drop_names           whether nouns that are ID names, in the same case, are not chosen, as NegRefine's code does
-    scale                factor on the cosines; None is the encoder's own
-    quantile             quantile of a word's cosines with the ID classes that is its similarity
-    share                fraction of the nouns, and of the phrases, that is chosen
-    groups               number of groups; 1 is no grouping
-    permutation          seed of the permutation that makes the groups
+    average           "raw": embeddings are averaged over the prompts, then normalised; "normalised": they are
+                      normalised before, too
+    exclude           lexicographer files that are left out
+    superclasses      superclasses, one of which follows each adjective; () for adjectives alone
+    draw              seed of the draw of superclasses
+    near              cosine with an ID class above which a word is not chosen; 1 chooses by the quantile alone
+    drop_names        whether nouns that are ID names, in the same case, are left out, as in NegRefine's code
+    scale             factor on the cosines; None takes the encoder's own
+    quantile          quantile of a word's cosines with the ID classes by which words are chosen
+    share             fraction of the nouns, and of the phrases, that is chosen
+    groups            number of groups; 1 is no grouping
+    permutation       seed of the permutation that makes the groups
     """
 
+    formula: ClassVar[str] = r"""
+    \text{score}(x) = \log \frac{S(x)}{1 - S(x)}, \qquad
+    S(x) = \frac{1}{G} \sum_{g=1}^{G}
+    \frac{\sum_{i=1}^{K} e^{\cos(h, e_i) / \tau}}
+    {\sum_{i=1}^{K} e^{\cos(h, e_i) / \tau} + \sum_{j \in \mathcal{N}_g} e^{\cos(h, \tilde e_j) / \tau}}
+
+    h              embedding of image x
+    e_i            text embedding of ID class i of K, a mean over prompts
+    \tilde e_j     text embedding of word or phrase j of the pool, a mean over prompts
+    \mathcal{N}_g  chosen words of group g: those of the smallest 0.95 quantile of the cosines with the classes; G is
+                   `groups`
+    \tau           1 / `scale`, 0.01
+    """
     words: str = "release-wn30"
     templates: str = "csp"
     noun_templates: str = "csp"

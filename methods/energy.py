@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -14,14 +15,25 @@ from oodbench.method import Batch, Method, Task
 class Energy(Method[None]):
     """Negative free energy of the logits: T * logsumexp(logits / T), where the logits are the scaled cosines.
 
-    The scale decides the result, and papers do not state it: the code of OpenOOD and MCM uses 1 (raw cosines), the code
-    of CLIPN and NegLabel 100. The paper's temperature is 1.
+    The scale decides the result, and papers do not state it. The paper's temperature is 1.
+
+    Released code: OpenOOD and MCM's code use scale 1 (raw cosines); the code of CLIPN and NegLabel uses 100.
 
     templates    prompts of the class names
-    scale        factor on the cosines; None is the encoder's own logit scale (100 for most CLIPs)
+    scale        factor on the cosines; None takes the encoder's own logit scale (100 for most CLIPs)
     temperature  T of the paper
     """
 
+    formula: ClassVar[str] = r"""
+    S(x) = -E(x; f) = T \log \sum_{c=1}^{K} \exp \frac{f_c(x)}{T},
+    \qquad f_c(x) = s \, v^\top t_c
+
+    v        embedding of image x, of unit length
+    t_c      text embedding of class c of K, of unit length
+    E(x; f)  free energy
+    s        `scale`
+    T        `temperature`
+    """
     templates: str = "simple"
     scale: float | None = None
     temperature: float = 1.0

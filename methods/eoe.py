@@ -34,30 +34,43 @@ class Outliers:
 
 @dataclass(frozen=True)
 class EOE(Method[Outliers]):
-    """Largest softmax probability of the ID classes minus a part of the largest one of names of likely outliers.
+    """Largest softmax probability of the ID classes minus a fraction of the largest one of likely outlier names.
 
     The softmax is over the cosines, divided by the temperature, with the K class names and the L outlier names that a
-    language model wrote: S = max_ID p - beta max_outliers p. The names are read from a file; no model is asked.
+    language model wrote. The names are read from a file; no language model is asked. A list is written for far, near or
+    fine-grained OOD: a row knows which kind of OOD is tested, as its access card says.
 
-    Release: the names are read in lower case, once each, without those that are class names in any case. (The files
-    repeat names: of 539 in the first list for far OOD, 215 differ.) For near OOD, names that share a word, in the same
-    case, with a class name are left out (overlap=False); for ImageNet-20, those whose text has a cosine above 0.85 with
-    the text of a class, too (near=0.85). A list is written for far, near or fine-grained OOD: a row knows which of them
-    is tested, as its card says. The other scores are the code's `score_ablation`, whose
-    default in its command line is `max`; its script and the paper have `eoe`. With `max` an image that is nearest to an
-    outlier name has the score 1/K.
+    Released code: it reads the names in lower case, once each, without those that are class names in any case. (The
+    files repeat names: of 539 in the first list for far OOD, 215 differ.) For near OOD, it leaves out names that share
+    a word, in the same case, with a class name (overlap=False); for ImageNet-20, also those whose text has a cosine
+    above 0.85 with the text of a class (near=0.85). The other scores are its `score_ablation`, whose default on its
+    command line is `max`; its script and the paper have `eoe`. With `max` an image that is nearest to an outlier name
+    has the score 1/K.
 
     words        file of outlier names: the authors' JSON (lists by class or task, or one list), or one name a line
     preset       the score: "eoe"; "msp", max_ID p, and "max", max_ID p of a softmax over the class names alone, both as
-                 logarithms; "energy" and "max-logit", the differences of both sides
+                 logarithms; "energy" and "max-logit", the differences between class names and outlier names
     templates    prompts of class names and outlier names
-    temperature  T of the code, by which the cosines are divided
+    temperature  T of the code, which divides the cosines
     beta         beta of the paper
-    duplicates   whether a name that the file repeats counts as often, which changes the sum of the softmax
+    duplicates   whether a name counts as often as the file repeats it, which changes the sum of the softmax
     overlap      whether outlier names that share a word with a class name are used
     near         cosine with the text of a class above which an outlier name is left out; 1 leaves out none
     """
 
+    formula: ClassVar[str] = r"""
+    S(x) = \max_{c \in \mathcal{Y}_{\text{id}}} p_c(x) - \beta \max_{n \in \mathcal{Y}_{\text{outlier}}} p_n(x),
+    \qquad
+    p_k(x) = \frac{e^{\cos(v, t_k) / T}}
+    {\sum_{j \in \mathcal{Y}_{\text{id}} \cup \mathcal{Y}_{\text{outlier}}} e^{\cos(v, t_j) / T}}
+
+    v                 embedding of image x
+    t_k               text embedding of name k
+    \mathcal{Y}_{\text{id}}  the K ID class names
+    \mathcal{Y}_{\text{outlier}}  the L outlier names
+    \beta             `beta`
+    T                 `temperature`
+    """
     access: ClassVar[Access] = Access(lm_words=True, knows_ood_kind=True)
     words: str = ""
     preset: Literal["eoe", "max", "msp", "energy", "max-logit"] = "eoe"

@@ -33,17 +33,25 @@ class Boundaries:
 class FDBD(Method[Boundaries]):
     """Distances of an embedding to the boundaries of its predicted class p, over its distance from the ID mean.
 
-    The distance to the boundary between p and c is |l_p - l_c| / |w_p - w_c|; the score is its sum over c divided by
-    |z - mean|, the mean being that of the calibration images, without labels. The scale cancels: l = w z with the class
-    vectors w. Classes with the same name have no boundary between them (0 / 0) and are left out. The distances between
-    classes take k x k x 4 bytes.
+    The distances to the boundaries between p and all other classes c are summed and divided by |z - mean|, the distance
+    from the mean of the calibration images, without labels. The scale cancels. Classes with the same name have no
+    boundary between them (0 / 0) and are left out. The distances between classes take k x k x 4 bytes.
 
     boundaries   the released code and OpenOOD take their sum, the paper their mean
     regulariser  "distance" is |z - mean| as in the paper; OpenOOD may choose "norm", |z|, on OOD validation images
-    normalise    whether z has unit length; otherwise as the encoder gives it
+    normalise    whether z has unit length; otherwise it is as the encoder gives it
     templates    prompts of the class names
     """
 
+    formula: ClassVar[str] = r"""
+    S(x) = \frac{1}{\lVert z - \mu \rVert_2} \sum_{c \ne \hat y}
+    \frac{\lvert (w_{\hat y} - w_c)^\top z \rvert}{\lVert w_{\hat y} - w_c \rVert_2}
+
+    z       embedding of image x, of unit length
+    w_c     text embedding of class c
+    \hat y  predicted class of the image
+    \mu     mean embedding of the calibration images
+    """
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.CALIBRATION
     boundaries: Literal["sum", "mean"] = "sum"
     regulariser: Literal["distance", "norm"] = "distance"

@@ -81,25 +81,24 @@ class Prompts(nn.Module):
 class GalLoP(FewShotMethod[LearntPrompts]):
     """GL-MCM with several learnt prompts for the image and several for its patches.
 
-        L = CE(cos(v, t_r)) + mean over j of CE(mean of the top-k_j over the patches p of cos(P W x_p, u_j))
+    Of the g global prompts each training image sees one, drawn at random ("prompt dropout"). Each of the l local
+    prompts has its own scale k_j: for each class the k_j patches nearest to it count. The activations of a patch are
+    what CLIP's last linear map P reads of it: 768 numbers of a ViT-B/16. Cosines are multiplied by the encoder's own
+    scale (100) in the loss. All prompts begin as the words `context_init`, the name follows without a full stop, and W
+    begins as the identity. The score is GL-MCM at temperature 1 with weight 1, of cosines averaged over the prompts;
+    all patches count. The class is that of the averaged global and top-k local cosines, added.
 
-    t_1 ... t_g are the class vectors of the global prompts, of which each image sees one, r, drawn at random ("prompt
-    dropout"); u_1 ... u_l are those of the local prompts, each with its own scale k_j: for every class the k_j patches
-    nearest to it count. x_p is what CLIP's last linear map P reads of patch p: 768 numbers of a ViT-B/16. Cosines are
-    multiplied by the encoder's own scale (100). Every prompt begins as the words `context_init`, the name follows
-    without a full stop, and W begins as the identity. The score is GL-MCM at temperature 1 with weight 1, of cosines
-    averaged over the prompts; all patches count (gallop/vlprompt/gallop.py, lines 372 to 386). The class is that of the
-    averaged global and top-k local cosines, added (lines 425 to 444).
+    Released training: SGD 2e-3, momentum 0.9, weight decay 1e-2, batches of 128, 50 epochs, a cosine without warm-up
+    that falls once an epoch, mixed precision (gallop/train.py, lines 231 to 239, scripts/run_imagenet.sh).
 
-    Released training (gallop/train.py, lines 231 to 239, scripts/run_imagenet.sh): SGD 2e-3, momentum 0.9, weight decay
-    1e-2, batches of 128, 50 epochs, a cosine without warm-up that falls once an epoch, mixed precision. Test images are
-    resized to 224 as CLIP's are (line 263), not to the 256 of an unused function.
+    Released code: the score is in gallop/vlprompt/gallop.py, lines 372 to 386, and the class in lines 425 to 444. Test
+    images are resized to 224 as CLIP's are (gallop/train.py, line 263), not to the 256 of an unused function.
 
     context_init    words that all prompts begin as
     global_prompts  number g of prompts for the image
     local_prompts   number l of prompts for the patches
-    dropout         share of the global prompts that an image does not see in a step; at least one stays. The code draws
-                    those that stay with replacement (tools/global_local_loss.py, line 49)
+    dropout         fraction of the global prompts that an image does not see in a step; at least one stays. The code
+                    draws those that stay with replacement (tools/global_local_loss.py, line 49)
     top             k_1 of the local prompts, and what each next one has more: 5, 10, 15, 20
     joint           whether W follows P: cos(W P x_p, u_j). In the code it does so on a ResNet, whose attention pool
                     applies P itself; on a ViT W comes first (gallop.py, lines 88 to 113 and 247 to 257)
@@ -107,6 +106,25 @@ class GalLoP(FewShotMethod[LearntPrompts]):
     rule            "gl-mcm", "mcm" of the global prompts, or "l-mcm" of the local ones
     """
 
+    formula: ClassVar[str] = r"""
+    S(x) = \max_c \frac{e^{v^\top \bar t_c / \tau}}{\sum_j e^{v^\top \bar t_j / \tau}}
+    + \max_{p, c} \frac{e^{z_p^\top \bar u_c / \tau}}{\sum_j e^{z_p^\top \bar u_j / \tau}},
+    \qquad z_p = \frac{P W x_p}{\lVert P W x_p \rVert}
+
+    \mathcal{L} = \mathrm{CE}\bigl(s \, v^\top t^{(r)}\bigr)
+    + \frac{1}{l} \sum_{j=1}^{l} \mathrm{CE}\Bigl(\frac{s}{k_j} \sum_{p \in \text{top-}k_j} z_p^\top u^{(j)}\Bigr)
+
+    v            embedding of image x, of unit length
+    x_p          activations of patch p before P, the last linear map of the image tower
+    W            linear map that is learnt
+    \mathrm{CE}  cross-entropy of the logits of all classes with the label, averaged over the training images
+    t^{(r)}      class vectors of the global prompt r that the image sees; $\bar t_c$ is the mean over the $g$ global
+                 prompts
+    u^{(j)}      class vectors of local prompt j; $\bar u_c$ is the mean over the local prompts
+    k_j          number of patches that count for local prompt j of $l$: `top` times j
+    s            logit scale of the encoder
+    \tau         `temperature`
+    """
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.WEIGHTS | Needs.SHOTS | Needs.PATCH_ACTIVATIONS
     optimiser: ClassVar[Optimiser] = Optimiser(
         kind="sgd", lr=2e-3, momentum=0.9, weight_decay=1e-2, batch=128, epochs=50, per_epoch=True, no_decay=()

@@ -17,15 +17,25 @@ class GEN(Method[None]):
 
     It reads no images but the test image. The probabilities are the softmax of the scaled cosines over all classes, and
     are not normalised again over the largest; p and 1 - p are computed in float64, so that a confident softmax keeps
-    its digits. The scale decides the result. With fewer than M classes all are summed. pytorch-ood averages instead of
-    summing, which ranks the same, clamps p to 1e-7, which does not, and sums all classes unless told.
+    its digits. The scale decides the result. With fewer than M classes all are summed.
+
+    Released code: pytorch-ood averages instead of summing, which ranks the same, clamps p to 1e-7, which does not, and
+    sums all classes by default.
 
     gamma      exponent
     top        M of the paper, which has 100 for ImageNet
     templates  prompts of the class names
-    scale      factor on the cosines; None is the encoder's own logit scale (100 for most CLIPs)
+    scale      factor on the cosines; None takes the encoder's own logit scale (100 for most CLIPs)
     """
 
+    formula: ClassVar[str] = r"""
+    S(x) = -\sum_{j=1}^{M} p_{i_j}^{\gamma} \bigl(1 - p_{i_j}\bigr)^{\gamma},
+    \qquad p_{i_1} \ge p_{i_2} \ge \dots \ge p_{i_K}
+
+    p       softmax of the scaled cosines of the image with the K classes
+    \gamma  `gamma`
+    M       `top`
+    """
     family: ClassVar[str] = "post-hoc"
     gamma: float = 0.1
     top: int = 100

@@ -20,20 +20,29 @@ LAMBDAS = {"paper-imagenet": 0.5, "release": 1.0}
 class GLMCM(Method[None]):
     """MCM's probability of the image plus lambda times the largest one of its patches.
 
-        S = max_c softmax_c(cos(v, t_c) / tau) + lambda * max_{p, c} softmax_c(cos(v_p, t_c) / tau)
+    The features of image patches are in the joint space (`batch.patches`). The score is the paper's sum of
+    probabilities, computed in float64: with temperatures near 0.01 both terms are near 1, and images tie below 1e-16.
+    L-MCM is the second term alone.
 
-    v_p are the features of image patches in the joint space (`batch.patches`). It is the paper's sum of probabilities,
-    computed in float64: with temperatures near 0.01 both terms near 1 and images tie below 1e-16.
-
-    Lambda decides the numbers on ImageNet: the paper's README reports 0.5; the release's default, and what other papers
-    run as GL-MCM, is 1. L-MCM is the second term alone.
+    Released code: lambda decides the numbers on ImageNet. The README reports 0.5; the default of the code, and what
+    other papers run as GL-MCM, is 1.
 
     preset       "paper-imagenet" (lambda 0.5), "release" (1.0), or "l-mcm", the local term alone
     lam          lambda itself; None takes the preset's
-    templates    prompts of the class names, "a photo of a {}" without a period, as released
-    temperature  tau; it divides the cosine itself
+    templates    prompts of the class names: "a photo of a {}" without a period, as released
+    temperature  tau, which divides the cosine itself
     """
 
+    formula: ClassVar[str] = r"""
+    S(x) = \max_c \frac{e^{\cos(v, t_c) / \tau}}{\sum_{j=1}^{K} e^{\cos(v, t_j) / \tau}}
+    + \lambda \max_{p, c} \frac{e^{\cos(v_p, t_c) / \tau}}{\sum_{j=1}^{K} e^{\cos(v_p, t_j) / \tau}}
+
+    v        embedding of image x
+    v_p      embedding of patch p of the image
+    t_c      text embedding of class c of K
+    \lambda  `lam`, or that of `preset`: 0.5
+    \tau     `temperature`
+    """
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.PATCHES
     preset: Literal["paper-imagenet", "release", "l-mcm"] = "paper-imagenet"
     lam: float | None = None

@@ -21,14 +21,24 @@ class KLMatching(Method[Tensor]):
     """Negative KL divergence of the softmax from the nearest typical softmax: -min over c of KL(p || d_c).
 
     d_c is the mean softmax of the calibration images that are predicted as class c, in float64; their labels are not
-    read. Classes that no calibration image is predicted as are left out; OpenOOD gives these a one-hot d_c, whose
-    divergence is infinite unless p is one-hot as well. OpenOOD calibrates on its validation images, the paper too; here
-    it is the calibration images. d takes k x k x 8 bytes (8 MB for 1000 classes).
+    read. Classes that are predicted for no calibration image are left out. The means take k x k x 8 bytes (8 MB for
+    1000 classes).
+
+    Released code: OpenOOD gives classes that are never predicted a one-hot d_c, whose divergence is infinite unless p
+    is one-hot as well. OpenOOD and the paper calibrate on validation images; here it is the calibration images.
 
     templates  prompts of the class names
-    scale      factor on the cosines; None is the encoder's own logit scale (100 for most CLIPs)
+    scale      factor on the cosines; None takes the encoder's own logit scale (100 for most CLIPs)
     """
 
+    formula: ClassVar[str] = r"""
+    S(x) = -\min_c \mathrm{KL}\bigl(p(x) \,\Vert\, d_c\bigr), \qquad
+    d_c = \frac{1}{|\mathcal{I}_c|} \sum_{i \in \mathcal{I}_c} p(x_i)
+
+    p(x)           softmax of the scaled cosines of image x with the classes
+    x_i            calibration image i
+    \mathcal{I}_c  calibration images that are predicted as class c
+    """
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.CALIBRATION
     templates: str = "simple"
     scale: float | None = None

@@ -29,17 +29,26 @@ class KNN(Method[Bank]):
 
     The bank is all calibration images, without labels; the row says how many. The search is exact: all products, in
     chunks of the bank, and the distance itself is computed from the difference in float64. Images whose products differ
-    by rounding (1e-7) may change places. OpenOOD's faiss index gives squared distances, which rank the same, and adds
-    1e-10 to every coordinate after normalising.
+    by rounding (1e-7) may change places.
 
-    Memory: the bank (n x d x 4 bytes; 1.28 million x 512 is 2.6 GB, half of it with fp16), and 128 MB for each thread
-    that scores.
+    Memory: the bank takes n x d x 4 bytes (1.28 million x 512 is 2.6 GB, half of it with fp16), and each thread that
+    scores takes 128 MB.
+
+    Released code: OpenOOD's faiss index gives squared distances, which rank the same, and adds 1e-10 to each coordinate
+    after normalising.
 
     k          50 is the default of OpenOOD, which sweeps 50 to 1000; the paper has 1000 for all of ImageNet, 10 for 1 %
-    normalise  whether embeddings have unit length, as in the paper; otherwise as the encoder gives them
+    normalise  whether embeddings have unit length, as in the paper; otherwise they are as the encoder gives them
     precision  of the bank; with fp16 its values are rounded (to 1 in 2,000), products and distances are still float32
     """
 
+    formula: ClassVar[str] = r"""
+    S(x) = -\lVert z - z_{(k)} \rVert_2
+
+    z        embedding of image x, of unit length
+    z_{(k)}  embedding of the k-th nearest calibration image
+    k        `k`
+    """
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.CALIBRATION
     k: int = 50
     normalise: bool = True

@@ -23,19 +23,31 @@ log = logging.getLogger(__name__)
 class LinearProbe(Method[Tensor]):
     """MSP or MCM of a logistic regression on the embeddings of labelled ID images; it reads no text.
 
-    scikit-learn's LogisticRegression with an intercept, in float64: its solver is L-BFGS, from 0, until the largest
-    gradient is below 1e-4 (tol) or for `max_iter` iterations. It runs on one thread, so that digits do not depend on
-    the number of cores. Nothing is tuned: the paper chooses C on validation images, and its released example has
-    C = 0.316 on embeddings of any length. `--shots K --shot-seed S` draws the images; a class without images is an
-    error. Memory of the fit: about 24 bytes for each image and class.
+    The probe is scikit-learn's LogisticRegression with an intercept, in float64: its solver is L-BFGS, from 0, until
+    the largest gradient is below 1e-4 (tol) or for `max_iter` iterations. It runs on one thread, so that digits do not
+    depend on the number of cores. `--shots K --shot-seed S` draws the images; a class without images is an error.
+    Nothing is tuned. The fit takes about 24 bytes of memory for each image and class.
+
+    Released code: the paper chooses C on validation images; its released example has C = 0.316 on embeddings that are
+    not normalised.
 
     C          inverse of the strength of the L2 penalty, 1 as scikit-learn's default
-    normalise  whether embeddings have unit length; otherwise as the encoder gives them, as in the released example
-    max_iter   of the solver, as released; stopping there is said
+    normalise  whether embeddings have unit length; otherwise they are as the encoder gives them, as in the released
+               example
+    max_iter   of the solver, as released; a warning says if it stopped there
     rule       "msp" is the largest softmax probability of the probe's logits; "mcm" that of the logits divided by the
                encoder's own scale (100), as MCM does with CLIP's; both as the logarithm
     """
 
+    formula: ClassVar[str] = r"""
+    S(x) = \log \max_c \sigma_c(W z + b), \qquad
+    (W, b) = \operatorname*{arg\,min}_{W, b} \; \tfrac{1}{2} \lVert W \rVert^2 - C \sum_i \log \sigma_{y_i}(W z_i + b)
+
+    z       embedding of image x, of unit length
+    z_i     embedding of labelled image i, with label $y_i$
+    \sigma  softmax over the classes
+    C       `C`
+    """
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.CALIBRATION | Needs.LABELS
     family: ClassVar[str] = "few-shot"
     C: float = 1.0

@@ -19,26 +19,45 @@ from ._prompt_learning import LearntPrompt, Prompt, gl_mcm, logits, negative_ent
 class LoCoOp(LearntPrompt):
     """GL-MCM with CoOp's learnt prompt, trained to be undecided on patches that do not show the class.
 
-        L = CE + lam * mean over (i, p) of J of -H(p_i,p),    J = {(i, p): y_i is not among the top `rank` of p_i,p}
+    The loss is the cross-entropy of CoOp plus the negative entropy of the patches that do not have the label of their
+    image among their K most probable classes; without such patches the second term is 0.
 
-    p_i,p is the softmax over the classes of patch p of image i at the encoder's own scale (100), H its entropy; without
-    such patches the second term is 0. The paper's K = 200 on ImageNet is a fifth of the classes; with 200 classes or
-    fewer a fixed 200 would select nothing. Paper and code agree but for the constant in the logarithm.
+    Released training: as CoOp's, with 50 epochs, on random crops drawn at every step (`--augment`; `--crops 8` is
+    cheaper); crops without the class add to the set of patches (trainers/locoop.py,
+    configs/trainers/LoCoOp/vit_b16_ep50.yaml).
 
-    Released training (trainers/locoop.py, configs/trainers/LoCoOp/vit_b16_ep50.yaml): as CoOp's, with 50 epochs, on
-    random crops drawn at every step (`--augment`; `--crops 8` is cheaper): crops without the class fill J. The
-    weight of GL-MCM's local term is 1 (trainers/locoop.py, line 427; GL-MCM's own paper has 0.5 for ImageNet).
+    Released code: it agrees with the paper but for a constant in the logarithm (eps). The paper's K = 200 on ImageNet
+    is a fifth of the classes; with 200 classes or fewer a fixed 200 would select nothing. The weight of GL-MCM's local
+    term is 1 (trainers/locoop.py, line 427; GL-MCM's own paper has 0.5 for ImageNet).
 
     context         number of vectors
     context_init    words that the vectors begin as; "" draws them from N(0, 0.02)
-    class_specific  whether every class has vectors of its own
+    class_specific  whether each class has vectors of its own
     temperature     of the score; it divides the cosine itself
     lam             lambda; 0 is CoOp, scored by GL-MCM
     rank            K of the paper; None is a fifth of the classes, rounded up
     eps             is added to p in the logarithm of the entropy: 1e-5 in the code (line 36), 0 in the paper
-    rule            "gl-mcm", or "mcm" without patches' probability: the two rows of the paper
+    rule            "gl-mcm", or "mcm" without the probability of patches: the two rows of the paper
     """
 
+    formula: ClassVar[str] = r"""
+    S(x) = \max_c \frac{e^{\cos(v, g(t_c)) / \tau}}{\sum_j e^{\cos(v, g(t_j)) / \tau}}
+    + \max_{p, c} \frac{e^{\cos(v_p, g(t_c)) / \tau}}{\sum_j e^{\cos(v_p, g(t_j)) / \tau}}
+
+    \mathcal{L} = \mathcal{L}_{\text{CE}} + \lambda \, \frac{1}{|J|} \sum_{(i, p) \in J} -H(p_{i, p}),
+    \qquad J = \{(i, p) : \operatorname{rank}(p_{i, p}(y_i)) > K\}
+
+    v                 embedding of image x
+    v_p               embedding of patch p of the image
+    g(t_c)            text embedding of the learnt prompt of class c
+    \mathcal{L}_{\text{CE}}  cross-entropy of the images, as in `coop`
+    p_{i, p}          softmax over the classes of patch p of training image i, at the encoder's own scale
+    H                 entropy, with `eps` added to the probability in its logarithm
+    y_i               label of training image i
+    \lambda           `lam`
+    K                 `rank`
+    \tau              `temperature`
+    """
     needs: ClassVar[Needs] = LearntPrompt.needs | Needs.PATCHES
     trained: ClassVar[tuple[str, ...]] = ("context", "context_init", "class_specific", "lam", "rank", "eps")
     lam: float = 0.25

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -14,13 +15,20 @@ from oodbench.method import Batch, Method, Task
 class MCM(Method[None]):
     """Largest softmax probability of the cosines divided by the temperature, as its logarithm.
 
-    The temperature divides the cosine itself, not CLIP's logit of 100 times the cosine: temperature 0.01 is MSP.
-    The logarithm ranks as the probability does and keeps its digits (a thousand classes give about 0.0011 each).
+    The temperature divides the cosine itself, not CLIP's logit of 100 times the cosine: with temperature 0.01 the score
+    is MSP's. The logarithm gives the same ranking as the probability, and keeps its digits (a thousand classes have
+    about 0.0011 each).
 
     templates    prompts of the class names; the paper's is "a photo of a {}", without a period
     temperature  tau of the paper
     """
 
+    formula: ClassVar[str] = r"""
+    S(x) = \log \max_i \frac{\exp(s_i(x) / \tau)}{\sum_{j=1}^{K} \exp(s_j(x) / \tau)}
+
+    s_i(x)  cosine of the embedding of image x with the text embedding of class i of K
+    \tau    `temperature`
+    """
     templates: str = "simple"
     temperature: float = 1.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -14,12 +15,21 @@ from oodbench.method import Batch, Method, Task
 class MSP(Method[None]):
     """Largest softmax probability of the logits, as its logarithm.
 
-    The logarithm ranks as the probability does but does not saturate at 1. With scale 1 this is MCM.
+    The logits are the cosines of the image with the class names, times CLIP's logit scale. The logarithm gives the same
+    ranking as the probability, but does not saturate at 1. With scale=1 the score is MCM's.
 
-    templates    prompts of the class names
-    scale        factor on the cosines; None is the encoder's own logit scale (100 for most CLIPs)
+    templates  prompts of the class names
+    scale      factor on the cosines; None takes the encoder's own logit scale (100 for most CLIPs)
     """
 
+    formula: ClassVar[str] = r"""
+    S(x) = \log \max_c \frac{\exp f_c(x)}{\sum_{j=1}^{K} \exp f_j(x)},
+    \qquad f_c(x) = s \, v^\top t_c
+
+    v    embedding of image x, of unit length
+    t_c  text embedding of class c of K, of unit length
+    s    `scale`
+    """
     templates: str = "simple"
     scale: float | None = None
 

@@ -18,19 +18,29 @@ ZERO = 1e-12  # the least distance from the mean that is divided by
 
 @dataclass(frozen=True)
 class NCI(Method[Tensor]):
-    """How well the centred embedding points to its predicted class: w_p (z - mean) / |z - mean| + alpha |z|_1.
+    """Projection of the centred embedding on the weight of its class: w_p (z - mean) / |z - mean| + alpha |z|_1.
 
-    w_p is the scaled vector of the predicted class, and the mean is that of the calibration images, without labels. The
-    second term is the sum of absolute values, as in the released code, OpenOOD and pytorch-ood; alpha 0, the default of
-    pytorch-ood, leaves it out. Embeddings of unit length differ little in it; with normalise=false it is the norm that
-    the paper means.
+    w_p is the scaled text embedding of the predicted class; the mean is that of the calibration images, without labels.
+    Embeddings of unit length differ little in the second term; with normalise=false it is the norm that the paper
+    means.
+
+    Released code: the second term is the sum of absolute values in the released code, OpenOOD and pytorch-ood. alpha =
+    0, the default of pytorch-ood, leaves it out.
 
     alpha      weight of the norm; 1e-4 is the default of the released code, which chooses it on OOD validation images
-    normalise  whether z has unit length; otherwise as the encoder gives it
+    normalise  whether z has unit length; otherwise it is as the encoder gives it
     templates  prompts of the class names
-    scale      factor on the class vectors; None is the encoder's own logit scale (100 for most CLIPs)
+    scale      factor on the class vectors; None takes the encoder's own logit scale (100 for most CLIPs)
     """
 
+    formula: ClassVar[str] = r"""
+    S(x) = \frac{w_{\hat y}^\top (z - \mu_G)}{\lVert z - \mu_G \rVert_2} + \alpha \lVert z \rVert_1
+
+    z           embedding of image x, of unit length
+    w_{\hat y}  `scale` times the text embedding of the predicted class
+    \mu_G       mean embedding of the calibration images
+    \alpha      `alpha`
+    """
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.CALIBRATION
     alpha: float = 1e-4
     normalise: bool = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Float64
@@ -32,45 +32,63 @@ CLEAN_NEGATIVES = 10_000  # M of the paper
 class NegLabel(Method[Negatives]):
     """Softmax probability of the ID class names against negative labels, averaged over groups of negative labels.
 
-    The score is the log-odds log(S / (1 - S)) of the paper's S = mean over groups g of sum_ID e / (sum_ID e + sum_g e):
-    it ranks as S does, and S = sigmoid(score). S itself rounds to 0 or 1 for confident images, which then tie; the
-    log-odds do not.
+    The negative labels are the words of WordNet that are farthest from the ID class names. The score is the log-odds of
+    the paper's S(x): it gives the same ranking, and S = sigmoid(score). S itself rounds to 0 or 1 for confident images,
+    which then tie; the log-odds do not.
 
-    A word's distance in the paper is the 0.05 quantile of its negative similarities to the ID classes; here it is the
-    equivalent 0.95 quantile of its similarities, interpolated linearly as in the code. The nearest 5 % of the classes
-    are ignored, so a word that equals a class name can be chosen: 32 nouns of the released files are ImageNet names.
+    The distance of a word is the 0.05 quantile of its negative cosines with the ID classes, here the equivalent 0.95
+    quantile of its cosines, interpolated linearly as in the released code. The nearest 5 % of the classes are thus
+    ignored, so that a word that equals a class name can be chosen: 32 nouns of the released files are ImageNet names.
 
-    Release: 15 % of the nouns and 15 % of the adjectives (the paper says M = 10,000; the code keeps 10,499), nouns
-    first, farthest first; words beyond a multiple of `groups` are cut from the end, the nearest adjectives, so that
-    10,400 are used; then a permutation makes the groups. The released permutation is drawn by the GPU's generator and
-    cannot be reproduced elsewhere; here the CPU's generator draws it. A word that is noun and adjective counts as an
-    adjective; in the released code the file system decides. With one group the released code has no softmax; here it
-    has.
+    The groups must not depend on the processor, whose rounding changes cosines by about 1e-7. Cosines of words are
+    therefore computed in float64. At both cuts, words whose cosines are within 5e-6 of that of the last chosen word are
+    chosen in alphabetical order. The permutation is drawn over all words in the order of their files, and then
+    restricted to the chosen words. If a cosine is within rounding of the end of that range, another processor can still
+    choose one other word; then at most one word of each group changes. A file of selected prompts is used in its own
+    order, as in the released code.
 
-    Which words share a group must not depend on the processor, whose rounding changes similarities by about 1e-7. The
-    similarities are therefore computed in float64; at both cuts, words whose similarities are within 5e-6 of that of
-    the last chosen word are chosen in alphabetical order; and the permutation is drawn over all words in the order of
-    their files, and then restricted to the chosen words. If a similarity is within rounding of the end of that range,
-    another processor can still choose one other word; then at most one word of each group changes. A file of selected
-    prompts is used in its own order, as in the released code.
+    With preset=clean the words are sorted, class names are removed (ignoring case), exactly M words are chosen, and
+    none is cut: group sizes may differ by one.
 
-    Clean: words sorted, class names removed (ignoring case), exactly M words, none cut: group sizes may differ by one.
+    Released code: it keeps 15 % of the nouns and 15 % of the adjectives, 10,499 words, where the paper says M = 10,000.
+    Nouns come first, farthest first; words beyond a multiple of `groups` are cut from the end, the nearest adjectives,
+    so that 10,400 are used; then a permutation makes the groups. That permutation is drawn by the GPU's generator and
+    cannot be reproduced elsewhere; here the CPU's generator draws it. A word that is both noun and adjective counts as
+    an adjective; in the released code the file system decides. With one group the released code has no softmax; here it
+    has one.
 
     preset         "release" or "clean"
     words          folder with the 27 released word files, or with WordNet's data.noun and data.adj, or the released
-                   file of selected prompts (used as it is, not mined); "release-wn30" is the shipped list: the
-                   released rule on WordNet 3.0 (the released words are of WordNet 3.1)
+                   file of selected prompts (used as it is, not mined); "release-wn30" is the shipped list: the released
+                   rule on WordNet 3.0 (the released words are those of WordNet 3.1)
     templates      prompts of ID names; the code's has no period, the paper's does: "The nice {}."
     nouns          prompt of nouns
     adjectives     prompt of adjectives
-    scale          factor on the cosines, 1 / tau of the paper; None is the encoder's own
+    scale          factor on the cosines, 1 / tau of the paper; None takes the encoder's own
     quantile       1 - eta of the paper
-    share          fraction of the nouns, and of the adjectives, that is kept; not used with num_negatives or clean
+    share          fraction of the nouns, and of the adjectives, that is kept; not used with num_negatives or
+                   preset=clean
     groups         number of groups, 100 in the paper; 1 is no grouping
-    num_negatives  M, split between nouns and adjectives in proportion; None: `share` (release), 10,000 (clean)
+    num_negatives  M, split between nouns and adjectives in proportion; None takes `share` (release) or 10,000 (clean)
     permutation    seed of the permutation
     """
 
+    formula: ClassVar[str] = r"""
+    \text{score}(x) = \log \frac{S(x)}{1 - S(x)}, \qquad
+    S(x) = \frac{1}{G} \sum_{g=1}^{G}
+    \frac{\sum_{i=1}^{K} e^{\cos(h, e_i) / \tau}}
+    {\sum_{i=1}^{K} e^{\cos(h, e_i) / \tau} + \sum_{j \in \mathcal{N}_g} e^{\cos(h, \tilde e_j) / \tau}}
+
+    d_j = \operatorname{percentile}_\eta \bigl(\{-\cos(\tilde e_j, e_k)\}_{k=1}^{K}\bigr)
+
+    h              embedding of image x
+    e_i            text embedding of ID class i of K
+    \tilde e_j     text embedding of word j
+    d_j            distance of word j from the ID classes; the words of largest distance are the negative labels
+    \mathcal{N}_g  negative labels of group g; G is `groups`
+    \tau           1 / `scale`, 0.01
+    \eta           1 - `quantile`, 0.05
+    """
     preset: Literal["release", "clean"] = "release"
     words: str = "release-wn30"
     templates: str = "the nice {}"

@@ -30,32 +30,45 @@ class Refined(Negatives):
 class NegRefine(CSP):
     """CSP's score on words that a language model has filtered, plus the score of pairs of a class and a negative word.
 
-    S_MM = max over the 5 nearest classes p and the 5 nearest negative words n of the softmax of the text "p and n"
-    against n alone, exp(100 v.t) / (exp(100 v.t) + exp(100 v.n)): it is high for an image that shows a class besides a
-    negative word. The score is that of S + 2 S_MM, as its log-odds log(u / (3 - u)), where S is CSP's, which ranks as
-    u = S + 2 S_MM does and does not tie where both are 1.
+    The second score compares the text "p and n" with n alone, for the 5 nearest classes p and the 5 nearest negative
+    words n. It is high for an image that shows a class besides a negative word. The score of the method is the log-odds
+    of the weighted sum u, which gives the same ranking as u and does not tie where both terms are 1.
 
-    Pairs are put into the prompts of nouns and encoded when an image asks for them, up to 25 texts of 8 prompts each.
-    A pair is encoded once and kept in memory (Task.encode); on a CPU this decides the time of a run.
+    Pairs are put into the prompts of nouns and encoded when an image asks for them, up to 25 texts of 8 prompts each. A
+    pair is encoded once and kept in memory (Task.encode); on a CPU this decides the time of a run.
 
-    The filter: the authors asked a language model (Qwen2.5-14B-Instruct) whether a word is a proper noun, or a
-    subcategory of one of the ten class names nearest to it. Its result for ImageNet-1k, 6,370 words of seed 0, is got
-    by `oodbench get words negrefine` and read with words=FOLDER. Without it the words are CSP's, not filtered: the
-    paper's ablation with S_MM alone. Then, as in the released code, the similarity of a word is its largest cosine
-    (quantile=1), and nouns that are class names, in the same case, are not chosen. The released code then takes out
+    Without words=FOLDER the words are CSP's, not filtered, which is the paper's ablation with the second score alone.
+
+    Released code: the filter asked a language model (Qwen2.5-14B-Instruct) whether a word is a proper noun, or a
+    subcategory of one of the ten class names nearest to it. `oodbench get words negrefine` gets its result for
+    ImageNet-1k, 6,370 words of seed 0, which words=FOLDER reads. As in that code, unfiltered words are chosen by their
+    largest cosine (quantile=1), and nouns that are class names, in the same case, are not chosen. The code then removes
     characters that are no letters and orders the words by a Python set, which changes from process to process; it
-    scores S without, and S_MM with, the words beyond a multiple of `groups`.
-
-    templates, noun_templates, adjective_templates, average, exclude, superclasses, draw, near, drop_names, scale,
-    quantile, share, groups and permutation are those of csp. Besides:
+    scores S without, and the pairs with, the words beyond a multiple of `groups`.
 
     words           as in csp; the folder with the authors' two files is used as it is
-    weight          factor of S_MM
+    quantile        as in csp; 1 chooses words by their largest cosine with an ID class
+    drop_names      whether nouns that are ID names, in the same case, are left out
+    weight          factor of the score of pairs
     top_classes     number of nearest classes in pairs
     top_negatives   number of nearest negative words in pairs
-    pair_templates  prompts of pairs; for ImageNet-Sketch as ID csp-sketch, as the other templates
+    pair_templates  prompts of pairs; for ImageNet-Sketch as ID csp-sketch, as for the other templates
     """
 
+    formula: ClassVar[str] = r"""
+    \text{score}(x) = \log \frac{u(x)}{3 - u(x)}, \qquad u(x) = S(x) + 2 \, S_{\text{MM}}(x)
+
+    S_{\text{MM}}(x) = \max_{p \in \mathcal{P}(x), \, n \in \mathcal{N}(x)}
+    \frac{e^{\cos(h, e_{p, n}) / \tau}}{e^{\cos(h, e_{p, n}) / \tau} + e^{\cos(h, \tilde e_n) / \tau}}
+
+    S(x)            CSP's probability of the ID class names on the filtered words
+    h               embedding of image x
+    e_{p, n}        text embedding of "p and n"
+    \tilde e_n      text embedding of negative word n
+    \mathcal{P}(x)  the 5 nearest classes (`top_classes`)
+    \mathcal{N}(x)  the 5 nearest negative words (`top_negatives`)
+    \tau            1 / `scale`, 0.01; 2 is `weight`, and 3 is 1 + `weight`
+    """
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.ENCODER
     access: ClassVar[Access] = Access(lm_words=True)
     quantile: float = 1.0

@@ -18,16 +18,28 @@ from ._neighbours import count_images, nearest
 class NNGuide(Method[Tensor]):
     """Energy times the guidance: the mean of the k largest s_i cos(z, z_i) with the images i of a bank.
 
-    s_i is the energy of image i, logsumexp of its logits, and z has unit length. The bank is a part of the calibration
-    images, without labels: `share` of them, but at least k, drawn without replacement with the run's seed. OpenOOD
-    takes the first ones of its shuffled loader, and adds 1e-10 to every coordinate.
+    Here s_i is the energy of image i, the logsumexp of its logits. The bank is a part of the calibration images,
+    without labels: `share` of them, but at least k, drawn without replacement with the run's seed.
+
+    Released code: OpenOOD takes the first images of its shuffled loader, and adds 1e-10 to each coordinate.
 
     k          100 is the default of OpenOOD; the authors' code and pytorch-ood have 10
-    share      of the calibration images that are the bank; 0.01 is that of the paper and of OpenOOD for ImageNet
+    share      fraction of the calibration images that is the bank; 0.01 is that of the paper and of OpenOOD for
+               ImageNet
     templates  prompts of the class names
-    scale      factor on the cosines; None is the encoder's own logit scale (100 for most CLIPs)
+    scale      factor on the cosines; None takes the encoder's own logit scale (100 for most CLIPs)
     """
 
+    formula: ClassVar[str] = r"""
+    S(x) = S_E(x) \cdot G(x), \qquad
+    G(x) = \frac{1}{k} \sum_{i \in \mathcal{N}_k(x)} s_i \cos(z, z_i), \qquad
+    S_E(x) = \log \sum_{c=1}^{K} e^{f_c(x)}
+
+    z                 embedding of image x
+    z_i               embedding of image i of the bank, whose energy $S_E$ is $s_i$
+    \mathcal{N}_k(x)  the images of the bank with the k largest $s_i \cos(z, z_i)$
+    f_c(x)            logit of class c of K: `scale` times the cosine
+    """
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.CALIBRATION
     k: int = 100
     share: float = 0.01

@@ -17,20 +17,34 @@ from oodbench.method import Batch, Method, Needs, Task, logsumexp
 class ODIN(Method[int]):
     """Log of the largest softmax probability at a high temperature, after one gradient step on the pixels.
 
-    The step perturbs each pixel, in [0, 1] before the model's normalisation, by epsilon along the sign of the gradient
-    of the log of the largest probability. The released code, OpenOOD and MCM's code take the step on normalised pixels
-    and divide it by the standard deviation of the normalisation, which is the same step. The gradient is that of the
-    sum over images, so that the step of an image does not depend on the others.
+    The step changes each pixel, in [0, 1] before the model's normalisation, by epsilon in the direction that raises the
+    largest probability. The gradient is that of the sum over the images of a batch, so that the step of an image does
+    not depend on the other images.
 
-    temperature   T of the paper; divides the scaled cosines
-    epsilon       size of the step, in units of pixels in [0, 1]; OpenOOD's default
-    zero          step where the gradient is exactly 0: "minus" lowers the pixel, as the released code does (it tests
-                  whether the gradient of the loss is >= 0), "none" leaves it unchanged
-    templates     prompts of the class names
-    scale         factor on the cosines; None is the encoder's own logit scale (100 for most CLIPs)
-    memory        memory in GB for the gradients of the images that are in the model at once
+    Released code: its authors, OpenOOD and MCM's code take the step on normalised pixels and divide it by the standard
+    deviation of the normalisation, which is the same step.
+
+    temperature  T of the paper, which divides the scaled cosines
+    epsilon      size of the step, in units of pixels in [0, 1]; OpenOOD's default
+    zero         step where the gradient is exactly 0: "minus" lowers the pixel, as the released code does (it tests
+                 whether the gradient of the loss is >= 0); "none" leaves it unchanged
+    templates    prompts of the class names
+    scale        factor on the cosines; None takes the encoder's own logit scale (100 for most CLIPs)
+    memory       memory in GB for the gradients of the images that are in the model at once
     """
 
+    formula: ClassVar[str] = r"""
+    S(x) = \log \max_c S_c(\tilde x; T),
+    \qquad S_c(x; T) = \frac{\exp(f_c(x) / T)}{\sum_{j=1}^{K} \exp(f_j(x) / T)}
+
+    \tilde x = x - \varepsilon \, \operatorname{sign}\bigl(-\nabla_x \log \max_c S_c(x; T)\bigr),
+    \qquad \operatorname{sign}(0) = 1
+
+    x            pixels of the image, in [0, 1]
+    f_c(x)       logit of class c of K: `scale` times the cosine of the image with the class
+    T            `temperature`
+    \varepsilon  `epsilon`
+    """
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.PIXELS | Needs.ENCODER
     temperature: float = 1000.0
     epsilon: float = 0.0014

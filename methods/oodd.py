@@ -51,12 +51,12 @@ class OODD(StreamMethod[Dictionary | None]):
     the largest probability of MCM, which spreads over 0.001, and from NegLabel's S, which spreads over 1; `transform`
     makes these of the logarithm and the log-odds that oodbench stores.
 
-    Release (zxk1212/OODD, edbb1a3; MCM/eval_ood_detection.py:168-207 and NegLabel/tools/ood_test.py:260-298): queue
-    2,048, k 5, batches of 64, order of numpy seed 110, one queue for each OOD set: --stream-batch 64 --stream-seeds
-    110. Its variant on a supervised KNN (configs/postprocessors/knn.yml, bash.sh) has base=knn[k=5..100], queue=2048
-    for ImageNet, 512 for CIFAR-100 and 128 for CIFAR-10, batches of 512, order of seed 100; its
-    bank is half of the training images, class by class those of largest softmax probability, each as its most confident
-    augmented view, which is not done here; its code for generated outliers is switched off.
+    Released code: queue 2,048, k 5, batches of 64, order of numpy seed 110, one queue for each OOD set: --stream-batch
+    64 --stream-seeds 110 (zxk1212/OODD, edbb1a3; MCM/eval_ood_detection.py:168-207 and
+    NegLabel/tools/ood_test.py:260-298). Its variant on a supervised KNN (configs/postprocessors/knn.yml, bash.sh) has
+    base=knn[k=5..100], queue=2048 for ImageNet, 512 for CIFAR-100 and 128 for CIFAR-10, batches of 512, order of seed
+    100; its bank is half of the training images, class by class those of largest softmax probability, each as its most
+    confident augmented view, which is not done here; its code for generated outliers is switched off.
 
     base       the method whose scores are refined, such as neglabel[groups=10]
     transform  what is made of a base score s: "exp" or "sigmoid" of it, "cosine" (1 - s^2 / 2, of a distance s between
@@ -67,6 +67,16 @@ class OODD(StreamMethod[Dictionary | None]):
     k          which nearest neighbour of the dictionary counts
     """
 
+    formula: ClassVar[str] = r"""
+    S(x) = S_{\text{base}}(x) - v^\top v_{(k)}, \qquad S_{\text{base}}(x) = \max_c
+    \frac{e^{\cos(v, t_c)}}{\sum_{j=1}^{K} e^{\cos(v, t_j)}}
+
+    v                embedding of image x, of unit length
+    v_{(k)}          embedding in the dictionary with the k-th largest cosine with v
+    S_{\text{base}}  score of `base` as its paper has it, here of MCM, the default
+    t_c              text embedding of class c of K
+    k                `k`
+    """
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.STREAM
     sees_itself: ClassVar[bool] = True
     base: str = "mcm"

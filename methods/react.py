@@ -17,16 +17,28 @@ from oodbench.method import Batch, Method, Needs, Task, logsumexp
 class ReAct(Method[float]):
     """Energy score after clipping the penultimate activations at the 90th percentile of ID activations.
 
-    The penultimate activations are the input of the image tower's last linear map. Clipped, they are projected to an
-    embedding, which is normalised; the score is the logsumexp of its scaled cosines with the classes. The paper clips a
-    ReLU network, whose activations are not negative; on CLIP, too, only values above the threshold are clipped.
+    The penultimate activations are the input of the image tower's last linear map. After clipping they are projected to
+    an embedding, which is normalised; the score is the logsumexp of its scaled cosines with the classes. The paper
+    clips the activations of a ReLU network, which are not negative. On CLIP they have both signs, and only values above
+    the threshold are clipped.
 
-    percentile  percentile of all activations of ID training images, over images and units together
+    percentile  percentile of all activations of the ID training images, over images and units together
     threshold   the threshold itself; None computes it from the percentile
     templates   prompts of the class names
-    scale       factor on the cosines; None is the encoder's own logit scale (100 for most CLIPs)
+    scale       factor on the cosines; None takes the encoder's own logit scale (100 for most CLIPs)
     """
 
+    formula: ClassVar[str] = r"""
+    S(x) = \log \sum_{c=1}^{K} \exp(s \, \bar v^\top t_c),
+    \qquad \bar v = \frac{P(\bar h)}{\lVert P(\bar h) \rVert},
+    \qquad \bar h = \min(h(x), c_{90})
+
+    h(x)    penultimate activations of image x
+    c_{90}  90th percentile (`percentile`) of the activations of the ID training images, or `threshold`
+    P       last linear map of the image tower
+    t_c     text embedding of class c of K, of unit length
+    s       `scale`
+    """
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.ACTIVATIONS | Needs.ENCODER | Needs.CALIBRATION
     calibrated: ClassVar[str] = "threshold"
     percentile: float = 90.0

@@ -15,17 +15,26 @@ from ._id_features import norm, residual_space, vectors
 
 @dataclass(frozen=True)
 class Residual(Method[Tensor]):
-    """Negative norm of what the principal space of the calibration images' embeddings leaves of an embedding.
+    """Negative norm of the part of an embedding that lies outside the principal space of the calibration images.
 
     It is ViM without the logits, and reads no labels. The principal space is spanned by the first `dim` eigenvectors of
     the covariance, which is not centred, in float64: the paper's origin -W^+ b is 0 on CLIP, whose classifier has no
-    bias. OpenOOD takes the space from its validation images, here it is of the calibration images.
+    bias.
+
+    Released code: OpenOOD takes the space from its validation images; here it is that of the calibration images.
 
     dim        dimensions of the principal space, below the embedding's; None is 256, OpenOOD's default of ViM, or half
                of an embedding below 512 as in the authors' code (OpenOOD's own Residual has 512, too many for CLIP)
-    normalise  whether embeddings have unit length; otherwise as the encoder gives them
+    normalise  whether embeddings have unit length; otherwise they are as the encoder gives them
     """
 
+    formula: ClassVar[str] = r"""
+    S(x) = -\lVert R^\top z \rVert
+
+    z  embedding of image x, of unit length
+    R  orthonormal basis of the residual space: all eigenvectors of the mean of $z_i z_i^\top$ but the first `dim`,
+       where $z_i$ is the embedding of calibration image i
+    """
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.CALIBRATION
     dim: int | None = None
     normalise: bool = True

@@ -18,14 +18,28 @@ from ._id_features import vectors
 class RMD(Method[tuple[Gaussians, Gaussians]]):
     """Negative Mahalanobis distance from the nearest class, less that from one Gaussian of all calibration images.
 
-    The score is max over c of -(d_c - d_0): d_c as in Mahalanobis, with labels; d_0 is the squared distance from the
-    mean of all calibration images under their full covariance. Both covariances are divided by the number of images, in
-    float64. A class without images is an error, and of a singular covariance the pseudo-inverse is used, and said.
-    pytorch-ood divides neither, which ranks the same, and adds 1e-6 to their diagonals.
+    The class distances are those of `mahalanobis`, with labels; the background distance is the squared distance from
+    the mean of all calibration images under their full covariance. Both covariances are divided by the number of
+    images, in float64. A class without images is an error. If a covariance is singular, its pseudo-inverse is used and
+    a warning says so.
 
-    normalise  whether z has unit length; otherwise as the encoder gives it, as OpenOOD takes a classifier's features
+    Released code: pytorch-ood divides neither covariance, which ranks the same, and adds 1e-6 to their diagonals.
+
+    normalise  whether z has unit length; otherwise it is as the encoder gives it, as OpenOOD takes a classifier's
+               features
     """
 
+    formula: ClassVar[str] = r"""
+    S(x) = -\min_k \bigl(\mathrm{MD}_k(z) - \mathrm{MD}_0(z)\bigr)
+
+    \mathrm{MD}_k(z) = (z - \mu_k)^\top \Sigma^{-1} (z - \mu_k), \qquad
+    \mathrm{MD}_0(z) = (z - \mu_0)^\top \Sigma_0^{-1} (z - \mu_0)
+
+    z       embedding of image x, of unit length
+    \mu_k   mean of the calibration images of class k
+    \Sigma  covariance within the classes
+    \mu_0   mean of all calibration images; $\Sigma_0$ is their covariance
+    """
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.CALIBRATION | Needs.LABELS
     normalise: bool = True
 

@@ -18,23 +18,36 @@ from .locoop import LoCoOp
 class SCT(LoCoOp):
     """LoCoOp whose two terms are weighted by how sure the model is of each image's class.
 
-        L = mean_i (1 - p_i) CE_i + lam * mean over (i, p) of J of p_i * -H(p_i,p),    p_i = softmax_i at the label y_i
+    An uncertain image teaches the classes; a certain one gives the patches from which OOD is learnt.
 
-    An uncertain image teaches classes, a certain one gives the patches from which OOD is learnt. As in the code the
-    gradient passes through both weights (trainers/sct.py, lines 28 to 41 and 318 to 325); it adds 1e-7 to each of them,
-    which float32 does not see beside a loss. Released training: as LoCoOp's, with 25 epochs
-    (configs/trainers/LoCoOp/vit_b16_ep25.yaml). Its script scores by GL-MCM and MCM as LoCoOp's does.
+    Released training: as LoCoOp's, with 25 epochs (configs/trainers/LoCoOp/vit_b16_ep25.yaml).
 
-    context         number of vectors
-    context_init    words that the vectors begin as; "" draws them from N(0, 0.02)
-    class_specific  whether every class has vectors of its own
-    temperature     of the score; it divides the cosine itself
-    lam             lambda: 0.25 in the README; scripts/sct/train.sh tries 0.2 to 0.4
-    rank            K of LoCoOp; None is a fifth of the classes, rounded up
-    eps             is added to p in the logarithm of the entropy: 1e-5 in the code (line 41), 0 in the paper
-    rule            "gl-mcm", or "mcm" without patches' probability
+    Released code: as here, the gradient passes through both weights (trainers/sct.py, lines 28 to 41 and 318 to 325);
+    it adds 1e-7 to each of them, which float32 does not resolve beside a loss. Its script scores by GL-MCM and MCM as
+    LoCoOp's does.
+
+    lam   lambda: 0.25 in the README; scripts/sct/train.sh tries 0.2 to 0.4
+    rank  K of LoCoOp; None is a fifth of the classes, rounded up
+    eps   is added to p in the logarithm of the entropy: 1e-5 in the code (line 41), 0 in the paper
+    rule  "gl-mcm", or "mcm" without the probability of patches
     """
 
+    formula: ClassVar[str] = r"""
+    S(x) = \max_c \frac{e^{\cos(v, g(t_c)) / \tau}}{\sum_j e^{\cos(v, g(t_j)) / \tau}}
+    + \max_{p, c} \frac{e^{\cos(v_p, g(t_c)) / \tau}}{\sum_j e^{\cos(v_p, g(t_j)) / \tau}}
+
+    \mathcal{L} = \frac{1}{N} \sum_{i=1}^{N} (1 - p_i) \, \ell_{\text{ce}}(x_i, y_i)
+    + \lambda \, \frac{1}{|J|} \sum_{(i, p) \in J} -p_i \, H(p_{i, p})
+
+    v                 embedding of image x
+    v_p               embedding of patch p of the image
+    g(t_c)            text embedding of the learnt prompt of class c
+    p_i               softmax probability of the label $y_i$ of training image i of N
+    \ell_{\text{ce}}  cross-entropy, $-\log p_i$
+    J, \; H, \; p_{i, p}  as in `locoop`
+    \lambda           `lam`
+    \tau              `temperature`
+    """
     optimiser: ClassVar[Optimiser] = replace(LoCoOp.optimiser, epochs=25)
 
     def loss(self, embedded: Mapping[str, Tensor]) -> dict[str, Tensor]:

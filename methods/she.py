@@ -22,14 +22,26 @@ class SHE(Method[Tensor]):
     """Inner product of an embedding with the pattern of its predicted class.
 
     The pattern of a class is the mean embedding of the calibration images with that label that are predicted correctly,
-    in float64. For a class of which none is, it is the mean of all its images, which is said (OpenOOD has NaN there,
-    and pytorch-ood an error); a class without images is an error.
+    in float64. If no image of a class is, the pattern is the mean of all its images and a warning says so. A class
+    without images is an error.
 
-    metric     "inner_product" is the paper's; OpenOOD knows "cosine" and "euclidean" (the negative distance), too
-    normalise  whether embeddings have unit length; otherwise as the encoder gives them
+    Released code: where no image of a class is predicted correctly, OpenOOD has NaN and pytorch-ood an error.
+
+    metric     "inner_product" is the paper's; OpenOOD also has "cosine" and "euclidean" (the negative distance)
+    normalise  whether embeddings have unit length; otherwise they are as the encoder gives them
     templates  prompts of the class names
     """
 
+    formula: ClassVar[str] = r"""
+    S(x) = z^\top S_{\hat y}, \qquad
+    S_c = \frac{1}{|\mathcal{I}_c|} \sum_{i \in \mathcal{I}_c} z_i
+
+    z              embedding of image x, of unit length
+    z_i            embedding of calibration image i
+    \hat y         predicted class of the image: its nearest class name
+    S_c            stored pattern of class c
+    \mathcal{I}_c  calibration images with label c that are predicted as c
+    """
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.CALIBRATION | Needs.LABELS
     metric: Literal["inner_product", "euclidean", "cosine"] = "inner_product"
     normalise: bool = True

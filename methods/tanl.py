@@ -56,55 +56,68 @@ class Activated:
 
 @dataclass(frozen=True)
 class TANL(StreamMethod[Activated]):
-    """Softmax mass of the class names against the words that OOD images of the stream activate most.
+    """Softmax probability of the class names against the words that OOD images of the stream activate most.
 
-    The activation of a word w by an image is its probability in the softmax over class names and all words. With P and
-    N the means of two queues, of activations by likely ID and by likely OOD images, the M words of largest N - P are
-    chosen, in this order, and
+    The activation of a word by an image is its probability in the softmax over class names and all words. With P and N
+    the means of two queues, of activations by likely ID and by likely OOD images, the M words of largest N - P are
+    chosen, in this order.
 
-        S_aa = 1/M sum_m I / (I + sum_{j <= m} e_j),    I = sum of exp over the class names.
+    A batch is scored with the words of the queues. A threshold t divides all scores so far (the grid point of least
+    within-class variance); images with S > t + gap (1 - t) are admitted as ID, those with S < t - gap t as OOD. The
+    words are chosen anew by alpha times the mean of the queue plus 1 - alpha times the mean of the batch's admitted
+    images (the queue's alone if there are none), and the batch is scored again, so that an image may have chosen the
+    words that score it. Then the queues are filled. P begins with the activations by the class names' texts, N by 15
+    images of noise; the history of scores begins with those of both. If there are fewer class names than `queue`, all
+    are taken. Of fewer words than M, say m, the mean is over those there are; the released loop counts the last term M
+    - m times more.
 
-    A batch is scored with the words of the queues; a threshold t divides all scores so far (the grid point of least
-    within-class variance); images with S > t + gap (1 - t) and S < t - gap t are admitted as ID and OOD. The words are
-    chosen anew by alpha times the mean of the queue plus 1 - alpha times the mean of the batch's admitted images (the
-    queue's alone if none is), and the batch is scored with these, each image thus by words that it may have chosen.
-    Then the queues are filled. P begins with the activations by the class names' texts, N by 15 images of noise; the
-    history, too, begins with the scores of both. Fewer class names than `queue` are all taken. Of fewer words than M,
-    say m, the mean is over those there are; the released loop counts the last term M - m times more.
-
-    The score is the log-odds log(S_aa / (1 - S_aa)), which ranks as S_aa does and does not tie at 0 or 1. S_aa is one
+    The score is the log-odds of S_aa, which gives the same ranking as S_aa and does not tie at 0 or 1. S_aa is one
     cumulative sum over the M words, where the released code has M softmaxes. Activations are computed for admitted
     images alone, since no others are read.
 
-    Release: YBZh/OpenOOD-VLM at 804f331, openood/postprocessors/activated_neg_postprocessor.py:406-683, its network
-    openood/networks/clip_fixed_ood_prompt.py. Prompts "The nice {}." of class names and nouns (:416), "This is a {}
-    photo." of adjectives (:646), scale exp(logit_scale) = 100 (:750); images resized to 256 (bicubic), cropped to 224
-    (configs/datasets/imagenet/imagenet_traditional_four_ood.yml:4-8), half precision, batches of 256. The 27 released
-    files have 69,554 words that are no ImageNet names in the same case; a word that is noun and adjective is a noun
-    (clip_for_wordnet_prepare.py:116-125). Noise (:735-746): three images each of normal, uniform, Poisson (rate 5),
-    gamma (shape 2, rate 1) and salt-and-pepper noise (half of the values 1, the others 0); the first, third and fourth
-    kind are brought to [0, 1] by their extremes over the three images, and all go into the tower as they are, without
-    CLIP's mean and deviation. The released setup() returns at its first line; what follows it would read OOD images.
+    Released code: YBZh/OpenOOD-VLM at 804f331, openood/postprocessors/activated_neg_postprocessor.py:406-683, its
+    network openood/networks/clip_fixed_ood_prompt.py. Prompts "The nice {}." of class names and nouns (:416), "This is
+    a {} photo." of adjectives (:646), scale exp(logit_scale) = 100 (:750); images resized to 256 (bicubic), cropped to
+    224 (configs/datasets/imagenet/imagenet_traditional_four_ood.yml:4-8), half precision, batches of 256. The 27
+    released files have 69,554 words that are no ImageNet names in the same case; a word that is noun and adjective is a
+    noun (clip_for_wordnet_prepare.py:116-125). Noise (:735-746): three images each of normal, uniform, Poisson (rate
+    5), gamma (shape 2, rate 1) and salt-and-pepper noise (half of the values 1, the others 0); the first, third and
+    fourth kind are brought to [0, 1] by their extremes over the three images, and all go into the tower as they are,
+    without CLIP's mean and deviation. The released setup() returns at its first line; what follows it would read OOD
+    images.
 
-    The paper has alpha 0.95 and gap 0.2. The released script (scripts/ood/TANL/official.sh:14-32) has alpha 0 and gap
-    0.5, and loops over gamma = 2, 1, 0: every second of the M terms, every one (S_aa), or the last, a plain softmax.
+    Released code: the paper has alpha 0.95 and gap 0.2. The released script (scripts/ood/TANL/official.sh:14-32) has
+    alpha 0 and gap 0.5, and loops over gamma = 2, 1, 0: every second of the M terms, every one (S_aa), or the last, a
+    plain softmax.
 
     preset       "paper" or "script": alpha and gap
-    alpha        weight of the queues in the second choice of words; None: 0.95 (paper), 0 (script)
-    gap          margin of admission g; None: 0.2 (paper), 0.5 (script)
+    alpha        weight of the queues in the second choice of words; None takes 0.95 (paper) or 0 (script)
+    gap          margin of admission g; None takes 0.2 (paper) or 0.5 (script)
     gamma        distance of the terms of S_aa; 0 is a softmax over class names and all M words
     chosen       M, the number of words that are chosen
     queue        L, the length of both queues
     noise        "raw": noise goes into the tower as it is; "normalised": with CLIP's mean and deviation, as images do
-    words        folder with the 27 released word files, or with WordNet's data.noun and data.adj; "release-wn30" is
-                 the shipped list, of WordNet 3.0
+    words        folder with the 27 released word files, or with WordNet's data.noun and data.adj; "release-wn30" is the
+                 shipped list, of WordNet 3.0
     ignore_case  whether words that are class names in another case are left out as well (15 for ImageNet)
     templates    prompts of class names
     nouns        prompt of nouns
     adjectives   prompt of adjectives
-    scale        factor on the cosines; None is the encoder's own
+    scale        factor on the cosines; None takes the encoder's own
     """
 
+    formula: ClassVar[str] = r"""
+    \text{score}(x) = \log \frac{S_{\text{aa}}(x)}{1 - S_{\text{aa}}(x)}, \qquad
+    S_{\text{aa}}(x) = \frac{1}{M} \sum_{m=1}^{M} \frac{\sum_{c=1}^{K} e^{s \, v^\top t_c}}
+    {\sum_{c=1}^{K} e^{s \, v^\top t_c} + \sum_{j=1}^{m} e^{s \, v^\top w_{(j)}}}
+
+    v        embedding of image x, of unit length
+    t_c      text embedding of class c of K, of unit length
+    w_{(j)}  text embedding of the word with the j-th largest difference N - P of mean activations by likely OOD and
+             likely ID images of the stream
+    M        `chosen`
+    s        `scale`
+    """
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.STREAM
     sees_itself: ClassVar[bool] = True
     preset: Literal["paper", "script"] = "paper"

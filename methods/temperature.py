@@ -34,17 +34,28 @@ class Logits:
 class TemperatureScaling(Method[float]):
     """MSP or Energy of logits / T, where T minimises the labels' negative log-likelihood on the calibration images.
 
-    T divides the scaled cosines, so that it is a second scale: MSP with scale s / T is the same score. ID accuracy does
-    not change. The released code, OpenOOD and pytorch-ood take 50 steps of L-BFGS with rate 0.01 from T = 1.5
-    (pytorch-ood from 1), which go less than half of the way to the minimum. They calibrate on validation images; here
-    it is the calibration images. Their logits are kept while T is sought: images x classes x 4 bytes.
+    T divides the scaled cosines and is thus a second scale: MSP with scale s / T is the same score. ID accuracy does
+    not change. The logits of the calibration images are kept while T is sought: images x classes x 4 bytes.
+
+    Released code: it, OpenOOD and pytorch-ood take 50 steps of L-BFGS with rate 0.01 from T = 1.5 (pytorch-ood from 1),
+    which go less than half of the way to the minimum. They calibrate on validation images; here it is the calibration
+    images.
 
     preset     "release" takes these 50 steps, "paper" finds the minimum itself
     base       the score: "msp" as in OpenOOD, as its logarithm, or "energy", T * logsumexp(logits / T)
     templates  prompts of the class names
-    scale      factor on the cosines; None is the encoder's own logit scale (100 for most CLIPs)
+    scale      factor on the cosines; None takes the encoder's own logit scale (100 for most CLIPs)
     """
 
+    formula: ClassVar[str] = r"""
+    S(x) = \log \max_c \sigma_c\bigl(f(x) / T\bigr), \qquad
+    T = \operatorname*{arg\,min}_{T > 0} \; -\sum_i \log \sigma_{y_i}\bigl(f(x_i) / T\bigr)
+
+    f(x)    logits of image x: `scale` times the cosines with the classes
+    \sigma  softmax
+    x_i     calibration image i, with label $y_i$
+    T       temperature; with preset=release the result of 50 steps towards this minimum
+    """
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.CALIBRATION | Needs.LABELS
     preset: Literal["release", "paper"] = "release"
     base: Literal["msp", "energy"] = "msp"

@@ -31,22 +31,34 @@ class Cache:
 class TipAdapter(Method[Cache]):
     """MSP or MCM of CLIP's logits plus similarities to labelled images.
 
-        logit_c = s v.t_c + alpha sum over the images i of class c of exp(-beta (1 - v.f_i))
+    The sum goes over all images of a class, as in the released code: with more shots it weighs more. `--shots K
+    --shot-seed S` draws the images. Nothing is trained, and nothing is chosen on test images; a class without images
+    has the first term alone.
 
-    The sum goes over all images of the class, as released: with more shots it weighs more. `--shots K --shot-seed S`
-    draws them. Nothing is trained, and nothing is chosen on test images; a class without images has the first term
-    alone. The release keeps as f_i the mean of 10 random crops of an image, of unit length (utils.py, augment_epoch);
-    here it is the image as it is encoded for all methods.
+    Released code: it keeps, for each image, the mean of 10 random crops, of unit length (utils.py, augment_epoch); here
+    it is the image as it is encoded for all methods. It starts on ImageNet from alpha 1.17 and beta 1
+    (configs/imagenet.yaml) and then takes the values that are best on the test labels (search_hp).
 
-    preset     "paper" has alpha 1 and beta 5.5; "release" alpha 1.17 and beta 1, the values from which the code starts
-               on ImageNet (configs/imagenet.yaml) before it takes those that are best on the test labels (search_hp)
+    preset     "paper" has alpha 1 and beta 5.5; "release" alpha 1.17 and beta 1, from which the released code starts on
+               ImageNet
     alpha      weight of the similarities; None takes the preset's
     beta       sharpness of the similarities; None takes the preset's
     rule       "msp" is the largest softmax probability of the logits, "mcm" that of logits / s, as its logarithm
-    templates  prompts of the class names; the release has CLIP's seven for ImageNet, and one for any other set
-    scale      s; None is the encoder's own logit scale (100 for most CLIPs, and in the release)
+    templates  prompts of the class names; the released code has CLIP's seven for ImageNet, and one for any other set
+    scale      s; None takes the encoder's own logit scale (100 for most CLIPs, and in the released code)
     """
 
+    formula: ClassVar[str] = r"""
+    S(x) = \log \max_c \frac{e^{f_c(x)}}{\sum_{j=1}^{K} e^{f_j(x)}}, \qquad
+    f_c(x) = s \, v^\top t_c + \alpha \sum_{i: y_i = c} e^{-\beta (1 - v^\top v_i)}
+
+    v       embedding of image x, of unit length
+    t_c     text embedding of class c of K, of unit length
+    v_i     embedding of labelled image i, of unit length, with label $y_i$
+    s       `scale`
+    \alpha  `alpha`, or that of `preset`: 1
+    \beta   `beta`, or that of `preset`: 5.5
+    """
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.CALIBRATION | Needs.LABELS
     family: ClassVar[str] = "few-shot"
     preset: Literal["paper", "release"] = "paper"

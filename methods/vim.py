@@ -29,18 +29,28 @@ class Virtual:
 class ViM(Method[Virtual]):
     """Energy minus the virtual logit: logsumexp(W z) - alpha |residual of z|.
 
-    The residual of an embedding z is what the principal space of the calibration images leaves of it: the first `dim`
-    eigenvectors of their covariance, which is not centred, in float64. alpha makes virtual logits as large as the
-    largest logits on the calibration images; no labels are read. W is the scaled class vectors and has no bias, so that
-    the paper's origin u = -W^+ b is 0. Nothing is clipped.
+    The residual of an embedding z is its part outside the principal space of the calibration images: the span of the
+    first `dim` eigenvectors of their covariance, which is not centred, in float64. The factor alpha makes virtual
+    logits as large as the largest logits on the calibration images; no labels are read. W is the scaled class vectors
+    and has no bias, so that the paper's origin u = -W^+ b is 0. Nothing is clipped. The paper's score is the softmax
+    probability of the virtual logit beside the others; this one is its log-odds with the sign reversed.
 
     dim        dimensions of the principal space, below the embedding's; None is 256, the default of OpenOOD, or half of
-               an embedding below 512 as in the authors' code (the paper's 512 and 1000 are of widths 768 and 2048)
+               an embedding below 512 as in the authors' code (the paper's 512 and 1000 are for widths 768 and 2048)
     normalise  whether z has unit length; otherwise z is as the encoder gives it, and the logits are W z as well
     templates  prompts of the class names
-    scale      factor on the cosines; None is the encoder's own logit scale (100 for most CLIPs)
+    scale      factor on the cosines; None takes the encoder's own logit scale (100 for most CLIPs)
     """
 
+    formula: ClassVar[str] = r"""
+    S(x) = \log \sum_{c=1}^{K} e^{w_c^\top z} - \alpha \lVert R^\top z \rVert, \qquad
+    \alpha = \frac{\sum_i \max_c w_c^\top z_i}{\sum_i \lVert R^\top z_i \rVert}
+
+    z    embedding of image x, of unit length
+    z_i  embedding of calibration image i
+    w_c  `scale` times the text embedding of class c of K
+    R    orthonormal basis of the residual space: all eigenvectors of the mean of $z_i z_i^\top$ but the first `dim`
+    """
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.CALIBRATION
     dim: int | None = None
     normalise: bool = True

@@ -45,34 +45,51 @@ class ZOC(TrainedMethod[TrainedCaptioner]):
     """Softmax probability of the ID class names against candidate names that a decoder generates for the image.
 
     A decoder, trained on captions of frozen CLIP embeddings (not normalised), writes `steps` tokens greedily; the end
-    token does not stop it. The k most probable tokens of every step, each decoded alone to a string, are the image's
-    candidates: word pieces and punctuation are included, repetitions and seen (ID) class names are not. The score is
-    the log-odds of S = sum_seen e / (sum_seen e + sum_candidates e): it ranks as the paper's 1 - S(candidates) does,
-    S = sigmoid(score), and confident images do not tie. Every token's prompt is encoded once, not per image, and the
-    images of a batch are captioned together. An image without a candidate scores as with a single one of cosine -1,
-    which is above all other scores.
+    token does not stop it. The k most probable tokens of each step, each decoded alone to a string, are the candidates
+    of the image. They include word pieces and punctuation, but no repetitions and no seen (ID) class names. The score
+    is the log-odds of the probability of the seen classes; it gives the same ranking as the paper's probability of the
+    candidates, with the sign reversed, and confident images do not tie. Each token's prompt is encoded once, not once
+    per image. An image without a candidate scores as if it had a single one of cosine -1, which is above all other
+    scores.
 
-    Deviations of the released code are switches; None is set by `preset`. At test time, one_position: its position ids
-    have the length of the batch axis, so that every token is at position 0, unlike in training; specials: start, end
-    and padding are candidates, and so are empty strings. (In CLIP's byte pairs "a photo of a <end_of_text>" is a prompt
-    without a name, near to every image.) In training, integers: embeddings are truncated to integers. Only the CIFAR
-    scripts remove seen names: remove_seen=false is TinyImageNet's and CIFAR+'s. The CIFAR-10 script before February
-    2023 removed the test label instead, a label leak that is not offered.
+    Released code: its deviations from the paper are switches; None takes the value of `preset`. At test time its
+    position ids have the length of the batch axis, so that each token is at position 0, unlike in training
+    (one_position); the start, end and padding tokens and empty strings are candidates (specials). In CLIP's byte pairs
+    "a photo of a <end_of_text>" is a prompt without a name, near to all images. In training it truncates embeddings to
+    integers (integers). Only the CIFAR scripts remove seen names: remove_seen=false is right for TinyImageNet and
+    CIFAR+. Before February 2023 the CIFAR-10 script removed the test label instead, a label leak that is not offered
+    here.
 
-    preset        "corrected" or "release": the value of switches that are None
-    decoder       "small" (CLIP's byte pairs; generates only tokens of the training captions) or "bert" (the paper's,
-                  with Hugging Face's transformers, the extra `hf`)
-    templates     prompts of class names and candidates
-    scale         factor on the cosines; None is the encoder's own
-    k             candidate tokens of each step
-    steps         tokens generated: the released 10 without the start token
-    width, layers, heads   size of the decoder; 0 is 128, 2, 4 (small) or 1024, 24, 16 (bert)
-    length        longest caption in tokens; longer ones are truncated
-    tokenizer     local folder with a Hugging Face tokenizer, bert only; "" is CLIP's own byte pairs. The paper's is
-                  that of google/bert_for_seq_generation_L-24_bbc_encoder
-    init          local folder with that encoder, from which the training of bert starts; "" starts at random
+    preset            "corrected" or "release": the value of the switches that are None
+    decoder           "small" (CLIP's byte pairs; generates only tokens of the training captions) or "bert" (the
+                      paper's, from Hugging Face's transformers, the extra `hf`)
+    templates         prompts of class names and candidates
+    scale             factor on the cosines; None takes the encoder's own
+    k                 number of candidate tokens of each step
+    steps             number of generated tokens: the released 10 without the start token
+    one_position      whether all tokens are at position 0 at test time
+    specials          whether the start, end and padding tokens and empty strings are candidates
+    remove_seen       whether seen (ID) class names are removed from the candidates
+    integers          whether embeddings are truncated to integers in training
+    width, layers, heads  size of the decoder; 0 stands for 128, 2, 4 (small) or 1024, 24, 16 (bert)
+    length            longest caption in tokens; longer ones are truncated
+    tokenizer         local folder with a Hugging Face tokenizer, for bert only; "" takes CLIP's own byte pairs. The
+                      paper's is that of google/bert_for_seq_generation_L-24_bbc_encoder
+    init              local folder with that encoder, from which the training of bert starts; "" starts at random
     """
 
+    formula: ClassVar[str] = r"""
+    S(x) = \log \frac{\sum_{y \in \mathcal{Y}_s} \exp(s \, v^\top t_y)}
+    {\sum_{y \in \mathcal{Y}_u(x)} \exp(s \, v^\top t_y)}
+    = \log \frac{P(\mathcal{Y}_s \mid x)}{P(\mathcal{Y}_u \mid x)}
+
+    v                 embedding of image x, of unit length
+    t_y               text embedding of name y, of unit length
+    \mathcal{Y}_s     seen (ID) class names
+    \mathcal{Y}_u(x)  candidate names that the decoder generates for the image
+    P                 softmax over seen names and candidates together
+    s                 `scale`
+    """
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.WEIGHTS
     optimiser: ClassVar[Optimiser] = Optimiser(
         lr=2e-3, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.01, warmup=0, epochs=2, batch=128

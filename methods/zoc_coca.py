@@ -20,21 +20,32 @@ IMAGES = 32  # captioned at once: 9 tokens' logits over 49,408 of them are 57 MB
 class ZOCCoCa(Method[Names]):
     """Softmax probability of the ID class names against candidate names that CoCa's decoder generates for the image.
 
-    ZOC without training, because CoCa writes captions itself. All else is as in `zoc`: `steps` tokens are decoded
-    greedily, and the k most probable tokens of each step, decoded alone to strings, are the image's candidates, without
-    repetitions and seen (ID) class names; the end token does not stop the decoding. The score is the log-odds of
-    S = sum_seen e / (sum_seen e + sum_candidates e), which ranks as the paper's 1 - S(candidates) does. The prompts of
-    the entire vocabulary, 49,408 tokens, are encoded once per encoder, which takes long without a GPU. The paper has no
-    such result: CoCa was trained on other captions than the paper's decoder and CLIP.
+    This is ZOC without training, because CoCa writes captions itself. All else is as in `zoc`: `steps` tokens are
+    decoded greedily, and the k most probable tokens of each step, decoded alone to strings, are the candidates of the
+    image, without repetitions and seen (ID) class names; the end token does not stop the decoding. The score is the
+    log-odds of the probability of the seen classes. The prompts of the entire vocabulary, 49,408 tokens, are encoded
+    once per encoder, which takes long without a GPU.
 
-    templates     prompts of class names and candidates
-    scale         factor on the cosines; None is the encoder's own
-    k             candidate tokens of each step
-    steps         tokens generated, after the start token
-    specials      whether start and end, and empty strings, are candidates
-    remove_seen   whether seen class names are removed from the candidates
+    Released code: the paper has no such result. CoCa was trained on other captions than the paper's decoder and CLIP.
+
+    templates    prompts of class names and candidates
+    scale        factor on the cosines; None takes the encoder's own
+    k            number of candidate tokens of each step
+    steps        number of generated tokens, after the start token
+    specials     whether the start and end tokens and empty strings are candidates
+    remove_seen  whether seen (ID) class names are removed from the candidates
     """
 
+    formula: ClassVar[str] = r"""
+    S(x) = \log \frac{\sum_{y \in \mathcal{Y}_s} \exp(s \, v^\top t_y)}
+    {\sum_{y \in \mathcal{Y}_u(x)} \exp(s \, v^\top t_y)}
+
+    v                 embedding of image x, of unit length
+    t_y               text embedding of name y, of unit length
+    \mathcal{Y}_s     seen (ID) class names
+    \mathcal{Y}_u(x)  candidate names that CoCa's decoder generates for the image
+    s                 `scale`
+    """
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.PIXELS | Needs.ENCODER | Needs.CAPTIONS
     templates: str = "This is a photo of a {}"
     scale: float | None = 100.0

@@ -345,7 +345,7 @@ def commit() -> str | None:
 def frame(results: Sequence[Result]) -> pd.DataFrame:
     """Return a DataFrame with one row per method, OOD set and metric; ID accuracy has an empty `ood`.
 
-    Streams have one per seed besides, and the metrics `first.auroc`, `rest.auroc`, ... of their parts. Their protocol
+    Streams also have one per seed, and the metrics `first.auroc`, `rest.auroc`, ... of their parts. Their protocol
     is in columns such as `stream.order`, which are there if any result is a stream.
     """
     import pandas as pd

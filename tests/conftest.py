@@ -35,7 +35,7 @@ install_import_hook(
     "beartype.beartype",
 )
 
-# Some environments forbid it, and each of the processes that tests start would compile the package anew.
+# Some environments forbid it, and each of the processes that tests start would compile the package again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

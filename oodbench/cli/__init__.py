@@ -12,12 +12,14 @@ from oodbench.cli.explain import explain
 from oodbench.cli.get import get
 from oodbench.cli.group import MainGroup
 from oodbench.cli.import_ import import_
+from oodbench.cli.leaderboard import leaderboard
 from oodbench.cli.methods import methods
 from oodbench.cli.metrics import metrics
 from oodbench.cli.report import report
 from oodbench.cli.run import run
 from oodbench.cli.score import score
 from oodbench.cli.store import store
+from oodbench.cli.submit import submit
 from oodbench.cli.tracking import register, sync
 from oodbench.cli.train import train
 from oodbench.cli.weights import weights
@@ -41,9 +43,11 @@ COMMANDS = (
     run,
     train,
     report,
+    leaderboard,
     import_,
     metrics,
     diff,
+    submit,
     score,
     explain,
     methods,

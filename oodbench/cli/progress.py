@@ -27,7 +27,7 @@ _COUNTS = {"joined": ("workers", 1), "lost": ("workers", -1), "retried": ("retri
 
 @contextmanager
 def spinner(text: str) -> Iterator[None]:
-    """Show a text beside a spinner on stderr if the block takes more than a second and stderr is a terminal."""
+    """Show a text next to a spinner on stderr if the block takes more than a second and stderr is a terminal."""
     if not sys.stderr.isatty():
         yield
         return

@@ -87,7 +87,9 @@ def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
     """
     configure_logging(verbose)
     from oodbench.cli.progress import spinner
-    from oodbench.data.load import notes
+    from oodbench.data.load import check_exist, notes
+
+    check_exist([*images, options["id_"], options["calibration"], options["threshold_from"]])
     from oodbench.detector import saving
     from oodbench.detector.images import listed
     from oodbench.storage.shared import open_store
@@ -220,7 +222,7 @@ def _check_thresholds(options: dict[str, Any]) -> None:
 
 
 def _is_given(name: str) -> bool:
-    """Return whether an option stands on the command line."""
+    """Return whether an option is on the command line."""
     from click.core import ParameterSource
 
     return click.get_current_context().get_parameter_source(name) == ParameterSource.COMMANDLINE

@@ -163,7 +163,7 @@ def _other_classes(id_set: ImageSet, calibration: ImageSet) -> UserError:
     ours, theirs = (one.named if one.named and _numbers(one.folders) else one.folders for one in (id_set, calibration))
     lacking, more = (sorted(set(a) - set(b)) for a, b in ((ours, theirs), (theirs, ours)))
     differences = [f"lacks {first_few(lacking)}"] if lacking else []
-    differences += [f"has {first_few(more)} besides"] if more else []
+    differences += [f"also has {first_few(more)}"] if more else []
     return UserError(
         f"calibration images '{calibration.dataset.name}' have other classes than '{id_set.dataset.name}': "
         f"{len(theirs)} instead of {len(ours)}{''.join(f'; it {one}' for one in differences)}"

@@ -86,10 +86,10 @@ class Dataset:
                 order; "glyphs": the embedded benchmark, path is a split; "imagenet": the validation images of
                 ImageNet-1k in any form
     path        below the data root; absolute for a dataset of the user's own; of "classes" with `/*` at its end where
-                the class folders lie a folder deeper
+                the class folders are a folder deeper
     layouts     other paths below the data root where people have it, looked for in this order after `path` (places.py);
                 `*` stands for any name
-    rename      (pattern, replacement) of file names that give an image its name where no image lies in a folder: the
+    rename      (pattern, replacement) of file names that give an image its name where no image is in a folder: the
                 names of a set that was flattened are those of the set in folders
     list        the list file below the data root: `path label` per line, paths from `path` (or found in `within`)
     digest      sha256 of the list file; "unknown": not known

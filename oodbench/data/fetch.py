@@ -1,4 +1,4 @@
-"""`oodbench datasets get`: all sets of benchmarks and datasets are fetched and checked, and told in one summary."""
+"""`oodbench datasets get`: all sets of benchmarks and datasets are fetched and checked, with one summary at the end."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def _checked_source(wanted: Sequence[Dataset], source: Path | None) -> Path | No
     if source.is_dir() and not any((source / name).is_file() for name in known):
         raise UserError(
             f"--from {source}: that folder holds none of {', '.join(known) or 'their archives'}; unpacked images are "
-            "used where they lie: oodbench datasets locate NAME PATH"
+            "used where they are: oodbench datasets locate NAME PATH"
         )
     return source
 
@@ -336,8 +336,8 @@ class _State:
         if not is_there(wrong):
             return outcome
         path = shlex.quote(str(wrong))
-        anew = f"\nto get it anew: mv {path} {path}.old && {command([one.name], self.root)}"
-        return replace(outcome, message=outcome.message + anew)
+        again = f"\nto get it again: mv {path} {path}.old && {command([one.name], self.root)}"
+        return replace(outcome, message=outcome.message + again)
 
 
 def _can_request(url: str) -> bool:

@@ -62,8 +62,8 @@ def given_file(dataset: Dataset, archive: Archive, source: Path | None) -> Path 
         return None
     if source.is_file() and archive == dataset.archives[0]:
         return source
-    beside = (source if source.is_dir() else source.parent) / archive.file_name
-    return beside if archive.file_name and beside.is_file() else None
+    adjacent = (source if source.is_dir() else source.parent) / archive.file_name
+    return adjacent if archive.file_name and adjacent.is_file() else None
 
 
 def install(dataset: Dataset, archive: Archive, data_root: Path, options: GetOptions) -> str:
@@ -306,7 +306,7 @@ def install_torchvision(dataset: Dataset, data_root: Path, options: GetOptions) 
 
 
 def torchvision_can_fetch(dataset: Dataset) -> bool:
-    """Return whether torchvision has a download for a dataset; a name that it does not know is told by its loader."""
+    """Return whether torchvision has a download for a dataset; its loader reports a name that it does not know."""
     import torchvision.datasets
 
     kind = getattr(torchvision.datasets, dataset.source, None)

@@ -22,7 +22,7 @@ def check_folders(id_set: ImageSet, ood: Sequence[ImageSet]) -> None:
             continue
         if id_set.dataset.loader != "glyphs" and _nested(id_set, images) and _share_images(id_set, images):
             problems.append(
-                f"'{id_set.dataset.name}' and '{name}' share images: {folder} is, holds or lies in {home}; "
+                f"'{id_set.dataset.name}' and '{name}' share images: {folder} is, contains or is inside {home}; "
                 "ID and OOD must differ"
             )
         same_folder = seen.setdefault(folder, [])
@@ -44,7 +44,7 @@ def check_calibration(id_set: ImageSet, calibration: ImageSet) -> None:
 
 
 def _nested(a: ImageSet, b: ImageSet) -> bool:
-    """Return whether a folder of one set is, contains or lies in a folder of the other."""
+    """Return whether a folder of one set is, contains or is inside a folder of the other."""
     pairs = [(x, y) for x in _folders(a) for y in _folders(b)]
     return any(x == y or x in y.parents or y in x.parents for x, y in pairs)
 

@@ -23,7 +23,7 @@ from oodbench.storage.files import expand, read_text, write_text
 # Folders that released code keeps its data in: --data may name them or the checkout that has them.
 _BELOW = ("", "data", "datasets")
 _FILE = "places.toml"
-_PATTERNS = ("tar", "parquet", "arrays")  # their paths may be patterns, or are told by the loader
+_PATTERNS = ("tar", "parquet", "arrays")  # their paths may be patterns, or the loader reports them
 _NO_FOLDER = ("glyphs", "hf", "part", "union")
 
 
@@ -60,7 +60,7 @@ def find_place(dataset: Dataset, data_root: Path, bound: Path | None = None) -> 
             found.setdefault(os.path.realpath(path), path)
     if not found and not looked[0].exists():
         return Place(None, looked)
-    found = found or {"": looked[0]}  # an empty folder, which the loader tells
+    found = found or {"": looked[0]}  # an empty folder, which the loader reports
     first = next(iter(found.values()))
     here = Path(next(iter(found)))
     apart = [path for real, path in found.items() if not (here.is_relative_to(real) or Path(real).is_relative_to(here))]

@@ -1,6 +1,6 @@
-"""What authors released beside code: trained weights and word lists, declared in datasets/weights and datasets/words.
+"""Trained weights and word lists that authors released, declared in datasets/weights and datasets/words.
 
-A release lies in DATA/weights/NAME or DATA/words/NAME, DATA being the folder of the datasets.
+A release is in DATA/weights/NAME or DATA/words/NAME, DATA being the folder of the datasets.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def _fetch_from_drive(wanted: Release, root: Path, watch: StartProgress) -> None
     except ImportError:
         by_hand = instructions(wanted, root)
         raise Missing(
-            f"it lies in Google Drive, which the package gdown can read: pip install gdown\n  or {by_hand}"
+            f"it is in Google Drive, which the package gdown can read: pip install gdown\n  or {by_hand}"
         ) from None
     match = re.search(r"/(folders|file/d)/([\w-]+)", wanted.drive)
     assert match, wanted.drive  # a test reads all declarations

@@ -224,5 +224,5 @@ def find_rows(dataset: Dataset, source: ImageSet, image_list: ImageList) -> list
 
 
 def _remarks_on_images(source: ImageSet) -> tuple[Remark, ...]:
-    """Return the remarks that hold for a subset, too; which of its classes have no image is determined anew."""
+    """Return the remarks that hold for a subset, too; which of its classes have no image is determined again."""
     return tuple(remark for remark in source.remarks if remark.kind != "empty-class")

@@ -198,7 +198,7 @@ class Detector(OutlierEstimator):
         """
         if self.weights == saving.SAVED:
             raise UserError(
-                "a saved detector of a trained method is fitted anew with weights: set_params(weights=FILE)"
+                "a saved detector of a trained method is fitted again with weights: set_params(weights=FILE)"
             )
         request = self._request()
         params = check_params(self.get_params())

@@ -117,7 +117,7 @@ def read(folder: Path) -> SavedDetector:
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as a detector's recipe: {error}") from error
     if not sound:
-        raise UserError(f"{path} was changed after it was written; save the detector anew")
+        raise UserError(f"{path} was changed after it was written; save the detector again")
     if recipe["format"] != FORMAT:
         raise UserError(f"{path} is of format {recipe['format']!r}; this oodbench reads {FORMAT}")
     for name, expected in recipe["contents"].items():
@@ -125,9 +125,9 @@ def read(folder: Path) -> SavedDetector:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise UserError(f"{path} names a file outside of its folder: {name}")
         if not file.is_file():
-            raise UserError(f"the detector in {folder} is not complete: {file} is missing; copy the folder anew")
+            raise UserError(f"the detector in {folder} is not complete: {file} is missing; copy the folder again")
         if file_digest(file) != expected:
-            raise UserError(f"{file} is not what was saved (sha256 {expected[:12]}); copy the folder anew")
+            raise UserError(f"{file} is not what was saved (sha256 {expected[:12]}); copy the folder again")
     used = [*recipe["prompts"].values(), *filter(None, [recipe["encoder_file"]])]
     if not set(used) <= set(recipe["contents"]):
         raise UserError(f"{path} names files that are not part of the detector: {', '.join(used)}")
@@ -259,7 +259,7 @@ def load_engine(saved: SavedDetector, request: RunRequest, store: DetectorStore)
     if threshold_images and threshold_images.get("learnt_from"):
         log.warning(
             "the threshold of the detector in %s was set on images that it learnt from, and rejects more new ID images "
-            "than it promises; fit and save it anew",
+            "than it promises; fit and save it again",
             saved.folder,
         )
     texts = {name: str(saved.folder / file) for name, file in recipe["prompts"].items()}
@@ -280,7 +280,7 @@ def load_engine(saved: SavedDetector, request: RunRequest, store: DetectorStore)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"the state of the detector in {saved.folder} does not fit this version of {info.name}: {error}; "
-                "fit and save it anew"
+                "fit and save it again"
             ) from error
     engine.facts = {"calibration": recipe["calibration"], "threshold": threshold_images}
     return engine
@@ -300,7 +300,7 @@ def _newer(saved: SavedDetector, what: str) -> UserError:
     made, here = saved.recipe["versions"].get("oodbench", "unknown"), versions()["oodbench"]
     return UserError(
         f"the detector in {saved.folder} names {what} that this oodbench ({here}) does not know; it was saved by "
-        f"{made}: use that, or fit and save it anew"
+        f"{made}: use that, or fit and save it again"
     )
 
 

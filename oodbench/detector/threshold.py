@@ -81,7 +81,7 @@ def threshold(scores: npt.NDArray[np.float64], tpr: float) -> float:
     limit = float(known[-min(rank, n)])
     kept = n - int(np.searchsorted(known, limit))
     if n > 1 and known[-1] - known[0] <= NOISE * np.abs(known).max():
-        log.warning("all %d ID images score %.6g, which tells nothing; every image that scores so is kept", n, limit)
+        log.warning("all %d ID images score %.6g, which says nothing; every image that scores so is kept", n, limit)
     elif kept - rank > max(SURPLUS * n, 1):
         log.warning(
             "%d of %d ID images score at least %.6g, the threshold, for many score exactly that: %.1f %% are kept, "

@@ -235,7 +235,7 @@ def run_checks(text: str) -> list[tuple[str, str]]:
 
 
 def fingerprint(text: str) -> tuple[str, str]:
-    """Return the identity of an encoder that is made anew, and the sha256 of some embeddings."""
+    """Return the identity of an encoder that is made again, and the sha256 of some embeddings."""
     made = trial(text)
     embeddings = torch.cat([_images(made, made.images), _texts(made, PROMPTS)])
     return made.card.identity, hashlib.sha256(embeddings.numpy().tobytes()).hexdigest()

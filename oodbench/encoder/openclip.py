@@ -71,7 +71,7 @@ class OpenClip:
         """Return the error for embeddings that are not finite, and whether the weights or the precision cause it."""
         broken = [name for name, value in self._model.named_parameters() if not bool(torch.isfinite(value).all())]
         if broken:
-            why = f"its weights hold NaN or infinity, {broken[0]} first; fetch or train them anew"
+            why = f"its weights hold NaN or infinity, {broken[0]} first; fetch or train them again"
         elif self._dtype != torch.float32:
             why = "try --precision fp32"
         else:

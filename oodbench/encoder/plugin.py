@@ -101,7 +101,7 @@ def make(text: str, source: PluginSource, device: str) -> Any:
 
 
 def _forget_parts(path: Path) -> None:
-    """Let the modules beside a plugin be imported anew: `import helper` would give the version of an earlier import."""
+    """Let the modules next to a plugin be imported again: `import helper` would give an earlier version."""
     parts = {os.path.realpath(file) for file in source_files.files(path) if path.parent in file.parents} - {str(path)}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)

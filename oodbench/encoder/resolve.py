@@ -106,7 +106,7 @@ def resolve(
 ) -> ResolvedEncoder:
     """Return the encoder of a spec. `resize` overrides the filter ("bicubic", "bilinear") that the weights name.
 
-    `strict` computes the digest of the weights anew. `sent` is the file of a plugin that was sent to this machine. A
+    `strict` computes the digest of the weights again. `sent` is the file of a plugin that was sent to this machine. A
     plugin is made at each call, because its identity may follow from files that only it knows. Raises UserError if the
     architecture or tag is unknown, or if the weights cannot be read or downloaded, or do not fit the architecture.
     """
@@ -148,7 +148,7 @@ def resolve(
 
 
 def _config_files(spec: EncoderSpec) -> list[Path]:
-    """Return the files besides the weights that the card depends on."""
+    """Return the files other than the weights that the card depends on."""
     if spec.text == EMBEDDED:
         return [GLYPHS_FOLDER / "encoder.json", GLYPHS_FOLDER / "weights.py"]
     if spec.text.startswith(LOCAL_PREFIX):

@@ -1,4 +1,4 @@
-"""Access: what a method may see besides class names and the image, and the group that its rows stand in.
+"""Access: what a method may see in addition to class names and the image, and the group of its rows.
 
 This module imports no torch: tables and listings read the cards of methods that they do not import.
 """
@@ -33,7 +33,7 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Access:
-    """The access card of a method: what it sees besides the class names and the image that it scores.
+    """The access card of a method: what it sees in addition to the class names and the image that it scores.
 
     A method declares `access: ClassVar[Access] = Access(lm_words=True)`, with literal values. What follows from `needs`
     is added and need not be written: CALIBRATION gives id_images, unless the user sets the hyper-parameter that is

@@ -41,7 +41,7 @@ def class_file(cls: type) -> Path:
     head = [repr(cited)] if _CITED.fullmatch(cited) else []
     parts = [*head, "from __future__ import annotations", *found.imports, *found.definitions]
     text = "\n\n".join(parts) + "\n"
-    # Scores depend on the files that it reads, which lie in the current folder and not beside this one.
+    # Scores depend on the files that it reads, which are in the current folder and not next to this one.
     text += "".join(f"# {name!r}: {content_digest(Path(name))}\n" for name in _files_named(text))
     path = Path(_folder().name, hashlib.sha256(text.encode()).hexdigest()[:16], f"{cls.__name__}.py")
     path.parent.mkdir(exist_ok=True)

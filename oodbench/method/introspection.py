@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -28,6 +30,7 @@ NEEDS = (
     "SHOTS",
     "PATCH_ACTIVATIONS",
 )  # the flags of method.Needs, which imports torch
+_LISTED = re.compile(r"(\w+(?:, \w+)*) {2,}(\S.*)")  # `templates    prompts of the class names`
 _ONE_CLASS = "it must define one subclass of Method"
 _KINDS = {  # the classes that methods inherit from -> their `needs`
     "Method": ("FEATURES",),
@@ -40,23 +43,29 @@ _GRADIENTS = {"enable_grad", "set_grad_enabled"}  # score() runs without a gradi
 
 @dataclass(frozen=True)
 class Parameter:
-    """A hyper-parameter as the source declares it; `kind` is the text of its annotation."""
+    """A hyper-parameter as the source declares it; `kind` is the text of its annotation.
+
+    meaning   what the docstring of the class says of it, or ""
+    """
 
     name: str
     kind: str
     default: Any
+    meaning: str = ""
 
 
 @dataclass(frozen=True)
 class MethodInfo:
     """The description of a method.
 
+    details   the docstring without its first line and without its list of hyper-parameters
+    formula   LaTeX of the score, and a list of its symbols, or ""
     origin    "built-in", "plugin" or "entry point of NAME"
     module    import name; "" for a plugin file
     source    sha256 of the method's files (oodbench/method/source_files.py) when they were read
     trained   hyper-parameters that training fixes
     access    what the method declares, and a gradient at test time; card() adds what follows from the needs
-    family    a group of `--methods` besides that of the card, or ""
+    family    a group of `--methods` in addition to that of the card, or ""
     sees_itself  of a method that learns from the test images: whether it learns from one before it scores it
     problem   why the source cannot be read as a method, or ""
     """
@@ -71,6 +80,7 @@ class MethodInfo:
     citation: str = ""
     summary: str = ""
     details: str = ""
+    formula: str = ""
     needs: tuple[str, ...] = ("FEATURES",)
     parameters: tuple[Parameter, ...] = ()
     calibrated: str = ""
@@ -123,14 +133,18 @@ def describe(name: str, path: Path, origin: str, module: str, subclass: str = ""
         access = _access(lineage)
         family = _family(lineage)
         sees_itself = _sees_itself(lineage)
+        formula = _formula(lineage[0])
     except (OSError, SyntaxError, UnicodeDecodeError, RecursionError) as error:
         return MethodInfo(name, path, origin, module, problem=f"it cannot be read: {error}")
     except ValueError as error:
         return MethodInfo(name, path, origin, module, problem=str(error))
-    summary, details, title, citation = "", "", "", ""
+    summary, details, meanings = "", "", dict[str, str]()
+    for one in reversed(lineage):
+        text, described = _described(ast.get_docstring(one.node) or "", {p.name for p in parameters})
+        meanings |= described
+        summary, _, details = text.partition("\n") if text else (summary, "", details)
+    title, citation = "", ""
     for one in lineage:
-        if not summary:
-            summary, _, details = (ast.get_docstring(one.node) or "").partition("\n")
         first = (ast.get_docstring(one.tree) or "").split("\n")[0]
         if one.path == path:
             title = first.partition(": ")[0] if ": " in first else ""
@@ -149,8 +163,9 @@ def describe(name: str, path: Path, origin: str, module: str, subclass: str = ""
         citation=citation,
         summary=summary,
         details=details.strip(),
+        formula=formula,
         needs=needs,
-        parameters=parameters,
+        parameters=tuple(replace(p, meaning=meanings.get(p.name, "")) for p in parameters),
         calibrated=calibrated,
         trained=trained,
         access=access,
@@ -330,14 +345,51 @@ def _sees_itself(lineage: list[_Class]) -> bool:
     return value.value
 
 
+def _formula(one: _Class) -> str:
+    """Return the class's own `formula`, as that of a base class is of another score; raise ValueError for no text."""
+    for item in one.node.body:
+        if isinstance(item, ast.AnnAssign) and "ClassVar" not in ast.unparse(item.annotation):
+            continue  # a hyper-parameter of this name
+        value = _value(item, "formula")
+        if isinstance(value, ast.Constant) and isinstance(value.value, str):
+            return inspect.cleandoc(value.value)
+        if value is not None:
+            raise ValueError(f"formula = {ast.unparse(value)} must be a string")
+    return ""
+
+
+def _described(docstring: str, names: set[str]) -> tuple[str, dict[str, str]]:
+    """Return a docstring without its list of hyper-parameters, and what the list says of each.
+
+    A line of the list is `NAME  MEANING`, with two spaces or more between them, or `NAME, NAME  MEANING`; what
+    continues it is indented.
+    """
+    text: list[str] = []
+    meanings: dict[str, str] = {}
+    described: list[str] = []
+    for line in docstring.splitlines():
+        item = _LISTED.match(line)
+        if item and names.issuperset(item[1].split(", ")):
+            described = item[1].split(", ")
+            meanings |= dict.fromkeys(described, item[2])
+        elif described and line.startswith("  "):
+            meanings |= {name: f"{meanings[name]} {line.strip()}" for name in described}
+        else:
+            described = []
+            text.append(line)
+    return "\n".join(text).strip(), meanings
+
+
 def _class_variable(one: _Class, name: str) -> ast.expr | None:
     """Return the value of a class variable, or None."""
-    for item in one.node.body:
-        targets = (
-            item.targets if isinstance(item, ast.Assign) else [item.target] if isinstance(item, ast.AnnAssign) else []
-        )
-        if name in map(_name, targets):
-            return item.value  # type: ignore[attr-defined,no-any-return]
+    return next((value for item in one.node.body if (value := _value(item, name)) is not None), None)
+
+
+def _value(item: ast.stmt, name: str) -> ast.expr | None:
+    """Return what a statement assigns to a name, or None."""
+    if isinstance(item, ast.Assign | ast.AnnAssign):
+        targets = item.targets if isinstance(item, ast.Assign) else [item.target]
+        return item.value if name in map(_name, targets) else None
     return None
 
 

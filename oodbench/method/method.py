@@ -35,14 +35,16 @@ class Method(ABC, Generic[State]):
     Arguments:
         needs       what the method reads
         access      what the method sees beyond what follows from its needs, such as Access(lm_words=True)
-        family      a group of `--methods` besides that of its card: "post-hoc" for a score of logits alone, as in GEN
+        family      a second group of `--methods`, such as "post-hoc" for a score of logits alone, as in GEN
         calibrated  name of the hyper-parameter that calibration images determine when it is None; "" if there is none
+        formula     LaTeX of the score, and after an empty line its symbols, one a line: SYMBOL, two spaces, its meaning
     """
 
     needs: ClassVar[Needs] = Needs.FEATURES
     access: ClassVar[Access] = Access()
     family: ClassVar[str] = ""
     calibrated: ClassVar[str] = ""
+    formula: ClassVar[str] = ""
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -72,7 +74,7 @@ class Method(ABC, Generic[State]):
         """
 
     def text_encodings(self, classes: int) -> int | None:
-        """Count the texts that fit() encodes if none is stored, besides the class prompts under `templates`.
+        """Count the texts that fit() encodes if none is stored, without the class prompts under `templates`.
 
         The plan of a run prints it. It must be known from the hyper-parameters, without an encoder.
 

@@ -19,13 +19,13 @@ class StreamMethod(Method[State]):
     """A method that learns from the test images: test-time adaptation. Its rows stand in a table of their own.
 
     For every pair of the ID set and an OOD set, and for every stream seed, the images of both sets come mixed in the
-    order of the stream protocol (docs/streams.md), unlabelled and in batches. begin() starts anew for each stream, and
+    order of the stream protocol (docs/streams.md), unlabelled and in batches. begin() starts again for each stream, and
     all that is learnt is in the state that step() returns: nothing is kept elsewhere. A hyper-parameter
     `base: str = "mcm"` names another method, whose score of each image is in batch.base; users write
     `oodd[base=neglabel[groups=10]]`.
 
     Arguments:
-        needs        FEATURES, ACTIVATIONS, CALIBRATION, LABELS, WEIGHTS and ENCODER are possible beside STREAM
+        needs        FEATURES, ACTIVATIONS, CALIBRATION, LABELS, WEIGHTS and ENCODER are possible together with STREAM
         sees_itself  whether step() may learn from an image before it scores that image
     """
 

@@ -60,7 +60,7 @@ class ScorePart:
     lines: Integers | None = None
 
     def where(self, index: int) -> str:
-        """Return where a score stands in its file: `line 7`, or `score 7` of an array."""
+        """Return the position of a score in its file: `line 7`, or `score 7` of an array."""
         return f"score {index + 1}" if self.lines is None else f"line {self.lines[index]}"
 
     def take(self, chosen: NDArray[Any]) -> ScorePart:

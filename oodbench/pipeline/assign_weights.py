@@ -185,7 +185,7 @@ def attach_weights(
     """Return the jobs with their weights, checked against the encoder, the hyper-parameters and the class names.
 
     `located` are the files by label; of a folder, every file that fits makes a job. With `--strict` the digests of the
-    files are computed anew. Raises UserError with the problems of all jobs.
+    files are computed again. Raises UserError with the problems of all jobs.
     """
     complete: list[Job] = []
     problems: list[str] = []

@@ -106,7 +106,7 @@ SHARD = 2048  # images, rounded up to whole batches
 
 @dataclass(frozen=True)
 class EmbeddingConfig:
-    """What embeddings depend on besides the images; `encoder` is the identity of the card."""
+    """What embeddings depend on in addition to the images; `encoder` is the identity of the card."""
 
     encoder: str
     precision: str

@@ -214,7 +214,7 @@ def _origin(request: ImportRequest, sets: Sequence[SetScores], parameters: bool,
 
 
 def _remark(request: ImportRequest, sets: Sequence[SetScores]) -> str:
-    """Return the sentence on an imported result that stands below its tables."""
+    """Return the sentence on an imported result that is printed below its tables."""
     files = ", ".join(dict.fromkeys(s.path.name for s in sets))
     whom = f"computed by {request.by}" if request.by else "it is not stated who computed them"
     sign = f"; sign as given (--higher {request.higher}), though the mean AUROC is below 50 %"

@@ -79,7 +79,7 @@ class Job:
 
     templates  the prompts, None for a method without prompts
     given      the hyper-parameters that the user set
-    named      whether the user named the method; one that stands in a group is skipped where it cannot run
+    named      whether the user named the method; one of a group is skipped where it cannot run
     base       label of the job whose scores a stream reads, or ""
     only_base  whether the method is scored for a stream alone, and has no row
     variant    what the label says of weights that stand in a folder with others, as `K=4,seed=2`

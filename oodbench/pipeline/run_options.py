@@ -10,7 +10,7 @@ Texts = str | Sequence[str]
 
 
 class RunOptions(TypedDict, total=False):
-    """What oodbench.run() takes besides methods and id: the fields of RunRequest, and two of its own."""
+    """What oodbench.run() takes in addition to methods and id: the fields of RunRequest, and two of its own."""
 
     results: str | Path
     tracking_uri: str | None

@@ -130,7 +130,7 @@ def _sets_of(name: str, path: Path, spelled: Mapping[str, str], protocol: Protoc
 
 
 def _named_in(path: Path, spelled: Mapping[str, str], protocol: Protocol) -> str:
-    """Return the set whose name is the name of a file, alone begins with it, or stands as a word in it.
+    """Return the set whose name is the name of a file, alone begins with it, or is a word of it.
 
     Of names in each other it is the longest.
     """

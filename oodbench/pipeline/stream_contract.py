@@ -49,7 +49,7 @@ def keeps_nothing_outside_its_state(t: Trial) -> str:
     if (place := difference(attributes, contents(vars(t.method)))) is not None:
         return f"step() changes self{place}; what is learnt from a stream belongs to the state that step() returns"
     if (place := difference(begun, contents(t.begin(), "state"))) is not None:
-        return f"begin() returns another {place} after a stream; it must begin each stream alike"
+        return f"begin() returns another {place} after a stream; it must begin each stream the same way"
     if t.same(first, t.scores(images)):
         return ""
     return f"other scores for the same stream after {OTHERS:,} other images: what is learnt belongs to the state"
@@ -71,7 +71,7 @@ def says_whether_it_sees_itself(t: Trial) -> str:
     """Unless `sees_itself` is True, no image's score changes with later images of its batch.
 
     A method that learns from a whole batch before it scores the batch is found. One that learns from image after
-    image, and from each before it scores that image, cannot be told from outside: its score is a function of the image
+    image, and from each before it scores that image, cannot be found from outside: its score is a function of the image
     and of those before it, whatever it declares.
     """
     if cast(StreamMethod[object], t.method).sees_itself:

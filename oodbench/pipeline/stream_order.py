@@ -42,11 +42,11 @@ class StreamProtocol:
 
     @property
     def name(self) -> str:
-        """Return what tells the streams of a run apart."""
+        """Return what distinguishes the streams of a run."""
         return f"{self.order}, seed {self.seed}"
 
     def plain(self) -> dict[str, Any]:
-        """Return the protocol as a key and a result have it; `reset` says that each pair begins anew."""
+        """Return the protocol as a key and a result have it; `reset` says that each pair begins again."""
         return {**asdict(self), "reset": "pair"}
 
     def kept(self, n_id: int, n_ood: int) -> tuple[Positions, Positions]:

@@ -24,7 +24,7 @@ _OF_PARTS = ("auroc", "fpr95", "fpr95_ood")
 def evaluate(plan: Plan, job: Job, protocol: StreamProtocol, entries: Mapping[str, Entry]) -> Result:
     """Return the result of a method from its stored scores of every pair, by OOD set.
 
-    The ID images are scored anew in each pair, so that each OOD set has its own ID scores, and no interval of a mean
+    The ID images are scored again in each pair, so that each OOD set has its own ID scores, and no interval of a mean
     over sets is computed.
     """
     found = [entries[one.listing.dataset.name] for one in plan.ood]

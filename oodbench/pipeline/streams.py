@@ -157,7 +157,7 @@ class _Stream:
             yield dataclasses.replace(batch, _base=base)
 
     def _read(self, parts: Sequence[npt.NDArray[Any]], rows: Positions) -> npt.NDArray[Any]:
-        """Return some rows of an array that lies in shards."""
+        """Return some rows of an array that is in shards."""
         found = np.empty((len(rows), parts[0].shape[1]), parts[0].dtype)
         shards = np.searchsorted(self._starts, rows, "right") - 1
         for shard in np.unique(shards):
@@ -295,6 +295,6 @@ def _kept_error(scorer: Scorer, method: FittedMethod, stream: _Stream, output: M
     index = int(changed.argmax())
     return (
         f"it keeps something outside its state: {stream.name(index)} scores {first[index]:.9g} at the beginning of a "
-        f"stream and {again[index]:.9g} when begin() starts it anew; all that is learnt belongs to the state that "
+        f"stream and {again[index]:.9g} when begin() starts it again; all that is learnt belongs to the state that "
         "step() returns, and what is drawn must follow task.seed"
     )

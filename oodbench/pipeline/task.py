@@ -1,4 +1,4 @@
-"""What a run needs in this process and on a Ray worker alike: the device, the encoder, the task and the resources."""
+"""What a run needs in this process and on a Ray worker: the device, the encoder, the task and the resources."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class TextCount:
     """Prompts of one method.
 
     classes  prompts of class names that are not stored
-    others   texts that fit() encodes besides; None if the method does not say, or was fitted before
+    others   other texts that fit() encodes; None if the method does not say, or was fitted before
     """
 
     label: str
@@ -38,7 +38,7 @@ class TextCount:
 def text_counts(plan: Plan, jobs: Iterable[tuple[Job, bool]]) -> list[TextCount]:
     """Return the prompts of some jobs; class prompts that several share are counted for the first of them.
 
-    With each job stands whether it was fitted before, for another set, so that its texts are stored.
+    Each job comes with whether it was fitted before, for another set, so that its texts are stored.
     """
     out, seen = [], set()
     for job, fitted in jobs:

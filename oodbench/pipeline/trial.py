@@ -129,7 +129,7 @@ class Trial:
             return self.method.predict(batch.for_method(self.method.needs | Needs.FEATURES), self.task, self.state)
 
     def again(self) -> Trial:
-        """Return the same method, made and fitted anew."""
+        """Return the same method, made and fitted again."""
         return trial(self.info, self.parameters, self.world.encoder.device)
 
     def same(self, first: Tensor, second: Tensor) -> bool:

@@ -1,6 +1,6 @@
 """Views: the transformed images of a set go through the image tower, and their embeddings are stored like the set's.
 
-The shards of a view are those of the image set, under a key that names the transform besides (method/views.py), so that
+The shards of a view are those of the image set, under a key that also names the transform (method/views.py), so that
 a run that was killed resumes per shard and view. An image is decoded once for several views of it.
 """
 

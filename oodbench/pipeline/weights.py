@@ -79,7 +79,7 @@ class WeightsFile:
         lacking = [name for name in ours if name not in set(trained_for)]
         more = [name for name in trained_for if name not in set(ours)]
         differences = [f"it lacks {first_few(lacking)}"] if lacking else []
-        differences += [f"it has {first_few(more)} besides"] if more else []
+        differences += [f"it also has {first_few(more)}"] if more else []
         how = "; ".join(differences)
         how = how or ("they are in another order" if len(ours) == len(trained_for) else "names occur more than once")
         return (
@@ -184,8 +184,8 @@ def _check(path: Path, recipe: Mapping[str, Any]) -> None:
         found = recipe["id"] if isinstance(recipe["id"], dict) else {}
         parts: dict[str, type] = {"set": str, "shots": int, "classes": dict}
         missing += [f"id.{name}" for name, kind in parts.items() if not isinstance(found.get(name), kind)]
-        beside: dict[str, type] = {"seed": int, "class_names": list}
-        missing += [name for name, kind in beside.items() if not isinstance(recipe.get(name), kind)]
+        others: dict[str, type] = {"seed": int, "class_names": list}
+        missing += [name for name, kind in others.items() if not isinstance(recipe.get(name), kind)]
         missing += [] if isinstance((found.get("classes") or {}).get("digest"), str) else ["id.classes.digest"]
     if missing:
         raise UserError(f"weights {path}: the recipe in its header lacks {', '.join(missing)}; train or fetch it again")
@@ -199,7 +199,7 @@ def _first_line(error: Exception) -> str:
 def examine(path: Path, store: Store, strict: bool = False) -> WeightsFile:
     """Return the digest and the recipe of a file.
 
-    A stored digest is used if size, times and inode of the file are unchanged; `strict` computes it anew. Raises
+    A stored digest is used if size, times and inode of the file are unchanged; `strict` computes it again. Raises
     UserError if the file cannot be read, or its recipe lacks a field that a run reads.
     """
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,13 +40,13 @@ class ImageScores:
 
 def read_scores(path: Path) -> dict[str, ImageScores]:
     """Read the scores of each dataset. Raise UserError if the file does not exist, is damaged or lacks a column."""
-    columns = _read(path, ("dataset", "label", "score", "prediction"))
+    columns = read_columns(path, ("dataset", "label", "score", "prediction"))
     return {name: _images(columns, columns["dataset"] == name) for name in dict.fromkeys(columns["dataset"].tolist())}
 
 
 def read_pairs(path: Path) -> dict[str, dict[str, ImageScores]]:
     """Read the scores of a stream's result: by OOD set, those of both sets of the pair. Raise UserError as above."""
-    columns = _read(path, ("dataset", "label", "score", "prediction", "pair", "place"))
+    columns = read_columns(path, ("dataset", "label", "score", "prediction", "pair", "place"))
     pairs: dict[str, dict[str, ImageScores]] = {}
     for pair, name in dict.fromkeys(zip(columns["pair"].tolist(), columns["dataset"].tolist(), strict=True)):
         mask = (columns["pair"] == pair) & (columns["dataset"] == name)
@@ -54,7 +54,8 @@ def read_pairs(path: Path) -> dict[str, dict[str, ImageScores]]:
     return pairs
 
 
-def _read(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+def read_columns(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Read columns of scores per image. Raise UserError if the file does not exist, is damaged or lacks a column."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -111,10 +112,19 @@ class VerifiedResult:
     failed: bool = False  # a failed result, which has no numbers
 
 
-def verify(results: Path) -> Iterator[VerifiedResult]:
-    """Verify every result of a results folder, in order of path; problems name the number, stored and recomputed."""
-    for path in row_files(results):
-        yield _verified(path)
+def verify(results: Path, chosen: Callable[[Result], bool] = lambda row: True) -> Iterator[VerifiedResult]:
+    """Verify one result, or the chosen ones of a folder in order of path.
+
+    Problems name the number, as stored and as recomputed. Files that cannot be read are always among them.
+    """
+    for path in [results] if results.is_file() else row_files(results):
+        try:
+            row = read(path)
+        except UserError as error:
+            yield VerifiedResult(path, path.stem, 0, (str(error),))
+        else:
+            if chosen(row):
+                yield _verified(path, row)
 
 
 def recomputed(row: Result, images: dict[str, ImageScores]) -> Result:
@@ -223,11 +233,7 @@ def _near(stored: Bounds, found: Bounds) -> Bounds:
     return {metric: stored[metric] if same(metric) else found.get(metric, (math.nan, math.nan)) for metric in stored}
 
 
-def _verified(path: Path) -> VerifiedResult:
-    try:
-        row = read(path)
-    except UserError as error:
-        return VerifiedResult(path, path.stem, 0, (str(error),))
+def _verified(path: Path, row: Result) -> VerifiedResult:
     if row.status != "ok":
         return VerifiedResult(path, row.label, 0, failed=True)
     try:

@@ -145,7 +145,7 @@ def _index_shard(shard: ShardFile) -> dict[str, Any]:
         group.setdefault(key, member)
     kept, captions = [], []
     for key, image in images.items():
-        problem = "" if key in texts else "no caption beside it"
+        problem = "" if key in texts else "no caption next to it"
         caption = ""
         if not problem:
             try:
@@ -158,5 +158,5 @@ def _index_shard(shard: ShardFile) -> dict[str, Any]:
         else:
             kept.append((image.name, image.offset, image.size))
             captions.append(caption)
-    skipped += [f"{texts[key].name} of {shard.location}: no image beside it" for key in texts if key not in images]
+    skipped += [f"{texts[key].name} of {shard.location}: no image next to it" for key in texts if key not in images]
     return {"images": kept, "captions": captions, "skipped": skipped}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from oodbench.data.load import check_exist
 from oodbench.encoder.card import parse_encoder
 from oodbench.encoder.resolve import ResolvedEncoder, resolve
 from oodbench.errors import ProblemList, UserError, raise_all
@@ -179,10 +180,10 @@ class TrainPlan:
         return self.job.info.patch_fields if self.shots else ()
 
     def identity(self) -> dict[str, Any]:
-        """Return what the weights depend on besides the corpus; a training resumes only with an equal identity."""
+        """Return what else the weights depend on; a training resumes only with an equal identity."""
         optimiser = self.optimiser.as_recorded()
         parameters, files = self.job.parameters, self.job.files
-        if self.shots:  # the others are of the score, besides the prompts, which module() may read
+        if self.shots:  # the others are of the score, except the prompts, which module() may read
             fixed = self.job.info.trained
             parameters = {key: value for key, value in parameters.items() if key in fixed or key.endswith("templates")}
             files = file_digests(parameters)
@@ -207,6 +208,7 @@ def make_plan(request: TrainRequest) -> TrainPlan:
     collected = ProblemList()
     attempt = collected.attempt
     store = open_store(request.store, request.shared)
+    attempt(check_exist, [request.id])
     attempt(check_options, request)
     job = attempt(find_job, request)
     few_shot = job is not None and is_few_shot(job)

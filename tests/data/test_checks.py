@@ -163,7 +163,7 @@ def test_class_folders_against_names(data: Path, tmp_path: Path) -> None:
 def test_an_id_image_outside_the_class_folders(data: Path) -> None:
     save(picture(7), data / "id/loose.png")
     report = checked(data, sets(count=21))
-    assert "lies in none" in found(report, "classes", "error").message
+    assert "is in none" in found(report, "classes", "error").message
     assert report.sets[0].looked == 21
 
 

@@ -41,7 +41,7 @@ def fetch(server: FileServer, folder: Path, path: str = "/a.bin", sha256: str = 
 
 
 def left(folder: Path) -> set[str]:
-    """What lies in the folder, without locks."""
+    """What is in the folder, without locks."""
     return {p.name for p in folder.iterdir() if not p.name.endswith(".lock")}
 
 

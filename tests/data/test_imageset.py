@@ -62,7 +62,7 @@ def test_an_ood_set_may_be_nested_or_flat(folder: Path) -> None:
 
 def test_an_id_image_outside_a_class_folder_is_named(folder: Path) -> None:
     save(folder / "loose.png")
-    with pytest.raises(UserError, match=r"needs one folder per class, but .*loose\.png lies in none"):
+    with pytest.raises(UserError, match=r"needs one folder per class, but .*loose\.png is in none"):
         listed(folder)
 
 

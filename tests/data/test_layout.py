@@ -155,7 +155,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str] | str]] = {
     "splits with years": ({"Training/a/1.png": "", "test2017/a/2.png": ""}, "are splits or parts of a set"),
     "images and masks": ({"images/a/1.png": "", "masks/a/1.png": ""}, "images, masks are splits or parts of a set"),
     "no classes": ({"images/1.png": "", "images/2.png": ""}, "the folders images are splits or parts of a set"),
-    "a loose image": ({"a/1.png": "", "2.png": ""}, "2.png lies in none"),
+    "a loose image": ({"a/1.png": "", "2.png": ""}, "2.png is in none"),
 }  # fmt: skip
 
 

@@ -41,12 +41,10 @@ def test_folders_by_letter_are_no_classes() -> None:
 
 
 def test_letters_may_be_classes() -> None:
-    """Of an alphabet: images lie in the letters, or folders in them have other names."""
+    """Of an alphabet: images are in the letters, or folders in them have other names."""
     for names in (("a/1.jpg", "b/2.jpg"), ("a/v/1.jpg", "b/w/2.jpg"), ("a/a1/1.jpg", "b/w/2.jpg")):
         assert list(classes(*names).values()) == ["a", "b"]
-    with pytest.raises(
-        Unlabelled, match=r"a, b sort class folders by letter, but b/2\.jpg lies in none \(1 of 2 images"
-    ):
+    with pytest.raises(Unlabelled, match=r"a, b sort class folders by letter, but b/2\.jpg is in none \(1 of 2 images"):
         classes("a/abbey/1.jpg", "b/2.jpg")
 
 
@@ -81,9 +79,9 @@ def test_splits_without_folders_and_in_archives_are_refused() -> None:
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (("1.png", "2.png"), r"1\.png lies in none \(2 of 2 images\); without classes it can be an OOD set"),
-        (("images/a/1.png", "x.png"), r"x\.png lies in none .*name the folder .*: folder:/data/x/images$"),
-        (("cat/1.png", "dog/1.png", "x.png"), r"x\.png lies in none \(1 of 3 images\); move such images away"),
+        (("1.png", "2.png"), r"1\.png is in none \(2 of 2 images\); without classes it can be an OOD set"),
+        (("images/a/1.png", "x.png"), r"x\.png is in none .*name the folder .*: folder:/data/x/images$"),
+        (("cat/1.png", "dog/1.png", "x.png"), r"x\.png is in none \(1 of 3 images\); move such images away"),
         (("cat/1.png", "x.png"), r"move such images away, or into class folders"),
     ],
 )
@@ -95,14 +93,14 @@ def test_images_in_no_folder_are_refused_with_a_way_out(names: tuple[str, ...], 
 def test_what_may_lie_deeper_is_told_with_what_to_paste() -> None:
     superclasses = ("animals/cat/1.png", "animals/dog/2.png", "cars/van/3.png")
     assert list(classes(*superclasses).values()) == ["animals", "animals", "cars"]
-    assert "if the classes lie a folder deeper, name them 'folder:/data/x/*'" in remarks(*superclasses)
+    assert "if the classes are one folder deeper, name them 'folder:/data/x/*'" in remarks(*superclasses)
     assert "deeper" not in remarks("cat/1.png", "cat/v/2.png", "dog/3.png")
     said = remarks("ill/images/1.png", "ill/masks/1.png", "well/images/2.png", "well/masks/2.png")
     assert "images in images, masks count alike" in said and "/*" not in said
 
 
 def test_splits_are_no_classes_at_any_depth() -> None:
-    with pytest.raises(UserError, match=r"\(test, train\) are splits or parts of a set, .* lie higher: folder:/data/x"):
+    with pytest.raises(UserError, match=r"\(test, train\) are splits or parts of a set, .* are higher: folder:/data/x"):
         classes_by_folder(("cat/train/1.png", "dog/test/2.png"), place=ClassPlace("folder:/data/x", 2))
 
 
@@ -133,9 +131,7 @@ def test_a_pasted_reference_is_read(merged: Path) -> None:
     assert listed(pasted[0]) == (("glioma", "no tumor"), ["glioma", "no_tumor"])
     assert listed(pasted[2]) == (("glioma", "no tumor"), ["glioma", "no_tumor", "glioma", "no_tumor"])
     assert catalogue.dataset(pasted[2]).title == "brain scans"
-    with pytest.raises(
-        Unlabelled, match=r"the class folders are folder:.*/\*/\*, but Testing/glioma/3\.png lies in no"
-    ):
+    with pytest.raises(Unlabelled, match=r"the class folders are folder:.*/\*/\*, but Testing/glioma/3\.png is in no"):
         listed(f"folder:{merged}/*/*")
     assert len(load_images(catalogue.dataset(pasted[2]), LoadOptions(Path(), Store(merged)), labelled=False)) == 4
 

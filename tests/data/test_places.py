@@ -224,8 +224,8 @@ def test_a_table_without_file_names_is_known_by_its_labels(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        ((*FLAT, "holiday.JPEG"), r"no validation images of ImageNet-1k .*, and lie in no class folder: holiday\.JPEG"),
-        ((*FLAT, "n01440764/x.JPEG"), r"lie in no class folder: n01440764/x\.JPEG"),
+        ((*FLAT, "holiday.JPEG"), r"no validation images of ImageNet-1k .*, and are in no class folder: holiday\.JPEG"),
+        ((*FLAT, "n01440764/x.JPEG"), r"are in no class folder: n01440764/x\.JPEG"),
         ((*FLAT, FLAT[0].replace(".JPEG", "_n01751748.JPEG")), "are the same image, n01751748/"),
     ],
 )
@@ -238,7 +238,7 @@ def test_other_files_among_flat_images_are_refused(names: tuple[str, ...], said:
 def test_images_in_a_wrong_class_folder_are_told(tmp_path: Path) -> None:
     put(tmp_path / "imagenet1k/val", *SORTED[:-1], f"{SORTED[0][:9]}/{FLAT[-1]}")
     messages = [remark.message for remark in listed("imagenet1k", tmp_path, labelled=True).remarks]
-    assert f"1 validation images lie in another class folder than theirs: {SORTED[0][:9]}/{FLAT[-1]}" in messages
+    assert f"1 validation images are in another class folder than theirs: {SORTED[0][:9]}/{FLAT[-1]}" in messages
 
 
 @pytest.mark.parametrize("beside", ["imagenet1k", "imagenet1k/val"])

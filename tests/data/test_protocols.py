@@ -323,7 +323,7 @@ def test_a_set_of_one_s_own_is_declared(photos: Path, tmp_path: Path, monkeypatc
         assert (one.count, one.cite, one.declared) == (60, 'Doe "x"', True)
         assert len(listed("mine", Path("/elsewhere"))) == 60
         flat = add_dataset("flat", {"loader": "images", "path": str(photos / "others")}, store)
-        assert len(flat.images) == 20 and "lies in none" in flat.only_ood
+        assert len(flat.images) == 20 and "is in none" in flat.only_ood
         refused: list[tuple[str, dict[str, str], str]] = [
             (
                 "mine",
@@ -334,7 +334,7 @@ def test_a_set_of_one_s_own_is_declared(photos: Path, tmp_path: Path, monkeypatc
             ("Mine!", {"loader": "images", "path": "x"}, "a dataset's name is made of"),
             ("new", {"loader": "image", "path": "x"}, "no loader 'image'; did you mean 'images'"),
             ("new", {"loader": "images", "path": str(tmp_path / "none")}, "'new' was not found at"),
-            ("new", {"loader": "classes", "path": str(photos / "others")}, "lies in none"),
+            ("new", {"loader": "classes", "path": str(photos / "others")}, "is in none"),
             ("new", {"loader": "list", "path": str(photos)}, "loader 'list' needs --list"),
         ]
         for name, fields, said in refused:
@@ -427,7 +427,7 @@ def test_openood_and_mos_run_by_name(shared: Path, tmp_path: Path) -> None:
         ("textures-5160", "far"),
         ("openimage-o", "far"),
     ]
-    from oodbench import report
+    import oodbench.report as report
 
     table = "\n".join(report.markdown(one) for one in report.tables([mcm, react]))
     assert "near" in table.lower() and "far" in table.lower() and "SSB-hard" in table

@@ -74,7 +74,7 @@ def test_without_gdown_the_way_by_hand_is_told(tmp_path: Path, cli: Cli, monkeyp
     done = cli("get", "weights", "clipn", "clipn-2", "--data", tmp_path)
     assert done.returncode == 3 and "Traceback" not in done.stderr
     for one in ("clipn-1", "clipn-2"):
-        assert f"{one}: it lies in Google Drive" in done.stderr and releases("weights")[one].drive in done.stderr
+        assert f"{one}: it is in Google Drive" in done.stderr and releases("weights")[one].drive in done.stderr
         assert f"and put it in {tmp_path}/weights/{one}, or: oodbench get weights" in done.stderr
     assert not list(tmp_path.iterdir())
 
@@ -206,7 +206,7 @@ def test_what_is_no_checkpoint_is_refused(drive: SimpleNamespace, tmp_path: Path
     drive.content = b"<html>confirm</html>"
     with pytest.raises(UserError, match="is a web page, not a checkpoint"):
         fetch_release(wanted, tmp_path)
-    assert not list(wanted.folder(tmp_path).iterdir())  # a rerun begins anew
+    assert not list(wanted.folder(tmp_path).iterdir())  # a rerun begins again
     drive.listing = ["a.pt", "b.pt"]
     with pytest.raises(Missing, match=r"should hold one checkpoint \(a.pt, b.pt\)"):
         fetch_release(wanted, tmp_path)

@@ -516,7 +516,7 @@ def test_a_tokenizer_in_a_folder_travels_with_the_encoder(tmp_path: Path, files:
         "tokenizer_config.json",
     }
     shutil.rmtree(place)
-    shutil.rmtree(saved / "store")  # so that the prompts are encoded anew
+    shutil.rmtree(saved / "store")  # so that the prompts are encoded again
     recipe = json.loads((saved / "detector.json").read_text())
     recipe["contents"] = {name: one for name, one in recipe["contents"].items() if not name.startswith("store/")}
     recipe.pop("digest")

@@ -136,7 +136,7 @@ def test_too_few_images_and_scores_that_tie_are_told(caplog: pytest.LogCaptureFi
     assert "not the 100 % asked for, which no number of images can guarantee" in caplog.text
     caplog.clear()
     assert threshold.threshold(np.full(30, 2.5) + 1e-7 * (np.arange(30) > 9), 0.95) == 2.5
-    assert "all 30 ID images score 2.5, which tells nothing; every image that scores so is kept" in caplog.text
+    assert "all 30 ID images score 2.5, which says nothing; every image that scores so is kept" in caplog.text
     caplog.clear()
     assert threshold.threshold(np.repeat([1.0, 2.0, 3.0], 10), 0.5) == 2
     assert "20 of 30 ID images" in caplog.text and "66.7 % are kept, not the 50 % asked for" in caplog.text
@@ -273,9 +273,9 @@ def test_a_folder_of_an_older_version_scores_as_it_did(
     path.write_text(json.dumps({**older, "digest": digest(older)}))
     assert "promises" not in caplog.text
     found = Detector.load(path.parent)
-    assert "was set on images that it learnt from" in caplog.text and "fit and save it anew" in caplog.text
+    assert "was set on images that it learnt from" in caplog.text and "fit and save it again" in caplog.text
     caplog.clear()
     Detector.load(found.save(tmp_path / "older"))
-    assert "was set on images that it learnt from" in caplog.text, "nor does saving it anew without fitting help"
+    assert "was set on images that it learnt from" in caplog.text, "nor does saving it again without fitting help"
     assert found.threshold_ == one.threshold_
     assert (found.score_samples(files) == one.score_samples(files)).all()

@@ -247,7 +247,7 @@ def test_an_image_without_a_candidate_scores_highest(fitted: Task) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("parameters", [{}, pytest.param(TINY, marks=pytest.mark.slow)])
 def test_cached_keys_change_no_token(parameters: dict[str, Any]) -> None:
-    """All images together with cached keys, and each alone with the whole sequence anew: the same ids, step by step."""
+    """All images together with cached keys, and each alone, the whole sequence again: the same ids, step by step."""
     if parameters:
         pytest.importorskip("transformers", reason="decoder=bert needs the extra hf")
     encoder = Spelling()

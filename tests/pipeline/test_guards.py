@@ -247,7 +247,7 @@ WRITES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("what", WRITES)
 def test_a_write_past_torch_harms_no_other_method(what: str, images: Path, tmp_path: Path) -> None:
-    """Nor one whose state lies in the memory that is written, however the methods are ordered."""
+    """Nor one whose state is in the memory that is written, however the methods are ordered."""
     learn, write = WRITES[what]
     for name, fit, score in (("probe", learn or "pass", write), ("keeps", "return task.text('simple')", "pass")):
         (tmp_path / f"{name}.py").write_text(

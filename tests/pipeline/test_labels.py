@@ -188,11 +188,11 @@ def image_set(folders: str, named: str = "") -> ImageSet:
         (("n01440764,n01443537", "crane,crane"), ("n01440764,n01443537", "crane,crane"), [0, 1]),
         (("n01440764,n01443537", "crane,crane"), ("n01440764,n01443537", "crane bird,crane"), [0, 1]),
         (("10,2",), ("10,2",), [0, 1]),
-        (("a,b",), ("a,c",), "2 instead of 2; it lacks b; it has c besides"),
-        (("a,b",), ("a,b,c",), "3 instead of 2; it has c besides"),
+        (("a,b",), ("a,c",), "2 instead of 2; it lacks b; it also has c"),
+        (("a,b",), ("a,b,c",), "3 instead of 2; it also has c"),
         (("a,b,c",), ("a,b",), "2 instead of 3; it lacks c"),
-        (("0,1", "a,b"), ("c,d",), "lacks a, b; it has c, d besides"),
-        (("0,1", "a,b"), ("0,1", "c,b"), "lacks a; it has c besides"),
+        (("0,1", "a,b"), ("c,d",), "lacks a, b; it also has c, d"),
+        (("0,1", "a,b"), ("0,1", "c,b"), "lacks a; it also has c"),
         (("0,1,2",), ("0,1",), "2 instead of 3; it lacks 2"),
     ],
 )
@@ -225,7 +225,7 @@ def test_shots_do_not_depend_on_the_order_of_the_list_and_count_an_image_once() 
         ({"calibration_limit": 0}, "--calibration-limit must be at least 1, not 0"),
         ({"calibration_limit": 2}, "1 of 3 classes have no image among the 2 calibration images .*--shots 2"),
         ({"calibration": "PLACE/other"}, "have other classes than .*: 2 instead of 3; it lacks blue"),
-        ({"calibration": "PLACE/more"}, "have other classes than .*: 4 instead of 3; it has zebra besides"),
+        ({"calibration": "PLACE/more"}, "have other classes than .*: 4 instead of 3; it also has zebra"),
     ],
 )
 def test_what_cannot_be_drawn_is_said_before_anything_is_encoded(

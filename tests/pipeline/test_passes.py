@@ -185,7 +185,7 @@ def test_who_changes_something_is_found_and_nobody_else(threads: int | None, wha
     found = score_batches(batches, group, given_task, threads)
     assert [isinstance(one.error, InputMutated) for one in found] == [False, False, True, False]
     assert all(one.error is None for one in (found[0], found[1], found[3]))
-    # The rest start anew with the same task, and get what they would have got.
+    # The rest start again with the same task, and get what they would have got.
     rest = [group[0], group[1], group[3]]
     again, fresh = score_batches(batches, rest, given_task, threads), score_batches(batches, rest, task(), threads)
     for one, other in zip(again, fresh, strict=True):

@@ -141,7 +141,7 @@ def test_kept_patches_are_read_again_in_half_precision(images: Path, tmp_path: P
     want = expected(images, "ood", lambda patches: torch.nn.functional.normalize(patches.half().float()).mean(0).norm())
     np.testing.assert_allclose(found[f"folder:{images}/ood"], want, rtol=1e-4)
 
-    for methods, tower, edit in (("before", 90, ""), ("before,gl_mcm[lam=0.5]", 0, "# an edit: scored anew\n")):
+    for methods, tower, edit in (("before", 90, ""), ("before,gl_mcm[lam=0.5]", 0, "# an edit: scored again\n")):
         (tmp_path / "before.py").write_text(HEAD + BEFORE + edit)
         passes.clear()
         options |= {"methods": methods, "plugins": [tmp_path / "before.py"], "store": tmp_path / "store"}

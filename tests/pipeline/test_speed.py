@@ -46,7 +46,7 @@ def test_passes_that_methods_share_have_the_digits_of_the_logits(classes: int, s
     assert torch.equal(logsumexp(shared.logits(*of)), plain(shared.logits(*of)))
 
 
-def test_what_is_shared_is_of_this_batch_and_cannot_be_spoilt() -> None:
+def test_task_cache_is_per_batch() -> None:
     torch.manual_seed(0)
     bank = normalize(torch.randn(30, 16), dim=-1)
     shared, batches = task(30, bank), [normalize(torch.randn(5, 16), dim=-1) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""Damaged files of a results folder: one line for each, the other rows are printed, a run makes them anew."""
+"""Damaged files of a results folder: one line for each, the other rows are printed, a run makes them again."""
 
 from __future__ import annotations
 

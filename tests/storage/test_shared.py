@@ -193,7 +193,7 @@ def test_two_downloads_of_one_file_do_not_mix(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.slow
 def test_shards_at_a_url_are_the_same_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fetched anew on another machine: the same list by digest, and images that are found there."""
+    """Fetched again on another machine: the same list by digest, and images that are found there."""
     from PIL import Image
 
     from oodbench.distributed.payload import portable

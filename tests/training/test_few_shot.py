@@ -444,7 +444,7 @@ def test_weights_that_do_not_fit(cli: Cli, place: Path, plugin: Path, trained: P
     (tmp_path / "twice").mkdir()
     for name in ("a", "b"):
         (tmp_path / f"twice/{name}.safetensors").write_bytes(one.read_bytes())
-    others = "3 class names of '.*', not for these 3: it lacks yellow; it has red besides"
+    others = "3 class names of '.*', not for these 3: it lacks yellow; it also has red"
     again = "train some for these: oodbench train heads --id .* --shots {} .* --seed 1"
     cases: list[tuple[tuple[str | Path, ...], str]] = [
         (("heads", f"heads={one}", "--classes", tmp_path / "names.txt"), f"{others}\n +{again.format(2)}"),
@@ -501,7 +501,7 @@ def test_files_that_cannot_be_read_are_left_out(
 
 @pytest.mark.parametrize(
     ("names", "how"),
-    [("b a", "in another order"), ("a b b", "names occur more than once"), ("a c", "it lacks c; it has b besides")],
+    [("b a", "in another order"), ("a b b", "names occur more than once"), ("a c", "it lacks c; it also has b")],
 )
 def test_class_names_that_differ(names: str, how: str) -> None:
     images = {"set": "letters", "shots": 1, "classes": {"digest": ""}}

@@ -177,7 +177,7 @@ def gradients(trainer: Trainer) -> dict[str, Tensor]:
 def test_the_gradient_is_that_of_the_whole_batch(
     encoder: OpenClip, ask: Callable[..., TrainRequest], table: Path, chunk: int
 ) -> None:
-    """Against the loss written anew in float64, of all 32 pairs at once, from the images and captions themselves."""
+    """Against the loss written again in float64, of all 32 pairs at once, from the images and captions themselves."""
     trainer = trainer_of(encoder, ask(chunk=chunk))
     found = gradients(trainer)
     rows = rows_of(table)
@@ -619,7 +619,7 @@ def test_broken_shards_are_named_and_counted(ask: Callable[..., TrainRequest], t
     pack(tmp_path / "s-2.tar", samples[30:])
     asked = ask(captions=str(tmp_path / "s-{0..2}.tar"), batch=8)
     with pytest.raises(
-        UserError, match=r"s-0.tar: 2 things cannot be used: lone.png of .*: no caption beside it; empty"
+        UserError, match=r"s-0.tar: 2 things cannot be used: lone.png of .*: no caption next to it; empty"
     ):
         train(asked)
     told: list[Any] = []

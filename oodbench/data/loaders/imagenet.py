@@ -25,7 +25,7 @@ from oodbench.storage.archives import is_archive
 def load(dataset: Dataset, data: Path, labelled: bool) -> ImageSet:
     """List the images, sorted by class folder and name; without class folders, by the index of data/imagenet.py.
 
-    Raise UserError if some lie in class folders and others do not, if a file is none of the images, or if val.txt or
+    Raise UserError if some are in class folders and others do not, if a file is none of the images, or if val.txt or
     the labels of a table say otherwise.
     """
     path = dataset.folder(data)
@@ -54,7 +54,7 @@ def _all_classes(images: ImageSet) -> ImageSet:
     folders, where = _folders(), [(name.split("/")[-2], image_number(name)) for name in images.names]
     wrong = [name for name, (own, n) in zip(images.names, where, strict=True) if n and own != folders[n - 1]]
     if wrong:
-        message = f"{len(wrong):,} validation images lie in another class folder than theirs: {first_few(wrong)}"
+        message = f"{len(wrong):,} validation images are in another class folder than theirs: {first_few(wrong)}"
         images = replace(
             images, remarks=(*images.remarks, Remark("class-folders", message, len(wrong), tuple(wrong[:10])))
         )
@@ -96,7 +96,7 @@ def _folders() -> list[str]:
 
 
 def _check_list(images: ImageSet, folders: Sequence[str]) -> None:
-    """Raise UserError if a val.txt among the images or beside their folder gives one of its images another class."""
+    """Raise UserError if a val.txt among the images or next to their folder gives one of its images another class."""
     for home in (images.folder, images.folder.parent):
         if (home / "val.txt").is_file():
             found = read_list(home / "val.txt")
@@ -118,7 +118,7 @@ def _with_truth(images: ImageSet, files: list[str], labelled: bool) -> ImageSet:
         loose = [name for name in other if "/" not in name]
         raise (Unlabelled if labelled else UserError)(
             f"dataset '{images.dataset.name}': {images.folder} has images that are no validation images of ImageNet-1k "
-            f"(ILSVRC2012_val_00000001.JPEG), and lie in no class folder: {first_few(loose or other)}"
+            f"(ILSVRC2012_val_00000001.JPEG), and are in no class folder: {first_few(loose or other)}"
         )
     folders = _folders()
     _check_list(images, folders)

@@ -44,7 +44,7 @@ _PARTS = frozenset("image images img imgs mask masks label labels annotations se
 _SPLITS = _PARTS | frozenset(
     "train training val valid validation test testing dev eval unlabeled unlabelled trainset testset valset".split()
 )
-_SPLIT_WORDS = frozenset("set data dataset split seg pred".split())  # beside one of these: test_set, seg_train
+_SPLIT_WORDS = frozenset("set data dataset split seg pred".split())  # next to one of these: test_set, seg_train
 _MAX_CLASSES = 1_000_000  # a greater label is an identifier or a mistake
 _IN_MESSAGE = 5  # names in a message
 _EXAMPLES = 10  # names that a remark lists
@@ -186,7 +186,7 @@ def classes_by_folder(
     if _sorted_by_letter(inner):
         if loose := [name for name, (_, _, rest) in zip(names, parts, strict=True) if "/" not in rest]:
             raise Unlabelled(
-                f"the folders {first_few(letters)} sort class folders by letter, but {loose[0]} lies in none "
+                f"the folders {first_few(letters)} sort class folders by letter, but {loose[0]} is in none "
                 f"({len(loose):,} of {len(names):,} images); move such images away, or into class folders"
             )
         keys = _below_letters([rest for _, _, rest in parts])
@@ -197,7 +197,7 @@ def classes_by_folder(
         remarks += _remarks_on_splits(inner, place)
     classes = sort_classes(keys)
     if root and keys is tops:
-        message = f"all images lie in {'/'.join(root)}: the folders in it ({first_few(classes)}) are the classes"
+        message = f"all images are in {'/'.join(root)}: the folders in it ({first_few(classes)}) are the classes"
         remarks.insert(0, Remark("class-folders", message))
     deep = [i for i, (_, _, rest) in enumerate(parts) if "/" in rest] if keys is tops else []
     if deep:
@@ -210,9 +210,9 @@ def classes_by_folder(
             )
             deeper += " them away, or name the images by list:FILE"
         elif place.name:
-            deeper = f"; if the classes lie a folder deeper, name them {place.reference('*')}"
+            deeper = f"; if the classes are one folder deeper, name them {place.reference('*')}"
         message = (
-            f"{len(deep):,} images lie in folders within their class folder: {names[deep[0]]} is of class "
+            f"{len(deep):,} images are in folders within their class folder: {names[deep[0]]} is of class "
             f"{tops[deep[0]]}{deeper if len(deep) == len(names) else ''}"
         )
         remarks.append(Remark("nested", message, len(deep), tuple(names[i] for i in deep[:_EXAMPLES])))
@@ -226,20 +226,20 @@ def _classes_at(names: Sequence[str], place: ClassPlace) -> Classes:
     parts = [name.split("/") for name in names]
     loose = next((name for name, part in zip(names, parts, strict=True) if len(part) <= place.depth), None)
     if loose is not None:
-        raise Unlabelled(f"the class folders are {place.name}{'/*' * place.depth}, but {loose} lies in none of them")
+        raise Unlabelled(f"the class folders are {place.name}{'/*' * place.depth}, but {loose} is in none of them")
     keys = [part[place.depth - 1] for part in parts]
     classes = sort_classes(keys)
     if all(map(_is_split, classes)):
         raise UserError(
             f"the folders {place.name}{'/*' * place.depth} ({first_few(classes)}) are splits or parts of a set, not "
-            f"classes; the class folders lie higher: {shlex.quote(place.name + '/*' * (place.depth - 2))}"
+            f"classes; the class folders are higher: {shlex.quote(place.name + '/*' * (place.depth - 2))}"
         )
     index = {folder: i for i, folder in enumerate(classes)}
     return Classes(np.array([index[key] for key in keys]), classes)
 
 
 def _loose_error(names: Sequence[str], loose: Sequence[str], place: ClassPlace) -> UserError:
-    """Return the error for images that lie in no folder, with what can be done."""
+    """Return the error for images that are in no folder, with what can be done."""
     parts = [name.partition("/") for name in names if "/" in name]
     holding = [top for top, inside in _inner_folders(parts).items() if inside and "" not in inside]
     if not parts:
@@ -249,13 +249,13 @@ def _loose_error(names: Sequence[str], loose: Sequence[str], place: ClassPlace) 
     else:
         advice = "move such images away, or into class folders"
     return Unlabelled(
-        f"an ID set needs one folder per class, but {loose[0]} lies in none ({len(loose):,} of {len(names):,} images); "
+        f"an ID set needs one folder per class, but {loose[0]} is in none ({len(loose):,} of {len(names):,} images); "
         f"{advice}"
     )
 
 
 def _inner_folders(parts: Sequence[tuple[str, str, str]]) -> dict[str, set[str]]:
-    """Return the folders that hold images within each folder; "" for images that lie in it directly."""
+    """Return the folders that hold images within each folder; "" for images that are in it directly."""
     inner: dict[str, set[str]] = {}
     for top, _, rest in parts:
         inner.setdefault(top, set()).add(rest.rpartition("/")[0].partition("/")[0])
@@ -270,7 +270,7 @@ def _sorted_by_letter(inner: Mapping[str, set[str]]) -> bool:
 
 
 def _below_letters(paths: Sequence[str]) -> list[str]:
-    """Return the class of each path below its letter: its folders, `church/indoor`, unless images lie in `church`."""
+    """Return the class of each path below its letter: its folders, `church/indoor`, unless images are in `church`."""
     folders = [path.rpartition("/")[0] for path in paths]
     found = set(folders)
     nested = any(str(parent) in found for folder in found for parent in PurePosixPath(folder).parents)

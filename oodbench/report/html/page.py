@@ -177,22 +177,18 @@ def render(tables: Sequence[Table], source: FigureSource, options: TableOptions,
     records = Records(source.paths, source.results, options.sets)
     views = [view(number, table, records) for number, table in enumerate(tables, 1)]
     drawn = gallery(tables, source, options.sets, figures)
-    return _text(_page(views, drawn, records, tables))
+    return encodable(_page(views, drawn, records, tables))
 
 
 def _page(views: Sequence[PageTable], figures: FigureGallery, records: Records, tables: Sequence[Table]) -> str:
-    style, *scripts = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "table.js", "panel.js"))
+    style, *scripts = map(page_file, ("page.css", "table.js", "provenance.js", "panel.js"))
     benchmarks, encoders = _distinct(v.benchmark for v in views), _distinct(v.encoder for v in views)
-    policy = (
-        f"default-src 'none'; script-src {' '.join(map(_allowed, scripts))}; style-src {_allowed(style)}; "
-        "img-src data:; base-uri 'none'; form-action 'none'"
-    )
     return (
-        _environment()
+        environment(HERE)
         .get_template("page.html")
         .render(
             title=benchmarks[0] if len(benchmarks) == 1 else f"{len(benchmarks)} benchmarks",
-            policy=policy,
+            policy=policy(style, scripts),
             style=style,
             scripts=scripts,
             views=views,
@@ -206,11 +202,17 @@ def _page(views: Sequence[PageTable], figures: FigureGallery, records: Records, 
     )
 
 
-def _environment() -> Environment:
+def page_file(name: str) -> str:
+    """Return the text of a style or a script of this folder."""
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def environment(folder: Path) -> Environment:
+    """Return the environment of the templates in a folder, which escapes every name."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     found = Environment(
-        loader=FileSystemLoader(HERE),
+        loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -234,9 +236,16 @@ def _literal(text: str) -> Markup:
     return Markup(text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
 
 
-def _allowed(text: str) -> str:
-    """Return the hash of a script or style that the content security policy allows."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+def policy(style: str, scripts: Sequence[str]) -> str:
+    """Return the content security policy: nothing is loaded, and only this style and these scripts are allowed."""
+
+    def allowed(text: str) -> str:
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    return (
+        f"default-src 'none'; script-src {' '.join(map(allowed, scripts))}; style-src {allowed(style)}; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
 
 
 def _distinct(names: Iterable[str]) -> list[str]:
@@ -254,6 +263,6 @@ def _days(lines: Iterable[TableLine]) -> str:
     return " to ".join(dict.fromkeys((days[0], days[-1]))) if days else ""
 
 
-def _text(html: str) -> str:
+def encodable(html: str) -> str:
     """Return HTML that UTF-8 can encode: other bytes of file names become escapes."""
     return html.encode("utf-8", "backslashreplace").decode()

@@ -28,10 +28,17 @@ class Records:
     paths    the results' files by digest
     results  the folder that paths are relative to, None for results from MLflow
     sets     the OOD sets that are shown, () for all
+    folders  the same folder by digest, for results that lie in several ones
     """
 
-    def __init__(self, paths: Mapping[str, Path], results: Path | None, sets: tuple[str, ...] = ()) -> None:
-        self.paths, self.results, self.sets = paths, results, sets
+    def __init__(
+        self,
+        paths: Mapping[str, Path],
+        results: Path | None,
+        sets: tuple[str, ...] = (),
+        folders: Mapping[str, Path] | None = None,
+    ) -> None:
+        self.paths, self.results, self.sets, self._folders = paths, results, sets, folders or {}
         self.titles: dict[str, str] = {}
         self._known: dict[str, dict[str, Any]] = {}
         self._uses: Counter[str] = Counter()
@@ -44,7 +51,7 @@ class Records:
     @property
     def verify(self) -> str:
         """The command that computes every number again, or "" for results from MLflow."""
-        return f"oodbench report {self._flags()} --verify" if self.results else ""
+        return f"oodbench report {_flags(self.results)} --verify" if self.results else ""
 
     @property
     def texts(self) -> dict[str, str]:
@@ -75,7 +82,7 @@ class Records:
 
     def _keep(self, address: str, title: str, known: dict[str, Any]) -> None:
         if address not in self._known:
-            self._known[address], self.titles[address] = _printable(known), title
+            self._known[address], self.titles[address] = printable_json(known), title
             self._uses.update(self._known[address].get("parts", {}).values())
 
     def _numbers(self) -> dict[str, str]:
@@ -123,31 +130,34 @@ class Records:
             "means": {group: _bounds(found) for group, found in row.mean_intervals.items()},
             "stored scores": dict(row.scores),
             "seconds": _texts(row.seconds),
-            "explain": f"oodbench report {self._flags()} --explain {shlex.quote(row.label)}",
+            "explain": f"oodbench report {_flags(self._folder(row))} --explain {shlex.quote(row.label)}",
             "quoted": {s.dataset: shlex.quote(s.dataset) for s in row.ood if shlex.quote(s.dataset) != s.dataset},
-            "parts": {name: json.dumps(_printable(part), ensure_ascii=False) for name, part in parts.items()},
+            "parts": {name: json.dumps(printable_json(part), ensure_ascii=False) for name, part in parts.items()},
         }
 
+    def _folder(self, row: Result) -> Path | None:
+        return self._folders.get(row.digest, self.results)
+
     def _path(self, row: Result) -> str:
-        path = self.paths.get(row.digest)
+        path, folder = self.paths.get(row.digest), self._folder(row)
         if path is None:
             return "only in MLflow"
-        return path.relative_to(self.results).as_posix() if self.results else path.name
-
-    def _flags(self) -> str:
-        """Return the flags with which a command finds the results; absolute paths would fail on other machines."""
-        if self.results is None:
-            return "--mlflow URI"
-        name = self.results.as_posix() if not self.results.is_absolute() else self.results.name
-        return f"--results {shlex.quote(name)}"
+        return path.relative_to(folder).as_posix() if folder else path.name
 
 
-def _printable(value: Any) -> Any:
+def _flags(folder: Path | None) -> str:
+    """Return the flags with which a command finds the results; absolute paths would fail on other machines."""
+    if folder is None:
+        return "--mlflow URI"
+    return f"--results {shlex.quote(folder.as_posix() if not folder.is_absolute() else folder.name)}"
+
+
+def printable_json(value: Any) -> Any:
     """Return the same nested texts and names, made printable."""
     if isinstance(value, dict):
-        return {printable(str(name)): _printable(inner) for name, inner in value.items()}
+        return {printable(str(name)): printable_json(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_printable(inner) for inner in value]
+        return [printable_json(inner) for inner in value]
     return printable(value) if isinstance(value, str) else value
 
 

@@ -1,0 +1,75 @@
+"""oodbench leaderboard."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from oodbench.cli import options as shared
+from oodbench.cli.help import Command, examples
+from oodbench.cli.options import FOLDER
+from oodbench.cli.output import configure_logging, note, print_errors
+from oodbench.errors import UserError, has_credentials
+from oodbench.storage.files import expand, real_path
+
+
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "oodbench leaderboard --output site",
+        "oodbench leaderboard results submissions --output site",
+        "oodbench leaderboard submissions --no-quoted --title 'OOD detection in our lab' --output site",
+    ),
+)
+@click.argument("results", nargs=-1, type=FOLDER)
+@click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the page: index.html, leaderboard.json.")
+@click.option("--quoted/--no-quoted", default=True, help="With published numbers. Default: with.")
+@click.option(
+    "--reference/--no-reference", default=True, help="With the project's own results on glyphs. Default: with."
+)
+@click.option("--title", default="", help="Title of the page.")
+@click.option("--repository", default="", metavar="URL", help="Where the current folder is seen: links of submissions.")
+@click.option("--allow-failed", is_flag=True, help="Exit code 0 although a result failed verification or is damaged.")
+@shared.VERBOSE
+def leaderboard(
+    results: tuple[Path, ...],
+    output: Path,
+    quoted: bool,
+    reference: bool,
+    title: str,
+    repository: str,
+    allow_failed: bool,
+    verbose: bool,
+) -> None:
+    """Build a static page that ranks results and published numbers.
+
+    RESULTS are folders of results, and folders of submissions. Every number of a result with scores per image is
+    computed again; a result whose numbers differ is listed as failed, without numbers, and the exit code is 1.
+    docs/leaderboard.md explains the page.
+    """
+    configure_logging(verbose)
+    from oodbench.cli.progress import spinner
+    from oodbench.data.paths import reference as own
+    from oodbench.report import leaderboard as board
+    from oodbench.report.tables.published import quotes
+
+    if repository and (not repository.startswith(("https://", "http://")) or has_credentials(repository)):
+        raise UserError(f"--repository {repository} is no address such as https://github.com/me/board/tree/main")
+    folder = real_path(output)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output {output} is a file; name a folder, such as --output site")
+    shipped = own() if reference else None
+    folders = [*map(expand, results), *([shipped] if shipped else [])]
+    if not folders and not quoted:
+        raise UserError("nothing to show: name a folder of results, or leave out --no-quoted")
+    with spinner("verifying the results"):
+        found = board.collect(folders, folder)
+        published = list(quotes().values()) if quoted else []
+        count = board.write(folder, found, published, title or board.TITLE, repository)
+    print_errors(*found.failures)
+    note(f"wrote {output / 'index.html'} with {count} rows")
+    if found.failures:
+        note(f"not counted: {len(found.failures)} of the files; correct or remove them, or add --allow-failed")
+        sys.exit(0 if allow_failed else 1)

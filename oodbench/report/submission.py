@@ -1,0 +1,289 @@
+"""Submissions to a leaderboard: a folder with one result, its scores per image, and who submits it.
+
+submissions/HANDLE/BENCHMARK/ENCODER/METHOD/submission.toml, result.json, result.parquet
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import secrets
+import shutil
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from oodbench.errors import ProblemList, UserError, did_you_mean, has_credentials, printable, raise_all
+from oodbench.report import eligibility
+from oodbench.results import Result, read, slug, versions
+from oodbench.storage.files import read_text
+from oodbench.storage.store import file_digest
+
+FILE = "submission.toml"
+RESULT, SCORES, SHOTS = "result.json", "result.parquet", "result.shots.txt"
+TEXTS = ("handle", "who", "paper", "code", "licence", "hardware")
+NONE = "none"  # the paper of a method that has none yet
+_LONGEST = 300  # characters of a statement
+_HANDLE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,37}[A-Za-z0-9])?")
+_ARXIV = re.compile(r"(?:arxiv:)?((?:\d{4}\.\d{4,5}|[a-z-]+(?:\.[A-Z]{2})?/\d{7})(?:v\d+)?)", re.IGNORECASE)
+_DOI = re.compile(r"(?:doi:)?(10\.\d{4,9}/\S+)", re.IGNORECASE)
+# Settings that tables name, with their defaults; a result that has others lies in a folder whose name has a digest.
+_USUAL = {"precision": "fp32", "batch_size": 128, "seed": 0, "resize": None}
+_RULES = {"at95": "first", "aupr": "average_precision"}
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What a submitter states. `problems` says what is wrong with it.
+
+    handle    folder of all submissions of one submitter, such as the name of an account
+    who       names, and where they work
+    paper     URL, DOI or arXiv number of the method's paper; "none"
+    code      URL of the code that computed the scores
+    licence   of the submitted files, such as CC-BY-4.0
+    hardware  such as `1x A100 80 GB`
+    tuned_on_test_data  whether hyper-parameters were chosen by the numbers of the test sets; it has to be false
+    """
+
+    handle: str
+    who: str
+    paper: str
+    code: str
+    licence: str
+    hardware: str
+    tuned_on_test_data: bool
+
+    @property
+    def paper_url(self) -> str:
+        """Return the address of the paper, "" if there is none."""
+        return paper_url(self.paper)
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the statement."""
+        found = [problem(name, getattr(self, name)) for name in TEXTS]
+        if self.tuned_on_test_data:
+            found.append("results whose hyper-parameters were tuned on the test data are not accepted")
+        return [*filter(None, found)]
+
+
+def problem(name: str, text: str) -> str:
+    """Return what is wrong with a text of a statement, such as `paper`, or ""."""
+    if name == "handle" and not _HANDLE.fullmatch(text):
+        return f"the handle {text!r} is none: 1 to 39 letters, digits, - and _, such as the name of an account"
+    if not text.strip() or text != printable(text) or len(text) > _LONGEST:
+        return f"'{name}' is {text[:40]!r}: one line of at most {_LONGEST} characters is wanted"
+    if name == "paper" and not (text == NONE or _is_web_address(paper_url(text))):
+        return f"the paper {text!r} is no URL, DOI (10.1000/182), arXiv number (2401.00001), nor none"
+    if name == "code" and not _is_web_address(text):
+        return f"the code {text!r} is no URL, such as https://github.com/OWNER/NAME"
+    return ""
+
+
+def paper_url(paper: str) -> str:
+    """Return the address of a paper that is given by its URL, DOI or arXiv number; "" if there is none."""
+    if arxiv := _ARXIV.fullmatch(paper):
+        return f"https://arxiv.org/abs/{arxiv[1]}"
+    if doi := _DOI.fullmatch(paper):
+        return f"https://doi.org/{doi[1]}"
+    return "" if paper == NONE else paper
+
+
+@dataclass(frozen=True)
+class Submission(Statement):
+    """One submission that was read.
+
+    created   ISO 8601, UTC
+    oodbench  version of oodbench that wrote it
+    files     sha256 of each file by name
+    folder    where it lies
+    """
+
+    created: str
+    oodbench: str
+    files: Mapping[str, str]
+    folder: Path = field(default=Path(), compare=False)
+
+    @property
+    def result(self) -> Path:
+        """Return the file of the result; its scores per image lie beside it."""
+        return self.folder / RESULT
+
+
+@dataclass(frozen=True)
+class CheckedSubmission:
+    """A submission that was checked: its folder, the label of its result if that can be read, and its problems."""
+
+    folder: Path
+    label: str
+    problems: tuple[str, ...]
+
+
+def place(handle: str, row: Result) -> Path:
+    """Return HANDLE/BENCHMARK/ENCODER/METHOD of a result.
+
+    METHOD is the name of the method if all else is the default. Otherwise it also names hyper-parameters, seeds and the
+    order of a stream, and ends in a digest of everything that tells two such results apart.
+    """
+    encoder = str(row.encoder.get("slug") or row.encoder.get("name", ""))
+    stream = [f"{row.stream.get('order')}-{row.stream.get('seed')}"] if row.stream else []
+    seed = [f"seed-{row.run['seed']}"] if row.run.get("seed") else []
+    told = [row.label, *stream, *seed, *(["imported"] if row.imported else [])]
+    usual = row.label == row.method and len(told) == 1 and not (row.weights or row.files or "patches" in row.run)
+    usual &= all(row.run.get(name, default) == default for name, default in _USUAL.items())
+    usual &= all(row.conventions.get(name, default) == default for name, default in _RULES.items())
+    calibration = row.run.get("calibration") or {}
+    if usual and "shot_seed" not in calibration:
+        return Path(handle, _part(row.benchmark), _part(encoder), _part(row.method))
+    run = {name: row.run.get(name) for name in (*_USUAL, "patches", "base")}
+    identity = [row.method, row.label, row.parameters, row.files, row.weights.get("digest"), row.templates, row.classes]
+    identity += [row.encoder.get("identity"), row.conventions, row.stream, calibration, run, bool(row.imported)]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    return Path(handle, _part(row.benchmark), _part(encoder), f"{_part(slug('-'.join(told)), 80)}-{digest}")
+
+
+def _part(name: str, longest: int = 120) -> str:
+    """Return a name as a folder; one that is too long ends in a digest."""
+    safe = slug(name)
+    return safe if len(safe) <= longest else f"{safe[: longest - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def write(statement: Statement, found: Sequence[tuple[Path, Result]], output: Path, *, replace: bool) -> list[Path]:
+    """Write a submission of each result below a folder, all or none, and return their folders.
+
+    Raises UserError for a wrong statement, two results that belong in one folder, and folders that exist (unless
+    `replace`). Whether the results may be submitted is checked by `eligibility.problems`.
+    """
+    problems = statement.problems()
+    folders: dict[Path, Path] = {}
+    for path, row in found:
+        folder = output / place(statement.handle, row)
+        if other := folders.get(folder):
+            problems.append(f"{other} and {path} are both {folder}: submit one of them")
+        elif folder.exists() and not replace:
+            problems.append(f"{folder} exists; --replace writes it anew")
+        folders.setdefault(folder, path)
+    raise_all(problems)
+    staged = output / f".submit-{secrets.token_hex(8)}.tmp"
+    try:
+        for number, path in enumerate(folders.values()):
+            _fill(staged / str(number), statement, path)
+        for number, folder in enumerate(folders):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            if folder.exists():
+                folder.rename(staged / f"{number}-old")
+            (staged / str(number)).rename(folder)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return list(folders)
+
+
+def _fill(folder: Path, statement: Statement, path: Path) -> None:
+    """Write the files of a submission into a new folder."""
+    folder.mkdir(parents=True)
+    sources = {RESULT: path, SCORES: path.with_suffix(".parquet"), SHOTS: path.with_suffix(".shots.txt")}
+    for name, source in sources.items():
+        if name != SHOTS or source.is_file():
+            shutil.copyfile(source, folder / name)
+    files = {name: file_digest(folder / name) for name in sources if (folder / name).is_file()}
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    about = {**dataclasses.asdict(statement), "created": created, "oodbench": versions()["oodbench"]}
+    # A string of JSON is one of TOML; control characters were refused.
+    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in about.items()]
+    lines = ["[submission]", *lines, "", "[files]", *(f'"{name}" = "{digest}"' for name, digest in files.items())]
+    (folder / FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_submission(folder: Path) -> Submission:
+    """Return the submission in a folder. Raise UserError with all that is wrong with its submission.toml."""
+    path = folder / FILE
+    try:
+        raw = tomllib.loads(read_text(path, "the submission"))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: {error}") from error
+    about, files = raw.get("submission"), raw.get("files")
+    if set(raw) != {"submission", "files"} or not isinstance(about, dict) or not isinstance(files, dict):
+        raise UserError(f"{path} has the keys {', '.join(raw) or 'none'}; its tables are [submission] and [files]")
+    kinds = {one.name: bool if one.name.startswith("tuned") else str for one in dataclasses.fields(Submission)[:-2]}
+    problems = [f"{path}: no key '{name}'{did_you_mean(name, kinds)}" for name in about if name not in kinds]
+    problems += [f"{path}: '{name}' is missing" for name in kinds if name not in about]
+    problems += [
+        f"{path}: '{name}' is {about[name]!r}, not a {kind.__name__}"
+        for name, kind in kinds.items()
+        if name in about and not isinstance(about[name], kind)
+    ]
+    problems += [
+        f"{path}: the digest of '{name}' is no sha256"
+        for name, digest in files.items()
+        if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest)
+    ]
+    raise_all(problems)
+    found = Submission(**about, files=files, folder=folder)
+    raise_all([f"{path}: {wrong}" for wrong in found.problems()])
+    return found
+
+
+def submissions(root: Path) -> list[Path]:
+    """Return the folders of the submissions below a folder, sorted. Raise UserError if it does not exist."""
+    if not root.is_dir():
+        raise UserError(f"{root} is no folder; make submissions with: oodbench submit results --handle NAME")
+    return sorted(path.parent for path in root.rglob(FILE))
+
+
+def check(root: Path) -> Iterator[CheckedSubmission]:
+    """Check every submission below a folder: its statement, its files, and its result. It needs no GPU and no torch.
+
+    Results that no submission names are problems of their own.
+    """
+    folders = submissions(root)
+    for folder in folders:
+        yield _checked(folder)
+    for path in sorted({path.parent for path in root.rglob("*.json")} - set(folders)):
+        yield CheckedSubmission(path, "", (f"results lie here without a {FILE}",))
+
+
+def _checked(folder: Path) -> CheckedSubmission:
+    problems = ProblemList()
+    one = problems.attempt(read_submission, folder)
+    row = problems.attempt(read, folder / RESULT)
+    if one:
+        problems.problems += _wrong_files(one)
+    if one and row:
+        expected = place(one.handle, row)
+        if folder.resolve().parts[-len(expected.parts) :] != expected.parts:
+            problems.problems.append(f"it belongs in the folder {expected.as_posix()}")
+    if row and not problems.problems:
+        problems.problems += eligibility.problems(folder / RESULT, row)
+    return CheckedSubmission(folder, row.label if row else "", tuple(problems.problems))
+
+
+def _wrong_files(one: Submission) -> Iterator[str]:
+    """Yield the files that are missing, changed, or not named by a submission."""
+    there = {path.name for path in one.folder.iterdir()} - {FILE}
+    known = {RESULT, SCORES, SHOTS}
+    for name in sorted({RESULT, SCORES, *one.files} | there):
+        path = one.folder / name
+        if name not in known:
+            yield f"{name} does not belong to a submission: {', '.join(sorted(known))}"
+        elif name not in one.files:
+            yield f"{name} is not named in {FILE}"
+        elif name not in there:
+            yield f"{name} is missing"
+        elif path.is_symlink() or not path.is_file():
+            yield f"{name} is no regular file"
+        elif file_digest(path) != one.files[name]:
+            yield f"{name} was changed: its sha256 is not that in {FILE}"
+
+
+def _is_web_address(text: str) -> bool:
+    """Return whether a text is a URL of the web, without user, password or signature."""
+    try:
+        parts = urlsplit(text)
+        named = parts.scheme in ("http", "https") and bool(parts.hostname) and "." in str(parts.hostname)
+    except ValueError:
+        return False
+    return named and not re.search(r"\s", text) and not has_credentials(text)
