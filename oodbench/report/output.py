@@ -159,7 +159,7 @@ def _problems_of_latex(request: OutputOptions) -> list[str]:
 def _problems_of_ours(options: TableOptions, rows: Sequence[Result], chosen: Sequence[Result]) -> list[str]:
     known, shown = ({name for row in some for name in (row.method, row.label)} for some in (rows, chosen))
     return [
-        f"--ours {name} is not shown: add it to --methods"
+        f"--ours {name} is not shown: --methods, --encoder or --id leaves it out"
         if name in known
         else f"--ours: no results of method '{name}'{did_you_mean(name, sorted(known))}"
         for name in options.ours

@@ -301,7 +301,7 @@ def test_a_label_may_hold_a_sign_of_equality(tmp_path: Path) -> None:
     [
         (["--style", "papr"], "no style 'papr'; did you mean 'paper'?"),
         (["--ours", "m22"], "--ours: no results of method 'm22'; did you mean"),
-        (["--ours", "m1", "--methods", "m0,m2"], "--ours m1 is not shown: add it to --methods"),
+        (["--ours", "m1", "--methods", "m0,m2"], "--ours m1 is not shown: --methods, --encoder or --id leaves it out"),
         (["--rename", "SNU=S"], "nothing is named 'SNU'; did you mean 'SUN'?"),
         (["--rename", "SUN="], "--rename SUN= has no text"),
         (["--rename", "SUN=a", "--rename", "SUN=b"], "--rename SUN= is given twice"),
