@@ -179,8 +179,12 @@ def test_a_table_that_is_longer_than_a_page_goes_on_on_the_next() -> None:
     assert found.count(r"\label{") == 1 and found.count(r"\caption{Continued.}") == 1
     for part in found.split(r"\end{table*}")[:2]:  # each has an encoder, as both do not fit
         assert len(re.findall(r"^M\d+ &", part, re.MULTILINE)) == 40
-    long = text_of(rows(MOS[:2], 170))
-    assert long.count(r"\begin{table}") == 3 and len(set(re.findall(r"^M\d+ &", long, re.MULTILINE))) == 170
+    (table,) = report.tables(rows(MOS[:1], 120))
+    full = report.latex(table)  # in the full style, too
+    assert full.count(r"\begin{tabular}") == 3 == full.count(r"\begin{table*}")
+    assert len(re.findall(r"^M\d+ &", full, re.MULTILINE)) == 120
+    long = text_of(rows(MOS[:1], 125))
+    assert long.count(r"\begin{table}") == 3 and len(set(re.findall(r"^M\d+ &", long, re.MULTILINE))) == 125
 
 
 def test_captions_are_short_and_the_full_ones_comments() -> None:

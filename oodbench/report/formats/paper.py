@@ -182,9 +182,10 @@ def layout(table: Table) -> tuple[Layout, Table] | None:
         for candidate in (table, shown) if number % (2 * len(_STEPS)) == 0 else (shown,):
             if _width(candidate, one) <= one.width:
                 return one, candidate
-    last = LAYOUTS[-1]
-    room = last.width - _numbers(_shortened(without), last)
-    return (replace(last, names=int(room - 2 * last.space)), _shortened(without)) if room >= _NARROWEST else None
+    last, shown = LAYOUTS[-1], _shortened(without)
+    room = int(last.width - _numbers(shown, last) - 2 * last.space)
+    word = max((width(word, last.size) for line in table.lines for word in line.name.split()), default=0)
+    return (replace(last, names=room), shown) if room >= max(word, _NARROWEST) else None
 
 
 def _prepared(table: Table) -> Table:
