@@ -134,7 +134,7 @@ def check_request(request: OutputOptions, options: TableOptions, rows: Sequence[
         lambda: FigureOptions(kinds=request.kinds, width=parse_width(request.width)),
         lambda: check(options, rows),
         lambda: [quote(key) for key in request.quotes],
-        lambda: check_names(options.rename, _names(rows, request)),
+        lambda: check_names(options.rename, _names(rows, request)) if options.rename else None,
     ):
         try:
             job()

@@ -113,14 +113,11 @@ def _as_one(tables: Sequence[Table]) -> Table:
     headings = [", ".join(filter(None, (table.encoder if several else "", table.compared))) for table in tables]
 
     def texts(name: str) -> tuple[str, ...]:
-        """Return the sentences of all tables once, those that some lack after the table's heading."""
+        """Return the sentences that all tables have, and then those that some lack after the table's heading."""
         every = [getattr(table, name) for table in tables]
-        found = [
-            text if all(text in other for other in every) else f"{heading}: {text}"
-            for heading, sentences in zip(headings, every, strict=True)
-            for text in sentences
-        ]
-        return tuple(dict.fromkeys(found))
+        common = [text for text in every[0] if all(text in other for other in every)]
+        named = zip(headings, every, strict=True)
+        return (*common, *(f"{heading}: {x}" for heading, found in named for x in found if x not in common))
 
     return replace(
         first,
