@@ -192,11 +192,15 @@ def _make_printable(instance: object, *names: str) -> None:
         object.__setattr__(instance, name, printable(getattr(instance, name)))
 
 
-def panels(column_groups: Sequence[ColumnGroup], widths: Sequence[float], limit: float) -> list[list[int]]:
+def panels(
+    column_groups: Sequence[ColumnGroup], widths: Sequence[float], limit: float, *, even: bool = False
+) -> list[list[int]]:
     """Divide column groups (by position) into panels that are no wider than the limit, unless a single group is.
 
-    The cuts are between near and far where that fits.
+    The cuts are between near and far where that fits, or where they make `even` panels.
     """
+    if even:
+        return _cut(range(len(column_groups)), widths, limit)
     segments = [
         list(positions) for _, positions in groupby(range(len(column_groups)), key=lambda i: column_groups[i].group)
     ]
