@@ -136,10 +136,13 @@ def test_pages_stand_on_their_own(site: Path, address: str, browser: Browser) ->
 
 def test_mathjax_typesets_all_formulas(site: Path, browser: Browser) -> None:
     """Those of a page as the page is opened from its file, and those of all methods without an error."""
-    page = browser.new_page()
+    page = browser.new_page(viewport={"width": 400, "height": 800})
     page.goto(f"{site.as_uri()}/methods/clipn.html")
     page.evaluate("MathJax.startup.promise")
-    assert page.locator("mjx-container[display]").count() == 2 and page.locator("li mjx-container").count() == 5
+    displayed = page.locator("mjx-container[display] > svg")
+    assert displayed.count() == 2 and page.locator("li mjx-container").count() == 5
+    height = displayed.first.evaluate("svg => svg.getBoundingClientRect().height")
+    assert 40 < height < 120, "a formula keeps its size on a phone"
     for info in METHODS:
         *formulas, _ = info.formula.split("\n\n")
         written = [*formulas, *symbols(info)]
