@@ -83,7 +83,7 @@ def method(info: MethodInfo) -> str:
         "hyper-parameters (--set " + info.name + ".NAME=VALUE)",
     ]
     for p in info.parameters:
-        lines += [f"  {p.name}: {p.kind} = {written(p.default)}"]
+        lines += [f"  {p.name}: {p.kind} = " + (written(p.default) or '""')]
         lines += textwrap.wrap(p.meaning, 80, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines if info.parameters else [*lines, "  none"])
 

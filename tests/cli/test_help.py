@@ -72,7 +72,7 @@ def test_examples_are_commands_with_their_own_options(words: tuple[str, ...]) ->
             isinstance(command, click.Group) and arguments[found : found + 1] and arguments[found] in command.commands
         ):
             command, found = command.commands[arguments[found]], found + 1
-        known = {name for p in command.params for name in p.opts}
+        known = {name for p in command.params for name in (*p.opts, *p.secondary_opts)}
         assert program == "oodbench" and found, line
         assert {one for one in arguments if one.startswith("-")} <= known, line
 
