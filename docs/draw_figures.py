@@ -11,7 +11,7 @@ from oodbench.report.figures import plots
 from oodbench.report.tables.grouping import from_folder
 
 ROOT = Path(__file__).resolve().parents[1]
-SHOWN = {"overview": "", "roc": "", "histogram": "maxlogit", "ranks": "", "mistakes": "maxlogit"}
+SHOWN = {"overview": "", "roc": "", "densities": "", "histogram": "maxlogit", "ranks": "", "mistakes": "maxlogit"}
 DPI = 140
 SIZE = 150_000  # bytes of the largest file
 
