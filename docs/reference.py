@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Package -> the names that users call; a class has its public methods with it.
 USERS = {
-    "oodbench": "run Detector UserError",
+    "oodbench": "run report Detector UserError",
+    "oodbench.report.api": "Report",
     "oodbench.metrics": "Scores Settings Intervals intervals auroc_interval auroc_variance Difference Differences "
     "Marks compare indistinguishable holm",
     "oodbench.method": "Method logsumexp Needs Batch Task Encoder TextTower Captioner TrainedMethod FewShotMethod "
@@ -22,6 +23,7 @@ USERS = {
 }
 ABOUT = {
     "oodbench": "What a script or notebook needs.",
+    "oodbench.report.api": "What `oodbench.report` returns.",
     "oodbench.metrics": "Intervals and tests on scores per image: [what they mean](conventions.md#uncertainty).",
     "oodbench.method": "For authors of methods: [a tutorial](adding-a-method.md).",
 }

@@ -1,11 +1,12 @@
 """oodbench: compare CLIP-based out-of-distribution detection methods on embeddings that are computed once.
 
-`oodbench.run(...)` is `oodbench run` in Python, and `oodbench.Detector` applies one method to images. Importing this
-package imports neither torch nor pandas.
+`oodbench.run(...)` is `oodbench run` in Python, `oodbench.report(...)` is `oodbench report`, and `oodbench.Detector`
+applies one method to images. Importing this package imports neither torch nor pandas.
 """
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
     from oodbench.detector.detector import Detector
     from oodbench.method import Method
     from oodbench.pipeline.run_options import RunOptions
+    from oodbench.report.api import report
 
-__all__ = ["Detector", "UserError", "run"]
+__all__ = ["Detector", "UserError", "report", "run"]
 
 try:
     __version__ = version("oodbench")
@@ -72,14 +74,16 @@ def run(
 
 
 def __getattr__(name: str) -> Any:
-    """Import Detector when it is first used."""
+    """Import Detector and report when they are first used; report is a package that can be called."""
     if name == "Detector":
         from oodbench.detector.detector import Detector
 
         return Detector
+    if name == "report":
+        return importlib.import_module("oodbench.report")
     raise AttributeError(f"module 'oodbench' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
-    """Return the public names, Detector among them before it is imported."""
+    """Return the public names, also those that are not imported yet."""
     return sorted({*globals(), *__all__})

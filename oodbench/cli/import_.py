@@ -65,14 +65,14 @@ def import_(scores: tuple[str, ...], verbose: bool, ood: str, results: Path, **o
     it; `id` is the ID set. The result is marked as imported, and is otherwise one like any other.
     """
     configure_logging(verbose)
-    from oodbench import report
     from oodbench.method.parameters import parse_names
     from oodbench.pipeline.imported import ImportRequest, import_scores
+    from oodbench.report import tables
 
     found = import_scores(ImportRequest(scores=scores, ood=parse_names(ood), out=results, **options))
     for one in found.sets:
         note(f"{one.dataset.name}: {len(one.scores):,} scores of {one.path}; checked: {one.checked}")
     if found.replaced:
         note("note: it replaces an earlier import of the same method")
-    print_tables(report.tables([found.result]))
+    print_tables(tables([found.result]))
     note(f"wrote {found.path}")

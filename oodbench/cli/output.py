@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from oodbench.report.tables.table import Table
 
 # Replacements for characters that stdout or stderr cannot encode.
-_ASCII = dict(zip("†‡·–—−×’“”↑↓", '**----x\'""^v', strict=True))
+_ASCII = dict(zip("†·–—−─×’“”↑↓", '~-----x\'""^v', strict=True))
 
 
 def say(text: str) -> None:
@@ -63,11 +63,11 @@ def print_tables(tables: Iterable[Table]) -> None:
     """Print tables for a terminal, 160 characters wide if stdout is a file or a pipe."""
     from rich.console import Console
 
-    from oodbench import report
+    from oodbench.report.formats.terminal import console
 
-    console = Console() if sys.stdout.isatty() else Console(width=160)
+    screen = Console() if sys.stdout.isatty() else Console(width=160)
     for table in tables:
-        console.print(report.console(table))
+        screen.print(console(table))
 
 
 def check_output(path: Path | None, makes_folder: bool = False) -> None:
@@ -133,7 +133,7 @@ def any_encoding() -> Iterator[None]:
 
 
 def _replacement(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Handle an error of `codecs`: † becomes *, so that columns stay aligned, any other character `\\u4e00`."""
+    """Handle an error of `codecs`: † becomes ~, so that columns stay aligned, any other character `\\u4e00`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +13,31 @@ from oodbench.cli import options as shared
 from oodbench.cli.help import Command, Names, OneOf, examples, set_names
 from oodbench.cli.options import FOLDER
 from oodbench.cli.output import note, print_tables
-from oodbench.errors import UserError, printable
-from oodbench.report.options import CHOICES, SECTIONS, SHOWN, STYLES, TableOptions
+from oodbench.errors import UserError, printable, raise_all
+from oodbench.report.options import (
+    CHOICES,
+    SECTIONS,
+    SHOWN,
+    STYLES,
+    TableOptions,
+    check_choice,
+    is_comparison,
+    names,
+    parse,
+)
 
 if TYPE_CHECKING:
     from oodbench.report.output import OutputOptions
     from oodbench.report.tables.grouping import LoadedResults
 
 _TABLE = (
+    "methods",
+    "sets",
+    "metrics",
+    "encoders",
+    "ids",
+    "ours",
+    "rename",
     "decimals",
     "percent",
     "group",
@@ -35,12 +51,22 @@ _TABLE = (
     "style",
 )
 
+_CHOICE = ("methods", "sets", "encoders", "ids", "sort", "top")  # of the options of tables, those of all formats
+
+
+def _figure_kinds() -> tuple[str, ...]:
+    """Return the kinds of figures."""
+    from oodbench.report.figures.options import KINDS
+
+    return KINDS
+
 
 @click.command(
     cls=Command,
     epilog=examples(
         "oodbench report",
         "oodbench report --format latex --output table.tex",
+        "oodbench report --format latex --style paper --ours clipn",
         "oodbench report --format html --output page.html",
         "oodbench report --compare published",
         "oodbench report --explain clipn textures",
@@ -62,11 +88,16 @@ _TABLE = (
 @click.option("--top", type=click.IntRange(min=1), help="Of each group, only the best by --sort.")
 @click.option("--style", default="full", show_default=True, type=OneOf(*STYLES), help="paper: docs/paper-tables.md.")
 @click.option("--ours", default="", help="Methods or labels that come last, shaded in LaTeX: clipn.")
-@click.option("--rename", multiple=True, metavar="NAME=TEXT", help="Print another text for a name. Repeatable.")
+@click.option("--rename", multiple=True, metavar="NAME=TEXT", help="Print TEXT for a name: fpr95=FPR. Repeatable.")
 @click.option("--caption", default="", type=OneOf("short", "full"), help="LaTeX. Default: full; of papers, short.")
 @click.option("--label", default="", help="LaTeX: the \\label of the table, such as tab:ood.")
 @click.option("--long", "long", is_flag=True, help="CSV and parquet: one number a line.")
-@click.option("--width", default="", help="Figures: column, page, or inches. Default: as large as is legible.")
+@click.option("--kind", "kinds", default="", type=Names(_figure_kinds), help="Figures: only these kinds: roc,overview.")
+@click.option(
+    "--width",
+    default="",
+    help="Figures of a paper: column (3.25 in), page (6.875 in), or a length: 3.3, 84mm, 237pt. Default: for screens.",
+)
 @click.option("--standalone", is_flag=True, help="LaTeX: a document that compiles by itself.")
 @click.option(
     "--methods", default="", help="Methods or labels to show, in this order within a group: mcm,energy[scale=1]."
@@ -126,7 +157,11 @@ def report(
     docs/reading-the-table.md explains them.
     """
     from oodbench.report import output as formats
+    from oodbench.report.api import gather
+    from oodbench.report.tables.grouping import check_folder
 
+    if not uri:
+        check_folder(results)
     figures = options["form"] == "figures"
     if figures and not options["output"]:
         raise UserError("--format figures writes PNG and PDF files: name their folder with --output DIR")
@@ -134,21 +169,20 @@ def report(
         raise UserError("--data is where figures find their images: it goes with --format figures or --format html")
     if figures:
         _check_options_of_figures()
-    if check:
-        sys.exit(_verify(results, uri))
     table_options, output_options = _parse(options)
-    if experiment and not uri:
-        raise UserError("--experiment names one of an MLflow store: give its address with --mlflow URI")
-    gathered = _gather(results, uri, experiment)
+    if check:
+        sys.exit(_verify(results, uri, table_options))
+    gathered = gather(results, uri, experiment)
     if explain:
         from oodbench.report.explain import explanation
 
-        rows = [(gathered.paths.get(row.digest), row) for row in gathered.results]
+        check_choice(table_options, gathered.results)
+        rows = [(gathered.paths.get(row.digest), row) for row in gathered.results if table_options.chooses(row)]
         click.echo(explanation(rows, *explain), nl=False)
         return
     formats.check_request(output_options, table_options, gathered.results)
     if figures:
-        _write_figures(gathered, table_options, options["output"], data)
+        _write_figures(gathered, table_options, output_options, data)
         return
     tables = formats.build_tables(gathered.results, gathered.paths, table_options, output_options)
     if output_options.output:
@@ -166,43 +200,26 @@ def report(
 
 def _parse(options: dict[str, Any]) -> tuple[TableOptions, OutputOptions]:
     """Parse the options of the tables and of their format. Raise UserError for words that an option does not take."""
-    from oodbench.method.parameters import parse_names, split
     from oodbench.report.output import OutputOptions
 
-    if options["compare"] not in ("", "published"):
-        raise UserError(f"--compare '{options['compare']}' does not exist; known: published")
     if options["group"] not in SECTIONS:
         raise UserError(f"--group '{options['group']}' does not exist; known: {', '.join(SECTIONS)}")
-    table_options = TableOptions(
-        methods=tuple(filter(None, (method.strip() for method in split(options["methods"], ",")))),
-        ours=tuple(filter(None, (method.strip() for method in split(options["ours"], ",")))),
-        encoders=tuple(parse_names(options["encoders"])),
-        ids=tuple(parse_names(options["ids"])),
-        rename=tuple(_renamed(text) for text in options["rename"]),
-        sets=tuple(parse_names(options["sets"])),
-        metrics=tuple(dict.fromkeys(name.strip() for name in options["metrics"].split(",") if name.strip())),
-        **{name: options[name] for name in _TABLE},
-    )
+    table_options = parse({name: options[name] for name in _TABLE})
     same = {
         name: options[name]
         for name in ("standalone", "bib", "quotes", "tests", "output", "caption", "label", "long", "width")
     }
+    same["kinds"] = names(options["kinds"])
     same["figures"] = options["with_figures"]
-    return table_options, OutputOptions(form=options["form"] or "terminal", compare=bool(options["compare"]), **same)
-
-
-def _renamed(text: str) -> tuple[str, str]:
-    """Parse NAME=TEXT. Raise UserError if there is no name."""
-    found = re.match(r"((?:\[[^\]]*\]|[^\[=])+)=(.*)", text, re.DOTALL)  # a label has signs: energy[scale=1]=Energy
-    if not found or not found[1].strip():
-        raise UserError(f"--rename '{text}' is not NAME=TEXT, such as --rename iNaturalist=iNat")
-    return found[1].strip(), found[2].strip()
+    return table_options, OutputOptions(
+        form=options["form"] or "terminal", compare=is_comparison(options["compare"]), **same
+    )
 
 
 def _check_options_of_figures() -> None:
     """Raise UserError for options that figures would ignore."""
     context = click.get_current_context()
-    used = {"results", "methods", "sets", "form", "output", "data", "uri", "experiment"}
+    used = {"results", *_CHOICE, "form", "output", "data", "uri", "experiment", "kinds", "width"}
     given = [
         option.opts[0]
         for option in context.command.params
@@ -212,37 +229,34 @@ def _check_options_of_figures() -> None:
         raise UserError(f"--format figures draws figures and nothing else: run {', '.join(given)} by itself")
 
 
-def _write_figures(gathered: LoadedResults, options: TableOptions, folder: Path, data: Path | None) -> None:
-    """Write the figures of the tables of some methods and sets."""
+def _write_figures(gathered: LoadedResults, options: TableOptions, request: OutputOptions, data: Path | None) -> None:
+    """Write the figures of the tables of some methods and sets. Raise UserError if none of the given kinds exists."""
     from oodbench.report import tables
+    from oodbench.report.figures.options import KINDS, NEEDS, FigureOptions, parse_width
     from oodbench.report.figures.write import write
 
-    chosen = tables(gathered.results, TableOptions(methods=options.methods, sets=options.sets))
-    count = write(chosen, gathered.paths, folder, data=data, sets=options.sets)
-    note(f"wrote {count} figures to {folder}")
+    assert request.output
+    chosen = tables(gathered.results, TableOptions(**{name: getattr(options, name) for name in _CHOICE}))
+    figures = FigureOptions(data, request.kinds or KINDS, options.sets, parse_width(request.width))
+    counts = write(chosen, gathered.paths, request.output, figures)
+    missing = [f"no figure '{kind}': it needs {NEEDS[kind]}" for kind in request.kinds if not counts[kind]]
+    if missing and not counts:
+        raise_all(missing)
+    for reason in missing:
+        note(reason)
+    note(f"wrote {counts.total()} figures to {request.output}")
 
 
-def _gather(results: Path, uri: str, experiment: str) -> LoadedResults:
-    """Read the results of a folder, or of an MLflow store."""
-    from oodbench.report.tables.grouping import LoadedResults, from_folder, ordered
-
-    if not uri:
-        return from_folder(results)
-    from oodbench.tracking import Tracker
-    from oodbench.tracking.reader import collect
-
-    return LoadedResults(ordered(collect(Tracker(uri, results, "--mlflow"), experiment)), {})
-
-
-def _verify(results: Path, uri: str) -> int:
-    """Recompute the numbers of every result. Return exit code 1 if one differs or cannot be recomputed."""
+def _verify(results: Path, uri: str, options: TableOptions) -> int:
+    """Recompute the numbers of the results chosen. Return exit code 1 if one differs or cannot be recomputed."""
     from oodbench.report.verify import verify
+    from oodbench.results import rows
 
     if uri:
         raise UserError("--verify reads the scores per image, which are in the results folder: leave --mlflow out")
-    if not results.is_dir():
-        raise UserError(f"no results folder {results}; make one with: oodbench run --results {results}")
-    checks = list(verify(results))
+    if options.methods or options.encoders or options.ids:
+        check_choice(options, [row for _, row in rows(results)])
+    checks = list(verify(results, options.chooses))
     wrong = [check for check in checks if check.problems]
     for check in checks:
         passed = "failed method, no numbers" if check.failed else f"OK, {check.cells} numbers"

@@ -351,10 +351,10 @@ def _formula(one: _Class) -> str:
         if isinstance(item, ast.AnnAssign) and "ClassVar" not in ast.unparse(item.annotation):
             continue  # a hyper-parameter of this name
         value = _value(item, "formula")
-        if value is not None and not (isinstance(value, ast.Constant) and isinstance(value.value, str)):
-            raise ValueError(f"formula = {ast.unparse(value)} must be a string")
-        if value is not None:
+        if isinstance(value, ast.Constant) and isinstance(value.value, str):
             return inspect.cleandoc(value.value)
+        if value is not None:
+            raise ValueError(f"formula = {ast.unparse(value)} must be a string")
     return ""
 
 
@@ -387,8 +387,10 @@ def _class_variable(one: _Class, name: str) -> ast.expr | None:
 
 def _value(item: ast.stmt, name: str) -> ast.expr | None:
     """Return what a statement assigns to a name, or None."""
-    targets = item.targets if isinstance(item, ast.Assign) else [item.target] if isinstance(item, ast.AnnAssign) else []
-    return item.value if name in map(_name, targets) else None  # type: ignore[attr-defined,no-any-return]
+    if isinstance(item, ast.Assign | ast.AnnAssign):
+        targets = item.targets if isinstance(item, ast.Assign) else [item.target]
+        return item.value if name in map(_name, targets) else None
+    return None
 
 
 def _name(target: ast.expr) -> str:

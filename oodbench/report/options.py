@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from oodbench.errors import did_you_mean, raise_all
-from oodbench.results import METRICS
+from oodbench.encoder.names import open_clip_name
+from oodbench.errors import UserError, did_you_mean, raise_all
+from oodbench.method.parameters import parse_names, split
+from oodbench.results import METRICS, Result
 
 CHOICES = (*METRICS, "accuracy", "seconds")
 INTERVALS = ("half", "range")
@@ -31,10 +35,11 @@ class TableOptions:
     transpose  a line for each column, and a column for each method
     stream_parts  streams have two more tables: their first 1,000 images, and the rest
     cite       names are followed by the keys of their BibTeX entries (LaTeX)
-    encoders   names of encoders to show; empty: all
+    encoders   names of encoders to show, or architectures; empty: all
     ids        benchmarks or ID sets to show; empty: all
-    sort       a metric: lines of a group are sorted by its average, the best first; "" is the order of the results
-    top        of each group, only this many lines, the best by `sort`
+    sort       a metric: lines of a group are sorted by its average over the sets shown, the best first; "" is the order
+               of the results
+    top        of each group, only this many lines, the best by `sort`, or else by the first metric shown
     ours       methods or labels that come last in a table, and are shaded in LaTeX
     rename     (name or title, text to print) of metrics, sets, methods, groups, encoders and benchmarks
     style      "full", or "paper": FPR95 before AUROC unless `metrics` has an order of its own, and one panel in LaTeX
@@ -78,25 +83,130 @@ class TableOptions:
         """Metrics of the OOD sets, without ID accuracy and seconds."""
         return tuple(m for m in self.metrics if m in METRICS)
 
+    @property
+    def sort_metric(self) -> str:
+        """The metric by which lines are sorted, "" for the order of the results."""
+        return self.sort or (self.metrics[0] if self.top and self.metrics else "")
 
-def check(options: TableOptions, labels: Sequence[str], sets: Sequence[str]) -> None:
-    """Raise UserError with all invalid options; `labels` (with method names) and `sets` are those that exist."""
-    problems = [f"no metric '{m}'{did_you_mean(m, CHOICES)}" for m in options.metrics if m not in CHOICES]
-    problems += [f"no results of method '{m}'{did_you_mean(m, labels)}" for m in options.methods if m not in labels]
-    problems += [f"no results with OOD set '{s}'{did_you_mean(s, sets)}" for s in options.sets if s not in sets]
+    def chooses(self, row: Result) -> bool:
+        """Return whether a result is shown, by its method, encoder and benchmark."""
+        chosen = (
+            (self.methods, _of_method(row)),
+            ({*self.encoders, *map(open_clip_name, self.encoders)}, _of_encoder(row)),
+            (self.ids, _of_benchmark(row)),
+        )
+        return all(not given or names & set(given) for given, names in chosen)
+
+
+def parse(given: Mapping[str, Any]) -> TableOptions:
+    """Parse texts such as "mcm,energy[scale=1]" for fields of TableOptions; sequences and other values stay.
+
+    Raises UserError for a text that cannot be read.
+    """
+    words: dict[str, Any] = dict(given)
+    for name in words.keys() & _NAMES:
+        words[name] = names(words[name], labels=name in ("methods", "ours"))
+    if "rename" in words:
+        pairs = words["rename"].items() if isinstance(words["rename"], Mapping) else words["rename"]
+        words["rename"] = tuple(_renamed(one) if isinstance(one, str) else one for one in pairs)
+    return TableOptions(**words)
+
+
+_NAMES = {"methods", "sets", "encoders", "ids", "metrics", "ours"}
+
+
+def names(given: str | Sequence[str], *, labels: bool = False) -> tuple[str, ...]:
+    """Return names that are given as a sequence, or with commas between them; those in brackets belong to `labels`."""
+    if isinstance(given, str):
+        given = [one.strip() for one in split(given, ",")] if labels else parse_names(given)
+    return tuple(dict.fromkeys(filter(None, given)))
+
+
+def is_comparison(text: str) -> bool:
+    """Return whether --compare asks for published numbers. Raise UserError for another text than that or ""."""
+    if text not in ("", "published"):
+        raise UserError(f"--compare '{text}' does not exist; known: published")
+    return bool(text)
+
+
+def _renamed(text: str) -> tuple[str, str]:
+    """Parse NAME=TEXT. Raise UserError if there is no name."""
+    found = re.match(r"((?:\[[^\]]*\]|[^\[=])+)=(.*)", text, re.DOTALL)  # a label has signs: energy[scale=1]=Energy
+    if not found or not found[1].strip():
+        raise UserError(f"--rename '{text}' is not NAME=TEXT, such as --rename iNaturalist=iNat")
+    return found[1].strip(), found[2].strip()
+
+
+def _of_method(row: Result) -> set[str]:
+    return {row.method, row.label}
+
+
+def _of_encoder(row: Result) -> set[str]:
+    return {str(row.encoder[fact]) for fact in ("name", "slug", "architecture") if row.encoder.get(fact)}
+
+
+def _of_benchmark(row: Result) -> set[str]:
+    return {row.benchmark, row.id.dataset}
+
+
+def check(options: TableOptions, results: Sequence[Result]) -> None:
+    """Raise UserError with all invalid options, and with names that no result has, one by one or together."""
+    metrics = dict.fromkeys((*options.metrics, *([options.sort] if options.sort else [])))
+    problems = [f"no metric '{m}'{did_you_mean(m, CHOICES)}" for m in metrics if m not in CHOICES]
     if not options.metrics:
         problems.append(f"--metrics names none; known: {', '.join(CHOICES)}")
+    problems += _problems_of_choice(options, results)
     if options.group not in SECTIONS:
         problems.append(f"no group '{options.group}'{did_you_mean(options.group, SECTIONS)}")
     if options.intervals not in ("", *INTERVALS):
         problems.append(f"no intervals '{options.intervals}'{did_you_mean(options.intervals, INTERVALS)}")
-    if options.decimals is not None and not 0 <= options.decimals <= 10:
-        problems.append(f"--decimals must be 0 to 10, not {options.decimals}")
+    if options.decimals is not None and options.decimals not in range(11):
+        problems.append(f"--decimals must be 0 to 10, not {options.decimals!r}")
+    if options.top is not None and not (isinstance(options.top, int) and options.top > 0):
+        problems.append(f"--top must be a whole number of at least 1, not {options.top!r}")
     if options.intervals and options.seeds:
         problems.append("--intervals and --seeds both put a ± behind the numbers; choose one of them")
     if options.style not in STYLES:
         problems.append(f"no style '{options.style}'{did_you_mean(options.style, STYLES)}")
-    for name in ("encoders", "ids", "sort", "top"):
-        if getattr(options, name):
-            problems.append(f"{name} is not built yet")
     raise_all(problems)
+
+
+def check_choice(options: TableOptions, results: Sequence[Result]) -> None:
+    """Raise UserError for names of methods, encoders, benchmarks and OOD sets that no result has."""
+    raise_all(_problems_of_choice(options, results))
+
+
+def _problems_of_choice(options: TableOptions, results: Sequence[Result]) -> list[str]:
+    return _unknown_names(options, results) or _unknown_together(options, results)
+
+
+def _unknown_names(options: TableOptions, results: Sequence[Result]) -> list[str]:
+    known = [
+        ("of method", options.methods, [_of_method(row) for row in results]),
+        ("of encoder", options.encoders, [_of_encoder(row) for row in results]),
+        ("with ID set or benchmark", options.ids, [_of_benchmark(row) for row in results]),
+        ("with OOD set", options.sets, [{s.dataset for s in row.ood} for row in results]),
+    ]
+    named = [(what, given, sorted(set().union(*found))) for what, given, found in known]
+    return [
+        f"no results {what} '{name}'{did_you_mean(name, names)}"
+        for what, given, names in named
+        for name in given
+        if name not in names and not (given is options.encoders and open_clip_name(name) in names)
+    ]
+
+
+_LISTED = 5  # results that a message lists
+
+
+def _unknown_together(options: TableOptions, results: Sequence[Result]) -> list[str]:
+    """Return a problem if there are results with each name that the options give, but none with all of them."""
+    rows = [row for row in results if options.chooses(row)]
+    if any(not options.sets or row.status != "ok" or {s.dataset for s in row.ood} & set(options.sets) for row in rows):
+        return []
+    named = (("--methods", options.methods), ("--encoder", options.encoders), ("--id", options.ids))
+    given = [f"{option} {','.join(names)}" for option, names in (*named, ("--ood", options.sets)) if names]
+    near = [row for row in results if not options.methods or _of_method(row) & set(options.methods)]
+    found = dict.fromkeys(f"{row.label} on {row.benchmark}, {row.encoder.get('name', 'unknown')}" for row in near)
+    more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
+    return [f"no result fits {' '.join(given)}; there are: {'; '.join(list(found)[:_LISTED])}{more}"] if given else []

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oodbench.errors import UserError, did_you_mean, raise_all
+from oodbench.report.figures.options import FigureOptions, parse_width
 from oodbench.report.formats.bibtex import bibtex, entries
 from oodbench.report.formats.csv import csv, parquet
-from oodbench.report.formats.latex import CAPTIONS, LABEL, as_codes, latex, preamble, remark, unique
+from oodbench.report.formats.latex import CAPTIONS, LABEL, latex, unique
+from oodbench.report.formats.latex_text import as_codes, preamble, remark
 from oodbench.report.formats.markdown import markdown
 from oodbench.report.formats.paper import paper
 from oodbench.report.options import TableOptions, check
@@ -92,7 +94,8 @@ class OutputOptions:
     caption: str = ""  # of LaTeX, "short" or "full"; "": short in the style "paper"
     label: str = ""  # \label of LaTeX
     long: bool = False  # CSV and parquet with one number a line
-    width: str = ""  # of figures: "column", "page" or inches
+    width: str = ""  # of figures: "column", "page" or a length
+    kinds: tuple[str, ...] = ()  # of figures; all when empty
 
 
 def check_request(request: OutputOptions, options: TableOptions, rows: Sequence[Result]) -> None:
@@ -110,11 +113,13 @@ def check_request(request: OutputOptions, options: TableOptions, rows: Sequence[
         problems.append("--transpose does not go with --format html, whose lines can be sorted")
     if options.stream_parts and request.form in ("html", *_DATA):
         problems.append(f"--stream-parts does not go with --format {request.form}, which has the parts of every stream")
-    chosen = [row for row in rows if not options.methods or {row.method, row.label} & set(options.methods)]
-    if options.stream_parts and not any(row.stream for row in chosen):
+    if options.stream_parts and not any(row.stream for row in rows if options.chooses(row)):
         problems.append("--stream-parts: no result is of a method that learns from the test stream")
     if request.figures is not None and request.form != "html":
         problems.append(f"--{'with' if request.figures else 'no'}-figures goes with --format html")
+    for name, given in (("width", request.width), ("kind", request.kinds)):
+        if given and request.form != "figures":
+            problems.append(f"--{name} goes with --format figures")
     if request.bib and request.form == "html":
         problems.append("--bib writes BibTeX: it does not go with --format html")
     if request.compare and request.quotes:
@@ -122,14 +127,12 @@ def check_request(request: OutputOptions, options: TableOptions, rows: Sequence[
     if request.form in _DATA and request.compare:
         problems.append(f"--compare is for reading; with --format {request.form}, add published results by --quote")
     problems += _problems_of_latex(request)
-    problems += _problems_of_ours(options, rows, chosen)
-    for name in ("long", "width"):
-        if getattr(request, name):
-            problems.append(f"{name} is not built yet")
-    labels = {name for row in rows for name in (row.method, row.label)}
-    sets = {s.dataset for row in rows for s in row.ood}
+    problems += _problems_of_ours(options, rows, [row for row in rows if options.chooses(row)])
+    if request.long and request.form not in _DATA:
+        problems.append("--long goes with --format csv and --format parquet")
     for job in (
-        lambda: check(options, sorted(labels), sorted(sets)),
+        lambda: FigureOptions(kinds=request.kinds, width=parse_width(request.width)),
+        lambda: check(options, rows),
         lambda: [quote(key) for key in request.quotes],
         lambda: check_names(options.rename, _names(rows, request)),
     ):
@@ -195,7 +198,7 @@ def render_text(tables: Sequence[Table], options: TableOptions, request: OutputO
     if request.bib:
         return bibtex(tables)
     if request.form == "csv":
-        return csv(tables, options)
+        return csv(tables, options, long=request.long)
     if request.form == "latex" and request.standalone:
         return document(tables, options, request)
     if request.form == "terminal":
@@ -220,7 +223,7 @@ def write(
             nullcontext(path) if path.exists() and not path.is_file() else atomic_write(path) as partial
         ):  # /dev/stdout
             if request.form == "parquet" and not request.bib:
-                parquet(tables, partial, options)
+                parquet(tables, partial, options, long=request.long)
             else:
                 partial.write_text(html or render_text(tables, options, request), encoding="utf-8")
     except OSError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,10 +112,19 @@ class VerifiedResult:
     failed: bool = False  # a failed result, which has no numbers
 
 
-def verify(results: Path) -> Iterator[VerifiedResult]:
-    """Verify one result, or all of a folder in order of path; problems name the number, stored and recomputed."""
+def verify(results: Path, chosen: Callable[[Result], bool] = lambda row: True) -> Iterator[VerifiedResult]:
+    """Verify one result, or the chosen ones of a folder in order of path.
+
+    Problems name the number, as stored and as recomputed. Files that cannot be read are always among them.
+    """
     for path in [results] if results.is_file() else row_files(results):
-        yield verified(path)
+        try:
+            row = read(path)
+        except UserError as error:
+            yield VerifiedResult(path, path.stem, 0, (str(error),))
+        else:
+            if chosen(row):
+                yield _verified(path, row)
 
 
 def recomputed(row: Result, images: dict[str, ImageScores]) -> Result:
@@ -224,12 +233,7 @@ def _near(stored: Bounds, found: Bounds) -> Bounds:
     return {metric: stored[metric] if same(metric) else found.get(metric, (math.nan, math.nan)) for metric in stored}
 
 
-def verified(path: Path) -> VerifiedResult:
-    """Verify the result in a file: its digest, its numbers from the scores next to it, and what its method sees."""
-    try:
-        row = read(path)
-    except UserError as error:
-        return VerifiedResult(path, path.stem, 0, (str(error),))
+def _verified(path: Path, row: Result) -> VerifiedResult:
     if row.status != "ok":
         return VerifiedResult(path, row.label, 0, failed=True)
     try:

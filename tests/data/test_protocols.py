@@ -427,7 +427,7 @@ def test_openood_and_mos_run_by_name(shared: Path, tmp_path: Path) -> None:
         ("textures-5160", "far"),
         ("openimage-o", "far"),
     ]
-    from oodbench import report
+    import oodbench.report as report
 
     table = "\n".join(report.markdown(one) for one in report.tables([mcm, react]))
     assert "near" in table.lower() and "far" in table.lower() and "SSB-hard" in table

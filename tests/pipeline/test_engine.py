@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import oodbench
-from oodbench import report
+import oodbench.report as report
 from oodbench.api import run
 from oodbench.errors import UserError
 from oodbench.pipeline.request import RunRequest, request_from

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from oodbench import report
+import oodbench.report as report
 from oodbench.method import Access, registry
 from oodbench.report.options import TableOptions
 from oodbench.report.tables.access import access_problem, card

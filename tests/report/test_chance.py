@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from scipy.stats import binom
 
-from oodbench import report
+import oodbench.report as report
 from oodbench.report.html.figures import FigureSource
 from oodbench.report.html.page import render
 from oodbench.report.tables.chance import at_chance, chance_limit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from oodbench import report
+import oodbench.report as report
 from oodbench.method import Access
 from oodbench.report.options import TableOptions
 from oodbench.results import Result

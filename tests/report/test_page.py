@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from oodbench import report
+import oodbench.report as report
 from oodbench.report.html import FigureSource, render
 from oodbench.report.html.page import _address
 from oodbench.results import IdRow, Result, SetRow

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from oodbench import report
+import oodbench.report as report
 from oodbench.errors import UserError
 from oodbench.method import Access
 from oodbench.report.formats.paper import COLUMN, LAYOUTS, PAGE, layout, paper, width

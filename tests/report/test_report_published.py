@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from oodbench import report
+import oodbench.report as report
 from oodbench.cli import main
 from oodbench.data import catalog as catalogue
 from oodbench.errors import UserError

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from oodbench import report
+import oodbench.report as report
 from oodbench.cli import main
 from oodbench.errors import UserError
 from oodbench.method import Access
@@ -131,7 +131,7 @@ def test_all_wrong_options_are_told_at_once() -> None:
         methods=("mmc",), sets=("sum",), metrics=("aroc",), decimals=99, intervals="full", seeds=True
     )
     with pytest.raises(UserError) as error:
-        check(options, ["mcm"], ["sun"])
+        check(options, [row("mcm", ood("sun"))])
     text = str(error.value)
     for part in ("'mmc'; did you mean 'mcm'", "'sum'; did you mean 'sun'", "'auroc'", "not 99", "'full'", "choose one"):
         assert part in text

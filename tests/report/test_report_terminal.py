@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import itertools
+import random
 import re
+from typing import Any
 
 import pytest
 from rich.cells import cell_len
@@ -20,16 +22,20 @@ def cell(text: str, extra: str = "", *, not_significantly_different: bool = Fals
     return Cell(None if text == DASH else float(text), text, mark, extra, not_significantly_different)
 
 
-def printed(table: Table, width: int = 160) -> list[str]:
+def printed(table: Table, width: int = 160, **terminal: Any) -> list[str]:
+    """The lines of a table as a file has them, or as a terminal shows them, without the codes of its styles."""
     out = io.StringIO()
-    Console(width=width, file=out, color_system=None).print(console(table))
-    return out.getvalue().splitlines()
+    Console(width=width, file=out, **terminal).print(console(table))
+    return re.sub(r"\x1b\[[\d;]*m", "", out.getvalue()).splitlines()
+
+
+TERMINAL = {"force_terminal": True, "color_system": "standard", "no_color": False}
 
 
 def ends(line: TableLine, lines: list[str]) -> list[int]:
     """Terminal column at which each number of a line ends."""
     (found,) = [text for text in lines if text.startswith(f"{line.name} ")]
-    numbers = re.finditer(r"(?<= )([+-]?\d+\.\d+|-)(?=[†! ]|$)", found)
+    numbers = re.finditer(r"(?<= )([+-]?\d+\.\d+|-)(?=[†!*+ ]|$)", found)
     return [cell_len(found[: number.end()]) for number in numbers]
 
 
@@ -84,6 +90,7 @@ def test_digits_stand_under_digits_where_some_have_a_dagger(daggers: tuple[bool,
     )
     table = Table("title", (), column_groups, lines, ())
     text = printed(table)
+    assert any("99.10*" in one for one in text) and any("6.11!" in one for one in text)
     places = [ends(line, text) for line in lines]
     assert all(len(found) == 5 for found in places), text
     assert len({tuple(found) for found in places}) == 1, "\n".join(text)
@@ -120,3 +127,111 @@ def test_headings_end_where_their_widest_number_may() -> None:
     head = next(t for t in text if "AUROC" in t)
     ours = next(t for t in text if t.startswith("ours"))
     assert head.index("↑") == ours.index("†") and head.index("↓") == ours.rindex("0")
+
+
+def drawn(seed: int) -> Table:
+    """A table with near and far sets whose cells have any marks, daggers and deviations."""
+    numbers = random.Random(seed)
+
+    def any_cell() -> Cell:
+        mark = numbers.choice(["", "", "best", "second"])
+        extra = numbers.choice(["", f"± {numbers.uniform(0, 20):.2f}"])
+        text = numbers.choice([DASH, *(f"{numbers.uniform(0, 100):.2f}" for _ in range(5))])
+        return cell(text, extra, not_significantly_different=numbers.random() < 0.3, mark=mark)
+
+    groups = tuple(ColumnGroup(f"S{i}", PAIR, "near" if i < 2 else "far") for i in range(4))
+    groups += (
+        ColumnGroup("Average", PAIR),
+        ColumnGroup("ID", (Column("Acc.", 1),)),
+        ColumnGroup("", (Column("Seconds"),)),
+    )
+    lines = (tuple(tuple(any_cell() for _ in group.columns) for group in groups) for _ in range(6))
+    return Table("title", (), groups, tuple(TableLine(f"m{i}", found, None) for i, found in enumerate(lines)), ())
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("width", [70, 120, 200])
+@pytest.mark.parametrize("terminal", [{}, TERMINAL], ids=["file", "terminal"])
+def test_digits_stand_under_digits_in_every_panel(seed: int, width: int, terminal: dict[str, Any]) -> None:
+    table = drawn(seed)
+    text = printed(table, width, **terminal)
+    assert max(map(cell_len, text)) <= width
+    places: dict[str, list[list[int]]] = {line.name: [] for line in table.lines}
+    for one in text:
+        if (name := one.partition(" ")[0]) in places:
+            alone = re.sub(r"± +[\d.]+", lambda extra: " " * len(extra[0]), one)
+            places[name].append([number.end() for number in re.finditer(r"(?<= )(\d+\.\d+|-)(?=[†!*+ ]|$)", alone)])
+    assert all(one == places["m0"] for one in places.values()), "\n".join(text)
+    assert sum(map(len, places["m0"])) == 12
+
+
+MARKED = Table(
+    "title",
+    (),
+    (ColumnGroup("SUN", PAIR),),
+    (
+        TableLine(
+            "a", ((cell("93.10", mark="best"), cell("5.20", mark="second", not_significantly_different=True)),), None
+        ),
+        TableLine("b", ((cell("9.10", mark="second"), cell("3.00", mark="best")),), None),
+    ),
+    (),
+)
+
+
+@pytest.mark.parametrize(
+    ("terminal", "environment", "signs"),
+    [
+        ({}, {}, True),  # a file or a pipe
+        ({"force_terminal": True}, {"TERM": "xterm-256color"}, False),
+        ({"force_terminal": True}, {"TERM": "xterm", "NO_COLOR": "1"}, True),
+        ({"force_terminal": True}, {"TERM": "dumb"}, True),
+        ({}, {"TERM": "xterm", "FORCE_COLOR": "1"}, False),
+    ],
+)
+def test_the_best_has_a_sign_where_nothing_is_bold(
+    terminal: dict[str, Any], environment: dict[str, str], signs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_COLOR", "FORCE_COLOR", "TERM", "COLORTERM", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    text = "\n".join(printed(MARKED, **terminal))
+    assert ("Best: *, second: +." in text) == signs == ("93.10*" in text) == ("5.20+†" in text)
+    assert ("Best in bold, second underlined." in text) != signs
+
+
+@pytest.mark.parametrize(
+    ("groups", "columns", "heads"),
+    [
+        (["near", "near", ""], PAIR, "Near OOD ────  ─────────────"),
+        (["near", "far", ""], PAIR, "Near OOD ────  Far OOD ─────"),
+        (["far"], PAIR[:1], "Far OOD"),
+        (["near", "far"], PAIR[:1], "Near OOD  Far OOD"),
+        (["", ""], PAIR, ""),
+    ],
+)
+def test_near_and_far_are_named_above_their_sets(groups: list[str], columns: tuple[Column, ...], heads: str) -> None:
+    column_groups = tuple(ColumnGroup(f"S{i}", columns, group) for i, group in enumerate(groups))
+    cells = tuple(tuple(cell("90.00") for _ in columns) for _ in groups)
+    text = printed(Table("title", (), column_groups, (TableLine("ours", cells, None),), ()))
+    above = text[text.index(next(one for one in text if "S0" in one)) - 1].strip()
+    assert above == heads
+
+
+def test_every_panel_names_near_and_far() -> None:
+    text = printed(drawn(1), 62)
+    heads = [i for i, one in enumerate(text) if re.search(r"\bS\d\b", one)]
+    assert len(heads) > 1
+    for i in heads:
+        named = {"Near" if number in "01" else "Far" for number in re.findall(r"\bS(\d)", text[i])}
+        assert set(re.findall("Near|Far", text[i - 1])) == named
+
+
+def test_letters_of_ascii_are_enough() -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="replace")
+    Console(width=200, file=out).print(console(drawn(2)))
+    out.flush()
+    head, *lines = out.buffer.getvalue().decode("ascii").partition("Best: *, second: +")
+    assert "Near OOD --" in head and "+- " in head and lines
+    assert head.count("?") == sum(c.not_significantly_different for c in drawn(2).cells)  # the daggers alone

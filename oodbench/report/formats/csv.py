@@ -1,19 +1,21 @@
-"""CSV and parquet: one line per result, in full precision."""
+"""CSV, parquet and DataFrames, in full precision: one line per result, or one per number."""
 
 from __future__ import annotations
 
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from csv import DictWriter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from oodbench.errors import printable
 from oodbench.method.access import UNKNOWN
 from oodbench.report.options import TableOptions
-from oodbench.report.tables.table import Table, TableLine
+from oodbench.report.tables.columns import average
+from oodbench.report.tables.streams import MEASURED, PARTS, part_of
+from oodbench.report.tables.table import Number, Table, TableLine
 from oodbench.results import METRICS, Result, flatten
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet computes texts that begin so
@@ -32,13 +34,13 @@ def csv_text(value: object) -> object:
 _RUN = ("precision", "resize", "limit", "seed", "device", "batch_size")
 
 
-def csv(tables: Sequence[Table], options: TableOptions | None = None) -> str:
+def csv(tables: Sequence[Table], options: TableOptions | None = None, *, long: bool = False) -> str:
     """Return all tables under one header; metrics are fractions, and lines of equal `table` number are comparable.
 
     A cell is empty if the benchmark does not have the set, the result failed, or the method has no such value. Texts
-    are made safe by `csv_text`. Of the options, sets and metrics choose columns.
+    are made safe by `csv_text`. Of the options, sets and metrics choose columns, or lines with one number if `long`.
     """
-    found = _records(tables, options or TableOptions())
+    found = records_of(tables, options, long=long)
     records = [{printable(name): csv_text(value) for name, value in record.items()} for record in found]
     text = io.StringIO()
     writer = DictWriter(text, _names(records), restval="", lineterminator="\n")
@@ -47,37 +49,47 @@ def csv(tables: Sequence[Table], options: TableOptions | None = None) -> str:
     return text.getvalue()
 
 
-def parquet(tables: Sequence[Table], path: Path, options: TableOptions | None = None) -> None:
+def parquet(tables: Sequence[Table], path: Path, options: TableOptions | None = None, *, long: bool = False) -> None:
     """Write the records of `csv` with texts unchanged and nulls for empty cells."""
     import pyarrow as pa
     from pyarrow import parquet as file
 
-    records = _records(tables, options or TableOptions())
-    columns = {name: [_null(record.get(name)) for record in records] for name in _names(records)}
+    columns = columns_of(records_of(tables, options, long=long))
     made = io.BytesIO()  # given a path, pyarrow removes what is there when it cannot write, even a device
-    file.write_table(pa.table({name: _array(pa, values) for name, values in columns.items()}), made)
+    file.write_table(pa.table({name: pa.array(values) for name, values in columns.items()}), made)
     path.write_bytes(made.getvalue())
 
 
-def _array(pa: object, values: list[object]) -> object:
+def columns_of(records: Sequence[Mapping[str, object]]) -> dict[str, list[object]]:
+    """Return the columns of records, each with values of one type, and None for empty cells."""
+    return {name: _of_one_type([_null(record.get(name)) for record in records]) for name in _names(records)}
+
+
+def _of_one_type(values: list[object]) -> list[object]:
     kinds = {type(v) for v in values if v is not None}
     if kinds == {int, float}:
-        values = [None if v is None else float(v) for v in values]  # type: ignore[arg-type]
-    elif len(kinds) > 1:
-        values = [None if v is None else str(v) for v in values]
-    return pa.array(values)  # type: ignore[attr-defined]
+        return [None if v is None else float(v) for v in values]  # type: ignore[arg-type]
+    return [None if v is None else str(v) for v in values] if len(kinds) > 1 else values
 
 
-def _records(tables: Sequence[Table], options: TableOptions) -> list[dict[str, object]]:
-    return [
-        _record(number, line, row, options)
+def records_of(
+    tables: Sequence[Table], options: TableOptions | None = None, *, long: bool = False
+) -> list[dict[str, object]]:
+    """Return one record for each result or published result, or with `long` one for each of its numbers."""
+    options = options or TableOptions()
+    found = [
+        (number, line, row)
         for number, table in enumerate(tables, 1)
+        if not table.part  # every stream has its parts
         for line in table.lines
         for row in line.results or (None,)
     ]
+    if long:
+        return [record for one in found for record in _long(*one, options)]
+    return [_record(*one, options) for one in found]
 
 
-def _names(records: Sequence[dict[str, object]]) -> list[str]:
+def _names(records: Sequence[Mapping[str, object]]) -> list[str]:
     # The means of a benchmark with groups come after the sets of all benchmarks.
     return sorted(dict.fromkeys(name for record in records for name in record), key=_rank)
 
@@ -126,7 +138,7 @@ def _access(line: TableLine) -> dict[str, object]:
 
 
 def _metrics(row: Result, options: TableOptions) -> dict[str, object]:
-    metrics = tuple(dict.fromkeys((*options.shown, *METRICS))) if options.default_metrics else options.shown
+    metrics = _shown(options)
     kept = [s for s in row.ood if not options.sets or s.dataset in options.sets]
     chosen = replace(row, ood=tuple(kept))
     out: dict[str, object] = {}
@@ -139,6 +151,89 @@ def _metrics(row: Result, options: TableOptions) -> dict[str, object]:
     for group in chosen.groups if len(chosen.groups) > 1 else ():
         out |= {f"mean.{group}.{metric}": chosen.mean(metric, group) for metric in metrics}
     return out | {f"mean.{metric}": chosen.mean(metric) for metric in metrics}
+
+
+@dataclass(frozen=True)
+class _LongNumber:
+    """A number with what it is of: a set or `near mean`, its group, a metric, images of the set, a part of a stream."""
+
+    set: str
+    group: str
+    metric: str
+    number: Number
+    n: int | None = None
+    part: str = ""
+
+
+def _long(number: int, line: TableLine, row: Result | None, options: TableOptions) -> Iterator[dict[str, object]]:
+    wide = _record(number, line, row, options)
+    head = {name: wide[name] for name in _LONG if name in wide}
+    streams = {name: value for name, value in wide.items() if name.startswith("stream.")}
+    for one in _numbers(row, options) if row else _quoted_numbers(line, options):
+        value, interval = one.number.value, one.number.interval
+        low, high = interval or (None, None)
+        yield {
+            **head,
+            **streams,
+            "part": one.part,
+            "set": one.set,
+            "group": one.group,
+            "metric": one.metric,
+            "value": None if value is None or math.isnan(value) else value,
+            "low": low,
+            "high": high,
+            "n": one.n,
+            "row.digest": wide.get("row.digest", ""),
+        }
+
+
+_LONG = ("table", "benchmark", "encoder", "method", "label", "name", "access.group", "status", "source", "seed")
+
+
+def _numbers(row: Result, options: TableOptions) -> Iterator[_LongNumber]:
+    """Yield the numbers of a result; a failed one has the metric "failed" without a value."""
+    if row.status != "ok":
+        yield _LongNumber("", "", "failed", Number(None))
+        return
+    yield from _numbers_of_sets(row, options, "")
+    for part in PARTS if row.stream else ():
+        yield from _numbers_of_sets(part_of(row, part), options, part)
+    if "accuracy" in options.metrics and row.id.accuracy is not None:
+        yield _LongNumber(row.id.dataset, "", "accuracy", Number(row.id.accuracy), row.id.n)
+    for name, seconds in row.seconds.items() if "seconds" in options.metrics else ():
+        yield _LongNumber("", "", f"seconds.{name}", Number(seconds))
+
+
+def _numbers_of_sets(row: Result, options: TableOptions, part: str) -> Iterator[_LongNumber]:
+    kept = [s for s in row.ood if not options.sets or s.dataset in options.sets]
+    metrics = tuple(m for m in _shown(options) if not part or m in MEASURED)
+    for s in kept:
+        n = s.n if not part else (s.stream.get(part) or {}).get("n")
+        for metric in metrics:
+            yield _LongNumber(s.dataset, s.group, metric, Number(getattr(s, metric), s.intervals.get(metric)), n, part)
+    groups = tuple(dict.fromkeys(s.group for s in kept if s.group))
+    for group in (*groups, "") if len(groups) > 1 else ("",):
+        members = tuple(s.dataset for s in kept if not group or s.group == group)
+        averages = average(members, group, replace(options, metrics=metrics))(row) if members else ()
+        for metric, number in zip(metrics, averages, strict=False):
+            yield _LongNumber(f"{group} mean".strip(), group, metric, number, None, part)
+
+
+def _quoted_numbers(line: TableLine, options: TableOptions) -> Iterator[_LongNumber]:
+    """Yield the numbers of a published result, by the names that `facts` has: `ood.sun.auroc`, `mean.near.fpr95`."""
+    for name, value in line.facts.items():
+        kind, _, rest = name.partition(".")
+        of, _, metric = rest.rpartition(".")
+        if isinstance(value, float) and metric in _shown(options):
+            if kind == "mean" and not options.sets:
+                yield _LongNumber(f"{of} mean".strip(), of, metric, Number(value))
+            elif kind == "ood" and (not options.sets or of in options.sets):
+                yield _LongNumber(of, "", metric, Number(value))
+
+
+def _shown(options: TableOptions) -> tuple[str, ...]:
+    """Return the metrics of OOD sets that are asked for: all by default."""
+    return tuple(dict.fromkeys((*options.shown, *METRICS))) if options.default_metrics else options.shown
 
 
 def _bounds(intervals: dict[str, tuple[float, float]]) -> dict[str, float]:

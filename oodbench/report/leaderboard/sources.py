@@ -14,7 +14,7 @@ from oodbench.errors import UserError, printable, raise_all
 from oodbench.report.leaderboard.evidence import FAILED, IMPORTED, MEASURED, VERIFIED
 from oodbench.report.submission import FILE, Submission, read_submission
 from oodbench.report.tables.access import access_problem
-from oodbench.report.verify import verified
+from oodbench.report.verify import verify
 from oodbench.results import Result, read, row_files
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def _collected(path: Path, folder: Path) -> CollectedResult:
     result = read(path)
     submission = read_submission(path.parent) if os.path.lexists(path.parent / FILE) else None
     has_scores = result.status == "ok" and os.path.lexists(path.with_suffix(".parquet"))
-    problems = verified(path).problems if has_scores else tuple(filter(None, [access_problem(result)]))
+    problems = next(verify(path)).problems if has_scores else tuple(filter(None, [access_problem(result)]))
     evidence = FAILED if problems else IMPORTED if result.imported else VERIFIED if has_scores else MEASURED
     return CollectedResult(result, path, folder, evidence, submission, problems)
 

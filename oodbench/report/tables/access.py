@@ -95,14 +95,29 @@ def group_of(line: TableLine) -> str:
 def arranged(lines: Iterable[TableLine], how: str) -> tuple[TableLine, ...]:
     """Sort lines into sections, by their group or whether they are trained; published lines follow the measured ones.
 
-    A single group of measured lines needs no heading. The lines of `--ours` are the last of their section, which is
-    the last one.
+    Within a section the lines are sorted by their rank, where they have one. A single group of measured lines needs no
+    heading. The lines of `--ours` are the last of their section, which is the last one.
     """
     sections = [(_section(line, how), line) for line in lines]
     alone = len({section for section, _ in sections}) == 1
     last = {section for section, line in sections if line.ours}
-    ordered = sorted(sections, key=lambda pair: (pair[0] in last, pair[0], pair[1].ours))
+
+    def place(pair: tuple[tuple[int, int, str], TableLine]) -> tuple[object, ...]:
+        section, line = pair
+        return section in last, section, line.ours, line.rank is None, -(line.rank or 0)
+
+    ordered = sorted(sections, key=place)
     return tuple(replace(line, section="" if alone and line.result else title) for (_, _, title), line in ordered)
+
+
+def first_of_each_group(lines: Sequence[TableLine], count: int | None) -> tuple[TableLine, ...]:
+    """Return the first lines of each section, and those of `--ours`; all if there is no such number."""
+    kept: list[TableLine] = []
+    for _, found in groupby(lines, key=lambda line: line.section):
+        members = list(found)
+        others = [line for line in members if not line.ours]
+        kept += [*others[:count], *(line for line in members if line.ours)]
+    return tuple(kept)
 
 
 def _section(line: TableLine, how: str) -> tuple[int, bool, str]:

@@ -11,9 +11,23 @@ from typing import TYPE_CHECKING
 from oodbench.errors import UserError, printable
 from oodbench.report.formats.bibtex import keys_of_benchmark, keys_of_dataset, keys_of_method
 from oodbench.report.options import TableOptions
-from oodbench.report.tables.access import UNRANKED, access_footnotes, arranged, blocks, card
+from oodbench.report.tables.access import (
+    UNRANKED,
+    access_footnotes,
+    arranged,
+    blocks,
+    card,
+    first_of_each_group,
+)
 from oodbench.report.tables.chance import chance_notes
-from oodbench.report.tables.columns import COLUMNS, TYPED, column_groups, mark_best
+from oodbench.report.tables.columns import (
+    COLUMNS,
+    TYPED,
+    column_groups,
+    mark_best,
+    sort_column,
+    sort_value,
+)
 from oodbench.report.tables.grouping import PromptGroup, TableGroup, by_prompts, group
 from oodbench.report.tables.rows import line_cells, line_names, repeated, seedless_label
 from oodbench.report.tables.streams import (
@@ -91,7 +105,7 @@ def _uncertainty(model: Result, options: TableOptions) -> str:
         first = "In brackets: the interval over images of the first stream seed, where the result has one."
         return first if options.intervals else ""
     if options.seeds:
-        return "±: standard deviation over seeds, where there are several."
+        return "±: standard deviation over seeds, where there are several and it does not round to 0."
     if not options.intervals:
         return ""
     level = model.uncertainty.get("level", 0.95)
@@ -144,9 +158,8 @@ def tables(results: Iterable[Result], options: TableOptions | None = None, test:
     streams. `test` finds the results that do not differ significantly from the best one, on the OOD sets shown.
     """
     options = options or TableOptions()
-    chosen = [row for row in results if not options.methods or {row.method, row.label} & set(options.methods)]
     out: list[Table] = []
-    for comparable in group(chosen):
+    for comparable in group(filter(options.chooses, results)):
         for prompts in by_prompts(comparable.results):
             if not options.sets or any(s.dataset in options.sets for row in prompts.results for s in row.ood):
                 out += _tables(comparable, prompts, options, test)
@@ -171,24 +184,31 @@ def _table(
     results = _ordered(prompts.results, options.methods)
     model = min(results, key=lambda row: (row.status != "ok", bool(row.imported)))  # the first that has all facts
     groups = column_groups(model, options)
-    lines = _lines(results, groups, options, "templates" if prompts.prompts else "", part)
-    ordered = arranged(lines, options.group)
+    by = sort_column(model, options)
+    found = _lines(results, groups, options, by, "templates" if prompts.prompts else "", part)
+    ordered = arranged(found, options.group)
     ranked = (_ranked(block, groups, options, test) if may else block for block, may in blocks(ordered))
-    lines = [line for block in ranked for line in block]
+    every = [line for block in ranked for line in block]
+    lines = first_of_each_group(every, options.top)  # after the marks: what is left out may be the best of a column
     benchmark = f"{model.benchmark_title or model.benchmark}, encoder {model.encoder.get('name', 'unknown')}"
     stream = (TITLE, PARTS.get(part, "")) if model.stream else ()
     return Table(
         title=", ".join(filter(None, (benchmark, prompts.title, *stream))),
-        caption=(*caption(model, comparable.differences, options), *_unranked(lines), *_protocol(lines)),
+        caption=(
+            *caption(model, comparable.differences, options),
+            *_order(by, every, lines, options),
+            *_unranked(lines),
+            *_protocol(lines),
+        ),
         column_groups=tuple(groups),
-        lines=tuple(lines),
+        lines=lines,
         notes=() if part else tuple(_notes(lines, prompts, options)),
         footnotes=() if part else (*access_footnotes(lines), *itself_note(row for x in lines for row in x.results)),
         within=_within(lines),
         cites=_cites(model, options) if options.cite else (),
         part=part,
         encoder=str(model.encoder.get("name", "unknown")),
-        brief=tuple(_brief(model, comparable.differences, lines, options)),
+        brief=(*_brief(model, comparable.differences, lines, options), *_left_out(every, lines)),
     )
 
 
@@ -232,6 +252,29 @@ def _within(lines: Sequence[TableLine]) -> str:
     return " within each group" if len({line.section for line in lines}) > 1 else ""
 
 
+def _order(
+    by: ColumnGroup | None, every: Sequence[TableLine], kept: Sequence[TableLine], options: TableOptions
+) -> Iterator[str]:
+    """Yield a sentence on the column that lines are sorted by, and on how many lines are left out."""
+    if by is None:
+        return
+    title = {"accuracy": "ID accuracy", "seconds": "seconds"}.get(options.sort_metric, by.columns[0].title)
+    name = f"average {title}" if by.mean is not None else title
+    if len(kept) == len(every):
+        yield f"Sorted by {name}."
+        return
+    each = " of each group" if len({line.section for line in every}) > 1 else ""
+    own = " and the own method" if any(line.ours for line in kept) else ""
+    yield f"Shown: the best {options.top}{each} by {name}{own}."
+    yield from _left_out(every, kept)
+
+
+def _left_out(every: Sequence[TableLine], kept: Sequence[TableLine]) -> Iterator[str]:
+    """Yield a sentence on how many lines are not shown, if there are any."""
+    if len(kept) < len(every):
+        yield f"{len(every) - len(kept)} of {len(every)} lines are left out, but count for best and second."
+
+
 def _unranked(lines: Sequence[TableLine]) -> list[str]:
     """Return a sentence on blocks in which no best is marked, as their methods see different data."""
     mixed = any(len(block) > 1 and not may for block, may in blocks(lines))
@@ -259,7 +302,12 @@ def _ordered(results: Sequence[Result], methods: Sequence[str]) -> list[Result]:
 
 
 def _lines(
-    results: Sequence[Result], groups: Sequence[ColumnGroup], options: TableOptions, omitted: str, part: str
+    results: Sequence[Result],
+    groups: Sequence[ColumnGroup],
+    options: TableOptions,
+    by: ColumnGroup | None,
+    omitted: str,
+    part: str,
 ) -> list[TableLine]:
     found = repeated(results, seeds=options.seeds)
     shown = [[part_of(row, part) for row in rows] if part else rows for rows in found]
@@ -272,6 +320,7 @@ def _lines(
             cites=_method_keys(rows[0], options),
             others=tuple(rows[1:]),
             ours=bool({rows[0].method, rows[0].label, seedless_label(rows[0])} & set(options.ours)),
+            rank=sort_value(line_cells(rows, by, options)[0], by) if by and rows[0].status == "ok" else None,
         )
         for name, rows, numbers in zip(line_names(found, omitted), found, shown, strict=True)
     ]

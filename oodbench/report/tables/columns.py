@@ -36,18 +36,16 @@ def column_groups(model: Result, options: TableOptions) -> list[ColumnGroup]:
         kept.sort(key=lambda s: options.sets.index(s.dataset))
     out: list[ColumnGroup] = []
     groups = dict.fromkeys(s.group for s in kept)
-    grouped = len([name for name in groups if name]) > 1
     for name in groups if columns else ():
         members = [s for s in kept if s.group == name]
-        shown = name if grouped else ""
         for s in members:
-            out.append(ColumnGroup(s.title, columns, shown, s.partial, s.dataset, _of_set(s.dataset, options)))
-        if shown and len(members) > 1:
-            values = _average(tuple(s.dataset for s in members), name, options)
+            out.append(ColumnGroup(s.title, columns, name, s.partial, s.dataset, _of_set(s.dataset, options)))
+        if name and 1 < len(members) < len(kept):
+            values = average(tuple(s.dataset for s in members), name, options)
             title = f"{name.capitalize()} average"
-            out.append(ColumnGroup(title, columns, shown, name=f"{name} mean", values=values, mean=name))
+            out.append(ColumnGroup(title, columns, name, name=f"{name} mean", values=values, mean=name))
     if len(kept) > 1 and columns:
-        values = _average(tuple(s.dataset for s in kept), "", options)
+        values = average(tuple(s.dataset for s in kept), "", options)
         out.append(ColumnGroup("Average", columns, name="mean", values=values, mean=""))
     for metric in options.metrics:
         if metric == "accuracy":
@@ -56,6 +54,22 @@ def column_groups(model: Result, options: TableOptions) -> list[ColumnGroup]:
         elif metric == "seconds":
             out.append(ColumnGroup("", (COLUMNS[metric],), values=_seconds, fraction=False))
     return out
+
+
+def sort_column(model: Result, options: TableOptions) -> ColumnGroup | None:
+    """Return the column of numbers by which lines are sorted: the average over the sets shown, or that of a single set.
+
+    `model` is a result with the OOD sets of the table. None for the order of the results.
+    """
+    metrics = tuple(filter(None, (options.sort_metric,)))
+    return next(reversed(column_groups(model, replace(options, metrics=metrics))), None)
+
+
+def sort_value(cell: Cell, group: ColumnGroup) -> float:
+    """Return a number that is higher for a better cell, the lowest for one without a value or of another kind."""
+    if cell.value is None or cell.other:
+        return -math.inf
+    return (group.columns[0].better or -1) * cell.value  # seconds: the fastest first
 
 
 def cells(result: Result, group: ColumnGroup, options: TableOptions) -> tuple[Cell, ...]:
@@ -90,8 +104,11 @@ def _of_set(dataset: str, options: TableOptions) -> Callable[[Result], tuple[Num
     return values
 
 
-def _average(names: tuple[str, ...], group: str, options: TableOptions) -> Callable[[Result], tuple[Number, ...]]:
-    """The plain average over some sets; its interval is known if these are all sets, or all sets of a group."""
+def average(names: tuple[str, ...], group: str, options: TableOptions) -> Callable[[Result], tuple[Number, ...]]:
+    """Return the function of a result that returns the plain average of each metric over some sets.
+
+    Its interval is known if these are all sets, or all sets of a group.
+    """
 
     def values(result: Result) -> tuple[Number, ...]:
         chosen = [s for s in result.ood if s.dataset in names]

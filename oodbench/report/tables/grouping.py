@@ -234,10 +234,15 @@ class LoadedResults:
     paths: dict[str, Path]
 
 
-def from_folder(results: Path) -> LoadedResults:
-    """Load the results of a folder. Raise UserError if it does not exist or holds none."""
+def check_folder(results: Path) -> None:
+    """Raise UserError if there is no such results folder."""
     if not results.is_dir():
         raise UserError(f"no results folder {results}; make one with: oodbench run --results {results}")
+
+
+def from_folder(results: Path) -> LoadedResults:
+    """Load the results of a folder. Raise UserError if it does not exist or holds none."""
+    check_folder(results)
     found = list(rows(results))
     if not found:
         raise UserError(f"{results} holds no results; make some with: oodbench run --results {results}")

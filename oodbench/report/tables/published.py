@@ -15,7 +15,7 @@ from oodbench.errors import UserError, did_you_mean
 from oodbench.method.access import Access, from_mapping
 from oodbench.report.options import TableOptions
 from oodbench.report.tables.access import UNRANKED, access_footnotes, arranged, card
-from oodbench.report.tables.columns import cell
+from oodbench.report.tables.columns import cell, sort_column, sort_value
 from oodbench.report.tables.table import DASH, Cell, Column, ColumnGroup, Number, Table, TableLine
 from oodbench.results import METRICS, Result
 
@@ -160,7 +160,7 @@ def with_quotes(tables: Sequence[Table], quotes: Sequence[Quote], options: Table
             raise UserError(f"--quote {quote.key} is of benchmark {quote.benchmark}; the tables here are of: {have}")
         alike = [i for i in same or fitting if _of_streams(out[i]) == quote.card.stream]
         for i in alike or same or fitting:
-            lines = arranged((*out[i].lines, _line(quote, out[i].column_groups, options)), options.group)
+            lines = arranged((*out[i].lines, _line(quote, out[i], options)), options.group)
             out[i] = replace(out[i], lines=lines, notes=(*out[i].notes, quote.about))
     return [
         replace(
@@ -262,7 +262,7 @@ def comparable_facts(row: Result) -> dict[str, str]:
     return out | ({"words": str(row.parameters["words"])} if "words" in row.parameters else {})
 
 
-def _line(one: Quote, column_groups: Sequence[ColumnGroup], options: TableOptions) -> TableLine:
+def _line(one: Quote, table: Table, options: TableOptions) -> TableLine:
     facts: dict[str, object] = {
         "quote": one.key,
         "source": one.source,
@@ -275,8 +275,11 @@ def _line(one: Quote, column_groups: Sequence[ColumnGroup], options: TableOption
         prefix = ".".join(reversed(name.split())) if name.endswith("mean") else f"ood.{name}"
         facts |= {f"{prefix}.{metric}": number.value for metric, number in metrics.items()}
     cites = one.cite if options.cite else ()
-    found = quoted_cells(one, column_groups, options)
-    return TableLine(one.name, found, None, access=one.card, cites=cites, facts=facts)
+    found = quoted_cells(one, table.column_groups, options)
+    model = max((line.result for line in table.lines if line.result), key=lambda row: len(row.ood))
+    by = sort_column(model, options)
+    rank = sort_value(quoted_cells(one, (by,), options)[0][0], by) if by else None
+    return TableLine(one.name, found, None, access=one.card, cites=cites, facts=facts, rank=rank)
 
 
 def _has_quote(table: Table) -> bool:

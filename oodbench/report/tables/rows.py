@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -40,7 +40,7 @@ def _drawn(row: Result) -> tuple[object, ...]:
 
 
 def line_cells(results: Sequence[Result], group: ColumnGroup, options: TableOptions) -> tuple[Cell, ...]:
-    """Return the cells of a line: of several results the average, and the sample standard deviation.
+    """Return the cells of a line: of several results the average, and the standard deviation unless it rounds to 0.
 
     Of several streams, the interval over images is that of the first which has one.
     """
@@ -72,7 +72,8 @@ def _average(numbers: Sequence[Number], options: TableOptions, fraction: bool) -
     deviation = statistics.stdev(known)
     interval = next((n.interval for n in numbers if n.interval), None)
     found = cell(Number(statistics.fmean(known), interval), options, fraction=fraction)
-    extra = f"± {formatted(deviation, options) if fraction else f'{deviation:.2f}'}"
+    text = formatted(deviation, options) if fraction else f"{deviation:.2f}"
+    extra = f"± {text}" if float(text) else ""  # a method that the seed does not change
     return replace(found, extra=f"{extra} {found.extra}".strip())
 
 
@@ -124,10 +125,27 @@ def seedless_label(row: Result) -> str:
 
 def by_shots(results: Sequence[Result]) -> list[list[Result]]:
     """Group results, in order, that differ in nothing but their number of labelled images a class and the seeds."""
+    return _alike(results, without_shots)
+
+
+def by_parameter(results: Sequence[Result], name: str) -> list[list[Result]]:
+    """Group results, in order, that differ in nothing but the value of a hyper-parameter, which all have, and seeds."""
+    return _alike([row for row in results if name in row.parameters], lambda row: without_parameter(row, name))
+
+
+def _alike(results: Sequence[Result], without: Callable[[Result], Result]) -> list[list[Result]]:
     out: dict[str, list[Result]] = {}
     for row in results:
-        out.setdefault(_key(without_shots(row)), []).append(row)
+        out.setdefault(_key(without(row)), []).append(row)
     return list(out.values())
+
+
+def without_parameter(row: Result, name: str) -> Result:
+    """Return a result without a hyper-parameter, in its label and its parameters."""
+    settings = split(row.label.removeprefix(row.method).removeprefix("[").removesuffix("]"), ",")
+    kept = ",".join(setting for setting in settings if setting.partition("=")[0] != name)
+    parameters = {k: v for k, v in row.parameters.items() if k != name}
+    return replace(row, label=f"{row.method}[{kept}]" if kept else row.method, parameters=parameters)
 
 
 def without_shots(row: Result) -> Result:

@@ -29,7 +29,8 @@ def stream_options(options: TableOptions, part: str = "") -> TableOptions:
         metrics = tuple(m for name in metrics for m in ((name, "fpr95_ood") if name == "fpr95" else (name,)))
     if part:
         metrics = tuple(m for m in metrics if m in MEASURED)
-    return replace(options, metrics=metrics, intervals="range" if options.intervals and not part else "")
+    sort = options.sort_metric  # the parts have the same lines in the same order
+    return replace(options, metrics=metrics, sort=sort, intervals="range" if options.intervals and not part else "")
 
 
 def part_of(row: Result, part: str) -> Result:
@@ -84,7 +85,7 @@ def protocol_caption(lines: Sequence[Sequence[Result]]) -> list[str]:
     precision = lines[0][0].run.get("precision", "unknown")
     out = [f"Streams: {', '.join([images, *parts, f'precision {precision}'])}{named}."]
     several = any(len(rows) > 1 for rows in lines)
-    return [*out, "Averages over seeds, ±: sample standard deviation."] if several else out
+    return [*out, "Averages over seeds, ±: sample standard deviation, if it does not round to 0."] if several else out
 
 
 def sizes_note(rows: Iterable[Result]) -> list[str]:

@@ -96,6 +96,7 @@ class TableLine:
     others   the results of the other seeds
     ours     whether it comes last and is shaded
     encoder  the heading above its section, in a table of several encoders
+    rank     the number by which lines are sorted, the highest first; None: after the others
     """
 
     name: str
@@ -108,6 +109,7 @@ class TableLine:
     others: tuple[Result, ...] = ()
     ours: bool = False
     encoder: str = ""
+    rank: float | None = None
 
     def __post_init__(self) -> None:
         _make_printable(self, "name", "section", "encoder")
@@ -175,8 +177,8 @@ class Table:
 
     @property
     def grouped(self) -> bool:
-        """Whether there are headings for groups (near, far), which takes two groups."""
-        return len({group.group for group in self.column_groups} - {""}) > 1
+        """Whether there are headings for groups (near, far)."""
+        return any(group.group for group in self.column_groups)
 
     def heading(self, group: str) -> str:
         """Return the heading of a group of columns, "" for none: sets are near or far OOD, methods have a section."""
