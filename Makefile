@@ -24,7 +24,7 @@ docs:
 site:
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
-# The figures of docs/ and README.md, from the project's own results.
+# The images of docs/ and README.md, from the project's own results; Chromium takes the picture of the HTML page.
 figures:
 	python docs/draw_figures.py
 

@@ -1,4 +1,4 @@
-"""Writes the generated parts of README.md and docs/: own rows, methods, protocols, published numbers, references.
+"""Writes the generated parts of README.md and docs/: own results, methods, protocols, published numbers, references.
 
 A part stands between `<!-- generated: NAME ARGUMENTS -->` and `<!-- end -->`. --check compares instead.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from reference import cli, python
@@ -15,7 +16,7 @@ from reference import cli, python
 from oodbench import report
 from oodbench.data import catalog as catalogue
 from oodbench.method import registry
-from oodbench.method.access import GROUPS
+from oodbench.method.access import FEW_SHOT, GROUPS, ID_IMAGES, TEST_TIME, TRAINED, ZERO_SHOT
 from oodbench.report.tables.published import PublishedValue, quote
 from oodbench.results import rows
 
@@ -23,26 +24,58 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def glyphs() -> str:
-    """The table of the project's own rows on glyphs."""
+    """The averages of the project's own results on glyphs: method, AUROC, FPR95."""
     found = [result for _, result in rows(ROOT / "results" / "reference" / "glyphs")]
-    return "\n".join(report.markdown(table) for table in report.tables(found)).strip()
+    (table,) = report.tables(found, report.TableOptions(metrics=("auroc", "fpr95")))
+    place = next(i for i, group in enumerate(table.column_groups) if group.name == "mean")
+    averages = replace(
+        table,
+        title="Average over four OOD sets, in %",
+        caption=(),
+        footnotes=(),
+        column_groups=(replace(table.column_groups[place], title=""),),
+        lines=tuple(replace(line, cells=(line.cells[place],)) for line in table.lines),
+    )
+    return report.markdown(averages).strip()
+
+
+def papers() -> str:
+    """The built-in methods by group, each with its venue and a link to its paper."""
+    lines = ["| a method sees | methods |", "|---|---|"]
+    for group in GROUPS:
+        named = [_paper(info) for info in _built_in() if info.card().group == group]
+        lines += [f"| {SEEN[group]} | {', '.join(named)} |"] if named else []
+    return "\n".join(lines)
+
+
+SEEN = {
+    ZERO_SHOT: "class names (zero-shot)",
+    ID_IMAGES: "also ID images",
+    TRAINED: "also captions, in training",
+    FEW_SHOT: "also a few labelled ID images of each class, in training (few-shot)",
+    TEST_TIME: "also earlier test images (test-time adaptation)",
+}
+LINKS = {"arXiv": "https://arxiv.org/abs/", "doi": "https://doi.org/"}
+
+
+def _paper(info: registry.MethodInfo) -> str:
+    *_, venue, reference = info.citation.split(", ")
+    scheme, _, name = reference.partition(":")
+    return f"[{info.title}]({LINKS[scheme] + name if scheme in LINKS else reference}) ({venue})"
+
+
+def _built_in() -> list[registry.MethodInfo]:
+    return [info for info in registry.methods().values() if info.origin == "built-in"]
 
 
 def methods() -> str:
     """One line per built-in method."""
-    built_in = [info for info in registry.methods().values() if info.origin == "built-in"]
-    built_in.sort(key=lambda info: GROUPS.index(info.card().group))
+    built_in = sorted(_built_in(), key=lambda info: GROUPS.index(info.card().group))
     lines = ["| method | score | group | sees besides | paper |", "|---|---|---|---|---|"]
     for info in built_in:
-        card = info.card()
-        cells = (
-            f"[`{info.name}`](../methods/{info.name}.py)",
-            info.summary,
-            card.group,
-            "; ".join(card.facts),
-            info.citation,
-        )
-        lines.append(f"| {' | '.join(cells)} |")
+        seen = "; ".join(info.card().facts)
+        name = f"[`{info.name}`](../methods/{info.name}.py)"
+        lines.append(f"| {name} | {info.summary} | {info.card().group} | {seen} | {info.citation} |")
     return "\n".join(lines)
 
 
@@ -80,6 +113,15 @@ def expected(*keys: str) -> str:
     return "\n".join(lines)
 
 
+def averages(*keys: str) -> str:
+    """The averages of published rows, AUROC and FPR95 in %, with what each method sees and its source."""
+    lines = ["| method | group | AUROC | FPR95 | source |", "|---|---|---:|---:|---|"]
+    for one in map(quote, keys):
+        auroc, fpr95 = _pair(one.cells["mean"]).split("/")
+        lines.append(f"| {one.title} (`{one.key}`) | {one.card.group} | {auroc} | {fpr95} | {one.source} |")
+    return "\n".join(lines)
+
+
 def _title(name: str) -> str:
     return name if _is_mean(name) else catalogue.dataset(name).title
 
@@ -95,7 +137,7 @@ def _pair(cell: dict[str, PublishedValue]) -> str:
     return "" if found == ["-", "-"] else "/".join(found)
 
 
-PARTS = {part.__name__: part for part in (glyphs, methods, benchmarks, expected, cli, python)}
+PARTS = {part.__name__: part for part in (glyphs, papers, methods, benchmarks, expected, averages, cli, python)}
 MARK = re.compile(r"(<!-- generated: (\w+)([^>]*) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

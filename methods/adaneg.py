@@ -104,8 +104,9 @@ class AdaNeg(StreamMethod[Memory]):
     {\sum_{i=1}^{K} e^{s \, v^\top e_i} + \sum_{j \in \mathcal{N}_g} e^{s \, v^\top e_j}}
 
     v              embedding of image x, of unit length
-    T              text embeddings of the K ID classes and of the negative labels, of unit length
-    P              proxies of the same: means of the text and of the images that the memory keeps, of unit length
+    E              T or P; $e_i$ is of ID class i of K, $e_j$ of negative label j
+    T              text embeddings of ID classes and negative labels, of unit length
+    P              their proxies: means of the text and of the images that the memory keeps, of unit length
     \mathcal{N}_g  negative labels of group g; G is `groups`
     \lambda        `lam`
     s              `scale`

@@ -43,12 +43,13 @@ class CoOp(LearntPrompt):
     S(x) = \log \max_c \frac{e^{\cos(v, g(t_c)) / \tau}}{\sum_{j=1}^{K} e^{\cos(v, g(t_j)) / \tau}},
     \qquad t_c = [V]_1 [V]_2 \dots [V]_M [\text{class } c]
 
-    \min_V \; -\sum_i \log \frac{e^{s \cos(v_i, g(t_{y_i}))}}{\sum_{j=1}^{K} e^{s \cos(v_i, g(t_j))}}
+    \min_V \; -\frac{1}{N} \sum_{i=1}^{N} \log
+    \frac{e^{s \cos(v_i, g(t_{y_i}))}}{\sum_{j=1}^{K} e^{s \cos(v_i, g(t_j))}}
 
     v      embedding of image x
     g      text tower, which is frozen
     [V]_m  context vector m of M (`context`), which is learnt
-    v_i    embedding of training image i, with label $y_i$
+    v_i    embedding of training image i of N, with label $y_i$
     s      logit scale of the encoder
     \tau   `temperature`
     """

@@ -28,10 +28,11 @@ class Energy(Method[None]):
     S(x) = -E(x; f) = T \log \sum_{c=1}^{K} \exp \frac{f_c(x)}{T},
     \qquad f_c(x) = s \, v^\top t_c
 
-    v    embedding of image x, of unit length
-    t_c  text embedding of class c of K, of unit length
-    s    `scale`
-    T    `temperature`
+    v        embedding of image x, of unit length
+    t_c      text embedding of class c of K, of unit length
+    E(x; f)  free energy
+    s        `scale`
+    T        `temperature`
     """
     templates: str = "simple"
     scale: float | None = None

@@ -114,15 +114,16 @@ class GalLoP(FewShotMethod[LearntPrompts]):
     \mathcal{L} = \mathrm{CE}\bigl(s \, v^\top t^{(r)}\bigr)
     + \frac{1}{l} \sum_{j=1}^{l} \mathrm{CE}\Bigl(\frac{s}{k_j} \sum_{p \in \text{top-}k_j} z_p^\top u^{(j)}\Bigr)
 
-    v        embedding of image x, of unit length
-    x_p      activations of patch p before P, the last linear map of the image tower
-    W        linear map that is learnt
-    t^{(r)}  class vectors of the global prompt r that the image sees; $\bar t_c$ is the mean over the $g$ global
-             prompts
-    u^{(j)}  class vectors of local prompt j of $l$; $\bar u_c$ is the mean over the local prompts
-    k_j      number of patches that count for local prompt j, `top` times j
-    s        logit scale of the encoder
-    \tau     `temperature`
+    v            embedding of image x, of unit length
+    x_p          activations of patch p before P, the last linear map of the image tower
+    W            linear map that is learnt
+    \mathrm{CE}  cross-entropy of the logits of all classes with the label, averaged over the training images
+    t^{(r)}      class vectors of the global prompt r that the image sees; $\bar t_c$ is the mean over the $g$ global
+                 prompts
+    u^{(j)}      class vectors of local prompt j; $\bar u_c$ is the mean over the local prompts
+    k_j          number of patches that count for local prompt j of $l$: `top` times j
+    s            logit scale of the encoder
+    \tau         `temperature`
     """
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.WEIGHTS | Needs.SHOTS | Needs.PATCH_ACTIVATIONS
     optimiser: ClassVar[Optimiser] = Optimiser(

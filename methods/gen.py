@@ -29,7 +29,7 @@ class GEN(Method[None]):
     """
 
     formula: ClassVar[str] = r"""
-    S(x) = -G_\gamma(p) = -\sum_{j=1}^{M} p_{i_j}^{\gamma} \bigl(1 - p_{i_j}\bigr)^{\gamma},
+    S(x) = -\sum_{j=1}^{M} p_{i_j}^{\gamma} \bigl(1 - p_{i_j}\bigr)^{\gamma},
     \qquad p_{i_1} \ge p_{i_2} \ge \dots \ge p_{i_K}
 
     p       softmax of the scaled cosines of the image with the K classes

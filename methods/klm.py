@@ -36,6 +36,7 @@ class KLMatching(Method[Tensor]):
     d_c = \frac{1}{|\mathcal{I}_c|} \sum_{i \in \mathcal{I}_c} p(x_i)
 
     p(x)           softmax of the scaled cosines of image x with the classes
+    x_i            calibration image i
     \mathcal{I}_c  calibration images that are predicted as class c
     """
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.CALIBRATION

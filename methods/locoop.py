@@ -44,18 +44,19 @@ class LoCoOp(LearntPrompt):
     S(x) = \max_c \frac{e^{\cos(v, g(t_c)) / \tau}}{\sum_j e^{\cos(v, g(t_j)) / \tau}}
     + \max_{p, c} \frac{e^{\cos(v_p, g(t_c)) / \tau}}{\sum_j e^{\cos(v_p, g(t_j)) / \tau}}
 
-    \mathcal{L} = \mathcal{L}_{\text{coop}} + \lambda \, \frac{1}{|J|} \sum_{(i, p) \in J} -H(p_{i, p}),
+    \mathcal{L} = \mathcal{L}_{\text{CE}} + \lambda \, \frac{1}{|J|} \sum_{(i, p) \in J} -H(p_{i, p}),
     \qquad J = \{(i, p) : \operatorname{rank}(p_{i, p}(y_i)) > K\}
 
-    v         embedding of image x
-    v_p       embedding of patch p of the image
-    g(t_c)    text embedding of the learnt prompt of class c
-    p_{i, p}  softmax over the classes of patch p of training image i, at the encoder's own scale
-    H         entropy
-    y_i       label of training image i
-    \lambda   `lam`
-    K         `rank`
-    \tau      `temperature`
+    v                 embedding of image x
+    v_p               embedding of patch p of the image
+    g(t_c)            text embedding of the learnt prompt of class c
+    \mathcal{L}_{\text{CE}}  cross-entropy of the images, as in `coop`
+    p_{i, p}          softmax over the classes of patch p of training image i, at the encoder's own scale
+    H                 entropy, with `eps` added to the probability in its logarithm
+    y_i               label of training image i
+    \lambda           `lam`
+    K                 `rank`
+    \tau              `temperature`
     """
     needs: ClassVar[Needs] = LearntPrompt.needs | Needs.PATCHES
     trained: ClassVar[tuple[str, ...]] = ("context", "context_init", "class_specific", "lam", "rank", "eps")

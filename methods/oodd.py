@@ -74,6 +74,7 @@ class OODD(StreamMethod[Dictionary | None]):
     v                embedding of image x, of unit length
     v_{(k)}          embedding in the dictionary with the k-th largest cosine with v
     S_{\text{base}}  score of `base` as its paper has it, here of MCM, the default
+    t_c              text embedding of class c of K
     k                `k`
     """
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.STREAM

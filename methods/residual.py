@@ -32,8 +32,8 @@ class Residual(Method[Tensor]):
     S(x) = -\lVert R^\top z \rVert
 
     z  embedding of image x, of unit length
-    R  orthonormal basis of the residual space: all but the first `dim` eigenvectors of the mean of $z_i z_i^\top$ over
-       the calibration images
+    R  orthonormal basis of the residual space: all eigenvectors of the mean of $z_i z_i^\top$ but the first `dim`,
+       where $z_i$ is the embedding of calibration image i
     """
     needs: ClassVar[Needs] = Needs.FEATURES | Needs.CALIBRATION
     dim: int | None = None

@@ -37,7 +37,8 @@ class SHE(Method[Tensor]):
     S_c = \frac{1}{|\mathcal{I}_c|} \sum_{i \in \mathcal{I}_c} z_i
 
     z              embedding of image x, of unit length
-    \hat y         predicted class of the image
+    z_i            embedding of calibration image i
+    \hat y         predicted class of the image: its nearest class name
     S_c            stored pattern of class c
     \mathcal{I}_c  calibration images with label c that are predicted as c
     """

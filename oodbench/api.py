@@ -21,12 +21,14 @@ from oodbench.results import Result, rows, slug
 from oodbench.storage.files import expand
 
 if TYPE_CHECKING:
+    from oodbench.report import Table
     from oodbench.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
 # Not histograms, which take seconds each, nor images, which may be private.
-KINDS = ("overview", "shots", "stream", "roc", "ranks")
+KINDS = ("overview", "shots", "sweep", "stream", "roc", "densities", "ranks")
+LARGEST_PAGE = 4_000_000  # bytes; MLflow shows a page that it has loaded as a whole
 _UNDERLINED = re.compile(r"<u>(.*?)</u>")  # in names these signs are escaped
 
 
@@ -44,10 +46,23 @@ class Attachments:
         # MLflow's Markdown does not show underlined text.
         yield "table.md", _UNDERLINED.sub(r"*\1*", "\n".join(map(markdown, built))).encode()
         yield "table.csv", csv(built).encode()
+        yield from self._page(built, found)
         for number, table in enumerate(built, 1):
             folder = "pictures" if len(built) == 1 else f"pictures/{number}"
             for name, content in self._pictures([row for line in table.lines for row in line.results]):
                 yield f"{folder}/{name}", content
+
+    def _page(self, tables: list[Table], found: Sequence[Result]) -> Iterator[tuple[str, bytes]]:
+        """Yield the HTML page, without figures, which are files of their own; no page of many megabytes."""
+        from oodbench.report import TableOptions
+        from oodbench.report.html import FigureSource, render
+
+        source = FigureSource(_paths(self.results, found), self.results)
+        page = render(tables, source, TableOptions(), figures=False).encode()
+        if len(page) <= LARGEST_PAGE:
+            yield "table.html", page
+        else:
+            log.warning("MLflow gets no page of %d results, which has %.0f MB", len(found), len(page) / 1e6)
 
     def _pictures(self, found: Sequence[Result]) -> Iterator[tuple[str, bytes]]:
         """Yield the name and the content of every figure of some results."""

@@ -189,8 +189,10 @@ def check(
     from oodbench.data.checks.findings import format_report
     from oodbench.data.checks.run import CheckSettings, check_sets
     from oodbench.data.checks.scope import select_sets
+    from oodbench.data.load import check_exist
     from oodbench.storage.store import Store, default_root
 
+    check_exist([*names, id_])
     if workers < 0:
         raise UserError(f"--workers takes a number of threads, not {workers}")
     check_output(output)

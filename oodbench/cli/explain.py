@@ -69,6 +69,9 @@ def explain(
     configure_logging(verbose)
     check_output(output)
     from oodbench.cli.progress import text_progress
+    from oodbench.data.load import check_exist
+
+    check_exist([id_, options["calibration"]])
     from oodbench.detector import explain as explanation
     from oodbench.pipeline.request import request_from
 

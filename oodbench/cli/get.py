@@ -56,7 +56,8 @@ get.add_command(get_datasets, "datasets")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @FROM
 @shared.DATA
-def weights(names: tuple[str, ...], given: Path | None, data: Path | None) -> None:
+@shared.WIDE
+def weights(names: tuple[str, ...], given: Path | None, data: Path | None, wide: bool) -> None:
     """Get weights that the authors of a method released, or list what is known without NAME.
 
     NAME is a method (its first training) or one of its trainings, such as clipn-2. Runs use them without --weights.
@@ -64,22 +65,23 @@ def weights(names: tuple[str, ...], given: Path | None, data: Path | None) -> No
     `drive`); without it, or if Drive refuses, the way by hand is printed. Rerun the same command to resume. Exit code 1
     if a download failed; 3 if something has to be got by hand.
     """
-    _get("weights", names, given, data)
+    _get("weights", names, given, data, wide)
 
 
 @get.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @FROM
 @shared.DATA
-def words(names: tuple[str, ...], given: Path | None, data: Path | None) -> None:
+@shared.WIDE
+def words(names: tuple[str, ...], given: Path | None, data: Path | None, wide: bool) -> None:
     """Get word lists that the authors of a method released, or list what is known without NAME.
 
     They are in words/NAME in the folder of the datasets. Exit codes are those of `get weights`.
     """
-    _get("words", names, given, data)
+    _get("words", names, given, data, wide)
 
 
-def _get(kind: str, names: tuple[str, ...], given: Path | None, data: Path | None) -> None:
+def _get(kind: str, names: tuple[str, ...], given: Path | None, data: Path | None, wide: bool) -> None:
     """Get the releases of a kind, and print for each where it is and the command that uses it."""
     from oodbench.cli import listings
     from oodbench.cli.progress import ProgressBars
@@ -88,7 +90,7 @@ def _get(kind: str, names: tuple[str, ...], given: Path | None, data: Path | Non
 
     root = data_root(data)
     if not names:
-        say(listings.releases(kind, root))
+        say(listings.releases(kind, root, shared.width(wide)))
         return
     if given and len(names) > 1:
         raise UserError(f"--from {given} is one release, not {', '.join(names)}; name one")

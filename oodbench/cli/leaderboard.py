@@ -71,5 +71,5 @@ def leaderboard(
     print_errors(*found.failures)
     note(f"wrote {output / 'index.html'} with {count} rows")
     if found.failures:
-        note(f"{len(found.failures)} results do not count; correct or remove them, or add --allow-failed")
+        note(f"not counted: {len(found.failures)} of the files; correct or remove them, or add --allow-failed")
         sys.exit(0 if allow_failed else 1)

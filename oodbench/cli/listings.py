@@ -70,9 +70,9 @@ def method(info: MethodInfo) -> str:
     lines = [
         f"{info.name}: {info.title}" + (f" ({info.citation})" if info.citation else ""),
         "",
-        info.summary,
+        _wrapped(info.summary),
         *(["", "formula (LaTeX)", textwrap.indent(info.formula, "  ")] if info.formula else []),
-        *(["", info.details] if info.details else []),
+        *(["", _wrapped(info.details)] if info.details else []),
         "",
         f"needs     {', '.join(n.lower() for n in info.needs)}",
         f"access    {'; '.join(info.card().facts) or 'class names and the image alone'}",
@@ -83,13 +83,22 @@ def method(info: MethodInfo) -> str:
         "hyper-parameters (--set " + info.name + ".NAME=VALUE)",
     ]
     for p in info.parameters:
-        lines += [f"  {p.name}: {p.kind} = {written(p.default)}"]
-        lines += textwrap.wrap(p.meaning, 100, initial_indent="      ", subsequent_indent="      ")
+        lines += [f"  {p.name}: {p.kind} = " + (written(p.default) or '""')]
+        lines += textwrap.wrap(p.meaning, 80, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines if info.parameters else [*lines, "  none"])
 
 
-def releases(kind: str, data: Path) -> str:
-    """List the released weights or words, and which of them are in the data folder."""
+def _wrapped(text: str) -> str:
+    """Return text within 80 columns; paragraphs with indented lines, such as formulas, stay as they are."""
+    paragraphs = re.split(r"\n{2,}", text)
+    return "\n\n".join(one if re.search(r"^ ", one, re.MULTILINE) else textwrap.fill(one, 80) for one in paragraphs)
+
+
+def releases(kind: str, data: Path, width: int | None = None) -> str:
+    """List the released weights or words, with where they are in the data folder, or the command to get them.
+
+    Within a width, this has a line of its own, with the method and the encoder.
+    """
     from oodbench.data import released
 
     def status(one: released.Release) -> str:
@@ -103,7 +112,15 @@ def releases(kind: str, data: Path) -> str:
         (one.name, one.title, one.method, one.encoder or "any", "no" if one.unread else "yes", status(one))
         for one in released.releases(kind).values()
     ]
-    return _table([(kind, "title", "method", "encoder", "read by runs", "where, or how to get it"), *rows])
+    head = (kind, "title", "method", "encoder", "read by runs", "where, or how to get it")
+    if width is None:
+        return _table([head, *rows])
+    first, *lines = _table([row[:2] for row in (head, *rows)], width).split("\n")
+    ends = [
+        printable(f"  {method}, {encoder} encoder{'' if read == 'yes' else ', not read by runs'}: {where}")
+        for _, _, method, encoder, read, where in rows
+    ]
+    return "\n".join([first, *(line for pair in zip(lines, ends, strict=True) for line in pair)])
 
 
 def datasets(data: Path, width: int | None = None, *, found: bool = False, as_json: bool = False) -> str:

@@ -13,8 +13,18 @@ from oodbench.cli import options as shared
 from oodbench.cli.help import Command, Names, OneOf, examples, set_names
 from oodbench.cli.options import FOLDER
 from oodbench.cli.output import note, print_tables
-from oodbench.errors import UserError, printable
-from oodbench.report.options import CHOICES, SECTIONS, SHOWN, STYLES, TableOptions, check_choice, is_comparison, parse
+from oodbench.errors import UserError, printable, raise_all
+from oodbench.report.options import (
+    CHOICES,
+    SECTIONS,
+    SHOWN,
+    STYLES,
+    TableOptions,
+    check_choice,
+    is_comparison,
+    names,
+    parse,
+)
 
 if TYPE_CHECKING:
     from oodbench.report.output import OutputOptions
@@ -44,11 +54,19 @@ _TABLE = (
 _CHOICE = ("methods", "sets", "encoders", "ids", "sort", "top")  # of the options of tables, those of all formats
 
 
+def _figure_kinds() -> tuple[str, ...]:
+    """Return the kinds of figures."""
+    from oodbench.report.figures.options import KINDS
+
+    return KINDS
+
+
 @click.command(
     cls=Command,
     epilog=examples(
         "oodbench report",
         "oodbench report --format latex --output table.tex",
+        "oodbench report --format latex --style paper --ours clipn",
         "oodbench report --format html --output page.html",
         "oodbench report --compare published",
         "oodbench report --explain clipn textures",
@@ -70,11 +88,16 @@ _CHOICE = ("methods", "sets", "encoders", "ids", "sort", "top")  # of the option
 @click.option("--top", type=click.IntRange(min=1), help="Of each group, only the best by --sort.")
 @click.option("--style", default="full", show_default=True, type=OneOf(*STYLES), help="paper: docs/paper-tables.md.")
 @click.option("--ours", default="", help="Methods or labels that come last, shaded in LaTeX: clipn.")
-@click.option("--rename", multiple=True, metavar="NAME=TEXT", help="Print another text for a name. Repeatable.")
+@click.option("--rename", multiple=True, metavar="NAME=TEXT", help="Print TEXT for a name: fpr95=FPR. Repeatable.")
 @click.option("--caption", default="", type=OneOf("short", "full"), help="LaTeX. Default: full; of papers, short.")
 @click.option("--label", default="", help="LaTeX: the \\label of the table, such as tab:ood.")
 @click.option("--long", "long", is_flag=True, help="CSV and parquet: one number a line.")
-@click.option("--width", default="", help="Figures: column, page, or inches. Default: as large as is legible.")
+@click.option("--kind", "kinds", default="", type=Names(_figure_kinds), help="Figures: only these kinds: roc,overview.")
+@click.option(
+    "--width",
+    default="",
+    help="Figures of a paper: column (3.25 in), page (6.875 in), or a length: 3.3, 84mm, 237pt. Default: for screens.",
+)
 @click.option("--standalone", is_flag=True, help="LaTeX: a document that compiles by itself.")
 @click.option(
     "--methods", default="", help="Methods or labels to show, in this order within a group: mcm,energy[scale=1]."
@@ -159,7 +182,7 @@ def report(
         return
     formats.check_request(output_options, table_options, gathered.results)
     if figures:
-        _write_figures(gathered, table_options, options["output"], data)
+        _write_figures(gathered, table_options, output_options, data)
         return
     tables = formats.build_tables(gathered.results, gathered.paths, table_options, output_options)
     if output_options.output:
@@ -186,6 +209,7 @@ def _parse(options: dict[str, Any]) -> tuple[TableOptions, OutputOptions]:
         name: options[name]
         for name in ("standalone", "bib", "quotes", "tests", "output", "caption", "label", "long", "width")
     }
+    same["kinds"] = names(options["kinds"])
     same["figures"] = options["with_figures"]
     return table_options, OutputOptions(
         form=options["form"] or "terminal", compare=is_comparison(options["compare"]), **same
@@ -195,7 +219,7 @@ def _parse(options: dict[str, Any]) -> tuple[TableOptions, OutputOptions]:
 def _check_options_of_figures() -> None:
     """Raise UserError for options that figures would ignore."""
     context = click.get_current_context()
-    used = {"results", *_CHOICE, "form", "output", "data", "uri", "experiment"}
+    used = {"results", *_CHOICE, "form", "output", "data", "uri", "experiment", "kinds", "width"}
     given = [
         option.opts[0]
         for option in context.command.params
@@ -205,14 +229,22 @@ def _check_options_of_figures() -> None:
         raise UserError(f"--format figures draws figures and nothing else: run {', '.join(given)} by itself")
 
 
-def _write_figures(gathered: LoadedResults, options: TableOptions, folder: Path, data: Path | None) -> None:
-    """Write the figures of the results that are chosen, in their order."""
+def _write_figures(gathered: LoadedResults, options: TableOptions, request: OutputOptions, data: Path | None) -> None:
+    """Write the figures of the tables of some methods and sets. Raise UserError if none of the given kinds exists."""
     from oodbench.report import tables
+    from oodbench.report.figures.options import KINDS, NEEDS, FigureOptions, parse_width
     from oodbench.report.figures.write import write
 
+    assert request.output
     chosen = tables(gathered.results, TableOptions(**{name: getattr(options, name) for name in _CHOICE}))
-    count = write(chosen, gathered.paths, folder, data=data, sets=options.sets)
-    note(f"wrote {count} figures to {folder}")
+    figures = FigureOptions(data, request.kinds or KINDS, options.sets, parse_width(request.width))
+    counts = write(chosen, gathered.paths, request.output, figures)
+    missing = [f"no figure '{kind}': it needs {NEEDS[kind]}" for kind in request.kinds if not counts[kind]]
+    if missing and not counts:
+        raise_all(missing)
+    for reason in missing:
+        note(reason)
+    note(f"wrote {counts.total()} figures to {request.output}")
 
 
 def _verify(results: Path, uri: str, options: TableOptions) -> int:

@@ -18,6 +18,7 @@ from oodbench.cli.group import sigterm_raises
 from oodbench.cli.help import Command, EncoderNames, examples
 from oodbench.cli.options import FOLDER, Integers
 from oodbench.cli.output import configure_logging, note, print_tables, say
+from oodbench.cli.tracking import mlflow_steps
 from oodbench.errors import redact
 
 if TYPE_CHECKING:
@@ -192,12 +193,8 @@ def _next_steps(rows: Sequence[Result], results: Path, tracker: Tracker | None) 
         return []
     report = ["oodbench", "report", *(["--results", str(results)] if results != Path("results") else [])]
     page = [*report, "--format", "html", "--output", str(results / "report.html")]
-    steps = [shlex.join(page), shlex.join([*report, "--format", "latex"])]
-    if tracker is not None and tracker.scheme in ("http", "https"):
-        steps.append(f"open {tracker.place}")
-    elif tracker is not None:
-        steps.append(shlex.join(["mlflow", "ui", "--backend-store-uri", tracker.place]))
-    return [redact(step) for step in steps]
+    steps = [redact(shlex.join(page)), redact(shlex.join([*report, "--format", "latex"]))]
+    return steps if tracker is None else [*steps, *mlflow_steps(tracker, rows)]
 
 
 @contextmanager

@@ -87,7 +87,9 @@ def score(images: tuple[str, ...], verbose: bool, **options: Any) -> None:
     """
     configure_logging(verbose)
     from oodbench.cli.progress import spinner
-    from oodbench.data.load import notes
+    from oodbench.data.load import check_exist, notes
+
+    check_exist([*images, options["id_"], options["calibration"], options["threshold_from"]])
     from oodbench.detector import saving
     from oodbench.detector.images import listed
     from oodbench.storage.shared import open_store

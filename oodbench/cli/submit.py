@@ -94,7 +94,7 @@ def submit(
         problems.attempt(_complete, results, options)
     raise_all(problems.problems)
     statement = submission.Statement(
-        **{name: options[name] or click.prompt(question, type=str) for name, (question, _) in _ASKED.items()},
+        **{name: options[name] or _asked(name, question) for name, (question, _) in _ASKED.items()},
         tuned_on_test_data=not (
             options["not_tuned_on_test_data"]
             or click.confirm("No hyper-parameter was chosen by numbers of the test sets?")
@@ -106,6 +106,18 @@ def submit(
     note(
         f"wrote {len(written)} submission{'s' * (len(written) > 1)}; next: commit them in the leaderboard's repository"
     )
+
+
+def _asked(name: str, question: str) -> str:
+    """Ask a question in the terminal until the answer has the form that is wanted."""
+    from oodbench.report.submission import problem
+
+    def checked(text: str) -> str:
+        if wrong := problem(name, text):
+            raise click.BadParameter(wrong)
+        return text
+
+    return str(click.prompt(question, value_proc=checked))
 
 
 def _complete(results: Sequence[Path], options: dict[str, Any]) -> None:

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from oodbench.cli import options as shared
 from oodbench.cli.help import Command, examples
 from oodbench.cli.options import FOLDER
-from oodbench.cli.output import configure_logging, print_errors, say
+from oodbench.cli.output import configure_logging, note, print_errors, say
 from oodbench.errors import UserError, redact
+
+if TYPE_CHECKING:
+    from oodbench.results import Result
+    from oodbench.tracking import Tracker
+
+
+def mlflow_steps(tracker: Tracker, rows: Iterable[Result]) -> list[str]:
+    """Return the commands that show results in MLflow, sorted by average AUROC."""
+    from oodbench import tracking
+
+    start = [] if tracker.served else [redact(shlex.join(["mlflow", "ui", "--backend-store-uri", tracker.place]))]
+    found = tracking.links(tracker, rows)
+    return [*start, *(shlex.join(["open", link]) for link in found or ([tracker.place] if tracker.served else []))]
 
 
 @click.command(
@@ -24,11 +40,15 @@ def sync(results: Path, tracking_uri: str | None) -> None:
     """Send the results that have not reached MLflow yet."""
     from oodbench import tracking
     from oodbench.api import Attachments
+    from oodbench.results import rows
 
     if not results.is_dir():
         raise UserError(f"no results folder {results}")
-    report = tracking.sync(tracking.tracker_of(results, tracking_uri), Attachments(results))
+    tracker = tracking.tracker_of(results, tracking_uri)
+    report = tracking.sync(tracker, Attachments(results))
     say(f"{report.arrived} results sent, {report.known} already there, {report.waiting} waiting")
+    for step in mlflow_steps(tracker, (row for _, row in rows(results))) if report.arrived else ():
+        note(f"next: {step}")
     if report.waiting:
         print_errors(redact(report.reason))
         sys.exit(1)

@@ -144,6 +144,9 @@ def train(
     configure_logging(verbose)
     if not verbose and not sys.stderr.isatty():  # a line every few steps takes the place of the bar
         logging.getLogger("oodbench.training").setLevel(logging.INFO)
+    from oodbench.data.load import check_exist
+
+    check_exist([id_])
     from oodbench.training.plan import TrainRequest, expand_requests, make_plan
     from oodbench.training.shots import SHOTS
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from oodbench.data.loaders.layout import (
 from oodbench.data.paths import data_option, with_data_option
 from oodbench.data.places import bindings, describe_looked, find_place
 from oodbench.data.prompts import TextList
-from oodbench.errors import Missing, UserError
+from oodbench.errors import Missing, UserError, is_url, raise_all
 from oodbench.storage.store import Store
 
 _MODULES = {
@@ -48,6 +50,20 @@ class LoadOptions:
     strict: bool = False
     limit: int | None = None
     allow_partial: bool = True
+
+
+def check_exist(references: Iterable[object]) -> None:
+    """Raise UserError for each `folder:PATH` that is not there, before anything that takes time.
+
+    Other names, and paths without `folder:`, are left to those who read them.
+    """
+    problems = []
+    for reference in references:
+        if isinstance(reference, str) and reference.startswith("folder:") and reference != "folder:":
+            one = catalog.dataset(reference)
+            if not is_url(one.path) and not os.path.isdir(one.path):
+                problems.append(str(missing_error(one, one.path)))
+    raise_all(problems)
 
 
 def load_images(dataset: Dataset, options: LoadOptions, *, labelled: bool) -> ImageSet:

@@ -387,8 +387,10 @@ def _class_variable(one: _Class, name: str) -> ast.expr | None:
 
 def _value(item: ast.stmt, name: str) -> ast.expr | None:
     """Return what a statement assigns to a name, or None."""
-    targets = item.targets if isinstance(item, ast.Assign) else [item.target] if isinstance(item, ast.AnnAssign) else []
-    return item.value if name in map(_name, targets) else None  # type: ignore[attr-defined]
+    if isinstance(item, ast.Assign | ast.AnnAssign):
+        targets = item.targets if isinstance(item, ast.Assign) else [item.target]
+        return item.value if name in map(_name, targets) else None
+    return None
 
 
 def _name(target: ast.expr) -> str:

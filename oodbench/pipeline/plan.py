@@ -15,7 +15,7 @@ from oodbench.data.calibration import CalibrationImages, Draw, draw, draw_labell
 from oodbench.data.catalog import Benchmark, Dataset
 from oodbench.data.decode import DecodeConfig
 from oodbench.data.imageset import ImageSet
-from oodbench.data.load import LoadOptions, class_names_of, load_images, notes
+from oodbench.data.load import LoadOptions, check_exist, class_names_of, load_images, notes
 from oodbench.data.overlap import check_calibration, check_folders
 from oodbench.data.paths import data_option, data_root
 from oodbench.data.prompts import TextList
@@ -185,6 +185,8 @@ def make_plan(request: RunRequest, methods: FindMethods = registry.methods, *, n
     store = open_store(request.store, request.shared)
     collected = ProblemList()
     attempt = collected.attempt
+    ood_needed = needs_ood and not request.skip_missing
+    attempt(check_exist, (request.id, *(request.ood if ood_needed else ()), request.calibration))
     attempt(check_options, request)
     known = attempt(methods, request.plugins)
     jobs = attempt(make_jobs, request, known) if known is not None else None

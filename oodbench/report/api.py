@@ -202,19 +202,13 @@ class Report:
             UserError  for an unknown kind
         """
         from oodbench.report.figures import KINDS, plots
-        from oodbench.report.figures.write import headings
 
         tables, table_options, _ = self._build("csv", options)
-        for table, heading in zip(tables, headings(tables), strict=True):
+        folder = Path(data) if data else None
+        for table in tables:
             rows = [row for line in table.lines for row in line.results]
-            yield from plots(
-                rows,
-                self._found.paths,
-                data=Path(data) if data else None,
-                kinds=names(kinds) or KINDS,
-                sets=table_options.sets,
-                heading=heading,
-            )
+            kept = names(kinds) or KINDS
+            yield from plots(rows, self._found.paths, data=folder, kinds=kept, sets=table_options.sets)
 
     def _text(self, form: str, options: Mapping[str, Any]) -> str:
         return render_text(*self._build(form, options))

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oodbench.errors import UserError, did_you_mean, raise_all
+from oodbench.report.figures.options import FigureOptions, parse_width
 from oodbench.report.formats.bibtex import bibtex, entries
 from oodbench.report.formats.csv import csv, parquet
-from oodbench.report.formats.latex import CAPTIONS, LABEL, as_codes, latex, preamble, remark, unique
+from oodbench.report.formats.latex import CAPTIONS, LABEL, latex, unique
+from oodbench.report.formats.latex_text import as_codes, preamble, remark
 from oodbench.report.formats.markdown import markdown
 from oodbench.report.formats.paper import paper
 from oodbench.report.options import TableOptions, check
@@ -92,7 +94,8 @@ class OutputOptions:
     caption: str = ""  # of LaTeX, "short" or "full"; "": short in the style "paper"
     label: str = ""  # \label of LaTeX
     long: bool = False  # CSV and parquet with one number a line
-    width: str = ""  # of figures: "column", "page" or inches
+    width: str = ""  # of figures: "column", "page" or a length
+    kinds: tuple[str, ...] = ()  # of figures; all when empty
 
 
 def check_request(request: OutputOptions, options: TableOptions, rows: Sequence[Result]) -> None:
@@ -114,6 +117,9 @@ def check_request(request: OutputOptions, options: TableOptions, rows: Sequence[
         problems.append("--stream-parts: no result is of a method that learns from the test stream")
     if request.figures is not None and request.form != "html":
         problems.append(f"--{'with' if request.figures else 'no'}-figures goes with --format html")
+    for name, given in (("width", request.width), ("kind", request.kinds)):
+        if given and request.form != "figures":
+            problems.append(f"--{name} goes with --format figures")
     if request.bib and request.form == "html":
         problems.append("--bib writes BibTeX: it does not go with --format html")
     if request.compare and request.quotes:
@@ -124,9 +130,8 @@ def check_request(request: OutputOptions, options: TableOptions, rows: Sequence[
     problems += _problems_of_ours(options, rows, [row for row in rows if options.chooses(row)])
     if request.long and request.form not in _DATA:
         problems.append("--long goes with --format csv and --format parquet")
-    if request.width:
-        problems.append("width is not built yet")
     for job in (
+        lambda: FigureOptions(kinds=request.kinds, width=parse_width(request.width)),
         lambda: check(options, rows),
         lambda: [quote(key) for key in request.quotes],
         lambda: check_names(options.rename, _names(rows, request)),

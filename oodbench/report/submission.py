@@ -26,6 +26,7 @@ from oodbench.storage.store import file_digest
 
 FILE = "submission.toml"
 RESULT, SCORES, SHOTS = "result.json", "result.parquet", "result.shots.txt"
+TEXTS = ("handle", "who", "paper", "code", "licence", "hardware")
 NONE = "none"  # the paper of a method that has none yet
 _LONGEST = 300  # characters of a statement
 _HANDLE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]{0,37}[A-Za-z0-9])?")
@@ -60,30 +61,36 @@ class Statement:
     @property
     def paper_url(self) -> str:
         """Return the address of the paper, "" if there is none."""
-        if arxiv := _ARXIV.fullmatch(self.paper):
-            return f"https://arxiv.org/abs/{arxiv[1]}"
-        if doi := _DOI.fullmatch(self.paper):
-            return f"https://doi.org/{doi[1]}"
-        return "" if self.paper == NONE else self.paper
+        return paper_url(self.paper)
 
     def problems(self) -> list[str]:
         """Return what is wrong with the statement."""
-        found = []
-        if not _HANDLE.fullmatch(self.handle):
-            found.append(
-                f"the handle {self.handle!r} is none: 1 to 39 letters, digits, - and _, such as the name of an account"
-            )
-        for name in ("who", "paper", "code", "licence", "hardware"):
-            text = getattr(self, name)
-            if not text.strip() or text != printable(text) or len(text) > _LONGEST:
-                found.append(f"'{name}' is {text[:40]!r}: one line of at most {_LONGEST} characters is wanted")
-        if self.paper.strip() and not _is_web_address(self.paper_url or "https://none.example"):
-            found.append(f"the paper {self.paper!r} is no URL, DOI (10.1000/182), arXiv number (2401.00001), nor none")
-        if self.code.strip() and not _is_web_address(self.code):
-            found.append(f"the code {self.code!r} is no URL, such as https://github.com/OWNER/NAME")
+        found = [problem(name, getattr(self, name)) for name in TEXTS]
         if self.tuned_on_test_data:
             found.append("results whose hyper-parameters were tuned on the test data are not accepted")
-        return found
+        return [*filter(None, found)]
+
+
+def problem(name: str, text: str) -> str:
+    """Return what is wrong with a text of a statement, such as `paper`, or ""."""
+    if name == "handle" and not _HANDLE.fullmatch(text):
+        return f"the handle {text!r} is none: 1 to 39 letters, digits, - and _, such as the name of an account"
+    if not text.strip() or text != printable(text) or len(text) > _LONGEST:
+        return f"'{name}' is {text[:40]!r}: one line of at most {_LONGEST} characters is wanted"
+    if name == "paper" and not (text == NONE or _is_web_address(paper_url(text))):
+        return f"the paper {text!r} is no URL, DOI (10.1000/182), arXiv number (2401.00001), nor none"
+    if name == "code" and not _is_web_address(text):
+        return f"the code {text!r} is no URL, such as https://github.com/OWNER/NAME"
+    return ""
+
+
+def paper_url(paper: str) -> str:
+    """Return the address of a paper that is given by its URL, DOI or arXiv number; "" if there is none."""
+    if arxiv := _ARXIV.fullmatch(paper):
+        return f"https://arxiv.org/abs/{arxiv[1]}"
+    if doi := _DOI.fullmatch(paper):
+        return f"https://doi.org/{doi[1]}"
+    return "" if paper == NONE else paper
 
 
 @dataclass(frozen=True)
@@ -216,7 +223,7 @@ def read_submission(folder: Path) -> Submission:
     ]
     raise_all(problems)
     found = Submission(**about, files=files, folder=folder)
-    raise_all([f"{path}: {problem}" for problem in found.problems()])
+    raise_all([f"{path}: {wrong}" for wrong in found.problems()])
     return found
 
 

@@ -11,7 +11,7 @@ from oodbench.tracking.connection import SyncReport, Tracker, default_uri, quiet
 from oodbench.tracking.fields import encoder_slug
 from oodbench.tracking.runs import Attach, RunUpload, upload
 
-__all__ = ["Attach", "SyncReport", "Tracker", "default_uri", "send", "sync", "tracker_of"]
+__all__ = ["Attach", "SyncReport", "Tracker", "default_uri", "links", "send", "sync", "tracker_of"]
 
 
 def no_files(rows: Sequence[Result]) -> Iterable[tuple[str, bytes]]:
@@ -32,6 +32,15 @@ def sync(tracker: Tracker, attach: Attach = no_files) -> SyncReport:
         for _, row in read_rows(tracker.results):
             groups.setdefault((row.benchmark, encoder_slug(row)), []).append(row)
     return _send_missing(tracker, [RunUpload(tuple(group), attach) for group in groups.values()])
+
+
+def links(tracker: Tracker, rows: Iterable[Result]) -> list[str]:
+    """Return the addresses of the experiments that these results were sent to, in MLflow's pages."""
+    if tracker.scheme in ("", "databricks", "databricks-uc", "uc"):  # Databricks has pages of its own
+        return []
+    sent = runs.sent_experiments(tracker)
+    experiments = dict.fromkeys(sent.get(row.digest, "") for row in rows)
+    return [tracker.link(experiment) for experiment in experiments if experiment]
 
 
 def _send_missing(tracker: Tracker, uploads: Sequence[RunUpload]) -> SyncReport:

@@ -13,10 +13,11 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
-from oodbench.errors import UserError
+from oodbench.errors import UserError, redact
 
+UI = "http://127.0.0.1:5000"  # where `mlflow ui` serves its pages
 _VARIABLE = "MLFLOW_TRACKING_URI"
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc")
 _OPTIONS = (
@@ -79,6 +80,17 @@ class Tracker:
             return None
         path = path.removeprefix("sqlite:///")
         return Path(unquote(path) if _decodes() else path)
+
+    @property
+    def served(self) -> bool:
+        """Whether the store is a server that has MLflow's pages; those of any other store take `mlflow ui`."""
+        return self.scheme in ("http", "https")
+
+    def link(self, experiment: str) -> str:
+        """Return the address of an experiment's runs in MLflow's pages, sorted by the average AUROC, the best first."""
+        order = urlencode({"orderByKey": "metrics.`auroc/mean`", "orderByAsc": "false"})
+        where = redact(self.place) if self.served else UI
+        return f"{where}/#/experiments/{experiment}/runs?{order}&workflowType=machine_learning"
 
     def without_secret(self, error: object) -> str:
         """Return the text of an error without user and password; the name of its type if it has no text."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,7 +17,11 @@ RUNS = "oodbench/"  # prefix of the names of experiments
 DIGEST, ENCODER, SENDER = "oodbench.digest", "oodbench.encoder", "oodbench.sender"
 _CUT_MARK = " ... (cut; in full in row.json)"
 _ENCODER = ("name", "weights", "size", "interpolation", "scale", "embed_dim")  # the other fields are in row.json
-_CHARTED = ("auroc", "fpr95")
+_CHARTED: Mapping[str, Callable[[list[float]], float]] = {
+    "auroc": max,
+    "fpr95": min,
+    "id_accuracy": max,
+}  # and the best
 _SHORT = 40  # characters of method names that a run's name shows in full
 _MAX_NAME = 250  # characters that every database of MLflow allows for the name of an experiment or a run
 _PARTS = (
@@ -111,17 +117,20 @@ def run_params(row: Result) -> Strings:
 def params(row: Result) -> Strings:
     """Return the hyper-parameters (`mcm.temperature`), and what else a result depends on (`run.seed`)."""
     trained = {name: row.weights[name] for name in ("name", "digest") if name in row.weights}
-    own = {f"method-{row.method}" if row.method in _PARTS else row.method: row.parameters}
-    return _params(
-        {
-            **_common_params(row),
-            **flatten({"templates": row.templates, "weights": trained, "stream": row.stream, **own}),
-        }
-    )
+    base = dict(row.run.get("base") or {})  # the method that a stream method takes scores from
+    of_base = {str(base["label"]).partition("[")[0]: base.pop("parameters")} if "parameters" in base else {}
+    own = {f"method-{m}" if m in _PARTS else m: values for m, values in {**of_base, row.method: row.parameters}.items()}
+    parts = {
+        "templates": row.templates,
+        "weights": trained,
+        "stream": row.stream,
+        "run": {"base": base} if base else {},
+    }
+    return _params({**_common_params(row), **flatten({**parts, **own})})
 
 
 def _common_params(row: Result) -> dict[str, Any]:
-    run = {name: value for name, value in row.run.items() if name != "extracted"}
+    run = {name: value for name, value in row.run.items() if name not in ("extracted", "base")}
     encoder = {name: row.encoder[name] for name in _ENCODER if name in row.encoder}
     sets = {"id": row.id.dataset, "ood": ", ".join(one.dataset for one in row.ood)}
     parts = {"run": run | row.conventions, "encoder": encoder, "classes": row.classes, "sets": sets}
@@ -155,6 +164,19 @@ def metrics(row: Result) -> dict[str, float]:
                     values[f"{name}/{metric}/{sets[one.dataset]}"] = float(value)
     values |= {f"seconds/{key}": float(row.seconds[stage]) for stage, key in _keys(row.seconds).items()}
     return values if row.id.accuracy is None else {**values, "id_accuracy": row.id.accuracy}
+
+
+def best_and_median(rows: Sequence[Result]) -> dict[str, float]:
+    """Return `best/auroc/mean`, `median/auroc/mean`, `best/fpr95/near`, ... over the results that have the metric."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        groups = _keys(row.groups, taken=["mean"]).values()
+        shown = {"id_accuracy", *(f"{metric}/{part}" for metric in _CHARTED for part in ("mean", *groups))}
+        for key, value in metrics(row).items():
+            if key in shown and not math.isnan(value):
+                found.setdefault(key, []).append(value)
+    best = {f"best/{key}": _CHARTED[key.partition("/")[0]](values) for key, values in found.items()}
+    return best | {f"median/{key}": statistics.median(values) for key, values in found.items()}
 
 
 def data_sets(row: Result) -> list[tuple[str, str, int, str]]:

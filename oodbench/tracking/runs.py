@@ -26,7 +26,7 @@ _KIND = {"mlflow.experimentKind": "custom_model_development"}  # by default MLfl
 _NOTE_TAG = "mlflow.note.content"
 _NOTES = {
     RUNS: """\
-One run per `oodbench run`, with its table and pictures as artifacts; below it, one run per method.
+One run per `oodbench run`, with its table, page and pictures as artifacts; below it, one run per method.
 
 - Sort by `auroc/mean`: the methods of all runs in order, which the chart view shows as bars.
 - Search `tags.method = 'clipn'`, `tags.encoder = 'ViT-B-16/openai'`, `tags.status = 'failed'`.
@@ -60,28 +60,37 @@ def experiment_id(client: Any, tracker: Tracker, name: str) -> str:
         raise
 
 
-SENT_FILE = "sent.jsonl"  # in the results folder: store and digest of each result that was sent
+SENT_FILE = "sent.jsonl"  # in the results folder: store and digest of each result that was sent, and its experiment
 _LOCK_SECONDS = 60
 
 
-def sent_digests(tracker: Tracker) -> set[str]:
-    """Return the digests of the results that were sent to this store; none if its SQLite file was removed."""
+def sent_experiments(tracker: Tracker) -> dict[str, str]:
+    """Return the results that were sent to this store, by digest, with the id of their experiment.
+
+    There are none if its SQLite file was removed; an id is "" if an earlier version sent the result.
+    """
     file, database = tracker.results / SENT_FILE, tracker.database
     if not file.is_file() or (database and not (database.is_file() and database.stat().st_size)):
-        return set()
-    digests = set()
+        return {}
+    found = {}
     for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
         with suppress(json.JSONDecodeError, AttributeError):  # an incomplete line: the store is asked instead
             entry = json.loads(line)
             if entry.get("uri") == tracker.place:
-                digests.add(str(entry.get("digest")))
-    return digests
+                found[str(entry.get("digest"))] = str(entry.get("experiment", ""))
+    return found
 
 
-def record_sent(tracker: Tracker, digests: Iterable[str]) -> None:
+def sent_digests(tracker: Tracker) -> set[str]:
+    """Return the digests of the results that were sent to this store."""
+    return {*sent_experiments(tracker)}
+
+
+def record_sent(tracker: Tracker, digests: Iterable[str], experiment: str = "") -> None:
     """Append results that were sent, on a new line even after an incomplete one."""
     tracker.results.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps({"uri": tracker.place, "digest": digest}) + "\n" for digest in sorted(digests))
+    common = {"uri": tracker.place} | ({"experiment": experiment} if experiment else {})
+    lines = "".join(json.dumps({**common, "digest": digest}) + "\n" for digest in sorted(digests))
     with (tracker.results / SENT_FILE).open("ab+") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
         incomplete = file.read(1) not in (b"\n", b"")
@@ -150,7 +159,7 @@ class Uploader:
         experiment = experiment_id(self.client, self.tracker, fields.experiment(upload.rows[0].benchmark))
         self._mark_killed(experiment)
         if found := self._find(experiment, upload.rows[0], set(missing)):
-            record_sent(self.tracker, found)
+            record_sent(self.tracker, found, experiment)
             self.known |= found
             missing = {digest: row for digest, row in missing.items() if digest not in found}
         if missing:
@@ -177,6 +186,7 @@ class Uploader:
 
     def _create_run(self, experiment: str, upload: RunUpload, missing: Mapping[str, Result]) -> None:
         """Create a parent with the files of the run, and a child for each missing result."""
+        from mlflow.entities import Metric
         from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 
         with TemporaryDirectory() as folder:
@@ -190,13 +200,16 @@ class Uploader:
             # Before the children: if this fails, no result was sent, and the next parent gets the files.
             self.client.log_artifacts(parent, folder)
         params = fields.truncated(fields.run_params(upload.rows[0]), MAX_PARAM_VAL_LENGTH)
-        self._log_batch(parent, params, upload.rows[0])
+        metrics = [Metric(key, value, end, 0) for key, value in fields.best_and_median(upload.rows).items()]
+        self._log_batch(parent, params, upload.rows[0], metrics)
         for digest, row in missing.items():
             self._create_child(experiment, parent, row)
             self.arrived.add(digest)
         self.client.set_terminated(parent, end_time=end)
         self.unfinished = []
-        record_sent(self.tracker, missing)  # last: nothing looks for an open parent once all results are recorded
+        record_sent(
+            self.tracker, missing, experiment
+        )  # last: nothing looks for an open parent once all results are recorded
 
     def _log_batch(self, run: str, params: Mapping[str, str], row: Result, metrics: Sequence[Any] = ()) -> None:
         """Log parameters, metrics, and the data sets that a result was computed on."""

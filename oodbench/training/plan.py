@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from oodbench.data.load import check_exist
 from oodbench.encoder.card import parse_encoder
 from oodbench.encoder.resolve import ResolvedEncoder, resolve
 from oodbench.errors import ProblemList, UserError, raise_all
@@ -207,6 +208,7 @@ def make_plan(request: TrainRequest) -> TrainPlan:
     collected = ProblemList()
     attempt = collected.attempt
     store = open_store(request.store, request.shared)
+    attempt(check_exist, [request.id])
     attempt(check_options, request)
     job = attempt(find_job, request)
     few_shot = job is not None and is_few_shot(job)

@@ -368,3 +368,25 @@ def test_a_plugin_that_does_not_import_is_refused_when_chosen(place: Path, cli: 
     assert done.returncode == 0, done.stderr
     done = cli(*run, cwd=place, OODBENCH_STORE=str(first_run() / "store"))  # with the words of NegLabel
     assert done.returncode == 0 and "skipped: sad: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "run --id folder:gone --methods enregy --encoder ViT-B16 --weights x.pt",  # nor is there an --ood
+        "run --id folder:id --ood folder:ood,folder:gone --methods enregy --encoder ViT-B16",
+        "run --calibration folder:gone --methods enregy --shots 4",
+        "score folder:gone --method enregy",
+        "score loose --method enregy --id folder:gone --encoder ViT-B16",
+        "score loose --method mcm --classes three.txt --threshold-from folder:gone",
+        "train coop --id folder:gone --encoder ViT-B16 --shots 0",
+        "datasets check folder:gone --workers -1",
+        "datasets check folder:ood --id folder:gone",
+        "explain loose/3.png --id folder:gone --methods enregy",
+    ],
+)
+def test_a_missing_folder_is_said_first(call: Cli, arguments: str) -> None:
+    done = call(*arguments.split())
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: dataset 'folder:gone' was not found at "), done.stderr
+    assert done.stdout == "loaded: []\n"

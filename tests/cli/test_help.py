@@ -17,6 +17,7 @@ import pytest
 from oodbench.cli import main
 from oodbench.cli.help import FEW, OPTION_GROUPS, SECTIONS, cut
 from oodbench.data import catalog
+from oodbench.data.released import releases
 from oodbench.method import registry
 from tests.conftest import Cli
 
@@ -71,9 +72,21 @@ def test_examples_are_commands_with_their_own_options(words: tuple[str, ...]) ->
             isinstance(command, click.Group) and arguments[found : found + 1] and arguments[found] in command.commands
         ):
             command, found = command.commands[arguments[found]], found + 1
-        known = {name for p in command.params for name in p.opts}
+        known = {name for p in command.params for name in (*p.opts, *p.secondary_opts)}
         assert program == "oodbench" and found, line
         assert {one for one in arguments if one.startswith("-")} <= known, line
+
+
+@pytest.mark.parametrize("kind", ["weights", "words"])
+def test_lists_of_releases_fit_80_columns(kind: str, cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("OODBENCH_DATA", "data")
+    lines = cli("get", kind).stdout.split("\n")
+    assert max(map(len, lines)) <= 80
+    for one in releases(kind).values():
+        place = next(i for i, line in enumerate(lines) if line.startswith(f"{one.name} "))
+        assert one.title in lines[place] and lines[place + 1].endswith(f": {one.command(Path('data'))}")
+    assert "where, or how to get it" in cli("get", kind, "--wide").stdout
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from oodbench.cli.progress import RunProgress, TrainProgress
 from oodbench.cli.run import _next_steps
 from oodbench.pipeline.events import Event
 from oodbench.tracking import Tracker
+from oodbench.tracking.runs import record_sent
 from tests.processes import Command, command
 from tests.report.test_report import failed, result
 
@@ -185,4 +186,7 @@ def test_the_end_of_a_run_names_the_next_commands(tmp_path: Path) -> None:
     ]
     server = Tracker("https://me:secret@host:5000", tmp_path)
     assert _next_steps([good], Path("results"), server)[2] == "open https://host:5000"
+    record_sent(server, [good.digest], "7")
+    (*_, last) = _next_steps([good], Path("results"), server)
+    assert shlex.split(last) == ["open", server.link("7")] and "secret" not in last
     assert _next_steps([failed()], Path("results"), local) == []

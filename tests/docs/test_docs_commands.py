@@ -18,9 +18,11 @@ from typing import Any
 
 import click
 import pytest
+from PIL import Image
 
 from oodbench.cli import main
 from oodbench.data import catalog as catalogue
+from oodbench.data.glyphs import render, world
 from oodbench.pipeline.jobs import make_jobs
 from oodbench.pipeline.request import RunRequest
 from tests.first_run import after_first_run
@@ -29,7 +31,8 @@ from tests.processes import script_folder
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [p.relative_to(ROOT).as_posix() for p in [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]]
 
-# Pages whose commands something else runs, as they stand; all others are run here.
+# Pages whose commands something else runs, as they stand; all others are run here. Of README.md, .ci/run runs the
+# blocks of `sh`, and a test below those of `bash`.
 ELSEWHERE = {
     "README.md": ".ci/run",
     "docs/adding-a-dataset.md": "tests/data/test_protocols.py",
@@ -116,6 +119,26 @@ def test_commands_are_such(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_what_runs_elsewhere_runs_there() -> None:
     for page, runner in ELSEWHERE.items():
         assert page in (ROOT / runner).read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_run_on_own_images(tmp_path: Path) -> None:
+    """In a folder with photos/, in which classes are folders, and others/."""
+    for i in range(100):
+        for folder, split in ((f"photos/{world.CLASSES[i % 50]}", "id-test"), ("others", "letters")):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(render.image(split, i)).save(tmp_path / folder / f"{i}.png")
+    path = os.pathsep.join([script_folder(), str(Path(sys.executable).parent), os.environ["PATH"]])
+    env = {**os.environ, **after_first_run(tmp_path), "PATH": path}
+    own = [one.text for one in commands("README.md") if one.language == "bash"]
+    assert own
+    for text in own:
+        done = subprocess.run(
+            ["bash", "-e", "-c", text], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
+        (mcm,) = (line.split() for line in done.stdout.splitlines() if line.startswith("MCM "))
+        assert float(mcm[1]) > 75  # AUROC; 92 with all images
 
 
 def same(shown: str, printed: str) -> bool:

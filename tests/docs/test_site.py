@@ -11,15 +11,21 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from oodbench.method import registry
+from oodbench.method.introspection import MethodInfo, Parameter
+from oodbench.report.tables.published import quotes
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 ROOT = Path(__file__).resolve().parents[2]
+METHODS = [info for info in registry.methods().values() if info.origin == "built-in"]
 pytestmark = pytest.mark.slow
 
 
@@ -65,24 +71,53 @@ def browser() -> Iterator[Browser]:
         running.close()
 
 
+def parameters(info: MethodInfo) -> tuple[Parameter, ...]:
+    return info.parameters
+
+
+def symbols(info: MethodInfo) -> list[str]:
+    return [line.partition("  ")[0] for line in info.formula.rpartition("\n\n")[2].splitlines() if line[0] != " "]
+
+
+def published(info: MethodInfo) -> list[str]:
+    return [one.key for one in quotes().values() if one.method == info.name]
+
+
 def test_every_page_is_there(site: Path) -> None:
     """Each with its title, in the navigation, and no generated part left as a comment alone."""
     pages = [path.with_suffix(".html").name for path in (ROOT / "docs").glob("*.md")]
+    methods = [f"methods/{info.name}.html" for info in METHODS]
     index = (site / "index.html").read_text(encoding="utf-8")
-    for page in [*pages, "contributing.html", "changelog.html"]:
+    for page in [*pages, *methods, "contributing.html", "changelog.html"]:
         text = (site / page).read_text(encoding="utf-8")
         assert "<h1" in text and f'href="{page}"' in index.replace('href="./"', 'href="index.html"')
     assert not list(site.rglob("*.py")), "docs/ has code that is not for the site"
+    assert f"oodbench {version('oodbench')}" in index and 'rel="edit"' not in index  # no address of the code is known
+
+
+def test_the_page_of_a_method_says_all_of_it(site: Path) -> None:
+    page = (site / "methods/neglabel.html").read_text(encoding="utf-8")
+    [info] = [info for info in METHODS if info.name == "neglabel"]
+    assert all(f"<code>{one.name}</code>" in page for one in info.parameters)
+    headings = re.findall(r"<h2[^>]*>(.*?)<a", page)
+    assert headings == [
+        *("Formula", "What it computes", "Paper and released code", "Hyper-parameters", "What it sees", "Run it"),
+        *("Published results", "BibTeX"),
+    ]
+    assert 'href="https://arxiv.org/abs/2403.20078"' in page and "jiang2024-2403.20078" in page
+    assert "94.21" in page, "the mean AUROC of the paper"
 
 
 def test_pages_stand_on_their_own(site: Path, address: str, browser: Browser) -> None:
-    """No request leaves for another host, the console stays clean, nothing is missing, all fits a phone."""
+    """No request leaves for another host, the console stays clean, nothing is missing, all fits a phone.
+
+    The pages of methods are made alike: those with the most hyper-parameters, symbols and published results are opened.
+    """
     asked: list[str] = []
     wrong: list[str] = []
-    names = sorted(path.relative_to(site).as_posix() for path in site.rglob("*.html"))
-    assert len(names) > 20
+    most = {max(METHODS, key=lambda info: len(of(info))).name for of in (parameters, symbols, published)}
     opened = []
-    for name in names:
+    for name in [*(path.name for path in sorted(site.glob("*.html"))), *(f"methods/{name}.html" for name in most)]:
         page = browser.new_page(viewport={"width": 400, "height": 800})
         page.on("request", lambda one: asked.append(one.url))
         page.on("console", lambda one: wrong.append(one.text) if one.type in ("error", "warning") else None)
@@ -90,21 +125,37 @@ def test_pages_stand_on_their_own(site: Path, address: str, browser: Browser) ->
         page.on("response", lambda one: wrong.append(f"{one.status} {one.url}") if one.status >= 400 else None)
         page.goto(f"{address}/{name}")
         opened.append(page)
-    for name, page in zip(names, opened, strict=True):  # "networkidle" is half a second without a request
+    for page in opened:  # "networkidle" is half a second without a request
         page.wait_for_load_state("networkidle")
         assert not wrong, f"{page.url}: {wrong}"
         wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        assert wide <= 0, f"{name} is {wide} pixels too wide for a phone"
+        assert wide <= 0, f"{page.url} is {wide} pixels too wide for a phone"
         page.close()
     assert {url for url in asked if not url.startswith((address, "data:", "blob:"))} == set()
 
 
-def test_the_search_finds(address: str, browser: Browser) -> None:
+def test_mathjax_typesets_all_formulas(site: Path, browser: Browser) -> None:
+    """Those of a page as the page is opened from its file, and those of all methods without an error."""
     page = browser.new_page()
-    page.goto(f"{address}/index.html")
-    page.get_by_role("textbox", name="Search").click()
-    page.get_by_role("textbox", name="Search").type("saturation")
-    found = page.locator(".md-search-result__link").first
-    found.wait_for()
-    assert re.search(r"/footguns\.html", found.get_attribute("href") or "")
+    page.goto(f"{site.as_uri()}/methods/clipn.html")
+    page.evaluate("MathJax.startup.promise")
+    assert page.locator("mjx-container[display]").count() == 2 and page.locator("li mjx-container").count() == 5
+    for info in METHODS:
+        *formulas, _ = info.formula.split("\n\n")
+        written = [*formulas, *symbols(info)]
+        made = page.evaluate("all => all.map(one => MathJax.tex2svg(one).outerHTML).join()", written)
+        assert made.count("<svg") >= len(written) and "merror" not in made, info.name
+    page.close()
+
+
+@pytest.mark.parametrize("kind", ["server", "files"])
+def test_the_search_finds(site: Path, address: str, browser: Browser, kind: str) -> None:
+    """Words of a page, and a metric, from a server and from files that are opened without one."""
+    page = browser.new_page()
+    page.goto(f"{address if kind == 'server' else site.as_uri()}/index.html")
+    for word, expected in (("saturation", r"/footguns\.html"), ("FPR95", r"\.html")):
+        page.get_by_role("textbox", name="Search").fill(word)
+        found = page.locator(".md-search-result__link").filter(has_text=word).first
+        found.wait_for()
+        assert re.search(expected, found.get_attribute("href") or "")
     page.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
+import itertools
 import json
 import re
 import subprocess
@@ -66,8 +67,65 @@ def test_built_in_methods_are_described() -> None:
             assert not info.problem and info.title and info.citation and info.summary and len(info.source) == 64
             assert set(info.needs) <= set(NEEDS)
             assert not [p.name for p in info.parameters if not p.meaning], f"{name} explains its hyper-parameters"
-            assert all(p.name in listings.method(info) for p in info.parameters)
+            shown = listings.method(info)
+            assert all(p.name in shown and p.meaning[:60] in " ".join(shown.split()) for p in info.parameters)
+            assert info.formula.split("\n")[0] in shown
     assert known["mcm"].defaults() == {"templates": "simple", "temperature": 1.0}
+
+
+BUILT_IN = [info for info in registry.methods().values() if info.origin == "built-in"]
+
+
+@pytest.mark.parametrize("info", BUILT_IN, ids=lambda info: info.name)
+def test_a_built_in_method_has_a_formula_and_says_what_its_symbols_are(info: MethodInfo) -> None:
+    *formulas, symbols = info.formula.split("\n\n")
+    named = [re.split(r" {2,}", line, maxsplit=1) for line in re.sub(r"\n +", " ", symbols).splitlines()]
+    assert formulas and re.match(r"(S|\\text\{score\})\(x\) = ", formulas[0])
+    for latex in (*formulas, *(symbol for symbol, _ in named)):
+        depth = list(itertools.accumulate({"{": 1, "}": -1}.get(char, 0) for char in re.sub(r"\\[{}]", "", latex)))
+        assert not depth or (min(depth) >= 0 and depth[-1] == 0), latex
+        assert "$" not in latex and latex.isascii()
+    for name in re.findall(r"`(\w+)`", symbols):  # hyper-parameters, and pages of other methods
+        assert name in info.defaults() or name in registry.methods(), name
+
+
+@pytest.mark.parametrize(
+    ("line", "formula", "problem"),
+    [
+        (
+            'formula: ClassVar[str] = r"""\n    S = \\log p\n\n    p  a probability\n    """',
+            "S = \\log p\n\np  a probability",
+            "",
+        ),
+        ("formula = 'S = p'", "S = p", ""),
+        ("formula: str = 'S = p'", "", ""),  # a hyper-parameter of this name
+        ("formula: ClassVar[str] = 3", "", "formula = 3 must be a string"),
+    ],
+)
+def test_a_formula_is_the_class_s_own(tmp_path: Path, line: str, formula: str, problem: str) -> None:
+    body = GOOD.replace('    templates: str = "simple"', f'    {line}\n    templates: str = "simple"')
+    known = registry.methods([plugin(tmp_path, body)])
+    info = known["mine"]
+    assert (info.formula, info.problem) == (formula, problem)
+    assert ("formula" in info.defaults()) == line.startswith("formula: str")
+    plugin(tmp_path, "from .mine import Mine\n\n\nclass Other(Mine):\n    pass\n", name="other.py")
+    assert registry.methods([tmp_path / "other.py"])["other"].formula == "", "another score may be another formula"
+
+
+def test_a_list_of_hyper_parameters_is_read_from_the_docstring(tmp_path: Path) -> None:
+    text = """More about it: shift  moves it.
+
+    templates, shift  two of them,
+                      continued
+    unknown  is no hyper-parameter
+
+    The end."""
+    info = registry.methods([plugin(tmp_path, GOOD.replace("More about it.", text))])["mine"]
+    assert {p.name: p.meaning for p in info.parameters} == dict.fromkeys(
+        ("templates", "shift"), "two of them, continued"
+    )
+    assert info.details == "More about it: shift  moves it.\n\nunknown  is no hyper-parameter\n\nThe end."
+    assert "      two of them, continued" in listings.method(info)
 
 
 def test_a_plugin_is_described_without_being_imported(tmp_path: Path) -> None:

@@ -69,6 +69,15 @@ def test_every_published_number_names_its_source() -> None:
         assert quote.cite and set(quote.cite) <= set(references()), quote.key
 
 
+def test_every_entry_says_where_the_work_appeared() -> None:
+    for key, entry in references().items():
+        assert {"booktitle", "journal", "institution", "howpublished"} & set(entry.fields), key
+        assert re.fullmatch(r"\d+--\d+", entry.fields.get("pages", "1--2")), key
+        assert entry.latex().count("arXiv:") == ("eprint" in entry.fields), key
+    (own,) = works("Doe et al., arXiv:3101.00001", "Mine")
+    assert own.fields["howpublished"] == "arXiv preprint arXiv:3101.00001"
+
+
 @pytest.mark.slow
 def test_every_entry_is_cited() -> None:
     cited = {key for quote in quotes().values() for key in quote.cite}

@@ -307,7 +307,7 @@ def test_images_of_another_list_are_never_shown(caplog: pytest.LogCaptureFixture
 def test_images_that_are_not_there_are_told(tmp_path: Path) -> None:
     toy(tmp_path, methods=2)
     done = call("--results", tmp_path, "--format", "figures", "-o", tmp_path / "out", "--data", tmp_path / "nowhere")
-    assert done.exit_code == 0 and done.stderr.count("wrote 5 figures to ") == 1
+    assert done.exit_code == 0 and done.stderr.count("wrote 6 figures to ") == 1
     assert not list((tmp_path / "out").glob("*mistakes*"))
 
 
@@ -418,7 +418,7 @@ def test_no_figure_outlives_its_picture(tmp_path: Path) -> None:
         assert not [figure for figure in alive if figure() is not None]
         alive.append(weakref.ref(picture.figure))
         del picture
-    assert len(alive) == 7 and "matplotlib.pyplot" not in sys.modules
+    assert len(alive) == 8 and "matplotlib.pyplot" not in sys.modules
 
 
 @pytest.mark.slow
@@ -441,10 +441,10 @@ def test_the_command_writes_the_same_files_twice(process: Cli, tmp_path: Path) -
             "report", "--results", tmp_path, "--format", "figures", "-o", tmp_path / out, PYTHONHASHSEED=seed
         )
         assert done.returncode == 0, done.stderr
-        assert done.stdout == "" and done.stderr.splitlines()[-1] == f"wrote 5 figures to {tmp_path / out}"
+        assert done.stdout == "" and done.stderr.splitlines()[-1] == f"wrote 6 figures to {tmp_path / out}"
         assert "images of 'cats' are not shown: no dataset 'cats'" in done.stderr
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / out).iterdir()} for out in ("one", "two"))
-    names = {"toy-overview", "toy-roc", "toy-ranks", "toy-histogram-m00", "toy-histogram-m01"}
+    names = {"toy-overview", "toy-roc", "toy-densities", "toy-ranks", "toy-histogram-m00", "toy-histogram-m01"}
     assert set(one) == {f"{name}.{kind}" for name in names for kind in ("png", "pdf")} | {"captions.txt"}
     assert one == two
 
@@ -455,7 +455,7 @@ def test_tables_of_one_benchmark_have_names_of_their_own(tmp_path: Path) -> None
         card = {"name": encoder, "slug": encoder.replace("/", "-"), "weights": str(i)}
         lay(tmp_path, "m", scores_of(i, 50, ("sun", "dtd")), encoder=card)
     done = call("--results", tmp_path, "--format", "figures", "-o", tmp_path / "out", "--methods", "m", "--ood", "dtd")
-    assert "wrote 9 figures" in done.stderr and done.exit_code == 0
+    assert "wrote 13 figures" in done.stderr and done.exit_code == 0
     names = {path.stem for path in (tmp_path / "out").glob("*-roc.pdf")}
     assert names == {"toy-ViT-B-16-openai-roc", "toy-ViT-L-14-openai-roc", "toy-ViT-L-14-openai-2-roc"}
     text = (tmp_path / "out/captions.txt").read_text()
@@ -528,8 +528,8 @@ def test_hostile_names_on_real_files(cli: Cli, process: Cli, tmp_path: Path) -> 
         tmp_path / "out",
         PYTHONWARNINGS="error",
     )
-    assert done.returncode == 0 and "wrote 7 figures" in done.stderr, done.stderr
-    assert len(list((tmp_path / "out").iterdir())) == 15
+    assert done.returncode == 0 and "wrote 8 figures" in done.stderr, done.stderr
+    assert len(list((tmp_path / "out").iterdir())) == 17
     text = (tmp_path / "out/captions.txt").read_text()
     assert f"known {evil}" in text and f"other {evil}" in text
     found = from_folder(tmp_path / "results")

@@ -201,6 +201,7 @@ def test_the_options_are_those_of_the_command() -> None:
         "uri",
         "experiment",
         "width",
+        "kinds",
     }
     spelled = {"sets": "ood", "encoders": "encoder", "ids": "id", "quotes": "quote"}
     known = {str(option.name) for option in main.commands["report"].params}

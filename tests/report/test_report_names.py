@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pyarrow import parquet
 
-from oodbench.report.formats.latex import BASIC, as_codes, escape, preamble, unsupported
+from oodbench.report.formats.latex_text import BASIC, as_codes, escape, preamble, unsupported
 from oodbench.results import Result
 from tests.report.test_report_shapes import call, lay, ood, row
 
@@ -208,7 +208,7 @@ def test_names_in_any_script_compile_and_no_letter_is_lost(engine: str, tmp_path
 def test_every_letter_that_is_said_to_be_basic_compiles(tmp_path: Path) -> None:
     if shutil.which("pdflatex") is None:
         pytest.skip("pdflatex is not installed (Debian: texlive-latex-base texlive-latex-recommended)")
-    from oodbench.report.formats.latex import MATH
+    from oodbench.report.formats.latex_text import MATH
 
     lines = [escape(c) for c in (*sorted(BASIC), *MATH, "ά", "ϋ", "x\u0302")]
     assert not unsupported("".join(lines))

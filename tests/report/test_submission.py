@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import yaml
@@ -306,9 +307,12 @@ def test_what_is_missing_is_asked_for_or_named(tmp_path: Path, cli: Cli, monkeyp
     answers = [*list(STATED.values())[1:], "y"]
     asked: list[str] = []
 
-    def answer(question: str, **_: Any) -> Any:
+    def answer(question: str, value_proc: Callable[[str], str] = str) -> str:
         asked.append(question)
-        return answers.pop(0)
+        if question.startswith("Code"):
+            with pytest.raises(click.BadParameter, match="the code 'mine' is no URL"):  # click asks again
+                value_proc("mine")
+        return value_proc(answers.pop(0))
 
     monkeypatch.setattr("sys.stdin", Terminal())
     monkeypatch.setattr("click.prompt", answer)

@@ -196,9 +196,25 @@ def test_what_a_person_sees(cli: Cli, place: Path, server: str, browser: Any, tm
     page.goto(f"{home}/runs?searchFilter=tags.method%20%3D%20'mcm'&orderByKey=metrics.%60auroc%2Fmean%60")
     page.get_by_text("mcm · glyphs, seed 5, limit 40").first.wait_for(timeout=60_000)
     assert page.get_by_text("energy · glyphs").count() == 0
+    (link,) = re.findall(r"next: open '(.+)'", done.stderr)
+    for order in ("false", "true"):  # as the link says, and the other way round
+        page.goto("about:blank")  # a change of the part after # alone would keep the page
+        page.goto(link.replace("orderByAsc=false", f"orderByAsc={order}"))
+        page.locator(f"[role=row] a[href*='{parent.info.run_id}']").first.wait_for(timeout=60_000)
+        # The order of a grid's rows on the screen is not that of its elements.
+        places = "all => all.map(a => [Number(a.closest('[role=row]').getAttribute('row-index')), a.href])"
+        links = [one for _, one in sorted(page.locator("[role=row] a[href*='/runs/']").evaluate_all(places))]
+        means = {run.info.run_id: run.data.metrics.get("auroc/mean") for run in store.runs}
+        shown = [means[re.findall("/runs/(\\w+)", one)[0]] for one in dict.fromkeys(links)]
+        children = [value for value in shown if value is not None]
+        assert len(children) > 1 and children == sorted(children, reverse=order == "false"), shown
+        assert shown[: len(children)] == children  # those without the metric, the runs above them, come last
     page.goto(f"{home}/runs/{parent.info.run_id}")
     page.get_by_text("glyphs on glyphs: mcm, energy, seed 5, limit 40").first.wait_for(timeout=60_000)
     page.get_by_text("AUROC, FPR95 and ID accuracy in %.").first.wait_for(timeout=60_000)
+    page.goto(f"{home}/runs/{parent.info.run_id}/artifacts/table.html")
+    page.frame_locator("iframe").get_by_text("AUROC, FPR95 and ID accuracy in %.").first.wait_for(timeout=60_000)
+    page.goto("about:blank")
     page.goto(f"{home}/runs/{parent.info.run_id}/artifacts/pictures/glyphs-roc.png")
     page.wait_for_function("[...document.images].some(i => i.naturalWidth > 600)", timeout=60_000)
     page.goto(f"{server}/#/models/seen/versions/1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import pytest
 from oodbench.tracking import Tracker, default_uri, fields, send
 from oodbench.tracking.connection import quiet_mlflow
 from oodbench.tracking.reader import collect
-from tests.report.stream_rows import on, stream
-from tests.report.test_report_shapes import row
+from tests.report.stream_rows import on, shifted, stream
+from tests.report.test_report_shapes import ood, row
 
 GAP = on("sun", (0.98, 0.1, 0.12), (None, (0.9, 0.3, 0.4)))
 OODD = stream("oodd", "id-first", 2, GAP, on("dtd", (0.9, 0.3, 0.36)), base="mcm", protocol={"ratio": "1:4"})
@@ -35,6 +36,27 @@ def test_tags_parameters_and_metrics_of_a_stream() -> None:
     assert "first/auroc/sun" not in found  # images of one kind only
     assert (found["first/auroc/dtd"], found["rest/fpr95_ood/sun"], found["auroc/mean"]) == (0.9, 0.12, 0.94)
     assert not [name for name in fields.metrics(row("mcm")) if name.startswith(("first/", "rest/"))]
+
+
+def test_hyper_parameters_of_a_base_have_its_name_before_them() -> None:
+    base = {"label": "mcm[temperature=2.0]", "parameters": {"temperature": 2.0}, "source": "s"}
+    one = stream("oodd", parameters={"queue": 512}, base="mcm[temperature=2.0]", run={"seed": 0, "base": base})
+    found = fields.params(one)
+    assert (found["oodd.queue"], found["mcm.temperature"], found["run.base.source"]) == ("512", "2.0", "s")
+    assert not [name for name in found if name.startswith("run.base.parameters")]
+    assert not [name for name in fields.run_params(one) if name.startswith("run.base")]  # of one method of the run
+
+
+def test_best_and_median_of_a_run() -> None:
+    """By hand: AUROC means 0.94, 0.95, 0.96 and 0.9, FPR95 means 0.2, 0.19, 0.18 and 0.4."""
+    rows = [*(shifted("tanl", "shuffled", seed, seed / 100) for seed in (0, 1, 2)), row("mcm", ood("sun", 0.9, 0.4))]
+    rows += [row("zoc", status="failed", error="x", ood=()), row("nan", ood("sun", math.nan, math.nan))]
+    found = fields.best_and_median(rows)
+    shown = {"auroc/mean": (0.96, 0.945), "fpr95/mean": (0.18, 0.195)}
+    assert {key: (found[f"best/{key}"], found[f"median/{key}"]) for key in shown} == {
+        key: pytest.approx(values) for key, values in shown.items()
+    }
+    assert {key for key in fields.best_and_median(rows[-1:])} == {"best/id_accuracy", "median/id_accuracy"}
 
 
 def test_names_of_runs_tell_streams_apart() -> None:

@@ -24,7 +24,7 @@ import pytest
 
 from oodbench.errors import UserError
 from oodbench.results import IdRow, Result, SetRow, slug
-from oodbench.tracking import SyncReport, Tracker, default_uri, runs, send, sync, tracker_of
+from oodbench.tracking import SyncReport, Tracker, default_uri, links, runs, send, sync, tracker_of
 from oodbench.tracking import connection as tracker
 from oodbench.tracking import fields as entries
 from oodbench.tracking.connection import quiet_mlflow
@@ -165,6 +165,10 @@ def test_one_parent_one_child_per_method(fresh: Tracker, capfd: pytest.CaptureFi
     assert (parent.info.start_time, parent.info.end_time) == (1735787045000 - 7000, 1735787045000)
     assert artifact(parent, "table.md") == TABLE == parent.data.tags["mlflow.note.content"]
     assert artifact(parent, "pictures/one.png") == "a picture"
+    # Both have AUROCs 0.5, 0.75, 1.0 and FPR95s 0.25; 0.75 and 1.0 are near.
+    means = {"auroc/mean": 0.75, "auroc/near": 0.875, "auroc/far": 0.5, "id_accuracy": 0.875}
+    means |= dict.fromkeys(("fpr95/mean", "fpr95/near", "fpr95/far"), 0.25)
+    assert parent.data.metrics == {f"{how}/{key}": value for how in ("best", "median") for key, value in means.items()}
     assert "run.seed" in parent.data.params and "auroc/mean" in store.experiment.tags["mlflow.note.content"]
     assert [each["method"] for each in json.loads(artifact(parent, "rows.json"))] == ["energy", "mcm"]
     children = {run.info.run_name: run for run in store.children}
@@ -301,6 +305,25 @@ def test_a_row_arrives_once(local: Tracker) -> None:
     assert send(local, [energy, mcm, msp, msp], attach) == SyncReport(1, 2, 0, "")
     assert Store(local.uri).digests == digests(energy, mcm, msp)
     assert len(Store(local.uri).parents) == 3
+
+
+def test_links_to_the_experiments_of_rows(local: Tracker) -> None:
+    """The id of an experiment is kept with what was sent, so that a warm run needs no MLflow to name it."""
+    glyphs, other, new = row(), row(benchmark="other"), row("new")
+    send(local, [glyphs], attach)
+    send(local, [other], attach)
+    runs.record_sent(local, [new.digest])  # as an earlier version did
+    ids = [Store(local.uri, name).experiment.experiment_id for name in ("glyphs", "other")]
+    end = "/runs?orderByKey=metrics.%60auroc%2Fmean%60&orderByAsc=false&workflowType=machine_learning"
+    expected = [f"http://127.0.0.1:5000/#/experiments/{one}{end}" for one in ids]
+    assert links(local, [glyphs, other, new, glyphs, row("never sent")]) == expected
+    assert links(Tracker("https://me:secret@host/mlflow", local.results), [glyphs]) == []
+    (local.results / runs.SENT_FILE).unlink()
+    assert send(local, [glyphs], attach).known == 1 and links(local, [glyphs]) == expected[:1]  # the store was asked
+    assert (
+        Tracker("https://me:secret@host/mlflow/", local.results).link("7")
+        == f"https://host/mlflow/#/experiments/7{end}"
+    )
 
 
 def test_the_same_scores_at_another_time_are_the_same_row(local: Tracker) -> None:

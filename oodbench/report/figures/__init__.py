@@ -1,4 +1,4 @@
-"""Figures of a table's results: overview, ROC curves, histograms, rank correlation, mistakes, shots, streams."""
+"""Figures of the results of tables: metrics, curves, scores, mistakes, and metrics by encoder, parameter or shots."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from oodbench.errors import UserError, did_you_mean
-from oodbench.report.figures.figure import Heading, Plot, unique
+from oodbench.report.figures.figure import Heading, Plot, figure_data, unique
+from oodbench.report.figures.options import KINDS, FigureOptions
 from oodbench.results import Result
 
-KINDS = ("overview", "shots", "stream", "roc", "histogram", "ranks", "mistakes")
-_OF_STREAMS = (
-    "overview",
-    "stream",
-)  # the others show scores, of which an ID image has one for each OOD set of a stream
+# The others show scores, of which an ID image has one for each OOD set of a stream.
+_OF_STREAMS = ("overview", "stream", "sweep")
 
-__all__ = ["KINDS", "Heading", "Plot", "plots"]
+__all__ = ["KINDS", "FigureOptions", "Heading", "Plot", "encoder_plots", "plots", "table_plots"]
 
 
 def plots(
@@ -27,12 +24,9 @@ def plots(
     data: Path | None = None,
     kinds: Sequence[str] = KINDS,
     sets: Sequence[str] = (),
-    heading: Heading | None = None,
+    width: float | None = None,
 ) -> Iterator[Plot]:
     """Yield the figures of the results of one table, each drawn when it is requested; none if all results failed.
-
-    Results of test-time adaptation have an overview and figures of metrics by position in the stream, others all but
-    the latter.
 
     Arguments:
 
@@ -40,25 +34,38 @@ def plots(
     paths    their JSON files by digest, which have the scores per image next to them; results without scores are
              missing from the figures that need them, whose captions say so
     data     folder of the datasets, as in `oodbench run --data`; sets without images are missing, which is logged
-    kinds    some of KINDS, in this order
+    kinds    some of KINDS, in this order; "encoders" compares several tables, and is none of one table's
     sets     names of the OOD sets to show; all when empty
-    heading  title of the table and beginning of file names; the benchmark and the encoder when None
+    width    of every figure in inches (a column of two has 3.25), without heading and with text of at least 6 points;
+             None: as wide as is legible
 
     Returns: an iterator over the figures.
 
-    Raises: UserError for an unknown kind, and for results with different OOD sets.
+    Raises: UserError for an unknown kind or width, and for results with different OOD sets.
     """
-    from oodbench.report.figures.figure import figure_data
+    yield from table_plots(results, paths, FigureOptions(data, tuple(kinds), tuple(sets), width))
 
-    for kind in kinds:
-        if kind not in KINDS:
-            raise UserError(f"no figure '{kind}'{did_you_mean(kind, KINDS)}")
-    found = figure_data(results, paths, sets, heading)
+
+def table_plots(
+    results: Sequence[Result], paths: Mapping[str, Path], options: FigureOptions, heading: Heading | None = None
+) -> Iterator[Plot]:
+    """Yield the figures of one table; `heading` None is the benchmark and the encoder."""
+    found = figure_data(results, paths, options, heading)
     taken: set[str] = set()
     streams = any(row.stream for row in results)
-    for kind in kinds if found else ():
-        if kind not in _OF_STREAMS if streams else kind == "stream":
+    for kind in options.kinds if found else ():
+        if kind == "encoders" or (kind not in _OF_STREAMS if streams else kind == "stream"):
             continue
         module = importlib.import_module(f"oodbench.report.figures.{kind}")
-        for plot in module.draw(found, data):
+        for plot in module.draw(found, options.data):
             yield replace(plot, name=unique(plot.name, taken))
+
+
+def encoder_plots(tables: Sequence[Sequence[Result]], options: FigureOptions) -> Iterator[Plot]:
+    """Yield the figures of metrics by encoder: of tables that differ in nothing but their encoder."""
+    found = [figure_data(results, {}, options, None) for results in tables]
+    from oodbench.report.figures.encoders import draw
+
+    taken: set[str] = set()
+    for plot in draw([one for one in found if one]):
+        yield replace(plot, name=unique(plot.name, taken))

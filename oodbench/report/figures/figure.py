@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oodbench.errors import UserError
+from oodbench.report.figures.options import FigureOptions
 from oodbench.report.tables.grouping import by_prompts
 from oodbench.report.tables.rows import line_names, repeated
 from oodbench.report.tables.streams import TITLE
-from oodbench.results import Result, SetRow, slug
+from oodbench.results import Interval, Result, SetRow, slug
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -112,6 +115,7 @@ class FigureData:
     sets     the OOD sets that are shown; all results have them
     paths    the results' files by digest
     failed   names of results that failed
+    width    of every figure in inches; None: as wide as is legible
     """
 
     heading: Heading
@@ -119,6 +123,11 @@ class FigureData:
     sets: tuple[SetRow, ...]
     paths: Mapping[str, Path]
     failed: tuple[str, ...]
+    width: float | None = None
+
+    def above(self, title: str) -> list[str]:
+        """Return the lines above a figure; none above one of a given width, which has its caption in a paper."""
+        return [] if self.width else [title, self.heading.title]
 
     @cached_property
     def scored(self) -> tuple[PlottedResult, ...]:
@@ -160,15 +169,29 @@ class FigureData:
         sentences += [f"Failed, so not shown: {', '.join(self.failed)}." if self.failed else ""]
         return " ".join(filter(None, sentences))
 
+    def average(self, one: PlottedResult, sets: Sequence[SetRow], metric: str) -> float:
+        """Return the average of a metric over OOD sets, of a stream over its seeds, too."""
+        return math.fsum(statistics.fmean(one.values(s.dataset, metric)) for s in sets) / len(sets)
+
+    def interval(self, one: PlottedResult, sets: Sequence[SetRow], metric: str) -> Interval | None:
+        """Return the interval of an average: results have those of single sets, of groups and of all sets."""
+        if len(sets) == 1:
+            return self.of(one, sets[0].dataset).intervals.get(metric)
+        names = {s.dataset for s in sets}
+        for group, found in one.result.mean_intervals.items():
+            if names == {s.dataset for s in one.result.ood if group in ("", s.group)}:
+                return found.get(metric)
+        return None
+
     def of(self, one: PlottedResult, dataset: str) -> SetRow:
         """Return the numbers of a result on an OOD set."""
         return next(s for s in one.result.ood if s.dataset == dataset)
 
 
 def figure_data(
-    results: Sequence[Result], paths: Mapping[str, Path], sets: Sequence[str], heading: Heading | None
+    results: Sequence[Result], paths: Mapping[str, Path], options: FigureOptions, heading: Heading | None
 ) -> FigureData | None:
-    """Return what figures show of a table's results, or None if all failed; `sets` in that order, or all if empty."""
+    """Return what figures show of a table's results, or None if all failed."""
     groups = by_prompts(results)
     prompts = next((group.prompts for group in groups if len(group.results) == len(results)), "")  # in the title
     lines = repeated(results, seeds=False)
@@ -183,12 +206,13 @@ def figure_data(
     if len({bool(row.stream) for row in results}) > 1:
         raise UserError("figures show the results of one table; some of these are streams, the others are not")
     known = {s.dataset: s for s in model.ood}
-    chosen = tuple(known[name] for name in sets if name in known) or model.ood
+    chosen = tuple(known[name] for name in options.sets if name in known) or model.ood
     title = f"{model.benchmark_title or model.benchmark}, encoder {model.encoder.get('name', 'unknown')}"
     failed = tuple(name for name, rows in named if rows[0].status != "ok")
     if model.stream:
         title = f"{title}, {TITLE}"
-    return FigureData(heading or Heading(stem(*stem_words(model)), title), plotted, chosen, paths, failed)
+    heading = heading or Heading(stem(*stem_words(model)), title)
+    return FigureData(heading, plotted, chosen, paths, failed, options.width)
 
 
 def stem_words(row: Result) -> list[str]:

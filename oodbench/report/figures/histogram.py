@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from oodbench.metrics import detection as metrics
 from oodbench.report.figures.figure import FigureData, Plot, PlottedResult, stem
+from oodbench.report.figures.layout import Entry, FigureLayout, add_note, add_title, new_figure
 from oodbench.report.figures.style import (
     GREY,
     ID_COLOUR,
     OOD_COLOUR,
     SIZE,
-    FigureLayout,
+    SMALLEST,
     add_text,
-    new_figure,
     pages,
     plot_style,
     shortened,
@@ -67,24 +69,30 @@ def _page(
     on_id = images[one.result.id.dataset].scores
     threshold = metrics.threshold_at_tpr(metrics.score_set(on_id, one.result.id.dataset))
     title = f"Scores of {one.name}" + (f" ({number})" if number else "")
+    layout, wide = _LAYOUT, figure_data.width
+    if wide:
+        layout = layout.fitted(len(sets), wide, 1.25, gap=(0.12, 0.52), right=0.06, left=0.45, head=0.32)
+    entries = [(f"ID: {one.result.id.title}", _marker(ID_COLOUR)), ("OOD", _marker(OOD_COLOUR))]
+    columns = layout.columns_of(len(sets))
     with plot_style():
-        figure, axes = new_figure([title, figure_data.heading.title], len(sets), _LAYOUT)
-        columns = min(len(sets), _LAYOUT.columns)
+        figure, axes = new_figure(figure_data.above(title), len(sets), layout, entries if wide else ())
         tops = []
         for panel, ood in zip(axes, sets, strict=True):
             scores = images[ood.dataset].scores
             tops.append(max(_bars(panel, on_id, edges, ID_COLOUR), _bars(panel, scores, edges, OOD_COLOUR)))
             if edges[0] <= threshold <= edges[-1]:
                 panel.axvline(threshold, color="black", linewidth=0.7, linestyle=(0, (3, 2)), gid="threshold")
-            _words(
-                panel, figure_data.of(one, ood.dataset), (_outside_count(on_id, edges), _outside_count(scores, edges))
-            )
+            outside = "" if wide else _outside_text(_outside_count(on_id, edges), _outside_count(scores, edges))
+            _words(panel, figure_data.of(one, ood.dataset), layout.panel[0], outside)
         for place, panel in enumerate(axes):
             panel.set(xlim=(edges[0], edges[-1]), ylim=(0, 1.08 * max(tops)))
             panel.set_ylabel("Images, %" if place % columns == 0 else "")
             panel.tick_params(labelleft=place % columns == 0)
-            panel.set_xlabel("Score, higher: more in-distribution" if place >= len(sets) - columns else "")
-        _legend(axes[0], one)
+            panel.set_xlabel(_axis_title(layout.panel[0]) if place >= len(sets) - columns else "")
+            if wide:
+                panel.xaxis.set_major_locator(MaxNLocator(max(1, int(layout.panel[0] / 0.4))))
+        if not wide:
+            _legend(axes[0], entries)
     caption = (
         f"Scores of {one.name} on ID images ({one.result.id.title}, n = {one.result.id.n:,}) and on OOD images, in "
         "percent of either per bin, in shared bins; scores of softmax methods are logarithms. Dashed: the highest "
@@ -108,26 +116,41 @@ def _outside_count(scores: Floats, edges: Floats) -> int:
     return int((~((scores >= edges[0]) & (scores <= edges[-1]))).sum())
 
 
-def _words(panel: Axes, one: SetRow, outside: tuple[int, int]) -> None:
-    size = SIZE + 0.5
+def _outside_text(on_id: int, ood: int) -> str:
+    return f"outside: {on_id:,} ID, {ood:,} OOD" if on_id or ood else ""
+
+
+def _words(panel: Axes, one: SetRow, wide: float, outside: str) -> None:
+    """Write the name of a set and its metrics above its panel, in two lines above a narrow one."""
     numbers = f"AUROC {100 * one.auroc:.2f}, FPR95 {100 * one.fpr95:.2f}"
-    name = shortened(f"{one.title}, n = {one.n:,}", 1.55, size)
-    add_text(panel, (0, 1.04), name, transform=panel.transAxes, fontsize=size, weight="bold")
-    add_text(panel, (1, 1.04), numbers, transform=panel.transAxes, fontsize=SIZE - 0.5, color=GREY, ha="right")
-    if any(outside):
-        text = f"outside: {outside[0]:,} ID, {outside[1]:,} OOD"
+    narrow = wide < 2.9
+    name = one.title if narrow else f"{one.title}, n = {one.n:,}"
+    size = SMALLEST if narrow else SIZE - 0.5
+    add_title(panel, name, wide if narrow else wide - width(numbers, size) - 0.1, raised=9 if narrow else 0)
+    add_note(panel, (0 if narrow else 1, 1), numbers, fontsize=size, color=GREY, ha="left" if narrow else "right")
+    if outside:
         add_text(
-            panel, (0.99, 0.97), text, transform=panel.transAxes, fontsize=SIZE - 1.5, color=GREY, ha="right", va="top"
+            panel, (0.99, 0.97), outside, transform=panel.transAxes, fontsize=SMALLEST, color=GREY, ha="right", va="top"
         )
 
 
-def _legend(panel: Axes, one: PlottedResult) -> None:
+def _axis_title(wide: float) -> str:
+    long = "Score, higher: more in-distribution"
+    return long if width(long, SIZE) < wide else "Score"
+
+
+def _marker(colour: str) -> dict[str, Any]:
+    return {"color": colour, "marker": "s", "markersize": 5, "linestyle": "none"}
+
+
+def _legend(panel: Axes, entries: Sequence[Entry]) -> None:
     """Draw the legend above the first panel, where no bar can reach."""
-    x, y = 0.0, 1 + 0.29 / _LAYOUT.panel[1]
-    wide = _LAYOUT.panel[0]
-    for colour, text in ((ID_COLOUR, f"ID: {shortened(one.result.id.title, 1.6, SIZE)}"), (OOD_COLOUR, "OOD")):
-        looks = {"transform": panel.transAxes, "clip_on": False, "marker": "s", "markersize": 5, "linestyle": "none"}
-        panel.plot([x + 0.05 / wide], [y + 0.02], color=colour, **looks, scalex=False, scaley=False)
+    (wide, high), x = _LAYOUT.panel, 0.0
+    for name, looks in entries:
+        text, y = shortened(name, 1.75, SIZE), 1 + 0.29 / high
+        panel.plot(
+            [x + 0.05 / wide], [y + 0.02], **looks, transform=panel.transAxes, clip_on=False, scalex=False, scaley=False
+        )
         add_text(panel, (x + 0.13 / wide, y), text, transform=panel.transAxes, fontsize=SIZE)
         x += (width(text, SIZE) + 0.35) / wide
 

@@ -23,16 +23,18 @@ from oodbench.data.paths import data_root
 from oodbench.errors import UserError, is_url, redact_url
 from oodbench.metrics import detection as metrics
 from oodbench.report.figures.figure import FigureData, Plot, PlottedResult, stem
+from oodbench.report.figures.layout import FigureLayout, add_title, new_figure
 from oodbench.report.figures.style import (
     GREY,
     SIZE,
+    SMALLEST,
     WRONG,
-    FigureLayout,
     add_text,
-    new_figure,
     pages,
     plot_style,
     shortened,
+    width,
+    wrapped,
 )
 from oodbench.results import IdRow, Result, SetRow
 from oodbench.storage.files import expand
@@ -154,8 +156,9 @@ def _pixels(listing: ImageSet, index: int) -> Pixels:
 
 
 IMAGES, STRIPS = 8, 6  # images of a set, sets in one figure
-_CELL, _STEP, _PITCH = 0.92, 1.06, 0.115  # inches: an image, from one to the next, a line of text
-_SMALL = SIZE - 1.5
+_CELL, _GAP, _PITCH = 0.92, 0.14, 0.115  # inches: an image, to the next one, a line of text
+_MARGIN = 0.05  # at the sides of a figure of a given width
+_NARROW = 0.72  # inches: the smallest image and its gap
 
 
 @dataclass(frozen=True)
@@ -200,7 +203,7 @@ def _strips(figure_data: FigureData, one: PlottedResult, gallery: MistakeGallery
     sets: list[IdRow | SetRow] = [one.result.id, *(figure_data.of(one, s.dataset) for s in figure_data.sets)]
     for of in sets:
         found, is_id = images[of.dataset], isinstance(of, IdRow)
-        places = worst(found.scores, IMAGES, lowest=is_id)
+        places = worst(found.scores, _count(figure_data.width), lowest=is_id)
         pixel_arrays = gallery.images(one.result, of, [names[of.dataset][i] for i in places])
         if pixel_arrays is None:
             continue
@@ -220,6 +223,11 @@ def _strips(figure_data: FigureData, one: PlottedResult, gallery: MistakeGallery
     return out
 
 
+def _count(wide: float | None) -> int:
+    """Return the number of images of a set in a figure of a width in inches."""
+    return IMAGES if wide is None else min(IMAGES, int((wide - 2 * _MARGIN + _GAP) / _NARROW))
+
+
 def _class(number: int, classes: Sequence[str]) -> str:
     return classes[number] if 0 <= number < len(classes) else f"class {number}"
 
@@ -230,18 +238,24 @@ def _page(
     strips, gallery = found
     title = f"What {one.name} gets most wrong" + (f" ({number})" if number else "")
     text = max(len(image.lines) for strip in strips for image in strip.images) * _PITCH
-    layout = FigureLayout(
-        (IMAGES * _STEP, _CELL + text), columns=1, gap=(0, 0.33), left=0.15, right=0.05, bottom=0.12, head=0.25
+    wide, count = figure_data.width, _count(figure_data.width)
+    cell = (wide - 2 * _MARGIN + _GAP) / count - _GAP if wide else _CELL
+    across = count * (cell + _GAP) - _GAP
+    above = [_above(strip, across) for strip in strips]
+    head = 0.13 + _PITCH * max(map(len, above))
+    sides = (
+        {"left": _MARGIN, "right": _MARGIN, "bottom": 0.04} if wide else {"left": 0.15, "right": 0.19, "bottom": 0.12}
     )
+    layout = FigureLayout((across, cell + text), columns=1, gap=(0, head + 0.08), head=head, **sides)
     with plot_style():
-        figure, axes = new_figure([title, figure_data.heading.title], len(strips), layout)
-        for panel, strip in zip(axes, strips, strict=True):
-            _strip(panel, strip, layout.panel)
+        figure, axes = new_figure(figure_data.above(title), len(strips), layout)
+        for panel, strip, lines in zip(axes, strips, above, strict=True):
+            _strip(panel, strip, lines, cell)
     titles = {one.result.id.dataset: one.result.id.title} | {s.dataset: s.title for s in figure_data.sets}
     gone = [title for name, title in titles.items() if name in gallery.absent]
     none = all(image.lines.count("CLIP: none") for strip in strips for image in strip.images)
     sentences = [
-        f"Of each set the {IMAGES} images that {one.name} scores worst: ID images of the lowest, OOD images of the "
+        f"Of each set the {count} images that {one.name} scores worst: ID images of the lowest, OOD images of the "
         "highest scores. Below each: its class where it is known, the class that CLIP chose, its score, its file. "
         "With a frame: on the wrong side of the score that at least 95 % of ID images reach.",
         "The method chooses no class." if none else "",
@@ -253,26 +267,35 @@ def _page(
     return Plot(name, "mistakes", title, " ".join(filter(None, sentences)), figure)
 
 
-def _strip(panel: Axes, strip: ImageStrip, size: tuple[float, float]) -> None:
-    wide, high = size
-    panel.set(xlim=(0, wide), ylim=(high, 0))  # inches from the upper left corner
+def _above(strip: ImageStrip, across: float) -> list[str]:
+    """Return the lines below the title of a strip; none if its subtitle has room beside the title."""
+    beside = across - width(strip.title, SIZE + 0.5) / 0.9 - 0.2
+    return [] if width(strip.subtitle, SIZE - 0.5) <= beside else wrapped(strip.subtitle, across, SIZE - 0.5)
+
+
+def _strip(panel: Axes, strip: ImageStrip, subtitle: Sequence[str], cell: float) -> None:
+    """Draw images of `cell` inches with their texts; the subtitle is beside the title if it has no lines of its own."""
+    pixels = panel.get_window_extent()
+    across, high = (float(side) / panel.figure.dpi for side in (pixels.width, pixels.height))
+    panel.set(xlim=(0, across), ylim=(high, 0))  # inches from the upper left corner
     panel.axis("off")
-    name = shortened(strip.title, 3.5, SIZE + 0.5)
-    heading = add_text(panel, (0, -0.07), name, fontsize=SIZE + 0.5, weight="bold")
-    add_text(panel, (wide - _STEP + _CELL, -0.07), strip.subtitle, fontsize=SIZE - 0.5, color=GREY, ha="right")
-    heading.set_gid("set")
+    add_title(panel, strip.title, across, raised=72 * _PITCH * len(subtitle))
+    small = {"fontsize": SIZE - 0.5, "color": GREY}
+    for line, text in enumerate(reversed(subtitle)):
+        add_text(panel, (0, -0.07 - _PITCH * line), text, **small)
+    if not subtitle:
+        add_text(panel, (across, -0.07), strip.subtitle, **small, ha="right")
     for place, image in enumerate(strip.images):
-        left = place * _STEP
+        left = place * (cell + _GAP)
         tall, broad = image.pixels.shape[:2]
-        w, h = _CELL * broad / max(tall, broad), _CELL * tall / max(tall, broad)
-        x, y = left + (_CELL - w) / 2, (_CELL - h) / 2
+        w, h = cell * broad / max(tall, broad), cell * tall / max(tall, broad)
+        x, y = left + (cell - w) / 2, (cell - h) / 2
         panel.imshow(image.pixels, extent=(x, x + w, y + h, y), interpolation="none", aspect="auto", gid=strip.title)
         if image.wrong:
             edges = ([x, x + w, x + w, x, x], [y, y, y + h, y + h, y])
             panel.plot(*edges, color=WRONG, linewidth=1.6, solid_joinstyle="miter", clip_on=False, gid="wrong")
         for line, text in enumerate(image.lines):
-            looks = {"color": "black" if line < len(image.lines) - 2 else GREY, "va": "center", "fontsize": _SMALL}
-            add_text(
-                panel, (left, _CELL + 0.03 + (line + 0.5) * _PITCH), shortened(text, _STEP - 0.05, _SMALL), **looks
-            )
-    panel.set(xlim=(0, wide), ylim=(high, 0))
+            looks = {"color": "black" if line < len(image.lines) - 2 else GREY, "va": "center", "fontsize": SMALLEST}
+            shown = shortened(text, cell + _GAP - 0.06, SMALLEST)
+            add_text(panel, (left, cell + 0.03 + (line + 0.5) * _PITCH), shown, **looks)
+    panel.set(xlim=(0, across), ylim=(high, 0))

@@ -11,18 +11,8 @@ from numpy.typing import NDArray
 
 from oodbench.metrics import detection as metrics
 from oodbench.report.figures.figure import FigureData, Plot, PlottedResult
-from oodbench.report.figures.style import (
-    GREY,
-    SIZE,
-    FigureLayout,
-    add_text,
-    line_style,
-    marker,
-    new_figure,
-    pages,
-    plot_style,
-    shortened,
-)
+from oodbench.report.figures.layout import FigureLayout, add_title, new_figure
+from oodbench.report.figures.style import GREY, SIZE, add_text, line_style, marker, pages, plot_style, shortened
 from oodbench.results import SetRow
 
 Floats = NDArray[np.float64]
@@ -76,37 +66,44 @@ def _page(
     number: int,
 ) -> Plot:
     layout = FigureLayout((_SIDE, _SIDE), gap=(_KEY + 0.75, 0.6), right=_KEY + 0.27, head=0.3)
+    wide = figure_data.width
+    if wide:
+        layout = layout.fitted(len(sets), wide, 1.2, gap=(0.2, 0.42), right=0.1, head=0.2, left=0.5)
     model = methods[0][0].result
     title = "ROC curves" + (f" ({number})" if number else "")
+    columns = layout.columns_of(len(sets))
+    looks = [(one.name, line_style(one.position) | {"marker": marker(one.position)}) for one, _ in methods]
     with plot_style():
-        figure, axes = new_figure([title, figure_data.heading.title], len(sets), layout)
+        figure, axes = new_figure(figure_data.above(title), len(sets), layout, looks if wide else ())
         for place, (panel, one) in enumerate(zip(axes, sets, strict=True)):
-            _frame(panel, one, len(sets) - place <= min(len(sets), layout.columns))
+            _frame(panel, one, layout.panel[0] + (0 if wide else _KEY))
+            panel.set_xlabel("FPR: OOD accepted, %" if len(sets) - place <= columns else "")
+            panel.set_ylabel("TPR: ID accepted, %" if not wide or place % columns == 0 else "")
+            panel.tick_params(labelleft=not wide or place % columns == 0)
             lines = sorted(methods, key=lambda pair: -figure_data.of(pair[0], one.dataset).auroc)
             for result, curves in reversed(lines):
                 _curve(panel, result, curves[one.dataset], figure_data.of(result, one.dataset).fpr95)
-            _key(panel, [(result, figure_data.of(result, one.dataset)) for result, _ in lines])
+            if not wide:
+                _key(panel, [(result, figure_data.of(result, one.dataset)) for result, _ in lines])
     rule = model.conventions.get("at95", "first")
     caption = (
         f"ROC curves on {_listed([s.title for s in sets])}: fraction of ID images ({model.id.title}) accepted "
         "against fraction of OOD images accepted, at every threshold; up and left is better. Markers: FPR95, where "
-        f"95 % of ID images are accepted{'' if rule == 'first' else f' (rule: {rule})'}. Methods by AUROC, both "
-        f"numbers in %. {_part(figure_data, len(methods))}{figure_data.missing()}"
+        f"95 % of ID images are accepted{'' if rule == 'first' else f' (rule: {rule})'}. "
+        f"{'' if wide else 'Methods by AUROC, both numbers in %. '}{_part(figure_data, len(methods))}"
+        f"{figure_data.missing()}"
     )
     name = f"{figure_data.heading.stem}-roc" + (f"-{number}" if number else "")
     return Plot(name, "roc", f"{title}: {figure_data.heading.title}", caption.strip(), figure)
 
 
-def _frame(panel: Axes, one: SetRow, lowest: bool) -> None:
-    panel.set(xlim=(-0.01, 1.0), ylim=(0.0, 1.01), xticks=np.linspace(0, 1, 6), yticks=np.linspace(0, 1, 6))
+def _frame(panel: Axes, one: SetRow, wide: float) -> None:
+    panel.set(xlim=(-0.01, 1.0), ylim=(0.0, 1.01))
     panel.set_xticks(np.linspace(0, 1, 6), [f"{v:.0f}" for v in np.linspace(0, 100, 6)])
     panel.set_yticks(np.linspace(0, 1, 6), [f"{v:.0f}" for v in np.linspace(0, 100, 6)])
-    panel.set_xlabel("FPR: OOD accepted, %" if lowest else "")
-    panel.set_ylabel("TPR: ID accepted, %")
     panel.plot([0, 1], [0, 1], color="#bbbbbb", linewidth=0.6, gid="chance")
     panel.axhline(0.95, color="#bbbbbb", linewidth=0.6, linestyle=(0, (2, 2)), gid="tpr95")
-    name = shortened(f"{one.title}, n = {one.n:,}", _SIDE + _KEY, SIZE + 0.5)
-    add_text(panel, (0, 1.035), name, transform=panel.transAxes, fontsize=SIZE + 0.5, weight="bold")
+    add_title(panel, one.title if wide < 2 else f"{one.title}, n = {one.n:,}", wide)
 
 
 def _curve(panel: Axes, one: PlottedResult, curve: tuple[Floats, Floats], fpr95: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,18 +16,8 @@ from matplotlib.ticker import NullLocator
 
 from oodbench.method.access import ZERO_SHOT
 from oodbench.report.figures.figure import FigureData, Plot
-from oodbench.report.figures.style import (
-    SIZE,
-    FigureLayout,
-    add_key,
-    add_text,
-    line_style,
-    marker,
-    new_figure,
-    pages,
-    plot_style,
-    shortened,
-)
+from oodbench.report.figures.layout import FigureLayout, add_key, add_title, new_figure
+from oodbench.report.figures.style import line_style, marker, pages, plot_style, spaced
 from oodbench.report.tables.access import card
 from oodbench.report.tables.rows import by_shots, line_names, without_shots
 from oodbench.results import Result, SetRow
@@ -93,20 +84,27 @@ class _Page:
     def draw(self, figure_data: FigureData, choice: str) -> Plot:
         title = f"{_TITLES[self.metric]} by labelled images a class" + (f" ({self.number})" if self.number else "")
         layout = FigureLayout((_WIDE, _HIGH), columns=3, gap=(0.45, 0.5), right=_KEY + 0.25, head=0.3)
+        wide, count = figure_data.width, len(self.sets)
+        if wide:
+            layout = layout.fitted(count, wide, 1.05, gap=(0.4, 0.42), right=0.1, head=0.2)
+        looks = [{"marker": marker(i)} for i in range(len(self.methods))] + [{}] * len(self.zero_shot)
+        named = [curve.name for curve in self.methods] + [method for method, _ in self.zero_shot]
+        entries = [(name, line_style(i) | looks[i]) for i, name in enumerate(named)]
         with plot_style():
-            figure, axes = new_figure([title, figure_data.heading.title], len(self.sets), layout)
-            columns = min(layout.columns, len(self.sets))
+            figure, axes = new_figure(figure_data.above(title), count, layout, entries if wide else ())
+            columns = layout.columns_of(count)
             for place, (panel, (name, sets)) in enumerate(zip(axes, self.sets.items(), strict=True)):
                 for position, curve in enumerate(self.methods):
                     self._curve(panel, position, curve, sets)
                 for position, (method, row) in enumerate(self.zero_shot, start=len(self.methods)):
                     value = _average(row, sets, self.metric)
                     panel.axhline(value, **line_style(position), alpha=0.7, linewidth=0.8, gid=method)
-                self._frame(panel, name, left=place % columns == 0, lowest=place >= len(self.sets) - columns)
-            looks = [{"marker": marker(i)} for i in range(len(self.methods))] + [{}] * len(self.zero_shot)
-            named = [curve.name for curve in self.methods] + [method for method, _ in self.zero_shot]
-            entries = [(name, line_style(i) | looks[i]) for i, name in enumerate(named)]
-            add_key(axes[columns - 1], entries, (_WIDE, _HIGH), _KEY)
+                self._frame(panel, layout.panel[0])
+                add_title(panel, name, layout.panel[0])
+                panel.set_xlabel("Labelled images a class" if place >= count - columns else "")
+                panel.set_ylabel(f"{_TITLES[self.metric]}, %" if place % columns == 0 else "")
+            if not wide:
+                add_key(axes[columns - 1], entries, layout.panel, _KEY)
         counts = sorted({len(curve.values(k, (), self.metric)) for curve in self.methods for k in curve.shots})
         draws = f"{counts[0]}" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}"
         sentences = [
@@ -128,16 +126,13 @@ class _Page:
         drawn = panel.errorbar(curve.shots, means, deviations, **looks, capsize=1.6, elinewidth=0.7, capthick=0.7)
         drawn.lines[0].set_gid(curve.name)
 
-    def _frame(self, panel: Axes, title: str, *, left: bool, lowest: bool) -> None:
+    def _frame(self, panel: Axes, wide: float) -> None:
         shots = sorted({number for curve in self.methods for number in curve.shots})
         panel.set_xscale("log", base=2)
         panel.set(xlim=(shots[0] / 1.25, shots[-1] * 1.25))
-        panel.set_xticks(shots, [f"{number:,}" for number in shots])
+        kept = spaced([math.log2(number) for number in shots], [f"{number:,}" for number in shots], 0.85 * wide)
+        panel.set_xticks([shots[i] for i in kept], [f"{shots[i]:,}" for i in kept])
         panel.xaxis.set_minor_locator(NullLocator())
-        panel.set_xlabel("Labelled images a class" if lowest else "")
-        panel.set_ylabel(f"{_TITLES[self.metric]}, %" if left else "")
-        name = shortened(title, _WIDE, SIZE + 0.5)
-        add_text(panel, (0, 1.04), name, transform=panel.transAxes, fontsize=SIZE + 0.5, weight="bold")
 
 
 def _shots(row: Result) -> int:

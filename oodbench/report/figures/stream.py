@@ -11,21 +11,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from oodbench.report.figures.figure import FigureData, Plot, PlottedResult
-from oodbench.report.figures.style import (
-    SIZE,
-    FigureLayout,
-    add_key,
-    add_text,
-    line_style,
-    marker,
-    new_figure,
-    pages,
-    plot_style,
-    shortened,
-)
+from oodbench.report.figures.layout import FigureLayout, add_key, add_title, new_figure
+from oodbench.report.figures.style import line_style, marker, pages, plot_style
 from oodbench.report.tables.columns import TYPED
 from oodbench.report.tables.streams import MEASURED, protocol_caption
 from oodbench.results import SetRow
@@ -91,18 +82,22 @@ def _page(
 ) -> Plot:
     title = f"{_TITLES[metric]} by position in the stream" + (f" ({number})" if number else "")
     layout = FigureLayout((_WIDE, _HIGH), gap=(0.45, 0.5), right=_KEY + 0.25, head=0.3)
+    wide = figure_data.width
+    if wide:
+        layout = layout.fitted(len(sets), wide, 1.05, gap=(0.4, 0.42), right=0.1, head=0.2)
+    methods = [method for method, _ in drawn[sets[0].dataset]]
+    entries = [(one.name, line_style(one.position) | {"marker": marker(one.position)}) for one in methods]
     with plot_style():
-        figure, axes = new_figure([title, figure_data.heading.title], len(sets), layout)
-        columns = min(layout.columns, len(sets))
+        figure, axes = new_figure(figure_data.above(title), len(sets), layout, entries if wide else ())
+        columns = layout.columns_of(len(sets))
         for place, (panel, one) in enumerate(zip(axes, sets, strict=True)):
             for method, found in drawn[one.dataset]:
                 _curve(panel, method, found)
-            _frame(panel, one.title, metric if place % columns == 0 else "", lowest=place >= len(sets) - columns)
-        methods = [method for method, _ in drawn[sets[0].dataset]]
-        looks = [line_style(one.position) | {"marker": marker(one.position)} for one in methods]
-        add_key(
-            axes[columns - 1], [(m.name, look) for m, look in zip(methods, looks, strict=True)], (_WIDE, _HIGH), _KEY
-        )
+            _frame(panel, one.title, layout.panel[0])
+            panel.set_xlabel("Images of the stream" if place >= len(sets) - columns else "")
+            panel.set_ylabel(f"{_TITLES[metric]}, %" if place % columns == 0 else "")
+        if not wide:
+            add_key(axes[columns - 1], entries, layout.panel, _KEY)
     seeds = any(one.others for one in figure_data.plotted)
     streams = [(one.result, *one.others) for one in figure_data.plotted]
     sentences = [
@@ -123,12 +118,10 @@ def _curve(panel: Axes, one: PlottedResult, found: StreamCurve) -> None:
     panel.fill_between(found.position, low, high, color=looks["color"], alpha=0.15, linewidth=0, gid=f"{one.name} band")
 
 
-def _frame(panel: Axes, title: str, metric: str, *, lowest: bool) -> None:
+def _frame(panel: Axes, title: str, wide: float) -> None:
     panel.axvline(1000, color="#999999", linewidth=0.6, linestyle=(0, (1, 2)), gid="first 1,000")
     low, high = panel.get_ylim()
     panel.set(xlim=(0, panel.get_xlim()[1]), ylim=(max(low, -1), min(high, 101)))
+    panel.xaxis.set_major_locator(MaxNLocator(max(1, int(wide / 0.42)), integer=True))
     panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    panel.set_xlabel("Images of the stream" if lowest else "")
-    panel.set_ylabel(f"{_TITLES[metric]}, %" if metric else "")
-    name = shortened(title, _WIDE, SIZE + 0.5)
-    add_text(panel, (0, 1.04), name, transform=panel.transAxes, fontsize=SIZE + 0.5, weight="bold")
+    add_title(panel, title, wide)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import bisect
 import functools
+import math
 from collections.abc import Sequence, Set
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def width(text: str, points: float) -> float:
 
 
 def shortened(text: str, inches: float, points: float) -> str:
-    """Return text no wider than this: the middle of longer text is repositiond by an ellipsis."""
+    """Return text no wider than this: the middle of longer text is replaced by an ellipsis."""
     text = printable_text(text)
     if width(text, points) <= inches:
         return text
@@ -87,6 +87,7 @@ MARKERS = ("o", "s", "^", "D")
 ID_COLOUR, OOD_COLOUR, WRONG = COLOURS[0], COLOURS[4], COLOURS[1]
 GREY = "#595959"
 SIZE = 7.0  # points of most text
+SMALLEST = 6.0  # points of any text, as many journals ask
 _SETTINGS = {
     "font.family": "DejaVu Sans",
     "font.size": SIZE,
@@ -132,58 +133,23 @@ def add_text(where: Axes | Figure, at: tuple[float, float], text: str, **looks: 
     return where.text(*at, printable_text(text), parse_math=False, **looks)
 
 
-@dataclass(frozen=True)
-class FigureLayout:
-    """Panels of equal size in a grid; all in inches."""
-
-    panel: tuple[float, float]
-    columns: int = 2
-    gap: tuple[float, float] = (0.5, 0.55)
-    left: float = 0.55
-    right: float = 0.15
-    bottom: float = 0.45
-    head: float = 0.25  # between the heading and the first panels
-
-
-def new_figure(heading: Sequence[str], panels: int, layout: FigureLayout) -> tuple[Figure, list[Axes]]:
-    """Return a figure with its heading (the first line in bold) and its panels, row by row."""
-    columns = min(layout.columns, panels)
-    rows = -(-panels // columns)
-    (w, h), (dx, dy) = layout.panel, layout.gap
-    across = layout.left + columns * w + (columns - 1) * dx + layout.right
-    first, *others = heading
-    lines = [(line, SIZE + 2) for line in wrapped(first, (across - 0.3) * 0.9, SIZE + 2)]  # bold is a tenth wider
-    lines += [(line, SIZE) for text in others for line in wrapped(text, across - 0.3, SIZE)]
-    pitch = [size * 1.45 / 72 for _, size in lines]
-    down = 0.12 + sum(pitch) + layout.head + rows * h + (rows - 1) * dy + layout.bottom
-    figure = Figure(figsize=(across, down))
-    y = down - 0.1
-    for (line, size), step in zip(lines, pitch, strict=True):
-        weight, colour = ("bold", "black") if size > SIZE else ("normal", GREY)
-        add_text(figure, (0.15 / across, y / down), line, fontsize=size, weight=weight, color=colour, va="top")
-        y -= step
-    top = y - layout.head
-    axes = []
-    for number in range(panels):
-        row, column = divmod(number, columns)
-        x0, y0 = layout.left + column * (w + dx), top - row * (h + dy) - h
-        axes.append(figure.add_axes((x0 / across, y0 / down, w / across, h / down)))
-    return figure, axes
-
-
-def add_key(panel: Axes, entries: Sequence[tuple[str, dict[str, Any]]], size: tuple[float, float], key: float) -> None:
-    """List the lines of a panel of some size, by name and look, in as many inches to the right of it."""
-    wide, high = size
-    inset = panel.inset_axes((1 + 0.15 / wide, 0, key / wide, 1))
-    inset.set(xlim=(0, key), ylim=(-high, 0))
-    inset.axis("off")
-    for line, (name, looks) in enumerate(entries):
-        y = -0.06 - 0.122 * line
-        inset.plot([0.04, 0.24], [y, y], **looks, markersize=2.4)
-        add_text(inset, (0.29, y), shortened(name, key - 0.3, SIZE - 0.5), fontsize=SIZE - 0.5, va="center")
-
-
 def pages(items: Sequence[Any], most: int) -> list[Sequence[Any]]:
     """Divide items into as few pages of nearly equal size as hold at most `most` items each."""
     count = max(1, -(-len(items) // most))
     return [items[len(items) * i // count : len(items) * (i + 1) // count] for i in range(count)]
+
+
+def spaced(places: Sequence[float], texts: Sequence[str], wide: float) -> list[int]:
+    """Return which ticks of an axis have room for their texts: the last one, and before it what does not touch it.
+
+    `places` ascend on an axis of `wide` inches, in any unit.
+    """
+    span = places[-1] - places[0] or 1.0
+    kept: list[int] = []
+    free = math.inf
+    for i in reversed(range(len(places))):
+        middle, half = (places[i] - places[0]) / span * wide, width(texts[i], SIZE - 0.5) / 2 + 0.03
+        if middle + half <= free:
+            kept.insert(0, i)
+            free = middle - half
+    return kept

@@ -3,39 +3,53 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from oodbench.errors import UserError, printable
-from oodbench.report.figures import Heading, plots
+from oodbench.report.figures import FigureOptions, Heading, Plot, encoder_plots, table_plots
 from oodbench.report.figures.figure import stem, stem_words, unique
 from oodbench.report.tables.table import Table
+from oodbench.results import Result
 from oodbench.storage.files import atomic_write, expand
 
 CAPTIONS = "captions.txt"
 
 
-def write(
-    tables: Sequence[Table], paths: Mapping[str, Path], folder: Path, *, data: Path | None, sets: Sequence[str] = ()
-) -> int:
-    """Write NAME.png and NAME.pdf of every figure and all captions in one text file; return the number of figures.
+def write(tables: Sequence[Table], paths: Mapping[str, Path], folder: Path, options: FigureOptions) -> Counter[str]:
+    """Write NAME.png and NAME.pdf of every figure and all captions in one text file; return the figures of each kind.
 
     Raises UserError if the folder cannot be written to.
     """
     folder = expand(folder)
     captions: list[str] = []
     taken: set[str] = set()
-    for table, heading in zip(tables, headings(tables), strict=True):
-        rows = [row for line in table.lines for row in line.results]
-        for plot in plots(rows, paths, data=data, sets=sets, heading=heading):
-            plot = replace(plot, name=unique(plot.name, taken))
-            _write_files(folder, {f"{plot.name}.png": plot.png(), f"{plot.name}.pdf": plot.pdf()})
-            captions.append("\n".join(map(printable, (plot.name, plot.title, plot.caption))) + "\n")
-            del plot  # one figure in memory at a time
+    counts: Counter[str] = Counter()
+    for plot in _plots(tables, paths, options):
+        plot = replace(plot, name=unique(plot.name, taken))
+        _write_files(
+            folder, {f"{plot.name}.png": plot.png(300 if options.width else 150), f"{plot.name}.pdf": plot.pdf()}
+        )
+        captions.append("\n".join(map(printable, (plot.name, plot.title, plot.caption))) + "\n")
+        counts[plot.kind] += 1
+        del plot  # one figure in memory at a time
     if captions:
         _write_files(folder, {CAPTIONS: "\n".join(captions).encode("utf-8", "backslashreplace")})
-    return len(captions)
+    return counts
+
+
+def _plots(tables: Sequence[Table], paths: Mapping[str, Path], options: FigureOptions) -> Iterator[Plot]:
+    """Yield the figures of every table, and last those that compare tables."""
+    for table, heading in zip(tables, headings(tables), strict=True):
+        yield from table_plots(results_of(table), paths, options, heading)
+    if "encoders" in options.kinds:
+        yield from encoder_plots([results_of(table) for table in tables], options)
+
+
+def results_of(table: Table) -> list[Result]:
+    """Return every result that a table shows."""
+    return [row for line in table.lines for row in line.results]
 
 
 def headings(tables: Sequence[Table]) -> list[Heading]:

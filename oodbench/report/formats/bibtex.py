@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oodbench.errors import UserError
-from oodbench.report.formats.latex import escape
+from oodbench.report.formats.latex_text import escape
 from oodbench.report.tables.published import quotes
 from oodbench.report.tables.table import Table
 
@@ -50,7 +50,8 @@ class BibEntry:
         venue = next((self.fields[name] for name in _VENUES if name in self.fields), "")
         parts = [", ".join(filter(None, names)), self.fields.get("title", "").strip("{}")]
         parts += [" ".join(filter(None, (venue, self.fields.get("year", ""))))]
-        parts += [f"arXiv:{self.fields['eprint']}"] if "eprint" in self.fields else []
+        number = f"arXiv:{self.fields['eprint']}" if "eprint" in self.fields else ""
+        parts += [number] if number not in venue else []
         return "".join(f"{part}{'' if part.endswith(('?', '.')) else '.'} " for part in filter(None, parts)).strip()
 
 
@@ -179,6 +180,7 @@ def _parsed(text: str, title: str) -> BibEntry:
         "author": escape(re.sub(r" et al\.?$", " and others", authors).replace(" & ", " and ")),
         "title": f"{{{escape(title)}}}" if title else "",
         "booktitle": escape(venue),
+        "howpublished": f"arXiv preprint arXiv:{arxiv}" if arxiv and not venue else "",  # what every style prints
         "year": year,
         "eprint": arxiv,
         "archivePrefix": "arXiv" if arxiv else "",

@@ -1,4 +1,4 @@
-r"""Tables for a two-column paper: one float for each benchmark, in a column if it fits, else across the page.
+"""Tables for a two-column paper: one float for each benchmark, in a column if it fits, else across the page.
 
 Widths are those of Computer Modern, which is wider than Times: what fits here fits there.
 """
@@ -8,12 +8,12 @@ from __future__ import annotations
 import functools
 import logging
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from oodbench.report.formats.latex import described, latex, tabular, unique, with_remark
+from oodbench.report.formats.latex import Description, described, latex, tabular, unique, with_remark
+from oodbench.report.formats.latex_text import is_printed
 from oodbench.report.tables.columns import COLUMNS
 from oodbench.report.tables.grouping import facts
 from oodbench.report.tables.table import Column, ColumnGroup, Table, TableLine
@@ -138,7 +138,7 @@ def _as_one(tables: Sequence[Table]) -> Table:
 
 def _slug(table: Table) -> str:
     row = next((line.result for line in table.lines if line.result), None)
-    name = row.benchmark + ("-streams" if row.stream else "") if row else table.title
+    name = row.benchmark + ("-streams" if row.stream else "") if row else _subject(table)
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-") or "ood"
 
 
@@ -160,12 +160,12 @@ def _float(table: Table, caption: str, label: str) -> str:
     names = rf"p{{{chosen.names:g}pt}}" if chosen.names else "l"
     begin, end = rf"\begin{{{chosen.environment}}}[t]", rf"\end{{{chosen.environment}}}"
     out = [*said.comments, *dropped]
-    pages = list(_pages(shown, chosen))
-    for number, lines in enumerate(pages):
-        above = said.caption if number == 0 else (r"\addtocounter{table}{-1}", r"\caption{Continued.}")
-        body = tabular(replace(shown, lines=lines), range(len(shown.column_groups)), names, heads="")
-        out += [begin, style[0], *above, *style[1:], *body]
-        out += [*(said.notes if number == len(pages) - 1 else ()), end]
+    continued = (r"\addtocounter{table}{-1}", r"\caption{Continued.}")
+    for number, page in enumerate(_pages(shown, chosen, said)):
+        lines = replace(shown, lines=page.lines)
+        body = tabular(lines, range(len(shown.column_groups)), names, heads="") if page.lines else []
+        out += [begin, style[0], *(said.caption if number == 0 else continued), *style[1:], *body]
+        out += [*(said.notes if page.notes else ()), end]
     return with_remark("\n".join(out) + "\n")
 
 
@@ -280,32 +280,49 @@ _EM = {letter: em for some, em in _EMS.items() for letter in some}
 
 @functools.lru_cache(maxsize=10_000)
 def width(text: str, size: float, *, bold: bool = False) -> float:
-    """Return the width of a text in points, for a size in points."""
-    ems = (_EM.get(c, 1.0 if unicodedata.east_asian_width(c) in "WF" else 0.79) for c in text)
-    return size * sum(ems) * (1.12 if bold else 1)
+    """Return the width of a text in points, for a size in points; a letter that pdflatex lacks is printed as a code."""
+    return size * sum(_EM.get(c, 0.79 if is_printed(c) else 3.2) for c in text) * (1.12 if bold else 1)
 
 
-def _pages(table: Table, one: Layout) -> Iterator[tuple[TableLine, ...]]:
-    """Yield the lines of each page: as many as fit, and an encoder's together if they fit on a page."""
+@dataclass(frozen=True)
+class _Page:
+    """Lines of a page, and whether the notes are below them."""
+
+    lines: tuple[TableLine, ...]
+    notes: bool = False
+
+
+def _pages(table: Table, one: Layout, said: Description) -> Iterator[_Page]:
+    """Yield the pages: as many lines as fit, an encoder's together if they fit on a page, and the notes on the last."""
     page: list[TableLine] = []
-    height = head = 6 * one.line
+    head = 6 * one.line
+    height = head + (_lines(said.caption[1], one) - 1) * 12  # a line of it is always allowed for
     for _, same in groupby(table.lines, key=lambda line: line.encoder):
         lines = list(same)
         heights = [_height(line, one) for line in lines]
         room = sum(heights) + (len({line.section for line in lines}) + 1) * 2 * one.line
         if page and height + room > _HEIGHT >= head + room:
-            yield tuple(page)
+            yield _Page(tuple(page))
             page, height = [], head
         previous = None
         for line, own in zip(lines, heights, strict=True):
             heading = 2 * one.line if line.section != previous else 0
-            if page and height + own + heading > _HEIGHT:
-                yield tuple(page)
+            if page and height + own + heading > _HEIGHT:  # at least one line is on every page
+                yield _Page(tuple(page))
                 page, height = [], head
             page.append(line)
             height += own + heading
             previous = line.section
-    yield tuple(page)
+    notes = sum(_lines(note, one) + 0.5 for note in said.notes) * one.line
+    together = height + notes <= _HEIGHT or len(said.notes) < 2  # a short note always fits
+    yield _Page(tuple(page), notes=together)
+    if not together:
+        yield _Page((), notes=True)
+
+
+def _lines(text: str, one: Layout) -> int:
+    """Return about how many lines a caption or a note has."""
+    return 1 + int(len(text) * 5 // one.width)
 
 
 def _height(line: TableLine, one: Layout) -> float:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oodbench.report.tables.table import Table
+from oodbench.results import Result
 
 if TYPE_CHECKING:
     from oodbench.report.figures import Heading, Plot
@@ -19,9 +20,12 @@ MOST = 12  # tables with figures by default: with more, the page takes minutes a
 PAGE_DPI, DRAWING_DPI = 110, 165  # drawings stay sharp on screens of high resolution
 KINDS = {
     "overview": "Overview",
+    "encoders": "Encoders",
     "shots": "Labelled images a class",
+    "sweep": "Hyper-parameters",
     "stream": "Position in the stream",
     "roc": "ROC curves",
+    "densities": "Scores of the methods side by side",
     "histogram": "Histograms of the scores",
     "ranks": "Rank correlation",
     "mistakes": "What each method gets most wrong",
@@ -101,11 +105,28 @@ def gallery(tables: Sequence[Table], source: FigureSource, sets: Sequence[str], 
     from oodbench.report.figures.write import headings
 
     sections = {
-        number: tuple(_sections(table, heading, source, sets))
+        number: _sections(table, heading, source, sets)
         for number, (table, heading) in enumerate(zip(tables, headings(tables), strict=True), 1)
         if _drawable(table, source.paths)
     }
+    for number, found in _by_encoder(tables, sets).items():
+        sections[number] = (*found, *sections.get(number, ()))
     return FigureGallery({number: found for number, found in sections.items() if found})
+
+
+def _by_encoder(tables: Sequence[Table], sets: Sequence[str]) -> dict[int, tuple[FigureSection, ...]]:
+    """Return the figures that compare the encoders of a benchmark, by the number of its first table."""
+    from oodbench.report.figures import FigureOptions, encoder_plots
+    from oodbench.report.figures.write import results_of
+
+    benchmarks: dict[str, list[tuple[int, list[Result]]]] = {}
+    for number, table in enumerate(tables, 1):
+        if results := results_of(table):
+            benchmarks.setdefault(results[0].benchmark, []).append((number, results))
+    return {
+        numbered[0][0]: _divided(encoder_plots([results for _, results in numbered], FigureOptions(sets=tuple(sets))))
+        for numbered in benchmarks.values()
+    }
 
 
 def _drawable(table: Table, paths: Mapping[str, Path]) -> bool:
@@ -116,14 +137,21 @@ def _drawable(table: Table, paths: Mapping[str, Path]) -> bool:
     return any(paths[row.digest].with_suffix(".parquet").is_file() for row in rows)
 
 
-def _sections(table: Table, heading: Heading, source: FigureSource, sets: Sequence[str]) -> Iterator[FigureSection]:
-    from oodbench.report.figures import plots
+def _sections(table: Table, heading: Heading, source: FigureSource, sets: Sequence[str]) -> tuple[FigureSection, ...]:
+    from oodbench.report.figures import FigureOptions, table_plots
+    from oodbench.report.figures.write import results_of
 
-    rows = [row for line in table.lines for row in line.results]
-    found = plots(rows, source.paths, data=source.data, sets=sets, heading=heading)
-    embedded = [_embedded(plot) for plot in found]
-    for kind, figures in groupby(embedded, key=lambda figure: figure.kind):
-        yield FigureSection(KINDS.get(kind, kind), tuple(figures))
+    options = FigureOptions(source.data, sets=tuple(sets))
+    return _divided(table_plots(results_of(table), source.paths, options, heading))
+
+
+def _divided(plots: Iterable[Plot]) -> tuple[FigureSection, ...]:
+    """Return a section for each kind of figure."""
+    embedded = [_embedded(plot) for plot in plots]
+    return tuple(
+        FigureSection(KINDS.get(kind, kind), tuple(figures))
+        for kind, figures in groupby(embedded, key=lambda figure: figure.kind)
+    )
 
 
 def _embedded(plot: Plot) -> EmbeddedFigure:

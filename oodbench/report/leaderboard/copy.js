@@ -3,10 +3,10 @@
 // A table is { title, caption, heads: [{ title, metrics: [title] }], sections: [{ title, lines: [{ rank, name, evidence, by,
 // cells: [{ text, mark, extra }] }] }] }.
 const copies = (() => {
-  const ARROWS = { "↑": "$\\uparrow$", "↓": "$\\downarrow$", "±": "$\\pm$", "×": "$\\times$" };
+  const ARROWS = { "↑": "$\\uparrow$", "↓": "$\\downarrow$", "±": "$\\pm$", "×": "$\\times$", "·": "$\\cdot$" };
   const TEX = { "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}",
     "<": "\\textless{}", ">": "\\textgreater{}", "|": "\\textbar{}" };
-  const tex = (text) => text.replace(/[\\~^<>|{}$&#_%↑↓±×]/g, (c) => ARROWS[c] || TEX[c] || `\\${c}`);
+  const tex = (text) => text.replace(/[\\~^<>|{}$&#_%↑↓±×·]/g, (c) => ARROWS[c] || TEX[c] || `\\${c}`);
   const md = (text) => text.replace(/[\\|`*_<>[\]~]/g, "\\$&");
   // A spreadsheet computes texts that begin with one of these.
   const csvText = (text) => {

@@ -10,7 +10,7 @@
   const METRICS = { auroc: ["AUROC", 1], fpr95: ["FPR95 (i)", -1], fpr95_ood: ["FPR95 (o)", -1] };
   const OTHER = { fpr95: "fpr95_ood", fpr95_ood: "fpr95" }, LETTER = { fpr95: "i", fpr95_ood: "o" };
   const evidences = Object.keys(board.evidence);
-  const empty = { scope: "", values: {}, spread: {}, unranked: "", by: "", stated: {}, link: "", records: [] };
+  const empty = { scope: "", values: {}, spread: {}, unranked: "", by: "", stated: {}, links: {}, records: [] };
   const rows = board.rows.map((row) => ({ ...empty, ...row }));
   const benchmarks = new Map(board.benchmarks.map((one) => [one.name, one]));
   const architecture = new Map(board.encoders.map((one) => [one.name, one.architecture]));
@@ -21,6 +21,7 @@
     return out;
   };
   const most = (counts) => [...counts].reduce((a, b) => (b[1] > a[1] ? b : a))[0];
+  const collator = new Intl.Collator("en", { numeric: true });
   const upper = (text) => text[0].toUpperCase() + text.slice(1);
 
   // The state: what is chosen, and the defaults of a benchmark. An empty choice of chips is all of them.
@@ -69,7 +70,7 @@
     for (const [name, value] of Object.entries(values)) if (value && value !== plain[name]) query.append(name, value);
     return `#${query}`;
   }
-  let state = null, shown = "", table = null;
+  let state = null, shown = "", table = null, drawn = "";
   function go(changes, replace = false) {
     state = { ...state, ...changes };
     shown = written(state);
@@ -184,7 +185,7 @@
       sections.get(line.section.title).lines.push(line);
     }
     const value = (line, i) => (i >= 0 && !line.cells[i].other ? line.cells[i].value : null);
-    const named = (a, b) => a.row.name.localeCompare(b.row.name, "en", { numeric: true });
+    const named = (a, b) => collator.compare(a.row.name, b.row.name);
     const order = (a, b) => {
       if (sort === "name") return sign * named(a, b);
       if (sort === "evidence") return sign * (evidences.indexOf(a.row.evidence) - evidences.indexOf(b.row.evidence)) || named(a, b);
@@ -283,12 +284,14 @@
     made.title = board.evidence[evidence];
     return made;
   }
-  function heading(text, key, first, name = "") {
+  function heading(text, key, first, name = "", set = "") {
     const th = element("th", "", name);
     th.scope = "col";
     if (key) {
       const sorted = table.sort === key, other = table.way === "ascending" ? "descending" : "ascending";
-      th.append(button(text, `sort ${key}`, () => go({ sort: key, way: sorted ? other : first, cell: "" })));
+      const sorts = button(text, `sort ${key}`, () => go({ sort: key, way: sorted ? other : first, cell: "" }));
+      sorts.title = `Sort by ${[set, text].filter(Boolean).join(" ")}`;
+      th.append(sorts);
       if (sorted) th.setAttribute("aria-sort", table.way);
     } else th.textContent = text;
     return th;
@@ -305,29 +308,29 @@
       sets.append(th);
       for (const metric of table.metrics) {
         const [title, better] = METRICS[metric];
-        metrics.append(heading(`${title} ${better > 0 ? "↑" : "↓"}`, `${one.name}/${metric}`, better > 0 ? "descending" : "ascending", "number"));
+        metrics.append(heading(`${title} ${better > 0 ? "↑" : "↓"}`, `${one.name}/${metric}`, better > 0 ? "descending" : "ascending", "number", one.title));
       }
     }
     head.append(sets, metrics);
     return head;
   }
-  function opens(text, key) {
-    const a = element("a", text);
-    a.href = written({ ...state, cell: key });
+  function opens(key) {
+    const a = document.createElement("a");
+    a.href = `${drawn}&cell=${encodeURIComponent(key)}`;
     a.dataset.cell = a.dataset.focus = key;
     return a;
   }
+  const MARKS = { best: "b", second: "u" };
   function showCell(one) {
-    const td = element("td");
+    const td = document.createElement("td");
     if (one.value === null) {
       td.textContent = one.text;
       return td;
     }
-    const a = opens("", one.key);
-    a.append({ best: element("b", one.text), second: element("u", one.text) }[one.mark] || one.text);
+    const a = opens(one.key);
+    a.append(MARKS[one.mark] ? element(MARKS[one.mark], one.text) : one.text);
     if (one.extra) a.append(" ", element("small", one.extra));
     td.append(a);
-    td.className = one.key === state.cell ? "open" : "";
     return td;
   }
   function showSection(section) {
@@ -340,7 +343,9 @@
     for (const line of section.lines) {
       const tr = element("tr"), name = element("th"), evidence = element("td", "", "evidence");
       name.scope = "row";
-      name.append(opens(line.row.name, line.row.id));
+      const a = opens(line.row.id);
+      a.textContent = line.row.name;
+      name.append(a);
       if (line.row.by) name.append(element("small", line.row.by));
       if (line.row.unranked) name.append(element("small", line.row.unranked, "why"));
       evidence.append(badge(line.row.evidence));
@@ -358,6 +363,17 @@
       .filter(Boolean).join(" ");
   }
   function show() {
+    const same = written({ ...state, cell: "" });
+    if (drawn !== same) {
+      drawn = same;
+      showTable();
+    }
+    for (const td of document.querySelectorAll("td.open")) td.classList.remove("open");
+    const a = state.cell && focusable(state.cell);
+    if (a && a.parentNode.tagName === "TD") a.parentNode.classList.add("open");
+    showPanel();
+  }
+  function showTable() {
     const focus = document.activeElement && document.activeElement.dataset.focus;
     table = build();
     showTabs();
@@ -371,10 +387,10 @@
       + `${hidden ? " Ranks and marks count rows that are hidden by words, too." : ""}`;
     at("caption").textContent = caption();
     if (focus) refocus(focus);
-    showPanel();
   }
+  const focusable = (name) => document.querySelector(`[data-focus="${CSS.escape(name)}"]`);
   function refocus(name) {
-    const found = [...document.querySelectorAll("[data-focus]")].find((each) => each.dataset.focus === name);
+    const found = focusable(name);
     if (found) found.focus();
   }
 
@@ -386,9 +402,9 @@
   function submission(row) {
     const pairs = Object.entries(row.stated), out = [];
     if (!pairs.length) return out;
-    out.push(element("h3", "The submission"), facts(pairs.map(([name, value]) => [name.replaceAll("_", " "), value])));
-    for (const [name, target] of [["paper", row.stated.paper], ["code", row.stated.code], ["submission", row.link]]) {
-      if (!/^https?:\/\//i.test(target || "")) continue;
+    out.push(element("h3", "The submission"), facts(pairs));
+    for (const [name, target] of Object.entries(row.links)) {
+      if (!/^https?:\/\//i.test(target)) continue;  // a link of another kind could run a script
       const p = element("p"), a = element("a", `${name}: ${target}`);
       Object.assign(a, { href: target, rel: "noopener noreferrer" });
       p.append(a);
@@ -428,18 +444,27 @@
     if (!panel.open) panel.showModal();
     close.focus();
   }
+  let pushed = false;  // whether the entry of the history before this one is the same page without the panel
   panel.addEventListener("close", () => {
     const cell = state.cell;
-    if (!cell) return;
-    go({ cell: "" }, true);
-    refocus(cell);
+    if (cell) {
+      if (pushed) history.back();
+      state = { ...state, cell: "" };
+      shown = written(state);
+      if (!pushed) history.replaceState(null, "", shown);
+      show();
+      refocus(cell);
+    }
+    pushed = false;
   });
   document.addEventListener("click", (event) => {
     const a = event.target.closest("a[data-cell], dialog a[href^='#']");
     if (event.target === panel || event.target === copy) event.target.close();
     if (!a || event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
-    go({ cell: a.dataset.cell || decodeURIComponent(a.hash.slice(1)) });
+    const inside = panel.open;  // another record in the same panel
+    pushed ||= !inside;
+    go({ cell: a.dataset.cell || decodeURIComponent(a.hash.slice(1)) }, inside);
   });
 
   // Copying: the text is shown, too, as a browser may refuse the clipboard.

@@ -14,6 +14,7 @@ from oodbench.report.html.record import Records
 from oodbench.report.leaderboard.evidence import ONE, SEVERAL, weakest
 from oodbench.report.leaderboard.sources import CollectedResult
 from oodbench.report.options import TableOptions
+from oodbench.report.submission import Submission
 from oodbench.report.tables.access import card, group_of
 from oodbench.report.tables.columns import column_groups
 from oodbench.report.tables.grouping import PromptGroup, TableGroup, by_prompts, group, ordered
@@ -43,7 +44,7 @@ class BoardRow:
     unranked  why the row is not ranked, "" if it is
     by        whose result it is: the handle of a submission, the sources of a published one, else ""
     stated    what a submitter states
-    link      address of the submission, or ""
+    links     name -> address: the paper, the code, and the submission in its repository
     """
 
     id: str
@@ -60,7 +61,7 @@ class BoardRow:
     unranked: str = ""
     by: str = ""
     stated: dict[str, str] = field(default_factory=dict)
-    link: str = ""
+    links: dict[str, str] = field(default_factory=dict)
 
 
 def measured(collected: Iterable[CollectedResult], records: Records, repository: str = "") -> list[BoardRow]:
@@ -85,9 +86,13 @@ def _rows(
     for row in prompts.results:
         one = by_digest[row.digest]
         members.setdefault((one.source, row.digest if one.problems else ""), []).append(row)
-    lines = [line for found in members.values() for line in repeated(found, seeds=True)]
+    lines = [line for found in members.values() for same in repeated(found, seeds=True) for line in _seeds(same)]
+    by_owner: dict[str, list[list[Result]]] = {}
+    for line_results in lines:
+        by_owner.setdefault(by_digest[line_results[0].digest].by, []).append(line_results)
+    named = [pair for found in by_owner.values() for pair in zip(line_names(found), found, strict=True)]
     settings = "; ".join(filter(None, (prompts.title, *comparable.differences)))
-    for name, results in zip(line_names(lines), lines, strict=True):
+    for name, results in named:
         first, evidence = results[0], [by_digest[row.digest] for row in results]
         line = TableLine(name, (), first, access=card(first), others=tuple(results[1:]))
         record = add(line)
@@ -114,21 +119,31 @@ def _rows(
             records=(record,),
             spread=spread,
             unranked=_unranked(line, evidence),
-            by=evidence[0].source if submission else "",
-            stated={key: _stated(value) for key, value in submission.items()},
-            link=_link(repository, evidence[0]) if submission and repository else "",
+            by=evidence[0].by,
+            stated=_stated(submission) if submission else {},
+            links=_links(submission, repository) if submission else {},
         )
 
 
-def _stated(value: object) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+def _seeds(results: list[Result]) -> list[list[Result]]:
+    """Return results of one method to be averaged; apart, if a seed is there twice: these are not other draws."""
+    drawn = {(row.run.get("seed"), row.stream.get("seed")) for row in results}
+    return [results] if len(drawn) == len(results) else [[row] for row in results]
 
 
-def _link(repository: str, one: CollectedResult) -> str:
-    """Return the address of a submission in its repository, whose root is the current folder."""
-    folder, root = one.path.parent.resolve(), Path.cwd().resolve()
-    inside = folder.relative_to(root).as_posix() if folder.is_relative_to(root) else ""
-    return f"{repository.rstrip('/')}/{url_quote(inside)}" if inside else ""
+def _stated(one: Submission) -> dict[str, str]:
+    """Return what a submitter states; tuning on test data is refused before."""
+    names = ("handle", "who", "paper", "code", "licence", "hardware", "created")
+    return {name: getattr(one, name) for name in names} | {"tuned on test data": "no"}
+
+
+def _links(one: Submission, repository: str) -> dict[str, str]:
+    """Return the addresses of a submission; in the repository, the current folder is the root."""
+    folder, root = one.folder.resolve(), Path.cwd().resolve()
+    inside = url_quote(folder.relative_to(root).as_posix()) if folder.is_relative_to(root) else ""
+    found = {"paper": one.paper_url, "code": one.code}
+    found["submission"] = f"{repository.rstrip('/')}/{inside}" if repository and inside else ""
+    return {name: address for name, address in found.items() if address}
 
 
 def _unranked(line: TableLine, collected: Sequence[CollectedResult]) -> str:
@@ -150,8 +165,6 @@ def _unranked(line: TableLine, collected: Sequence[CollectedResult]) -> str:
         missing = [name for name in missing if name not in {s.dataset for s in row.ood}]
         if missing:
             reasons[f"OOD sets are missing: {', '.join(missing)}"] = None
-        if one.submission.get("tuned_on_test_data"):
-            reasons["tuned on test data"] = None
     known = line.access and (line.access.stream == bool(line.result and line.result.stream))
     if group_of(line) == UNKNOWN or not known:
         reasons[_NO_CARD] = None

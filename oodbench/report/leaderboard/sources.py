@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import os
 import shlex
-import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from oodbench.errors import UserError, raise_all
 from oodbench.report.leaderboard.evidence import FAILED, IMPORTED, MEASURED, VERIFIED
+from oodbench.report.submission import FILE, Submission, read_submission
 from oodbench.report.tables.access import access_problem
 from oodbench.report.verify import verify
 from oodbench.results import Result, read, row_files
-from oodbench.storage.files import read_text, real_path
-
-SUBMISSION = "submission.toml"
 
 
 @dataclass(frozen=True)
 class CollectedResult:
-    """A result, its file and the folder that was named; `submission` is what its submitter states, {} for none.
+    """A result, its file and the folder that was named; `submission` is what its submitter states.
 
     `problems` are those of its verification; then its numbers are not shown.
     """
@@ -31,7 +27,7 @@ class CollectedResult:
     path: Path
     folder: Path
     evidence: str
-    submission: dict[str, Any] = field(default_factory=dict)
+    submission: Submission | None = None
     problems: tuple[str, ...] = ()
 
     @property
@@ -40,9 +36,14 @@ class CollectedResult:
         return "; ".join(_inside(problem, self.folder) for problem in self.problems)
 
     @property
+    def by(self) -> str:
+        """The handle of the submission, or ""."""
+        return f"@{self.submission.handle}" if self.submission else ""
+
+    @property
     def source(self) -> str:
-        """Whose result this is: the handle of the submission, or the folder. Seeds are averaged within one source."""
-        return f"@{self.submission['handle']}" if self.submission else str(self.folder)
+        """Whose result this is: a submitter's, or that of its folder. Seeds of one source are averaged."""
+        return self.by or str(self.path.parent)
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def _quoted(folder: Path) -> str:
 def _collected(path: Path, folder: Path) -> CollectedResult:
     """Read a result, what its submitter states, and verify it if its scores are there. Raise UserError if damaged."""
     result = read(path)
-    submission = _submission(path.parent)
+    submission = read_submission(path.parent) if os.path.lexists(path.parent / FILE) else None
     has_scores = result.status == "ok" and os.path.lexists(path.with_suffix(".parquet"))
     problems = next(verify(path)).problems if has_scores else tuple(filter(None, [access_problem(result)]))
     evidence = FAILED if problems else IMPORTED if result.imported else VERIFIED if has_scores else MEASURED
@@ -113,19 +114,3 @@ def _collected(path: Path, folder: Path) -> CollectedResult:
 
 def _rank(one: CollectedResult) -> tuple[bool, bool, bool]:
     return not one.problems, bool(one.submission), one.evidence == VERIFIED
-
-
-def _submission(folder: Path) -> dict[str, Any]:
-    """Return what a submitter states, {} outside a submission. Raise UserError if it is not readable or complete."""
-    path = real_path(folder / SUBMISSION)
-    if not os.path.lexists(path):
-        return {}
-    try:
-        stated = tomllib.loads(read_text(path, "the submission")).get("submission")
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path} is not TOML: {error}") from error
-    if not isinstance(stated, dict) or not isinstance(stated.get("handle"), str) or not stated["handle"]:
-        raise UserError(f"{path} has no table [submission] with a handle")
-    if not isinstance(stated.get("tuned_on_test_data"), bool):
-        raise UserError(f"{path} does not state tuned_on_test_data = true or false")
-    return stated

@@ -111,8 +111,13 @@ def arranged(lines: Iterable[TableLine], how: str) -> tuple[TableLine, ...]:
 
 
 def first_of_each_group(lines: Sequence[TableLine], count: int | None) -> tuple[TableLine, ...]:
-    """Return the first lines of each section, or all if there is no such number."""
-    return tuple(line for _, found in groupby(lines, key=lambda line: line.section) for line in list(found)[:count])
+    """Return the first lines of each section, and those of `--ours`; all if there is no such number."""
+    kept: list[TableLine] = []
+    for _, found in groupby(lines, key=lambda line: line.section):
+        members = list(found)
+        others = [line for line in members if not line.ours]
+        kept += [*others[:count], *(line for line in members if line.ours)]
+    return tuple(kept)
 
 
 def _section(line: TableLine, how: str) -> tuple[int, bool, str]:

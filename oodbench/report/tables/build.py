@@ -208,7 +208,7 @@ def _table(
         cites=_cites(model, options) if options.cite else (),
         part=part,
         encoder=str(model.encoder.get("name", "unknown")),
-        brief=tuple(_brief(model, comparable.differences, lines, options)),
+        brief=(*_brief(model, comparable.differences, lines, options), *_left_out(every, lines)),
     )
 
 
@@ -262,10 +262,17 @@ def _order(
     name = f"average {title}" if by.mean is not None else title
     if len(kept) == len(every):
         yield f"Sorted by {name}."
-    else:
-        each = " of each group" if len({line.section for line in every}) > 1 else ""
-        left_out = f"{len(every) - len(kept)} of {len(every)} lines are left out, but count for best and second"
-        yield f"Shown: the best {options.top}{each} by {name}; {left_out}."
+        return
+    each = " of each group" if len({line.section for line in every}) > 1 else ""
+    own = " and the own method" if any(line.ours for line in kept) else ""
+    yield f"Shown: the best {options.top}{each} by {name}{own}."
+    yield from _left_out(every, kept)
+
+
+def _left_out(every: Sequence[TableLine], kept: Sequence[TableLine]) -> Iterator[str]:
+    """Yield a sentence on how many lines are not shown, if there are any."""
+    if len(kept) < len(every):
+        yield f"{len(every) - len(kept)} of {len(every)} lines are left out, but count for best and second."
 
 
 def _unranked(lines: Sequence[TableLine]) -> list[str]:

@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -125,10 +125,27 @@ def seedless_label(row: Result) -> str:
 
 def by_shots(results: Sequence[Result]) -> list[list[Result]]:
     """Group results, in order, that differ in nothing but their number of labelled images a class and the seeds."""
+    return _alike(results, without_shots)
+
+
+def by_parameter(results: Sequence[Result], name: str) -> list[list[Result]]:
+    """Group results, in order, that differ in nothing but the value of a hyper-parameter, which all have, and seeds."""
+    return _alike([row for row in results if name in row.parameters], lambda row: without_parameter(row, name))
+
+
+def _alike(results: Sequence[Result], without: Callable[[Result], Result]) -> list[list[Result]]:
     out: dict[str, list[Result]] = {}
     for row in results:
-        out.setdefault(_key(without_shots(row)), []).append(row)
+        out.setdefault(_key(without(row)), []).append(row)
     return list(out.values())
+
+
+def without_parameter(row: Result, name: str) -> Result:
+    """Return a result without a hyper-parameter, in its label and its parameters."""
+    settings = split(row.label.removeprefix(row.method).removeprefix("[").removesuffix("]"), ",")
+    kept = ",".join(setting for setting in settings if setting.partition("=")[0] != name)
+    parameters = {k: v for k, v in row.parameters.items() if k != name}
+    return replace(row, label=f"{row.method}[{kept}]" if kept else row.method, parameters=parameters)
 
 
 def without_shots(row: Result) -> Result:

@@ -1,0 +1,170 @@
+"""Metrics by encoder: the averages of every method, with encoders in the order of what an image costs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from oodbench.report.figures.figure import FigureData, Plot, PlottedResult, stem, stem_words
+from oodbench.report.figures.layout import FigureLayout, add_key, add_title, new_figure
+from oodbench.report.figures.style import SIZE, line_style, marker, pages, plot_style, shortened, width
+from oodbench.report.tables.grouping import by_prompts, facts
+
+log = logging.getLogger(__name__)
+
+LINES = 14  # methods in one figure
+_WIDE, _HIGH, _KEY = 2.9, 2.1, 2.3  # inches: a panel, and the width of the key
+_TITLES = {"auroc": "AUROC", "fpr95": "FPR95"}
+
+
+@dataclass(frozen=True)
+class EncoderLine:
+    """The results of a method of one name, by the position of their encoder; `position` gives its look."""
+
+    position: int
+    name: str
+    results: Mapping[int, tuple[FigureData, PlottedResult]]
+
+
+def draw(tables: Sequence[FigureData]) -> Iterator[Plot]:
+    """Yield figures of each benchmark with comparable tables of two encoders and a method that both have."""
+    families: dict[str, list[FigureData]] = {}
+    for table in tables:
+        families.setdefault(_key(table), []).append(table)
+    for family in families.values():
+        family.sort(key=lambda table: _size_key(table.plotted[0].result.encoder))
+        found = lines(family)
+        if not found:
+            log.info("no figure by encoder of %s: no method has results of two encoders", family[0].heading.title)
+            continue
+        split = pages(found, LINES)
+        for number, part in enumerate(split, start=1):
+            yield _page(family, part, number if len(split) > 1 else 0)
+
+
+def lines(family: Sequence[FigureData]) -> list[EncoderLine]:
+    """Return the methods that have results of two encoders or more, in the order of the tables."""
+    found: dict[str, dict[int, tuple[FigureData, PlottedResult]]] = {}
+    for place, table in enumerate(family):
+        for one in table.plotted:
+            found.setdefault(one.name, {})[place] = (table, one)
+    kept = [(name, results) for name, results in found.items() if len(results) > 1]
+    return [EncoderLine(position, name, results) for position, (name, results) in enumerate(kept)]
+
+
+def operations(encoder: Mapping[str, Any]) -> float | None:
+    """Return the multiply-adds of the image tower for one image, from the encoder's card; None if it does not tell."""
+    tower = (encoder.get("config") or {}).get("vision_cfg") or {}
+    layers, wide, patch = tower.get("layers"), tower.get("width"), tower.get("patch_size")
+    height, across = encoder.get("size") or (0, 0)
+    if isinstance(layers, int) and wide and patch:
+        patches = (height // patch) * (across // patch)
+        tokens = patches + 1
+        block = (4 + 2 * tower.get("mlp_ratio", 4.0)) * wide**2 * tokens + 2 * wide * tokens**2
+        return float(layers * block + 3 * patch**2 * wide * patches)
+    if isinstance(layers, list) and wide:
+        return _resnet_operations(layers, wide, height * across)
+    return None
+
+
+def _resnet_operations(layers: Sequence[int], wide: int, pixels: int) -> float:
+    """Return the multiply-adds of CLIP's ResNet: three convolutions, four stages of bottlenecks, attention pooling."""
+    total = pixels / 4 * 9 * (3 * wide / 2 + wide**2 / 4 + wide**2 / 2)
+    before, size = wide, pixels / 16
+    for stage, blocks in enumerate(layers):
+        inner = wide * 2**stage
+        for block in range(blocks):
+            shrinks = 4 if stage and not block else 1  # the first block averages 2 x 2 pixels after its second layer
+            total += size * (before * inner + 9 * inner**2) + size / shrinks * 4 * inner**2
+            total += size / shrinks * 4 * inner * before if not block else 0
+            before, size = 4 * inner, size / shrinks
+    return total + 3 * (size + 1) * before**2
+
+
+def _size_key(encoder: Mapping[str, Any]) -> tuple[float, str]:
+    return operations(encoder) or math.inf, str(encoder.get("name"))
+
+
+def _key(table: FigureData) -> str:
+    """Return what tables of a figure agree in: all facts that make results comparable, but for their encoder."""
+    results = [row for one in table.plotted for row in (one.result, *one.others)]
+    known = {k: v for k, v in facts(results[0]).items() if not k.startswith("encoder ")}
+    prompts = [group.prompts for group in by_prompts(results) if len(group.results) == len(results)]
+    return json.dumps([known, prompts, bool(results[0].stream)], sort_keys=True)
+
+
+def encoder_names(encoders: Sequence[Mapping[str, Any]]) -> tuple[list[str], str]:
+    """Return names that differ, and the tag of the weights if all have the same, which the names then lack."""
+    names = [str(encoder.get("name", "unknown")) for encoder in encoders]
+    tags = {name.rpartition("/")[2] if "/" in name and ":" not in name else "" for name in names}
+    tag = tags.pop() if len(tags) == 1 else ""
+    names = [name.removesuffix(f"/{tag}") if tag else name for name in names]
+    weights = [f" {str(encoder.get('weights'))[:8]}" for encoder in encoders]
+    names = [f"{name}{weight if names.count(name) > 1 else ''}" for name, weight in zip(names, weights, strict=True)]
+    return names, tag
+
+
+def _page(family: Sequence[FigureData], methods: Sequence[EncoderLine], number: int) -> Plot:
+    model = family[0]
+    result = model.plotted[0].result
+    encoders = [table.plotted[0].result.encoder for table in family]
+    names, tag = encoder_names(encoders)
+    title = "Metrics by encoder" + (f" ({number})" if number else "")
+    heading = f"{result.benchmark_title or result.benchmark}, {len(family)} encoders"
+    wide = model.width
+    layout = FigureLayout((_WIDE, _HIGH), gap=(0.55, 0.5), right=_KEY + 0.25, head=0.3)
+    if wide:
+        layout = layout.fitted(2, wide, 1.05, gap=(0.42, 0.4), right=0.1, head=0.2)
+    size = SIZE - 0.5
+    shown = [shortened(name, 1.3, size) for name in names]
+    longest = max(width(name, size) for name in shown)
+    upright = longest + 0.08 > layout.panel[0] / len(shown)
+    below = 0.32 + (longest if upright else 0.1)
+    rows = -(-2 // layout.columns_of(2))
+    layout = replace(layout, bottom=below, gap=(layout.gap[0], below + 0.25 if rows > 1 else layout.gap[1]))
+    looks = {one.position: line_style(one.position) | {"marker": marker(one.position)} for one in methods}
+    entries = [(one.name, looks[one.position]) for one in methods]
+    with plot_style():
+        above = [] if wide else [title, heading]
+        figure, axes = new_figure(above, 2, layout, entries if wide else ())
+        bars = False
+        for panel, metric in zip(axes, _TITLES, strict=True):
+            for one in methods:
+                bars |= _line(panel, one, metric, looks[one.position])
+            panel.set_xticks(range(len(shown)), shown, rotation=90 if upright else 0)
+            panel.set(xlim=(-0.35, len(shown) - 0.65))
+            panel.set_xlabel(f"Encoder (weights: {tag})" if tag else "Encoder")
+            add_title(panel, f"{_TITLES[metric]}, % {'↑' if metric == 'auroc' else '↓'}", layout.panel[0])
+        if not wide:
+            add_key(axes[-1], entries, layout.panel, _KEY)
+    unknown = [name for name, encoder in zip(names, encoders, strict=True) if operations(encoder) is None]
+    level = 100 * float(result.uncertainty.get("level", 0.95))
+    titles = ", ".join(s.title for s in model.sets)
+    sentences = [
+        f"AUROC and FPR95 in %, plain averages over OOD sets ({titles}), by encoder.",
+        "Encoders in ascending order of the multiply-adds of their image tower"
+        + (f"; last, by name, those whose config does not tell: {', '.join(unknown)}." if unknown else "."),
+        f"Bars: {level:g} % intervals over images, where the result has them." if bars else "No intervals are known.",
+        "Methods with results of one encoder only are not shown.",
+    ]
+    name = "-".join((stem(*stem_words(result)), "encoders")) + (f"-{number}" if number else "")
+    return Plot(name, "encoders", f"{title}: {heading}", " ".join(sentences), figure)
+
+
+def _line(panel: Axes, line: EncoderLine, metric: str, looks: Mapping[str, Any]) -> bool:
+    """Draw the line of a method and return whether it has intervals."""
+    places = sorted(line.results)
+    values = [100 * table.average(one, table.sets, metric) for table, one in (line.results[i] for i in places)]
+    panel.plot(places, values, **looks, markersize=2.8, gid=line.name)
+    spans = {i: table.interval(one, table.sets, metric) for i, (table, one) in line.results.items()}
+    for place, span in spans.items():
+        if span:
+            ends = [100 * end for end in span]
+            panel.plot([place, place], ends, color=looks["color"], linewidth=0.8, alpha=0.6, gid=f"{metric} interval")
+    return any(spans.values())
