@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 
-NOTEBOOK = Path(__file__).resolve().parents[2] / "docs" / "notebooks" / "first-run.ipynb"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+NOTEBOOK = DOCS / "notebooks" / "first-run.ipynb"
+
+
+def test_notebook_is_a_page() -> None:
+    """The site shows the title, a link to the file, and the cells in their order."""
+    page = runpy.run_path(str(DOCS / "notebook_pages.py"))["page"](NOTEBOOK)
+    assert page.startswith("# ") and "](first-run.ipynb)" in page
+    *texts, code = page.split("```python\n")
+    assert len(texts) == sum(cell["cell_type"] == "code" for cell in json.loads(NOTEBOOK.read_text())["cells"])
+    assert page.index("oodbench.run(") < page.index("oodbench.Detector(") < page.index("oodbench.report(")
+    assert "## Next" in code
 
 
 @pytest.mark.slow
