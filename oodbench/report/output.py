@@ -236,7 +236,7 @@ def _plain(tables: Sequence[Table]) -> str:
     from oodbench.report.formats.terminal import console
 
     out = io.StringIO()
-    screen = Console(width=160, file=out, color_system=None)
+    screen = Console(width=160, file=out, color_system=None, force_jupyter=False)  # text, not an output of the cell
     for table in tables:
         screen.print(console(table))
     return out.getvalue()
