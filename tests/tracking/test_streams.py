@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from oodbench import api, report
+import oodbench.report as report
+from oodbench import api
 from oodbench.tracking import Tracker, default_uri, fields, send
 from oodbench.tracking.connection import quiet_mlflow
 from oodbench.tracking.reader import collect
