@@ -84,10 +84,8 @@ def _parts(info: MethodInfo) -> Iterator[str]:
 
 def _formula(info: MethodInfo) -> Iterator[str]:
     """Return the formulas, one a paragraph, and the list of their symbols."""
-    *formulas, symbols = info.formula.split("\n\n")
-    yield from (f"$$\n{formula}\n$$" for formula in formulas)
-    lines = [re.split(r" {2,}", line, maxsplit=1) for line in re.sub(r"\n {2,}", " ", symbols).splitlines()]
-    yield "where\n\n" + "\n".join(f"- ${symbol}$: {_prose(meaning, info)}" for symbol, meaning in lines)
+    yield from (f"$$\n{formula}\n$$" for formula in info.formulas)
+    yield "where\n\n" + "\n".join(f"- ${symbol}$: {_prose(meaning, info)}" for symbol, meaning in info.symbols.items())
 
 
 def _access(info: MethodInfo) -> Iterator[str]:

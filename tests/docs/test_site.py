@@ -76,7 +76,7 @@ def parameters(info: MethodInfo) -> tuple[Parameter, ...]:
 
 
 def symbols(info: MethodInfo) -> list[str]:
-    return [line.partition("  ")[0] for line in info.formula.rpartition("\n\n")[2].splitlines() if line[0] != " "]
+    return list(info.symbols)
 
 
 def published(info: MethodInfo) -> list[str]:
@@ -144,8 +144,7 @@ def test_mathjax_typesets_all_formulas(site: Path, browser: Browser) -> None:
     height = displayed.first.evaluate("svg => svg.getBoundingClientRect().height")
     assert 40 < height < 120, "a formula keeps its size on a phone"
     for info in METHODS:
-        *formulas, _ = info.formula.split("\n\n")
-        written = [*formulas, *symbols(info)]
+        written = [*info.formulas, *info.symbols]
         made = page.evaluate("all => all.map(one => MathJax.tex2svg(one).outerHTML).join()", written)
         assert made.count("<svg") >= len(written) and "merror" not in made, info.name
     page.close()
