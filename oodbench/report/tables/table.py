@@ -238,11 +238,12 @@ ARROWS = {1: " ↑", -1: " ↓", 0: ""}
 
 
 def transposed(table: Table) -> Table:
-    """Return the table with a line for each column, under the title of its set; sections become groups."""
+    """Return the table with a line for each column, under near or far and its set; sections become groups."""
     groups = tuple(ColumnGroup(line.section, (Column(line.name),), line.section) for line in table.lines)
     lines = []
     for g, group in enumerate(table.column_groups):
-        section = " ".join(filter(None, (group.title, f"({group.partial})" if group.partial else "")))
+        title = ": ".join(filter(None, (table.heading(group.group) if group.mean is None else "", group.title)))
+        section = " ".join(filter(None, (title, f"({group.partial})" if group.partial else "")))
         for c, column in enumerate(group.columns):
             cells = tuple((line.cells[g][c],) for line in table.lines)
             lines.append(TableLine(f"{column.title}{ARROWS[column.better]}", cells, None, section))
