@@ -13,11 +13,15 @@ import pytest
 from matplotlib.axes import Axes
 from sklearn.metrics import roc_curve
 
+from oodbench import report
 from oodbench.report.figures import FigureOptions, Plot, encoder_plots, plots
 from oodbench.report.figures.densities import scaled
 from oodbench.report.figures.encoders import encoder_names, operations
+from oodbench.report.html import FigureSource
+from oodbench.report.html.figures import gallery
+from oodbench.report.tables.grouping import from_folder
 from oodbench.results import Result
-from tests.report.test_figures import artists, drawn, toy
+from tests.report.test_figures import artists, drawn, lay, scores_of, toy
 from tests.report.test_report_shapes import ood, row
 
 # Image GFLOPs (two for a multiply-add) that open_clip states: docs/model_profile.csv.
@@ -185,3 +189,16 @@ def test_what_else_differs_is_another_panel_and_a_default_may_be_no_number() -> 
 def test_one_value_is_no_figure() -> None:
     assert not sweep_plots([swept(1.0, 0.8), swept(1.0, 0.7, 1), row("mcm")])
     assert not sweep_plots([swept(1.0, 0.8), swept(2.0, 0.7, source="other")]), "other code is another method"
+
+
+def test_the_page_has_the_figure_by_encoder_below_the_first_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i, name in enumerate(("ViT-B-32", "ViT-B-16")):
+        lay(tmp_path, "m", scores_of(i, 30, ("sun",)), encoder=card(name))
+    found = from_folder(tmp_path)
+    monkeypatch.setattr("oodbench.report.figures.table_plots", lambda *_: iter(()))  # the others take seconds
+    page = gallery(report.tables(found.results), FigureSource(found.paths), (), None)
+    ((number, (section,)),) = page.sections.items()
+    assert (number, section.title, page.count) == (1, "Encoders", 1)
+    assert "by encoder" in section.figures[0].caption

@@ -106,7 +106,7 @@ def _page(figure_data: FigureData, found: Sequence[ScaledScores], edges: Floats,
             panel.axvline(0, color="black", linewidth=0.7, linestyle=(0, (3, 2)), gid="threshold")
             panel.set(xlim=(edges[0], edges[-1]), ylim=(0, 1.06 * top))
             panel.yaxis.set_major_locator(NullLocator())
-            panel.xaxis.set_major_locator(MaxNLocator(max(1, int(layout.panel[0] / 0.3)), integer=True))
+            panel.xaxis.set_major_locator(MaxNLocator(max(1, int(layout.panel[0] / 0.3)), integer=True, prune="upper"))
             panel.set_ylabel("Images" if place % columns == 0 else "")
             panel.set_xlabel(_axis_title(layout.panel[0]) if place >= len(found) - columns else "")
             _words(panel, figure_data, one.one, layout.panel[0])
