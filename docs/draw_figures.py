@@ -20,7 +20,7 @@ from oodbench.report.tables.grouping import from_folder
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results/reference/glyphs"
 IMAGES = ROOT / "docs/images"
-SHOWN = {"overview": "", "roc": "", "histogram": "maxlogit", "ranks": "", "mistakes": "maxlogit"}
+SHOWN = {"overview": "", "roc": "", "densities": "", "histogram": "maxlogit", "ranks": "", "mistakes": "maxlogit"}
 DPI = 140
 WINDOW = (1300, 1000)  # pixels of the picture of the HTML page
 SIZE = 150_000  # bytes of the largest file

@@ -24,8 +24,7 @@ MATHJAX = "javascripts/mathjax.js"
 SETTINGS = """<script>
 MathJax = {
   tex: {inlineMath: [["\\\\(", "\\\\)"]], displayMath: [["\\\\[", "\\\\]"]]},
-  options: {ignoreHtmlClass: ".*", processHtmlClass: "arithmatex", enableMenu: false},
-  svg: {displayAlign: "left", displayIndent: "1em"}
+  options: {ignoreHtmlClass: ".*", processHtmlClass: "arithmatex", enableMenu: false}
 };
 </script>"""
 

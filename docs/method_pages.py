@@ -84,10 +84,8 @@ def _parts(info: MethodInfo) -> Iterator[str]:
 
 def _formula(info: MethodInfo) -> Iterator[str]:
     """Return the formulas, one a paragraph, and the list of their symbols."""
-    *formulas, symbols = info.formula.split("\n\n")
-    yield from (f"$$\n{formula}\n$$" for formula in formulas)
-    lines = [re.split(r" {2,}", line, maxsplit=1) for line in re.sub(r"\n {2,}", " ", symbols).splitlines()]
-    yield "where\n\n" + "\n".join(f"- ${symbol}$: {_prose(meaning, info)}" for symbol, meaning in lines)
+    yield from (f"$$\n{formula}\n$$" for formula in info.formulas)
+    yield "where\n\n" + "\n".join(f"- ${symbol}$: {_prose(meaning, info)}" for symbol, meaning in info.symbols.items())
 
 
 def _access(info: MethodInfo) -> Iterator[str]:
@@ -104,26 +102,22 @@ def _access(info: MethodInfo) -> Iterator[str]:
 
 
 def _commands(info: MethodInfo) -> Iterator[str]:
-    """Return commands that run the method, and before them what it needs."""
+    """Return commands that run the method on the embedded benchmark, and before them what it needs."""
     name, option = info.name, ""
     releases = [one for kind in released.KINDS for one in released.releases(kind).values() if one.method == name]
-    for one in releases:
-        if not one.unread:
-            yield f"oodbench get {one.kind} {one.name}"
+    yield from (f"oodbench get {one.kind} {one.name}  # {one.title}" for one in releases if not one.unread)
     if "SHOTS" in info.needs:
-        yield f"oodbench train {name} --id imagenet1k --shots 16 --seed 1,2,3"
+        yield f"oodbench train {name} --shots 4 --seed 1,2,3"
         option = f" --weights {name}=weights"
     elif "WEIGHTS" in info.needs:
-        yield f"oodbench train {name} --encoder ViT-B-16/openai --captions captions.csv"
-        option = f" --weights {name}=FILE"
-    elif "words" in info.defaults() and not info.defaults()["words"]:
+        yield f"oodbench train {name} --encoder ViT-B-16/openai --captions captions.csv  # for another encoder"
+    elif info.defaults().get("words") == "":
         option = f" --set {name}.words=FILE"
     elif info.family == "few-shot":
-        option = " --shots 16"
+        option = " --shots 4"
     elif "STREAM" in info.needs:
         option = " --stream-order shuffled,id-first"
-    yield f"oodbench run --methods {name},mcm{option}" if name != "mcm" else "oodbench run --methods mcm"
-    yield f"oodbench methods {name}"
+    yield f"oodbench run --methods {name}{',mcm' if name != 'mcm' else ''}{option}"
 
 
 def _published(name: str) -> Iterator[str]:

@@ -34,7 +34,7 @@ class Names:
     def candidate_logsumexp(
         self, features: Float[Tensor, "b d"], candidates: Bool[Tensor, "b m"], scale: float
     ) -> Float64[Tensor, " b"]:
-        """Return logsumexp over an image's candidates; without any, -scale: a single one of cosine -1."""
+        """Return logsumexp over an image's candidates; an image without any gets -scale, that of one of cosine -1."""
         logits = (scale * features @ self.vectors.T).masked_fill(~candidates, -torch.inf)
         opposite = torch.where(candidates.any(-1, keepdim=True), -torch.inf, -scale).to(logits)
         return logsumexp(torch.cat([logits, opposite], dim=-1))

@@ -1,6 +1,6 @@
-"""Statistics of the embeddings of calibration images in float64: means, covariances, and what follows from them.
+"""Means and covariances of the calibration images' embeddings in float64, whitening, and the residual space.
 
-All go through the images batch by batch, so that memory does not grow with their number.
+They read the images batch by batch, so that memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def covariance(task: Task, normalise: bool, centre: Callable[[Batch], Tensor] | 
 
 
 def whitening(covariance: Float64[Tensor, "d d"]) -> Float64[Tensor, "d r"]:
-    """Return W with W W^T = the inverse of a covariance, or its pseudo-inverse of rank r, which is then said."""
+    """Return W with W W^T = the inverse of a covariance, or its pseudo-inverse of rank r, with a warning."""
     values, directions = torch.linalg.eigh(covariance)
     positive = values > _rounding(values)
     rank, width = int(positive.sum()), len(values)
@@ -145,5 +145,5 @@ def residual_space(task: Task, normalise: bool, dim: int | None) -> Float64[Tens
 
 
 def _rounding(values: Tensor) -> Tensor:
-    """Return up to where eigenvalues, in ascending order, are rounding errors, as in numpy.linalg.matrix_rank."""
+    """Return the threshold up to which eigenvalues, in ascending order, count as 0, as in numpy.linalg.matrix_rank."""
     return values[-1].clamp(min=0) * len(values) * torch.finfo(values.dtype).eps

@@ -1,4 +1,4 @@
-"""What NegLabel, CSP and NegRefine share: how far words are from the ID classes, which are used, and the grouped score.
+"""Shared by NegLabel, CSP and NegRefine: mining of negative labels, their groups, and the score over groups.
 
 Which words share a group must not depend on the processor, whose rounding changes similarities by about 1e-7. The
 similarities are therefore computed in float64; at both cuts, words whose similarities are within 5e-6 of that of the
@@ -27,7 +27,7 @@ class Negatives:
 
     vectors      [m d] text embeddings of unit length
     words        m words without their prompt
-    similarity   [m] quantile over the ID classes of each word's cosines; small = far
+    similarity   [m] quantile over the ID classes of each word's cosines; small means far
     """
 
     vectors: Tensor
@@ -94,7 +94,7 @@ def log_odds(
     groups: int,
     scale: float,
 ) -> Float64[Tensor, "2 b"]:
-    """Return log S and log(1 - S), both up to log(groups), of S = mean over groups of sum_ID / (sum_ID + sum_group).
+    """Return log S and log(1 - S), each plus log(groups), of S = mean over groups of sum_ID / (sum_ID + sum_group).
 
     `classes` is the logsumexp of the scaled cosines with the ID classes.
     """
@@ -122,7 +122,7 @@ def explanation(
 
 
 def _farthest(similarity: Float64[Tensor, " n"], words: Sequence[str], count: int) -> Bool[Tensor, " n"]:
-    """Return which `count` words have the smallest similarities; within TIE of the last, in alphabetical order."""
+    """Return which `count` words have the smallest similarities; ties, within TIE of the last, go by the alphabet."""
     if count == 0:
         return torch.zeros(len(words), dtype=torch.bool)
     last = similarity.kthvalue(count).values

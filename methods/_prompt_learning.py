@@ -1,6 +1,6 @@
 """Prompts that are learnt from labelled images: context vectors before the class names, in the frozen text tower.
 
-CoOp, LoCoOp and SCT are one module and one way to compute logits; their losses differ, and stand in their own files.
+CoOp, LoCoOp and SCT share the module and the logits; each has its loss in a file of its own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STD = 0.02  # of the context vectors before the first step
 class ClassNames:
     """The names of k classes behind n context vectors; called with the context, it returns their text vectors [k d].
 
-    It is no nn.Module, so that neither the frozen text tower nor its weights are part of what holds it.
+    It is not an nn.Module, so that neither the frozen text tower nor its weights are part of what holds it.
 
     ending  what follows each name
     fewer   how the user gets `{}` context vectors, for messages

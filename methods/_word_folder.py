@@ -1,4 +1,4 @@
-"""The words of TANL and AdaNeg: all nouns and adjectives of WordNet that are no class names, in NegLabel's prompts."""
+"""The words of TANL and AdaNeg: all nouns and adjectives of WordNet that are not class names, in NegLabel's prompts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class WordFolder:
         return len(words.nouns) + len(words.adjectives)
 
     def read(self, names: Sequence[str]) -> Words:
-        """Return the words that are no class names; a word that is noun and adjective is a noun."""
+        """Return the words that are not class names; a word that is both noun and adjective is a noun."""
         nouns = read_words(self.words, exclude=ADJECTIVES).nouns
         adjectives = read_words(self.words).adjectives
         known, both = {self._cased(name) for name in names}, set(nouns)

@@ -18,7 +18,7 @@ from ._wordnet import read_lines
 
 @dataclass(frozen=True)
 class Agents:
-    """The vectors [a d] of the agents, of unit length, and the logarithms [a] of how often each counts."""
+    """The vectors [a d] of the agents, of unit length, and the logarithms [a] of their counts."""
 
     vectors: Tensor
     log_counts: Tensor
@@ -86,6 +86,6 @@ class CMA(Method[Agents]):
         return [prompt.strip() for prompt in self.agents.split("|") if prompt.strip()]
 
     def _counts(self, classes: int) -> list[int]:
-        """Return how often each of the agents counts that are used."""
+        """Return how many times each agent that is used counts."""
         agents, m = len(self._agents()), max(1, math.ceil(classes * self.ratio))
         return [m // agents + (i < m % agents) for i in range(min(agents, m))]

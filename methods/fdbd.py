@@ -19,7 +19,7 @@ ZERO = 1e-12  # the least distance from the mean that is divided by
 
 @dataclass(frozen=True)
 class Boundaries:
-    """What the distances to decision boundaries need of classes and calibration images.
+    """Statistics from which distances to decision boundaries are computed.
 
     mean     [d] mean embedding of the calibration images
     inverse  [k k] 1 / |w_p - w_c|, 0 where c is p or has the same name

@@ -21,7 +21,7 @@ IMAGES = 8  # images whose patches are compared with the classes at once when cl
 
 @dataclass(frozen=True)
 class LearntPrompts:
-    """What scores images: class vectors of g global and l local prompts, [g k d] and [l k d], and the map of patches.
+    """Class vectors of g global and l local prompts, [g k d] and [l k d], and the linear map of patches.
 
     projection, bias  [w d] and [d]: W and CLIP's last linear map as one
     """
@@ -228,11 +228,11 @@ class GalLoP(FewShotMethod[LearntPrompts]):
         return torch.cat(found)
 
     def _top(self, cosines: Float[Tensor, "b n k"], prompt: int) -> Float[Tensor, "b k"]:
-        """Return the mean over the patches nearest to each class, as many as a local prompt looks at."""
+        """Return the mean cosine of each class with its nearest patches, as many as the local prompt counts."""
         return cosines.topk(min(self.top * (prompt + 1), cosines.shape[1]), 1).values.mean(1)
 
     def translate(self, state: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Take what is learnt from a released checkpoint."""
+        """Return the learnt tensors of a released checkpoint."""
         names = ("global_prompt", "local_prompts", "local_proj.linear.weight")
         if missing := [name for name in names if name not in state]:
             raise ValueError(f"it has no tensor {missing[0]}: it is no checkpoint of GalLoP's code")

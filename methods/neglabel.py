@@ -145,7 +145,7 @@ class NegLabel(Method[Negatives]):
             raise ValueError(f"nouns='{self.nouns}' and adjectives='{self.adjectives}' must each contain {{}} once")
 
     def _mined(self, task: Task, words: Words) -> Corpus:
-        """Return all words, of which the farthest nouns and the farthest adjectives are used."""
+        """Return all words, of which the farthest nouns and adjectives are marked as used."""
         nouns, adjectives = words.nouns, words.adjectives
         if self.preset == "clean":
             names = {name.casefold() for name in task.classes}

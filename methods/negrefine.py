@@ -20,7 +20,7 @@ IMAGES = 64  # images whose pairs are looked up at once
 
 @dataclass(frozen=True)
 class Refined(Negatives):
-    """Negative labels in the order of the groups, and all chosen ones with their vectors [n d], also those cut off."""
+    """Negative labels in the order of the groups, and all chosen ones, those cut off too, with vectors [n d]."""
 
     chosen: tuple[str, ...]
     chosen_vectors: Tensor

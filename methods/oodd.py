@@ -96,7 +96,7 @@ class OODD(StreamMethod[Dictionary | None]):
     def step(
         self, batch: Batch, task: Task, state: Dictionary | None
     ) -> tuple[Float64[Tensor, " b"], Dictionary | None]:
-        """Queue the images, then score them."""
+        """Add the batch to the dictionary, then score it."""
         scores = self._transformed(batch.base)
         held = state or Dictionary(scores[:0], batch.features[:0])
         every = torch.cat([held.scores, scores])

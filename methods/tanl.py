@@ -19,7 +19,7 @@ NOISES = 3  # images of each kind of noise
 
 
 class Queue:
-    """The last `length` vectors, [length w], first in, first out."""
+    """A first-in, first-out queue of `length` vectors, [length w]."""
 
     def __init__(self, rows: Float[Tensor, "n w"], length: int) -> None:
         self.rows = rows.new_zeros(length, rows.shape[1])
@@ -34,13 +34,13 @@ class Queue:
         self.pushed += len(rows)
 
     def mean(self) -> Float[Tensor, " w"]:
-        """Return the mean of the vectors that are there."""
+        """Return the mean of the vectors in the queue."""
         return self.rows[: self.pushed].mean(0)
 
 
 @dataclass(frozen=True)
 class Activated:
-    """What is learnt: activations of all words by likely ID and OOD images, and the scores so far.
+    """State of a stream: activations of all words by likely ID and OOD images, and the scores so far.
 
     words      [w d] unit vectors of all words
     positives  activations by likely ID images
@@ -235,9 +235,9 @@ def activation_aware(
 
 
 def two_class_threshold(scores: Float64[Tensor, " n"]) -> float:
-    """Return the t of 0, 0.01, ..., 0.99 that divides the scores into two classes of least mean variance.
+    """Return the t of 0, 0.01, ..., 0.99 that splits the scores into two classes with the least within-class variance.
 
-    Of several such t it is the middle one, of an even number the upper one; a class must not be empty.
+    Of several such t it is the middle one (of an even number, the upper one); neither class may be empty.
     """
     ordered, grid = scores.sort().values, torch.arange(100, dtype=torch.float64, device=scores.device) / 100
     n, below = len(ordered), torch.searchsorted(ordered, grid)  # as many scores are less than each t

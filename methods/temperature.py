@@ -92,7 +92,7 @@ def _released(known: Sequence[Logits]) -> float:
 
     With one parameter it is the secant method: the inverse Hessian is the last step over the last change of the
     gradient.
-    The rules when to stop are those of torch.optim.LBFGS, whose import takes seconds.
+    The stopping rules are those of torch.optim.LBFGS, whose import takes seconds.
     """
     temperature, step, before = START, 0.0, (math.inf, 0.0)
     inverse = 1.0

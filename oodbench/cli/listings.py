@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from itertools import groupby
 from pathlib import Path
@@ -71,7 +71,7 @@ def method(info: MethodInfo) -> str:
         f"{info.name}: {info.title}" + (f" ({info.citation})" if info.citation else ""),
         "",
         _wrapped(info.summary),
-        *(["", "formula (LaTeX)", textwrap.indent(info.formula, "  ")] if info.formula else []),
+        *(["", "formula (LaTeX)", *_formula(info)][:-1] if info.formula else []),
         *(["", _wrapped(info.details)] if info.details else []),
         "",
         f"needs     {', '.join(n.lower() for n in info.needs)}",
@@ -83,9 +83,27 @@ def method(info: MethodInfo) -> str:
         "hyper-parameters (--set " + info.name + ".NAME=VALUE)",
     ]
     for p in info.parameters:
-        lines += [f"  {p.name}: {p.kind} = " + (written(p.default) or '""')]
-        lines += textwrap.wrap(p.meaning, 80, initial_indent="      ", subsequent_indent="      ")
+        default = written(p.default) or '""'
+        for text, indent in ((f"{p.name}: {p.kind} = {default}", 2), (p.meaning, 6)):
+            lines += textwrap.wrap(text, 80, initial_indent=" " * indent, subsequent_indent=" " * 6)
     return "\n".join(lines if info.parameters else [*lines, "  none"])
+
+
+def _formula(info: MethodInfo) -> Iterator[str]:
+    """Yield the lines of its formulas and symbols within 80 columns; LaTeX may break at any blank."""
+    width = 2 + max(map(len, info.symbols), default=0)
+    entries = [(f"{symbol:{width}}{meaning}", width) for symbol, meaning in info.symbols.items()]
+    for block in (*(((line, 2) for line in formula.split("\n")) for formula in info.formulas), entries):
+        for text, indent in block:
+            yield textwrap.fill(
+                text,
+                80,
+                initial_indent="  ",
+                subsequent_indent=" " * (2 + indent),
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        yield ""
 
 
 def _wrapped(text: str) -> str:

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from oodbench.cli import options as shared
-from oodbench.cli.help import Command, Names, OneOf, examples, set_names
+from oodbench.cli.help import Command, EncoderNames, Names, OneOf, examples, method_names, set_names
 from oodbench.cli.options import FOLDER
 from oodbench.cli.output import note, print_tables
 from oodbench.errors import UserError, printable, raise_all
@@ -69,6 +69,8 @@ def _figure_kinds() -> tuple[str, ...]:
         "oodbench report --format latex --style paper --ours clipn",
         "oodbench report --format html --output page.html",
         "oodbench report --compare published",
+        "oodbench report --id glyphs --sort fpr95 --top 5",
+        "oodbench report --format csv --long --output numbers.csv",
         "oodbench report --explain clipn textures",
     ),
 )
@@ -80,12 +82,14 @@ def _figure_kinds() -> tuple[str, ...]:
     help="latex, markdown, html, csv, parquet or figures (PNG and PDF: docs/figures.md). Default: for the terminal.",
 )
 @click.option("-o", "--output", type=FOLDER, help="Write to this file; figures, to this folder. Default: stdout.")
-@click.option("--encoder", "encoders", default="", help="Encoders to show: ViT-B-16/openai.")
+@click.option(
+    "--encoder", "encoders", default="", type=EncoderNames(), help="Encoders or architectures to show: ViT-B-16/openai."
+)
 @click.option(
     "--id", "ids", default="", type=Names(set_names), help="Benchmarks or ID sets to show: imagenet1k,glyphs."
 )
 @click.option("--sort", default="", type=OneOf(*CHOICES), help="Sort each group by this metric, the best first.")
-@click.option("--top", type=click.IntRange(min=1), help="Of each group, only the best by --sort.")
+@click.option("--top", type=click.IntRange(min=1), help="Of each group, only the best N by --sort.")
 @click.option("--style", default="full", show_default=True, type=OneOf(*STYLES), help="paper: docs/paper-tables.md.")
 @click.option("--ours", default="", help="Methods or labels that come last, shaded in LaTeX: clipn.")
 @click.option("--rename", multiple=True, metavar="NAME=TEXT", help="Print TEXT for a name: fpr95=FPR. Repeatable.")
@@ -100,9 +104,12 @@ def _figure_kinds() -> tuple[str, ...]:
 )
 @click.option("--standalone", is_flag=True, help="LaTeX: a document that compiles by itself.")
 @click.option(
-    "--methods", default="", help="Methods or labels to show, in this order within a group: mcm,energy[scale=1]."
+    "--methods",
+    default="",
+    type=Names(lambda: method_names(groups=False)),
+    help="Methods or labels to show, in this order within a group: mcm,energy[scale=1].",
 )
-@click.option("--ood", "sets", default="", help="OOD sets to show, in this order: sun,textures.")
+@click.option("--ood", "sets", default="", type=Names(set_names), help="OOD sets to show, in this order: sun,textures.")
 @click.option("--metrics", default=",".join(SHOWN), show_default=True, help="Also fpr95_ood, aupr_in, aupr_out.")
 @click.option("--decimals", type=int, help="Default: 2 in percent, 4 as fractions.")
 @click.option("--percent/--fraction", default=True, help="Default: percent.")

@@ -95,6 +95,19 @@ class MethodInfo:
         return {p.name: p.default for p in self.parameters}
 
     @property
+    def formulas(self) -> tuple[str, ...]:
+        """Return the LaTeX of `formula`, each formula for itself, without the list of symbols."""
+        return tuple(self.formula.split("\n\n")[: -1 if self.symbols else None]) if self.formula else ()
+
+    @property
+    def symbols(self) -> dict[str, str]:
+        """Return what each symbol of `formula` means, {} if it has no list of them; the symbols are LaTeX."""
+        _, separator, listed = self.formula.rpartition("\n\n")
+        lines = [line.partition("  ") for line in re.sub(r"\n {2,}", " ", listed).splitlines()]
+        is_list = separator and all(two_spaces for _, two_spaces, _ in lines)
+        return {symbol: meaning.strip() for symbol, _, meaning in lines} if is_list else {}
+
+    @property
     def patch_fields(self) -> tuple[str, ...]:
         """Return which features of patches it reads: fields of Batch and Pairs, and parts of an encoder."""
         return tuple(need.lower() for need in ("PATCHES", "PATCH_ACTIVATIONS") if need in self.needs)

@@ -189,26 +189,35 @@ class Report:
         return path
 
     def figures(
-        self, kinds: Texts = (), *, data: str | Path | None = None, **options: Unpack[ReportOptions]
+        self,
+        kinds: Texts = (),
+        *,
+        width: str | float = "",
+        data: str | Path | None = None,
+        **options: Unpack[ReportOptions],
     ) -> Iterator[Plot]:
         """Yield the figures, each drawn when it is requested; `plot.png()` and `plot.pdf()` are their files.
 
         Arguments:
-            kinds    some of overview, shots, stream, roc, histogram, ranks and mistakes, in this order; () for all
+            kinds    some of the kinds of `oodbench report --kind`, such as "roc,overview", in this order; () for all
+            width    for a paper: "column", "page", inches, or a length such as "84mm"; "" for screens
             data     folder of the datasets, which the figures of mistakes read
             options  options of `oodbench.report` that choose results: methods, ood, encoder, id, sort, top
 
         Raises:
-            UserError  for an unknown kind
+            UserError  for an unknown kind or width
         """
-        from oodbench.report.figures import KINDS, plots
+        from oodbench.report.figures import KINDS, FigureOptions, encoder_plots, table_plots
+        from oodbench.report.figures.options import parse_width
 
         tables, table_options, _ = self._build("csv", options)
-        folder = Path(data) if data else None
-        for table in tables:
-            rows = [row for line in table.lines for row in line.results]
-            kept = names(kinds) or KINDS
-            yield from plots(rows, self._found.paths, data=folder, kinds=kept, sets=table_options.sets)
+        shown = names(kinds) or KINDS
+        chosen = FigureOptions(Path(data) if data else None, shown, table_options.sets, parse_width(str(width)))
+        results = [[row for line in table.lines for row in line.results] for table in tables]
+        for rows in results:
+            yield from table_plots(rows, self._found.paths, chosen)
+        if "encoders" in shown:
+            yield from encoder_plots(results, chosen)
 
     def _text(self, form: str, options: Mapping[str, Any]) -> str:
         return render_text(*self._build(form, options))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from oodbench.data import catalog
 from oodbench.data.paths import reference
-from oodbench.errors import ProblemList, did_you_mean
+from oodbench.errors import ProblemList, UserError, did_you_mean
 from oodbench.report.verify import read_columns, verify
 from oodbench.results import IdRow, Result, SetRow, rows
 
@@ -22,9 +22,14 @@ def problems(path: Path, row: Result) -> list[str]:
     """Return what keeps a result off a leaderboard; its numbers are recomputed from the scores beside its file."""
     if row.status != "ok":
         return [f"it failed ({row.error}): run it again, or leave it out"]
-    found = [*_incomplete(row), *_uncommitted(row), *_off_protocol(row)]
-    wrong = [problem for one in verify(path) for problem in one.problems]
-    return [*found, *(wrong or _other_lists(row, path.with_suffix(".parquet")))]
+    try:
+        found = [*_incomplete(row), *_uncommitted(row), *_off_protocol(row)]
+        wrong = [problem for one in verify(path) for problem in one.problems]
+        return [*found, *(wrong or _other_lists(row, path.with_suffix(".parquet")))]
+    except UserError as error:
+        return [*error.problems]
+    except (LookupError, TypeError, AttributeError, ValueError) as error:  # a file of somebody else may hold anything
+        return [f"its content is not such as oodbench writes it: {type(error).__name__}: {error}"]
 
 
 def _incomplete(row: Result) -> Iterator[str]:

@@ -134,7 +134,7 @@ def check_request(request: OutputOptions, options: TableOptions, rows: Sequence[
         lambda: FigureOptions(kinds=request.kinds, width=parse_width(request.width)),
         lambda: check(options, rows),
         lambda: [quote(key) for key in request.quotes],
-        lambda: check_names(options.rename, _names(rows, request)),
+        lambda: check_names(options.rename, _names(rows, request)) if options.rename else None,
     ):
         try:
             job()
@@ -159,7 +159,7 @@ def _problems_of_latex(request: OutputOptions) -> list[str]:
 def _problems_of_ours(options: TableOptions, rows: Sequence[Result], chosen: Sequence[Result]) -> list[str]:
     known, shown = ({name for row in some for name in (row.method, row.label)} for some in (rows, chosen))
     return [
-        f"--ours {name} is not shown: add it to --methods"
+        f"--ours {name} is not shown: --methods, --encoder or --id leaves it out"
         if name in known
         else f"--ours: no results of method '{name}'{did_you_mean(name, sorted(known))}"
         for name in options.ours
@@ -236,7 +236,7 @@ def _plain(tables: Sequence[Table]) -> str:
     from oodbench.report.formats.terminal import console
 
     out = io.StringIO()
-    screen = Console(width=160, file=out, color_system=None)
+    screen = Console(width=160, file=out, color_system=None, force_jupyter=False)  # text, not an output of the cell
     for table in tables:
         screen.print(console(table))
     return out.getvalue()

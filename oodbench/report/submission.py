@@ -136,8 +136,8 @@ def place(handle: str, row: Result) -> Path:
     usual = row.label == row.method and len(told) == 1 and not (row.weights or row.files or "patches" in row.run)
     usual &= all(row.run.get(name, default) == default for name, default in _USUAL.items())
     usual &= all(row.conventions.get(name, default) == default for name, default in _RULES.items())
-    calibration = row.run.get("calibration") or {}
-    if usual and "shot_seed" not in calibration:
+    calibration = row.run.get("calibration")
+    if usual and not (isinstance(calibration, dict) and "shot_seed" in calibration):
         return Path(handle, _part(row.benchmark), _part(encoder), _part(row.method))
     run = {name: row.run.get(name) for name in (*_USUAL, "patches", "base")}
     identity = [row.method, row.label, row.parameters, row.files, row.weights.get("digest"), row.templates, row.classes]

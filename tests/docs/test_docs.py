@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 
@@ -35,7 +37,7 @@ def test_links_lead_to_files(page: str) -> None:
 
 def test_every_file_says_what_it_is_for() -> None:
     for path in [p for f in ("oodbench", "methods", "tests", "docs") for p in (ROOT / f).rglob("*.py")]:
-        assert path.read_text(encoding="utf-8").startswith('"""'), path
+        assert path.read_text(encoding="utf-8").startswith(('"""', 'r"""')), path
 
 
 def test_the_notes_in_the_margin_are_on_the_method_as_it_is() -> None:
@@ -49,6 +51,25 @@ def test_the_notes_in_the_margin_are_on_the_method_as_it_is() -> None:
         assert rest.startswith(piece)
         rest = rest.removeprefix(piece)
     assert not rest and len(pieces) > 4
+
+
+def test_pages_of_methods_have_commands_that_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Click reads each of them, of each method; links to other methods lead to their pages."""
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    pages = importlib.import_module("method_pages")
+    made = {info.name: pages.page(info) for infos in pages.built_in().values() for info in infos}
+    assert {path.stem for path in ROOT.glob("methods/[a-z]*.py")} == set(made)
+    for name, page in made.items():
+        [script] = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+        for line in script.splitlines():
+            program, first, *rest = shlex.split(line, comments=True)
+            command = main.commands[first]
+            if isinstance(command, click.Group):
+                command, rest = command.commands[rest[0]], rest[1:]
+            assert program == "oodbench" and command.make_context(first, rest)
+        links = [link for link in re.findall(r"\]\((\w+)\.md\)", page)]
+        assert set(links) <= set(made) - {name}
+    assert "neglabel" in made["csp"] and "](neglabel.md)" in made["csp"]
 
 
 def test_scripts_of_clusters_are_sound() -> None:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 
-NOTEBOOK = Path(__file__).resolve().parents[2] / "docs" / "notebooks" / "first-run.ipynb"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+NOTEBOOK = DOCS / "notebooks" / "first-run.ipynb"
+
+
+def test_notebook_is_a_page() -> None:
+    """The site shows the title, a link to the file, and the cells in their order."""
+    page = runpy.run_path(str(DOCS / "notebook_pages.py"))["page"](NOTEBOOK)
+    assert page.startswith("# ") and "](first-run.ipynb)" in page
+    *texts, code = page.split("```python\n")
+    assert len(texts) == sum(cell["cell_type"] == "code" for cell in json.loads(NOTEBOOK.read_text())["cells"])
+    assert page.index("oodbench.run(") < page.index("oodbench.Detector(") < page.index("oodbench.report(")
+    assert "## Next" in code
 
 
 @pytest.mark.slow
@@ -32,7 +45,10 @@ def test_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [average] = [data["text/plain"] for data in shown if data.get("text/plain", "").startswith("metric ")]
     found = re.search(r"^maxlogit +(\d+\.\d+) +(\d+\.\d+)$", average, re.MULTILINE)
     assert found and [float(one) for one in found.groups()] == pytest.approx([97.85, 9.08], abs=0.3)
+    [report] = [data["text/html"] for data in shown if "Average" in data.get("text/html", "")]
+    assert "97.85" in report and "CLIPN" in report
     printed = "".join(output.get("text", "") for output in outputs if output.output_type == "stream")
     accepted = {kind: float(percent) for kind, percent in re.findall(r"accepted (ID|OOD) images: ([\d.]+)%", printed)}
     assert accepted["ID"] > 90 > 50 > accepted["OOD"]
+    assert "\\label{tab:glyphs}" in printed and (tmp_path / "results.html").stat().st_size > 10_000
     assert len(list((tmp_path / "results").rglob("*.json"))) == 7, "five methods and two scales of Energy"

@@ -76,7 +76,7 @@ def parameters(info: MethodInfo) -> tuple[Parameter, ...]:
 
 
 def symbols(info: MethodInfo) -> list[str]:
-    return [line.partition("  ")[0] for line in info.formula.rpartition("\n\n")[2].splitlines() if line[0] != " "]
+    return list(info.symbols)
 
 
 def published(info: MethodInfo) -> list[str]:
@@ -136,13 +136,15 @@ def test_pages_stand_on_their_own(site: Path, address: str, browser: Browser) ->
 
 def test_mathjax_typesets_all_formulas(site: Path, browser: Browser) -> None:
     """Those of a page as the page is opened from its file, and those of all methods without an error."""
-    page = browser.new_page()
+    page = browser.new_page(viewport={"width": 400, "height": 800})
     page.goto(f"{site.as_uri()}/methods/clipn.html")
     page.evaluate("MathJax.startup.promise")
-    assert page.locator("mjx-container[display]").count() == 2 and page.locator("li mjx-container").count() == 5
+    displayed = page.locator("mjx-container[display] > svg")
+    assert displayed.count() == 2 and page.locator("li mjx-container").count() == 5
+    height = displayed.first.evaluate("svg => svg.getBoundingClientRect().height")
+    assert 40 < height < 120, "a formula keeps its size on a phone"
     for info in METHODS:
-        *formulas, _ = info.formula.split("\n\n")
-        written = [*formulas, *symbols(info)]
+        written = [*info.formulas, *info.symbols]
         made = page.evaluate("all => all.map(one => MathJax.tex2svg(one).outerHTML).join()", written)
         assert made.count("<svg") >= len(written) and "merror" not in made, info.name
     page.close()

@@ -69,7 +69,8 @@ def test_built_in_methods_are_described() -> None:
             assert not [p.name for p in info.parameters if not p.meaning], f"{name} explains its hyper-parameters"
             shown = listings.method(info)
             assert all(p.name in shown and p.meaning[:60] in " ".join(shown.split()) for p in info.parameters)
-            assert info.formula.split("\n")[0] in shown
+            assert all("".join(part.split()) in "".join(shown.split()) for part in (*info.formulas, *info.symbols))
+            assert max(map(len, shown.split("\n"))) <= 80, name
     assert known["mcm"].defaults() == {"templates": "simple", "temperature": 1.0}
 
 
@@ -78,14 +79,12 @@ BUILT_IN = [info for info in registry.methods().values() if info.origin == "buil
 
 @pytest.mark.parametrize("info", BUILT_IN, ids=lambda info: info.name)
 def test_a_built_in_method_has_a_formula_and_says_what_its_symbols_are(info: MethodInfo) -> None:
-    *formulas, symbols = info.formula.split("\n\n")
-    named = [re.split(r" {2,}", line, maxsplit=1) for line in re.sub(r"\n +", " ", symbols).splitlines()]
-    assert formulas and re.match(r"(S|\\text\{score\})\(x\) = ", formulas[0])
-    for latex in (*formulas, *(symbol for symbol, _ in named)):
+    assert info.symbols and re.match(r"(S|\\text\{score\})\(x\) = ", info.formulas[0])
+    for latex in (*info.formulas, *info.symbols):
         depth = list(itertools.accumulate({"{": 1, "}": -1}.get(char, 0) for char in re.sub(r"\\[{}]", "", latex)))
         assert not depth or (min(depth) >= 0 and depth[-1] == 0), latex
         assert "$" not in latex and latex.isascii()
-    for name in re.findall(r"`(\w+)`", symbols):  # hyper-parameters, and pages of other methods
+    for name in re.findall(r"`(\w+)`", " ".join(info.symbols.values())):  # hyper-parameters, and pages of other methods
         assert name in info.defaults() or name in registry.methods(), name
 
 
@@ -107,6 +106,8 @@ def test_a_formula_is_the_class_s_own(tmp_path: Path, line: str, formula: str, p
     known = registry.methods([plugin(tmp_path, body)])
     info = known["mine"]
     assert (info.formula, info.problem) == (formula, problem)
+    assert info.formulas == ((formula.partition("\n")[0],) if formula else ())
+    assert info.symbols == ({"p": "a probability"} if "\n" in formula else {})
     assert ("formula" in info.defaults()) == line.startswith("formula: str")
     plugin(tmp_path, "from .mine import Mine\n\n\nclass Other(Mine):\n    pass\n", name="other.py")
     assert registry.methods([tmp_path / "other.py"])["other"].formula == "", "another score may be another formula"

@@ -24,7 +24,7 @@ from oodbench.report.figures.options import parse_width
 from oodbench.report.figures.write import results_of
 from oodbench.report.tables.grouping import from_folder
 from tests.report import stream_rows, test_shots
-from tests.report.test_figures import lay, scores_of, toy
+from tests.report.test_figures import HOSTILE, lay, scores_of, toy
 
 DPI = 150
 
@@ -80,13 +80,13 @@ def media_box(pdf: bytes) -> list[float]:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six methods on five OOD sets, two with values of a hyper-parameter, and long names."""
+    """Six methods on five OOD sets, one with values of a hyper-parameter, with long names and unusual letters."""
     folder = tmp_path_factory.mktemp("results")
     names = ["sun", "dtd", "inaturalist-with-a-long-name", "places", "openimage-o"]
     for i in range(6):
         scores = scores_of(i, 120, names)
         changes: dict[str, Any] = {"parameters": {"k": 10.0**i}, "title": "A method with a very long name"}
-        lay(folder, f"m{i}", scores, **({"title": f"Method {i}"} if i < 4 else changes))
+        lay(folder, f"m{i}", scores, **({"title": f"Method {i}" if i else HOSTILE} if i < 4 else changes))
         if i == 5:
             lay(folder, f"m{i}", scores_of(8, 120, names), **changes | {"parameters": {"k": 3.0}, "label": "m5[k=3]"})
     return folder
@@ -112,7 +112,7 @@ def test_figures_have_their_width_and_legible_text(kind: str, results: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [2.0, 3.25, 5.0, 6.875])
+@pytest.mark.parametrize("width", [2.0, 6.875])
 def test_many_methods_and_sets_at_any_width(width: float, results: Path, tmp_path: Path) -> None:
     for i in range(25):
         scores = scores_of(i % 7, 60, [f"set{j}" for j in range(6)])

@@ -235,6 +235,37 @@ def test_settings_and_streams_have_scopes_of_their_own(tmp_path: Path) -> None:
     assert found["MCM"]["scope"] == "precision fp32" and found["MSP"]["scope"] == "precision bf16"
 
 
+def test_published_rows_are_ranked_with_measured_ones_of_their_encoder(tmp_path: Path) -> None:
+    names = ("inaturalist", "sun", "places", "textures")
+    ood = tuple(dataclasses.replace(row().ood[0], dataset=name) for name in names)
+    own = {"benchmark": "mos", "ood": ood}
+    save(tmp_path / "results" / "a.json", row("mcm", run={**row().run, "precision": "bf16", "limit": 9}, **own))
+    save(tmp_path / "results" / "b.json", row("mcm", **own))
+    published = [
+        quoted("a", architecture="ViT-B-16", weights="openai"),
+        quoted("b", architecture="ViT-B-16"),
+        quoted("c", architecture="ViT-B-16", weights="openai", access={"stream": True}),
+    ]
+    found = board(tmp_path / "site", tmp_path / "results", published=published)["rows"]
+    here, *_ = (one["scope"] for one in found if one["evidence"] == "measured" and "unranked" not in one)
+    openai, unstated, adapts = (one for one in found if one["evidence"].startswith("quoted"))
+    assert openai["scope"] == here and "scope" not in unstated and adapts["scope"] != here
+    assert unstated["encoder"] == "ViT-B-16 (weights not stated)" != openai["encoder"]
+
+
+def test_other_json_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save(tmp_path / "results" / "a.json", row())
+    for name, text in (("speed", '{"seconds": 1}'), ("list", "[1]")):
+        (tmp_path / "results" / f"{name}.json").write_text(text)
+    (tmp_path / "results" / "torn.json").write_text('{"digest":')
+    found = collect([tmp_path / "results"])
+    assert len(found.results) == 1 and next(iter(found.unreadable.values())).startswith("torn.json is not JSON")
+    assert sorted(message.split("/")[-1] for message in caplog.messages) == [
+        "list.json is JSON, but no result: skipped",
+        "speed.json is JSON, but no result: skipped",
+    ]
+
+
 def test_a_submission_states_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = submit(Path("submissions"), row(), "ann", paper="2211.13445")

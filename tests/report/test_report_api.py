@@ -185,6 +185,10 @@ def test_figures_are_drawn_one_by_one(folder: Path) -> None:
     assert next(found.figures("overview")).kind == "overview"
     with pytest.raises(UserError, match="no figure 'rock'; did you mean 'roc'"):
         next(found.figures("rock"))
+    with pytest.raises(UserError, match="--width 'colunm' is no width"):
+        next(found.figures("roc", width="colunm"))
+    several = oodbench.report(folder, id="toy", methods="m3").figures(["encoders"], width=3.25)
+    assert [plot.kind for plot in several] == ["encoders"]
 
 
 def test_the_options_are_those_of_the_command() -> None:

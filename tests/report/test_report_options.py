@@ -256,3 +256,12 @@ def test_long_and_wide_records_and_the_frame_of_a_run_agree(tmp_path: Path) -> N
     ran = frame([near])
     sets = long[long.set.isin(["a", "b"])]
     assert list(sets.value) == list(ran[ran.ood != ""].value) and list(sets.group) == list(ran[ran.ood != ""].group)
+
+
+def test_lines_of_a_transposed_table_name_near_and_far() -> None:
+    grouped = dataclasses.replace(
+        EVERY[0], ood=tuple(ood(name, 0.5, group=g) for name, g in (("a", "near"), ("b", "far")))
+    )
+    (table,) = report.tables([grouped], TableOptions(metrics=("auroc",)))
+    sections = [line.section for line in report.transposed(table).lines]
+    assert sections == ["Near OOD: A", "Far OOD: B", "Average"]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import oodbench.report as report
+from oodbench import api
 from oodbench.tracking import Tracker, default_uri, fields, send
 from oodbench.tracking.connection import quiet_mlflow
 from oodbench.tracking.reader import collect
@@ -57,6 +59,18 @@ def test_best_and_median_of_a_run() -> None:
         key: pytest.approx(values) for key, values in shown.items()
     }
     assert {key for key in fields.best_and_median(rows[-1:])} == {"best/id_accuracy", "median/id_accuracy"}
+
+
+def test_a_page_that_is_too_large_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [row("mcm"), row("energy")]
+    tables = report.tables(rows)
+    ((name, page),) = api.Attachments(tmp_path)._page(tables, rows)
+    assert name == "table.html" and b"<!doctype html>" in page.lower() and b"MCM" in page and b"<img" not in page
+    monkeypatch.setattr(api, "LARGEST_PAGE", len(page) - 1)
+    assert not [*api.Attachments(tmp_path)._page(tables, rows)]
+    assert "MLflow gets no page of 2 results" in caplog.text
 
 
 def test_names_of_runs_tell_streams_apart() -> None:

@@ -87,7 +87,8 @@ def _range(sets: Sequence[Floats]) -> tuple[float, float]:
 def _page(figure_data: FigureData, found: Sequence[ScaledScores], edges: Floats, number: int) -> Plot:
     model = found[0].one.result
     title = "Scores of ID and OOD images" + (f" ({number})" if number else "")
-    layout = FigureLayout((2.2, 1.2), columns=4, gap=(0.2, 0.5), left=0.35, head=0.45)
+    even = -(-len(found) // -(-len(found) // 4))  # rows of nearly equal length
+    layout = FigureLayout((2.2, 1.2), columns=even, gap=(0.2, 0.5), left=0.35, head=0.45)
     if figure_data.width:
         layout = layout.fitted(len(found), figure_data.width, 1.2, gap=(0.12, 0.48), right=0.08, left=0.25, head=0.32)
     sets = {s.dataset: _looks(i) for i, s in enumerate(figure_data.sets)}

@@ -140,7 +140,9 @@ def draw_entry(where: Axes, at: tuple[float, float], entry: Entry, wide: float) 
     (x, y), (name, looks) = at, entry
     middle = looks.get("linestyle") == "none"
     where.plot([x + 0.12] if middle else [x, x + 0.24], [y] if middle else [y, y], **{"markersize": 2.4, **looks})
-    add_text(where, (x + 0.29, y), shortened(name, wide - _SAMPLE, _SMALL), fontsize=_SMALL, va="center_baseline")
+    add_text(
+        where, (x + 0.29, y), shortened(name, 0.97 * (wide - _SAMPLE), _SMALL), fontsize=_SMALL, va="center_baseline"
+    )
 
 
 def add_key(panel: Axes, entries: Sequence[Entry], size: tuple[float, float], key: float) -> None:

@@ -242,7 +242,7 @@ def _page(
     cell = (wide - 2 * _MARGIN + _GAP) / count - _GAP if wide else _CELL
     across = count * (cell + _GAP) - _GAP
     above = [_above(strip, across) for strip in strips]
-    head = 0.13 + _PITCH * max(map(len, above))
+    head = (0.2 if wide else 0.25) + _PITCH * max(map(len, above))
     sides = (
         {"left": _MARGIN, "right": _MARGIN, "bottom": 0.04} if wide else {"left": 0.15, "right": 0.19, "bottom": 0.12}
     )
@@ -296,6 +296,6 @@ def _strip(panel: Axes, strip: ImageStrip, subtitle: Sequence[str], cell: float)
             panel.plot(*edges, color=WRONG, linewidth=1.6, solid_joinstyle="miter", clip_on=False, gid="wrong")
         for line, text in enumerate(image.lines):
             looks = {"color": "black" if line < len(image.lines) - 2 else GREY, "va": "center", "fontsize": SMALLEST}
-            shown = shortened(text, cell + _GAP - 0.06, SMALLEST)
+            shown = shortened(text, cell + (_GAP - 0.06 if place < len(strip.images) - 1 else 0.02), SMALLEST)
             add_text(panel, (left, cell + 0.03 + (line + 0.5) * _PITCH), shown, **looks)
     panel.set(xlim=(0, across), ylim=(high, 0))

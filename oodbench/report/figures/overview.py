@@ -167,6 +167,8 @@ def _figure(
     size = SIZE - 0.5 if len(names) <= 20 and not wide else SMALLEST
     shown = [shortened(name, 1.5, size) for name in names]
     sizes = [(72 * width(name, size) + 2, size * 1.25) for name in shown]
+    if strict and any(width(name, size) > 1.5 for name in names):
+        return None  # a shortened name may say too little
     if strict and sum(x * y for x, y in sizes) > _FULL * 72**2 * math.prod(layout.panel):
         return None
     columns = layout.columns_of(len(panels))

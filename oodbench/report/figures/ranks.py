@@ -55,7 +55,7 @@ def draw(figure_data: FigureData, _: Path | None = None) -> Iterator[Plot]:
         )
         figure, (panel,) = new_figure(figure_data.above("Rank correlation"), 1, layout)
         panel.set_xlim(-0.5, across / cell - 0.5)
-        _map(panel, grid, names, (across, side))
+        _map(panel, grid, names, (across, side), size)
     n = shown[0].result.id.n + sum(s.n for s in figure_data.sets)
     sentences = [
         f"Spearman's rank correlation between the methods' scores over all {n:,} ID and OOD images "
@@ -103,8 +103,8 @@ def _numbered(cell: float) -> bool:
     return cell >= width("-0.00", SMALLEST)
 
 
-def _map(panel: Axes, grid: Floats, names: list[str], size: tuple[float, float]) -> None:
-    """Draw the cells, and the bar of their colours, in a panel of a size in inches."""
+def _map(panel: Axes, grid: Floats, names: list[str], size: tuple[float, float], points: float) -> None:
+    """Draw the cells, and the bar of their colours, in a panel of a size in inches; names have some points."""
     (wide, side), count = size, len(names)
     cell = side / count
     low = 0.0 if np.isnan(grid).all() else min(0.9, float(np.floor(10 * np.nanmin(grid)) / 10))
@@ -116,7 +116,6 @@ def _map(panel: Axes, grid: Floats, names: list[str], size: tuple[float, float])
     )
     panel.set_ylim(count - 0.5, -0.5)
     panel.axis("off")
-    points = SIZE if cell >= 0.34 else SMALLEST
     for i, name in enumerate(names):
         add_text(panel, (-0.65, i), name, fontsize=points, ha="right", va="center_baseline")
         add_text(panel, (i, count - 0.35), name, fontsize=points, ha="center", va="top", rotation=90)
@@ -124,7 +123,7 @@ def _map(panel: Axes, grid: Floats, names: list[str], size: tuple[float, float])
             value = grid[i, j]
             light = np.isnan(value) or (value - low) / (1 - low) > 0.55
             text = "–" if np.isnan(value) else f"{value:.2f}"
-            looks = {"fontsize": SIZE - 0.5 if cell >= 0.34 else SMALLEST, "color": "black" if light else "white"}
+            looks = {"fontsize": max(points - 0.5, SMALLEST), "color": "black" if light else "white"}
             add_text(panel, (j, i), text, **looks, ha="center", va="center")
     bar = panel.inset_axes(((side + 0.12) / wide, max(0, 1 - 1.6 / side), _BAR / wide, min(1, 1.6 / side)))
     bar.imshow(colours(np.linspace(1, 0, 128))[:, None], extent=(0, 1, low, 1), aspect="auto", interpolation="none")

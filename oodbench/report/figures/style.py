@@ -25,10 +25,10 @@ def printable_text(text: str) -> str:
 
 
 def width(text: str, points: float) -> float:
-    """Return the width in inches of text in a font size."""
+    """Return the width in inches of text in a font size, with escapes as it is drawn."""
     font = _font()
     font.set_size(_LARGE, 72)  # small letters are rounded to pixels
-    font.set_text(text, 0.0)
+    font.set_text(printable_text(text), 0.0)
     return float(font.get_width_height()[0]) / 64 / 72 * points / _LARGE
 
 

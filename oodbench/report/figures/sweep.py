@@ -105,7 +105,7 @@ def _page(figure_data: FigureData, metric: str, found: Sequence[Sweep], number: 
     layout = FigureLayout((_WIDE, _HIGH), columns=3, gap=(0.45, 0.62), right=_KEY + 0.25, head=0.3)
     wide = figure_data.width
     if wide:
-        layout = layout.fitted(len(found), wide, 1.05, gap=(0.4, 0.55), right=0.1, head=0.2)
+        layout = layout.fitted(len(found), wide, 1.0, gap=(0.4, 0.55), right=0.2, head=0.2)
     lines: dict[str, tuple[Sequence[SetRow], dict[str, Any]]] = {
         one.title: ((one,), line_style(i) | {"linewidth": 0.9}) for i, one in enumerate(figure_data.sets)
     }
@@ -163,7 +163,7 @@ def _frame(panel: Axes, sweep: Sweep, wide: float) -> None:
         panel.set_xscale("log")
         panel.xaxis.set_minor_formatter(NullFormatter())
     places = [math.log(value) for value in values] if _is_logarithmic(values) else values
-    texts = [f"{value:g}" for value in values]
+    texts = [f"{value:.4g}" for value in values]
     kept = spaced(places, texts, 0.85 * wide)
     panel.xaxis.set_major_locator(FixedLocator([values[i] for i in kept]))
     panel.set_xticks([values[i] for i in kept], [texts[i] for i in kept])

@@ -6,8 +6,8 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, replace
+from itertools import groupby, product
 
 from oodbench.report.formats.latex_text import escape, remark
 from oodbench.report.tables.table import EXCEEDS, Cell, Column, Table, TableLine, panels
@@ -33,25 +33,23 @@ def unique(labels: Sequence[str]) -> list[str]:
     return out
 
 
-def latex(table: Table, *, caption: str = "full", label: str = "") -> str:
+def latex(table: Table, *, caption: str = "full", label: str = "", even: bool = False) -> str:
     r"""Return a `table*` for the packages of its first comment; tables wider than a page are cut into panels.
 
     caption  "full", or "short": one line, with the full one and the notes as comments
     label    the argument of `\label`, "" for none
+    even     panels are as equal as possible, instead of divided between near and far
     """
     longest = max(len(line.name) + 3 * len(line.cites) for line in table.lines) * _LETTER
     widths = [_width(table, b) for b in range(len(table.column_groups))]
-    cuts = panels(table.column_groups, widths, _PAGE - min(longest, _NAME))
+    cuts = panels(table.column_groups, widths, _PAGE - min(longest, _NAME), even=even)
     first = f"p{{{_NAME:g}pt}}" if longest > _NAME else "l"
     said = described(table, caption, label)
     style = [r"\centering", r"\footnotesize", r"\setlength{\tabcolsep}{2.5pt}"]
     out = [*said.comments, r"\begin{table*}[tbp]", style[0], *said.caption, *style[1:]]
-    height = len(said.caption[1]) / 8  # points: 96 letters a line of 12
-    tall = sum(10 * math.ceil((len(line.name) + 3 * len(line.cites)) * _LETTER / _NAME) for line in table.lines) + 70
-    tall += 14 * (
-        len({(line.encoder, line.section) for line in table.lines}) + len({x.encoder for x in table.lines}) - 2
-    )
-    for i, cut in enumerate(cuts):
+    height = above = len(said.caption[1]) / 8  # points: 96 letters a line of 12
+    for i, (part, cut) in enumerate(product(_pages(table, _HEIGHT - min(above, _HEIGHT / 2)), cuts)):
+        tall = _tall(part.lines)
         height += tall
         if i and height > _HEIGHT:  # what does not fit on a page is not printed
             out += [r"\end{table*}", r"\begin{table*}[tbp]", *style]
@@ -59,9 +57,26 @@ def latex(table: Table, *, caption: str = "full", label: str = "") -> str:
         elif i:
             out += [r"\par\medskip"]
         # The box centres a table that is wider than the text instead of pushing it over the right edge.
-        out += [r"\makebox[\textwidth][c]{%", *tabular(table, cut, first, between=_BETWEEN), "}"]
+        out += [r"\makebox[\textwidth][c]{%", *tabular(part, cut, first, between=_BETWEEN), "}"]
     text = "\n".join([*out, *said.notes, r"\end{table*}"]) + "\n"
     return with_remark(text)
+
+
+def _tall(lines: Sequence[TableLine]) -> float:
+    """Return the height of a panel in points."""
+    rows = sum(math.ceil((len(line.name) + 3 * len(line.cites)) * _LETTER / _NAME) for line in lines)
+    headings = len({(line.encoder, line.section) for line in lines}) + len({line.encoder for line in lines}) - 2
+    return 10 * rows + 14 * headings + 70
+
+
+def _pages(table: Table, height: float) -> list[Table]:
+    """Divide a table into parts that are no taller than a page."""
+    parts: list[list[TableLine]] = [[]]
+    for line in table.lines:
+        if parts[-1] and _tall([*parts[-1], line]) > height:
+            parts.append([])
+        parts[-1].append(line)
+    return [replace(table, lines=tuple(part)) for part in parts]
 
 
 def with_remark(text: str) -> str:

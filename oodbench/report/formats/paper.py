@@ -113,14 +113,11 @@ def _as_one(tables: Sequence[Table]) -> Table:
     headings = [", ".join(filter(None, (table.encoder if several else "", table.compared))) for table in tables]
 
     def texts(name: str) -> tuple[str, ...]:
-        """Return the sentences of all tables once, those that some lack after the table's heading."""
+        """Return the sentences that all tables have, and then those that some lack after the table's heading."""
         every = [getattr(table, name) for table in tables]
-        found = [
-            text if all(text in other for other in every) else f"{heading}: {text}"
-            for heading, sentences in zip(headings, every, strict=True)
-            for text in sentences
-        ]
-        return tuple(dict.fromkeys(found))
+        common = [text for text in every[0] if all(text in other for other in every)]
+        named = zip(headings, every, strict=True)
+        return (*common, *(f"{heading}: {x}" for heading, found in named for x in found if x not in common))
 
     return replace(
         first,
@@ -151,8 +148,8 @@ def _float(table: Table, caption: str, label: str) -> str:
             "metrics with --metrics, --decimals 1, or shorter names with --rename",
             table.title,
         )
-        reason = f"% Panels: the table is wider than {PAGE:g}pt at \\scriptsize.\n"
-        return reason + latex(_prepared(table), caption=caption, label=label)
+        reason = f"\n% Panels: the table is wider than {PAGE:g}pt at \\scriptsize.\n"
+        return latex(_prepared(table), caption=caption, label=label, even=True).replace("\n", reason, 1)
     chosen, shown = found
     said = described(shown, caption, label)
     dropped = ["% Without Seconds, to fit."] if _seconds(table) and not _seconds(shown) else []
@@ -182,9 +179,10 @@ def layout(table: Table) -> tuple[Layout, Table] | None:
         for candidate in (table, shown) if number % (2 * len(_STEPS)) == 0 else (shown,):
             if _width(candidate, one) <= one.width:
                 return one, candidate
-    last = LAYOUTS[-1]
-    room = last.width - _numbers(_shortened(without), last)
-    return (replace(last, names=int(room - 2 * last.space)), _shortened(without)) if room >= _NARROWEST else None
+    last, shown = LAYOUTS[-1], _shortened(without)
+    room = int(last.width - _numbers(shown, last) - 2 * last.space)
+    word = max((width(word, last.size) for line in table.lines for word in line.name.split()), default=0)
+    return (replace(last, names=room), shown) if room >= max(word, _NARROWEST) else None
 
 
 def _prepared(table: Table) -> Table:

@@ -71,13 +71,19 @@ class Records:
     def add(self, line: TableLine) -> str:
         """Add the provenance of a line and return its address, or "" for a line without any (a difference)."""
         if line.result is None:
-            return self._quote(str(line.facts["quote"])) if "quote" in line.facts else ""
+            return self.add_quote(quotes()[str(line.facts["quote"])]) if "quote" in line.facts else ""
         addresses = [self._row(row) for row in line.results]
         if len(addresses) == 1:
             return addresses[0]
         address = f"seeds-{line.result.digest[:12]}"
         known = {"title": line.name, "rows": addresses}
         self._keep(address, line.name, known)
+        return address
+
+    def add_quote(self, one: Quote) -> str:
+        """Add a published result and return its address."""
+        address = f"quote-{slug(one.key)}"
+        self._keep(address, one.name, _quoted(one))
         return address
 
     def _keep(self, address: str, title: str, known: dict[str, Any]) -> None:
@@ -88,11 +94,6 @@ class Records:
     def _numbers(self) -> dict[str, str]:
         shared = [text for text, uses in self._uses.items() if uses > 1]
         return {text: f"part-{number}" for number, text in enumerate(shared, 1)}
-
-    def _quote(self, name: str) -> str:
-        one, address = quotes()[name], f"quote-{slug(name)}"
-        self._keep(address, one.name, _quoted(one))
-        return address
 
     def _row(self, row: Result) -> str:
         address = f"row-{row.digest[:12]}"

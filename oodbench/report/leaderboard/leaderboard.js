@@ -284,7 +284,7 @@
     made.title = board.evidence[evidence];
     return made;
   }
-  function heading(text, key, first, name = "", set = "") {
+  function heading(text, key, first, name, set = "") {
     const th = element("th", "", name);
     th.scope = "col";
     if (key) {
@@ -298,9 +298,9 @@
   }
   function showHead() {
     const head = element("thead"), sets = element("tr", "", "blocks"), metrics = element("tr", "", "metrics");
-    const gap = () => element("td");
-    sets.append(gap(), gap(), gap());
-    metrics.append(heading("Method", "name", "ascending"), heading("#", "", "", "number"), heading("Evidence", "evidence", "ascending"));
+    sets.append(...["", "", "evidence"].map((name) => element("td", "", name)));
+    metrics.append(heading("Method", "name", "ascending", ""), heading("#", "", "", "number"),
+      heading("Evidence", "evidence", "ascending", "evidence"));
     for (const one of table.heads) {
       const th = element("th", one.title);
       th.scope = "colgroup";
@@ -347,6 +347,7 @@
       a.textContent = line.row.name;
       name.append(a);
       if (line.row.by) name.append(element("small", line.row.by));
+      name.append(element("small", line.row.evidence, "narrow"));
       if (line.row.unranked) name.append(element("small", line.row.unranked, "why"));
       evidence.append(badge(line.row.evidence));
       tr.append(name, element("td", String(line.rank), "number"), evidence, ...line.cells.map(showCell));

@@ -70,7 +70,7 @@ def measured(collected: Iterable[CollectedResult], records: Records, repository:
     out: list[BoardRow] = []
     for comparable in group(ordered([one.result for one in by_digest.values()])):
         for prompts in by_prompts(comparable.results):
-            out += _rows(comparable, prompts, by_digest, lambda line: records.add(line), repository)
+            out += _rows(comparable, prompts, by_digest, records.add, repository)
     return out
 
 
@@ -180,7 +180,7 @@ def published(quotes: Sequence[Quote], records: Records, rows: Sequence[BoardRow
     out = []
     for same in agreeing(quotes):
         first = same[0]
-        addresses = tuple(records.add(TableLine(q.name, (), None, facts={"quote": q.key})) for q in same)
+        addresses = tuple(records.add_quote(one) for one in same)
         encoder = encoder_of(first)
         stream = f"protocol of the source, order {first.order}" if first.card.stream else ""
         values = {name: {m: v.value for m, v in found.items() if m in METRICS} for name, found in first.cells.items()}

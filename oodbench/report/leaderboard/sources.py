@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from oodbench.errors import UserError, raise_all
+from oodbench.errors import UserError, printable, raise_all
 from oodbench.report.leaderboard.evidence import FAILED, IMPORTED, MEASURED, VERIFIED
 from oodbench.report.submission import FILE, Submission, read_submission
 from oodbench.report.tables.access import access_problem
 from oodbench.report.verify import verify
 from oodbench.results import Result, read, row_files
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ def collect(folders: Sequence[Path], output: Path | None = None) -> CollectedRes
     unreadable: dict[str, str] = {}
     for folder in folders:
         paths = [path for path in row_files(folder) if not (output and path.resolve().is_relative_to(output))]
+        paths = [path for path in paths if _may_be_result(path)]
         if not paths:
             raise UserError(f"{folder} holds no results; make some with: oodbench run --results {_quoted(folder)}")
         for path in paths:
@@ -88,6 +93,18 @@ def collect(folders: Sequence[Path], output: Path | None = None) -> CollectedRes
 def _inside(text: str, folder: Path) -> str:
     """Return a text with paths as seen from a folder: the page shows no paths of the machine that built it."""
     return text.replace(f"{folder}/", "").replace(f"{folder.resolve()}/", "")
+
+
+def _may_be_result(path: Path) -> bool:
+    """Return whether a file is a result, perhaps a damaged one; JSON of another kind is logged and left out."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return True
+    known = isinstance(found, dict) and "digest" in found
+    if not known:
+        log.warning("%s is JSON, but no result: skipped", printable(str(path)))
+    return known
 
 
 def _problem(folder: Path) -> str:

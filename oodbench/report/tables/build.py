@@ -220,7 +220,7 @@ def _brief(
         yield f"{'; '.join(differences)}."
     shown = [s for s in model.ood if not options.sets or s.dataset in options.sets]
     if len(shown) < len(model.ood):
-        yield f"{len(shown)} of {len(model.ood)} OOD sets."
+        yield f"Shown: {len(shown)} of {len(model.ood)} OOD sets."
     if any(len(line.results) > 1 for line in lines):
         yield f"±: standard deviation over {'stream ' if model.stream else ''}seeds."
     elif options.intervals and not model.stream:

@@ -192,11 +192,15 @@ def _make_printable(instance: object, *names: str) -> None:
         object.__setattr__(instance, name, printable(getattr(instance, name)))
 
 
-def panels(column_groups: Sequence[ColumnGroup], widths: Sequence[float], limit: float) -> list[list[int]]:
+def panels(
+    column_groups: Sequence[ColumnGroup], widths: Sequence[float], limit: float, *, even: bool = False
+) -> list[list[int]]:
     """Divide column groups (by position) into panels that are no wider than the limit, unless a single group is.
 
-    The cuts are between near and far where that fits.
+    The cuts are between near and far where that fits, or where they make `even` panels.
     """
+    if even:
+        return _cut(range(len(column_groups)), widths, limit)
     segments = [
         list(positions) for _, positions in groupby(range(len(column_groups)), key=lambda i: column_groups[i].group)
     ]
@@ -234,11 +238,12 @@ ARROWS = {1: " ↑", -1: " ↓", 0: ""}
 
 
 def transposed(table: Table) -> Table:
-    """Return the table with a line for each column, under the title of its set; sections become groups."""
+    """Return the table with a line for each column, under near or far and its set; sections become groups."""
     groups = tuple(ColumnGroup(line.section, (Column(line.name),), line.section) for line in table.lines)
     lines = []
     for g, group in enumerate(table.column_groups):
-        section = " ".join(filter(None, (group.title, f"({group.partial})" if group.partial else "")))
+        title = ": ".join(filter(None, (table.heading(group.group) if group.mean is None else "", group.title)))
+        section = " ".join(filter(None, (title, f"({group.partial})" if group.partial else "")))
         for c, column in enumerate(group.columns):
             cells = tuple((line.cells[g][c],) for line in table.lines)
             lines.append(TableLine(f"{column.title}{ARROWS[column.better]}", cells, None, section))
