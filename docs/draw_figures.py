@@ -22,7 +22,7 @@ RESULTS = ROOT / "results/reference/glyphs"
 IMAGES = ROOT / "docs/images"
 SHOWN = {"overview": "", "roc": "", "densities": "", "histogram": "maxlogit", "ranks": "", "mistakes": "maxlogit"}
 DPI = 140
-WINDOW = (1240, 960)  # pixels of the picture of the HTML page
+WINDOW = (1300, 1000)  # pixels of the picture of the HTML page
 SIZE = 150_000  # bytes of the largest file
 
 
