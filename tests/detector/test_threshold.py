@@ -131,7 +131,7 @@ def test_the_fraction_is_exact_on_average_over_exchangeable_images(
 
 def test_too_few_images_and_ties_give_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     assert threshold.threshold(np.array([3.0, 1.0, 2.0]), 0.95) == 1
-    assert "lowest score of 3 ID images, which keeps 75.0 % of new ID images on average" in caplog.text
+    assert "lowest score of 3 ID images, which accepts 75.0 % of new ID images on average" in caplog.text
     assert "instead of 95 %, which takes at least 19 images" in caplog.text
     caplog.clear()
     assert threshold.threshold(np.arange(30.0), 1.0) == 0 and threshold.min_images(1.0) is None
