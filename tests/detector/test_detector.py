@@ -188,9 +188,9 @@ GREY = np.zeros((8, 8), np.uint8)
 @pytest.mark.parametrize(
     ("images", "said"),
     [
-        ("", "'' is no path"),
-        ([""], "'' is no path"),
-        ("a\0b", r"'a\\x00b' is no path"),
+        ("", "'' is not the path"),
+        ([""], "'' is not the path"),
+        ("a\0b", r"'a\\x00b' is not the path"),
         ("x" * 5000, "cannot be read: File name too long"),
         (["x" * 5000], "cannot be read: File name too long"),
         (b"photo.png", "image 0 is a bytes"),
