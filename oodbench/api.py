@@ -107,7 +107,7 @@ def run(plan: Plan, watch: Watch | None = None) -> RunOutcome:
 
 
 def plugin_problems(plans: Sequence[Plan]) -> list[str]:
-    """Return what is wrong with the user's own methods in a toy world, those whose scores are stored left out.
+    """Return the problems of the user's own methods on the toy dataset, without those whose scores are stored.
 
     It takes a second, before the images of a run are encoded.
     """

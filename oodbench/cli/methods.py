@@ -99,7 +99,7 @@ def check(
 ) -> None:
     """Run the contract tests on a method of your own: FILE.py, or a NAME, perhaps with [parameter=value].
 
-    The method runs in a toy world of 1,024 calibration images; a StreamMethod has streams of 192. Exit code 1 if it
+    The method runs on a toy dataset of 1,024 calibration images; a StreamMethod has streams of 192. Exit code 1 if it
     fails one test.
     """
     configure_logging(verbose)

@@ -138,7 +138,7 @@ def test_a_method_calibrates_on_images_of_its_own(place: Path, tmp_path: Path) -
     assert list(table(bare.stdout)) == ["image", "score", "class"]
     assert (table(bare.stdout)["score"] == table(both.stdout)["score"]).all()
     same = call(place, *usual, "--calibration", "photos", "--threshold-from", "photos")
-    assert same.exit_code == 2 and "react learns from 60 of the 60 images that are to set" in same.stderr
+    assert same.exit_code == 2 and "react is fitted on 60 of the 60 images for" in same.stderr
     few = call(place, *usual, "--threshold-from", "photos/id-train-001.png")
     assert few.exit_code == 2 and "there is only one (" in few.stderr
 

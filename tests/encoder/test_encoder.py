@@ -536,9 +536,7 @@ def test_weights_overwritten_with_the_same_size_and_time_are_others(state: State
     assert second.card.weights != first.card.weights and second.card.scale == pytest.approx(2.71828, rel=1e-4)
 
 
-def test_strict_trusts_no_digest_that_is_remembered(
-    state: State, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_strict_ignores_stored_digests(state: State, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file system that keeps no change times, or a clock that was turned back."""
     import oodbench.encoder.resolve as module
 

@@ -485,7 +485,7 @@ def test_a_method_of_ones_own_keeps_the_contract(tmp_path: Path, cli: Cli) -> No
     done = submit("2", "1")
     assert done.returncode == 2 and "mine.py is not the source that its result was computed with" in done.stderr
     done = submit("-1", "-1")
-    assert done.returncode == 2 and "mine breaks the contract: tells id from ood" in done.stderr
+    assert done.returncode == 2 and "mine breaks the contract: ranks id above ood" in done.stderr
     assert not (tmp_path / "submissions").exists()
     done = submit("1", "1")
     assert (done.returncode, done.stdout) == (0, "submissions/jane/glyphs/glyphs/mine\n")
