@@ -156,7 +156,7 @@ def test_a_shared_store_is_read_and_written(place: Path, tmp_path: Path) -> None
     image = ("explain", "--methods", "mcm", "--shared", there, "--store", str(tmp_path / "c"), "new/letters-000.png")
     assert call(place, *image).exit_code == 0 and list((tmp_path / "c/text").glob("*/*/.shared-*"))
     wrong = call(place, *usual[:-1], "nowhere")
-    assert wrong.exit_code == 2 and "nowhere is no URL" in wrong.stderr
+    assert wrong.exit_code == 2 and "nowhere is not a URL" in wrong.stderr
 
 
 @pytest.mark.parametrize(

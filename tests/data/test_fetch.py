@@ -139,7 +139,7 @@ def test_an_invalid_length_is_a_one_line_error(server: FileServer, tmp_path: Pat
     if not length:
         assert fetch(server, tmp_path).read_bytes() == CONTENT
         return
-    with pytest.raises(UserError, match="gave up on .*Content-Length is no number"):
+    with pytest.raises(UserError, match="gave up on .*Content-Length is not a number"):
         fetch(server, tmp_path)
 
 
@@ -162,7 +162,7 @@ def test_a_full_disk_is_not_retried(server: FileServer, tmp_path: Path, monkeypa
         write(file, block)
 
     monkeypatch.setattr(downloading, "_write", full)
-    with pytest.raises(UserError, match=r"cannot write .*No space left on device; what was received is kept"):
+    with pytest.raises(UserError, match=r"cannot write .*No space left on device; the bytes received are kept"):
         fetch(server, tmp_path)
     assert len(server.asked) == 1 and not (tmp_path / "a.bin").exists()
     monkeypatch.setattr(downloading, "_write", write)
@@ -222,20 +222,20 @@ SYMBOLIC, HARD = tarfile.SYMTYPE, tarfile.LNKTYPE
 @pytest.mark.parametrize(
     ("members", "kind", "told"),
     [
-        ([("../x", b"1", "")], b"", "leads out of the folder"),
-        ([("a/../../x", b"1", "")], b"", "leads out of the folder"),
-        ([("/tmp/x", b"1", "")], b"", "leads out of the folder"),
-        ([("..\\x", b"1", "")], b"", "leads out of the folder"),
-        ([("a", b"", "../x")], SYMBOLIC, "leads out of the folder, to '../x'"),
-        ([("a", b"", "/etc/passwd")], SYMBOLIC, "leads out of the folder, to '/etc/passwd'"),
-        ([("a", b"", "../x")], HARD, "leads out of the folder, to '../x'"),
+        ([("../x", b"1", "")], b"", "points outside the folder"),
+        ([("a/../../x", b"1", "")], b"", "points outside the folder"),
+        ([("/tmp/x", b"1", "")], b"", "points outside the folder"),
+        ([("..\\x", b"1", "")], b"", "points outside the folder"),
+        ([("a", b"", "../x")], SYMBOLIC, "points outside the folder, to '../x'"),
+        ([("a", b"", "/etc/passwd")], SYMBOLIC, "points outside the folder, to '/etc/passwd'"),
+        ([("a", b"", "../x")], HARD, "points outside the folder, to '../x'"),
         ([("a", b"", "/etc/passwd")], HARD, "leads out"),
         ([("d/1", b"1", ""), ("a", b"", "d"), ("a/b", b"", "../../x")], SYMBOLIC, "leads out"),
         ([("a", b"", "b"), ("b", b"", "a")], SYMBOLIC, "does not hold"),
         ([("a", b"", "..")], SYMBOLIC, "leads out"),
         ([("a", b"", "..."), ("a/x", b"1", "")], SYMBOLIC, "name of another member"),
-        ([("pipe", b"", "x")], tarfile.FIFOTYPE, "neither file, folder nor link"),
-        ([("disk", b"", "x")], tarfile.BLKTYPE, "neither file, folder nor link"),
+        ([("pipe", b"", "x")], tarfile.FIFOTYPE, "is not a file, a folder or a link"),
+        ([("disk", b"", "x")], tarfile.BLKTYPE, "is not a file, a folder or a link"),
     ],
 )
 def test_archives_that_lead_out_of_the_folder(tmp_path: Path, members: Any, kind: bytes, told: str) -> None:

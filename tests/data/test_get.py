@@ -451,7 +451,7 @@ def test_a_full_disk_says_what_to_do(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("oodbench.storage.archives.shutil.disk_usage", lambda path: usage._replace(free=1000))
     full = get(["imagenet1k"], tmp_path / "data", GetOptions(tmp_path))
-    assert full.exit_code == 1 and "1,000 bytes, which is the bound or what the disk has left" in full.text()
+    assert full.exit_code == 1 and "1,000 bytes, which is the limit or the free disk space" in full.text()
     monkeypatch.setattr("oodbench.storage.archives.shutil.disk_usage", lambda path: usage)
     opened, path_open = 0, Path.open
 
@@ -464,7 +464,7 @@ def test_a_full_disk_says_what_to_do(
 
     monkeypatch.setattr(Path, "open", nearly_full)
     full = get(["imagenet1k"], tmp_path / "data", GetOptions(tmp_path))
-    assert full.exit_code == 1 and "No space left on device; what was unpacked is kept: rerun" in full.text()
+    assert full.exit_code == 1 and "No space left on device; unpacked files are kept: rerun" in full.text()
     monkeypatch.setattr(Path, "open", path_open)
     assert get(["imagenet1k"], tmp_path / "data", GetOptions(tmp_path)).exit_code == 0
 
@@ -626,7 +626,7 @@ def test_google_drive_s_quota(declare: Callable[..., None], tmp_path: Path, monk
     fake_gdown(monkeypatch, refuse)
     declare(drive_set())
     summary = get(["pets"], tmp_path, QUICK)
-    assert summary.exit_code == 1 and "Too many users have viewed it; what was received is kept" in summary.text()
+    assert summary.exit_code == 1 and "Too many users have viewed it; the bytes received are kept" in summary.text()
 
 
 def test_google_drive_without_gdown(

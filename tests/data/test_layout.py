@@ -566,7 +566,7 @@ def test_only_regular_files_are_opened(kind: str, tmp_path: Path) -> None:
         found.reader.read("a/x.png")  # as when it takes the place of an image after the listing
     with pytest.raises(UserError, match="no class list"):
         prompts.class_names(str(odd))
-    with pytest.raises(UserError, match=r"x\.png is no file"):
+    with pytest.raises(UserError, match=r"x\.png is not a file"):
         catalogue.read_dataset(odd)
 
 

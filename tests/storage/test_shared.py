@@ -102,7 +102,7 @@ def test_two_writers_of_different_content_do_not_mix(tmp_path: Path, url: str) -
 
 
 def test_bad_urls_are_reported_first(tmp_path: Path, cli: Cli) -> None:
-    for url, said in (("s3", "is no URL"), ("nowhere://bucket/x", "Protocol not known: nowhere")):
+    for url, said in (("s3", "is not a URL"), ("nowhere://bucket/x", "Protocol not known: nowhere")):
         with pytest.raises(UserError, match=said):
             open_store(tmp_path, url)
     done = cli("run", "--shared", "nowhere://x", "--store", tmp_path / "s", "--results", tmp_path / "o")
@@ -128,7 +128,7 @@ def test_unreachable_stores_are_retried_and_reported(
         write(shared)
     assert len(calls) == 3 and caplog.text.count("trying again") == 2
     broken = True
-    with pytest.raises(UserError, match="does not answer: connection reset.*is kept in"):
+    with pytest.raises(UserError, match="does not answer: connection reset.*are kept in"):
         write(shared, 1)
     assert find(Store(tmp_path / "one"), 1)  # nothing is lost
 

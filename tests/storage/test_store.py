@@ -150,7 +150,7 @@ def test_a_damaged_entry_is_recomputed(store: Store, damage: Any, caplog: pytest
     damage(write(store).path)
     with caplog.at_level(logging.WARNING):
         assert find(store) is None
-    assert "damaged" in caplog.text and "made again" in caplog.text
+    assert "damaged" in caplog.text and "computed again" in caplog.text
     list(store.entries())  # does not fail, either
     folder = store.path("embeddings", store.key("embeddings", {**INPUTS, "number": 0})).stat().st_ino
     write(store)
@@ -237,7 +237,7 @@ def test_an_entry_that_cannot_be_replaced_is_named(store: Store, monkeypatch: py
     monkeypatch.setattr(Path, "replace", refuse)
     with pytest.raises(UserError) as error:
         write(store)
-    assert f"(Permission denied); see to the rights of {entry.path}" in str(error.value) and "gc" not in str(
+    assert f"(Permission denied); check the permissions of {entry.path}" in str(error.value) and "gc" not in str(
         error.value
     )
     assert not leftovers(store)
