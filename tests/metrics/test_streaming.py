@@ -156,7 +156,9 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert "no column 'score', its columns are value" in refusal(lambda: streaming.evaluate_shards([good], [table]))
     table.write_bytes(b"nonsense")
     assert "cannot be read as parquet" in refusal(lambda: streaming.evaluate_shards([good], [table]))
-    assert "there is no such file" in refusal(lambda: streaming.evaluate_shards([good], [tmp_path / "none.npy"]))
+    assert "this score file does not exist" in refusal(
+        lambda: streaming.evaluate_shards([good], [tmp_path / "none.npy"])
+    )
     pd.DataFrame({"score": 2**60 + np.arange(5)}).to_parquet(table)
     assert "has more digits than float64" in refusal(lambda: streaming.evaluate_shards([good], [table]))
     pd.DataFrame({"score": ["1", "2"]}).to_parquet(table)
