@@ -208,10 +208,10 @@ def _cut(source: Path, path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
-@pytest.mark.parametrize("kind", ["cut short", "text", "empty", "picture", "tensor", "no weights"])
+@pytest.mark.parametrize("kind", ["truncated", "text", "empty", "picture", "tensor", "no weights"])
 def test_unreadable_files(kind: str, suffix: str, state: State, folder: Path) -> None:
     path = folder / f"weights.{suffix}"
-    if kind == "cut short":
+    if kind == "truncated":
         torch.save(state, folder / "whole.pt")
         save_file(state, folder / "whole.safetensors")
         _cut(folder / f"whole.{suffix}", path)
@@ -228,8 +228,8 @@ def test_unreadable_files(kind: str, suffix: str, state: State, folder: Path) ->
     message = error_of(f"{folder}/small.json@{path}", folder)
     assert str(path) in message
     expected = {"empty": "is empty", "tensor": "not a dictionary", "no weights": "it has: epoch, model"}
-    expected |= {"text": "is a web page", "cut short": "safetensors" if suffix == "safetensors" else "cut short"}
-    assert expected.get(kind, "cut short, or neither a torch nor a safetensors file") in message
+    expected |= {"text": "is a web page", "truncated": "safetensors" if suffix == "safetensors" else "truncated"}
+    assert expected.get(kind, "truncated, or neither a torch nor a safetensors file") in message
 
 
 def test_the_content_of_a_checkpoint_counts_not_its_name(state: State, folder: Path) -> None:
@@ -252,9 +252,9 @@ def test_files_that_are_no_checkpoint_are_named_for_what_they_are(state: State, 
     path.write_bytes(gzip.compress(b"x" * 1000))
     assert "is compressed; unpack it first" in error_of(spec, folder)
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
-    assert "is a pointer of Git LFS" in error_of(spec, folder)
+    assert "is a Git LFS pointer" in error_of(spec, folder)
     torch.save({"model": state, "state_dict": state}, path)
-    assert "holds several sets of weights, state_dict and model; save one alone" in error_of(spec, folder)
+    assert "holds several sets of weights, state_dict and model; save only one" in error_of(spec, folder)
     torch.save({**state, **{f"module.{k}": v for k, v in state.items()}}, path)
     assert "holds weights twice" in error_of(spec, folder)
 
@@ -262,7 +262,7 @@ def test_files_that_are_no_checkpoint_are_named_for_what_they_are(state: State, 
 CUSTOM = {"custom_text": True}
 OTHERS = {
     "wrong width": (changed(width=48), "visual.class_embedding and 31 more of shape [48], not [32]"),
-    "too deep": (changed(layers=3), "visual.transformer.resblocks.2.attn.in_proj_bias and 11 more too many"),
+    "too deep": (changed(layers=3), "visual.transformer.resblocks.2.attn.in_proj_bias and 11 more"),
     "too shallow": (changed(layers=1), "lacks visual.transformer.resblocks.1"),
     "other resolution": (
         changed(image_size=64),
@@ -633,7 +633,7 @@ def test_a_folder_of_a_tokenizer_that_is_not_there_is_named(state: State, folder
     (folder / "other.json").write_text(json.dumps(named(f"{folder}/nowhere")))
     torch.save(state, folder / "weights.pt")
     message = error_of(f"{folder}/other.json@{folder}/weights.pt", folder)
-    assert f"the folder of its tokenizer, {folder}/nowhere, is not there" in message
+    assert f"the folder of its tokenizer, {folder}/nowhere, does not exist" in message
 
 
 def test_weights_that_are_not_finite_are_told_apart_from_a_precision_too_low(state: State, folder: Path) -> None:
@@ -641,11 +641,11 @@ def test_weights_that_are_not_finite_are_told_apart_from_a_precision_too_low(sta
     torch.save(state, folder / "weights.pt")
     found = resolved(spec, folder)
     said = [str(OpenClip(found, "cpu", precision).not_finite("3 images")) for precision in ("bf16", "fp32")]
-    assert said[0].endswith("gave NaN or infinity for 3 images: try --precision fp32")
+    assert said[0].endswith("returned NaN or infinity for 3 images: try --precision fp32")
     assert "fp32" not in said[1].replace("even in fp32", "") and "finite" in said[1]
     torch.save({**state, "ln_final.bias": torch.full((16,), torch.nan)}, folder / "weights.pt")
     told = str(OpenClip(resolved(spec, folder), "cpu", "bf16").not_finite("3 images"))
-    assert "its weights hold NaN or infinity, ln_final.bias first" in told
+    assert "its weights have NaN or infinity, ln_final.bias first" in told
 
 
 def test_identity_follows_the_weights_and_the_resize_filter_not_the_place(state: State, folder: Path) -> None:

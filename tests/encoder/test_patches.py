@@ -162,10 +162,10 @@ QUARTERS = """
     ("patches", "said"),
     [
         (QUARTERS, ""),
-        (QUARTERS.replace(", 1)\n", ", 0)\n"), r"UserError: .*patches\(\) gives \[2, 3, 6\], not \[3 n 6\]"),
+        (QUARTERS.replace(", 1)\n", ", 0)\n"), r"UserError: .*patches\(\) returns \[2, 3, 6\], not \[3 n 6\]"),
         (QUARTERS.replace("whole.roll", "whole.detach().roll").replace("[whole,", "[whole.detach(),"), "no gradients"),
         (QUARTERS.replace("[whole,", "[whole * len(images),"), "changes by .* with the rest of the batch"),
-        (QUARTERS.replace("[whole,", "[whole / 0,"), "gives NaN or infinity"),
+        (QUARTERS.replace("[whole,", "[whole / 0,"), "returns NaN or infinity"),
     ],
 )
 def test_an_encoder_of_one_s_own_may_have_patches(patches: str, said: str, tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ SPLIT = """
         (SPLIT.replace("2 * whole], 1)\n\n", "3 * whole], 1)\n\n"), "differs from patches\\(x\\) by"),
         (
             SPLIT.replace("return torch.stack([whole, 2 * whole], 1)\n\n", "return whole[:, None]\n\n"),
-            "gives \\[3, 2, 6\\]",
+            "returns \\[3, 2, 6\\]",
         ),
         (SPLIT.replace("stack([whole, 2 * whole], 1)\n\n", "stack([whole / 0], 1)\n\n"), "NaN or infinity"),
         (
@@ -223,7 +223,7 @@ def test_an_encoder_of_one_s_own_may_have_activations_of_patches(parts: str, sai
     from tests.encoder.test_plugin import SMALL, write
 
     trial = contract.trial(write(tmp_path, SMALL + parts))
-    problem = contract.projects_its_patch_activations(trial)
+    problem = contract.patch_activations_match_patches(trial)
     assert re.search(said, problem) if said else problem == ""
     if not said:
         _, found = trial.encoder.activations_and_patches(trial.images, ("patch_activations",))

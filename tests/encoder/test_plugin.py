@@ -143,8 +143,8 @@ def test_an_entry_point_is_found_by_name(tmp_path: Path, monkeypatch: pytest.Mon
     ("change", "told"),
     [
         (("def identity", "def identify"), "lacks identity; see docs/encoders.md"),
-        (("class Small:", "class Small(torch.nn.Nothing):"), "cannot be made: AttributeError"),
-        (('return "small-1"', "return 3"), "identity() gives 3, not a text"),
+        (("class Small:", "class Small(torch.nn.Nothing):"), "cannot be created: AttributeError"),
+        (('return "small-1"', "return 3"), "identity() returns 3, not a string"),
         (('def identity(self):\n        return "small-1"', 'identity = "v1"'), "identity() fails: TypeError"),
         (('return "small-1"', 'return open("/none/w").read()'), "identity() fails: FileNotFoundError"),
         (("float() / 255", "float()"), "not torch.uint8 or numbers in [0, 1]"),
@@ -152,7 +152,7 @@ def test_an_entry_point_is_found_by_name(tmp_path: Path, monkeypatch: pytest.Mon
         (("20.0", "[1.0, 2.0]"), "scale is [1.0, 2.0], not a positive number"),
         (("(8, 8), [0.5, 0.5, 0.5]", "(8, 8), [0.5, 0.5]"), "std is [0.5, 0.5], not three positive numbers"),
         (("(8, 8), [", "(8, 8, 3), ["), "size is (8, 8, 3), not (height, width)"),
-        (("(8, 8), [", "(9, 9), ["), "preprocess() gives [3, 8, 8], not a tensor [3, 9, 9]"),
+        (("(8, 8), [", "(9, 9), ["), "preprocess() returns [3, 8, 8], not a tensor [3, 9, 9]"),
         (("arange(6.0)", "arange(5.0)"), "images have 6 dimensions and texts 5"),
         ((").flatten(1) @ W", ").flatten(1) @ W[:5]"), "fails on an image and two prompts: RuntimeError"),
         (("    def pixels", "    def points"), "its file must have one class with pixels and text"),
@@ -173,8 +173,8 @@ def test_a_path_without_its_prefix_is_answered_with_the_command(tmp_path: Path) 
 
 def test_names_that_lead_nowhere_are_told(tmp_path: Path) -> None:
     assert "nowhere.py does not exist" in refusal(f"plugin:{tmp_path}/nowhere.py", tmp_path)
-    assert "is no Python file" in refusal(f"plugin:{tmp_path}/", tmp_path)
-    assert "no package here has an entry point of oodbench.encoders; write plugin:FILE.py" in refusal(
+    assert "is not a Python file" in refusal(f"plugin:{tmp_path}/", tmp_path)
+    assert "no installed package has an entry point of oodbench.encoders; write plugin:FILE.py" in refusal(
         "plugin:x", tmp_path
     )
     spec = write(tmp_path)
@@ -209,7 +209,7 @@ def test_methods_that_need_a_missing_part_are_refused_by_name(tmp_path: Path, mo
         make_plan(asked)
     assert [line.replace(str(tmp_path), "T") for line in caught.value.problems] == [
         "react: plugin:T/small.py has no activations() and no project()",
-        "zoc_coca: plugin:T/small.py writes no captions; take a CoCa, such as --encoder " + COCA,
+        "zoc_coca: plugin:T/small.py does not write captions; use a CoCa, such as --encoder " + COCA,
         "clipn: plugin:T/small.py has no text_tower()",
     ]
     split = make_plan(dataclasses.replace(asked, methods="react", weights=(), encoder=write(tmp_path, SMALL + PARTS)))
@@ -280,16 +280,16 @@ def problems(spec: str) -> dict[str, str]:
     ("change", "check", "told"),
     [
         (("@ W", "@ W - images.mean()"), "does not depend on the batch", "pixels() changes by"),
-        (("@ W", "@ W + torch.rand(6)"), "is deterministic", "other embeddings the second time"),
+        (("@ W", "@ W + torch.rand(6)"), "is deterministic", "differ the second time"),
         (
             ("        return ((images", "        images += 1e-3\n        return ((images"),
             "leaves its input alone",
             "in place",
         ),
-        (("@ W", "@ W.detach() * float('nan')"), "gives finite embeddings that differ", "pixels() gives NaN"),
-        (("images - 0.5", "images.detach() - 0.5"), "is differentiable", "gives no gradients"),
-        (("float() / 255", "float()"), "can be made", "not torch.uint8 or numbers in [0, 1]"),
-        (('image.convert("RGB")', "image"), "preprocesses every mode", "preprocess() gives [1, 8, 8]"),
+        (("@ W", "@ W.detach() * float('nan')"), "gives finite embeddings that differ", "pixels() returns NaN"),
+        (("images - 0.5", "images.detach() - 0.5"), "is differentiable", "has no gradients"),
+        (("float() / 255", "float()"), "can be created", "not torch.uint8 or numbers in [0, 1]"),
+        (('image.convert("RGB")', "image"), "preprocesses every mode", "preprocess() returns [1, 8, 8]"),
     ],
 )
 def test_the_contract_finds_faults(
@@ -306,18 +306,18 @@ def test_an_identity_that_is_another_each_time_is_found(tmp_path: Path) -> None:
     changing = SMALL.replace('return "small-1"', "return str(time.perf_counter_ns())").replace(
         "import torch", "import time, torch", 1
     )
-    assert "identity() differs each time it is made" in problems(write(tmp_path, changing))["can be made"]
+    assert "identity() differs between two objects" in problems(write(tmp_path, changing))["can be created"]
 
 
 def test_parts_that_contradict_each_other_are_found(tmp_path: Path) -> None:
     made = contract.trial(write(tmp_path, SMALL + PARTS.replace("@ W", "@ W * 2")))
-    assert "project(activations(x)) differs from pixels(x)" in contract.splits_where_it_says(made)
+    assert "project(activations(x)) differs from pixels(x)" in contract.activations_and_project_match_pixels(made)
     tower = "\n    def text_tower(self):\n        return torch.nn.Identity()\n"
     made = contract.trial(write(tmp_path, SMALL + tower))
-    assert contract.has_a_text_tower_that_is_its_own(made) == "text_tower() gives [3, 3], text() [3, 6]"
+    assert contract.text_tower_matches_text(made) == "text_tower() returns [3, 3], text() [3, 6]"
     zeros = "\n\nclass Zeros(torch.nn.Module):\n    def forward(self, t):\n        return torch.zeros(len(t), 6)\n"
     made = contract.trial(write(tmp_path, SMALL + tower.replace("torch.nn.Identity", "Zeros") + zeros))
-    assert "text_tower()(tokenize(prompts)) differs" in contract.has_a_text_tower_that_is_its_own(made)
+    assert "text_tower()(tokenize(prompts)) differs" in contract.text_tower_matches_text(made)
 
 
 @pytest.mark.slow

@@ -167,7 +167,7 @@ def test_activations_and_gradients_are_those_of_a_clip(tmp_path: Path) -> None:
     with torch.no_grad():
         assert model.config.text_config.eos_token_id == 3 and found.card.config["text_cfg"]["eos_id"] == 3
         torch.testing.assert_close(ours.text(PROMPTS), model.get_text_features(input_ids=tokens).pooler_output)
-    with pytest.raises(UserError, match="is not built as CLIP's"):  # it is read at a token that is not the highest
+    with pytest.raises(UserError, match="is not built like CLIP's"):  # it is read at a token that is not the highest
         ours.text_tower()
 
 
@@ -215,7 +215,7 @@ def test_a_shard_that_changes_or_is_missing_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not the one that encoder .* was found with"):
         OpenClip(first, "cpu", "fp32")
     shard.unlink()
-    with pytest.raises(UserError, match=f"names {shard.name}, not there; complete the folder"):
+    with pytest.raises(UserError, match=f"names missing files, {shard.name}; complete the folder"):
         resolved(folder, tmp_path)
 
 
@@ -311,11 +311,14 @@ def changed(folder: Path, file: str, **values: Any) -> None:
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({"model_type": "clip_text_model"}, "holds a text tower alone"),
-        ({"model_type": "siglip_vision_model"}, "holds an image tower alone"),
+        ({"model_type": "clip_text_model"}, "holds only a text tower"),
+        ({"model_type": "siglip_vision_model"}, "holds only an image tower"),
         ({"model_type": "siglip2"}, "NaFlex"),
-        ({"model_type": "blip"}, "is of the model type 'blip'; clip and siglip are read; write its towers as a plugin"),
-        ({"model_type": None}, "is of the model type 'none'"),
+        (
+            {"model_type": "blip"},
+            "has the model type 'blip'; clip and siglip are supported; write its towers as a plugin",
+        ),
+        ({"model_type": None}, "has the model type 'none'"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
         ({"vision_config": {**VISION, **SIZES, "hidden_act": "relu"}}, "hidden_act is 'relu'"),
         ({"vision_config": {**VISION, **SIZES, "hidden_act": "gelu"}}, "its towers compute gelu and quick_gelu"),
@@ -335,10 +338,10 @@ def test_other_models_are_refused(values: dict[str, Any], told: str, tmp_path: P
         ({"do_resize": False}, "do_resize is False"),
         ({"rescale_factor": 1.0}, "rescale_factor is 1.0"),
         ({"resample": 9}, "resample is 9"),
-        ({"crop_size": 16}, "it gives images of 16x16 pixels, the model reads 32x32"),
+        ({"crop_size": 16}, "it returns images of 16x16 pixels, the model takes 32x32"),
         ({"size": {"longest_edge": 32}}, "size is {'longest_edge': 32}"),
         ({"size": 30}, "it resizes to 30 pixels and crops 32"),
-        ({"do_center_crop": False}, "it gives images of 32 pixels"),
+        ({"do_center_crop": False}, "it returns images of 32 pixels"),
     ],
 )
 def test_preprocessing_that_is_another_is_refused(values: dict[str, Any], told: str, tmp_path: Path) -> None:
@@ -359,8 +362,8 @@ def test_folders_that_are_not_complete_are_refused(tmp_path: Path) -> None:
     inner = tmp_path / "sentences" / "0_CLIPModel"
     inner.mkdir(parents=True)
     (inner / "config.json").write_text("{}")
-    assert f"; take {inner}" in refusal(inner.parent, tmp_path)
-    assert "is no folder" in refusal(tmp_path / "nowhere", tmp_path)
+    assert f"; use {inner}" in refusal(inner.parent, tmp_path)
+    assert "is not a folder" in refusal(tmp_path / "nowhere", tmp_path)
     (inner / "config.json").write_text("[")
     assert "cannot be read as JSON" in refusal(inner, tmp_path)
 

@@ -256,7 +256,7 @@ def test_a_caption_longer_than_the_context_is_named(
 @pytest.mark.slow
 def test_an_encoder_that_cannot(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Named, it is one line that says which can; `all` does not mean it, which --dry-run and -v tell."""
-    said = "glyphs writes no captions; take a CoCa, such as --encoder coca_ViT-B-32/laion2b_s13b_b90k"
+    said = "glyphs does not write captions; use a CoCa, such as --encoder coca_ViT-B-32/laion2b_s13b_b90k"
     with pytest.raises(UserError) as error:
         make_plan(RunRequest(methods="zoc_coca[k=3],mcm", limit=8, store=tmp_path))
     assert str(error.value) == f"zoc_coca[k=3]: {said}"
@@ -267,7 +267,7 @@ def test_an_encoder_that_cannot(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert f"  skipped: zoc_coca: {said}" in plan_text(plan)
     assert [record.levelname for record in caplog.records if said in record.getMessage()] == ["INFO"]
     glyphs = OpenClip(resolve(parse_encoder("glyphs"), None, Store(tmp_path)), "cpu", "fp32")
-    with pytest.raises(UserError, match="glyphs writes no captions"):
+    with pytest.raises(UserError, match="glyphs does not write captions"):
         glyphs.captioner()
 
 
