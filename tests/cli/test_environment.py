@@ -290,7 +290,7 @@ def test_without_a_home_the_store_has_to_be_named(homeless: None, monkeypatch: p
 
 def test_without_a_home_nothing_is_declared_by_the_user(homeless: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "imagenet1k" in catalogue.datasets() and config_folder_or_none() is None
-    with pytest.raises(UserError, match=r"name a folder by \$OODBENCH_CONFIG"):
+    with pytest.raises(UserError, match=r"name a folder with \$OODBENCH_CONFIG"):
         config_folder()
     monkeypatch.setenv("OODBENCH_CONFIG", "~nobody-of-that-name/x")
     with pytest.raises(UserError, match=r"\$OODBENCH_CONFIG ~nobody-of-that-name/x cannot be read"):

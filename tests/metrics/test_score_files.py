@@ -1,4 +1,4 @@
-"""Files of scores of other programs: every format gives the same scores, and the first score at fault is named."""
+"""Score files of other programs: all formats return the same scores, and errors name the first invalid score."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ BAD: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("name", "content", "message"), BAD, ids=[f"{b[0]}-{b[2][:20]}" for b in BAD])
-def test_what_is_no_score_is_named(name: str, content: Any, message: str, tmp_path: Path) -> None:
+def test_invalid_scores_are_named(name: str, content: Any, message: str, tmp_path: Path) -> None:
     path = tmp_path / name
     if isinstance(content, bytes | str):
         path.write_bytes(content if isinstance(content, bytes) else content.encode())

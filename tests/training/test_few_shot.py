@@ -263,7 +263,7 @@ def test_images_that_cannot_be_read(
         (broken / name).write_bytes((place / "train" / name).read_bytes())
     (broken / "green/2.png").write_bytes(b"no image")
     asked = dataclasses.replace(asked, calibration=f"folder:{broken}", batch=100)
-    words = r"green/2.png cannot be read \(no image format that Pillow knows\); .*--on-error skip"
+    words = r"green/2.png cannot be read \(not an image format that Pillow supports\); .*--on-error skip"
     for augment in (False, True):
         with pytest.raises(UserError, match=words):
             train(dataclasses.replace(asked, augment=augment, out=tmp_path / f"{augment}.safetensors"))
@@ -357,9 +357,7 @@ def test_equal_names_and_divergence_among_several_trainings(
         "--seed", "1,2", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
-    assert "class names that give the same prompt, so that no method can distinguish them: 'green' = 'Green'" in (
-        done.stderr
-    )
+    assert "class names with equal prompts, which no method can distinguish: 'green' = 'Green'" in (done.stderr)
     advice = re.search("try --restart with a lower --lr: oodbench (.*)", done.stderr)
     assert advice and all(f" {flag}" in advice[1] for flag in ("--seed 1", "--shots 1", "--restart", "--lr 1e+29"))
 
