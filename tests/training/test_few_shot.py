@@ -329,7 +329,7 @@ def test_hyper_parameters_of_the_score_do_not_make_another_training(ask: Callabl
             "labelled images; leave them out: oodbench train clipn --encoder glyphs",
         ),
         ({"crops": 2, "augment": True}, "give one of them"),
-        ({"shots": EACH + 1}, r"--shots 6 takes 6 images of each class, and 3 of 3 classes .* blue \(5\)"),
+        ({"shots": EACH + 1}, r"--shots 6 needs 6 images of each class, but 3 of 3 classes .* blue \(5\)"),
         ({"shots": 0}, "--shots must be at least 1"),
         ({"crops": 0}, "--crops must be at least 1"),
         ({"calibration": ""}, "has no training split in the catalogue; name its training images with --calibration"),
