@@ -113,7 +113,7 @@ def check(
         where = pick_device(device)
     with spinner(f"checking {job.label}"):
         checks = contract.run_checks(job.info, job.parameters, where)
-        if len(checks) > 1:  # it can be made
+        if len(checks) > 1:  # it can be created
             problem = contract.other_process_problem(job.info, job.parameters, where)
             checks.append(("scores the same in another process", problem))
     print_contract(job.label, checks, contract.citation_problem(job.info))

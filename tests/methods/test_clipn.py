@@ -348,7 +348,7 @@ def test_damaged_weights_are_reported(trained: Path, tmp_path: Path) -> None:
     file = tmp_path / "cut.safetensors"
     file.write_bytes(trained.read_bytes()[:5])
     done = run(tmp_path, "--methods", "clipn", "--weights", f"clipn={file}")
-    assert done.exit_code == 2 and "cannot be read: it is cut short" in done.output
+    assert done.exit_code == 2 and "cannot be read: it is truncated" in done.output
 
 
 def stock() -> dict[str, Tensor]:

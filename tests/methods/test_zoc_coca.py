@@ -256,7 +256,7 @@ def test_a_caption_longer_than_the_context_is_named(
 @pytest.mark.slow
 def test_an_encoder_without_captions_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """If it is named, one line says which encoders can; in `all` it is skipped, as --dry-run and -v report."""
-    said = "glyphs writes no captions; take a CoCa, such as --encoder coca_ViT-B-32/laion2b_s13b_b90k"
+    said = "glyphs does not write captions; use a CoCa, such as --encoder coca_ViT-B-32/laion2b_s13b_b90k"
     with pytest.raises(UserError) as error:
         make_plan(RunRequest(methods="zoc_coca[k=3],mcm", limit=8, store=tmp_path))
     assert str(error.value) == f"zoc_coca[k=3]: {said}"
@@ -267,7 +267,7 @@ def test_an_encoder_without_captions_is_refused(tmp_path: Path, caplog: pytest.L
     assert f"  skipped: zoc_coca: {said}" in plan_text(plan)
     assert [record.levelname for record in caplog.records if said in record.getMessage()] == ["INFO"]
     glyphs = OpenClip(resolve(parse_encoder("glyphs"), None, Store(tmp_path)), "cpu", "fp32")
-    with pytest.raises(UserError, match="glyphs writes no captions"):
+    with pytest.raises(UserError, match="glyphs does not write captions"):
         glyphs.captioner()
 
 

@@ -486,7 +486,9 @@ def test_a_base_that_cannot_run_is_named(place: Path, tmp_path: Path) -> None:
         make_plan(request(place, tmp_path, methods="runmean[base=clipn],mcm", encoder="ViT-B-16/openai"))
     with pytest.raises(UserError, match=r"runmean\[base=knn\] needs its base knn, which calibrates on ID training"):
         make_plan(request(place, tmp_path, methods="runmean[base=knn],mcm"))
-    with pytest.raises(UserError, match=r"runmean\[base=zoc_coca\]: needs its base zoc_coca: .* writes no captions"):
+    with pytest.raises(
+        UserError, match=r"runmean\[base=zoc_coca\]: needs its base zoc_coca: .* does not write captions"
+    ):
         make_plan(request(place, tmp_path, methods="runmean[base=zoc_coca],mcm"))
 
 

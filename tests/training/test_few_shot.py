@@ -263,7 +263,7 @@ def test_images_that_cannot_be_read(
         (broken / name).write_bytes((place / "train" / name).read_bytes())
     (broken / "green/2.png").write_bytes(b"no image")
     asked = dataclasses.replace(asked, calibration=f"folder:{broken}", batch=100)
-    words = r"green/2.png cannot be read \(no image format that Pillow knows\); .*--on-error skip"
+    words = r"green/2.png cannot be read \(not an image format that Pillow supports\); .*--on-error skip"
     for augment in (False, True):
         with pytest.raises(UserError, match=words):
             train(dataclasses.replace(asked, augment=augment, out=tmp_path / f"{augment}.safetensors"))
@@ -329,7 +329,7 @@ def test_hyper_parameters_of_the_score_do_not_make_another_training(ask: Callabl
             "labelled images; leave them out: oodbench train clipn --encoder glyphs",
         ),
         ({"crops": 2, "augment": True}, "give one of them"),
-        ({"shots": EACH + 1}, r"--shots 6 takes 6 images of each class, and 3 of 3 classes .* blue \(5\)"),
+        ({"shots": EACH + 1}, r"--shots 6 needs 6 images of each class, but 3 of 3 classes .* blue \(5\)"),
         ({"shots": 0}, "--shots must be at least 1"),
         ({"crops": 0}, "--crops must be at least 1"),
         ({"calibration": ""}, "has no training split in the catalogue; name its training images with --calibration"),
@@ -357,9 +357,7 @@ def test_equal_names_and_divergence_among_several_trainings(
         "--seed", "1,2", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
-    assert "class names that give the same prompt, so that no method can distinguish them: 'green' = 'Green'" in (
-        done.stderr
-    )
+    assert "class names with equal prompts, which no method can distinguish: 'green' = 'Green'" in (done.stderr)
     advice = re.search("try --restart with a lower --lr: oodbench (.*)", done.stderr)
     assert advice and all(f" {flag}" in advice[1] for flag in ("--seed 1", "--shots 1", "--restart", "--lr 1e+29"))
 

@@ -551,7 +551,7 @@ def test_broken_rows_are_named_and_counted(ask: Callable[..., TrainRequest], tab
     told: list[Any] = []
     outcome = train(ask(captions=str(path), on_error="skip"), TrainWatch(ready=told.append))
     assert (told[0].pairs, told[0].images) == (36, 20) and len(told[0].skipped) == 5
-    assert "broken.png: no image format that Pillow knows" in told[0].skipped[-1]
+    assert "broken.png: not an image format that Pillow supports" in told[0].skipped[-1]
     assert weights_of.recipe_of(outcome.out)["captions"]["skipped"] == 5
     mended = tmp_path / "mended.csv"
     mended.write_text(
