@@ -556,7 +556,7 @@ def test_a_dry_run_says_the_protocol(place: Path, tmp_path: Path, cli: Cli) -> N
         "run", *sets, *words, "--stream-order", "shuffled,blocks=3", "--stream-seeds", "7,8", "--stream-batch", "64"
     )
     assert done.returncode == 0, done.stderr
-    assert "  order shuffled, blocks=3; seed 7, 8; batch 64; all images; each pair begins again" in done.stdout
+    assert "  order shuffled, blocks=3; seed 7, 8; batch 64; all images; methods restart for each pair" in done.stdout
     assert "  2 pairs x 4 = 8 streams for each method" in done.stdout
     assert "  runmean (base=mcm, weight=2.0): 8 of 8 streams to score" in done.stdout
     assert ", base of runmean: " in done.stdout
