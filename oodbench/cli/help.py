@@ -47,7 +47,8 @@ class Command(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, each group under its heading."""
-        records = {p.name or "": record for p in self.get_params(ctx) if (record := p.get_help_record(ctx)) is not None}
+        options = (p for p in self.get_params(ctx) if isinstance(p, click.Option))  # arguments are in the usage line
+        records = {p.name or "": record for p in options if (record := p.get_help_record(ctx)) is not None}
         if len(records) <= FEW:
             super().format_options(ctx, formatter)
             return
