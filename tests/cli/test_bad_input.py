@@ -229,9 +229,10 @@ def test_all_problems_are_reported_at_once(call: Cli, place: Path) -> None:
     arguments = ["run", "--methods", "mcmm,energy[scale=x]", "--id", "folder:gone", "--ood", "sunn,folder:empty"]
     arguments += ["--precision", "fp8", "--results", "file/x", "--encoder", "ViT@gone.pt", "--set", "mcm.temperature"]
     said = ["--precision fp8", "results folder", "'mcmm'", "energy.scale", "--set mcm.temperature", "'sunn'", "gone.pt"]
+    said += ["'folder:gone' was not found"]
     refuse(call, place, arguments, said)
     arguments[arguments.index("sunn,folder:empty")] = "folder:empty"
-    refuse(call, place, arguments, [*said[:5], "gone.pt", "'folder:gone' was not found", "'folder:empty': "])
+    refuse(call, place, arguments, [*said[:5], *said[6:], "'folder:empty': "])
 
 
 @pytest.mark.parametrize(
